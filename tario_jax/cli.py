@@ -1,0 +1,323 @@
+"""`tario <job> …`: one command, a job each.
+
+Every job prints a table for people, and writes the same as JSON with --json=PATH.
+"""
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tario_jax.config import Config, InputError, SourceConfig, load_config, override
+
+_CONFIG_PREFIX = "--config."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a job. Exit status: 0 done, 1 a check found a fault, 2 a mistake in what was given (one line says which)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    assignments, arguments = _split_assignments(arguments)
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+        if assignments and not hasattr(options, "config"):
+            raise InputError(f"--config.{next(iter(assignments))}: 'tario {options.job}' takes no config")
+        options.assignments = assignments
+        return options.run(options)
+    except InputError as error:
+        print(f"tario: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tario: stopped; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _split_assignments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes `--config.a.b=value` and `--config.a.b value` out of the arguments."""
+    assignments, rest = {}, []
+    pending = iter(arguments)
+    for argument in pending:
+        if not argument.startswith(_CONFIG_PREFIX):
+            rest.append(argument)
+            continue
+        name, equals, value = argument[len(_CONFIG_PREFIX) :].partition("=")
+        if not equals:
+            value = next(pending, None)
+            if value is None:
+                print(f"tario: {argument}: has no value; write {argument}=VALUE", file=sys.stderr)
+                raise SystemExit(2)
+        assignments[name] = value
+    return assignments, rest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line, in place of the usage."""
+        print(f"{self.prog}: {message}; see '{self.prog} --help'", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tario", description="H&E in, the expression of every gene out.", allow_abbrev=False)
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB", parser_class=_Parser)
+
+    def job(name: str, run: Callable, summary: str, examples: str) -> argparse.ArgumentParser:
+        added = jobs.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
+        )  # fmt: skip
+        added.set_defaults(run=run)
+        added.add_argument("--json", type=Path, metavar="PATH", help="write the result as JSON too")
+        return added
+
+    def config(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--config", required=True, metavar="FILE.py[:ARG]",
+                           help="config file; --config.a.b=VALUE changes a field")  # fmt: skip
+        added.add_argument("--workdir", required=True, type=Path, help="folder of the run; run again, it continues")
+
+    added = job("run", _run, "the main job: corpus, training, gene maps of held-out sections, report", """
+        tario run --config=configs/quickstart.py --workdir=runs/quickstart
+        tario run --config=configs/her2st.py --workdir=runs/her2st --config.train.steps=200
+    """)  # fmt: skip
+    config(added)
+
+    added = job("simulate", _simulate, "virtual patients into a corpus", """
+        tario simulate --out=corpora/virtual --patients=93 --validation=7 --held-out=30
+        tario simulate --out=corpora/small --patients=6 --validation=3 --held-out=3 --section-um=288
+    """)  # fmt: skip
+    defaults = SourceConfig()
+    added.add_argument("--out", required=True, type=Path, help="folder of the corpus")
+    added.add_argument("--patients", type=int, default=defaults.train_patients, help="for training (%(default)s)")
+    added.add_argument("--validation", type=int, default=defaults.validation_patients, help="(%(default)s)")
+    added.add_argument("--held-out", type=int, default=defaults.held_out_patients, help="(%(default)s)")
+    added.add_argument("--section-um", type=float, default=defaults.section_um, help="side of a section (%(default)s)")
+    added.add_argument("--seed", type=int, default=defaults.seed, help="of the cohort (%(default)s)")
+    added.add_argument("--workers", type=int, default=defaults.workers, help="processes (%(default)s)")
+
+    added = job("ingest", _ingest, "a vendor's files into a corpus", """
+        tario ingest --source=spots --path=her2st --patient=C --cohort=BRCA --sections=C2,C3 --out=corpora/her2st
+        tario ingest --source=xenium --path=xenium_run --patient=P1 --cohort=LUAD --out=corpora/xenium
+        tario ingest --source=cosmx --path=Lung12 --patient=P12 --cohort=NSCLC --out=corpora/lung12
+    """)  # fmt: skip
+    added.add_argument("--source", required=True, choices=("spots", "xenium", "cosmx"))
+    added.add_argument("--path", required=True, help="folder of the vendor's files")
+    added.add_argument("--out", required=True, type=Path, help="folder of the corpus")
+    added.add_argument("--patient", required=True,
+                       help="whose tissue it is; for spots the letters that the sections' names start with, "
+                            "several with commas")  # fmt: skip
+    added.add_argument("--cohort", required=True, help="cancer type")
+    added.add_argument("--section", help="name of the section (xenium, cosmx); the folder's name by default")
+    added.add_argument("--sections", default="", help="spots: read only these, with commas")
+    added.add_argument("--um-per-px", type=float, help="cosmx: µm per px of the flat files, where they do not say")
+    added.add_argument("--min-spot-total", type=int, default=1, help="spots: fewest counts of a spot (%(default)s)")
+    added.add_argument("--min-gene-total", type=int, default=1, help="spots: fewest counts of a gene (%(default)s)")
+
+    added = job("check", _check, "is a corpus what its seals say: checksums, contents, units, registration", """
+        tario check corpora/xenium
+        tario check corpora/virtual --json=check.json
+    """)  # fmt: skip
+    added.add_argument("corpus", type=Path)
+
+    added = job("train", _train, "trains a model on a corpus; run again, it continues", """
+        tario train --config=configs/quickstart.py --corpus=corpora/virtual --workdir=runs/a
+        tario train --config=configs/quickstart.py --corpus=corpora/virtual --workdir=runs/b --config.data.bin_um=18
+    """)  # fmt: skip
+    config(added)
+    added.add_argument("--corpus", type=Path, help="sealed corpus; by default the one that the config's source names")
+
+    def model(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--workdir", required=True, type=Path, help="of the run whose newest checkpoint is used")
+        added.add_argument("--bin-um", type=float, help="side of the bins; that of training by default")
+        added.add_argument("--allow-virtual-model", action="store_true",
+                           help="let a model of virtual tissue, which knows no biology, see real tissue")  # fmt: skip
+
+    added = job("predict", _predict, "gene maps of a section or an image, from the H&E alone", """
+        tario predict --workdir=runs/her2st --corpus=runs/her2st/corpus --section=C5 --out=C5.h5ad --table=C5.tsv
+        tario predict --workdir=runs/her2st --image=slide.png --um-per-px=0.5 --out=slide.h5ad
+    """)  # fmt: skip
+    model(added)
+    added.add_argument("--corpus", type=Path, help="corpus of --section; by default that of the run")
+    added.add_argument("--section", help="a section of the corpus")
+    added.add_argument("--image", type=Path, help="an image file (PNG, JPEG, TIFF)")
+    added.add_argument("--um-per-px", type=float, help="of --image")
+    added.add_argument("--out", type=Path, help="AnnData (.h5ad)")
+    added.add_argument("--table", type=Path, help="place × gene, expected counts (.parquet, .tsv, .csv)")
+    added.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (%(default)s)")
+
+    added = job("evaluate", _evaluate, "correlations with controls on held-out sections, figures, report.html", """
+        tario evaluate --workdir=runs/quickstart --out=reports/quickstart
+        tario evaluate --workdir=runs/quickstart --corpus=corpora/x --bin-um=18 --allow-virtual-model --out=reports/x
+    """)  # fmt: skip
+    model(added)
+    added.add_argument("--corpus", type=Path, help="by default that of the run")
+    added.add_argument("--out", required=True, type=Path, help="folder of the report")
+    return parser
+
+
+def _config(options) -> Config:
+    return override(load_config(options.config), options.assignments)
+
+
+def _finish(options, text: str, result: Any) -> int:
+    """Prints the table and writes the same as JSON."""
+    print(text, flush=True)
+    if options.json is not None:
+        from tario_jax.evaluate.tables import plain
+
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        partial = options.json.with_name(options.json.name + ".partial")
+        partial.write_text(json.dumps(plain(result), indent=1) + "\n")
+        os.replace(partial, options.json)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _run(options) -> int:
+    config = _config(options)
+    from tario_jax.evaluate.job import headline_table
+    from tario_jax.evaluate.main_job import run
+
+    evaluation = run(config, options.workdir, _say)
+    report = evaluation.report
+    page = (options.workdir / "report.html").resolve()
+    return _finish(options, f"\n{headline_table(report)}\n\nreport: {page}", report)
+
+
+def _simulate(options) -> int:
+    from tario_jax.virtual.cohort import simulate_cohort
+
+    config = SourceConfig(
+        train_patients=options.patients, validation_patients=options.validation, held_out_patients=options.held_out,
+        section_um=options.section_um, seed=options.seed, workers=options.workers,
+    )  # fmt: skip
+    corpus = simulate_cohort(config, options.out, _say)
+    return _finish(options, *_described(corpus))
+
+
+def _described(corpus) -> tuple[str, dict[str, Any]]:
+    detections = sum(section.record["detections"] for section in corpus.sections)
+    spots = sum(section.record["spots"] for section in corpus.sections)
+    result = {
+        "corpus": str(corpus.root), "kind": corpus.kind, "seal": corpus.seal, "genes": len(corpus.panel),
+        "panel_hash": corpus.panel.hash, "patients": len(corpus.patients), "sections": len(corpus.sections),
+        "detections": detections, "spots": spots,
+    }  # fmt: skip
+    return "\n".join(f"{name:<12} {value:,}" if isinstance(value, int) else f"{name:<12} {value}"
+                     for name, value in result.items()), result  # fmt: skip
+
+
+def _ingest(options) -> int:
+    from tario_jax.sources.ingest import account, ingest
+
+    if options.source == "spots":
+        from tario_jax.sources.spots import read_spots
+
+        source = read_spots(
+            options.path, patients=tuple((letters, options.cohort) for letters in options.patient.split(",")),
+            sections=tuple(filter(None, options.sections.split(","))), min_spot_total=options.min_spot_total,
+            min_gene_total=options.min_gene_total,
+        )  # fmt: skip
+    elif options.source == "xenium":
+        from tario_jax.sources.xenium import read_xenium
+
+        source = read_xenium(
+            options.path, patient_id=options.patient, cohort=options.cohort, section_id=options.section
+        )
+    else:
+        from tario_jax.sources.cosmx import read_cosmx
+
+        source = read_cosmx(options.path, patient_id=options.patient, cohort=options.cohort,
+                            section_id=options.section, um_per_px=options.um_per_px)  # fmt: skip
+    corpus = ingest(source, options.out, _say)
+    text, described = _described(corpus)
+    return _finish(options, "\n" + text, account(source, corpus) | described)
+
+
+def _check(options) -> int:
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.sources.check import check
+
+    found = check(Corpus.open(options.corpus), _say)
+    _finish(options, found.table(), found.to_dict())
+    return 1 if found.faults else 0
+
+
+def _train(options) -> int:
+    config = _config(options)
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.evaluate.main_job import make_corpus
+    from tario_jax.train.loop import train
+
+    corpus = (
+        Corpus.open(options.corpus) if options.corpus else make_corpus(config.source, options.workdir / "corpus", _say)
+    )
+    train(config, corpus, options.workdir, _say)
+    lines = [json.loads(line) for line in (options.workdir / "metrics.jsonl").read_text().splitlines()]
+    result = {"workdir": str(options.workdir), "corpus": str(corpus.root), "metrics": lines}
+    last = next(line for line in reversed(lines) if "loss_nats_per_detection" in line)
+    return _finish(options, "\n".join(f"{name:<28} {value:,.4f}" for name, value in last.items()), result)
+
+
+def _predict(options) -> int:
+    if (options.section is None) == (options.image is None):
+        raise InputError("tario predict: give either --section or --image")
+    if options.out is None and options.table is None:
+        raise InputError("tario predict: give --out=MAPS.h5ad, --table=RATES.tsv, or both")
+    from tario_jax.predict.predictor import load
+
+    if options.image is not None:
+        if options.um_per_px is None:
+            raise InputError(f"--image={options.image}: its µm per px is not stated; add --um-per-px")
+        from tario_jax.predict.tissue import read_image
+
+        image = read_image(options.image)
+        predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+        maps = predictor.predict(image, options.um_per_px, bin_um=options.bin_um, overlap=options.overlap)
+    else:
+        from tario_jax.corpus.read import Corpus
+
+        corpus = Corpus.open(options.corpus or options.workdir / "corpus")
+        section = corpus.section(options.section)
+        predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+        maps = predictor.predict_section(
+            section, tissue=corpus.kind, bin_um=options.bin_um, overlap=options.overlap,
+            progress=lambda done, all_of_them: _say(f"predict: {done}/{all_of_them} windows"),
+        )  # fmt: skip
+    if options.out is not None:
+        maps.write_h5ad(options.out)
+    if options.table is not None:
+        maps.write_table(options.table)
+    mean_G = maps.rates_NxG.mean(0)
+    highest = [maps.panel.symbols[g] for g in mean_G.argsort()[::-1][:5]]
+    result = maps.metadata() | {
+        "places": len(maps.x_um_N), "genes": len(maps.panel), "detections_per_place": float(mean_G.sum()),
+        "highest_genes": highest, "out": str(options.out), "table": str(options.table),
+    }  # fmt: skip
+    return _finish(options, "\n".join(f"{name:<22} {value}" for name, value in result.items() if value != ""), result)
+
+
+def _evaluate(options) -> int:
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.evaluate.job import evaluate_checkpoint, headline_table
+    from tario_jax.predict.predictor import load
+
+    corpus = Corpus.open(options.corpus or options.workdir / "corpus")
+    predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+    evaluation = evaluate_checkpoint(
+        predictor, corpus, predictor.provenance.config.evaluate, options.out, bin_um=options.bin_um, say=_say,
+        title=f"{predictor.provenance.config.name} on {corpus.root.name}",
+    )  # fmt: skip
+    page = (options.out / "report.html").resolve()
+    return _finish(options, f"\n{headline_table(evaluation.report)}\n\nreport: {page}", evaluation.report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

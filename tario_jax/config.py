@@ -1,0 +1,348 @@
+"""Typed configs and their checks.
+
+A config file is Python: `get_config(arg: str = "") -> Config`. Fields are overridden from the command line as
+`--config.a.b=value`; a field that does not exist is answered with the one that was meant.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+
+class InputError(ValueError):
+    """A user's mistake. The message is one line: what, what was found, what was expected, how to mend it."""
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise InputError(f"config: {message}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where the corpus of `tario run` comes from."""
+
+    kind: Literal["virtual", "spots", "corpus"] = "virtual"
+    path: str = ""  # of the vendor's files or of a finished corpus; environment variables are expanded
+    # virtual
+    train_patients: int = 93
+    validation_patients: int = 7
+    held_out_patients: int = 30
+    section_um: float = 512.0
+    seed: int = 0
+    workers: int = 2
+    # spots
+    patients: tuple[tuple[str, str], ...] = ()  # (patient, cohort) by the letters that a section's name starts with
+    sections: tuple[str, ...] = ()  # read only these; empty: all
+    pitch_um: float = 200.0  # between neighbouring spots of the array
+    diameter_um: float = 100.0
+    min_spot_total: int = 1  # spots with fewer counts are dropped, and counted
+    min_gene_total: int = 1  # genes with fewer counts over all sections are left out of the panel, and counted
+
+    def __post_init__(self):
+        for name in ("train_patients", "held_out_patients"):
+            _check(getattr(self, name) > 0, f"source.{name} is {getattr(self, name)}; expected at least 1")
+        _check(self.section_um >= 128, f"source.section_um is {self.section_um}; expected at least 128")
+        _check(self.workers >= 1, f"source.workers is {self.workers}; expected at least 1")
+        _check(self.kind == "virtual" or bool(self.path), f"source.path is empty; source.kind={self.kind} needs one")
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """Who is on which side. Patients, unless `by="section"` is said out loud: then every result says so.
+
+    With all three lists empty the corpus's own `split.tsv` counts.
+    """
+
+    by: Literal["patient", "section"] = "patient"
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Windows, bins and batches."""
+
+    bin_um: float = 36.0  # side of the square bins; spots have their own size
+    window_um: float = 288.0
+    tile_um: float = 288.0  # tokens of a tile are adjacent
+    he_um_per_px: float = 1.0
+    patch_px: int = 18
+    rows: int = 8  # of the global batch
+    windows_per_row: int = 1
+    groups: tuple[tuple[int, float], ...] = ((1, 1.0),)  # (K, weight): K is drawn per window; 0 = one bin a group
+    order: Literal["raster", "hilbert", "random", "coarse_to_fine"] = "random"
+    flip: bool = True
+    turn: bool = True
+    stain_jitter: float = 0.1  # standard deviation of the log gain of each stain
+    min_measured: float = 0.9  # a bin counts if this share of it is measured and in tissue
+    max_spots: int = 0  # capacity for spots in a window; 0 = from the corpus
+    count_capacity: int = 0  # entries (bin, gene, count) a row; 0 = from the corpus
+    seed: int = 0
+    prefetch: int = 2  # batches read ahead
+
+    def __post_init__(self):
+        for name in ("bin_um", "window_um", "tile_um", "he_um_per_px", "patch_px", "rows", "windows_per_row"):
+            _check(getattr(self, name) > 0, f"data.{name} is {getattr(self, name)}; expected more than 0")
+        for part, whole in (("patch_um", "tile_um"), ("tile_um", "window_um")):
+            ratio = getattr(self, whole) / getattr(self, part)
+            _check(
+                math.isclose(ratio, round(ratio), abs_tol=1e-6) and ratio >= 1,
+                f"data.{whole} is {getattr(self, whole)}; expected a multiple of {part} = {getattr(self, part)}",
+            )
+        _check(bool(self.groups), "data.groups is empty; expected pairs (K, weight)")
+        for groups, weight in self.groups:
+            _check(groups >= 0 and weight > 0, f"data.groups holds ({groups}, {weight}); expected K >= 0, weight > 0")
+
+    @property
+    def patch_um(self) -> float:
+        return self.patch_px * self.he_um_per_px
+
+    @property
+    def one_shot(self) -> bool:
+        """True where no window ever writes content that a query could read: every K is 1."""
+        return all(groups == 1 for groups, _ in self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the model. Trunk = everything but the gene tables."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    mlp_width: int = 384
+    pattern: tuple[Literal["global", "local"], ...] = ("global",)  # one period of the layers
+    stem_width: int = 48
+    gene_dim: int = 64  # factored gene tables: [genes, gene_dim] and [gene_dim, width]
+    tie_genes: bool = True  # the bin encoder reads with the head's table
+    attention: Literal["auto", "reference", "blockwise"] = "auto"
+    attention_block: int = 256
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device has it
+    remat: Literal["none", "full", "save_attention"] = "none"
+    loss_chunk: int = 64  # bins of a row whose logits exist at once
+
+    def __post_init__(self):
+        for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "gene_dim", "loss_chunk"):
+            _check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; expected more than 0")
+        _check(
+            self.heads % self.kv_heads == 0,
+            f"model.kv_heads is {self.kv_heads}; expected a divisor of model.heads = {self.heads}",
+        )
+        _check(self.head_dim % 4 == 0, f"model.head_dim is {self.head_dim}; expected a multiple of 4 (2-D rotary)")
+        _check(
+            bool(self.pattern) and self.layers % len(self.pattern) == 0,
+            f"model.layers is {self.layers}; expected a multiple of the period model.pattern = {self.pattern}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and a cosine to zero."""
+
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.98
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        _check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}; expected more than 0")
+        _check(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; expected more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices by axis; −1 for one axis takes what is left."""
+
+    replica: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.astuple(self)
+        _check(
+            all(size == -1 or size >= 1 for size in sizes) and sizes.count(-1) <= 1,
+            f"mesh is {sizes}; expected sizes of at least 1 and at most one −1",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 500
+    log_every: int = 10
+    validate_every: int = 100
+    validation_rows: int = 32  # fixed windows of validation
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    calibration_rows: int = 64  # windows that set the stain statistics' scale before step 0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
+            _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; expected more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured on held-out sections, and how."""
+
+    top_genes: int = 100  # genes of highest Moran's I, ranked on training sections
+    mean_genes: int = 300  # genes of highest mean, on training sections
+    min_detected: float = 0.0  # a gene enters a ranking if seen in this share of training bins
+    min_total: int = 20  # bins with fewer counts are left out of the composition form, and counted
+    min_bins: int = 32  # sections with fewer bins are skipped, and counted
+    overlap: float = 0.5  # of neighbouring windows in prediction
+    shuffles: int = 10  # shuffled-target runs
+    bootstraps: int = 1000
+    block_um: float = 100.0  # side of a bootstrap block within a section; spots use 3 × 3 spots
+    examples: int = 3  # triptychs
+    seed: int = 0
+
+    def __post_init__(self):
+        _check(0 <= self.overlap < 1, f"evaluate.overlap is {self.overlap}; expected 0 <= overlap < 1")
+        _check(self.shuffles >= 10, f"evaluate.shuffles is {self.shuffles}; expected at least 10")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    source: SourceConfig = SourceConfig()
+    split: SplitConfig = SplitConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load_config(spec: str, overrides: dict[str, str] | None = None) -> Config:
+    """Reads `path.py[:arg]` and applies `{"a.b": "value"}`.
+
+    Raises `InputError` where the file, a field or a value is not what it should be.
+    """
+    name, _, arg = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"--config={spec}: no such file{hint}")
+    module_spec = importlib.util.spec_from_file_location(f"tario_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{path}: has no get_config(arg); expected a function that returns a Config")
+    config = module.get_config(arg)
+    if not isinstance(config, Config):
+        raise InputError(f"{path}: get_config returned {type(config).__name__}; expected tario_jax.config.Config")
+    return override(config, overrides or {})
+
+
+def override(config: Config, assignments: dict[str, str]) -> Config:
+    """`config` with each dotted field set to the value that its text stands for; checked when all are set."""
+    return _set(config, {tuple(dotted.split(".")): (text, dotted) for dotted, text in assignments.items()})
+
+
+def _set(node: Any, assignments: dict[tuple[str, ...], tuple[str, str]]) -> Any:
+    """`node` with its fields set; keys of `assignments` are the names from here on."""
+    hints = typing.get_type_hints(type(node))
+    changed: dict[str, Any] = {}
+    within: dict[str, dict] = {}
+    for (name, *rest), (text, dotted) in assignments.items():
+        if name not in hints:
+            raise InputError(f"--config.{dotted}: no such field; did you mean {_nearest(dotted, name, node)}?")
+        is_group = dataclasses.is_dataclass(hints[name])
+        if is_group != bool(rest):
+            kind = "a group of fields" if is_group else "a field, not a group"
+            raise InputError(f"--config.{dotted}: {name!r} is {kind}")
+        if is_group:
+            within.setdefault(name, {})[tuple(rest)] = (text, dotted)
+        else:
+            changed[name] = _parse(text, hints[name], dotted)
+    changed |= {name: _set(getattr(node, name), inner) for name, inner in within.items()}
+    return dataclasses.replace(node, **changed) if changed else node
+
+
+def _nearest(dotted: str, wrong: str, node: Any) -> str:
+    """The dotted field of the whole config that `dotted` most likely meant."""
+    here = [field.name for field in dataclasses.fields(node)]
+    near = difflib.get_close_matches(wrong, here, 1, cutoff=0.5)
+    before, _, after = dotted.partition(wrong)
+    if near:
+        return f"--config.{before}{near[0]}{after}"
+    everywhere = {f"{group.name}.{field.name}" for group in dataclasses.fields(Config)
+                  if dataclasses.is_dataclass(group.type) for field in dataclasses.fields(group.type)}  # fmt: skip
+    leaf = {path.split(".")[-1]: path for path in everywhere}
+    near = difflib.get_close_matches(dotted.split(".")[-1], leaf, 1, cutoff=0.0)
+    return f"--config.{leaf[near[0]]}"
+
+
+def _parse(text: str, hint: Any, dotted: str) -> Any:
+    try:
+        value = text if hint is str else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text  # a bare word: right for a choice, refused below for anything else
+    if hint is float and type(value) is int:
+        value = float(value)
+    if not matches(value, hint):
+        raise InputError(f"--config.{dotted}={text}: expected {_describe(hint)}")
+    return value
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type that `hint` names (scalars, Literal, unions, tuples)."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(value, arg) for arg in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(matches(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(matches, value, args))
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
+    """The inverse of `to_dict`. Raises `InputError` for a field that this version does not know."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(f"stored config: {kind.__name__} has no field {unknown[0]!r}; it is of another version")
+    return kind(**{
+        name: from_dict(value, hints[name]) if dataclasses.is_dataclass(hints[name]) else _tuples(value)
+        for name, value in values.items()
+    })  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,86 @@
+"""Is a corpus still what its seals say?"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.corpus import layout
+from tario_jax.corpus.read import Corpus, Section
+
+PLAUSIBLE_UM_PER_PX = (0.1, 1.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line about one section: what was looked at, and what is wrong with it ('' where nothing is)."""
+
+    section: str
+    subject: str
+    fault: str
+    note: str = ""
+
+
+def check_corpus(corpus: Corpus, progress: Callable[[int, int], None] | None = None) -> Iterator[Finding]:
+    """Verifies checksums, contents and units of every section, and yields what it found, section by section."""
+    for number, section in enumerate(corpus.sections):
+        yield _checksums(section)
+        yield _contents(corpus, section)
+        yield _units(section)
+        if progress is not None:
+            progress(number + 1, len(corpus.sections))
+
+
+def _checksums(section: Section) -> Finding:
+    for name, expected in section.seal["files"].items():
+        path = section.folder / name
+        if not path.exists():
+            return Finding(section.id, "checksums", f"{path}: is missing; ingest this section again")
+        if layout.file_sha256(path) != expected:
+            return Finding(
+                section.id, "checksums", f"{path}: its bytes differ from the seal; ingest this section again"
+            )
+    return Finding(section.id, "checksums", "", f"{len(section.seal['files'])} files")
+
+
+def _contents(corpus: Corpus, section: Section) -> Finding:
+    if section.seal["panel_hash"] != corpus.panel.hash:
+        return Finding(section.id, "contents", f"was written for panel {section.seal['panel_hash']}")
+    if section.record["kind"] != corpus.kind:
+        return Finding(section.id, "contents", f"is {section.record['kind']} in a {corpus.kind} corpus")
+    try:
+        counted = np.zeros(len(corpus.panel), np.int64)
+        if section.record["detections"]:
+            counted += np.bincount(section.all_detections().gene_D, minlength=len(counted))
+        if section.spots is not None:
+            counted += np.bincount(section.spots.gene_E, section.spots.count_E, len(counted)).astype(np.int64)
+    except (ValueError, InputError) as error:
+        return Finding(section.id, "contents", str(error).splitlines()[0])
+    if not np.array_equal(counted, section.gene_totals_G):
+        return Finding(
+            section.id, "contents", f"{counted.sum()} counts; gene_totals says {section.gene_totals_G.sum()}"
+        )
+    return Finding(section.id, "contents", "", f"{counted.sum()} counts")
+
+
+def _units(section: Section) -> Finding:
+    scale = section.he_um_per_px
+    low, high = PLAUSIBLE_UM_PER_PX
+    if scale is None:
+        return Finding(section.id, "units", "", "no H&E")
+    if not low <= scale <= high:
+        return Finding(section.id, "units", f"H&E at {scale:g} µm per px; expected {low} to {high}")
+    height_px, width_px = section._array("he").shape[:2]
+    for name, pixels, extent_um in (("width", width_px, section.width_um), ("height", height_px, section.height_um)):
+        if abs(pixels * scale - extent_um) > max(2.0, 0.01 * extent_um):
+            return Finding(
+                section.id, "units", f"H&E {name} {pixels} px = {pixels * scale:.1f} µm; stated {extent_um:.1f} µm"
+            )
+    spots = section.spots
+    if spots is not None and len(spots):
+        inside = (spots.x_um_N > 0) & (spots.x_um_N < section.width_um)
+        inside &= (spots.y_um_N > 0) & (spots.y_um_N < section.height_um)
+        if not inside.all():
+            return Finding(section.id, "units", f"{int((~inside).sum())} spots lie outside the H&E")
+    return Finding(section.id, "units", "", f"{scale:g} µm per px")

@@ -1,0 +1,83 @@
+"""Averages over areas whose edges fall between pixels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def _edge_sums(values: np.ndarray, start: float, step: float, number: int) -> np.ndarray:
+    """Sums of `values` along axis 0 over [start + i·step, start + (i + 1)·step), fractional pixels by their share."""
+    edges = start + step * np.arange(number + 1)
+    cumulative = np.zeros((values.shape[0] + 1, *values.shape[1:]), np.float32)
+    np.cumsum(values, axis=0, dtype=np.float32, out=cumulative[1:])
+    low = np.clip(np.floor(edges + 1e-9).astype(int), 0, values.shape[0])
+    high = np.minimum(low + 1, values.shape[0])
+    share = np.clip(edges - low, 0.0, 1.0).astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
+    return np.diff(cumulative[low] * (1 - share) + cumulative[high] * share, axis=0)
+
+
+def crop_and_resample(
+    store: Any, shape: tuple[int, ...], stored_um_per_px: float, x_um: float, y_um: float, side_px: int,
+    um_per_px: float, read: Callable[[Any], np.ndarray] = np.asarray,
+) -> np.ndarray:  # fmt: skip
+    """A square of an image whose top left corner is (x_um, y_um): uint8 [side_px, side_px, 3], averaged by area.
+
+    store: anything that is sliced like an array [H, W, 3], and `read` makes an array of a slice. White outside.
+    """
+    scale = um_per_px / stored_um_per_px  # stored px per asked px
+    left, top = x_um / stored_um_per_px, y_um / stored_um_per_px
+    left, top = (round(edge) if abs(edge - round(edge)) < 1e-6 else edge for edge in (left, top))
+    x0, y0 = int(np.floor(left)), int(np.floor(top))
+    x1, y1 = int(np.ceil(left + side_px * scale - 1e-6)), int(np.ceil(top + side_px * scale - 1e-6))
+    rows = slice(max(y0, 0), min(max(y1, 0), shape[0]))
+    columns = slice(max(x0, 0), min(max(x1, 0), shape[1]))
+    pixels = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
+    if rows.start < rows.stop and columns.start < columns.stop:
+        target = slice(rows.start - y0, rows.stop - y0), slice(columns.start - x0, columns.stop - x0)
+        pixels[target] = read(store[rows, columns])
+    return area_resample(pixels, top - y0, left - x0, scale, side_px)
+
+
+def area_resample(pixels: np.ndarray, top: float, left: float, scale: float, side_px: int) -> np.ndarray:
+    """A square of an image, averaged by area.
+
+    pixels: uint8 [H, W, 3]; (top, left): its corner in px of `pixels`; scale: px of `pixels` per px of the result.
+    Returns uint8 [side_px, side_px, 3].
+    """
+    if (
+        abs(scale - round(scale)) < 1e-9 and top == int(top) and left == int(left)
+    ):  # whole pixels: no fractional edges to weigh
+        factor, y, x = round(scale), int(top), int(left)
+        part = pixels[y : y + side_px * factor, x : x + side_px * factor]
+        if factor == 1:
+            return part
+        total = sum(part[i::factor, j::factor].astype(np.uint32) for i in range(factor) for j in range(factor))
+        return ((total + factor * factor // 2) // (factor * factor)).astype(np.uint8)
+    rows = _edge_sums(pixels.astype(np.float32), top, scale, side_px)
+    both = _edge_sums(np.ascontiguousarray(rows.transpose(1, 0, 2)), left, scale, side_px).transpose(1, 0, 2)
+    return np.clip(np.rint(both / (scale * scale)), 0, 255).astype(np.uint8)
+
+
+def box_means(values: np.ndarray, um_per_px: float, x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> np.ndarray:
+    """Mean of a map over squares centred at (x_um, y_um); outside of the map it is 0.
+
+    values: float [rows, columns] with pixels of `um_per_px`; x_um, y_um: [N]. Returns float32 [N].
+    """
+    rows, columns = values.shape
+    integral = np.zeros((rows + 1, columns + 1))
+    integral[1:, 1:] = values.cumsum(0, dtype=np.float64).cumsum(1)
+
+    def at(y, x):
+        y, x = np.clip(y, 0, rows), np.clip(x, 0, columns)
+        y0, x0 = np.minimum(y.astype(int), rows - 1), np.minimum(x.astype(int), columns - 1)
+        fy, fx = y - y0, x - x0
+        upper = integral[y0, x0] * (1 - fx) + integral[y0, x0 + 1] * fx
+        lower = integral[y0 + 1, x0] * (1 - fx) + integral[y0 + 1, x0 + 1] * fx
+        return upper * (1 - fy) + lower * fy
+
+    half = side_um / 2
+    x0, x1 = (np.asarray(x_um) - half) / um_per_px, (np.asarray(x_um) + half) / um_per_px
+    y0, y1 = (np.asarray(y_um) - half) / um_per_px, (np.asarray(y_um) + half) / um_per_px
+    total = at(y1, x1) - at(y0, x1) - at(y1, x0) + at(y0, x0)
+    return (total * (um_per_px / side_um) ** 2).astype(np.float32)

@@ -1,0 +1,105 @@
+"""A section in memory: what every source yields and what the corpus stores.
+
+All places are in µm in the section's own frame: x to the right, y downwards, origin at the top left corner of the
+H&E image (or of the measured area where there is no H&E).
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from tario_jax.config import InputError
+
+Registration = Literal["same_section_after", "same_section_before", "adjacent", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """Transcripts at sub-micron places; D detections.
+
+    gene_D are positions in the corpus panel. in_nucleus_D and cell_D are optional flags of the vendor.
+    """
+
+    x_um_D: np.ndarray  # float32 or float64 [D]
+    y_um_D: np.ndarray
+    gene_D: np.ndarray  # int32 [D]
+    in_nucleus_D: np.ndarray | None = None  # bool [D]
+    cell_D: np.ndarray | None = None  # int32 [D], 0 = in no cell
+
+    def __len__(self) -> int:
+        return len(self.gene_D)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spots:
+    """Measured spots of a spot platform; N spots, counts in CSR by spot (E entries).
+
+    Spot i holds genes gene_E[indptr[i]:indptr[i+1]] (positions in the panel) with counts count_E of the same range.
+    """
+
+    x_um_N: np.ndarray  # float64 [N], centre
+    y_um_N: np.ndarray
+    diameter_um: float
+    indptr: np.ndarray  # int64 [N + 1]
+    gene_E: np.ndarray  # int32 [E]
+    count_E: np.ndarray  # int32 [E], > 0
+    name_N: tuple[str, ...] = ()
+    array_xy_Nx2: np.ndarray | None = None  # int32, array coordinates where the platform has them
+
+    def __len__(self) -> int:
+        return len(self.x_um_N)
+
+    def dense(self, genes: int) -> np.ndarray:
+        """Counts as float32 [N, genes]."""
+        counts_NxG = np.zeros((len(self), genes), np.float32)
+        spot_E = np.repeat(np.arange(len(self)), np.diff(self.indptr))
+        np.add.at(counts_NxG, (spot_E, self.gene_E), self.count_E)
+        return counts_NxG
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Virtual truth on a grid of `bin_um`: the true rate T and the rate V reachable from the H&E.
+
+    Both are expected detections per bin, float32 [rows, columns, G], y by x; see reference to T and V in docs.
+    """
+
+    bin_um: float
+    rate_YxXxG: np.ndarray
+    reachable_YxXxG: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class SectionData:
+    """One region of tissue, as a source yields it."""
+
+    section_id: str
+    patient_id: str
+    cohort: str
+    width_um: float
+    height_um: float
+    he_um_per_px: float | None = None  # of `he`
+    he: np.ndarray | None = None  # uint8 [H, W, 3]
+    detections: Detections | None = None
+    spots: Spots | None = None
+    measured: np.ndarray | None = None  # bool [rows, columns] mask of the imaged area; None: all of it
+    measured_um_per_px: float = 4.0  # of `measured`
+    measured_gene_G: np.ndarray | None = None  # bool [G]; None: the whole panel
+    registration: Registration = "none"
+    quality: dict[str, float] = dataclasses.field(default_factory=dict)  # control counts, dropped by reason, …
+    patient: dict[str, str] = dataclasses.field(default_factory=dict)  # further columns of the patients' table
+    truth: Truth | None = None
+
+    def __post_init__(self):
+        where = f"section {self.section_id!r}"
+        if not self.section_id or any(letter in self.section_id for letter in "/\\ \t"):
+            raise InputError(f"{where}: a section id is a file name: letters, digits, '-', '_' and '.' only")
+        if not self.patient_id:
+            raise InputError(f"{where}: no patient; name one, since patients are the unit of splitting")
+        if (self.he is None) != (self.he_um_per_px is None):
+            raise InputError(f"{where}: H&E and its µm per px belong together")
+        if self.he is not None and (self.he.dtype != np.uint8 or self.he.ndim != 3 or self.he.shape[2] != 3):
+            raise InputError(f"{where}: H&E is {self.he.dtype} {self.he.shape}; expected uint8 [H, W, 3]")
+        if self.detections is None and self.spots is None and self.he is None:
+            raise InputError(f"{where}: neither H&E nor detections nor spots")

@@ -1,0 +1,207 @@
+"""Sections into a corpus: begun, written section by section, sealed last.
+
+A section exists once its own `seal.json` is there, and a corpus once `corpus.json` is there; both are written last.
+A killed ingest therefore leaves nothing half-read, and running it again continues where it stopped.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tario_jax.config import InputError
+from tario_jax.corpus import layout
+from tario_jax.corpus.read import Corpus, read_json
+from tario_jax.corpus.section import Detections, SectionData, Spots
+from tario_jax.panel import Panel
+
+Kind = Literal["virtual", "real"]
+
+
+def begin_corpus(root: Path, panel: Panel, kind: Kind, source: dict[str, Any]) -> None:
+    """Makes the folder and notes what goes into it; an ingest of something else into the same folder is refused."""
+    root.mkdir(parents=True, exist_ok=True)
+    begun = {"kind": kind, "panel_hash": panel.hash, "source": source, "format_version": layout.FORMAT_VERSION}
+    note = root / "ingest.json"
+    if note.exists():
+        before = read_json(note)
+        for name, value in begun.items():
+            if before.get(name) != value:
+                raise InputError(
+                    f"{note}: was begun with {name} = {before.get(name)!r}, now {value!r}; "
+                    "use another folder or delete this one"
+                )
+    elif any(root.iterdir()):
+        raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
+    panel.write(root / "panel.tsv")
+    layout.write_json(note, begun)
+
+
+def section_is_sealed(root: Path, section_id: str) -> bool:
+    return (root / "sections" / section_id / "seal.json").exists()
+
+
+def write_section(root: Path, panel: Panel, kind: Kind, section: SectionData) -> None:
+    """Writes one section and its seal; whatever an interrupted write left there is removed first."""
+    folder = root / "sections" / section.section_id
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    arrays = _arrays(section, panel)
+    for name, array in arrays.items():
+        layout.write_array(folder / name, array)
+    if section.truth is not None:
+        layout.write_array(folder / "truth/rate", section.truth.rate_YxXxG.astype(np.float32))
+        layout.write_array(folder / "truth/reachable", section.truth.reachable_YxXxG.astype(np.float32))
+    files = {
+        str(path.relative_to(folder)): layout.file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    record = {
+        "section": section.section_id,
+        "patient": section.patient_id,
+        "cohort": section.cohort,
+        "kind": kind,
+        "width_um": float(section.width_um),
+        "height_um": float(section.height_um),
+        "he_um_per_px": section.he_um_per_px,
+        "measured_um_per_px": float(section.measured_um_per_px),
+        "detections": len(section.detections) if section.detections is not None else 0,
+        "spots": len(section.spots) if section.spots is not None else 0,
+        "spot_diameter_um": section.spots.diameter_um if section.spots is not None else None,
+        "truth_bin_um": section.truth.bin_um if section.truth is not None else None,
+        "registration": section.registration,
+        "quality": {name: float(value) for name, value in section.quality.items()},
+        "patient_columns": dict(section.patient),
+        "spot_names": list(section.spots.name_N) if section.spots is not None else [],
+    }
+    content = layout.array_sha256(arrays)
+    layout.write_json(
+        folder / "seal.json",
+        {"format_version": layout.FORMAT_VERSION, "panel_hash": panel.hash, "record": record, "content": content,
+         "files": files},
+    )  # fmt: skip
+
+
+def seal_corpus(root: Path, panel: Panel, kind: Kind, split: dict[str, str] | None = None) -> Corpus:
+    """Gathers the sealed sections into tables and writes the corpus seal.
+
+    `split` maps patients to train, validation or held_out and becomes `split.tsv`, which a user may edit: it is not
+    part of the seal. Raises `InputError` where there is no section, or one section stands under two names.
+    """
+    seals = {path.parent.name: read_json(path) for path in sorted((root / "sections").glob("*/seal.json"))}
+    if not seals:
+        raise InputError(f"{root}: no section was written; expected at least one")
+    by_content: dict[str, str] = {}
+    for name, seal in seals.items():
+        other = by_content.setdefault(seal["content"], name)
+        if other != name:
+            raise InputError(f"{root}: sections {other!r} and {name!r} hold the same data; remove one of them")
+    records = [seal["record"] for seal in seals.values()]
+    patients: dict[str, dict[str, str]] = {}
+    for record in records:
+        row = {"patient": record["patient"], "cohort": record["cohort"], **record["patient_columns"]}
+        before = patients.setdefault(record["patient"], row)
+        if before != row:
+            raise InputError(
+                f"{root}: patient {record['patient']!r} is described as {before} and as {row} "
+                f"(section {record['section']!r}); expected one description"
+            )
+    columns = [{name: value for name, value in record.items()
+                if name not in ("quality", "patient_columns", "spot_names")} for record in records]  # fmt: skip
+    names = sorted({name for row in patients.values() for name in row})
+    pq.write_table(pa.Table.from_pylist(columns), root / "sections.parquet")
+    rows = [{name: row.get(name) for name in names} for row in patients.values()]
+    pq.write_table(pa.Table.from_pylist(rows), root / "patients.parquet")
+    if split is not None:
+        lines = [f"{patient}\t{side}\n" for patient, side in sorted(split.items()) if patient in patients]
+        (root / "split.tsv").write_text("patient\tsplit\n" + "".join(lines))
+    digest = hashlib.sha256(f"{kind} {panel.hash}\n".encode())
+    for name, seal in seals.items():
+        described = {key: seal["record"][key] for key in sorted(seal["record"])}
+        digest.update(f"{name} {seal['content']} {described}\n".encode())
+    layout.write_json(
+        root / "corpus.json",
+        {
+            "format_version": layout.FORMAT_VERSION,
+            "kind": kind,
+            "panel_hash": panel.hash,
+            "genes": len(panel),
+            "units": {"place": "um", "he": "uint8 RGB", "y": "down"},
+            "sections": len(seals),
+            "patients": len(patients),
+            "seal": digest.hexdigest()[:16],
+            "files": {name: layout.file_sha256(root / name)
+                      for name in ("panel.tsv", "patients.parquet", "sections.parquet")},
+        },
+    )  # fmt: skip
+    return Corpus.open(root)
+
+
+def _arrays(section: SectionData, panel: Panel) -> dict[str, np.ndarray]:
+    """What the seal covers, by path below the section's folder."""
+    where = f"section {section.section_id!r}"
+    arrays: dict[str, np.ndarray] = {}
+    totals_G = np.zeros(len(panel), np.int64)
+    if section.he is not None:
+        arrays["he"] = section.he
+    if section.measured is not None:
+        arrays["measured"] = section.measured.astype(np.uint8)
+    if section.measured_gene_G is not None:
+        arrays["measured_genes"] = section.measured_gene_G.astype(np.uint8)
+    if section.detections is not None:
+        _check_genes(section.detections.gene_D, panel, where)
+        arrays |= _detections(section.detections, section.width_um, section.height_um, where)
+        totals_G += np.bincount(section.detections.gene_D, minlength=len(panel))
+    if section.spots is not None:
+        _check_genes(section.spots.gene_E, panel, where)
+        arrays |= _spots(section.spots)
+        totals_G += np.bincount(section.spots.gene_E, section.spots.count_E, len(panel)).astype(np.int64)
+    arrays["gene_totals"] = totals_G
+    return arrays
+
+
+def _check_genes(genes: np.ndarray, panel: Panel, where: str) -> None:
+    if genes.size and not 0 <= genes.min() <= genes.max() < len(panel):
+        raise InputError(f"{where}: gene numbers {genes.min()}..{genes.max()}; the panel has {len(panel)} genes")
+
+
+def _detections(detections: Detections, width_um: float, height_um: float, where: str) -> dict[str, np.ndarray]:
+    x_um, y_um = np.asarray(detections.x_um_D, np.float64), np.asarray(detections.y_um_D, np.float64)
+    outside = int(np.sum(~((x_um >= 0) & (x_um < width_um) & (y_um >= 0) & (y_um < height_um))))
+    if outside:
+        raise InputError(
+            f"{where}: {outside} of {len(x_um)} detections lie outside its {width_um:g} x {height_um:g} µm; "
+            "check the unit and the origin of the places"
+        )
+    side = layout.DETECTION_TILE_UM
+    columns, rows = int(np.ceil(width_um / side)), int(np.ceil(height_um / side))
+    column_D, row_D = (x_um // side).astype(np.int64), (y_um // side).astype(np.int64)
+    tile_D = row_D * columns + column_D
+    order = np.argsort(tile_D, kind="stable")
+    place = np.stack([x_um - column_D * side, y_um - row_D * side], 1) * layout.PLACE_STEPS_PER_UM
+    arrays = {
+        "detections/place": np.floor(place).astype(np.uint16)[order],
+        "detections/gene": detections.gene_D.astype(np.uint16)[order],
+        "detections/offset": np.searchsorted(tile_D[order], np.arange(rows * columns + 1)).astype(np.int64),
+    }
+    if detections.in_nucleus_D is not None:
+        arrays["detections/nucleus"] = detections.in_nucleus_D.astype(np.uint8)[order]
+    if detections.cell_D is not None:
+        arrays["detections/cell"] = detections.cell_D.astype(np.int32)[order]
+    return arrays
+
+
+def _spots(spots: Spots) -> dict[str, np.ndarray]:
+    arrays = {
+        "spots/place": np.stack([spots.x_um_N, spots.y_um_N], 1).astype(np.float64),
+        "spots/indptr": spots.indptr.astype(np.int64),
+        "spots/gene": spots.gene_E.astype(np.uint16),
+        "spots/count": spots.count_E.astype(np.int32),
+    }
+    if spots.array_xy_Nx2 is not None:
+        arrays["spots/array"] = spots.array_xy_Nx2.astype(np.int32)
+    return arrays

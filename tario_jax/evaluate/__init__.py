@@ -1,0 +1,1 @@
+"""How well a model predicts held-out sections, beside everything that it must beat."""

@@ -1,0 +1,199 @@
+"""The evaluation of a checkpoint on a corpus: reads, predicts, measures, draws, reports."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tario_jax.config import EvaluateConfig, InputError
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.resample import box_means
+from tario_jax.evaluate.features import section_features
+from tario_jax.evaluate.figures import Look, draw_figures
+from tario_jax.evaluate.report import write_report
+from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate
+from tario_jax.predict.maps import GeneMaps
+from tario_jax.predict.predictor import Predictor
+from tario_jax.tokens.window import spot_pitch_um
+
+_DENSITY_SECTIONS = 12  # training sections that are predicted too: the density lines are fitted on them
+
+
+def evaluate_checkpoint(
+    predictor: Predictor, corpus: Corpus, config: EvaluateConfig, folder: Path, *, title: str,
+    maps: dict[str, GeneMaps] | None = None, bin_um: float | None = None, say: Callable[[str], None] = print,
+    began: float | None = None,
+) -> Evaluation:  # fmt: skip
+    """Evaluates on the held-out sections of the corpus that the model was trained on, or on all sections of another.
+
+    maps: predictions of held-out sections that are there already; bin_um: side of the bins, that of training by
+    default; began: `time.monotonic()` of the start of the whole job. Writes report.html, report.json, genes.tsv and
+    figures/ into `folder`. On another panel the genes in common are evaluated, and the report says how many.
+    """
+    began = time.monotonic() if began is None else began
+    provenance = predictor.provenance
+    bin_um = bin_um or provenance.config.data.bin_um
+    own = corpus.seal == provenance.corpus_seal
+    if own:
+        train, held_out = map(corpus.section, provenance.train), map(corpus.section, provenance.held_out)
+        train, held_out = list(train), list(held_out)
+    else:
+        train, held_out = [], list(corpus.sections)
+        say(f"evaluate: another corpus than that of training: all {len(held_out)} sections are held out")
+    usable = [section for section in held_out if section.holds("he")]
+    if not usable:
+        raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to predict from")
+    common = _common_genes(predictor, corpus)
+    if len(common.symbols) < len(predictor.panel) or len(common.symbols) < len(corpus.panel):
+        say(
+            f"evaluate: {len(common.symbols)} genes in common of {len(predictor.panel)} in the model's panel and "
+            f"{len(corpus.panel)} in the corpus's"
+        )
+    maps = dict(maps or {})
+    step = max(1, len(train) // _DENSITY_SECTIONS)
+    density_ids = {section.id for section in train[::step][:_DENSITY_SECTIONS]}
+    density = [section for section in train if section.id in density_ids]
+    for number, section in enumerate([*usable, *density], 1):
+        if section.id not in maps:
+            maps[section.id] = predictor.predict_section(
+                section, tissue=corpus.kind, bin_um=bin_um, overlap=config.overlap
+            )
+        _tick(say, "predict", number, len(usable) + len(density))
+    tables: dict[str, SectionBins] = {}
+    for number, section in enumerate([*train, *usable], 1):
+        tables[section.id] = section_table(
+            section, bin_um, provenance.config.data.min_measured, maps.get(section.id), common
+        )
+        _tick(say, "measure", number, len(train) + len(usable))
+    held_out_tables = [tables[section.id] for section in usable]
+    evaluation = evaluate(
+        [tables[section.id] for section in train], held_out_tables, common.symbols, config,
+        trained_on=provenance.trained_on, corpus_kind=corpus.kind, split_by=provenance.split_by if own else "patient",
+    )  # fmt: skip
+    report = evaluation.report
+    report["headline"]["seconds"] = round(time.monotonic() - began, 1)
+    report["genes"]["model_panel"], report["genes"]["corpus_panel"] = len(predictor.panel), len(corpus.panel)
+    report["genes"]["in_common"] = len(common.symbols)
+    report["bin_um"] = None if usable[0].spots is not None else bin_um
+    report["provenance"] = {
+        "name": provenance.config.name, "corpus_seal": corpus.seal, "trained_on_seal": provenance.corpus_seal,
+        "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train),
+    }  # fmt: skip
+    by_id = {section.id: section for section in usable}
+    figures = draw_figures(
+        folder / "figures", evaluation, held_out_tables, common.symbols,
+        lambda section_id, symbol: _look(by_id[section_id], corpus.panel.index[symbol]),
+    )  # fmt: skip
+    write_report(folder, evaluation, figures, title)
+    return evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonGenes:
+    """Genes that both the model and the corpus know, in the order of the model's panel."""
+
+    symbols: tuple[str, ...]
+    in_model: np.ndarray  # int32 positions
+    in_corpus: np.ndarray
+
+
+def _common_genes(predictor: Predictor, corpus: Corpus) -> CommonGenes:
+    position_G = corpus.panel.positions(predictor.panel.symbols)
+    in_model = np.flatnonzero(position_G >= 0)
+    if not len(in_model):
+        raise InputError(f"corpus {corpus.root}: its panel {corpus.panel.hash} shares no gene with the model's "
+                         f"{predictor.panel.hash}; check that both use the same gene symbols")  # fmt: skip
+    symbols = tuple(predictor.panel.symbols[i] for i in in_model)
+    return CommonGenes(symbols, in_model, position_G[in_model])
+
+
+def section_table(
+    section: Section, bin_um: float, min_measured: float, maps: GeneMaps | None, genes: CommonGenes
+) -> SectionBins:
+    """Measured counts, features and predictions of a section on its bins that count, or on its spots."""
+    if section.spots is not None:
+        x_um_N, y_um_N = section.spots.x_um_N, section.spots.y_um_N
+        counts_NxG = section.spots.dense(len(section.measured_gene_G))
+        size_um, pitch_um, layout = section.spots.diameter_um, spot_pitch_um(x_um_N, y_um_N), "spots"
+        kept = np.arange(len(x_um_N))
+        truth = {}
+    else:
+        columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
+        y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+        x_um_N, y_um_N = (x.ravel() + 0.5) * bin_um, (y.ravel() + 0.5) * bin_um
+        measured_N = box_means(*section.measured, x_um_N, y_um_N, bin_um)
+        kept = np.flatnonzero(measured_N >= min_measured - 1e-6)
+        counts_NxG = _binned(section, bin_um, columns, rows)
+        size_um, pitch_um, layout = bin_um, bin_um, "square"
+        truth = _truth(section, bin_um, columns, rows)
+    x_um_N, y_um_N = x_um_N[kept], y_um_N[kept]
+    features_NxF, density_N = section_features(section.he(), section.he_um_per_px, x_um_N, y_um_N, size_um)
+    return SectionBins(
+        section_id=section.id, patient_id=section.patient, cohort=section.cohort, x_um_N=x_um_N, y_um_N=y_um_N,
+        pitch_um=pitch_um, layout=layout, counts_NxG=counts_NxG[kept][:, genes.in_corpus].astype(np.float32),
+        features_NxF=features_NxF, nuclear_density_N=density_N,
+        measured_gene_G=section.measured_gene_G[genes.in_corpus],
+        rates_NxG=None if maps is None else _rates_at(maps, x_um_N, y_um_N)[:, genes.in_model],
+        **{name: values[kept][:, genes.in_corpus] for name, values in truth.items()},
+    )  # fmt: skip
+
+
+def _binned(section: Section, bin_um: float, columns: int, rows: int) -> np.ndarray:
+    found = section.all_detections()
+    column, row = (found.x_um_D // bin_um).astype(np.int64), (found.y_um_D // bin_um).astype(np.int64)
+    inside = (column < columns) & (row < rows)
+    genes = len(section.measured_gene_G)
+    key = (row[inside] * columns + column[inside]) * genes + found.gene_D[inside]
+    return np.bincount(key, minlength=rows * columns * genes).reshape(rows * columns, genes).astype(np.float32)
+
+
+def _truth(section: Section, bin_um: float, columns: int, rows: int) -> dict[str, np.ndarray]:
+    """T and V on these bins: as stored, or summed where the bins are whole multiples of the stored ones."""
+    truth = section.truth
+    if truth is None:
+        return {}
+    factor = bin_um / truth.bin_um
+    if abs(factor - round(factor)) > 1e-6 or factor < 1:
+        return {}  # other bins than the truth's: shares of the reachable r are then absent from the report
+    k = round(factor)
+
+    def on_bins(values: np.ndarray) -> np.ndarray:
+        values = values[: rows * k, : columns * k]
+        return values.reshape(rows, k, columns, k, -1).sum((1, 3)).reshape(rows * columns, -1)
+
+    return {"true_rate_NxG": on_bins(truth.rate_YxXxG), "reachable_NxG": on_bins(truth.reachable_YxXxG)}
+
+
+def _rates_at(maps: GeneMaps, x_um_N: np.ndarray, y_um_N: np.ndarray) -> np.ndarray:
+    """Predicted rates at these centres, which must be among the maps' places."""
+    number = {place: i for i, place in enumerate(zip(maps.x_um_N.round(2), maps.y_um_N.round(2), strict=True))}
+    wanted = list(zip(x_um_N.round(2), y_um_N.round(2), strict=True))
+    missing = [place for place in wanted if place not in number]
+    if missing:
+        raise InputError(f"maps of {maps.section}: have no place at {missing[0]} µm; predict it with the same bins")
+    return maps.rates_NxG[[number[place] for place in wanted]]
+
+
+def _look(section: Section, gene: int) -> Look:
+    dots = {}
+    if section.holds("detections/place"):
+        found = section.all_detections()
+        mine = found.gene_D == gene
+        dots = {"dot_x_um_D": found.x_um_D[mine], "dot_y_um_D": found.y_um_D[mine]}
+    return Look(section.he(), section.he_um_per_px, **dots)
+
+
+def _tick(say: Callable[[str], None], what: str, number: int, total: int) -> None:
+    if number % max(1, total // 5) == 0 or number == total:
+        say(f"{what}: {number}/{total} sections")
+
+
+def headline_table(report: dict) -> str:
+    """The headline for people."""
+    rows: Iterable[tuple[str, object]] = report["headline"].items()
+    lines = [f"{'trained on':<32} {report['trained_on']}", f"{'evaluated on':<32} {report['corpus_kind']}, split by "
+             f"{report['split_by']}"]  # fmt: skip
+    lines += [f"{name:<32} {'not estimable' if value is None else f'{value:.3f}'}" for name, value in rows]
+    return "\n".join(lines)

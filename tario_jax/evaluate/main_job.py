@@ -1,0 +1,94 @@
+"""The main job, the whole way: a source, a corpus, a model, gene maps, a report. Each stage resumes."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tario_jax.config import Config, InputError, SourceConfig
+from tario_jax.corpus.read import Corpus
+from tario_jax.evaluate.job import evaluate_checkpoint
+from tario_jax.evaluate.tables import Evaluation
+from tario_jax.predict.predictor import load
+from tario_jax.sources.ingest import ingest
+from tario_jax.sources.spots import read_spots
+from tario_jax.train.loop import train
+from tario_jax.virtual.cohort import simulate_cohort
+
+
+def make_corpus(config: SourceConfig, root: Path, say: Callable[[str], None] = print) -> Corpus:
+    """The corpus that a config names: opened where it is sealed already, else simulated or ingested into `root`."""
+    if config.kind == "corpus":
+        return Corpus.open(expand(config.path))
+    if config.kind == "virtual":
+        if (root / "corpus.json").exists():
+            corpus = Corpus.open(root)
+            wanted = config.train_patients + config.validation_patients + config.held_out_patients
+            if len(corpus.sections) == wanted:
+                return corpus
+            (root / "corpus.json").unlink()  # another size of the same cohort: what is there is a part of it
+        return simulate_cohort(config, root, say)
+    if (root / "corpus.json").exists():
+        return Corpus.open(root)
+    source = read_spots(
+        expand(config.path), patients=config.patients, sections=config.sections, pitch_um=config.pitch_um,
+        diameter_um=config.diameter_um, min_spot_total=config.min_spot_total, min_gene_total=config.min_gene_total,
+    )  # fmt: skip
+    return ingest(source, root, say)
+
+
+def expand(path: str) -> str:
+    """A path with its environment variables; TARIO_REAL_DATA falls back to ../shared/data where that is there."""
+    if "TARIO_REAL_DATA" in path and "TARIO_REAL_DATA" not in os.environ and Path("../shared/data").is_dir():
+        path = path.replace("$TARIO_REAL_DATA", "../shared/data")
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        raise InputError(f"{path}: the environment variable is not set; set it to the folder of your data")
+    return expanded
+
+
+def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Evaluation:
+    """Simulates or ingests, trains, predicts the held-out sections, evaluates; run again, it continues.
+
+    Writes corpus/, checkpoints/, metrics.jsonl, maps/<section>.h5ad, report.html and report.json into `workdir`.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    clock = _Clock(workdir / "seconds.json")
+    corpus = make_corpus(config.source, workdir / "corpus", say)
+    clock.note("corpus")
+    train(config, corpus, workdir, say)
+    clock.note("train")
+    predictor = load(workdir)
+    maps = {}
+    for number, name in enumerate(predictor.provenance.held_out, 1):
+        section = corpus.section(name)
+        maps[name] = predictor.predict_section(section, tissue=corpus.kind, overlap=config.evaluate.overlap)
+        maps[name].write_h5ad(workdir / "maps" / f"{name}.h5ad")
+        if number % 10 == 0 or number == len(predictor.provenance.held_out):
+            say(f"predict: {number}/{len(predictor.provenance.held_out)} held-out sections")
+    clock.note("predict")
+    evaluation = evaluate_checkpoint(
+        predictor, corpus, config.evaluate, workdir, title=config.name, maps=maps, say=say,
+        began=time.monotonic() - clock.total(),
+    )  # fmt: skip
+    clock.note("evaluate")
+    return evaluation
+
+
+class _Clock:
+    """Seconds spent in each stage, over all starts of the same job."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._spent = json.loads(path.read_text()) if path.exists() else {}
+        self._last = time.monotonic()
+
+    def note(self, stage: str) -> None:
+        now = time.monotonic()
+        self._spent[stage] = round(self._spent.get(stage, 0.0) + now - self._last, 1)
+        self._last = now
+        self._path.write_text(json.dumps(self._spent))
+
+    def total(self) -> float:
+        return sum(self._spent.values())

@@ -1,0 +1,120 @@
+"""Spatial correlation in its three forms, and the noise ceiling. Plain functions on arrays.
+
+Values of a section are [bins, genes]; nothing here knows of a model or a corpus.
+"""
+
+import numpy as np
+
+COMPOSITION_SCALE = 1e4  # counts a bin after scaling, as is usual for spots
+
+
+def pearson_by_gene(x_NxG: np.ndarray, p_NxG: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each column of x (measured) with the same column of p (predicted), float64 [G].
+
+    NaN where x is constant or not finite (undefined: left out of means); 0 where p is constant or not finite (a
+    missing prediction has no skill). Fewer than two bins: all NaN.
+    """
+    if len(x_NxG) < 2:
+        return np.full(x_NxG.shape[1], np.nan)
+    x_NxG, p_NxG = np.asarray(x_NxG, np.float64), np.asarray(p_NxG, np.float64)
+    mean_x_G, mean_p_G = x_NxG.mean(0), p_NxG.mean(0)
+    dx_NxG, dp_NxG = x_NxG - mean_x_G, p_NxG - mean_p_G
+    return correlation(
+        np.einsum("ng,ng->g", dx_NxG, dx_NxG),
+        np.einsum("ng,ng->g", dp_NxG, dp_NxG),
+        np.einsum("ng,ng->g", dx_NxG, dp_NxG),
+        len(x_NxG) * mean_x_G**2,
+        len(x_NxG) * mean_p_G**2,
+    )
+
+
+def correlation(xx, pp, xp, scale_xx, scale_pp) -> np.ndarray:
+    """r from centred sums of squares and products, with the rules for constants.
+
+    `scale_xx` and `scale_pp` are n·mean² before centring: a column whose spread is below 1e-5 of its mean is rounding
+    noise of float32, not signal, and counts as constant.
+    """
+    flat_x = ~(xx > 1e-10 * scale_xx + 1e-20)  # also true for NaN
+    flat_p = ~(np.isfinite(pp) & (pp > 1e-10 * scale_pp + 1e-20))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = np.clip(xp / np.sqrt(xx * pp), -1.0, 1.0)
+    return np.where(flat_x, np.nan, np.where(flat_p, 0.0, r))
+
+
+def composition(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:
+    """log1p of values scaled to 1e4 a bin, [N, G]. `total_N` is over the whole measured panel; total 0 gives 0."""
+    scale_N = np.where(total_N > 0, COMPOSITION_SCALE / np.where(total_N > 0, total_N, 1.0), 0.0)
+    return np.log1p(np.maximum(values_NxG, 0.0) * scale_N[:, None])
+
+
+def expected_composition(rates_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:
+    """E[log1p(1e4 n / total)] for n ~ Poisson(rate), with the predicted total held fixed, [N, G].
+
+    The sum over n runs up to 40; rates above 16 use the second-order expansion around the mean instead
+    (their sums would be cut, and there the expansion is good to about 1e-3).
+    """
+    rates_NxG = np.maximum(np.asarray(rates_NxG, np.float64), 0.0)
+    scale_N = np.where(total_N > 0, COMPOSITION_SCALE / np.where(total_N > 0, total_N, 1.0), 0.0)
+    small_NxG = np.minimum(rates_NxG, 16.0)
+    pmf_NxG = np.exp(-small_NxG)
+    mean_NxG = np.zeros_like(rates_NxG)
+    for n in range(1, 41):
+        pmf_NxG *= small_NxG / n
+        mean_NxG += pmf_NxG * np.log1p(n * scale_N)[:, None]
+    scaled_NxG = rates_NxG * scale_N[:, None]
+    spread_NxG = 0.5 * scaled_NxG * scale_N[:, None] / (1.0 + scaled_NxG) ** 2
+    return np.where(rates_NxG > 16.0, np.log1p(scaled_NxG) - spread_NxG, mean_NxG)
+
+
+def pearson_residuals(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:
+    """(value − expected) / sqrt(expected) with expected = bin's total × the section's share of the gene, [N, G].
+
+    A gene that is zero in the whole section is zero throughout (constant). Differences below 1e-5 of the expected
+    value are float32 rounding and are set to 0, so that a pure density prediction is exactly constant.
+    """
+    values_NxG = np.asarray(values_NxG, np.float64)
+    share_G = values_NxG.sum(0) / max(float(total_N.sum()), 1e-300)
+    expected_NxG = np.maximum(total_N, 0.0)[:, None] * np.maximum(share_G, 0.0)
+    difference_NxG = values_NxG - expected_NxG
+    difference_NxG[np.abs(difference_NxG) <= 1e-5 * expected_NxG] = 0.0
+    return np.divide(
+        difference_NxG, np.sqrt(expected_NxG), out=np.zeros_like(difference_NxG), where=expected_NxG > 1e-12
+    )
+
+
+def reliability(counts_NxG: np.ndarray) -> np.ndarray:
+    """rho = 1 − mean/variance of each gene's counts in one section, unclipped, [G]; NaN for constant genes.
+
+    Under Poisson noise this is the share of the variance that is signal, and equals infinite binomial thinning.
+    Average over sections first, clip afterwards: clipping noise at zero is a bias upward.
+    """
+    counts_NxG = np.asarray(counts_NxG, np.float64)
+    if len(counts_NxG) < 2:
+        return np.full(counts_NxG.shape[1], np.nan)
+    mean_G, variance_G = counts_NxG.mean(0), counts_NxG.var(0, ddof=1)
+    return np.where(variance_G > 0, 1.0 - mean_G / np.where(variance_G > 0, variance_G, 1.0), np.nan)
+
+
+def ceiling(rho_SxG: np.ndarray) -> np.ndarray:
+    """The largest r that any prediction can reach against the counts: sqrt of the section mean of rho, [G]."""
+    return np.sqrt(np.clip(mean_defined(rho_SxG), 0.0, 1.0))
+
+
+def thin(counts_NxG: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two halves of integer counts by binomial thinning at 1/2; independent where the counts are Poisson."""
+    half_NxG = rng.binomial(counts_NxG.astype(np.int64), 0.5).astype(np.float64)
+    return half_NxG, counts_NxG - half_NxG
+
+
+def spearman_brown(r12: np.ndarray) -> np.ndarray:
+    """Reliability of the whole from the correlation of its halves: 2 r12 / (1 + r12)."""
+    r12 = np.asarray(r12, np.float64)
+    return np.where(r12 > -1.0, 2.0 * r12 / np.where(r12 > -1.0, 1.0 + r12, 1.0), -np.inf)
+
+
+def mean_defined(r_SxG: np.ndarray) -> np.ndarray:
+    """Mean over the first axis with NaN left out; NaN where nothing is defined. (No warning, unlike nanmean.)"""
+    defined = np.isfinite(r_SxG)
+    number = defined.sum(0)
+    total = np.where(defined, r_SxG, 0.0).sum(0)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)

@@ -1,0 +1,298 @@
+"""report.html (one file, offline) and report.json, written so that a killed run leaves no half of them."""
+
+import base64
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tario_jax.evaluate.controls import FORMS
+from tario_jax.evaluate.figures import Drawn
+from tario_jax.evaluate.tables import Evaluation
+
+METHODS = {  # rows of the tables, in order
+    "model": "<b>model</b>",
+    "model_expected": "model, composition as E[log1p]",
+    "own_density": "model's own density control",
+    "nuclear_density": "nuclear density",
+    "ridge": "ridge, fitted to counts",
+    "ridge_direct": "ridge, fitted to each form",
+    "displaced_1": "model read one bin away",
+    "displaced_2": "model read two bins away",
+    "shuffled": "model against turned targets",
+    "mean_composition": "mean composition",
+    "true_total": "true total (no image)",
+    "neighbours": "measurement, smoothed over neighbours",
+    "reachable": "reachable from the H&E (V)",
+    "true_rate": "true rate (T)",
+    "ceiling": "noise ceiling",
+}
+SETS = {
+    "top_moran": "Genes of highest Moran's I",
+    "top_mean": "Genes of highest mean",
+    "top_moran_c": "Genes of highest Moran-c (Moran's I of composition)",
+}
+DIFFERENCES = {
+    "model_minus_own_density": "model − own density",
+    "model_minus_nuclear_density": "model − nuclear density",
+    "model_minus_ridge": "model − ridge, fitted to counts",
+    "model_minus_ridge_direct": "model − ridge, fitted to each form",
+    "model_minus_displaced_1": "model − model one bin away",
+    "model_minus_displaced_2": "model − model two bins away",
+}
+
+
+def write_report(folder: Path, evaluation: Evaluation, figures: list[Drawn], title: str) -> Path:
+    """Writes report.json, genes.tsv (one row a gene) and report.html with the figures inside; returns the page.
+
+    The page needs no network: images are embedded, nothing is linked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "report.json", json.dumps(evaluation.report, indent=1, allow_nan=False) + "\n")
+    _write(folder / "genes.tsv", _gene_lines(evaluation.genes))
+    page = folder / "report.html"
+    _write(page, render(evaluation.report, figures, title))
+    return page
+
+
+def banners(report: dict[str, Any]) -> list[str]:
+    """What a reader must know before any number."""
+    found = []
+    if report["trained_on"] == "virtual" and report["corpus_kind"] == "real":
+        found.append("This model was trained on virtual tissue; it knows no biology. "
+                     "Its maps of real tissue are a test of the software only.")  # fmt: skip
+    elif report["trained_on"] != report["corpus_kind"]:
+        found.append(f"This model was trained on {report['trained_on']} tissue and is evaluated on "
+                     f"{report['corpus_kind']} tissue.")  # fmt: skip
+    elif report["corpus_kind"] == "virtual":
+        found.append("Virtual tissue throughout: these figures test the software and say nothing about real tumours.")
+    if report["split_by"] == "section":
+        found.append("Split by section: a patient may be on both sides of the split. "
+                     "Nothing here says that the model generalises to new patients.")  # fmt: skip
+    if report["ranked_on"] != "training sections":
+        found.append("Genes were ranked on the held-out sections themselves, since there are no training sections; "
+                     "the controls that need training are missing.")  # fmt: skip
+    return found
+
+
+def render(report: dict[str, Any], figures: list[Drawn], title: str) -> str:
+    """The whole page as HTML text."""
+    notices = "".join(f'<p class="banner">{html.escape(text)}</p>' for text in banners(report))
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        notices,
+        _tiles(report),
+        f"<p class=note>{html.escape(_summary(report))}</p>",
+        *(_picture(drawn) for drawn in figures),
+        *(_set_section(report, name, heading) for name, heading in SETS.items() if report["sets"][name]["genes"]),
+        _cohorts(report),
+        _bulk(report),
+        _left_out(report),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _tiles(report: dict[str, Any]) -> str:
+    headline, genes = report["headline"], report["headline"]["genes"]
+    tiles = [
+        ("spatial r, counts", headline["spatial_r_top100"],
+         f"ridge {_r(headline['ridge_r_top100'])} · own density {_r(headline['own_density_r_top100'])} · "
+         f"nuclear density {_r(headline['density_r_top100'])}"),
+        ("spatial r, composition", headline["composition_r_top100"],
+         f"ridge, fitted directly {_r(headline['ridge_composition_r_top100'])}"),
+        ("bulk r, log-CPM", headline["bulk_r"], f"ridge {_r(headline['ridge_bulk_r'])}"
+         if headline["bulk_r"] is not None else "needs 10 held-out patients in a cohort"),
+    ]  # fmt: skip
+    if headline["share_of_reachable_top100"] is not None:
+        tiles.append(("share of the reachable r", headline["share_of_reachable_top100"], "r(P, X) / r(V, X), counts"))
+    cells = "".join(
+        f"<div class=tile><div class=name>{name}</div><div class=figure>{_r(value)}</div>"
+        f"<div class=beside>{beside}</div></div>"
+        for name, value, beside in tiles
+    )
+    return f"<div class=tiles>{cells}</div><p class=note>Over the {genes} genes of highest Moran's I.</p>"
+
+
+def _summary(report: dict[str, Any]) -> str:
+    sections, genes, kind = report["sections"], report["genes"], report["interval"]
+    return (
+        f"{sections['held_out']} held-out sections of {sections['held_out_patients']} patients "
+        f"({sections['held_out_bins']:,} bins); {sections['train']} training sections of "
+        f"{sections['train_patients']} patients. {genes['evaluated']:,} of {genes['panel']:,} genes evaluated, "
+        f"ranked on {report['ranked_on']}. Intervals in brackets: 95 % {kind['kind']}, {kind['samples']:,} samples "
+        f"({kind['note']}). Composition: {report['composition']['scale']}, "
+        f"{report['composition']['of_the_model']}; bins with fewer than {report['composition']['min_total']} counts "
+        f"left out. Residual: {report['composition']['residual']}."
+    )
+
+
+def _set_section(report: dict[str, Any], name: str, heading: str) -> str:
+    entry = report["sets"][name]
+    rows = []
+    for method, label in METHODS.items():
+        forms = entry["methods"].get(method)
+        if forms is None:
+            continue
+        cells = "".join(f"<td>{_cell(forms.get(form))}</td>" for form in FORMS)
+        rows.append(f"<tr{' class=model' if method == 'model' else ''}><th>{label}</th>{cells}</tr>")
+    differences = "".join(
+        f"<tr><th>{label}</th>" + "".join(f"<td>{_cell(entry['differences'][key].get(f), True)}</td>" for f in FORMS)
+        + "</tr>"
+        for key, label in DIFFERENCES.items()
+        if key in entry["differences"]
+    )  # fmt: skip
+    null, thinned = entry["ceiling_check"]["null"], entry["ceiling_check"]["thinned_counts"]
+    notes = [f"Ceiling of tissue without structure: flat {_r(null['flat'])}, depth only {_r(null['depth_only'])}; "
+             f"by thinning {_r(thinned['mean_r'])} (counts, shot noise only)."]  # fmt: skip
+    excess = entry["excess_over_own_density"]
+    if excess is not None:
+        notes.append(f"Excess over the own density by gene (counts): median {_r(excess['quantiles']['50'], True)}, "
+                     f"above 0 for {_share(excess['share_above_0'])} of genes, with its interval for "
+                     f"{_share(excess['share_interval_above_0'])}.")  # fmt: skip
+    if entry["share_of_reachable"]:
+        shares = ", ".join(f"{form} {_cell(value | {'mean_r': value['share']})}"
+                           for form, value in entry["share_of_reachable"].items())  # fmt: skip
+        notes.append(f"Share of the reachable r: {shares}.")
+    nearer = entry["nearer_than_measurement"]
+    passes = ", ".join(f"{METHODS[m]} {_share(nearer[m]['share_certain'])}" for m in METHODS if m in nearer)
+    notes.append("Genes nearer to the true rate than the counts are (r &gt; rho, interval above 0; shot noise only): "
+                 f"{passes}.")  # fmt: skip
+    return (
+        f"<h2>{heading} ({entry['genes']})</h2><div class=scroll><table><thead><tr><th>mean r</th>"
+        + "".join(f"<td>{form}</td>" for form in FORMS)
+        + f"</tr></thead><tbody>{''.join(rows)}</tbody><tbody class=differences>{differences}</tbody></table></div>"
+        + "".join(f"<p class=note>{note}</p>" for note in notes)
+    )
+
+
+def _cohorts(report: dict[str, Any]) -> str:
+    shown = ("model", "ridge", "own_density", "nuclear_density", "reachable", "ceiling")
+    shown = [m for m in shown if any(m in entry["methods"] for entry in report["by_cohort"].values())]
+    rows = "".join(
+        f"<tr><th>{html.escape(cohort)} · {entry['sections']} sections, {entry['patients']} patients</th>"
+        + "".join(f"<td>{_cell(entry['methods'].get(m, {}).get('counts'))}</td>" for m in shown) + "</tr>"
+        for cohort, entry in report["by_cohort"].items()
+    )  # fmt: skip
+    head = "".join(f"<td>{METHODS[method]}</td>" for method in shown)
+    return (f"<h2>By cohort</h2><div class=scroll><table><thead><tr><th>mean r, counts, genes of highest Moran's I</th>"
+            f"{head}</tr></thead><tbody>{rows}</tbody></table></div>")  # fmt: skip
+
+
+def _bulk(report: dict[str, Any]) -> str:
+    bulk = report["bulk"]
+    rows = []
+    for cohort, entry in bulk["by_cohort"].items():
+        name = f"{html.escape(cohort)} · {entry['patients']} patients"
+        if "not_estimable" in entry:
+            reason = html.escape(entry["not_estimable"])
+            rows.append(f"<tr><th>{name}</th><td colspan=3>not estimable: {reason}</td></tr>")
+            continue
+        for form in ("counts", "log_cpm"):
+            cells = "".join(
+                f"<td>{_cell({'mean_r': v['r'], **v} if (v := entry[form].get(method)) else None)}</td>"
+                for method in ("model", "ridge", "total_only")
+            )
+            rows.append(f"<tr><th>{name}, {form.replace('_cpm', '-CPM')}</th>{cells}</tr>")
+    note = ""
+    if "pooled" in bulk:
+        pooled = bulk["pooled"]["log_cpm"]
+        note = (f"<p class=note>Pooled over cohorts ({bulk['pooled']['patients']} patients, log-CPM): model "
+                f"{_r(pooled['model'])}, the cohort's training mean {_r(pooled['cohort_mean'])}: cancer type alone "
+                "gives much of it.</p>")  # fmt: skip
+    across = bulk["per_patient_across_genes"]
+    note += (f"<p class=note>Per patient across genes: model {_r(across['model'])}, mean predictor "
+             f"{_r(across['mean_predictor'])}.</p>")  # fmt: skip
+    return ("<h2>Bulk: across patients of a cohort</h2><div class=scroll><table><thead><tr><th>mean r over genes</th>"
+            "<td>model</td><td>ridge</td><td>total only</td></tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table></div>{note}")  # fmt: skip
+
+
+def _left_out(report: dict[str, Any]) -> str:
+    skipped = report["skipped"]
+    names = ", ".join(f"{html.escape(s['section_id'])} ({s['bins']})" for s in skipped["sections"][:20])
+    lines = [
+        f"Sections with fewer than {skipped['min_bins']} bins: {len(skipped['sections'])}"
+        f"{': ' + names if names else ''}",
+        f"Bins under the minimum total, left out of composition and residual: {skipped['bins_below_min_total']:,}",
+        f"Genes constant in every held-out section (r undefined, left out): {skipped['constant_genes']:,}; "
+        f"gene × section pairs: {skipped['constant_gene_sections']:,}",
+    ]
+    missing = skipped["sections_without_prediction"]
+    if missing:
+        lines.append(f"Sections without a prediction (r = 0): {html.escape(', '.join(missing))}")
+    return "<h2>Left out</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+
+
+def _picture(drawn: Drawn) -> str:
+    data = base64.b64encode(drawn.path.read_bytes()).decode()
+    caption = html.escape(drawn.caption)
+    return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
+
+
+def _cell(estimate: dict[str, Any] | None, signed: bool = False) -> str:
+    if not estimate or estimate.get("mean_r") is None:
+        return "–"
+    text = _r(estimate["mean_r"], signed)
+    if estimate.get("sd") is not None:
+        return f"{text} <span>sd {_r(estimate['sd'])} over {estimate['runs']} runs</span>"
+    if estimate.get("low") is not None and estimate["low"] != estimate["high"]:
+        return f"{text} <span>[{_r(estimate['low'], signed)}, {_r(estimate['high'], signed)}]</span>"
+    return text
+
+
+def _r(value: float | None, signed: bool = False) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:+.3f}" if signed else f"{value:.3f}"
+    return text.replace("-", "−")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def _gene_lines(columns: dict[str, np.ndarray]) -> str:
+    names = list(columns)
+    lines = ["\t".join(names)]
+    for row in zip(*columns.values(), strict=True):
+        lines.append("\t".join(str(value) if isinstance(value, str) else f"{value:.5g}" for value in row))
+    return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1d2733;--soft:#5b6775;--rule:#dde2e7;--page:#fff;--card:#f5f7f9;--mark:#0b5cad;
+--warn:#7a4a00;--warn-page:#fff4dc}
+@media (prefers-color-scheme:dark){:root{--ink:#e6eaee;--soft:#9aa6b2;--rule:#33404c;--page:#141a20;--card:#1d252d;
+--mark:#6db1f5;--warn:#ffd58a;--warn-page:#3a2d10}}
+body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
+h1{font-size:26px;margin:0 0 14px}h2{font-size:19px;margin:38px 0 10px}
+.banner{background:var(--warn-page);color:var(--warn);border-left:4px solid;padding:10px 14px;margin:8px 0;
+font-weight:600}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:12px;margin:18px 0 6px}
+.tile{background:var(--card);border-radius:8px;padding:12px 16px}
+.name,.beside,.note,figcaption{color:var(--soft);font-size:14px}
+.figure{font-size:30px;font-weight:650;color:var(--mark);font-variant-numeric:tabular-nums}
+figure{margin:26px 0}img{max-width:100%;background:#fff;border-radius:8px}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:15px}
+th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--rule);vertical-align:top}
+th{font-weight:400}td{font-variant-numeric:tabular-nums;white-space:nowrap}td span{color:var(--soft);font-size:13px}
+thead th,thead td{color:var(--soft);font-size:13px}
+tr.model td,tr.model th{font-weight:650;color:var(--mark)}
+.differences tr:first-child th,.differences tr:first-child td{border-top:2px solid var(--rule)}
+"""

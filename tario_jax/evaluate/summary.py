@@ -1,0 +1,237 @@
+"""Scores summarised: by gene set, by cohort, and along the curve, each with its interval."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import EvaluateConfig
+from tario_jax.evaluate import noise
+from tario_jax.evaluate.comparison import MethodScores
+from tario_jax.evaluate.controls import FORMS, Measured
+from tario_jax.evaluate.curve import curve, curve_interval, curve_sizes
+from tario_jax.evaluate.intervals import Resampling, Scores, interval, lower_ends, patient_resampling, resample
+from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.ranking import Ranking
+
+CURVE_METHODS = ("model", "ridge", "own_density", "nuclear_density", "reachable")
+DIFFERENCES = (
+    ("model", "own_density"), ("model", "nuclear_density"), ("model", "ridge"), ("model", "ridge_direct"),
+    ("model", "displaced_1"), ("model", "displaced_2"),
+)  # fmt: skip
+BY_GENE = ("model", "own_density", "ridge", "neighbours")  # methods whose samples are also needed gene by gene
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every part of the report is made from; positions of genes are among `genes`."""
+
+    config: EvaluateConfig
+    sections: list
+    measured: list[Measured]
+    genes: np.ndarray
+    in_sets: np.ndarray
+    ranking: Ranking
+    scores: MethodScores
+    resampling: Resampling
+
+    @functools.cached_property
+    def rho_SxG(self) -> np.ndarray:
+        return noise.reliabilities(self.measured)
+
+    @functools.cached_property
+    def cohorts(self) -> dict[str, np.ndarray]:
+        """Positions of the held-out sections of each cohort."""
+        names = sorted({section.cohort for section in self.sections})
+        return {name: np.flatnonzero([section.cohort == name for section in self.sections]) for name in names}
+
+    def of(self, method: str, form: str) -> Scores | None:
+        return self.scores.get(method, {}).get(form)
+
+
+def set_reports(
+    context: Context, symbols: np.ndarray, shuffled: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, Any]:
+    """Every gene set with all methods, forms, intervals and paired differences.
+
+    shuffled: by form [runs, in_sets], from `comparison.score_shuffled`. Genes of several sets are resampled once.
+    """
+    in_sets, resampling = context.in_sets, context.resampling
+    columns = {name: np.searchsorted(in_sets, genes) for name, genes in context.ranking.sets.items()}
+    samples: dict[str, dict[tuple[str, str], np.ndarray]] = {name: {} for name in columns}  # mean r over the set, [B]
+    by_gene_BxI: dict[str, np.ndarray] = {}
+    for method, forms in context.scores.items():
+        for form, scores in forms.items():
+            if scores is None:
+                continue
+            r_BxI = resample(scores, in_sets, resampling)
+            if form == "counts" and method in BY_GENE:
+                by_gene_BxI[method] = r_BxI
+            for name, own in columns.items():
+                samples[name][method, form] = mean_defined(r_BxI[:, own].T)
+    rho_BxI = noise.resample_reliability(context.rho_SxG, context.measured, in_sets, resampling)
+    halves = noise.thinned(context.measured, in_sets, resampling, rng)
+    halves_BxI = {form: resample(halves[form], np.arange(len(in_sets)), resampling) for form in FORMS}
+    reports = {}
+    for name, own in columns.items():
+        thinned = {
+            form: _estimate(
+                mean_defined(noise.ceiling_from_halves(halves[form].by_gene[own])),
+                mean_defined(noise.ceiling_from_halves(halves_BxI[form][:, own]).T),
+            )
+            for form in FORMS
+        }
+        reports[name] = _set_report(
+            context, name, symbols, samples[name], {method: r_BxI[:, own] for method, r_BxI in by_gene_BxI.items()},
+            rho_BxI[:, own], thinned, {form: shuffled[form][:, own] for form in FORMS}, rng,
+        )  # fmt: skip
+    return reports
+
+
+def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, shuffled, rng) -> dict[str, Any]:
+    genes = context.ranking.sets[name]
+    methods: dict[str, dict[str, Any]] = {}
+    for (method, form), samples_B in samples.items():
+        value = mean_defined(context.of(method, form).by_gene[genes])
+        methods.setdefault(method, {})[form] = _estimate(value, samples_B)
+    methods["mean_composition"] = {form: {"mean_r": 0.0, "low": 0.0, "high": 0.0} for form in FORMS}
+    methods["shuffled"] = {
+        form: {"mean_r": float(runs.mean()), "sd": float(runs.std(ddof=1)), "runs": len(runs)}
+        for form, runs in ((form, mean_defined(shuffled[form].T)) for form in FORMS)
+    }
+    rho_G = mean_defined(context.rho_SxG[:, genes])
+    counts = _estimate(mean_defined(noise.root(rho_G)), mean_defined(noise.root(rho_BxG).T))
+    methods["ceiling"] = {**thinned, "counts": counts}
+    differences = {
+        f"{first}_minus_{second}": {
+            form: _estimate(
+                methods[first][form]["mean_r"] - methods[second][form]["mean_r"],
+                samples[first, form] - samples[second, form],
+            )
+            for form in FORMS
+            if (first, form) in samples and (second, form) in samples
+        }
+        for first, second in DIFFERENCES
+    }
+    model = {form: context.of("model", form) for form in FORMS}
+    return {
+        "genes": len(genes),
+        "symbols": symbols[genes].tolist(),
+        "undefined_genes": {form: int(np.isnan(model[form].by_gene[genes]).sum()) for form in FORMS},
+        "undefined_gene_sections": {form: int(np.isnan(model[form].r_SxG[:, genes]).sum()) for form in FORMS},
+        "methods": methods,
+        "differences": {key: value for key, value in differences.items() if value},
+        "share_of_reachable": _share(methods, samples),
+        "ceiling_check": {
+            "thinned_counts": thinned["counts"],
+            "null": noise.null_ceilings(context.measured, genes, rng),
+            "note": "shot noise only; ceilings of composition and residual come from binomial thinning",
+        },
+        "nearer_than_measurement": {
+            "note": "share of genes with r(P, X) > rho; counts, shot noise only; 'neighbours' is the measurement "
+                    "smoothed over neighbours, the bin itself left out",
+            **{
+                method: noise.nearer_than_measurement(
+                    by_gene_BxG[method], rho_BxG, context.of(method, "counts").by_gene[genes], rho_G
+                )
+                for method in BY_GENE
+                if method in by_gene_BxG
+            },
+        },
+        "excess_over_own_density": _excess(context, genes, by_gene_BxG),
+    }  # fmt: skip
+
+
+def _estimate(value: float, samples_B: np.ndarray) -> dict[str, float]:
+    low, high = interval(samples_B)
+    return {"mean_r": float(value), "low": low, "high": high}
+
+
+def _share(methods: dict, samples: dict) -> dict | None:
+    """Ratio of the means over genes of r(P, X) and r(V, X), by form; virtual tissue only."""
+    if "reachable" not in methods:
+        return None
+    return {
+        form: {
+            "share": methods["model"][form]["mean_r"] / methods["reachable"][form]["mean_r"],
+            **dict(zip(("low", "high"), interval(samples["model", form] / samples["reachable", form]), strict=True)),
+        }
+        for form in FORMS
+        if methods["reachable"].get(form) and methods["reachable"][form]["mean_r"] > 0
+    }
+
+
+def _excess(context: Context, genes: np.ndarray, by_gene_BxG: dict[str, np.ndarray]) -> dict | None:
+    """r(model) − r(own density) by gene of the set, counts: where it is not above 0 the model has learnt depth."""
+    density = context.of("own_density", "counts")
+    if density is None:
+        return None
+    excess_G = context.of("model", "counts").by_gene[genes] - density.by_gene[genes]
+    defined_G = np.isfinite(excess_G)
+    low_G = lower_ends(by_gene_BxG["model"] - by_gene_BxG["own_density"])
+    quantiles = np.percentile(excess_G[defined_G], (5, 25, 50, 75, 95)) if defined_G.any() else [np.nan] * 5
+    return {
+        "quantiles": dict(zip(("5", "25", "50", "75", "95"), map(float, quantiles), strict=True)),
+        "share_above_0": float(np.mean(excess_G[defined_G] > 0)) if defined_G.any() else float("nan"),
+        "share_interval_above_0": float(np.mean(low_G[defined_G] > 0)) if defined_G.any() else float("nan"),
+    }
+
+
+def rows_of(scores: Scores, rows: np.ndarray) -> Scores:
+    return Scores(scores.r_SxG[rows], None if scores.pairs_S is None else tuple(scores.pairs_S[s] for s in rows))
+
+
+def _cohort_resampling(context: Context, rows: np.ndarray, rng: np.random.Generator) -> Resampling:
+    """Within one cohort. A cohort with a single patient among several has no interval: its ends are NaN."""
+    if context.resampling.by == "block":
+        return context.resampling  # one patient: its cohort is everything
+    return patient_resampling([context.sections[s].patient_id for s in rows], context.config.bootstraps, rng)
+
+
+def by_cohort(context: Context, rng: np.random.Generator) -> dict[str, Any]:
+    genes = context.ranking.sets["top_moran"]
+    report = {}
+    for cohort, rows in context.cohorts.items():
+        resampling = _cohort_resampling(context, rows, rng)
+        methods: dict[str, dict[str, Any]] = {}
+        for method, forms in context.scores.items():
+            for form, scores in forms.items():
+                if scores is None:
+                    continue
+                part = rows_of(scores, rows)
+                value = mean_defined(part.by_gene[genes])
+                single = resampling.by == "patient" and resampling.patients < 2
+                samples_B = np.array([np.nan]) if single else mean_defined(resample(part, genes, resampling).T)
+                methods.setdefault(method, {})[form] = _estimate(value, samples_B)
+        methods["ceiling"] = {
+            "counts": {"mean_r": float(mean_defined(noise.root(mean_defined(context.rho_SxG[rows][:, genes]))))}
+        }
+        report[cohort] = {"sections": len(rows), "patients": resampling.patients, "methods": methods}
+    return report
+
+
+def curves(context: Context, rng: np.random.Generator) -> dict[str, Any]:
+    """Curves over k in counts, for all held-out sections and by cohort; intervals for the model and ridge."""
+    order = context.ranking.order
+    if not len(order):
+        return {"k": [], "cohorts": {}}
+    sizes_K = curve_sizes(len(order))
+    groups = {"all": np.arange(len(context.sections)), **context.cohorts}
+    report = {}
+    for cohort, rows in groups.items():
+        resampling = context.resampling if cohort == "all" else _cohort_resampling(context, rows, rng)
+        lines = {}
+        for method in CURVE_METHODS:
+            scores = context.of(method, "counts")
+            if scores is None:
+                continue
+            part = rows_of(scores, rows)
+            lines[method] = {"mean_r": curve(part.by_gene, order, sizes_K).tolist()}
+            if method == "model" and (resampling.by == "block" or resampling.patients > 1):
+                low_K, high_K = curve_interval(part, order, sizes_K, resampling)
+                lines[method] |= {"low": low_K.tolist(), "high": high_K.tolist()}
+        root_G = noise.root(mean_defined(context.rho_SxG[rows]))
+        lines["ceiling"] = {"mean_r": curve(root_G, order, sizes_K).tolist()}
+        report[cohort] = {"sections": len(rows), "patients": resampling.patients, "methods": lines}
+    return {"k": sizes_K.tolist(), "ranked_by": "Moran's I of counts", "cohorts": report}

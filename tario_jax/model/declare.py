@@ -1,0 +1,31 @@
+"""One declaration a parameter: shape, logical axes and scale of its start."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Calibration(nnx.Variable):
+    """A statistic of the training data that is set before step 0 and never trained."""
+
+
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, gain: float = 1.0) -> nnx.Param:
+    """A float32 parameter from a normal truncated at two deviations, of variance gain² / fan_in."""
+    # 0.8796 is the deviation of a standard normal that is cut at ±2
+    start = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
+    return nnx.Param(start * (gain / fan_in**0.5 / 0.8796), axes=axes)
+
+
+def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx.Param:
+    return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
+
+
+def statistic(shape: tuple[int, ...], value: float) -> Calibration:
+    return Calibration(jnp.full(shape, value, jnp.float32), axes=("vector",) * len(shape))
+
+
+def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x / rms(x) · scale over the last axis, computed in float32, in x's dtype."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    return (normed * scale).astype(x.dtype)

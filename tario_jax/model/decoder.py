@@ -1,0 +1,90 @@
+"""The decoder: layers of visibility attention and gated MLPs, scanned.
+
+Two streams: tokens that are seen (H&E and contents) and queries that nobody sees. Both are updated by the same
+layers; keys and values are made for the first stream only.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tario_jax.config import ModelConfig
+from tario_jax.model.declare import constant, rms_norm, weight
+from tario_jax.ops.attention import attention
+from tario_jax.ops.rotary import rotate
+from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
+
+_SHORTEST_UM, _LONGEST_UM = 16.0, 8192.0
+
+
+class Decoder(nnx.Module):
+    """Layers stacked along the first axis of every parameter."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        L, d, H, K, D, F = (
+            config.layers, config.width, config.heads, config.kv_heads, config.head_dim, config.mlp_width,
+        )  # fmt: skip
+        out_gain = (2 * L) ** -0.5  # residual branches add up to variance 1
+        self.attention_norm = constant((L, d), ("layers", "vector"), 1.0)
+        self.q = weight(rngs, (L, d, H, D), ("layers", "embed", "heads", "head_dim"), d)
+        self.k = weight(rngs, (L, d, K, D), ("layers", "embed", "kv_heads", "head_dim"), d)
+        self.v = weight(rngs, (L, d, K, D), ("layers", "embed", "kv_heads", "head_dim"), d)
+        self.q_norm = constant((L, D), ("layers", "vector"), 1.0)
+        self.k_norm = constant((L, D), ("layers", "vector"), 1.0)
+        self.attention_out = weight(rngs, (L, H, D, d), ("layers", "heads", "head_dim", "embed"), H * D, out_gain)
+        self.mlp_norm = constant((L, d), ("layers", "vector"), 1.0)
+        self.mlp_gate = weight(rngs, (L, d, F), ("layers", "embed", "mlp"), d)
+        self.mlp_in = weight(rngs, (L, d, F), ("layers", "embed", "mlp"), d)
+        self.mlp_out = weight(rngs, (L, F, d), ("layers", "mlp", "embed"), F, out_gain)
+
+    def __call__(self, seen_BxSxd, queries_BxQxd, seen_xy_um, query_xy_um, visibility: dict[str, tuple]):
+        """Both streams after all layers.
+
+        seen_xy_um [B, S, 2], query_xy_um [B, Q, 2]: places; visibility: for "global" and "local" layers a pair
+        (QueryVisibility of seen tokens then queries, KeyVisibility of seen tokens).
+        """
+        config = self.config
+        stacked = {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+        period = len(config.pattern)
+        stacked = {name: value.reshape(-1, period, *value.shape[1:]) for name, value in stacked.items()}
+        S = seen_BxSxd.shape[1]
+        xy_um = jnp.concatenate([seen_xy_um, query_xy_um], 1)
+        x = jnp.concatenate([seen_BxSxd, queries_BxQxd], 1)
+
+        def layers_of_a_period(x, weights):
+            for number, kind in enumerate(config.pattern):
+                layer = {name: value[number] for name, value in weights.items()}
+                x = _layer(layer, x, S, xy_um, visibility[kind], config)
+            return x, None
+
+        x, _ = jax.lax.scan(_remat(config.remat)(layers_of_a_period), x, stacked)
+        return x[:, :S], x[:, S:]
+
+
+def _layer(p: dict, x_BxAxd, seen: int, xy_um, visibility: tuple[QueryVisibility, KeyVisibility], config: ModelConfig):
+    """One layer over all A = S + Q tokens; the first `seen` of them have keys and values."""
+    dtype = x_BxAxd.dtype
+    h = rms_norm(x_BxAxd, p["attention_norm"])
+    turn = functools.partial(rotate, shortest_um=_SHORTEST_UM, longest_um=_LONGEST_UM)
+    q = rms_norm(jnp.einsum("bad,dhk->bahk", h, p["q"].astype(dtype)), p["q_norm"])
+    k = rms_norm(jnp.einsum("bsd,dhk->bshk", h[:, :seen], p["k"].astype(dtype)), p["k_norm"])
+    v = jnp.einsum("bsd,dhk->bshk", h[:, :seen], p["v"].astype(dtype))
+    read = attention(
+        turn(q, xy_um), turn(k, xy_um[:, :seen]), v, *visibility,
+        strategy=config.attention, block=config.attention_block,
+    )  # fmt: skip
+    x = x_BxAxd + jnp.einsum("bahk,hkd->bad", read, p["attention_out"].astype(dtype))
+    h = rms_norm(x, p["mlp_norm"])
+    hidden = jax.nn.silu(h @ p["mlp_gate"].astype(dtype)) * (h @ p["mlp_in"].astype(dtype))
+    return x + hidden @ p["mlp_out"].astype(dtype)
+
+
+def _remat(policy: str):
+    if policy == "none":
+        return lambda layer: layer
+    if policy == "full":
+        return jax.checkpoint
+    return functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("attention_out"))

@@ -1,0 +1,128 @@
+"""One encoder a modality: H&E patches, contents of bins, queries of bins."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tario_jax.config import ModelConfig
+from tario_jax.model.declare import constant, rms_norm, statistic, weight
+from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
+from tario_jax.tokens.batch import Batch
+
+
+class HEEncoder(nnx.Module):
+    """One token a patch: a small convolutional stem on stain densities beside fixed stain and texture statistics."""
+
+    def __init__(self, config: ModelConfig, patch_px: int, rngs: nnx.Rngs):
+        d, c, features = config.width, config.stem_width, texture_count()
+        self.stride = stem_stride(patch_px)
+        self.cells = patch_px // self.stride
+        self.density_mean = statistic((3,), 0.0)
+        self.density_scale = statistic((3,), 1.0)
+        self.texture_mean = statistic((features,), 0.0)
+        self.texture_scale = statistic((features,), 1.0)
+        inside = self.stride**2 * 3
+        self.stem_in = weight(rngs, (inside, c), ("pixels", "stem"), inside)
+        self.stem_bias = constant((c,), ("vector",), 0.0)
+        self.stem_conv = weight(rngs, (9 * c, c), ("pixels", "stem"), 9 * c)
+        self.stem_conv_bias = constant((c,), ("vector",), 0.0)
+        self.stem_out = weight(rngs, (self.cells**2 * c, d), ("pixels", "embed"), self.cells**2 * c, gain=0.5)
+        self.texture_in = weight(rngs, (features, d), ("features", "embed"), features)
+        self.texture_bias = constant((d,), ("vector",), 0.0)
+        self.texture_hidden = weight(rngs, (d, d), ("hidden", "stem"), d)
+
+    def standardised(self, batch: Batch) -> jax.Array:
+        """Stain densities in deviations from training tissue: float32 [B, T, P, px, px, 3]."""
+        gain = batch.stain_gain_BxTx2[:, :, None, None, None, :]
+        density = stain_densities(batch.he_BxTxPxYxXx3, gain)
+        return (density - self.density_mean[...]) / self.density_scale[...]
+
+    def __call__(self, batch: Batch, dtype: jnp.dtype) -> jax.Array:
+        """Tokens [B, T, P, d]."""
+        density = jax.lax.stop_gradient(self.standardised(batch))
+        texture = (texture_statistics(density) - self.texture_mean[...]) / self.texture_scale[...]
+        texture = jnp.clip(texture, -6.0, 6.0).astype(dtype)
+        B, T, P = density.shape[:3]
+        n, s = self.cells, self.stride
+        cells = density.astype(dtype).reshape(B * T * P, n, s, n, s, 3).transpose(0, 1, 3, 2, 4, 5)
+        cells = jax.nn.gelu(cells.reshape(-1, n, n, s * s * 3) @ self.stem_in[...].astype(dtype)
+                            + self.stem_bias[...].astype(dtype))  # fmt: skip
+        # a 3 × 3 convolution as one product: XLA's gradient of small convolutions on CPU is many times slower
+        padded = jnp.pad(cells, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        around = jnp.concatenate([padded[:, i : i + n, j : j + n] for i in range(3) for j in range(3)], -1)
+        mixed = around @ self.stem_conv[...].astype(dtype)
+        cells = cells + jax.nn.gelu(mixed + self.stem_conv_bias[...].astype(dtype))
+        seen = cells.reshape(B, T, P, -1) @ self.stem_out[...].astype(dtype)
+        known = jax.nn.gelu(texture @ self.texture_in[...].astype(dtype) + self.texture_bias[...].astype(dtype))
+        return seen + known @ self.texture_hidden[...].astype(dtype)
+
+
+def stem_stride(patch_px: int) -> int:
+    """Side of the stem's first cells: the divisor of the patch nearest to 6 px."""
+    return min((s for s in range(1, patch_px + 1) if patch_px % s == 0), key=lambda s: abs(s - 6))
+
+
+class BinEncoder(nnx.Module):
+    """Tokens of bins: what one holds (content), and where one is and what H&E lies under it (query)."""
+
+    def __init__(self, config: ModelConfig, genes_padded: int, rngs: nnx.Rngs, *, content: bool):
+        d, r = config.width, config.gene_dim
+        self.chunk = config.loss_chunk
+        self.query_size = weight(rngs, (2, d), ("features", "embed"), 2)
+        self.query_he = weight(rngs, (d, d), ("hidden", "stem"), d)
+        self.query_norm = constant((d,), ("vector",), 1.0)
+        if not content:
+            return
+        self.tied = config.tie_genes
+        if not self.tied:
+            self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r)
+        self.content_in = weight(rngs, (r, d), ("gene_dim", "stem"), r)
+        self.content_total = weight(rngs, (2, d), ("features", "embed"), 2)
+
+    def content(self, batch: Batch, head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Content tokens [B, T, N, d]: the bin's counts against the mean composition, its total and its size.
+
+        A bin's composition enters as variance-stabilised residuals (square roots) of its measured genes from the mean
+        composition at its total, read through the gene table; dense counts exist for one chunk of bins at a time.
+        """
+        B, T, N = batch.bin_step_BxTxN.shape
+        table = head_table_Gxr if self.tied else self.gene_table[...]
+        frequency_G = jax.lax.stop_gradient(jax.nn.softmax(gene_bias_G))
+        window_BxQ = jnp.repeat(jnp.maximum(batch.segment_BxT, 0), N, axis=1)
+        chunks = -(-T * N // self.chunk)
+        window_BxQ = jnp.pad(window_BxQ, ((0, 0), (0, chunks * self.chunk - T * N)))
+
+        @jax.checkpoint  # the dense counts of a chunk are made again in the backward pass
+        def one(first):
+            slot = batch.count_bin_BxC - first
+            slot = jnp.where((slot >= 0) & (slot < self.chunk), slot, self.chunk)
+            row = jnp.arange(B)[:, None]
+            zeros = jnp.zeros((B, self.chunk, table.shape[0]), jnp.float32)
+            counts_BxNxG = zeros.at[row, slot, batch.count_gene_BxC].add(batch.count_BxC, mode="drop")
+            total = counts_BxNxG.sum(-1, keepdims=True)
+            window = jax.lax.dynamic_slice_in_dim(window_BxQ, first, self.chunk, axis=1)
+            measured_BxNxG = batch.measured_gene_BxWxG[row, window]
+            residual = jnp.sqrt(counts_BxNxG + 0.375) - jnp.sqrt(total * frequency_G + 0.375)
+            residual = jnp.where(measured_BxNxG, residual, 0.0)
+            held = residual.astype(dtype) @ table.astype(dtype)
+            return held, total[..., 0]
+
+        held, total = jax.lax.map(one, jnp.arange(chunks) * self.chunk)
+        held = held.transpose(1, 0, 2, 3).reshape(B, -1, table.shape[1])[:, : T * N].reshape(B, T, N, -1)
+        total = total.transpose(1, 0, 2).reshape(B, -1)[:, : T * N].reshape(B, T, N)
+        size = batch.bin_size_um_BxTxN
+        density = jnp.log((total + 0.5) / (size * size * jnp.maximum(batch.bin_measured_BxTxN, 0.05)))
+        place = jnp.stack([density, jnp.log(size / 36.0)], -1).astype(dtype)
+        return held @ self.content_in[...].astype(dtype) + place @ self.content_total[...].astype(dtype)
+
+    def query(self, batch: Batch, he_BxTxPxd: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Query tokens [B, T, N, d]: the bin's size and the mean of the H&E tokens under it."""
+        B, T, P, d = he_BxTxPxd.shape
+        flat = he_BxTxPxd.reshape(B, T * P, d)
+        patch, share = batch.pool_patch_BxTxNxM, batch.pool_weight_BxTxNxM
+        under = jnp.take_along_axis(flat, patch.reshape(B, -1, 1), axis=1).reshape(*patch.shape, d)
+        under = jnp.einsum("btnmd,btnm->btnd", under, share.astype(dtype))
+        under = rms_norm(under, self.query_norm[...]) @ self.query_he[...].astype(dtype)
+        size = jnp.log(batch.bin_size_um_BxTxN / 36.0)
+        place = jnp.stack([jnp.ones_like(size), size], -1).astype(dtype)
+        return under + place @ self.query_size[...].astype(dtype)

@@ -1,0 +1,114 @@
+"""The model: encoders, decoder, gene head."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tario_jax.config import ModelConfig
+from tario_jax.model.declare import constant, rms_norm, weight
+from tario_jax.model.decoder import Decoder
+from tario_jax.model.encoders import BinEncoder, HEEncoder
+from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, count_nll, log_rates
+from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
+from tario_jax.tokens.batch import Batch
+
+
+class Predicted(NamedTuple):
+    """What the decoder says of each bin before the gene axis is opened; Q = T·N bin slots of a row."""
+
+    gene_BxQxr: jax.Array
+    log_total_BxQ: jax.Array
+
+
+class Tario(nnx.Module):
+    """H&E and contents of bins in, rates of every gene in every queried bin out."""
+
+    def __init__(self, config: ModelConfig, genes_padded: int, patch_px: int, *, content: bool, rngs: nnx.Rngs):
+        """genes_padded: padded length of the panel; content: whether bins are ever read (False: one-shot only)."""
+        d, r = config.width, config.gene_dim
+        self.config, self.reads_content = config, content
+        self.he_encoder = HEEncoder(config, patch_px, rngs)
+        self.bin_encoder = BinEncoder(config, genes_padded, rngs, content=content)
+        self.decoder = Decoder(config, rngs)
+        self.head_norm = constant((d,), ("vector",), 1.0)
+        self.gene_in = weight(rngs, (d, r), ("hidden", "stem"), d)
+        self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r, gain=0.5)
+        self.gene_bias = constant((genes_padded,), ("genes",), 0.0)
+        self.total_weight = weight(rngs, (d,), ("vector",), d, gain=0.1)
+        self.total_bias = constant((), (), 0.0)  # log detections per µm²
+
+    def dtype(self) -> jnp.dtype:
+        """Of the layers' arithmetic; parameters and accumulators are float32."""
+        choice = self.config.compute_dtype
+        if choice == "auto":
+            choice = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return jnp.dtype(choice)
+
+    def __call__(self, batch: Batch) -> Predicted:
+        """Every bin slot of the batch, predicted from what its query may see."""
+        dtype = self.dtype()
+        he_BxTxPxd = self.he_encoder(batch, dtype)
+        queries = self.bin_encoder.query(batch, he_BxTxPxd, dtype)
+        B, T, N, d = queries.shape
+        tokens, places = [he_BxTxPxd], [batch.patch_xy_um_BxTxPx2]
+        if self.reads_content:
+            tokens.append(self.bin_encoder.content(batch, self.gene_table[...], self.gene_bias[...], dtype))
+            places.append(batch.bin_xy_um_BxTxNx2)
+        # tile by tile: a tile's H&E beside its contents
+        seen = jnp.concatenate(tokens, 2).reshape(B, -1, d)
+        seen_xy = jnp.concatenate(places, 2).reshape(B, -1, 2)
+        visibility = {kind: visibilities(batch, self.reads_content, local=kind == "local")
+                      for kind in set(self.config.pattern)}  # fmt: skip
+        _, queries = self.decoder(seen, queries.reshape(B, T * N, d), seen_xy,
+                                  batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility)  # fmt: skip
+        h = rms_norm(queries, self.head_norm[...])
+        log_density = h.astype(jnp.float32) @ self.total_weight[...] + self.total_bias[...]
+        area_um2 = batch.bin_size_um_BxTxN**2 * jnp.maximum(batch.bin_measured_BxTxN, 1e-3)
+        return Predicted(h @ self.gene_in[...].astype(dtype), log_density + jnp.log(area_um2).reshape(B, T * N))
+
+    def loss(self, batch: Batch) -> CountNLL:
+        """Negative log-likelihood of the batch's counts, as sums over its bins."""
+        said = self(batch)
+        B, T, N = batch.bin_step_BxTxN.shape
+        counts = SparseCounts(batch.count_bin_BxC, batch.count_gene_BxC, batch.count_BxC)
+        return count_nll(
+            said.gene_BxQxr, self.gene_table[...].astype(said.gene_BxQxr.dtype), self.gene_bias[...],
+            said.log_total_BxQ, counts, batch.bin_measured_BxTxN.reshape(B, T * N) > 0,
+            batch.measured_gene_BxWxG, _window_of_bin(batch), chunk=self.config.loss_chunk,
+        )  # fmt: skip
+
+    def rates(self, batch: Batch) -> jax.Array:
+        """Expected detections in every bin slot, float32 [B, T·N, G]; 0 for genes that the window does not measure."""
+        said = self(batch)
+        return jnp.exp(log_rates(said.gene_BxQxr, self.gene_table[...].astype(said.gene_BxQxr.dtype),
+                                 self.gene_bias[...], said.log_total_BxQ, batch.measured_gene_BxWxG,
+                                 _window_of_bin(batch)))  # fmt: skip
+
+
+def _window_of_bin(batch: Batch) -> jax.Array:
+    """Window of the row that each bin slot belongs to, int32 [B, T·N]."""
+    return jnp.repeat(jnp.maximum(batch.segment_BxT, 0), batch.bin_step_BxTxN.shape[2], axis=1)
+
+
+def visibilities(batch: Batch, content: bool, *, local: bool) -> tuple[QueryVisibility, KeyVisibility]:
+    """The three integers of all tokens: seen ones (H&E, then contents, tile by tile) and queries, in that order.
+
+    H&E reads and writes at 0; content of group s reads and writes at s; a query of group s reads at s − 1.
+    Padding has segment −1. Local layers take the tile's number in place of the window's.
+    """
+    B, T, N = batch.bin_step_BxTxN.shape
+    P = batch.he_BxTxPxYxXx3.shape[2]
+    segment_BxT = jnp.where(batch.segment_BxT >= 0, batch.tile_BxT if local else batch.segment_BxT, -1)
+    he_segment = jnp.broadcast_to(segment_BxT[:, :, None], (B, T, P))
+    bin_segment = jnp.where(batch.bin_measured_BxTxN > 0, segment_BxT[:, :, None], -1)
+    segments, steps = [he_segment], [jnp.zeros_like(he_segment)]
+    if content:
+        segments.append(bin_segment)
+        steps.append(batch.bin_step_BxTxN)
+    segment = jnp.concatenate(segments, 2).reshape(B, -1)
+    step = jnp.concatenate(steps, 2).reshape(B, -1)
+    q_segment = jnp.concatenate([segment, bin_segment.reshape(B, -1)], 1)
+    q_read = jnp.concatenate([step, batch.bin_step_BxTxN.reshape(B, -1) - 1], 1)
+    return QueryVisibility(q_segment, q_read), KeyVisibility(segment, step)

@@ -1,0 +1,50 @@
+"""The mesh: replica, fsdp, context, tensor."""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tario_jax.config import InputError, MeshConfig
+
+AXES = ("replica", "fsdp", "context", "tensor")
+BATCH_AXES = ("replica", "fsdp")  # rows of a batch are split over these
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices of the run; −1 takes what the other axes leave.
+
+    Raises `InputError` where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if -1 in sizes or math.prod(sizes) != len(devices):
+        stated = ", ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
+        raise InputError(f"--config.mesh: {stated} does not multiply to {len(devices)} devices")
+    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over replica × fsdp; everything else of a batch is whole on each device."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_rows(mesh: Mesh, rows: int) -> None:
+    """Raises `InputError` where the rows of a batch cannot be split over replica × fsdp."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if rows % parts:
+        raise InputError(f"--config.data.rows={rows}: expected a multiple of replica × fsdp = {parts}")
+
+
+def local_rows(mesh: Mesh, rows: int) -> range:
+    """Rows of the global batch that the devices of this process hold."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+    spans = {index[0].indices(rows)[:2] for index in indices.values()}
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    if sum(stop - start for start, stop in spans) != last - first:
+        raise InputError("--config.mesh: this process's rows of the batch do not lie side by side; reorder the mesh")
+    return range(first, last)

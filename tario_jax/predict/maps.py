@@ -1,0 +1,110 @@
+"""Gene maps: predicted rates of every gene of the model at places of one section."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.panel import Panel
+
+FORMAT_VERSION = 1
+VIRTUAL_BANNER = (
+    "This model was trained on virtual tissue and knows no biology: its maps of real tissue show that the software "
+    "runs, nothing else."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneMaps:
+    """Expected detections of every gene at N places (bins or spots) of a section.
+
+    x_um_N, y_um_N: centres in the section's frame; size_um: side of the square that a place stands for (for a spot:
+    of the square of the same area); he_um_per_px: of the full-resolution H&E.
+    """
+
+    section: str
+    panel: Panel
+    x_um_N: np.ndarray
+    y_um_N: np.ndarray
+    size_um: float
+    rates_NxG: np.ndarray  # float32, expected detections per place
+    he_um_per_px: float
+    trained_on: str  # virtual or real
+    tissue: str  # kind of the tissue that was predicted: virtual or real
+    names_N: tuple[str, ...] = ()  # of the places, where the platform names its spots
+
+    @property
+    def banner(self) -> str:
+        return VIRTUAL_BANNER if self.trained_on == "virtual" and self.tissue == "real" else ""
+
+    def gene(self, symbol: str) -> np.ndarray:
+        """Rates of one gene, float32 [N]."""
+        if symbol not in self.panel.index:
+            raise InputError(f"gene {symbol!r} is not in the model's panel of {len(self.panel)} genes")
+        return self.rates_NxG[:, self.panel.index[symbol]]
+
+    def names(self) -> list[str]:
+        return list(self.names_N) or [f"{x:.1f}_{y:.1f}" for x, y in zip(self.x_um_N, self.y_um_N, strict=True)]
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "format": "tario gene maps",
+            "format_version": FORMAT_VERSION,
+            "section": self.section,
+            "panel_hash": self.panel.hash,
+            "trained_on": self.trained_on,
+            "tissue": self.tissue,
+            "banner": self.banner,
+            "unit": "expected detections per place",
+            "size_um": float(self.size_um),
+            "he_um_per_px": float(self.he_um_per_px),
+        }
+
+    def to_anndata(self):
+        """As AnnData: obs = places with x_um and y_um, var_names = symbols, obsm['spatial'] in full-resolution px."""
+        try:
+            import anndata
+            import pandas
+        except ImportError:
+            raise InputError("AnnData is not installed; pip install 'tario-jax[io]'") from None
+        obs = pandas.DataFrame(
+            {"x_um": self.x_um_N, "y_um": self.y_um_N, "size_um": np.full(len(self.x_um_N), self.size_um)},
+            index=self.names(),
+        )
+        maps = anndata.AnnData(self.rates_NxG, obs=obs, var=pandas.DataFrame(index=list(self.panel.symbols)))
+        maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px
+        maps.uns["tario"] = self.metadata()
+        return maps
+
+    def write_h5ad(self, path: Path) -> None:
+        """Writes AnnData; the file is absent or whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        self.to_anndata().write_h5ad(partial)
+        partial.replace(path)
+
+    def write_table(self, path: Path) -> None:
+        """Writes places × genes with expected counts: .parquet, or .tsv / .csv with the metadata in '#' lines."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        places = {"place": self.names(), "x_um": self.x_um_N, "y_um": self.y_um_N}
+        table = pa.table(places | dict(zip(self.panel.symbols, self.rates_NxG.T, strict=True)))
+        table = table.replace_schema_metadata({f"tario.{name}": str(value) for name, value in self.metadata().items()})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        if path.suffix == ".parquet":
+            pq.write_table(table, partial)
+        elif path.suffix in (".tsv", ".csv"):
+            separator = "\t" if path.suffix == ".tsv" else ","
+            with partial.open("w") as file:
+                file.writelines(f"# {name}: {value}\n" for name, value in self.metadata().items())
+                file.write(separator.join(table.column_names) + "\n")
+                for name, x, y, rates in zip(places["place"], self.x_um_N, self.y_um_N, self.rates_NxG, strict=True):
+                    cells = [name, f"{x:.2f}", f"{y:.2f}", *(f"{rate:.6g}" for rate in rates)]
+                    file.write(separator.join(cells) + "\n")
+        else:
+            raise InputError(f"--table={path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")
+        partial.replace(path)

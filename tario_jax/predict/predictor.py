@@ -1,0 +1,209 @@
+"""Rates of every gene from the H&E alone, for a section or an image, blended over windows."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tario_jax.config import DataConfig, InputError
+from tario_jax.corpus.read import Section
+from tario_jax.model.build import build
+from tario_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
+from tario_jax.predict.maps import GeneMaps
+from tario_jax.predict.tissue import ImageSection
+from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
+from tario_jax.tokens.pipeline import densest_spots
+from tario_jax.tokens.window import read_window
+from tario_jax.train.checkpoint import Checkpoints, Provenance, find_checkpoint
+from tario_jax.train.state import abstract_state, make_optimiser, to_devices
+
+
+class Predictor:
+    """A trained model, ready to predict. Made by `load`."""
+
+    def __init__(self, provenance: Provenance, parameters, calibration, *, allow_virtual_model: bool = False):
+        self.provenance = provenance
+        self.panel = provenance.panel
+        self.allow_virtual_model = allow_virtual_model
+        config = provenance.config
+        self._mesh = make_mesh(dataclasses.replace(config.mesh, replica=1, fsdp=-1))
+        built = build(config.model, len(self.panel), config.data.patch_px, content=not config.data.one_shot)
+        shardings = built.shardings(self._mesh)
+        self._parameters, self._calibration = jax.device_put((parameters, calibration), shardings)
+
+        def rates(parameters, calibration, batch):
+            return built.merge(parameters, calibration).rates(batch)
+
+        self._rates = jax.jit(rates, in_shardings=(*shardings, batch_sharding(self._mesh)))
+
+    @property
+    def trained_on(self) -> str:
+        """Kind of tissue that the model learnt from: virtual or real."""
+        return self.provenance.trained_on
+
+    def predict(
+        self, image: np.ndarray, um_per_px: float, *, bin_um: float | None = None, tissue: str = "real",
+        overlap: float = 0.5, force: bool = False,
+    ) -> GeneMaps:  # fmt: skip
+        """Gene maps of an H&E image.
+
+        image: uint8 RGB [H, W, 3]; um_per_px: its scale, 0.1 to 1.2 unless `force`; bin_um: side of the bins, that of
+        training by default; tissue: "real", or "virtual" for an image of virtual tissue. An image is real tissue unless
+        it is said to be virtual, and a model of virtual tissue predicts real tissue only if it was loaded with
+        allow_virtual_model=True. Raises `InputError`.
+        """
+        section = ImageSection(image, um_per_px, genes=len(self.panel), force=force)
+        return self.predict_section(section, tissue=tissue, bin_um=bin_um, overlap=overlap)
+
+    def predict_section(
+        self, section: Section | ImageSection, *, tissue: str, bin_um: float | None = None, overlap: float = 0.5,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> GeneMaps:  # fmt: skip
+        """Gene maps of a section of the corpus (its spots where it has some, else square bins) from its H&E alone.
+
+        A place that several windows hold gets their mean, weighed towards the middle of a window.
+        """
+        if tissue not in ("virtual", "real"):
+            raise InputError(f"tissue is {tissue!r}; expected 'virtual' or 'real'")
+        if self.trained_on == "virtual" and tissue == "real" and not self.allow_virtual_model:
+            raise InputError(
+                f"{section.id}: is real tissue, and this model was trained on virtual tissue and knows no biology; "
+                "use --allow-virtual-model (allow_virtual_model=True) if you only want to see it run"
+            )
+        data = self.provenance.config.data
+        data = dataclasses.replace(data, bin_um=bin_um or data.bin_um, windows_per_row=1, groups=((1, 1.0),))
+        places = _SpotPlaces(section, data) if section.spots is not None else _BinPlaces(section, data)
+        layout = make_layout(data, len(self.panel), bins_per_tile=places.per_tile, largest_bin_um=places.size_um,
+                             count_capacity=1)  # fmt: skip
+        rows = self._rows(data)
+        summed_NxG = np.zeros((len(places.x_um_N), len(self.panel)), np.float32)
+        weights_N = np.zeros(len(places.x_um_N), np.float64)
+        corners = places.corners(overlap)
+        unused = np.random.default_rng(0)  # one group: no order is drawn
+        for first in range(0, len(corners), rows):
+            some = corners[first : first + rows]
+            windows = [self._window(section, corner, data) for corner in some]
+            batch = tokenise([[window] for window in windows] + [[]] * (rows - len(some)), data, layout,
+                             np.ones((rows, 1), int), [[unused]] * rows)  # fmt: skip
+            rates = np.asarray(self._rates(self._parameters, self._calibration, to_devices(batch, self._mesh)))
+            for row, (x_um, y_um) in enumerate(some):
+                valid = batch.bin_measured_BxTxN[row].ravel() > 0
+                x, y = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[valid].astype(np.float64).T
+                number = places.number(x + x_um, y + y_um)
+                weight = _towards_middle(x, y, data.window_um)
+                summed_NxG[number] += weight[:, None] * rates[row, valid, : len(self.panel)]
+                weights_N[number] += weight
+            if progress is not None:
+                progress(min(first + rows, len(corners)), len(corners))
+        if not weights_N.all():
+            raise InputError(f"{section.id}: {int((weights_N == 0).sum())} places lie in no window; lower the overlap")
+        summed_NxG /= weights_N[:, None].astype(np.float32)
+        names = section.spots.name_N if section.spots is not None else ()
+        return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
+                        section.he_um_per_px, self.trained_on, tissue, names)  # fmt: skip
+
+    def _window(self, section, corner: tuple[float, float], data: DataConfig):
+        window = read_window(section, *corner, data, with_counts=False)
+        # the model predicts its own panel, whatever the section measured
+        return dataclasses.replace(window, measured_gene_G=np.ones(len(self.panel), bool))
+
+    def _rows(self, data: DataConfig) -> int:
+        parts = int(np.prod([self._mesh.shape[axis] for axis in BATCH_AXES]))
+        return max(parts, data.rows // parts * parts)
+
+
+def load(path: Path | str, *, allow_virtual_model: bool = False) -> Predictor:
+    """The newest checkpoint of a workdir as a `Predictor`. Raises `InputError` where there is none."""
+    workdir, step = find_checkpoint(path)
+    with Checkpoints(workdir) as checkpoints:
+        provenance = checkpoints.provenance(step)
+        config = provenance.config
+        mesh = make_mesh(dataclasses.replace(config.mesh, replica=1, fsdp=-1))
+        built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot)
+        optimiser = make_optimiser(config.optim, config.train.steps, built)
+        state = checkpoints.restore(step, abstract_state(built, optimiser, mesh))
+    return Predictor(provenance, state.parameters, state.calibration, allow_virtual_model=allow_virtual_model)
+
+
+class _BinPlaces:
+    """Square bins of a whole section, row by row."""
+
+    def __init__(self, section, data: DataConfig):
+        self._data = data
+        self._columns, self._rows = (
+            int((extent + (1 - data.min_measured) * data.bin_um) / data.bin_um + 1e-6)
+            for extent in (section.width_um, section.height_um)
+        )
+        if not self._columns or not self._rows:
+            raise InputError(
+                f"{section.id}: is {section.width_um:.0f} x {section.height_um:.0f} µm; expected at least one bin of "
+                f"{data.bin_um:g} µm"
+            )
+        y, x = np.meshgrid(np.arange(self._rows), np.arange(self._columns), indexing="ij")
+        self.x_um_N, self.y_um_N = (x.ravel() + 0.5) * data.bin_um, (y.ravel() + 0.5) * data.bin_um
+        self.size_um, self.per_tile = data.bin_um, square_bins_per_tile(data)
+
+    def corners(self, overlap: float) -> list[tuple[float, float]]:
+        """Corners of windows on the bins' grid that cover the section."""
+        held = int(self._data.window_um / self._data.bin_um + 1e-6)
+        step = max(1, round(held * (1 - overlap)))
+
+        def starts(number: int) -> list[int]:
+            if number <= held:
+                return [-((held - number) // 2)]  # the section lies in the middle of its only window
+            return sorted({*range(0, number - held, step), number - held})
+
+        bin_um = self._data.bin_um
+        return [(x * bin_um, y * bin_um) for y in starts(self._rows) for x in starts(self._columns)]
+
+    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+        """Numbers of the bins with these centres."""
+        bin_um = self._data.bin_um
+        return (y_um // bin_um).astype(int) * self._columns + (x_um // bin_um).astype(int)
+
+
+class _SpotPlaces:
+    """The spots of a section."""
+
+    def __init__(self, section: Section, data: DataConfig):
+        spots = section.spots
+        if spots.diameter_um >= data.window_um:
+            raise InputError(
+                f"{section.id}: spots of {spots.diameter_um:g} µm do not fit windows of {data.window_um:g} µm"
+            )
+        self._data, self._diameter_um = data, spots.diameter_um
+        self.x_um_N, self.y_um_N = spots.x_um_N, spots.y_um_N
+        self.size_um = float(np.sqrt(np.pi) * spots.diameter_um / 2)
+        self.per_tile = densest_spots(spots.x_um_N, spots.y_um_N, data.tile_um)
+
+    def corners(self, overlap: float) -> list[tuple[float, float]]:
+        """Corners of windows that hold every spot whole; windows without a spot are left out."""
+        side, radius = self._data.window_um, self._diameter_um / 2
+        step = min(side * (1 - overlap), side - self._diameter_um)
+
+        def starts(places: np.ndarray) -> np.ndarray:
+            low, high = places.min() - radius, places.max() + radius
+            number = max(1, int(np.ceil((high - low - side) / step)) + 1)
+            slack = (side + (number - 1) * step - (high - low)) / 2
+            return low - slack + step * np.arange(number)
+
+        found = []
+        for y in starts(self.y_um_N):
+            for x in starts(self.x_um_N):
+                held = (self.x_um_N >= x + radius) & (self.x_um_N <= x + side - radius)
+                held &= (self.y_um_N >= y + radius) & (self.y_um_N <= y + side - radius)
+                if held.any():
+                    found.append((float(x), float(y)))
+        return found
+
+    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+        """Numbers of the spots at these places."""
+        distance = np.hypot(x_um[:, None] - self.x_um_N, y_um[:, None] - self.y_um_N)
+        return distance.argmin(1)
+
+
+def _towards_middle(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
+    """Weight of a place in its window: 1 in the middle, falling smoothly, never 0."""
+    return (np.sin(np.pi * x / side) * np.sin(np.pi * y / side)) ** 2 + 1e-3

@@ -1,0 +1,52 @@
+"""An image without a corpus, seen as a section."""
+
+from pathlib import Path
+
+import numpy as np
+import skimage.io
+
+from tario_jax.config import InputError
+from tario_jax.corpus.resample import crop_and_resample
+
+SMALLEST_UM_PER_PX, LARGEST_UM_PER_PX = 0.1, 1.2
+
+
+class ImageSection:
+    """H&E only: what `Predictor` needs of a section, from an array."""
+
+    spots = None
+
+    def __init__(self, image: np.ndarray, um_per_px: float, *, genes: int, name: str = "image", force: bool = False):
+        """image: uint8 RGB [H, W, 3] (or RGBA, whose alpha is dropped). Raises `InputError` for anything else."""
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[2] not in (3, 4) or image.dtype != np.uint8:
+            raise InputError(f"{name}: image is {image.dtype} {image.shape}; expected uint8 RGB [height, width, 3]")
+        if not np.isfinite(um_per_px) or um_per_px <= 0:
+            raise InputError(f"{name}: um_per_px is {um_per_px}; expected a positive number")
+        if not force and not SMALLEST_UM_PER_PX <= um_per_px <= LARGEST_UM_PER_PX:
+            raise InputError(
+                f"{name}: {um_per_px:g} µm per px; expected {SMALLEST_UM_PER_PX} to {LARGEST_UM_PER_PX} "
+                "(pass force=True if this is what the scanner did)"
+            )
+        self._pixels, self.he_um_per_px, self.id = image[..., :3], float(um_per_px), name
+        self.height_um, self.width_um = (size * self.he_um_per_px for size in image.shape[:2])
+        self.measured_gene_G = np.ones(genes, bool)
+
+    def holds(self, name: str) -> bool:
+        return name == "he"
+
+    def he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> np.ndarray:
+        return crop_and_resample(self._pixels, self._pixels.shape, self.he_um_per_px, x_um, y_um, side_px, um_per_px)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 RGB [H, W, 3]. Raises `InputError` where it is missing or not an image."""
+    if not path.is_file():
+        raise InputError(f"--image={path}: no such file")
+    try:
+        image = skimage.io.imread(path)
+    except Exception as error:  # each of scikit-image's readers has errors of its own
+        raise InputError(f"{path}: cannot be read as an image ({str(error).splitlines()[0][:100]})") from None
+    if image.ndim == 2:
+        image = np.stack([image] * 3, -1)
+    return image

@@ -1,0 +1,79 @@
+"""Everything that `tario check` looks at: seals and contents by the corpus, registration here."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tario_jax.corpus.check import Finding, check_corpus
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.sources.registration import RegistrationReport, check_registration
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusCheck:
+    """What was found, one line a section and subject, and the registrations in numbers."""
+
+    corpus: Corpus
+    findings: tuple[Finding, ...]
+    registrations: dict[str, RegistrationReport]
+
+    @property
+    def faults(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.fault]
+
+    def table(self, longest: int = 60) -> str:
+        """For people: every finding, or the faults alone where there are many."""
+        shown = self.findings if len(self.findings) <= longest else self.faults
+        lines = [
+            f"{finding.section:<20} {finding.subject:<13} "
+            + (f"FAULT {finding.fault}" if finding.fault else f"ok    {finding.note}")
+            for finding in shown
+        ]
+        summary = f"{len(self.corpus.sections)} sections, {self.corpus.kind}, seal {self.corpus.seal}"
+        return "\n".join([*lines, f"{self.corpus.root}: {summary}, {len(self.faults)} faults"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "corpus": str(self.corpus.root),
+            "kind": self.corpus.kind,
+            "seal": self.corpus.seal,
+            "faults": len(self.faults),
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "registration": {name: report.to_dict() for name, report in self.registrations.items()},
+        }
+
+
+def check(corpus: Corpus, say: Callable[[str], None] = print) -> CorpusCheck:
+    """Checks seals, checksums, contents and units, then, where the files are whole, every section's registration."""
+    findings = list(check_corpus(corpus))
+    registrations: dict[str, RegistrationReport] = {}
+    damaged = {finding.section for finding in findings if finding.fault}
+    for number, section in enumerate(corpus.sections, 1):
+        if section.id not in damaged and section.holds("he") and section.record["registration"] != "none":
+            report = registration_of(section)
+            registrations[section.id] = report
+            misplaced = report.verdict in ("shifted", "turned", "mirrored")
+            findings.append(
+                Finding(
+                    section.id, "registration", report.line() if misplaced else "", "" if misplaced else report.line()
+                )
+            )
+        if number % 20 == 0:
+            say(f"check: {number}/{len(corpus.sections)} sections")
+    return CorpusCheck(corpus, tuple(findings), registrations)
+
+
+def registration_of(section: Section) -> RegistrationReport:
+    """The registration of a stored section: its detections (those in nuclei where known), or its spots' totals."""
+    he, scale = section.he(), section.he_um_per_px
+    spots = section.spots
+    if spots is not None:
+        totals_N = np.add.reduceat(spots.count_E, spots.indptr[:-1]) * (np.diff(spots.indptr) > 0)
+        return check_registration(
+            he, scale, spots.x_um_N, spots.y_um_N, weights=totals_N, diameter_um=spots.diameter_um
+        )
+    found = section.all_detections()
+    inside = np.ones(len(found), bool) if found.in_nucleus_D is None else found.in_nucleus_D
+    return check_registration(he, scale, found.x_um_D[inside], found.y_um_D[inside])

@@ -1,0 +1,89 @@
+"""H&E images from ordinary image files and OME-TIFF. Only pixels are read: label and macro images stay behind."""
+
+import contextlib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from tario_jax.config import InputError
+
+# A scan of 9,270 × 9,910 px is already more than PIL takes for an attack. Ours are named by the user, so the bound is
+# memory: 4 Gpx of RGB are 12 GB.
+_MAX_PX = 4_000_000_000
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = _MAX_PX
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path}: cannot be read as an image: {str(error).splitlines()[0]}; expected a whole JPEG, PNG or TIFF; "
+            "copy or export it again"
+        ) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def image_size_px(path: Path) -> tuple[int, int]:
+    """(width, height) from the file's head."""
+    with _opened(path) as image:
+        return image.size
+
+
+def read_rgb(path: Path, box_px: tuple[int, int, int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] of the box (left, top, right, bottom)."""
+    with _opened(path) as image:
+        if image.mode not in ("RGB", "RGBA"):
+            raise InputError(f"{path}: image of mode {image.mode!r}; expected RGB (an H&E image in colour)")
+        return np.asarray(image.crop(box_px).convert("RGB"))
+
+
+def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:
+    """Highest level of the first series as uint8 [H, W, 3], and its µm per px where the file says so.
+
+    tifffile sees every level of an OME pyramid; other readers open one of them as if it were the whole.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        raise InputError(f"{path}: needs tifffile; pip install 'tario-jax[io]'") from None
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            level = max(series.levels, key=lambda one: one.size)
+            axes = level.axes.replace("C", "S")
+            pixels = level.asarray()
+            um_per_px = _physical_size_um(file.ome_metadata)
+    except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
+        reason = (str(error).splitlines() or ["empty"])[0]
+        raise InputError(f"{path}: cannot be read as OME-TIFF: {reason}; expected the vendor's H&E image") from None
+    except ImportError as error:  # a codec of imagecodecs
+        raise InputError(f"{path}: {str(error).splitlines()[0]}; pip install 'tario-jax[io]'") from None
+    if axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    elif axes != "YXS":
+        raise InputError(f"{path}: axes {level.axes}; expected one RGB image (YXS or CYX)")
+    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+        raise InputError(f"{path}: {pixels.dtype} with {pixels.shape[2]} channels; expected uint8 RGB (an H&E image)")
+    return pixels, um_per_px
+
+
+_UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
+
+
+def _physical_size_um(ome: str | None) -> float | None:
+    if not ome:
+        return None
+    for node in ElementTree.fromstring(ome.encode()).iter():
+        if node.tag.rpartition("}")[2] == "Pixels" and "PhysicalSizeX" in node.attrib:
+            unit = _UM.get(node.attrib.get("PhysicalSizeXUnit", "µm"))
+            return None if unit is None else float(node.attrib["PhysicalSizeX"]) * unit
+    return None

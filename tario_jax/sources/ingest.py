@@ -1,0 +1,33 @@
+"""A source into a corpus: section by section, with progress, resumable."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
+from tario_jax.sources.ingested import Ingested
+
+
+def ingest(source: Ingested, root: Path, say: Callable[[str], None] = print) -> Corpus:
+    """Writes every section of `source` into a corpus at `root` and seals it; sections already sealed are kept."""
+    begin_corpus(root, source.panel, "real", {"source": source.report.source})
+    began = time.monotonic()
+    for number, section in enumerate(source.sections, 1):
+        there = section_is_sealed(root, section.section_id)
+        if not there:
+            write_section(root, source.panel, "real", section)
+        state = "was there already" if there else f"{time.monotonic() - began:.0f} s"
+        say(f"ingest: {number}/{source.number} sections  {section.section_id}  {state}")
+    corpus = seal_corpus(root, source.panel, "real")
+    say(source.report.table())
+    return corpus
+
+
+def account(source: Ingested, corpus: Corpus) -> dict:
+    """What was kept and dropped, and what came of it, as JSON values."""
+    return {
+        "corpus": str(corpus.root), "seal": corpus.seal, "kind": corpus.kind, "genes": len(corpus.panel),
+        "panel_hash": corpus.panel.hash, "sections": [section.id for section in corpus.sections],
+        "report": source.report.to_dict(),
+    }  # fmt: skip

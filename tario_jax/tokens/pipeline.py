@@ -1,0 +1,132 @@
+"""The global batch of step t: a pure function of (corpus, data config, seed, t).
+
+There is no iterator state: a run that stopped at t continues at t, on any number of processes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from tario_jax.config import DataConfig, InputError
+from tario_jax.corpus.read import Section
+from tario_jax.tokens.batch import Batch, Layout, make_layout, square_bins_per_tile, tokenise
+from tario_jax.tokens.window import read_window
+
+_CAPACITY_MARGIN = 1.25
+
+
+class BatchSource:
+    """batch(t) of random windows from `sections`; a random-access source for Grain.
+
+    rows: the rows of the global batch that this process tokenises (all by default). The generator of a window is
+    Philox keyed by (seed, t, row, window), so a row does not depend on who makes it.
+    """
+
+    def __init__(self, sections: Sequence[Section], data: DataConfig, layout: Layout, *, steps: int,
+                 rows: range | None = None, stream: int = 0, augment: bool = True):  # fmt: skip
+        if not sections:
+            raise InputError("no section to draw windows from; check the split")
+        self._sections, self._data, self._layout = list(sections), data, layout
+        self._steps, self._rows, self._stream, self._augment = steps, rows or range(data.rows), stream, augment
+        # every place of tissue is drawn equally often: a section's chance is its area (its spots, on spot platforms)
+        weights = np.array([len(s.spots) if s.spots is not None else s.width_um * s.height_um for s in sections], float)
+        self._chance = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, t: int) -> Batch:
+        rngs = [[self._rng(t, row, slot) for slot in range(self._data.windows_per_row)] for row in self._rows]
+        groups = np.array([[self._draw_groups(rng) for rng in row] for row in rngs])
+        windows = [[self._draw_window(rng) for rng in row] for row in rngs]
+        return tokenise(windows, self._data, self._layout, groups, rngs)
+
+    def _rng(self, t: int, row: int, slot: int) -> np.random.Generator:
+        key = [self._data.seed << 32 | self._stream, t << 32 | row << 12 | slot]
+        return np.random.Generator(np.random.Philox(key=key))
+
+    def _draw_groups(self, rng: np.random.Generator) -> int:
+        ks, weights = zip(*self._data.groups, strict=True)
+        return int(rng.choice(ks, p=np.array(weights) / sum(weights)))
+
+    def _draw_window(self, rng: np.random.Generator):
+        section = self._sections[int(rng.choice(len(self._sections), p=self._chance))]
+        quarter_turns = int(rng.integers(4)) if self._augment and self._data.turn else 0
+        flip = bool(rng.integers(2)) if self._augment and self._data.flip else False
+        x_um, y_um = self._corner(section, rng)
+        window = read_window(section, x_um, y_um, self._data, quarter_turns=quarter_turns, flip=flip)
+        if self._augment and self._data.stain_jitter:
+            gain = np.exp(self._data.stain_jitter * rng.standard_normal(2)).astype(np.float32)
+            window = dataclasses.replace(window, stain_gain_2=gain)
+        return window
+
+    def _corner(self, section: Section, rng: np.random.Generator) -> tuple[float, float]:
+        """A random corner on whole px of the stored H&E, so that most reads need no interpolation."""
+        side, step = self._data.window_um, section.he_um_per_px or 1.0
+        if section.spots is not None:  # around a spot, anywhere in the window: never a window without any
+            spot = int(rng.integers(len(section.spots)))
+            reach = max((side - section.spots.diameter_um) / 2 - 1e-3, 0.0)
+            centre = section.spots.x_um_N[spot], section.spots.y_um_N[spot]
+            corner = [middle + rng.uniform(-reach, reach) - side / 2 for middle in centre]
+        else:
+            spans = (section.width_um - side, section.height_um - side)
+            corner = [rng.uniform(0.0, span) if span > 0 else span / 2 for span in spans]
+        return tuple(math.floor(value / step) * step for value in corner)
+
+
+def load_batches(source: BatchSource, *, first: int, prefetch: int) -> Iterator[Batch]:
+    """Batches from step `first` on, read ahead by Grain's threads."""
+    dataset = grain.MapDataset.source(source).slice(slice(first, len(source)))
+    options = grain.ReadOptions(num_threads=min(prefetch, 16), prefetch_buffer_size=prefetch)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> Layout:
+    """Batch sizes that hold every window of `sections`.
+
+    The capacity for counts is the densest window found on a half-overlapping grid with a margin of a quarter; a denser
+    one is an error at run time that names the capacity it needs, never a silent cut.
+    """
+    spots = [section.spots for section in sections if section.spots is not None]
+    if spots:
+        bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
+        largest_um = max(float(np.sqrt(np.pi) * s.diameter_um / 2) for s in spots)
+        entries_per_spot = max(int(np.diff(s.indptr).max(initial=0)) for s in spots)
+        per_window = min(bins_per_tile * round(data.window_um / data.tile_um) ** 2,
+                         max(densest_spots(s.x_um_N, s.y_um_N, data.window_um) for s in spots))  # fmt: skip
+        capacity = data.count_capacity or data.windows_per_row * per_window * entries_per_spot
+    else:
+        bins_per_tile, largest_um = square_bins_per_tile(data), data.bin_um
+        capacity = data.count_capacity
+        if not capacity:
+            # reading every section would make the start grow with the cohort: the densest few decide
+            by_density = sorted(sections, key=lambda s: -s.record["detections"] / (s.width_um * s.height_um))
+            densest = max(_densest_entries(section, data) for section in by_density[:16])
+            capacity = math.ceil(densest * data.windows_per_row * _CAPACITY_MARGIN)
+    capacity = -(-max(capacity, 1) // 128) * 128
+    return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um, count_capacity=capacity)
+
+
+def densest_spots(x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> int:
+    """Most spot centres in any square of this side, whose left and upper edges may be taken to touch a spot."""
+    most = 0
+    for left in np.unique(x_um):
+        y = np.sort(y_um[(x_um >= left) & (x_um <= left + side_um)])
+        most = max(most, int((np.searchsorted(y, y + side_um, side="right") - np.arange(len(y))).max(initial=0)))
+    return most
+
+
+def _densest_entries(section: Section, data: DataConfig) -> int:
+    """Entries (bin, gene) of the densest window on a half-overlapping grid."""
+    most = 0
+    step = data.window_um / 2
+    for y_um in np.arange(0.0, max(section.height_um - step, 1.0), step):
+        for x_um in np.arange(0.0, max(section.width_um - step, 1.0), step):
+            found = section.detections(x_um, y_um, data.window_um, data.window_um)
+            column, row = (found.x_um_D // data.bin_um).astype(np.int64), (found.y_um_D // data.bin_um).astype(np.int64)
+            key = (row << 40) | (column << 20) | found.gene_D
+            most = max(most, len(np.unique(key)))
+    return most

@@ -1,0 +1,149 @@
+"""A window: a square of tissue read from a section, and turned together with everything in it."""
+
+import dataclasses
+
+import numpy as np
+import scipy.spatial
+
+from tario_jax.config import DataConfig
+from tario_jax.corpus.read import Section
+from tario_jax.corpus.resample import box_means
+
+_DENSE_CELLS = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Bins:
+    """Bins of one window in the window's frame; N bins, E entries (bin, gene, count)."""
+
+    x_um_N: np.ndarray  # float64, centres
+    y_um_N: np.ndarray
+    size_um: float  # side of the square, or of the square of a spot's area
+    measured_N: np.ndarray  # float32, share of the area that is measured; 0 = does not count
+    bin_E: np.ndarray  # int32, ascending
+    gene_E: np.ndarray
+    count_E: np.ndarray
+    pitch_um: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A square of tissue in its own frame: (0, 0) is its top left corner after turning."""
+
+    side_um: float
+    he: np.ndarray  # uint8 [side_px, side_px, 3]
+    bins: Bins
+    measured_gene_G: np.ndarray  # bool [G]
+    stain_gain_2: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(2, np.float32))
+
+
+def read_window(
+    section: Section, x_um: float, y_um: float, data: DataConfig, *, quarter_turns: int = 0, flip: bool = False,
+    with_counts: bool = True,
+) -> Window:  # fmt: skip
+    """Reads the window whose top left corner is (x_um, y_um), flips it left to right, then turns it counter-clockwise.
+
+    Image, measured area, places and detections are turned alike, so the augmented window is a window of turned tissue.
+    """
+    side = data.window_um
+    side_px = round(side / data.he_um_per_px)
+    he = turn_image(section.he_window(x_um, y_um, side_px, data.he_um_per_px), quarter_turns, flip)
+    if section.spots is not None:
+        bins = _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts)
+    else:
+        bins = _square_bins(section, x_um, y_um, data, quarter_turns, flip, with_counts)
+    return Window(side, he, bins, section.measured_gene_G)
+
+
+def turn_image(image: np.ndarray, quarter_turns: int, flip: bool) -> np.ndarray:
+    """Flips left to right, then turns counter-clockwise."""
+    return np.rot90(image[:, ::-1] if flip else image, quarter_turns)
+
+
+def turn_places(x: np.ndarray, y: np.ndarray, side: float, quarter_turns: int, flip: bool):
+    """Where `turn_image` takes the places (x, y) of a square of side `side`; y grows downwards."""
+    if flip:
+        x = side - x
+    for _ in range(quarter_turns % 4):
+        x, y = y, side - x
+    return x, y
+
+
+def grid_centres(side_um: float, bin_um: float) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of the whole bins of a square, row by row: x [N] and y [N]."""
+    centres = (np.arange(int(side_um / bin_um + 1e-6)) + 0.5) * bin_um
+    y, x = np.meshgrid(centres, centres, indexing="ij")
+    return x.ravel(), y.ravel()
+
+
+def _square_bins(section, x_um, y_um, data: DataConfig, quarter_turns, flip, with_counts) -> Bins:
+    side, bin_um = data.window_um, data.bin_um
+    x_N, y_N = grid_centres(side, bin_um)
+    # the section stays as stored: the bins are turned back to where their area lies in it
+    back_x, back_y = x_N, y_N
+    for _ in range(quarter_turns % 4):
+        back_x, back_y = side - back_y, back_x
+    if flip:
+        back_x = side - back_x
+    if with_counts:
+        measured_N = box_means(*section.measured, x_um + back_x, y_um + back_y, bin_um)
+    else:  # only the H&E is asked for: every bin on the image is predicted, for its whole area
+        inside_x = np.minimum(x_um + back_x + bin_um / 2, section.width_um) - np.maximum(x_um + back_x - bin_um / 2, 0)
+        inside_y = np.minimum(y_um + back_y + bin_um / 2, section.height_um) - np.maximum(y_um + back_y - bin_um / 2, 0)
+        share_N = np.maximum(inside_x, 0) * np.maximum(inside_y, 0) / bin_um**2
+        measured_N = (share_N >= data.min_measured - 1e-6).astype(np.float32)
+    measured_N = np.where(measured_N >= data.min_measured - 1e-6, np.minimum(measured_N, 1.0), 0.0).astype(np.float32)
+    entries = (np.zeros(0, np.int32),) * 3
+    if with_counts and section.holds("detections/place"):
+        found = section.detections(x_um, y_um, side, side)
+        x, y = turn_places(found.x_um_D - x_um, found.y_um_D - y_um, side, quarter_turns, flip)
+        entries = _count(x, y, found.gene_D, bin_um, int(side / bin_um + 1e-6), measured_N > 0)
+    return Bins(x_N, y_N, bin_um, measured_N, *entries, bin_um)
+
+
+def _count(x, y, gene, bin_um: float, columns: int, counts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bin, gene, count) of detections, in ascending order of bins, for bins that count."""
+    column, row = (x // bin_um).astype(np.int64), (y // bin_um).astype(np.int64)
+    inside = (column >= 0) & (column < columns) & (row >= 0) & (row < columns)
+    number = row[inside] * columns + column[inside]
+    keep = counts_N[number]
+    number, gene = number[keep], gene[inside][keep]
+    genes = int(gene.max(initial=0)) + 1
+    key = number * genes + gene
+    if columns**2 * genes <= _DENSE_CELLS:  # counting into an array is several times faster than sorting
+        cells = np.bincount(key)
+        key = np.flatnonzero(cells)
+        count = cells[key]
+    else:
+        key, count = np.unique(key, return_counts=True)
+    return (key // genes).astype(np.int32), (key % genes).astype(np.int32), count.astype(np.int32)
+
+
+def _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts) -> Bins:
+    spots = section.spots
+    radius = spots.diameter_um / 2
+    inside = np.flatnonzero(
+        (spots.x_um_N >= x_um + radius) & (spots.x_um_N <= x_um + side - radius)
+        & (spots.y_um_N >= y_um + radius) & (spots.y_um_N <= y_um + side - radius)
+    )  # fmt: skip
+    x, y = turn_places(spots.x_um_N[inside] - x_um, spots.y_um_N[inside] - y_um, side, quarter_turns, flip)
+    bin_E, gene_E, count_E = (np.zeros(0, np.int32),) * 3
+    if with_counts and len(inside):
+        sizes = spots.indptr[inside + 1] - spots.indptr[inside]
+        entry = np.repeat(spots.indptr[inside] - np.concatenate([[0], sizes.cumsum()[:-1]]), sizes) + np.arange(
+            sizes.sum()
+        )
+        bin_E = np.repeat(np.arange(len(inside), dtype=np.int32), sizes)
+        gene_E, count_E = spots.gene_E[entry], spots.count_E[entry]
+    area_side_um = float(np.sqrt(np.pi) * radius)
+    pitch = spot_pitch_um(spots.x_um_N, spots.y_um_N)
+    return Bins(x, y, area_side_um, np.ones(len(x), np.float32), bin_E, gene_E, count_E, pitch)
+
+
+def spot_pitch_um(x_um: np.ndarray, y_um: np.ndarray) -> float:
+    """Median distance of a spot to its nearest neighbour."""
+    if len(x_um) < 2:
+        return 1.0
+    places = np.stack([x_um, y_um], 1)
+    distance, _ = scipy.spatial.cKDTree(places).query(places, k=2)
+    return float(np.median(distance[:, 1]))

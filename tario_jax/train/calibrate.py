@@ -1,0 +1,67 @@
+"""Statistics of the training sections that the model starts from: stain, texture, mean composition, mean density."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tario_jax.corpus.read import Section
+from tario_jax.model.build import Built, Tree
+from tario_jax.model.stain import texture_statistics
+from tario_jax.tokens.batch import Batch
+
+_PADDING_BIAS = -30.0  # e^−30: nothing, and still finite
+
+
+def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[Batch], sections: list[Section],
+              genes: int) -> tuple[Tree, Tree]:  # fmt: skip
+    """Sets the H&E encoder's scales from `batches`, and the head's biases from the training sections' totals.
+
+    The head then starts at the mean composition and the mean density of detections, so that the first steps are spent
+    on differences between places. Returns new parameters and calibration.
+    """
+    densities, textures = _Moments(), _Moments()
+    for batch in batches:
+        raw = built.merge(parameters, calibration).he_encoder.standardised(batch)
+        densities.add(np.asarray(raw[batch.segment_BxT >= 0], np.float64).reshape(-1, 3))
+    encoder = dict(calibration["he_encoder"])
+    encoder["density_mean"], encoder["density_scale"] = densities.mean(), densities.deviation()
+    calibration = {**calibration, "he_encoder": encoder}
+    statistics = jax.jit(texture_statistics)
+    for batch in batches:
+        density = built.merge(parameters, calibration).he_encoder.standardised(batch)
+        seen = statistics(density)[batch.segment_BxT >= 0]
+        textures.add(np.asarray(seen, np.float64).reshape(-1, seen.shape[-1]))
+    encoder["texture_mean"], encoder["texture_scale"] = textures.mean(), textures.deviation()
+
+    totals_G = sum(section.gene_totals_G for section in sections).astype(np.float64) + 0.5
+    # a gene's share is taken among the sections that measured it
+    seen_G = sum(section.measured_gene_G * float(section.gene_totals_G.sum()) for section in sections) + 1.0
+    bias_G = np.full(parameters["gene_bias"].shape, _PADDING_BIAS, np.float32)
+    bias_G[:genes] = np.log(totals_G / seen_G)
+    area_um2 = sum(float((batch.bin_size_um_BxTxN**2 * batch.bin_measured_BxTxN).sum()) for batch in batches)
+    detections = sum(float(batch.count_BxC.sum()) for batch in batches)
+    parameters = {
+        **parameters,
+        "gene_bias": jnp.asarray(bias_G),
+        "total_bias": jnp.asarray(np.log((detections + 1.0) / max(area_um2, 1.0)), jnp.float32),
+    }
+    return parameters, calibration
+
+
+class _Moments:
+    """Mean and standard deviation by column, gathered in float64."""
+
+    def __init__(self):
+        self.number, self.sum, self.squares = 0, 0.0, 0.0
+
+    def add(self, rows: np.ndarray) -> None:
+        self.number += len(rows)
+        self.sum = self.sum + rows.sum(0)
+        self.squares = self.squares + (rows**2).sum(0)
+
+    def mean(self) -> jax.Array:
+        return jnp.asarray(self.sum / self.number, jnp.float32)
+
+    def deviation(self) -> jax.Array:
+        mean = self.sum / self.number
+        return jnp.asarray(np.sqrt(np.maximum(self.squares / self.number - mean**2, 1e-6)), jnp.float32)

@@ -1,0 +1,111 @@
+"""Ridge against scikit-learn, lines against polyfit, displacement and turning on known grids."""
+
+import numpy as np
+import pytest
+
+from tario_jax.evaluate import controls, ridge
+from tario_jax.evaluate.metrics import pearson_by_gene
+
+
+def grid(side, pitch_um=36.0):
+    x, y = np.meshgrid(np.arange(side), np.arange(side))
+    return (x.ravel() + 0.5) * pitch_um, (y.ravel() + 0.5) * pitch_um
+
+
+def test_ridge_equals_scikit_learn_at_its_alpha():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(0)
+    features = [rng.normal(2.0, 3.0, (60, 12)) for _ in range(6)]
+    features = [np.concatenate([f, np.full((60, 1), 4.0)], 1) for f in features]  # one constant feature
+    truth = rng.normal(size=(13, 7))
+    targets = [f @ truth + rng.normal(size=(60, 7)) for f in features]
+    # Not centred: fits on a part of the bins meet features whose mean is not 0.
+    scaler = ridge.Scaler(np.full(13, 1.0), np.full(13, 2.0))
+    fitted = ridge.fit_ridge(features, targets, list("aabbcc"), np.arange(7), scaler)
+    assert fitted.alpha in ridge.ALPHAS
+    z = np.concatenate([scaler(f) for f in features])
+    oracle = linear_model.Ridge(alpha=fitted.alpha).fit(z, np.concatenate(targets))
+    np.testing.assert_allclose(fitted(features[0]), oracle.predict(scaler(features[0])), atol=1e-8)
+
+
+def test_alpha_is_chosen_across_groups_so_a_patient_is_not_memorised():
+    rng = np.random.default_rng(1)
+    features, targets, patients = [], [], []
+    for patient in "abc":
+        own = rng.normal(size=(10, 3))  # what ten features mean differs from patient to patient
+        for _ in range(5):
+            shared, private = rng.normal(size=(40, 1)), rng.normal(size=(40, 10))
+            features.append(np.concatenate([shared + 0.3 * rng.normal(size=(40, 10)), private], 1))
+            targets.append(shared + private @ own)
+            patients.append(patient)
+    scaler = ridge.fit_scaler(features)
+    sections = [str(s) for s in range(15)]
+    across = ridge.fit_ridge(features, targets, patients, np.arange(3), scaler)
+    within = ridge.fit_ridge(features, targets, sections, np.arange(3), scaler)
+    assert across.alpha > 10 * within.alpha  # folds over sections would see each patient on both sides
+
+
+def test_lines_equal_polyfit_and_leave_out_sections_that_did_not_measure():
+    rng = np.random.default_rng(2)
+    u = [rng.normal(size=n) for n in (40, 50)]
+    y = [rng.normal(size=(len(v), 2)) + 2 * v[:, None] for v in u]
+    y[1][:, 1] = np.nan
+    lines = controls.fit_lines(u, y)
+    both = np.polyfit(np.concatenate(u), np.concatenate([y[0][:, 0], y[1][:, 0]]), 1)
+    one = np.polyfit(u[0], y[0][:, 1], 1)
+    np.testing.assert_allclose(lines.slope_G, [both[0], one[0]], atol=1e-10)
+    np.testing.assert_allclose(lines.intercept_G, [both[1], one[1]], atol=1e-10)
+
+
+@pytest.mark.parametrize("pitches", [1, 2])
+def test_displacement_reads_the_bin_that_many_pitches_away(pitches):
+    x, y = grid(6)
+    right, left, down, up = controls.displaced(x, y, 36.0, "square", pitches)
+    at = {(round(a), round(b)): k for k, (a, b) in enumerate(zip(x, y, strict=True))}
+    for source, (dx, dy) in ((right, (1, 0)), (left, (-1, 0)), (down, (0, 1)), (up, (0, -1))):
+        expected = [at.get((round(a + 36 * pitches * dx), round(b + 36 * pitches * dy)), -1)
+                    for a, b in zip(x, y, strict=True)]  # fmt: skip
+        assert source.tolist() == expected
+    assert (right == -1).sum() == 6 * pitches
+
+
+def test_displacement_never_reads_over_a_gap():
+    x, y = grid(6)
+    keep = np.abs(x - 90) > 1
+    right = controls.displaced(x[keep], y[keep], 36.0, "square", 1)[0]
+    assert (right[np.abs(x[keep] - 54) < 1] == -1).all()
+
+
+def test_jittered_spots_find_their_neighbours():
+    rng = np.random.default_rng(3)
+    x, y = grid(8, 200.0)
+    jx, jy = x + rng.uniform(-30, 30, 64), y + rng.uniform(-30, 30, 64)
+    assert (
+        controls.displaced(jx, jy, 200.0, "spots", 1)[0].tolist()
+        == controls.displaced(x, y, 200.0, "square", 1)[0].tolist()
+    )
+
+
+def test_turned_targets_keep_smoothness_and_lose_the_place():
+    rng = np.random.default_rng(4)
+    x, y = grid(14)
+    smooth = np.sin(x / 70) + np.cos(y / 90 + 1)
+    r = []
+    for _ in range(40):
+        source = controls.turned(x, y, 36.0, rng)
+        met = source >= 0
+        assert met.mean() > 0.5 and len(set(source[met].tolist())) > 0.5 * met.sum()
+        r.append(pearson_by_gene(smooth[met][:, None], smooth[source[met]][:, None])[0])
+    assert np.mean(r) < 0.4 and np.std(r) > 0.1  # a permutation's would be 0.07
+
+
+def test_genes_that_a_section_did_not_measure_do_not_spoil_the_ridge_of_the_others():
+    rng = np.random.default_rng(5)
+    features = [rng.normal(size=(50, 4)) for _ in range(4)]
+    counts = [rng.poisson(np.exp(0.3 * f[:, :1] + np.ones((1, 3)) * 3)).astype(float) for f in features]
+    seen = [np.array([True, True, s < 2]) for s in range(4)]
+    measured = [controls.measure(c, m, np.arange(3), 1) for c, m in zip(counts, seen, strict=True)]
+    density = {"nuclear_density": [f[:, 0] + 5 for f in features]}
+    fitted = controls.fit_controls(measured, features, density, list("abcd"), np.arange(3))
+    assert np.isfinite(fitted.ridge["counts"](features[0])).all()
+    assert pearson_by_gene(counts[3], fitted.ridge["counts"](features[3])).min() > 0.3

@@ -1,0 +1,143 @@
+"""Correlations, Moran's I and ceilings against independent float64 oracles, and on degenerate input."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from tario_jax.evaluate import metrics, moran
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def grid(side, pitch_um=36.0):
+    x, y = np.meshgrid(np.arange(side), np.arange(side))
+    return (x.ravel() + 0.5) * pitch_um, (y.ravel() + 0.5) * pitch_um
+
+
+def dense_moran(z, weights):
+    """The textbook double sum."""
+    z = z - z.mean()
+    total = sum(weights[i, j] * z[i] * z[j] for i in range(len(z)) for j in range(len(z)))
+    return len(z) / weights.sum() * total / (z**2).sum()
+
+
+def dense_queen(x, y, pitch):
+    near = (np.abs(x[:, None] - x) < 1.5 * pitch) & (np.abs(y[:, None] - y) < 1.5 * pitch)
+    np.fill_diagonal(near, False)
+    rows = near.sum(1, keepdims=True)
+    return np.divide(near, rows, out=np.zeros(near.shape), where=rows > 0)
+
+
+def test_pearson_equals_scipy_by_gene(rng):
+    x = rng.poisson(3.0, (50, 20)).astype(np.float32)
+    p = (x + rng.normal(size=x.shape)).astype(np.float32)
+    expected = [scipy.stats.pearsonr(x[:, g].astype(float), p[:, g].astype(float))[0] for g in range(20)]
+    np.testing.assert_allclose(metrics.pearson_by_gene(x, p), expected, atol=1e-12)
+
+
+def test_constant_truth_is_undefined_and_constant_or_missing_prediction_is_zero(rng):
+    x = rng.normal(size=(40, 5))
+    p = x.copy()
+    x[:, 0] = 3.0
+    x[:, 1] = np.nan
+    p[:, 2] = 0.1  # not exactly representable: its variance is rounding noise
+    p[:, 3] = np.nan
+    np.testing.assert_allclose(metrics.pearson_by_gene(x, p), [np.nan, np.nan, 0, 0, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("bins", [0, 1])
+def test_too_few_bins_are_undefined_not_an_error(bins):
+    assert np.isnan(metrics.pearson_by_gene(np.ones((bins, 3)), np.ones((bins, 3)))).all()
+    assert np.isnan(metrics.reliability(np.ones((bins, 3)))).all()
+    x = np.zeros(bins)
+    assert np.isnan(moran.morans_i(np.ones((bins, 3)), moran.neighbour_weights(x, x, 36.0, "square"))).all()
+
+
+def test_pure_density_has_no_composition_and_no_residual(rng):
+    total = rng.gamma(5.0, 100.0, 60)
+    share = rng.dirichlet(np.ones(12))
+    rates = (total[:, None] * share).astype(np.float32)
+    x = rng.poisson(rates).astype(float)
+    for form in (metrics.composition, metrics.pearson_residuals):
+        assert (metrics.pearson_by_gene(form(x, x.sum(1)), form(rates, rates.sum(1))) == 0).all()
+    assert metrics.pearson_by_gene(x, rates).mean() > 0.5
+
+
+def test_composition_is_log1p_of_1e4_and_empty_bins_are_zero():
+    values = np.array([[1.0, 3.0], [0.0, 0.0]])
+    expected = [[np.log1p(2500), np.log1p(7500)], [0, 0]]
+    np.testing.assert_allclose(metrics.composition(values, values.sum(1)), expected)
+
+
+def test_residuals_are_those_of_a_contingency_table(rng):
+    counts = rng.poisson(4.0, (30, 6)).astype(float)
+    expected = scipy.stats.contingency.expected_freq(counts)
+    residuals = metrics.pearson_residuals(counts, counts.sum(1))
+    np.testing.assert_allclose(residuals, (counts - expected) / np.sqrt(expected), atol=1e-9)
+
+
+def test_expected_composition_equals_the_sum_over_the_poisson(rng):
+    rates = np.array([[0.01, 0.4, 3.0, 15.9, 16.1, 80.0]])
+    total = np.array([500.0])
+    n = np.arange(0, 400)
+    expected = [(scipy.stats.poisson.pmf(n, rate) * np.log1p(n * 1e4 / 500.0)).sum() for rate in rates[0]]
+    np.testing.assert_allclose(metrics.expected_composition(rates, total)[0], expected, atol=4e-3)
+
+
+@pytest.mark.parametrize("layout", ["square", "spots"])
+def test_moran_equals_the_dense_double_sum_also_over_gaps(rng, layout):
+    x, y = grid(8)
+    keep = (x < 100) | (x > 200)  # a gap that nothing may bridge
+    keep &= rng.random(len(x)) < 0.9
+    x, y = x[keep], y[keep]
+    values = rng.normal(size=(len(x), 4)) + np.sin(x / 60)[:, None]
+    weights = moran.neighbour_weights(x, y, 36.0, layout)
+    if layout == "square":
+        dense = dense_queen(x, y, 36.0)
+    else:
+        distance = np.hypot(x[:, None] - x, y[:, None] - y)
+        np.fill_diagonal(distance, np.inf)
+        dense = weights.toarray()
+        rows = np.arange(len(x))[:, None]
+        # ties of distance make several sets of 8 right: the distances are the claim
+        chosen = np.sort(np.where(dense > 0, distance, np.inf), 1)[:, :8]
+        nearest = np.sort(distance[rows, np.argsort(distance, 1)[:, :8]], 1)
+        nearest[nearest > 2.5 * 36.0] = np.inf
+        np.testing.assert_allclose(chosen, nearest)
+    np.testing.assert_allclose(weights.toarray(), dense, atol=1e-12)
+    got = moran.morans_i(values.astype(np.float32), weights)
+    np.testing.assert_allclose(got, [dense_moran(values[:, g], dense) for g in range(4)], atol=1e-5)
+
+
+def test_no_edge_crosses_a_gap():
+    x, y = grid(6)
+    keep = (x < 70) | (x > 150)
+    weights = moran.neighbour_weights(x[keep], y[keep], 36.0, "square").toarray()
+    left = x[keep] < 100
+    assert weights[np.ix_(left, ~left)].sum() == 0
+    inner = np.flatnonzero(left)[0]
+    assert weights[inner].sum() == pytest.approx(1.0)
+
+
+def test_moran_of_a_constant_gene_is_nan_and_of_a_gradient_is_high():
+    x, y = grid(10)
+    values = np.stack([np.full(100, 0.1), x, (-1.0) ** (x // 36)], 1)
+    got = moran.morans_i(values, moran.neighbour_weights(x, y, 36.0, "square"))
+    assert np.isnan(got[0]) and got[1] > 0.7 and got[2] < 0
+
+
+def test_ceiling_is_the_best_r_and_equals_thinning(rng):
+    rate = rng.gamma(2.0, 3.0, (4000, 8))
+    counts = rng.poisson(rate).astype(float)
+    ceiling = metrics.ceiling(metrics.reliability(counts)[None])
+    np.testing.assert_allclose(ceiling, metrics.pearson_by_gene(counts, rate), atol=0.02)
+    halves = [metrics.pearson_by_gene(*metrics.thin(counts, rng)) for _ in range(5)]
+    np.testing.assert_allclose(np.sqrt(metrics.spearman_brown(np.mean(halves, 0))), ceiling, atol=0.02)
+
+
+def test_ceiling_clips_after_the_mean_over_sections():
+    rho = np.array([[-0.5], [0.6]])
+    assert metrics.ceiling(rho)[0] == pytest.approx(np.sqrt(0.05))

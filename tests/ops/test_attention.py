@@ -1,0 +1,229 @@
+"""Attention against a float64 oracle in numpy: outputs and all gradients."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tario_jax.config import InputError
+from tario_jax.ops.attention import ATTENTION_OUT, STRATEGIES, attention, choose_strategy
+from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
+
+B, SQ, SK, H, K, D = 2, 75, 52, 4, 2, 8
+BLOCK = 16  # neither length is a multiple
+MASKS = ("causal", "full", "prefix", "packed", "padded", "tiles", "random_order")
+
+
+def case(kind, seed=0):
+    """Visibility of queries and keys, and the mask bool [B, SQ, SK], built from the words and not from the rule."""
+    rng = np.random.default_rng(seed)
+    i, j = np.arange(SQ), np.arange(SK)
+    segment_q, segment_k = np.zeros((B, SQ), int), np.zeros((B, SK), int)
+    read, write = np.zeros((B, SQ), int), np.zeros((B, SK), int)
+    mask = np.ones((B, SQ, SK), bool)
+    if kind == "causal":
+        read[:], write[:] = i, j
+        mask &= j <= i[:, None]
+    elif kind == "prefix":
+        read[:], write[:] = np.maximum(i - 19, 0), np.maximum(j - 19, 0)
+        mask &= (j < 20) | (j <= i[:, None])
+    elif kind in ("packed", "tiles"):
+        for b in range(B):
+            ends = np.sort(rng.choice(np.arange(5, SK - 5), 3, replace=False))
+            segment_q[b], segment_k[b] = np.searchsorted(ends, i, side="right"), np.searchsorted(ends, j, side="right")
+        mask &= segment_q[:, :, None] == segment_k[:, None]
+        if kind == "packed":
+            segment_q[:, 60:], segment_k[:, 45:] = -1, -1
+            read[:], write[:] = i, j
+            mask &= j <= i[:, None]
+            mask[:, 60:], mask[:, :, 45:] = False, False
+    elif kind == "padded":
+        padding_q, padding_k = rng.random((B, SQ)) < 0.3, rng.random((B, SK)) < 0.3
+        segment_q[padding_q], segment_k[padding_k] = -1, -1
+        mask[padding_q] = False
+        mask &= ~padding_k[:, None]
+    elif kind == "random_order":  # groups of bins in any order; queries of the first group see nothing
+        write[:], read[:] = rng.integers(1, 9, (B, SK)), rng.integers(0, 9, (B, SQ))
+        mask &= np.array([[[write[b, y] <= read[b, x] for y in j] for x in i] for b in range(B)])
+    return as_visibility(segment_q, read, segment_k, write), mask
+
+
+def as_visibility(segment_q, read, segment_k, write):
+    fields = [jnp.asarray(field, jnp.int32) for field in (segment_q, read, segment_k, write)]
+    return QueryVisibility(*fields[:2]), KeyVisibility(*fields[2:])
+
+
+def arrays(seed=1, sq=SQ, sk=SK):
+    rng = np.random.default_rng(seed)
+    shapes = ((B, sq, H, D), (B, sk, K, D), (B, sk, K, D), (B, sq, H, D))
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]  # q, k, v, cotangent of the output
+
+
+def oracle(q, k, v, d_out, mask):
+    """Output and gradients of q, k, v in float64."""
+    q, k, v, d_out = (np.asarray(x, np.float64) for x in (q, k, v, d_out))
+    repeats = q.shape[2] // k.shape[2]
+    k, v = (np.repeat(x, repeats, axis=2) for x in (k, v))
+    mask = mask[:, None]
+    scale = q.shape[-1] ** -0.5
+    scores = np.where(mask, np.einsum("bqhd,bshd->bhqs", q, k) * scale, -1e300)
+    weight = np.where(mask, np.exp(scores - scores.max(-1, keepdims=True)), 0)
+    weight /= np.maximum(weight.sum(-1, keepdims=True), 1e-300)
+    out = np.einsum("bhqs,bshd->bqhd", weight, v)
+    d_weight = np.einsum("bqhd,bshd->bhqs", d_out, v)
+    d_scores = weight * (d_weight - (weight * d_weight).sum(-1, keepdims=True)) * scale
+
+    def of_key_heads(x):
+        return x.reshape(*x.shape[:2], -1, repeats, x.shape[-1]).sum(3)
+
+    dk, dv = np.einsum("bhqs,bqhd->bshd", d_scores, q), np.einsum("bhqs,bqhd->bshd", weight, d_out)
+    return out, np.einsum("bhqs,bshd->bqhd", d_scores, k), of_key_heads(dk), of_key_heads(dv)
+
+
+@functools.partial(jax.jit, static_argnames=("strategy", "block"))
+def out_and_gradients(q, k, v, d_out, visibility, strategy, block=BLOCK):
+    out, pull = jax.vjp(lambda *qkv: attention(*qkv, *visibility, strategy=strategy, block=block), q, k, v)
+    return out, *pull(d_out)
+
+
+def assert_near(found, expected, tolerance):
+    for name, x, y in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
+        error = np.abs(np.asarray(x, np.float64) - y).max() / np.abs(y).max()
+        assert error < tolerance, f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_output_and_gradients_in_float32(strategy, kind):
+    visibility, mask = case(kind)
+    inputs = arrays()
+    found = out_and_gradients(*inputs, visibility, strategy=strategy)
+    assert_near(found, oracle(*inputs, mask), 2e-6)
+    sees, seen = mask.any(2), mask.any(1)
+    for x, rows in zip(found, (sees, sees, seen, seen), strict=True):
+        assert not np.asarray(x)[~rows].any()  # exactly 0
+
+
+@pytest.mark.parametrize("kind", ("causal", "packed", "random_order"))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_output_and_gradients_in_bfloat16(strategy, kind):
+    visibility, mask = case(kind)
+    inputs = [jnp.asarray(x, jnp.bfloat16) for x in arrays()]
+    found = out_and_gradients(*inputs, visibility, strategy=strategy)
+    assert all(x.dtype == jnp.bfloat16 for x in found)
+    assert_near(found, oracle(*inputs, mask), 1e-2)
+
+
+def test_one_block_for_the_whole_row():
+    visibility, mask = case("random_order")
+    inputs = arrays()
+    assert_near(out_and_gradients(*inputs, visibility, strategy="blockwise", block=256), oracle(*inputs, mask), 2e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_large_scores_do_not_overflow(strategy):
+    visibility, mask = case("prefix")
+    q, k, v, d_out = arrays()
+    inputs = 30 * q, 10 * k, v, d_out
+    found = out_and_gradients(*inputs, visibility, strategy=strategy)
+    assert_near(found, oracle(*inputs, mask), 1e-4)  # scores of hundreds: their rounding is what is left
+
+
+@pytest.mark.parametrize("poison", (np.nan, np.inf))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_nobody_sees_does_not_matter(strategy, poison):
+    visibility, mask = case("packed")
+    inputs = arrays()
+    clean = out_and_gradients(*inputs, visibility, strategy=strategy)
+    q, k, v, d_out = (x.copy() for x in inputs)
+    sees, seen = mask.any(2), mask.any(1)
+    assert not sees.all() and not seen.all()
+    q[~sees], d_out[~sees], k[~seen], v[~seen] = poison, poison, poison, poison
+    for x, y in zip(out_and_gradients(q, k, v, d_out, visibility, strategy=strategy), clean, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_packed_row_equals_its_sequences_alone(strategy):
+    # Two windows in a row, tokens interleaved, the second with its own steps; then padding.
+    rng = np.random.default_rng(2)
+    segment_q, segment_k = (
+        rng.permuted(np.tile(np.repeat([0, 1, -1], (third, third, s - 2 * third)), (B, 1)), axis=1)
+        for s, third in ((SQ, 30), (SK, 20))
+    )
+    read, write = rng.integers(0, 5, (B, SQ)), rng.integers(0, 5, (B, SK))
+    inputs = arrays()
+    packed = out_and_gradients(*inputs, as_visibility(segment_q, read, segment_k, write), strategy=strategy)
+    for segment in (0, 1):
+        of_q, of_k = segment_q[0] == segment, segment_k[0] == segment
+        alone = [x[:1, of] for x, of in zip(inputs, (of_q, of_k, of_k, of_q), strict=True)]
+        zeros_q, zeros_k = np.zeros((1, of_q.sum())), np.zeros((1, of_k.sum()))
+        visibility = as_visibility(zeros_q, read[:1, of_q], zeros_k, write[:1, of_k])
+        found = out_and_gradients(*alone, visibility, strategy=strategy)
+        for x, y, of in zip(packed, found, (of_q, of_q, of_k, of_k), strict=True):
+            np.testing.assert_allclose(x[:1, of], y, rtol=2e-5, atol=2e-6)
+
+
+def test_auto_is_dense_up_to_a_million_scores():
+    assert choose_strategy(256, 256) == "reference"
+    assert choose_strategy(257, 256) == "blockwise"
+    visibility, _ = case("causal")
+    inputs = arrays()
+    for x, y in zip(out_and_gradients(*inputs, visibility, strategy="auto"),
+                    out_and_gradients(*inputs, visibility, strategy="reference"), strict=True):  # fmt: skip
+        np.testing.assert_array_equal(x, y)
+
+
+def test_blockwise_never_holds_an_array_of_both_lengths():
+    s = 2048
+    shapes = [jax.ShapeDtypeStruct((1, s, heads, D), jnp.float32) for heads in (H, K, K, H)]
+    field = jax.ShapeDtypeStruct((1, s), jnp.int32)
+    visibility = QueryVisibility(field, field), KeyVisibility(field, field)
+    compiled = {
+        strategy: out_and_gradients.lower(*shapes, visibility, strategy=strategy, block=256).compile()
+        for strategy in STRATEGIES
+    }
+    both_lengths = re.compile(r"\[[\d,]*2048[\d,]*2048[\d,]*\]")
+    assert both_lengths.search(compiled["reference"].as_text())  # the search finds what it is meant to find
+    assert not both_lengths.search(compiled["blockwise"].as_text())
+    sizes = {name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()}
+    assert sizes["blockwise"] < s * s * 4  # less than the scores of one head
+    assert sizes["reference"] > 4 * sizes["blockwise"]
+
+
+def test_blockwise_inside_scan_and_remat():
+    visibility, _ = case("prefix")
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(B, SK, H, D)), jnp.float32)
+    gains = jnp.asarray([0.9, 1.1, 1.3])
+    visibility = QueryVisibility(*(f[:, :SK] for f in visibility[0])), visibility[1]
+
+    def loss(x, gains, strategy, policy):
+        def layer(x, gain):
+            keys = x[:, :, :K] * gain
+            return x + attention(x, keys, keys[::-1], *visibility, strategy=strategy, block=BLOCK), None
+
+        return (jax.lax.scan(jax.checkpoint(layer, policy=policy), x, gains)[0] ** 2).sum()
+
+    policies = jax.checkpoint_policies
+    save = policies.save_only_these_names(ATTENTION_OUT)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=(2, 3))
+    expected = gradient(x, gains, "reference", save)
+    traced = [gradient.trace(x, gains, "blockwise", policy) for policy in (policies.nothing_saveable, save)]
+    for a, b in zip(traced[1].lower().compile()(x, gains), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+    # Saved by name, the forward pass is not run a second time: forward and backward, against forward, again, backward.
+    assert [str(each.jaxpr).count("while[") for each in traced] == [3, 2]
+
+
+def test_mistakes_get_one_line():
+    visibility, _ = case("full")
+    q, k, v, _ = arrays()
+    with pytest.raises(InputError, match="'flash'; expected one of auto, reference, blockwise"):
+        attention(q, k, v, *visibility, strategy="flash")
+    with pytest.raises(InputError, match="4 heads on 3 key heads"):
+        attention(q, np.zeros((B, SK, 3, D)), np.zeros((B, SK, 3, D)), *visibility)
+    with pytest.raises(InputError, match="kv_visibility is"):
+        attention(q, k, v, visibility[0], KeyVisibility(*visibility[0]))

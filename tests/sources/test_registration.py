@@ -1,0 +1,131 @@
+"""The registration check finds shifts, mirrors and turns, and says so where it cannot."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tario_jax.sources.registration import check_registration, correlate_over_overlap, haematoxylin
+from tario_jax.sources.spots import read_spots
+from tario_jax.sources.xenium import read_xenium
+
+
+@pytest.fixture(scope="module")
+def excerpt(real_data):
+    """(H&E, µm per px, x_um, y_um of detections inside nuclei)."""
+    section = next(read_xenium(real_data / "xenium_excerpt", patient_id="X", cohort="breast").sections)
+    inside = section.detections.in_nucleus_D
+    return section.he, section.he_um_per_px, section.detections.x_um_D[inside], section.detections.y_um_D[inside]
+
+
+@pytest.mark.real_data
+def test_the_excerpt_is_registered_within_5_um(excerpt):
+    report = check_registration(*excerpt)
+    assert report.ok and np.hypot(*report.shift_um) < 5 and report.score_at_zero > 0.7 > 3 * report.null_score
+    assert report.line().startswith("registered: best shift")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("by", [(20, 0), (0, -20), (-12, 16)])
+def test_a_shifted_copy_is_reported_with_its_shift(excerpt, by):
+    he, um_per_px, x_um, y_um = excerpt
+    report = check_registration(he, um_per_px, x_um + by[0], y_um + by[1])
+    assert report.verdict == "shifted" and not report.ok
+    np.testing.assert_allclose(report.shift_um, by, atol=1.5)
+    assert "shifted: detections lie" in report.line()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("change", "verdict", "orientation"), [
+    (lambda he: he[:, ::-1], "mirrored", "mirrored left to right"),
+    (lambda he: he[::-1], "mirrored", "mirrored top to bottom"),
+    (lambda he: he[::-1, ::-1], "turned", "turned by 180°"),
+    (lambda he: np.rot90(he, -1), "turned", "turned by 90°"),
+    (lambda he: he.transpose(1, 0, 2), "mirrored", "mirrored along the other diagonal"),
+])  # fmt: skip
+def test_a_mirrored_or_turned_copy_is_reported(excerpt, change, verdict, orientation):
+    he, um_per_px, x_um, y_um = excerpt
+    report = check_registration(np.ascontiguousarray(change(he)), um_per_px, x_um, y_um)
+    assert (report.verdict, report.orientation) == (verdict, orientation)
+    assert report.score_as_stored < 0.5 * report.best_score
+
+
+@pytest.mark.real_data
+def test_detections_without_relation_to_the_image_are_not_checkable(excerpt):
+    he, um_per_px, x_um, y_um = excerpt
+    rng = np.random.default_rng(0)
+    width_um, height_um = he.shape[1] * um_per_px, he.shape[0] * um_per_px
+    anywhere = rng.uniform(0, 1, (2, 5000)) * [[width_um], [height_um]]
+    assert check_registration(he, um_per_px, *anywhere).verdict == "not checkable"
+    far = check_registration(he, um_per_px, (x_um + 80) % width_um, (y_um + 70) % height_um)
+    assert far.verdict == "not checkable" and "far better" in far.line()
+
+
+def test_too_little_to_check_is_said_without_a_score():
+    he = np.full((400, 400, 3), 230, np.uint8)
+    place = np.random.default_rng(0).uniform(0, 400, (2, 1000))
+    assert "no contrast" in check_registration(he, 1.0, *place).line()
+    assert "at least 200" in check_registration(he, 1.0, *place[:, :10]).line()
+    assert "at least 120 µm" in check_registration(he[:100], 1.0, *place).line()
+    assert check_registration(he, 1.0, *place).to_dict()["best_score"] is None
+    with pytest.raises(ValueError, match="belong together"):
+        check_registration(he, 1.0, *place, weights=np.ones(1000))
+
+
+def test_the_shift_of_a_large_section_is_found_to_a_micron(monkeypatch):
+    """The map has px of 4 µm; a shift that is no multiple of them is found to a µm nevertheless."""
+    monkeypatch.setattr("tario_jax.sources.registration._COARSE_PX", 450)
+    rng = np.random.default_rng(0)
+    side_um, um_per_px = 1800, 1.0
+    nuclei = rng.uniform(20, side_um - 20, (900, 2))
+    mask = np.zeros((1800, 1800), bool)
+    column, row = (nuclei / um_per_px).astype(int).T
+    mask[row, column] = True
+    near = ndimage.distance_transform_edt(~mask) * um_per_px < 5
+    he = np.where(near[..., None], np.array([90, 60, 150]), np.array([225, 160, 200])).astype(np.uint8)
+    x_um, y_um = (np.repeat(nuclei, 12, 0) + rng.normal(0, 2, (10_800, 2))).T
+    report = check_registration(he, um_per_px, x_um + 6, y_um - 2)
+    assert report.verdict == "shifted"
+    np.testing.assert_allclose(report.shift_um, (6, -2), atol=0.5)
+
+
+def test_correlation_over_the_overlap_equals_a_plain_loop():
+    rng = np.random.default_rng(0)
+    fixed, moving = rng.normal(5, 1, (14, 11)), rng.normal(-3, 2, (14, 11))
+    mask = np.ones((14, 11), bool)
+    mask[:, :2] = False
+    score = correlate_over_overlap(fixed, moving, mask)
+    for dy, dx in ((0, 0), (3, -2), (-4, 1), (2, 3)):
+        pairs = [
+            (fixed[y + dy, x + dx], moving[y, x])
+            for y in range(14) for x in range(11)
+            if mask[y, x] and 0 <= y + dy < 14 and 0 <= x + dx < 11
+        ]  # fmt: skip
+        assert score[dy, dx] == pytest.approx(np.corrcoef(np.array(pairs).T)[0, 1], abs=1e-9)
+    assert score[13, 0] == -1  # too little overlap
+
+
+def test_haematoxylin_is_high_where_blue_and_keeps_its_scale():
+    he = np.full((100, 90, 3), (235, 200, 220), np.uint8)
+    he[40:60, 30:60] = (80, 60, 150)
+    stain, um_per_px = haematoxylin(he, 0.25, 1.0)
+    assert stain.shape == (25, 22) and um_per_px == 1.0
+    assert stain[11:14, 9:13].min() > 3 * stain[:8].max()
+
+
+@pytest.mark.real_data
+def test_spots_are_checked_at_their_own_power(real_data):
+    folder = real_data / "her2st"
+    section = next(read_spots(folder, patients=(("B", "breast"),), sections=("B4",)).sections)
+    spots, he, um_per_px = section.spots, section.he, section.he_um_per_px
+    total = np.add.reduceat(spots.count_E, spots.indptr[:-1])
+    arguments = {"weights": total, "diameter_um": spots.diameter_um}
+    as_stored = check_registration(he, um_per_px, spots.x_um_N, spots.y_um_N, **arguments)
+    assert as_stored.verdict == "registered" and 50 <= as_stored.tolerance_um <= 100
+    assert check_registration(he[:, ::-1], um_per_px, spots.x_um_N, spots.y_um_N, **arguments).verdict == "mirrored"
+    moved = check_registration(he, um_per_px, spots.x_um_N + 150, spots.y_um_N, **arguments)
+    assert moved.verdict == "shifted" and moved.shift_um[0] == pytest.approx(150, abs=50)
+    shuffled = np.random.default_rng(0).permutation(total)
+    nothing = check_registration(
+        he, um_per_px, spots.x_um_N, spots.y_um_N, weights=shuffled, diameter_um=spots.diameter_um
+    )
+    assert nothing.verdict == "not checkable"

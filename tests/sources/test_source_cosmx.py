@@ -1,0 +1,195 @@
+"""CosMx flat files, legacy and newer: nothing lost, nothing mirrored, nothing guessed."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tario_jax.config import InputError
+from tario_jax.sources.cosmx import CONTROL, DATE, read_cosmx
+
+SIDE_PX = 1000.0
+WHO = {"patient_id": "P1", "cohort": "lung"}
+
+
+def made_up(newer=False, detections=4000, seed=0):
+    """Three FOVs in an L, detections all over them. Newer: local y points down while global y points up."""
+    rng = np.random.default_rng(seed)
+    fov = rng.integers(1, 4, detections)
+    start = np.array([[500.0, 7000.0], [1500.0, 7000.0], [1500.0, 8000.0]])
+    local = rng.uniform(0, SIDE_PX, (detections, 2))
+    up = SIDE_PX - local[:, 1] if newer else local[:, 1]
+    tx = pd.DataFrame({
+        "fov": fov, "cell_ID": rng.integers(0, 5, detections),
+        "x_global_px": start[fov - 1, 0] + local[:, 0], "y_global_px": start[fov - 1, 1] + up,
+        "x_local_px": local[:, 0], "y_local_px": local[:, 1], "z": 1,
+        "target": rng.choice(["NEGR1", "NANOG", "NANS", "NegPrb3", "CCL3/L1"], detections),
+        "CellComp": rng.choice(["Nuclear", "Cytoplasm"], detections),
+    })  # fmt: skip
+    positions = pd.DataFrame({"fov": [1, 2, 3], "x_global_px": start[:, 0], "y_global_px": start[:, 1]})
+    if newer:
+        positions = positions.rename(columns={"fov": "FOV"})
+        positions[["x_global_mm", "y_global_mm"]] = start * 0.15e-3 + 7
+        tx = tx[["fov", "cell_ID", "target", "x_local_px", "y_local_px", "x_global_px", "y_global_px", "CellComp"]]
+    return tx, positions
+
+
+def save(folder, tx, positions, suffix=".csv"):
+    tx.to_csv(folder / f"S1_tx_file{suffix}", index=False)
+    positions.to_csv(folder / "S1_fov_positions_file.csv", index=False)
+
+
+def read(folder, **arguments):
+    ingested = read_cosmx(folder, **WHO, **arguments)
+    (section,) = ingested.sections
+    return ingested, section
+
+
+def refused(folder, *words):
+    with pytest.raises(InputError) as caught:
+        read(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("name", ["NEGR1", "NANOG", "NANS", "NegPrb", "negPrb1", "Negative", "FALSECODE1", "MARCHF1"])
+def test_genes_survive_the_control_filter(name):
+    assert not CONTROL.match(name) and not DATE.match(name)
+
+
+@pytest.mark.parametrize("name", ["NegPrb1", "NegPrb23", "Negative04", "SystemControl12", "FalseCode7", "FalseCode"])
+def test_controls_are_controls(name):
+    assert CONTROL.match(name)
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_frame_points_down_and_starts_at_the_measured_area(tmp_path, newer):
+    tx, positions = made_up(newer)
+    save(tmp_path, tx, positions, ".csv.gz" if newer else ".csv")
+    _, section = read(tmp_path, um_per_px=None if newer else 0.15)
+    kept = tx[tx.target != "NegPrb3"]
+    x_um = (kept.x_global_px - 500) * 0.15
+    y_um = (9000 - kept.y_global_px) * 0.15
+    np.testing.assert_allclose(section.detections.x_um_D, x_um, atol=0.15)  # the extent is observed: to a px
+    np.testing.assert_allclose(section.detections.y_um_D, y_um, atol=0.15)
+    np.testing.assert_array_equal(section.detections.in_nucleus_D, kept.CellComp == "Nuclear")
+    assert section.width_um == pytest.approx(300, abs=0.5) and section.he is None
+    # the upper left quarter of the L was never imaged, the other three were
+    rows, columns = section.measured.shape
+    quarters = [section.measured[: rows // 2 - 1, : columns // 2 - 1], section.measured[rows // 2 + 1 :, 1:-1]]
+    assert not quarters[0].any() and quarters[1].mean() > 0.95
+
+
+def test_cells_of_different_fovs_are_different_cells(tmp_path):
+    tx, positions = made_up()
+    save(tmp_path, tx, positions)
+    _, section = read(tmp_path)
+    kept = tx[tx.target != "NegPrb3"]
+    pairs = pd.DataFrame({"fov": kept.fov, "id": kept.cell_ID, "cell": section.detections.cell_D})
+    assert (pairs[pairs.id == 0].cell == 0).all()
+    inside = pairs[pairs.id > 0]
+    assert inside.groupby("cell")[["fov", "id"]].nunique().to_numpy().max() == 1
+    assert inside.cell.nunique() == len(inside[["fov", "id"]].drop_duplicates())
+
+
+def test_scale_comes_from_the_flag_then_mm_columns_then_the_stated_default(tmp_path):
+    save(tmp_path, *made_up(newer=True))
+    ingested, section = read(tmp_path)
+    assert section.quality["um_per_px"] == pytest.approx(0.15) and "from the mm columns" in ingested.report.table()
+    assert read(tmp_path, um_per_px=0.18)[1].quality["um_per_px"] == 0.18
+    save(tmp_path, *made_up())
+    ingested, section = read(tmp_path)
+    assert section.quality["um_per_px_is_assumed"] == 1 and "the vendor's default" in ingested.report.table()
+
+
+def test_dates_are_dropped_and_several_genes_reported(tmp_path):
+    tx, positions = made_up()
+    tx.loc[:9, "target"] = "1-Mar"
+    tx.loc[10:14, "target"] = "Sep-01"
+    tx.loc[20:22, "x_local_px"] = np.nan
+    save(tmp_path, tx, positions)
+    ingested, section = read(tmp_path)
+    tally = ingested.report.tally("detections", "S1")
+    assert tally.dropped["symbol turned into a date by a spreadsheet"] == 15
+    assert tally.dropped["without a place, FOV or target"] == 3
+    assert tally.read == len(tx) == len(section.detections) + sum(tally.dropped.values())
+    assert "1-Mar" not in ingested.panel.index and "CCL3/L1" in ingested.panel.index
+    assert "1 targets name several genes" in ingested.report.table() and "1-Mar, Sep-01" in ingested.report.table()
+
+
+def test_an_fov_that_was_cut_is_not_zero_where_nothing_was_seen(tmp_path):
+    tx, positions = made_up()
+    save(tmp_path, tx[~((tx.fov == 3) & (tx.y_local_px > 500))], positions)
+    ingested, section = read(tmp_path)
+    assert section.height_um == pytest.approx(1500 * 0.12028, abs=0.5) and "1 of 3 FOVs" in ingested.report.table()
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_swapped_local_and_global_columns_are_refused(tmp_path, newer):
+    tx, positions = made_up(newer)
+    swap = {"x_local_px": "x_global_px", "x_global_px": "x_local_px", "y_local_px": "y_global_px",
+            "y_global_px": "y_local_px"}  # fmt: skip
+    save(tmp_path, tx.rename(columns=swap), positions)
+    refused(tmp_path, "S1_tx_file.csv", "x_", "swapped")
+    only_y = {old: new for old, new in swap.items() if old.startswith("y")}
+    save(tmp_path, tx.rename(columns=only_y), positions)
+    refused(tmp_path, "S1_tx_file.csv", "'y_", "swapped")
+    turned = {"x_local_px": "y_local_px", "y_local_px": "x_local_px"}
+    save(tmp_path, tx.rename(columns=turned), positions)
+    refused(tmp_path, "S1_tx_file.csv", "'x_local_px'", "x and y")
+
+
+def test_negative_local_places_are_refused(tmp_path):
+    tx, positions = made_up()
+    save(tmp_path, tx.assign(x_local_px=tx.x_local_px - 400), positions)
+    refused(tmp_path, "S1_tx_file.csv", "'x_local_px'", "below 0")
+
+
+def test_fovs_shifted_by_one_field_are_refused(tmp_path):
+    tx, positions = made_up()
+    save(tmp_path, tx, positions.assign(x_global_px=positions.x_global_px + SIDE_PX))
+    refused(tmp_path, "S1_tx_file.csv", "column 'x_global_px'", "S1_fov_positions_file.csv")
+    save(tmp_path, tx, positions.assign(y_global_px=[7000.0, 8000.0, 7000.0]))
+    refused(tmp_path, "column 'y_global_px'", "are FOVs shifted")
+
+
+def test_missing_columns_files_and_fovs_are_named(tmp_path):
+    tx, positions = made_up()
+    refused(tmp_path, "no file like *_tx_file.csv")
+    save(tmp_path, tx.drop(columns="target"), positions)
+    refused(tmp_path, "S1_tx_file.csv", "no column 'target'")
+    save(tmp_path, tx, positions[:2])
+    refused(tmp_path, "S1_fov_positions_file.csv", "no FOV 3")
+    save(tmp_path, tx, positions.drop(columns="y_global_px"))
+    refused(tmp_path, "S1_fov_positions_file.csv", "expected fov")
+    save(tmp_path, tx.assign(x_local_px=tx.x_local_px.astype(object).where(tx.index != 5, "ten")), positions)
+    refused(tmp_path, "S1_tx_file.csv", "column 'x_local_px' holds 'ten'", "expected a number")
+    (tmp_path / "S1_tx_file.csv").write_text("")
+    refused(tmp_path, "S1_tx_file.csv", "empty file")
+
+
+def test_mm_columns_that_contradict_the_px_are_refused(tmp_path):
+    tx, positions = made_up(newer=True)
+    save(tmp_path, tx, positions.assign(x_global_mm=positions.x_global_mm * 3))
+    refused(tmp_path, "S1_fov_positions_file.csv", "mm and px disagree")
+
+
+@pytest.mark.real_data
+def test_lung12_counts_by_gene_equal_a_plain_group_by(real_data):
+    ingested, section = read(real_data / "cosmx_lung12")
+    file = pd.read_csv(real_data / "cosmx_lung12/Lung12_tx_file.csv")
+    expected = file[~file.target.str.fullmatch(r"NegPrb\d+")].groupby("target").size()
+    ours = pd.Series(
+        np.bincount(section.detections.gene_D, minlength=len(ingested.panel)), index=list(ingested.panel.symbols)
+    )
+    pd.testing.assert_series_equal(ours, expected, check_names=False, check_dtype=False)
+    tally = ingested.report.tally("detections", "Lung12")
+    assert tally.read == len(file) == 25_825 and tally.kept == expected.sum() == 25_550
+    assert section.quality["control_detections"] == len(file) - expected.sum()
+    assert section.width_um < 200 and "2 of 2 FOVs" in ingested.report.table()  # only a strip was given to us
+
+
+@pytest.mark.real_data
+def test_a_single_row_of_a_legacy_export_is_refused_in_one_line(real_data):
+    refused(real_data / "cosmx_headers", "lung_p9s1_tx_file.csv", "1 rows")
