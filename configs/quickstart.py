@@ -12,8 +12,17 @@ def get_config(arg: str = "") -> Config:
     return Config(
         name="quickstart",
         source=SourceConfig(kind="virtual", train_patients=93, validation_patients=7, held_out_patients=30),
-        data=DataConfig(bin_um=36.0, window_um=288.0, tile_um=288.0, he_um_per_px=1.0, patch_px=18, rows=8),
+        data=DataConfig(
+            bin_um=36.0,
+            window_um=288.0,
+            tile_um=288.0,
+            he_um_per_px=1.0,
+            patch_px=18,
+            rows=8,
+            stain_jitter=0.25,
+            groups=((1, 0.7), (4, 0.2), (16, 0.1)),
+        ),
         model=ModelConfig(width=128, layers=3, heads=4, kv_heads=2, head_dim=32, mlp_width=320),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=30),
-        train=TrainConfig(steps=300, log_every=20, validate_every=100, checkpoint_every=100),
+        train=TrainConfig(steps=500, log_every=20, validate_every=100, checkpoint_every=100),
     )

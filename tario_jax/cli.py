@@ -31,6 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"tario: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `tario check … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # no such folder, no permission, a full disk: the user's, if it names a place
+        if error.filename is None:
+            raise
+        print(f"tario: {error.filename}: {error.strerror or type(error).__name__}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tario: stopped; the same command continues", file=sys.stderr)
         return 130
@@ -112,10 +120,10 @@ def _parser() -> argparse.ArgumentParser:
                             "several with commas")  # fmt: skip
     added.add_argument("--cohort", required=True, help="cancer type")
     added.add_argument("--section", help="name of the section (xenium, cosmx); the folder's name by default")
-    added.add_argument("--sections", default="", help="spots: read only these, with commas")
+    added.add_argument("--sections", help="spots: read only these, with commas")
     added.add_argument("--um-per-px", type=float, help="cosmx: µm per px of the flat files, where they do not say")
-    added.add_argument("--min-spot-total", type=int, default=1, help="spots: fewest counts of a spot (%(default)s)")
-    added.add_argument("--min-gene-total", type=int, default=1, help="spots: fewest counts of a gene (%(default)s)")
+    added.add_argument("--min-spot-total", type=int, help="spots: fewest counts of a spot (1)")
+    added.add_argument("--min-gene-total", type=int, help="spots: fewest counts of a gene (1)")
 
     added = job("check", _check, "is a corpus what its seals say: checksums, contents, units, registration", """
         tario check corpora/xenium
@@ -180,6 +188,19 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def _about_ten_times(what: str, of: str) -> Callable[[int, int], None]:
+    """progress(done, total) that says how far it is about ten times in all."""
+    said = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if done == total or done * 10 // total > said:
+            said = done * 10 // total
+            _say(f"{what}: {done}/{total} {of}")
+
+    return progress
+
+
 def _run(options) -> int:
     config = _config(options)
     from tario_jax.evaluate.job import headline_table
@@ -214,16 +235,31 @@ def _described(corpus) -> tuple[str, dict[str, Any]]:
                      for name, value in result.items()), result  # fmt: skip
 
 
+# flags of `tario ingest` that only some sources know: elsewhere they would do nothing, silently
+_FLAGS_OF = {
+    "section": ("xenium", "cosmx"), "um_per_px": ("cosmx",), "sections": ("spots",), "min_spot_total": ("spots",),
+    "min_gene_total": ("spots",),
+}  # fmt: skip
+
+
 def _ingest(options) -> int:
     from tario_jax.sources.ingest import account, ingest
 
+    for flag, sources in _FLAGS_OF.items():
+        if options.source not in sources and getattr(options, flag) is not None:
+            raise InputError(f"--{flag.replace('_', '-')}: means nothing to --source={options.source}, only to "
+                             f"{' and '.join(sources)}; leave it out")  # fmt: skip
+    if not options.patient.strip(",") or not options.cohort:
+        raise InputError("--patient and --cohort: one is empty; expected whose tissue it is, and the cancer type")
+    _say(f"ingest: reading {options.path}")
     if options.source == "spots":
         from tario_jax.sources.spots import read_spots
 
         source = read_spots(
             options.path, patients=tuple((letters, options.cohort) for letters in options.patient.split(",")),
-            sections=tuple(filter(None, options.sections.split(","))), min_spot_total=options.min_spot_total,
-            min_gene_total=options.min_gene_total,
+            sections=tuple(filter(None, (options.sections or "").split(","))),
+            min_spot_total=1 if options.min_spot_total is None else options.min_spot_total,
+            min_gene_total=1 if options.min_gene_total is None else options.min_gene_total,
         )  # fmt: skip
     elif options.source == "xenium":
         from tario_jax.sources.xenium import read_xenium
@@ -253,12 +289,15 @@ def _check(options) -> int:
 def _train(options) -> int:
     config = _config(options)
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.main_job import make_corpus
-    from tario_jax.train.loop import train
 
-    corpus = (
-        Corpus.open(options.corpus) if options.corpus else make_corpus(config.source, options.workdir / "corpus", _say)
-    )
+    if options.corpus is not None:
+        corpus = Corpus.open(options.corpus)
+    else:
+        from tario_jax.evaluate.main_job import make_corpus
+
+        corpus = make_corpus(config.source, options.workdir / "corpus", _say)
+    from tario_jax.train.loop import train  # jax starts only when the corpus is there
+
     train(config, corpus, options.workdir, _say)
     lines = [json.loads(line) for line in (options.workdir / "metrics.jsonl").read_text().splitlines()]
     result = {"workdir": str(options.workdir), "corpus": str(corpus.root), "metrics": lines}
@@ -266,30 +305,50 @@ def _train(options) -> int:
     return _finish(options, "\n".join(f"{name:<28} {value:,.4f}" for name, value in last.items()), result)
 
 
+def _corpus_of(options) -> Path:
+    """--corpus, else the corpus within the workdir."""
+    place = options.corpus or options.workdir / "corpus"
+    if options.corpus is None and not place.is_dir():
+        raise InputError(f"{place}: no such folder; this run was trained on a corpus elsewhere: name it with --corpus")
+    return place
+
+
 def _predict(options) -> int:
     if (options.section is None) == (options.image is None):
-        raise InputError("tario predict: give either --section or --image")
+        raise InputError("predict: found neither or both of --section and --image; give one of them")
     if options.out is None and options.table is None:
-        raise InputError("tario predict: give --out=MAPS.h5ad, --table=RATES.tsv, or both")
-    from tario_jax.predict.predictor import load
-
+        raise InputError("predict: nothing to write; give --out=MAPS.h5ad, --table=RATES.tsv, or both")
+    if options.table is not None and options.table.suffix not in (".parquet", ".tsv", ".csv"):
+        raise InputError(f"--table={options.table}: ends in {options.table.suffix!r}; expected .parquet, .tsv or .csv")
+    if options.out is not None and options.out.suffix != ".h5ad":
+        raise InputError(f"--out={options.out}: ends in {options.out.suffix!r}; expected .h5ad (AnnData)")
+    for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
+        path.parent.mkdir(parents=True, exist_ok=True)
     if options.image is not None:
         if options.um_per_px is None:
             raise InputError(f"--image={options.image}: its µm per px is not stated; add --um-per-px")
-        from tario_jax.predict.tissue import read_image
+        from tario_jax.predict.tissue import LARGEST_UM_PER_PX, SMALLEST_UM_PER_PX, read_image
 
+        if not SMALLEST_UM_PER_PX <= options.um_per_px <= LARGEST_UM_PER_PX:
+            raise InputError(f"--um-per-px={options.um_per_px:g}: expected {SMALLEST_UM_PER_PX} to {LARGEST_UM_PER_PX} "
+                             "µm per px, as H&E is scanned")  # fmt: skip
         image = read_image(options.image)
+        from tario_jax.predict.predictor import load
+
         predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
         maps = predictor.predict(image, options.um_per_px, bin_um=options.bin_um, overlap=options.overlap)
     else:
         from tario_jax.corpus.read import Corpus
+        from tario_jax.predict.predictor import load
+        from tario_jax.train.checkpoint import find_checkpoint
 
-        corpus = Corpus.open(options.corpus or options.workdir / "corpus")
+        find_checkpoint(options.workdir)
+        corpus = Corpus.open(_corpus_of(options))
         section = corpus.section(options.section)
         predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
         maps = predictor.predict_section(
             section, tissue=corpus.kind, bin_um=options.bin_um, overlap=options.overlap,
-            progress=lambda done, all_of_them: _say(f"predict: {done}/{all_of_them} windows"),
+            progress=_about_ten_times("predict", "windows"),
         )  # fmt: skip
     if options.out is not None:
         maps.write_h5ad(options.out)
@@ -309,8 +368,8 @@ def _evaluate(options) -> int:
     from tario_jax.evaluate.job import evaluate_checkpoint, headline_table
     from tario_jax.predict.predictor import load
 
-    corpus = Corpus.open(options.corpus or options.workdir / "corpus")
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+    corpus = Corpus.open(_corpus_of(options))
     evaluation = evaluate_checkpoint(
         predictor, corpus, predictor.provenance.config.evaluate, options.out, bin_um=options.bin_um, say=_say,
         title=f"{predictor.provenance.config.name} on {corpus.root.name}",

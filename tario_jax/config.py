@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import re
+import traceback
 import types
 import typing
 from pathlib import Path
@@ -81,7 +83,7 @@ class DataConfig:
     order: Literal["raster", "hilbert", "random", "coarse_to_fine"] = "random"
     flip: bool = True
     turn: bool = True
-    stain_jitter: float = 0.1  # standard deviation of the log gain of each stain
+    stain_jitter: float = 0.1  # standard deviation of the log gain of each stain; a third of it mixes the stains
     min_measured: float = 0.9  # a bin counts if this share of it is measured and in tissue
     max_spots: int = 0  # capacity for spots in a window; 0 = from the corpus
     count_capacity: int = 0  # entries (bin, gene, count) a row; 0 = from the corpus
@@ -243,13 +245,37 @@ def load_config(spec: str, overrides: dict[str, str] | None = None) -> Config:
         raise InputError(f"--config={spec}: no such file{hint}")
     module_spec = importlib.util.spec_from_file_location(f"tario_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"{path}: has no get_config(arg); expected a function that returns a Config")
-    config = module.get_config(arg)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"{path}: has no get_config(arg); expected a function that returns a Config")
+        config = module.get_config(arg)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's Python raises
+        raise InputError(f"{path}{_line_in(path, error)}: {_explained(error)}") from None
     if not isinstance(config, Config):
         raise InputError(f"{path}: get_config returned {type(config).__name__}; expected tario_jax.config.Config")
     return override(config, overrides or {})
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """The line of the config file that raised `error`, as ", line N"."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _explained(error: Exception) -> str:
+    """One line; a field that does not exist is answered with the one that was meant."""
+    text = " ".join(str(error).split()) or "no reason given"
+    wrong = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    kind = globals().get(wrong[1]) if wrong else None
+    if dataclasses.is_dataclass(kind):
+        near = difflib.get_close_matches(wrong[2], [field.name for field in dataclasses.fields(kind)], 1, cutoff=0.0)
+        return f"{wrong[1]} has no field {wrong[2]!r}; did you mean {near[0]!r}?"
+    return f"{type(error).__name__}: {text}"
 
 
 def override(config: Config, assignments: dict[str, str]) -> Config:

@@ -16,6 +16,8 @@ import pytest
 # Before anything imports jax: it reads its platform once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A test runs its programs a few times only: XLA spends three to four times less on compiling them without optimising.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,3 +63,57 @@ def devices8(tmp_path: Path) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory):
+    """A sealed virtual corpus of six patients of 180 × 150 µm: four train, one validates, one is held out."""
+    from tiny_tissue import tiny_section, write_corpus
+
+    sides = dict(zip("ABCDEF", ["train"] * 4 + ["validation", "held_out"], strict=True))
+    sections = [tiny_section(f"{patient}1", patient, seed) for seed, patient in enumerate(sides)]
+    return write_corpus(tmp_path_factory.mktemp("tiny") / "corpus", sections, split=sides)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of `tiny_config()` trained on `tiny_corpus` without a break. Read it, never train in it."""
+    from tiny_tissue import tiny_config
+
+    from tario_jax.train.loop import train
+
+    workdir = tmp_path_factory.mktemp("tiny_run") / "run"
+    train(tiny_config(), tiny_corpus, workdir, lambda line: None)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def cli_tario(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
+    """`cli_tario(*arguments)` runs the installed `tario` in a process of its own, in the root of the repository."""
+    command = Path(sys.executable).parent / "tario"
+    # tiny programs: most of such a process would go into optimising what it compiles, and what another one compiled
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cli_compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", **os.environ,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip(),
+    }  # fmt: skip
+
+    def run(*arguments: object, timeout_s: float = 240) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True,
+            text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+CLI_SIMULATE = ("simulate", "--patients=4", "--validation=0", "--held-out=2", "--section-um=144", "--workers=2")
+
+
+@pytest.fixture(scope="session")
+def cli_corpus(cli_tario, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six virtual patients of 144 µm with real gene symbols, by `tario simulate`. Copy it before changing it."""
+    root = tmp_path_factory.mktemp("cli") / "virtual"
+    done = cli_tario(*CLI_SIMULATE, f"--out={root}")
+    assert done.returncode == 0, done.stderr
+    return root

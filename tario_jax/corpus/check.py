@@ -7,7 +7,8 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus, Section, read_json
+from tario_jax.corpus.write import describe_corpus
 
 PLAUSIBLE_UM_PER_PX = (0.1, 1.2)
 
@@ -23,13 +24,32 @@ class Finding:
 
 
 def check_corpus(corpus: Corpus, progress: Callable[[int, int], None] | None = None) -> Iterator[Finding]:
-    """Verifies checksums, contents and units of every section, and yields what it found, section by section."""
+    """Verifies the corpus seal, then checksums, contents and units of every section; yields what it found.
+
+    Contents and units of a section are looked at only where its files are what was sealed.
+    """
+    yield _seal(corpus)
     for number, section in enumerate(corpus.sections):
-        yield _checksums(section)
-        yield _contents(corpus, section)
-        yield _units(section)
+        whole = _checksums(section)
+        yield whole
+        if not whole.fault:
+            yield _contents(corpus, section)
+            yield _units(section)
         if progress is not None:
             progress(number + 1, len(corpus.sections))
+
+
+def _seal(corpus: Corpus) -> Finding:
+    """corpus.json against what its own sections give."""
+    note = corpus.root / "corpus.json"
+    stated = read_json(note)
+    seals = {section.folder.name: section.seal for section in corpus.sections}
+    expected = describe_corpus(corpus.root, corpus.panel, corpus.kind, seals)
+    for name in sorted(set(stated) | set(expected)):
+        if stated.get(name) != expected.get(name):
+            return Finding("all", "seal", f"{note}: its {name!r} is not what its sections give; delete it and run the "
+                                          "same ingest again")  # fmt: skip
+    return Finding("all", "seal", "", corpus.seal)
 
 
 def _checksums(section: Section) -> Finding:

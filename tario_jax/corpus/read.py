@@ -110,7 +110,7 @@ class Section:
     def detections(
         self, x_um: float, y_um: float, width_um: float, height_um: float, *, flags: bool = False
     ) -> Detections:
-        """Detections with x in [x_um, x_um + width_um) and y likewise, places still in the section's frame (float32).
+        """Detections with x in [x_um, x_um + width_um) and y likewise, places still in the section's frame (float64).
 
         flags: read the vendor's nucleus flags and cell ids too, where it gives them.
         """
@@ -129,15 +129,16 @@ class Section:
                 run = slice(int(ends[0]), int(ends[-1]))
                 runs.append((row, np.diff(ends), run, place[run].read(), gene[run].read()))
         if not runs:
-            return Detections(np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
-        corners = np.arange(column0, column1, dtype=np.float32) * np.float32(side)
+            return Detections(np.zeros(0), np.zeros(0), np.zeros(0, np.int32))
+        # float64: beyond 8 mm a float32 place can round onto its tile's edge, and fall between two windows
+        corners = np.arange(column0, column1) * side
         x_parts, y_parts = [], []
         for row, in_tile, _, place_read, _ in runs:
-            steps = place_read.result().astype(np.float32)
+            steps = place_read.result().astype(np.float64)
             steps += 0.5
             steps /= layout.PLACE_STEPS_PER_UM
             x_parts.append(steps[:, 0] + np.repeat(corners, in_tile))
-            y_parts.append(steps[:, 1] + np.float32(row * side))
+            y_parts.append(steps[:, 1] + row * side)
         x, y = np.concatenate(x_parts), np.concatenate(y_parts)
         inside = (x >= x_um) & (x < x_um + width_um) & (y >= y_um) & (y < y_um + height_um)
         genes = np.concatenate([gene_read.result() for *_, gene_read in runs])[inside].astype(np.int32)
@@ -218,10 +219,13 @@ class Corpus:
                 "run the same ingest again and it continues"
             )
         described = read_json(note)
-        if described["format_version"] != layout.FORMAT_VERSION:
+        if described.get("format_version") != layout.FORMAT_VERSION:
             raise InputError(
-                f"{note}: format version {described['format_version']}; this tario reads {layout.FORMAT_VERSION}"
+                f"{note}: format version {described.get('format_version')}; this tario reads {layout.FORMAT_VERSION}"
             )
+        missing = {"kind", "panel_hash", "seal", "files"} - set(described)
+        if missing:
+            raise InputError(f"{note}: says nothing of {', '.join(sorted(missing))}; restore it or ingest again")
         for name, expected in described["files"].items():
             if not (root / name).exists() or layout.file_sha256(root / name) != expected:
                 raise InputError(f"{root / name}: differs from the corpus seal; restore it or ingest again")

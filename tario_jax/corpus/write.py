@@ -5,6 +5,7 @@ A killed ingest therefore leaves nothing half-read, and running it again continu
 """
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +24,11 @@ Kind = Literal["virtual", "real"]
 
 
 def begin_corpus(root: Path, panel: Panel, kind: Kind, source: dict[str, Any]) -> None:
-    """Makes the folder and notes what goes into it; an ingest of something else into the same folder is refused."""
+    """Makes the folder and notes what goes into it; something else in a folder that holds sections is refused."""
     root.mkdir(parents=True, exist_ok=True)
     begun = {"kind": kind, "panel_hash": panel.hash, "source": source, "format_version": layout.FORMAT_VERSION}
     note = root / "ingest.json"
-    if note.exists():
+    if any((root / "sections").glob("*/seal.json")):
         before = read_json(note)
         for name, value in begun.items():
             if before.get(name) != value:
@@ -35,19 +36,29 @@ def begin_corpus(root: Path, panel: Panel, kind: Kind, source: dict[str, Any]) -
                     f"{note}: was begun with {name} = {before.get(name)!r}, now {value!r}; "
                     "use another folder or delete this one"
                 )
-    elif any(root.iterdir()):
+    elif not note.exists() and any(path.name != f"{note.name}.partial" for path in root.iterdir()):
         raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
+    layout.write_json(note, begun)  # first: from here on the folder is known as a corpus, whenever it is stopped
     panel.write(root / "panel.tsv")
-    layout.write_json(note, begun)
 
 
 def section_is_sealed(root: Path, section_id: str) -> bool:
     return (root / "sections" / section_id / "seal.json").exists()
 
 
+def same_as_sealed(root: Path, panel: Panel, kind: Kind, section: SectionData) -> bool:
+    """Whether the sealed section of that name is what `write_section` would write."""
+    seal = read_json(root / "sections" / section.section_id / "seal.json")
+    record = json.loads(json.dumps(_record(section, kind)))
+    return (seal["record"], seal["content"]) == (record, layout.array_sha256(_arrays(section, panel)))
+
+
 def write_section(root: Path, panel: Panel, kind: Kind, section: SectionData) -> None:
     """Writes one section and its seal; whatever an interrupted write left there is removed first."""
+    if Path(section.section_id).name != section.section_id:
+        raise InputError(f"section {section.section_id!r}: expected a name that can be a folder's, without '/'")
     folder = root / "sections" / section.section_id
+    (folder / "seal.json").unlink(missing_ok=True)  # first: what is half removed is not sealed
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -60,7 +71,15 @@ def write_section(root: Path, panel: Panel, kind: Kind, section: SectionData) ->
     files = {
         str(path.relative_to(folder)): layout.file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    record = {
+    layout.write_json(
+        folder / "seal.json",
+        {"format_version": layout.FORMAT_VERSION, "panel_hash": panel.hash, "record": _record(section, kind),
+         "content": layout.array_sha256(arrays), "files": files},
+    )  # fmt: skip
+
+
+def _record(section: SectionData, kind: Kind) -> dict[str, Any]:
+    return {
         "section": section.section_id,
         "patient": section.patient_id,
         "cohort": section.cohort,
@@ -78,12 +97,6 @@ def write_section(root: Path, panel: Panel, kind: Kind, section: SectionData) ->
         "patient_columns": dict(section.patient),
         "spot_names": list(section.spots.name_N) if section.spots is not None else [],
     }
-    content = layout.array_sha256(arrays)
-    layout.write_json(
-        folder / "seal.json",
-        {"format_version": layout.FORMAT_VERSION, "panel_hash": panel.hash, "record": record, "content": content,
-         "files": files},
-    )  # fmt: skip
 
 
 def seal_corpus(root: Path, panel: Panel, kind: Kind, split: dict[str, str] | None = None) -> Corpus:
@@ -119,26 +132,28 @@ def seal_corpus(root: Path, panel: Panel, kind: Kind, split: dict[str, str] | No
     if split is not None:
         lines = [f"{patient}\t{side}\n" for patient, side in sorted(split.items()) if patient in patients]
         (root / "split.tsv").write_text("patient\tsplit\n" + "".join(lines))
+    layout.write_json(root / "corpus.json", describe_corpus(root, panel, kind, seals))
+    return Corpus.open(root)
+
+
+def describe_corpus(root: Path, panel: Panel, kind: str, seals: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What `corpus.json` says of a corpus; `seals` are those of its sections by name, in the order of the names."""
     digest = hashlib.sha256(f"{kind} {panel.hash}\n".encode())
     for name, seal in seals.items():
         described = {key: seal["record"][key] for key in sorted(seal["record"])}
         digest.update(f"{name} {seal['content']} {described}\n".encode())
-    layout.write_json(
-        root / "corpus.json",
-        {
-            "format_version": layout.FORMAT_VERSION,
-            "kind": kind,
-            "panel_hash": panel.hash,
-            "genes": len(panel),
-            "units": {"place": "um", "he": "uint8 RGB", "y": "down"},
-            "sections": len(seals),
-            "patients": len(patients),
-            "seal": digest.hexdigest()[:16],
-            "files": {name: layout.file_sha256(root / name)
-                      for name in ("panel.tsv", "patients.parquet", "sections.parquet")},
-        },
-    )  # fmt: skip
-    return Corpus.open(root)
+    sealed = ["panel.tsv", "patients.parquet", "sections.parquet", *(f"sections/{name}/seal.json" for name in seals)]
+    return {
+        "format_version": layout.FORMAT_VERSION,
+        "kind": kind,
+        "panel_hash": panel.hash,
+        "genes": len(panel),
+        "units": {"place": "um", "he": "uint8 RGB", "y": "down"},
+        "sections": len(seals),
+        "patients": len({seal["record"]["patient"] for seal in seals.values()}),
+        "seal": digest.hexdigest()[:16],
+        "files": {name: layout.file_sha256(root / name) for name in sealed},
+    }
 
 
 def _arrays(section: SectionData, panel: Panel) -> dict[str, np.ndarray]:
@@ -171,7 +186,8 @@ def _check_genes(genes: np.ndarray, panel: Panel, where: str) -> None:
 
 def _detections(detections: Detections, width_um: float, height_um: float, where: str) -> dict[str, np.ndarray]:
     x_um, y_um = np.asarray(detections.x_um_D, np.float64), np.asarray(detections.y_um_D, np.float64)
-    outside = int(np.sum(~((x_um >= 0) & (x_um < width_um) & (y_um >= 0) & (y_um < height_um))))
+    # a place on the far edge belongs to the section: vendors' extents are those of their outermost detections
+    outside = int(np.sum(~((x_um >= 0) & (x_um <= width_um) & (y_um >= 0) & (y_um <= height_um))))
     if outside:
         raise InputError(
             f"{where}: {outside} of {len(x_um)} detections lie outside its {width_um:g} x {height_um:g} µm; "
@@ -179,12 +195,13 @@ def _detections(detections: Detections, width_um: float, height_um: float, where
         )
     side = layout.DETECTION_TILE_UM
     columns, rows = int(np.ceil(width_um / side)), int(np.ceil(height_um / side))
-    column_D, row_D = (x_um // side).astype(np.int64), (y_um // side).astype(np.int64)
+    column_D = np.minimum(x_um // side, columns - 1).astype(np.int64)
+    row_D = np.minimum(y_um // side, rows - 1).astype(np.int64)
     tile_D = row_D * columns + column_D
     order = np.argsort(tile_D, kind="stable")
     place = np.stack([x_um - column_D * side, y_um - row_D * side], 1) * layout.PLACE_STEPS_PER_UM
     arrays = {
-        "detections/place": np.floor(place).astype(np.uint16)[order],
+        "detections/place": np.minimum(np.floor(place), 65535).astype(np.uint16)[order],
         "detections/gene": detections.gene_D.astype(np.uint16)[order],
         "detections/offset": np.searchsorted(tile_D[order], np.arange(rows * columns + 1)).astype(np.int64),
     }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.resample import box_means
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.figures import Look, draw_figures
-from tario_jax.evaluate.report import write_report
+from tario_jax.evaluate.report import banners, write_report
 from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
@@ -34,14 +34,20 @@ def evaluate_checkpoint(
     """
     began = time.monotonic() if began is None else began
     provenance = predictor.provenance
-    bin_um = bin_um or provenance.config.data.bin_um
+    bin_um = provenance.config.data.bin_um if bin_um is None else bin_um
     own = corpus.seal == provenance.corpus_seal
     if own:
         train, held_out = map(corpus.section, provenance.train), map(corpus.section, provenance.held_out)
         train, held_out = list(train), list(held_out)
     else:
-        train, held_out = [], list(corpus.sections)
-        say(f"evaluate: another corpus than that of training: all {len(held_out)} sections are held out")
+        seen = set(provenance.train_patients)
+        train, held_out = [], [section for section in corpus.sections if section.patient not in seen]
+        if not held_out:
+            raise InputError(f"corpus {corpus.root}: the model was trained on every patient in it, by their names; "
+                             "expected patients that it has not seen")  # fmt: skip
+        left_out = len(corpus.sections) - len(held_out)
+        say(f"evaluate: another corpus than that of training: {len(held_out)} of {len(corpus.sections)} sections are "
+            f"held out{f', {left_out} bear the name of a training patient' if left_out else ''}")  # fmt: skip
     usable = [section for section in held_out if section.holds("he")]
     if not usable:
         raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to predict from")
@@ -79,8 +85,10 @@ def evaluate_checkpoint(
     report["bin_um"] = None if usable[0].spots is not None else bin_um
     report["provenance"] = {
         "name": provenance.config.name, "corpus_seal": corpus.seal, "trained_on_seal": provenance.corpus_seal,
-        "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train),
+        "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train), "own_corpus": own,
+        "sections_of_training_patients": 0 if own else len(corpus.sections) - len(held_out),
     }  # fmt: skip
+    report["banners"] = banners(report)
     by_id = {section.id: section for section in usable}
     figures = draw_figures(
         folder / "figures", evaluation, held_out_tables, common.symbols,
@@ -192,8 +200,17 @@ def _tick(say: Callable[[str], None], what: str, number: int, total: int) -> Non
 
 def headline_table(report: dict) -> str:
     """The headline for people."""
-    rows: Iterable[tuple[str, object]] = report["headline"].items()
-    lines = [f"{'trained on':<32} {report['trained_on']}", f"{'evaluated on':<32} {report['corpus_kind']}, split by "
-             f"{report['split_by']}"]  # fmt: skip
-    lines += [f"{name:<32} {'not estimable' if value is None else f'{value:.3f}'}" for name, value in rows]
+    own = report["provenance"]["own_corpus"]
+    side = f"held-out sections, split by {report['split_by']}" if own else "sections of another corpus"
+    genes, sections = report["genes"], report["sections"]
+    lines = [
+        *(f"! {banner}" for banner in report["banners"]),
+        f"{'trained on':<32} {report['trained_on']} tissue",
+        f"{'evaluated on':<32} {report['corpus_kind']} tissue: {sections['held_out']} {side}",
+        f"{'genes in common':<32} {genes['evaluated']} evaluated of {genes['in_common']} in common "
+        f"(model {genes['model_panel']}, corpus {genes['corpus_panel']})",
+    ]
+    for name, value in report["headline"].items():
+        text = "not estimable" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+        lines.append(f"{name:<32} {text}")
     return "\n".join(lines)

@@ -22,12 +22,6 @@ def make_corpus(config: SourceConfig, root: Path, say: Callable[[str], None] = p
     if config.kind == "corpus":
         return Corpus.open(expand(config.path))
     if config.kind == "virtual":
-        if (root / "corpus.json").exists():
-            corpus = Corpus.open(root)
-            wanted = config.train_patients + config.validation_patients + config.held_out_patients
-            if len(corpus.sections) == wanted:
-                return corpus
-            (root / "corpus.json").unlink()  # another size of the same cohort: what is there is a part of it
         return simulate_cohort(config, root, say)
     if (root / "corpus.json").exists():
         return Corpus.open(root)

@@ -123,10 +123,15 @@ def _tiles(report: dict[str, Any]) -> str:
 
 def _summary(report: dict[str, Any]) -> str:
     sections, genes, kind = report["sections"], report["genes"], report["interval"]
+    side = f" of {report['bin_um']:g} µm" if report.get("bin_um") else ""
+    known = ""
+    if genes.get("in_common", genes["panel"]) < max(genes.get("model_panel", 0), genes.get("corpus_panel", 0)):
+        known = (f"The model's panel of {genes['model_panel']:,} genes and the corpus's of {genes['corpus_panel']:,} "
+                 f"have {genes['in_common']:,} genes in common. ")  # fmt: skip
     return (
         f"{sections['held_out']} held-out sections of {sections['held_out_patients']} patients "
-        f"({sections['held_out_bins']:,} bins); {sections['train']} training sections of "
-        f"{sections['train_patients']} patients. {genes['evaluated']:,} of {genes['panel']:,} genes evaluated, "
+        f"({sections['held_out_bins']:,} bins{side}); {sections['train']} training sections of "
+        f"{sections['train_patients']} patients. {known}{genes['evaluated']:,} of {genes['panel']:,} genes evaluated, "
         f"ranked on {report['ranked_on']}. Intervals in brackets: 95 % {kind['kind']}, {kind['samples']:,} samples "
         f"({kind['note']}). Composition: {report['composition']['scale']}, "
         f"{report['composition']['of_the_model']}; bins with fewer than {report['composition']['min_total']} counts "

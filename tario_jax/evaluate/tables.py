@@ -172,7 +172,9 @@ def _resampling(sections: list[SectionBins], config: EvaluateConfig, rng: np.ran
 def _interval_note(resampling: Resampling, sections: list[SectionBins], config: EvaluateConfig) -> str:
     if resampling.by == "block":
         size = f"{config.block_um:g} µm" if sections[0].layout == "square" else "3 × 3 spots"
-        return f"one held-out patient: blocks of {size} within the section; says nothing about other patients"
+        number = sum(int(block_N.max()) + 1 for block_N in resampling.block_S)
+        few = f"; {number} blocks: a rough one, few blocks" if number < 10 else f", {number} in all"
+        return f"one held-out patient: blocks of {size} within the section{few}; says nothing about other patients"
     few = "; few patients: the interval is a rough one" if resampling.patients < 10 else ""
     return f"patients drawn with replacement{few}"
 

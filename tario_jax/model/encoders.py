@@ -33,8 +33,7 @@ class HEEncoder(nnx.Module):
 
     def standardised(self, batch: Batch) -> jax.Array:
         """Stain densities in deviations from training tissue: float32 [B, T, P, px, px, 3]."""
-        gain = batch.stain_gain_BxTx2[:, :, None, None, None, :]
-        density = stain_densities(batch.he_BxTxPxYxXx3, gain)
+        density = stain_densities(batch.he_BxTxPxYxXx3, batch.stain_mix_BxTx3x3)
         return (density - self.density_mean[...]) / self.density_scale[...]
 
     def __call__(self, batch: Batch, dtype: jnp.dtype) -> jax.Array:

@@ -15,16 +15,13 @@ _THRESHOLDS = (-0.75, 0.0, 0.75, 1.5, 2.5)  # deviations from the mean of traini
 _LAGS_PX = (1, 2, 4)
 
 
-def stain_densities(he: jax.Array, gain: jax.Array | None = None) -> jax.Array:
-    """Densities of haematoxylin, eosin and rest from uint8 RGB: float32 [..., 3].
+def stain_densities(he_BxTxPxYxXx3: jax.Array, mix_BxTx3x3: jax.Array) -> jax.Array:
+    """Densities of haematoxylin, eosin and rest from uint8 RGB: float32, same shape.
 
-    gain multiplies the first two densities (augmentation), shape [..., 2] up to broadcasting.
+    mix_BxTx3x3 takes the densities of a tile to those of another staining (augmentation); the identity leaves them.
     """
-    optical = -jnp.log((he.astype(jnp.float32) + 1.0) / 256.0)
-    density = optical @ _STAINS_3x3
-    if gain is not None:
-        density = density * jnp.concatenate([gain, jnp.ones_like(gain[..., :1])], -1)
-    return density
+    optical = -jnp.log((he_BxTxPxYxXx3.astype(jnp.float32) + 1.0) / 256.0)
+    return jnp.einsum("btpyxc,btcs->btpyxs", optical, _STAINS_3x3 @ mix_BxTx3x3)
 
 
 def texture_count() -> int:

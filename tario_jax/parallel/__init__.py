@@ -1,0 +1,1 @@
+"""The mesh, and the one table from logical axes of parameters to mesh axes."""

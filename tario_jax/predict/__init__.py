@@ -1,0 +1,1 @@
+"""A checkpoint and a section or an image in, gene maps out."""

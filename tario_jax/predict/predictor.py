@@ -72,8 +72,11 @@ class Predictor:
                 f"{section.id}: is real tissue, and this model was trained on virtual tissue and knows no biology; "
                 "use --allow-virtual-model (allow_virtual_model=True) if you only want to see it run"
             )
+        if not 0 <= overlap < 1:
+            raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
         data = self.provenance.config.data
-        data = dataclasses.replace(data, bin_um=bin_um or data.bin_um, windows_per_row=1, groups=((1, 1.0),))
+        bin_um = data.bin_um if bin_um is None else bin_um
+        data = dataclasses.replace(data, bin_um=bin_um, windows_per_row=1, groups=((1, 1.0),))
         places = _SpotPlaces(section, data) if section.spots is not None else _BinPlaces(section, data)
         layout = make_layout(data, len(self.panel), bins_per_tile=places.per_tile, largest_bin_um=places.size_um,
                              count_capacity=1)  # fmt: skip
@@ -100,6 +103,11 @@ class Predictor:
         if not weights_N.all():
             raise InputError(f"{section.id}: {int((weights_N == 0).sum())} places lie in no window; lower the overlap")
         summed_NxG /= weights_N[:, None].astype(np.float32)
+        if not np.isfinite(summed_NxG).all():
+            raise InputError(
+                f"{section.id}: the model's rates are not numbers: its training diverged; see its metrics.jsonl, "
+                "and train again with a lower optim.learning_rate"
+            )
         names = section.spots.name_N if section.spots is not None else ()
         return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
                         section.he_um_per_px, self.trained_on, tissue, names)  # fmt: skip

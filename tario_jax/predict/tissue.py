@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import skimage.io
 
 from tario_jax.config import InputError
 from tario_jax.corpus.resample import crop_and_resample
+from tario_jax.sources.images import read_ome_tiff, read_rgb
 
 SMALLEST_UM_PER_PX, LARGEST_UM_PER_PX = 0.1, 1.2
 
@@ -40,13 +40,9 @@ class ImageSection:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB [H, W, 3]. Raises `InputError` where it is missing or not an image."""
+    """An image file as uint8 RGB [H, W, 3]. Raises `InputError` where it is missing, broken or not in colour."""
     if not path.is_file():
-        raise InputError(f"--image={path}: no such file")
-    try:
-        image = skimage.io.imread(path)
-    except Exception as error:  # each of scikit-image's readers has errors of its own
-        raise InputError(f"{path}: cannot be read as an image ({str(error).splitlines()[0][:100]})") from None
-    if image.ndim == 2:
-        image = np.stack([image] * 3, -1)
-    return image
+        raise InputError(f"--image={path}: no such file; expected a PNG, JPEG or TIFF")
+    if path.suffix.lower() in (".tif", ".tiff"):
+        return read_ome_tiff(path)[0]  # other readers take a level of a pyramid for the whole
+    return read_rgb(path)

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus.check import Finding, check_corpus
 from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.split import split_corpus
 from tario_jax.sources.registration import RegistrationReport, check_registration
 
 
@@ -46,8 +48,14 @@ class CorpusCheck:
 
 
 def check(corpus: Corpus, say: Callable[[str], None] = print) -> CorpusCheck:
-    """Checks seals, checksums, contents and units, then, where the files are whole, every section's registration."""
-    findings = list(check_corpus(corpus))
+    """Checks seals, checksums, contents and units, the split, and, of sections that are whole, the registration."""
+
+    def progress(number: int, total: int, what: str = "seals and contents") -> None:
+        if number % 20 == 0 and number < total:
+            say(f"check: {what} of {number}/{total} sections")
+
+    findings = list(check_corpus(corpus, progress))
+    findings.extend(_split(corpus))
     registrations: dict[str, RegistrationReport] = {}
     damaged = {finding.section for finding in findings if finding.fault}
     for number, section in enumerate(corpus.sections, 1):
@@ -60,9 +68,20 @@ def check(corpus: Corpus, say: Callable[[str], None] = print) -> CorpusCheck:
                     section.id, "registration", report.line() if misplaced else "", "" if misplaced else report.line()
                 )
             )
-        if number % 20 == 0:
-            say(f"check: {number}/{len(corpus.sections)} sections")
+        progress(number, len(corpus.sections), "registration")
     return CorpusCheck(corpus, tuple(findings), registrations)
+
+
+def _split(corpus: Corpus) -> list[Finding]:
+    """split.tsv is no part of the seal, since its user may edit it: a patient on two sides is found here."""
+    if not (corpus.root / "split.tsv").exists():
+        return []
+    try:
+        split = split_corpus(corpus, SplitConfig())
+    except InputError as error:
+        return [Finding("all", "split", str(error))]
+    sides = f"{len(split.train)} train, {len(split.validation)} validation, {len(split.held_out)} held out"
+    return [Finding("all", "split", "", f"sections by patient: {sides}")]
 
 
 def registration_of(section: Section) -> RegistrationReport:

@@ -134,7 +134,11 @@ def place_fovs(
         notes.append(f"{cut} of {len(fovs)} FOVs hold detections in a part only; the rest of them counts as unmeasured")
     left, right = x_start_F + box_Fx4[:, 0], x_start_F + box_Fx4[:, 2]
     near, far = y_start_F + sign * box_Fx4[:, 1], y_start_F + sign * box_Fx4[:, 3]
-    box_px_Fx4 = np.stack([left, np.minimum(near, far), right, np.maximum(near, far)], 1)
+    # the offsets are means, so a place may be a rounding outside of its box: the boxes hold their places
+    first_Fx2, last_Fx2 = _range_by_fov(which_N, len(fovs), global_px_Nx2)
+    low_Fx2 = np.minimum(np.stack([left, np.minimum(near, far)], 1), first_Fx2)
+    high_Fx2 = np.maximum(np.stack([right, np.maximum(near, far)], 1), last_Fx2)
+    box_px_Fx4 = np.concatenate([low_Fx2, high_Fx2], 1)
     frame = Frame(um_per_px, assumed, box_px_Fx4, tuple(notes))
     if min(frame.width_um, frame.height_um) < 1:
         raise InputError(f"{path}: {len(fov_N)} rows with a place span no area; expected a slide's detections")
@@ -145,13 +149,18 @@ def _extents(
     which_N: np.ndarray, number: int, local_px_Nx2: np.ndarray, low_px: np.ndarray, high_px: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """(x0, y0, x1, y1) of each FOV's own places in local px, and how many FOVs end short of the common frame."""
-    first_Fx2, last_Fx2 = np.full((number, 2), np.inf), np.full((number, 2), -np.inf)
-    np.minimum.at(first_Fx2, which_N, local_px_Nx2)
-    np.maximum.at(last_Fx2, which_N, local_px_Nx2)
+    first_Fx2, last_Fx2 = _range_by_fov(which_N, number, local_px_Nx2)
     edge_px = _EDGE * (high_px - low_px)
     at_low, at_high = first_Fx2 <= low_px + edge_px, last_Fx2 >= high_px - edge_px
     first_Fx2, last_Fx2 = np.where(at_low, low_px, first_Fx2), np.where(at_high, high_px, last_Fx2)
     return np.concatenate([first_Fx2, last_Fx2], 1), int((~(at_low & at_high).all(1)).sum())
+
+
+def _range_by_fov(which_N: np.ndarray, number: int, place_px_Nx2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first_Fx2, last_Fx2 = np.full((number, 2), np.inf), np.full((number, 2), -np.inf)
+    np.minimum.at(first_Fx2, which_N, place_px_Nx2)
+    np.maximum.at(last_Fx2, which_N, place_px_Nx2)
+    return first_Fx2, last_Fx2
 
 
 def _positions(path: Path, fovs: np.ndarray) -> tuple[np.ndarray | None, float | None]:

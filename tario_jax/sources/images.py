@@ -25,7 +25,7 @@ def _opened(path: Path):
         raise InputError(f"{path}: no such image") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{path}: cannot be read as an image: {str(error).splitlines()[0]}; expected a whole JPEG, PNG or TIFF; "
+            f"{path}: cannot be read as an image: {_reason(error)}; expected a whole JPEG, PNG or TIFF; "
             "copy or export it again"
         ) from None
     finally:
@@ -38,12 +38,12 @@ def image_size_px(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_rgb(path: Path, box_px: tuple[int, int, int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] of the box (left, top, right, bottom)."""
+def read_rgb(path: Path, box_px: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] of the box (left, top, right, bottom), or of the whole."""
     with _opened(path) as image:
         if image.mode not in ("RGB", "RGBA"):
             raise InputError(f"{path}: image of mode {image.mode!r}; expected RGB (an H&E image in colour)")
-        return np.asarray(image.crop(box_px).convert("RGB"))
+        return np.asarray((image if box_px is None else image.crop(box_px)).convert("RGB"))
 
 
 def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:
@@ -63,10 +63,9 @@ def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:
             pixels = level.asarray()
             um_per_px = _physical_size_um(file.ome_metadata)
     except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
-        reason = (str(error).splitlines() or ["empty"])[0]
-        raise InputError(f"{path}: cannot be read as OME-TIFF: {reason}; expected the vendor's H&E image") from None
+        raise InputError(f"{path}: cannot be read as (OME-)TIFF: {_reason(error)}; expected an H&E image") from None
     except ImportError as error:  # a codec of imagecodecs
-        raise InputError(f"{path}: {str(error).splitlines()[0]}; pip install 'tario-jax[io]'") from None
+        raise InputError(f"{path}: {_reason(error)}; pip install 'tario-jax[io]'") from None
     if axes == "SYX":
         pixels = np.moveaxis(pixels, 0, -1)
     elif axes != "YXS":
@@ -74,6 +73,10 @@ def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:
     if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
         raise InputError(f"{path}: {pixels.dtype} with {pixels.shape[2]} channels; expected uint8 RGB (an H&E image)")
     return pixels, um_per_px
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}

@@ -1,0 +1,1 @@
+"""Windows, bins, the three integers of visibility, and the batch of step t."""

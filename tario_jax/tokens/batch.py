@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """What a step of training or prediction takes. A row is a sequence; its windows are its segments."""
 
     he_BxTxPxYxXx3: np.ndarray  # uint8, pixels of each patch
-    stain_gain_BxTx2: np.ndarray  # float32, factors of the stains' densities (augmentation); 1 = as scanned
+    stain_mix_BxTx3x3: np.ndarray  # float32, densities as scanned -> densities seen; the identity without augmentation
     patch_xy_um_BxTxPx2: np.ndarray  # float32, centres in the window's frame
     bin_xy_um_BxTxNx2: np.ndarray
     bin_size_um_BxTxN: np.ndarray  # float32
@@ -75,6 +75,9 @@ def make_layout(
 def square_bins_per_tile(data: DataConfig) -> int:
     """Most bins whose centre lies in one tile."""
     centres = (np.arange(int(data.window_um / data.bin_um + 1e-6)) + 0.5) * data.bin_um
+    if not len(centres):
+        raise InputError(f"bins of {data.bin_um:g} µm do not fit windows of data.window_um = {data.window_um:g} µm; "
+                         "take smaller bins")  # fmt: skip
     return int(np.bincount((centres // data.tile_um).astype(int)).max()) ** 2
 
 
@@ -99,7 +102,7 @@ def empty_batch(rows: int, layout: Layout) -> Batch:
     M, C, W, px = layout.patches_per_bin, layout.count_capacity, layout.windows_per_row, layout.patch_px
     return Batch(
         he_BxTxPxYxXx3=np.full((B, T, P, px, px, 3), 255, np.uint8),
-        stain_gain_BxTx2=np.ones((B, T, 2), np.float32),
+        stain_mix_BxTx3x3=np.tile(np.eye(3, dtype=np.float32), (B, T, 1, 1)),
         patch_xy_um_BxTxPx2=np.zeros((B, T, P, 2), np.float32),
         bin_xy_um_BxTxNx2=np.zeros((B, T, N, 2), np.float32),
         bin_size_um_BxTxN=np.ones((B, T, N), np.float32),
@@ -135,7 +138,7 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     places[..., 1] = centre[:, None, :, None]
     batch.patch_xy_um_BxTxPx2[row, tiles] = places.reshape(*shape, 2)
     batch.segment_BxT[row, tiles] = slot
-    batch.stain_gain_BxTx2[row, tiles] = window.stain_gain_2
+    batch.stain_mix_BxTx3x3[row, tiles] = window.stain_mix_3x3
     batch.measured_gene_BxWxG[row, slot, : len(window.measured_gene_G)] = window.measured_gene_G
 
     bins = window.bins
@@ -202,5 +205,5 @@ def _patches_under(x: np.ndarray, y: np.ndarray, size_um: float, data: DataConfi
     tile = row // per_tile * tiles_per_side + column // per_tile
     patch = tile * per_tile**2 + row % per_tile * per_tile + column % per_tile
     weight = share_y[:, :, None] * share_x[:, None, :]
-    weight = weight.reshape(len(x), -1)
-    return patch.reshape(len(x), -1), weight / np.maximum(weight.sum(1, keepdims=True), 1e-9)
+    weight = weight.reshape(len(x), across**2)
+    return patch.reshape(len(x), across**2), weight / np.maximum(weight.sum(1, keepdims=True), 1e-9)

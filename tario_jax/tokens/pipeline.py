@@ -59,8 +59,7 @@ class BatchSource:
         x_um, y_um = self._corner(section, rng)
         window = read_window(section, x_um, y_um, self._data, quarter_turns=quarter_turns, flip=flip)
         if self._augment and self._data.stain_jitter:
-            gain = np.exp(self._data.stain_jitter * rng.standard_normal(2)).astype(np.float32)
-            window = dataclasses.replace(window, stain_gain_2=gain)
+            window = dataclasses.replace(window, stain_mix_3x3=_restain(self._data.stain_jitter, rng))
         return window
 
     def _corner(self, section: Section, rng: np.random.Generator) -> tuple[float, float]:
@@ -68,13 +67,21 @@ class BatchSource:
         side, step = self._data.window_um, section.he_um_per_px or 1.0
         if section.spots is not None:  # around a spot, anywhere in the window: never a window without any
             spot = int(rng.integers(len(section.spots)))
-            reach = max((side - section.spots.diameter_um) / 2 - 1e-3, 0.0)
+            reach = max((side - section.spots.diameter_um) / 2 - step, 0.0)  # whole px: up to one step to the left
             centre = section.spots.x_um_N[spot], section.spots.y_um_N[spot]
             corner = [middle + rng.uniform(-reach, reach) - side / 2 for middle in centre]
         else:
             spans = (section.width_um - side, section.height_um - side)
             corner = [rng.uniform(0.0, span) if span > 0 else span / 2 for span in spans]
         return tuple(math.floor(value / step) * step for value in corner)
+
+
+def _restain(jitter: float, rng: np.random.Generator) -> np.ndarray:
+    """Another laboratory's staining: a gain for each stain, and a little of each in the other; float32 [3, 3]."""
+    strange = rng.standard_normal((3, 3)) * jitter
+    mix = 0.3 * strange
+    np.fill_diagonal(mix, np.exp(np.diag(strange)))
+    return mix.astype(np.float32)
 
 
 def load_batches(source: BatchSource, *, first: int, prefetch: int) -> Iterator[Batch]:

@@ -34,7 +34,7 @@ class Window:
     he: np.ndarray  # uint8 [side_px, side_px, 3]
     bins: Bins
     measured_gene_G: np.ndarray  # bool [G]
-    stain_gain_2: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(2, np.float32))
+    stain_mix_3x3: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(3, dtype=np.float32))
 
 
 def read_window(

@@ -1,0 +1,1 @@
+"""The loop, the state and its step, the start from data, checkpoints."""

@@ -28,6 +28,7 @@ class Provenance:
     train: tuple[str, ...]  # sections
     held_out: tuple[str, ...]
     layout: Layout
+    train_patients: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -41,6 +42,7 @@ class Provenance:
             "train": list(self.train),
             "held_out": list(self.held_out),
             "layout": dataclasses.asdict(self.layout),
+            "train_patients": list(self.train_patients),
         }
 
     @classmethod
@@ -53,7 +55,8 @@ class Provenance:
         if panel.hash != value["panel_hash"]:
             raise InputError(f"{where}: panel hash {value['panel_hash']} does not fit its own genes ({panel.hash})")
         return cls(from_dict(value["config"]), panel, value["corpus_seal"], value["trained_on"], value["split_by"],
-                   tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]))  # fmt: skip
+                   tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
+                   tuple(value.get("train_patients", ())))  # fmt: skip
 
 
 class Checkpoints:

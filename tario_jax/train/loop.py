@@ -6,13 +6,14 @@ their own: step t reads batch t.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-from tario_jax.config import Config
+from tario_jax.config import Config, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
 from tario_jax.model.build import build, model_sizes
@@ -48,6 +49,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
     provenance = Provenance(
         config, corpus.panel, corpus.seal, corpus.kind, split.by,
         tuple(s.id for s in split.train), tuple(s.id for s in split.held_out), layout,
+        tuple(sorted({s.patient for s in split.train})),
     )  # fmt: skip
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.rows)
@@ -177,6 +179,11 @@ class _Log:
         eta = (self._config.train.steps - step) * (now - self._last) / max(step - self._last_step, 1)
         self._last, self._last_step = now, step
         loss = (total + gene) / max(detections, 1.0)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"step {step}: the loss is {loss}; the run diverged: lower optim.learning_rate, raise "
+                "optim.warmup_steps, or look for faults with 'tario check'"
+            )
         self._write(step=step, loss_nats_per_detection=loss, gene_nats=gene / max(detections, 1.0),
                     total_nats=total / max(detections, 1.0), gradient_norm=norm, tokens_per_second=rate,
                     seconds=now - self._began)  # fmt: skip

@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,11 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
     todo = [patient for patient in split if not section_is_sealed(root, section_name(patient))]
     if len(todo) < len(split):
         say(f"simulate: {len(split) - len(todo)} of {len(split)} patients are there already")
+    if (root / "corpus.json").exists():
+        corpus = Corpus.open(root)
+        if {section.patient for section in corpus.sections} == set(split):
+            return corpus  # as it is, with a split.tsv that its user may have edited
+        (root / "corpus.json").unlink()  # a cohort of another size: it is not sealed meanwhile
     began = time.monotonic()
     one = functools.partial(_simulate, root=root, seed=config.seed, section_um=config.section_um)
     jobs = [(patient, split[patient] != "train") for patient in todo]
@@ -36,7 +42,7 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
     else:
         # spawned, since a fork of a process with running threads may hang; one numerical thread a worker
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(config.workers, context, initializer=_one_thread) as pool:
+        with concurrent.futures.ProcessPoolExecutor(config.workers, context, initializer=_start_worker) as pool:
             _report(pool.map(one, jobs), len(jobs), began, say)
     return seal_corpus(root, panel, "virtual", dict(split))
 
@@ -52,9 +58,16 @@ def _simulate(job: tuple[str, bool], *, root: Path, seed: int, section_um: float
     return section.section_id
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    pass
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is killed: it would else go on writing beside the run that continues."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _report(done, number: int, began: float, say: Callable[[str], None]) -> None:

@@ -1,0 +1,41 @@
+"""TARIO-2 at 10M: a trunk of 10.4M parameters; gene tables come on top, by panel.
+
+Windows of 1,152 µm at 36 µm bins: 5,184 H&E tokens, 1,024 contents and 1,024 queries a row. Three local layers to a
+global one. Cost: 6 x trunk x tokens = 1.4e17 FLOPs for 20,000 steps of 16 rows, attention not counted. Outcome: not
+run here (this needs a GPU and a real cohort), so none is promised; needs --corpus or --config.source.path.
+"""
+
+from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig
+
+
+def get_config(arg: str = "") -> Config:
+    return Config(
+        name="tario2_10m",
+        source=SourceConfig(kind="corpus", path="$TARIO_CORPUS"),
+        data=DataConfig(
+            bin_um=36.0,
+            window_um=1152.0,
+            tile_um=144.0,
+            he_um_per_px=0.5,
+            patch_px=32,
+            rows=16,
+            groups=((1, 0.5), (4, 0.2), (16, 0.2), (0, 0.1)),
+            prefetch=8,
+        ),
+        model=ModelConfig(
+            width=320,
+            layers=8,
+            heads=5,
+            kv_heads=5,
+            head_dim=64,
+            mlp_width=800,
+            gene_dim=128,
+            stem_width=32,
+            pattern=("local", "local", "local", "global"),
+            attention_block=512,
+            remat="none",
+            loss_chunk=256,
+        ),
+        optim=OptimConfig(learning_rate=0.002, warmup_steps=1000),
+        train=TrainConfig(steps=20000, log_every=50, validate_every=1000, validation_rows=64, checkpoint_every=500),
+    )

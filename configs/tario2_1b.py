@@ -1,0 +1,41 @@
+"""TARIO-2 at 1B: a trunk of 994M parameters; gene tables come on top, by panel.
+
+Windows of 1,152 µm at 36 µm bins: 5,184 H&E tokens, 1,024 contents and 1,024 queries a row. Three local layers to a
+global one. Cost: 6 x trunk x tokens = 3.3e20 FLOPs for 60,000 steps of 128 rows, attention not counted. Outcome: not
+run here (this needs a pod and a real cohort), so none is promised; needs --corpus or --config.source.path.
+"""
+
+from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig
+
+
+def get_config(arg: str = "") -> Config:
+    return Config(
+        name="tario2_1b",
+        source=SourceConfig(kind="corpus", path="$TARIO_CORPUS"),
+        data=DataConfig(
+            bin_um=36.0,
+            window_um=1152.0,
+            tile_um=144.0,
+            he_um_per_px=0.5,
+            patch_px=32,
+            rows=128,
+            groups=((1, 0.5), (4, 0.2), (16, 0.2), (0, 0.1)),
+            prefetch=8,
+        ),
+        model=ModelConfig(
+            width=2048,
+            layers=20,
+            heads=16,
+            kv_heads=4,
+            head_dim=128,
+            mlp_width=6144,
+            gene_dim=1024,
+            stem_width=128,
+            pattern=("local", "local", "local", "global"),
+            attention_block=512,
+            remat="save_attention",
+            loss_chunk=256,
+        ),
+        optim=OptimConfig(learning_rate=0.0005, warmup_steps=1000),
+        train=TrainConfig(steps=60000, log_every=50, validate_every=1000, validation_rows=128, checkpoint_every=500),
+    )

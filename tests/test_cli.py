@@ -1,0 +1,359 @@
+"""The command line: what a user does wrong is answered in one line, and what was killed continues."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CLI_SIMULATE
+from PIL import Image
+
+from tario_jax import cli
+from tario_jax.config import load_config, override
+
+JOBS = ("run", "simulate", "ingest", "check", "train", "predict", "evaluate")
+TRAIN = ("train", "--config=configs/quickstart.py")
+
+
+def refused(done: subprocess.CompletedProcess, *words: str, status: int = 2) -> None:
+    """Exit status 2, and one line on stderr that begins with tario and holds `words`."""
+    assert done.returncode == status, done.stdout + done.stderr
+    assert done.stderr.endswith("\n") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("tario")
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.fixture
+def tario(capsys):
+    """The same without a process of its own, for the many small cases."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as left:
+            status = left.code
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, status, out, err)
+
+    return run
+
+
+# --- help
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_help_of_a_job_shows_examples_that_parse(job, cli_tario, repository):
+    done = cli_tario(job, "--help")
+    assert done.returncode == 0 and not done.stderr
+    _, found, examples = done.stdout.partition("examples:\n")
+    lines = examples.strip().splitlines()
+    assert found and lines
+    for line in lines:
+        program, *words = shlex.split(line)
+        assignments, rest = cli._split_assignments(words)
+        options = cli._parser().parse_args(rest)
+        assert (program, options.job) == ("tario", job)
+        if hasattr(options, "config"):
+            override(load_config(str(repository / options.config)), assignments)
+
+
+def test_the_list_of_jobs_is_what_help_lists(cli_tario):
+    listed = re.findall(r"^    (\w+) ", cli_tario("--help").stdout, re.MULTILINE)
+    assert listed == list(JOBS)
+
+
+# --- configs and flags
+
+
+@pytest.mark.parametrize(("words", "answer"), [
+    (("--config.train.step=3",), ("--config.train.step:", "did you mean --config.train.steps?")),
+    (("--config.trian.steps", "3"), ("--config.trian.steps:", "did you mean --config.train.steps?")),
+    (("--config.steps=3",), ("did you mean --config.train.steps?",)),
+    (("--config.train.steps=many",), ("--config.train.steps=many", "expected int")),
+    (("--config.train.steps=1.5",), ("--config.train.steps=1.5", "expected int")),
+    (("--config.data.order=spiral",), ("expected one of raster, hilbert",)),
+    (("--config.train=3",), ("'train' is a group of fields",)),
+    (("--config.data.bin_um=-1",), ("data.bin_um is -1.0", "more than 0")),
+    (("--config.data.patch_px=7",), ("data.tile_um is 288.0", "multiple of patch_um = 7.0")),
+    (("--config.train.steps",), ("--config.train.steps: has no value",)),
+])  # fmt: skip
+def test_a_wrong_field_is_answered_with_the_one_that_was_meant(tario, tmp_path, words, answer):
+    refused(tario(*TRAIN, f"--workdir={tmp_path / 'w'}", *words), *answer)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("body", "answer"), [
+    ("def get_config(arg):\n    return Config(train=TrainConfig(step=3))\n",
+     ("mine.py, line 3:", "TrainConfig has no field 'step'; did you mean 'steps'?")),
+    ("def get_config(arg):\n    return Config(data=DataConfig(rows=0))\n", ("data.rows is 0",)),
+    ("def get_config(arg):\n    return 3\n", ("get_config returned int",)),
+    ("def get_confg(arg):\n    return Config()\n", ("has no get_config(arg)",)),
+    ("def get_config(arg:\n", ("mine.py, line 2: SyntaxError",)),
+    ("import nothing_of_this_name\n", ("mine.py, line 2: ModuleNotFoundError",)),
+])  # fmt: skip
+def test_a_mistake_in_a_config_file_is_one_line_with_its_place(tario, tmp_path, body, answer):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from tario_jax.config import Config, DataConfig, TrainConfig\n{body}")
+    refused(tario("train", f"--config={path}", f"--workdir={tmp_path / 'w'}"), *answer)
+
+
+def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_path):
+    workdir = f"--workdir={tmp_path / 'w'}"
+    refused(cli_tario(*TRAIN, workdir, "--config.train.step=3"), "did you mean --config.train.steps?")
+    refused(cli_tario("train", "--config=configs/quikstart.py", workdir), "did you mean configs/quickstart.py?")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("words", "answer"), [
+    ((), ("the following arguments are required: JOB",)),
+    (("trian",), ("invalid choice: 'trian'",)),
+    (("simulate",), ("--out",)),
+    (("simulate", "--out={}/c", "--patients=some"), ("--patients", "invalid int value: 'some'")),
+    (("simulate", "--out={}/c", "--patients=0"), ("source.train_patients is 0",)),
+    (("simulate", "--out={}/c", "--section-um=10"), ("source.section_um is 10.0",)),
+    (("simulate", "--out={}/text.png"), ("text.png: File exists",)),
+    (("simulate", "--out={}"), ("is not empty and not a corpus",)),
+    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' takes no config",)),
+    (("check", "{}/c"), ("no such folder",)),
+    (("check", "{}"), ("holds no corpus.json",)),
+    ((*TRAIN, "--workdir={}/w", "--corpus={}/c"), ("c: no such folder", "'tario ingest' or 'tario simulate'")),
+    (("predict", "--workdir={}", "--out={}/a.h5ad"), ("--section", "--image")),
+    (("predict", "--workdir={}", "--image=a.png", "--section=b", "--out={}/a.h5ad"), ("--section", "--image")),
+    (("predict", "--workdir={}", "--image=a.png"), ("--out", "--table")),
+    (("predict", "--workdir={}", "--image=a.png", "--out={}/a.txt"), ("a.txt", "expected .h5ad")),
+    (("predict", "--workdir={}", "--section=a", "--table={}/a.xlsx"), ("a.xlsx", ".parquet, .tsv or .csv")),
+    (("predict", "--workdir={}", "--image={}/text.png", "--out={}/a.h5ad"), ("text.png", "add --um-per-px")),
+    (("predict", "--workdir={}", "--image={}/text.png", "--um-per-px=40", "--out={}/a.h5ad"), ("0.1 to 1.2",)),
+    (("predict", "--workdir={}", "--image={}/no.png", "--um-per-px=0.5", "--out={}/a.h5ad"), ("no.png: no such",)),
+    (("predict", "--workdir={}/w", "--section=a", "--out={}/a.h5ad"), ("w: no such workdir",)),
+    (("predict", "--workdir={}", "--section=a", "--out={}/a.h5ad"), ("holds no checkpoints",)),
+    (("evaluate", "--workdir={}/w", "--out={}/r"), ("w: no such workdir",)),
+    (("ingest", "--source=xenium", "--path={}/x", "--patient=P", "--cohort=LUAD", "--out={}/c"), ("no such folder",)),
+    (("ingest", "--source=spots", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"), ("NAME_selection.tsv",)),
+    (("ingest", "--source=cosmx", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"), ("*_tx_file.csv",)),
+    (("ingest", "--source=xenium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--um-per-px=0.2"),
+     ("--um-per-px: means nothing to --source=xenium",)),
+    (("ingest", "--source=cosmx", "--path={}", "--patient=", "--cohort=LUAD", "--out={}/c"), ("one is empty",)),
+])  # fmt: skip
+def test_wrong_flags_are_one_line_and_leave_nothing(tario, tmp_path, words, answer):
+    (tmp_path / "text.png").write_text("no image at all\n")
+    refused(tario(*(word.replace("{}", str(tmp_path)) for word in words)), *answer)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.png"]
+
+
+# --- images
+
+
+def test_an_image_that_cannot_be_read_is_refused(cli_tario, tario, tmp_path):
+    (tmp_path / "text.png").write_text("no image at all\n")
+    pixels = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:9000])
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    (tmp_path / "text.tif").write_text("no image at all\n")
+    (tmp_path / "empty.jpg").touch()
+
+    def predict(run, name):
+        return run("predict", f"--workdir={tmp_path}", f"--image={tmp_path / name}", "--um-per-px=0.5",
+                   f"--out={tmp_path / 'maps.h5ad'}")  # fmt: skip
+
+    refused(predict(cli_tario, "text.png"), "text.png: cannot be read as an image")
+    for name, answer in {"half.jpg": "truncated", "grey.png": "mode 'L'", "text.tif": "not a TIFF",
+                         "empty.jpg": "cannot be read"}.items():  # fmt: skip
+        refused(predict(tario, name), name, answer)
+    assert not list(tmp_path.glob("*maps*"))
+
+
+# --- predictions of a tiny run
+
+
+def test_a_prediction_that_cannot_be_made_is_one_line_and_writes_nothing(tiny_run, tiny_corpus, tario, tmp_path):
+    given = ("--workdir", tiny_run, "--corpus", tiny_corpus.root, "--out", tmp_path / "maps.h5ad")
+    for words, answer in (
+        (("--section=Z9",), ("has no section 'Z9'", "it holds A1")),
+        (("--section=F1", "--bin-um=500"), ("180 x 150 µm", "at least one bin of 500 µm")),
+        (("--section=F1", "--bin-um=100"), ("bins of 100 µm do not fit windows of data.window_um = 72 µm",)),
+        (("--section=F1", "--bin-um=0"), ("bin_um is 0.0",)),
+        (("--section=F1", "--overlap=1"), ("overlap",)),
+    ):
+        refused(tario("predict", *given, *words), *answer)
+    refused(tario("predict", "--workdir", tiny_run, "--section=F1", "--out", tmp_path / "maps.h5ad"),
+            "trained on a corpus elsewhere", "--corpus")  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_is_real_tissue_to_a_model_of_virtual_tissue(tiny_run, tario, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (150, 130, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "slide.png")
+    words = ("predict", "--workdir", tiny_run, "--image", tmp_path / "slide.png", "--um-per-px=1", "--bin-um=18",
+             "--table", tmp_path / "maps.tsv")  # fmt: skip
+    refused(tario(*words), "virtual tissue", "--allow-virtual-model")
+    assert not (tmp_path / "maps.tsv").exists()
+    done = tario(*words, "--allow-virtual-model", f"--json={tmp_path / 'said.json'}")
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "said.json").read_text())
+    table = pd.read_csv(tmp_path / "maps.tsv", sep="\t", comment="#")
+    assert table.shape == (8 * 7, 3 + 12) and said["places"] == 56 and np.isfinite(table.iloc[:, 3:].to_numpy()).all()
+    assert "knows no biology" in said["banner"] and "knows no biology" in (tmp_path / "maps.tsv").read_text()
+
+
+def test_a_checkpoint_of_another_panel_is_refused(tiny_run, cli_corpus, cli_tario, tario, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    done = cli_tario(*TRAIN, f"--corpus={cli_corpus}", f"--workdir={tmp_path / 'run'}")
+    refused(done, "checkpoints/6: was trained on panel", "of 12 genes", "of 635", "0 in common", "another --workdir")
+    done = tario("evaluate", f"--workdir={tiny_run}", f"--corpus={cli_corpus}", f"--out={tmp_path / 'report'}")
+    refused(done, "shares no gene with the model's")
+    assert not (tmp_path / "report").exists()
+
+
+# --- splits and corpora
+
+
+def test_a_patient_in_two_splits_is_refused_and_found_by_check(cli_corpus, cli_tario, tario, tmp_path):
+    corpus = shutil.copytree(cli_corpus, tmp_path / "corpus")
+    with (corpus / "split.tsv").open("a") as split:
+        split.write("vt00001\theld_out\n")
+    refused(cli_tario(*TRAIN, f"--corpus={corpus}", f"--workdir={tmp_path / 'w'}"),
+            "split.tsv: patient 'vt00001' is in 'train' and in 'held_out'")  # fmt: skip
+    done = tario("check", corpus)
+    assert done.returncode == 1 and re.search(r"split +FAULT .*vt00001", done.stdout)
+    (corpus / "split.tsv").unlink()
+    refused(tario(*TRAIN, f"--corpus={corpus}", f"--workdir={tmp_path / 'w'}"), "split.tsv: no such file")
+
+
+def _kill_when(condition, words) -> None:
+    """Starts the command, sends SIGKILL once `condition()` holds, and waits until its children are gone."""
+    process = subprocess.Popen([Path(sys.executable).parent / "tario", *words], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while any(_alive(child) for child in children):
+        assert time.monotonic() < deadline, "a worker outlives the command that was killed"
+        time.sleep(0.01)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds children in /proc")
+def test_a_killed_simulation_is_refused_and_continues_to_the_same_seal(
+    cli_corpus, tiny_run, cli_tario, tario, tmp_path
+):
+    root = tmp_path / "corpus"
+    words = (*CLI_SIMULATE, f"--out={root}")
+    _kill_when(lambda: list(root.glob("sections/*/seal.json")), words)
+    done_before = len(list(root.glob("sections/*/seal.json")))
+    assert 1 <= done_before < 6 and not (root / "corpus.json").exists()
+    answer = ("corpus: is not sealed", f"after {done_before} sections", "run the same ingest again")
+    refused(cli_tario(*TRAIN, f"--corpus={root}", f"--workdir={tmp_path / 'w'}"), *answer)
+    refused(tario("check", root), *answer)
+    refused(tario("evaluate", f"--workdir={tiny_run}", f"--corpus={root}", f"--out={tmp_path / 'r'}"), *answer)
+    refused(cli_tario(*words, "--seed=7"), "was begun with source", "use another folder")
+    assert not (tmp_path / "w").exists() and not (tmp_path / "r").exists()
+
+    done = cli_tario(*words)
+    assert done.returncode == 0 and f"{done_before} of 6 patients are there already" in done.stdout
+    whole, again = (json.loads((folder / "corpus.json").read_text()) for folder in (cli_corpus, root))
+    assert again == whole
+    assert (root / "split.tsv").read_text() == (cli_corpus / "split.tsv").read_text()
+    assert tario("check", root).returncode == 0
+
+
+def st_folder(folder: Path, sections: tuple[str, ...], side_px: int = 1600) -> Path:
+    """Sections of 6 × 6 spots in the layout of her2st: 200 µm are 250 px."""
+    folder.mkdir()
+    array = np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(-1, 2)
+    for seed, name in enumerate(sections):
+        rng = np.random.default_rng(seed)
+        pixels = rng.integers(120, 250, (side_px, side_px, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.jpg", quality=80)
+        spots = pd.DataFrame({"x": array[:, 0], "y": array[:, 1], "new_x": array[:, 0], "new_y": array[:, 1],
+                              "pixel_x": 150 + 250 * array[:, 0], "pixel_y": 150 + 250 * array[:, 1],
+                              "selected": 1})  # fmt: skip
+        spots.to_csv(folder / f"{name}_selection.tsv", sep="\t", index=False)
+        counts = pd.DataFrame(rng.poisson(2.0, (36, 20)), columns=[f"G{gene}" for gene in range(20)])
+        counts.index = [f"{x}x{y}" for x, y in array]
+        counts.to_csv(folder / f"{name}.tsv", sep="\t")
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds children in /proc")
+def test_a_killed_ingest_continues_with_a_whole_account(cli_tario, tario, tmp_path):
+    st = st_folder(tmp_path / "st", ("A1", "A2", "B1", "B2"))
+    words = ("ingest", "--source=spots", f"--path={st}", "--patient=A,B", "--cohort=BRCA")
+    whole = tario(*words, f"--out={tmp_path / 'whole'}", f"--json={tmp_path / 'whole.json'}")
+    assert whole.returncode == 0, whole.stderr
+    root = tmp_path / "killed"
+    _kill_when((root / "sections/A1/seal.json").exists, (*words, f"--out={root}"))
+    done_before = len(list(root.glob("sections/*/seal.json")))
+    assert 1 <= done_before < 4
+    refused(tario("check", root), "is not sealed", "run the same ingest again")
+    refused(tario("ingest", "--source=spots", f"--path={st}", "--patient=A,B", "--cohort=LUAD", f"--out={root}"),
+            "holds a section 'A1' of other files, of another patient")  # fmt: skip
+
+    again = tario(*words, f"--out={root}", f"--json={tmp_path / 'again.json'}")
+    assert again.returncode == 0 and "1/4 sections  A1  is there already" in again.stdout
+    reports = [json.loads((tmp_path / name).read_text()) for name in ("whole.json", "again.json")]
+    assert reports[0]["report"] == reports[1]["report"] and reports[0]["seal"] == reports[1]["seal"]
+    assert sum(tally["what"] == "counts" and tally["kept"] > 0 for tally in reports[1]["report"]["tallies"]) == 4
+    before = (root / "corpus.json").read_text()
+    third = tario(*words, f"--out={root}")
+    assert third.returncode == 0 and (root / "corpus.json").read_text() == before
+
+
+def test_an_ingest_that_cannot_read_its_files_leaves_nothing(cli_tario, tario, tmp_path):
+    st = st_folder(tmp_path / "st", ("A1",))
+    image = st / "A1.jpg"
+    image.write_bytes(image.read_bytes()[:50_000])
+    spots = ("ingest", "--source=spots", f"--path={st}", "--patient=A", "--cohort=BRCA", f"--out={tmp_path / 'corpus'}")
+    refused(cli_tario(*spots), "A1.jpg: cannot be read as an image", "truncated")
+    counts = pd.read_csv(st / "A1.tsv", sep="\t", index_col=0)
+    (counts + 0.5).to_csv(st / "A1.tsv", sep="\t")
+    refused(tario(*spots), "A1.tsv: column 'G0'", "expected raw counts")
+    pd.read_csv(st / "A1_selection.tsv", sep="\t").drop(columns="new_x").to_csv(st / "A1_selection.tsv", sep="\t")
+    refused(tario(*spots), "A1_selection.tsv: no column 'new_x'")
+
+    cosmx = tmp_path / "cosmx"
+    cosmx.mkdir()
+    (cosmx / "S_tx_file.csv").write_text("fov,x_local_px,y_local_px,x_global_px,y_global_px\n1,1,1,1,1\n")
+    (cosmx / "S_fov_positions_file.csv").write_text("fov,x_global_px,y_global_px\n1,0,0\n")
+    given = ("--patient=A", "--cohort=NSCLC", f"--out={tmp_path / 'corpus'}")
+    refused(cli_tario("ingest", "--source=cosmx", f"--path={cosmx}", *given), "S_tx_file.csv: no column 'target'")
+
+    xenium = tmp_path / "xenium"
+    xenium.mkdir()
+    (xenium / "experiment.xenium").write_text('{"pixel_size": 0.2125}')
+    (xenium / "he_imagealignment.csv").write_text("1.7,0,0\n0,1.7,0\n0,0,1\n")
+    (xenium / "he_image.ome.tif").write_text("never opened\n")
+    rows = pd.DataFrame({"feature_name": ["ACTB"], "x_location": [1.0], "y_location": [1.0]})
+    rows.to_parquet(xenium / "transcripts.parquet")
+    refused(cli_tario("ingest", "--source=xenium", f"--path={xenium}", *given), "transcripts.parquet: no column 'qv'")
+    rows.assign(qv=40.0).to_parquet(xenium / "transcripts.parquet")
+    refused(tario("ingest", "--source=xenium", f"--path={xenium}", *given), "he_image.ome.tif: cannot be read as")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_whoever_stops_reading_gets_no_traceback(cli_corpus):
+    command = [Path(sys.executable).parent / "tario", "check", cli_corpus]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as `| head` does, once it has its lines
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

@@ -1,0 +1,71 @@
+"""Tiny sections whose every pixel, detection and spot the test knows, and the smallest model that reads them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+
+from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.section import Detections, SectionData, Spots
+from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
+from tario_jax.panel import Panel
+
+PANEL = Panel(tuple(f"GENE{number}" for number in range(12)))
+
+
+def tiny_section(
+    name: str, patient_id: str, seed: int, *, width_um: float = 180.0, height_um: float = 150.0, um_per_px: float = 0.5,
+    detections: int = 1500, **more,
+) -> SectionData:  # fmt: skip
+    """Tissue whose nuclear stain and genes follow one smooth field: even genes where it is dark, odd ones elsewhere."""
+    rng = np.random.default_rng(seed)
+    height_px, width_px = round(height_um / um_per_px), round(width_um / um_per_px)
+    field = scipy.ndimage.gaussian_filter(rng.standard_normal((height_px, width_px)), 12.0 / um_per_px, mode="wrap")
+    field = (field - field.min()) / np.ptp(field)
+    density = 0.2 + np.stack([1.2 * field, 0.9 * field, 0.3 * field], -1)
+    density += 0.05 * rng.standard_normal(density.shape)
+    he = np.clip(255 * np.exp(-density), 0, 255).astype(np.uint8)
+    x_um, y_um = rng.uniform(0, width_um, detections), rng.uniform(0, height_um, detections)
+    dark = field[(y_um / um_per_px).astype(int), (x_um / um_per_px).astype(int)] > rng.random(detections)
+    gene = 2 * rng.integers(0, len(PANEL) // 2, detections) + ~dark
+    found = Detections(x_um, y_um, gene.astype(np.int32))
+    return SectionData(name, patient_id, "LUAD", width_um, height_um, um_per_px, he, found, **more)
+
+
+def spot_section(name: str, patient_id: str, seed: int, *, x_um, y_um, diameter_um: float = 20.0, **more) -> SectionData:
+    """The same tissue with spots at these places, and no detections."""
+    rng = np.random.default_rng(seed)
+    counts_NxG = rng.poisson(1.5, (len(x_um), len(PANEL)))
+    spot_E, gene_E = np.nonzero(counts_NxG)
+    indptr = np.concatenate([[0], np.cumsum((counts_NxG > 0).sum(1))])
+    spots = Spots(np.asarray(x_um, float), np.asarray(y_um, float), diameter_um, indptr, gene_E.astype(np.int32),
+                  counts_NxG[spot_E, gene_E].astype(np.int32), tuple(f"s{i}" for i in range(len(x_um))))  # fmt: skip
+    return dataclasses.replace(tiny_section(name, patient_id, seed, **more), detections=None, spots=spots)
+
+
+def write_corpus(root: Path, sections, *, panel: Panel = PANEL, kind: str = "virtual", split=None) -> Corpus:
+    """A sealed corpus of these sections."""
+    begin_corpus(root, panel, kind, {"made": "by a test"})
+    for section in sections:
+        write_section(root, panel, kind, section)
+    return seal_corpus(root, panel, kind, split)
+
+
+def tiny_config(**fields) -> Config:
+    """A config that trains in seconds; `fields` are `group=dict(field=value)`."""
+    data = {"window_um": 72.0, "tile_um": 36.0, "bin_um": 18.0, "he_um_per_px": 1.0, "patch_px": 9, "rows": 2}
+    model = {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64, "gene_dim": 16,
+             "stem_width": 8, "loss_chunk": 16}  # fmt: skip
+    optim = {"learning_rate": 3e-3, "warmup_steps": 3}
+    train = {"steps": 6, "log_every": 1, "validate_every": 3, "checkpoint_every": 3, "validation_rows": 2,
+             "calibration_rows": 4}  # fmt: skip
+    return Config(
+        name="tiny",
+        data=DataConfig(**data | fields.pop("data", {})),
+        model=ModelConfig(**model | fields.pop("model", {})),
+        optim=OptimConfig(**optim | fields.pop("optim", {})),
+        train=TrainConfig(**train | fields.pop("train", {})),
+        **fields,
+    )
