@@ -17,7 +17,7 @@ from tario_jax.config import (
 )
 
 
-def get_config(arg: str = "") -> Config:
+def get_config() -> Config:
     return Config(
         name="her2st",
         source=SourceConfig(

@@ -8,7 +8,7 @@ ridge's (docs/claims.md holds the measured figures).
 from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig
 
 
-def get_config(arg: str = "") -> Config:
+def get_config() -> Config:
     return Config(
         name="quickstart",
         source=SourceConfig(kind="virtual", train_patients=93, validation_patients=7, held_out_patients=30),

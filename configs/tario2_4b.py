@@ -8,7 +8,7 @@ run here (this needs a pod and a real cohort), so none is promised; needs --corp
 from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig
 
 
-def get_config(arg: str = "") -> Config:
+def get_config() -> Config:
     return Config(
         name="tario2_4b",
         source=SourceConfig(kind="corpus", path="$TARIO_CORPUS"),

@@ -1,13 +1,15 @@
 """Typed configs and their checks.
 
-A config file is Python: `get_config(arg: str = "") -> Config`. Fields are overridden from the command line as
-`--config.a.b=value`; a field that does not exist is answered with the one that was meant.
+A config file is Python: `get_config() -> Config`, or `get_config(arg)` for `--config=FILE.py:ARG`. Fields are
+overridden from the command line as `--config.a.b=value`; a field that does not exist is answered with the one that
+was meant.
 """
 
 import ast
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import math
 import re
 import traceback
@@ -93,6 +95,7 @@ class DataConfig:
     def __post_init__(self):
         for name in ("bin_um", "window_um", "tile_um", "he_um_per_px", "patch_px", "rows", "windows_per_row"):
             _check(getattr(self, name) > 0, f"data.{name} is {getattr(self, name)}; expected more than 0")
+        _check(self.patch_px >= 4, f"data.patch_px is {self.patch_px}; expected at least 4, to hold any texture")
         for part, whole in (("patch_um", "tile_um"), ("tile_um", "window_um")):
             ratio = getattr(self, whole) / getattr(self, part)
             _check(
@@ -248,8 +251,11 @@ def load_config(spec: str, overrides: dict[str, str] | None = None) -> Config:
     try:
         module_spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
-            raise InputError(f"{path}: has no get_config(arg); expected a function that returns a Config")
-        config = module.get_config(arg)
+            raise InputError(f"{path}: has no get_config; expected a function that returns a Config")
+        takes_arg = bool(inspect.signature(module.get_config).parameters)
+        if arg and not takes_arg:
+            raise InputError(f"--config={spec}: {path} takes no argument; leave out ':{arg}'")
+        config = module.get_config(arg) if takes_arg else module.get_config()
     except InputError:
         raise
     except Exception as error:  # whatever a user's Python raises

@@ -34,7 +34,9 @@ def tiny_section(
     return SectionData(name, patient_id, "LUAD", width_um, height_um, um_per_px, he, found, **more)
 
 
-def spot_section(name: str, patient_id: str, seed: int, *, x_um, y_um, diameter_um: float = 20.0, **more) -> SectionData:
+def spot_section(
+    name: str, patient_id: str, seed: int, *, x_um, y_um, diameter_um: float = 20.0, **more
+) -> SectionData:
     """The same tissue with spots at these places, and no detections."""
     rng = np.random.default_rng(seed)
     counts_NxG = rng.poisson(1.5, (len(x_um), len(PANEL)))

@@ -14,7 +14,7 @@ class HEEncoder(nnx.Module):
     """One token a patch: a small convolutional stem on stain densities beside fixed stain and texture statistics."""
 
     def __init__(self, config: ModelConfig, patch_px: int, rngs: nnx.Rngs):
-        d, c, features = config.width, config.stem_width, texture_count()
+        d, c, features = config.width, config.stem_width, texture_count(patch_px)
         self.stride = stem_stride(patch_px)
         self.cells = patch_px // self.stride
         self.density_mean = statistic((3,), 0.0)

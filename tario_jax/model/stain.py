@@ -24,9 +24,14 @@ def stain_densities(he_BxTxPxYxXx3: jax.Array, mix_BxTx3x3: jax.Array) -> jax.Ar
     return jnp.einsum("btpyxc,btcs->btpyxs", optical, _STAINS_3x3 @ mix_BxTx3x3)
 
 
-def texture_count() -> int:
-    """Length of `texture_statistics`'s last axis."""
-    return 3 + 3 + 1 + 2 * len(_THRESHOLDS) + 4 * len(_LAGS_PX) + 1
+def texture_count(patch_px: int) -> int:
+    """Length of `texture_statistics`'s last axis for patches of this side."""
+    return 3 + 3 + 1 + 2 * len(_THRESHOLDS) + 4 * len(_lags(patch_px)) + 1
+
+
+def _lags(patch_px: int) -> tuple[int, ...]:
+    """Lags that leave a middle in a patch of this side."""
+    return tuple(lag for lag in _LAGS_PX if 2 * lag < patch_px)
 
 
 def texture_statistics(density: jax.Array) -> jax.Array:
@@ -43,7 +48,7 @@ def texture_statistics(density: jax.Array) -> jax.Array:
     stains = density[..., :2]
     for threshold in _THRESHOLDS:
         parts.append(jnp.clip(1.5 * (stains - threshold) + 0.5, 0.0, 1.0).mean((-3, -2)))
-    for lag in _LAGS_PX:
+    for lag in _lags(density.shape[-2]):
         along_x = stains[..., :, lag:, :] - stains[..., :, :-lag, :]
         along_y = stains[..., lag:, :, :] - stains[..., :-lag, :, :]
         parts.append(jnp.sqrt(((along_x**2).mean((-3, -2)) + (along_y**2).mean((-3, -2))) + 1e-6))

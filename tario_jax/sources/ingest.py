@@ -22,7 +22,7 @@ def ingest(source: Ingested, root: Path, say: Callable[[str], None] = print) -> 
         if number == 1:
             begin_corpus(root, source.panel, "real", {"source": source.report.source})
         there = section_is_sealed(root, section.section_id)
-        if False:
+        if there and not same_as_sealed(root, source.panel, "real", section):
             raise InputError(
                 f"{root}: holds a section {section.section_id!r} of other files, of another patient or read with other "
                 "flags; use another --out, or delete this one"

@@ -1,8 +1,8 @@
 """The loop of a run. One command starts and resumes it.
 
 The order is a contract: batch t is dispatched, then the metrics of step t − 1 are fetched (so that the device never
-waits for the log), then, where it is due, the state after step t is validated and saved. The data have no state of
-their own: step t reads batch t.
+waits for the log), then, where it is due, the state after step t is validated, its metrics are written, and it is
+saved. The data have no state of their own: step t reads batch t.
 """
 
 import json
@@ -81,9 +81,9 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
                 if done == config.train.steps or done % config.train.validate_every == 0:
                     log.validation(done, validate(state))
                 if done == config.train.steps or done % config.train.checkpoint_every == 0:
+                    log.step(done, pending)  # before the save: a run that resumes here does not do this step again
+                    pending = None
                     checkpoints.save(state, provenance)
-            if pending is not None:
-                log.step(config.train.steps, pending)
     return state
 
 
@@ -157,9 +157,10 @@ class _Log:
                 for line in path.read_text().splitlines()
                 if line.endswith("}") and json.loads(line)["step"] <= first
             ]
-        self._file = path.open("w")
-        self._file.writelines(f"{line}\n" for line in kept)
-        self._file.flush()
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(path)  # killed here, the log is the old one or the new one
+        self._file = path.open("a")
 
     def __enter__(self) -> "_Log":
         self._began = self._last = time.monotonic()

@@ -61,7 +61,7 @@ def _simulate(job: tuple[str, bool], *, root: Path, seed: int, section_um: float
 def _start_worker() -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    pass
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

@@ -78,7 +78,9 @@ def test_a_turned_window_has_the_blob_under_its_detection(painted, kind, quarter
         reach = 1.5 if kind == "detections" else 1e-3
         assert np.abs(bin_xy[slot] - place).max() <= reach, gene
         under = batch.pool_patch_BxTxNxM[0].reshape(len(bin_xy), -1)[slot]
-        held = [patch for patch in under if (pixels.reshape(-1, *pixels.shape[2:])[patch] == colour(gene)).all(-1).any()]
+        held = [
+            patch for patch in under if (pixels.reshape(-1, *pixels.shape[2:])[patch] == colour(gene)).all(-1).any()
+        ]
         assert held, "the patches under the bin do not show its blob"
     assert seen > 8
     tile_of_bin = np.arange(len(bin_xy)) // layout.bins_per_tile

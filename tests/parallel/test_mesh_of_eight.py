@@ -1,0 +1,97 @@
+"""Eight virtual devices: the same numbers on every mesh, and one line where a mesh does not fit."""
+
+import json
+
+import pytest
+from tiny_tissue import tiny_config
+
+from tario_jax.config import InputError, MeshConfig, to_dict
+from tario_jax.parallel.mesh import check_rows, make_mesh
+from tario_jax.parallel.rules import RULES, partition_spec
+
+_PROGRAM = """
+import json, sys
+import jax, numpy as np
+from tario_jax.config import MeshConfig, from_dict
+from tario_jax.corpus.read import Corpus
+from tario_jax.model.build import build
+from tario_jax.parallel.mesh import make_mesh
+from tario_jax.tokens.pipeline import BatchSource, corpus_layout
+from tario_jax.train.state import TrainState, make_optimiser, make_train_step, state_shardings, to_devices
+
+corpus, config = Corpus.open(sys.argv[1]), from_dict(json.loads(sys.argv[2]))
+genes = len(corpus.panel)
+built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
+optimiser = make_optimiser(config.optim, 6, built)
+batches = BatchSource(corpus.sections, config.data, corpus_layout(corpus.sections, config.data, genes), steps=3)
+rng = np.random.default_rng(0)
+parameters, calibration = jax.tree.map(
+    lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), built.abstract())
+calibration = jax.tree.map(lambda leaf: 1 + abs(leaf), calibration)
+start = TrainState(np.int32(0), parameters, calibration, optimiser.init(parameters))
+
+def run(mesh):
+    state = jax.device_put(start, state_shardings(built, optimiser, mesh))
+    step = make_train_step(built, optimiser, mesh)
+    losses = []
+    for t in range(3):
+        state, metrics = step(state, to_devices(batches[t], mesh))
+        losses.append([float(value) for value in metrics])
+    table = state.parameters["gene_table"]
+    return np.array(losses), jax.device_get(state.parameters), table.sharding.shard_shape(table.shape)
+
+alone = run(make_mesh(MeshConfig(), jax.devices()[:1]))
+for replica, fsdp, context, tensor in json.loads(sys.argv[3]):
+    losses, parameters, shard = run(make_mesh(MeshConfig(replica, fsdp, context, tensor)))
+    error = max(jax.tree.leaves(jax.tree.map(
+        lambda a, b: np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6), parameters, alone[1])))
+    loss_error = abs(losses / alone[0] - 1).max()
+    print(json.dumps({"mesh": [replica, fsdp, context, tensor], "parameters": float(error),
+                      "loss": float(loss_error), "table_shard": list(shard)}))
+moved = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max(), alone[1], parameters)))
+print(json.dumps({"moved": float(max(jax.tree.leaves(jax.tree.map(
+    lambda a, b: abs(a - b).max(), alone[1], start.parameters))))}))
+"""
+
+
+def test_three_steps_are_the_same_on_every_mesh(devices8, tiny_corpus):
+    config = tiny_config(data={"rows": 8}, model={"kv_heads": 2})
+    meshes = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 4, 1, 2), (1, 2, 2, 2)]
+    said = devices8(_PROGRAM, str(tiny_corpus.root), json.dumps(to_dict(config)), json.dumps(meshes))
+    *found, moved = map(json.loads, said.splitlines())
+    assert len(found) == len(meshes) and moved["moved"] > 1e-4
+    for result in found:
+        assert result["parameters"] < 1e-5 and result["loss"] < 1e-5, result
+    assert [result["table_shard"] for result in found] == [[1024, 16], [1024, 2], [512, 4], [512, 8]]
+
+
+def test_a_mesh_that_does_not_fit_is_answered_in_one_line():
+    mesh = make_mesh(MeshConfig())
+    assert dict(mesh.shape) == {"replica": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    with pytest.raises(InputError, match=r"replica=1, fsdp=3, context=1, tensor=1 does not multiply to 1 devices"):
+        make_mesh(MeshConfig(fsdp=3))
+    with pytest.raises(InputError, match="does not multiply to 1 devices"):
+        make_mesh(MeshConfig(fsdp=-1, tensor=2))
+    with pytest.raises(InputError, match="at most one −1"):
+        MeshConfig(replica=-1, fsdp=-1)
+    check_rows(mesh, 7)
+
+
+class _Shape:
+    """As much of a mesh as the rules read."""
+
+    shape = {"replica": 1, "fsdp": 4, "context": 1, "tensor": 2}
+
+
+def test_a_parameter_is_laid_out_by_its_logical_axes():
+    spec = partition_spec(("layers", "embed", "heads", "head_dim"), (2, 32, 4, 16), _Shape, "q")
+    assert tuple(spec) == (None, "fsdp", "tensor", None)
+    with pytest.raises(InputError, match="parameter k: axis 'kv_heads' of size 1 does not divide over tensor=2"):
+        partition_spec(("layers", "embed", "kv_heads", "head_dim"), (2, 32, 1, 16), _Shape, "k")
+    with pytest.raises(InputError, match="lay 'fsdp' twice"):
+        partition_spec(("embed", "hidden"), (32, 32), _Shape, "w")
+    with pytest.raises(InputError, match="logical axis 'embd' has no rule"):
+        partition_spec(("embd",), (32,), _Shape, "w")
+    with pytest.raises(InputError, match="expected one axis a dimension"):
+        partition_spec(("embed",), (32, 2), _Shape, "w")
+    assert set(RULES.values()) <= {None, *_Shape.shape}

@@ -1,0 +1,180 @@
+"""A run learns, is repeated bit for bit, and goes on after a break as if there had been none."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
+
+from tario_jax.config import InputError, OptimConfig
+from tario_jax.model.build import build
+from tario_jax.panel import Panel
+from tario_jax.parallel.mesh import make_mesh
+from tario_jax.tokens.pipeline import BatchSource, corpus_layout
+from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
+from tario_jax.train.loop import train
+from tario_jax.train.state import abstract_state, make_optimiser
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: no handler of errors sees it."""
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir) -> list[tuple]:
+    """What does not depend on the clock."""
+    kept = ("step", "loss_nats_per_detection", "gradient_norm", "validation_nats_per_detection")
+    return [tuple(line.get(name) for name in kept) for line in metrics(workdir)]
+
+
+def stored_state(workdir):
+    _, step = find_checkpoint(workdir)
+    config = tiny_config()
+    built = build(config.model, len(PANEL), config.data.patch_px, content=not config.data.one_shot)
+    mesh = make_mesh(config.mesh)
+    with Checkpoints(workdir) as checkpoints:
+        state = checkpoints.restore(
+            step, abstract_state(built, make_optimiser(config.optim, config.train.steps, built), mesh)
+        )
+    return jax.device_get(state)
+
+
+def mean_composition_nats(corpus, sections, batches, genes: int) -> float:
+    """Nats per detection of a model that says everywhere the mean density and composition of training; float64."""
+    totals_G = sum(section.gene_totals_G for section in sections).astype(np.float64)
+    per_um2 = totals_G.sum() / sum(section.width_um * section.height_um for section in sections)
+    nats = detections = 0.0
+    for batch in batches:
+        area = batch.bin_size_um_BxTxN.astype(np.float64) ** 2 * batch.bin_measured_BxTxN
+        area = area.reshape(len(area), -1)
+        counts = np.zeros((*area.shape, genes))
+        row, entry = np.nonzero(batch.count_bin_BxC >= 0)
+        np.add.at(counts, (row, batch.count_bin_BxC[row, entry], batch.count_gene_BxC[row, entry]),
+                  batch.count_BxC[row, entry])  # fmt: skip
+        n, mu = counts.sum(-1)[area > 0], per_um2 * area[area > 0]
+        log_factorial = np.array([np.log(np.arange(1, int(k) + 1)).sum() for k in n])
+        nats += (mu - n * np.log(mu) + log_factorial).sum() - (counts * np.log(totals_G / totals_G.sum())).sum()
+        detections += counts.sum()
+    return nats / detections
+
+
+def test_training_learns_from_the_image(tiny_corpus, tmp_path):
+    """Thirty steps on four patients: on the fifth, better than the mean density and composition of the four."""
+    config = tiny_config(train={"steps": 30, "validate_every": 30, "checkpoint_every": 30, "validation_rows": 16},
+                         data={"rows": 8}, optim={"learning_rate": 5e-3})  # fmt: skip
+    train(config, tiny_corpus, tmp_path / "run", silent)
+    lines = metrics(tmp_path / "run")
+    loss = [line["loss_nats_per_detection"] for line in lines if "loss_nats_per_detection" in line]
+    assert len(loss) == 30 and np.isfinite(loss).all()
+    train_sections, validation = list(tiny_corpus.sections[:4]), [tiny_corpus.section("E1")]
+    layout = corpus_layout(tiny_corpus.sections[:5], config.data, len(PANEL))
+    fixed = BatchSource(validation, config.data, layout, steps=2, stream=1, augment=False)
+    start = mean_composition_nats(tiny_corpus, train_sections, [fixed[0], fixed[1]], len(PANEL))
+    reached = next(line["validation_nats_per_detection"] for line in lines if "validation_nats_per_detection" in line)
+    assert reached < start - 0.05
+    assert np.mean(loss[-5:]) < np.mean(loss[:3]) - 0.05
+
+
+@pytest.mark.parametrize("killed", ["never", "in step 5", "after the checkpoint of step 3"])
+def test_the_same_command_gives_the_same_bits_however_often_it_is_killed(
+    tiny_corpus, tiny_run, tmp_path, monkeypatch, killed
+):
+    workdir = tmp_path / "run"
+
+    def say(line: str) -> None:
+        if killed == "in step 5" and line.startswith("step      4/6"):
+            raise Killed
+
+    if killed != "never":
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            if killed.startswith("after"):
+                save = Checkpoints.save
+
+                def saved_then_killed(self, state, provenance):
+                    save(self, state, provenance)
+                    raise Killed
+
+                patched.setattr(Checkpoints, "save", saved_then_killed)
+            train(tiny_config(), tiny_corpus, workdir, say)
+        assert find_checkpoint(workdir)[1] == 3
+    said = []
+    train(tiny_config(), tiny_corpus, workdir, said.append)
+    assert ("resumed at step 3 of 6" in said) == (killed != "never")
+    unbroken, resumed = stored_state(tiny_run), stored_state(workdir)
+    assert int(resumed.step) == 6
+    for (path, ours), theirs in zip(jax.tree.leaves_with_path(resumed), jax.tree.leaves(unbroken), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
+    steps = [line["step"] for line in metrics(workdir) if "loss_nats_per_detection" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert sorted(losses(workdir), key=str) == sorted(losses(tiny_run), key=str)
+
+
+def test_a_finished_run_stays_as_it_is(tiny_corpus, tiny_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    state = train(tiny_config(), tiny_corpus, workdir, silent)
+    assert int(state.step) == 6
+    assert losses(workdir) == losses(tiny_run)
+
+
+def refused(workdir, corpus, config, *words):
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(InputError) as caught:
+        train(config, corpus, workdir, silent)
+    message = str(caught.value)
+    assert "\n" not in message and "another --workdir" in message
+    for word in words:
+        assert word in message, message
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"optim": {"learning_rate": 1e-3}}, "optim.learning_rate = 0.003, now 0.001"),
+        ({"data": {"bin_um": 36.0}}, "data.bin_um = 18.0, now 36.0"),
+        ({"model": {"width": 64}}, "model.width = 32, now 64"),
+        ({"train": {"steps": 7}}, "train.steps = 6, now 7"),
+    ],
+)
+def test_a_workdir_of_another_config_is_refused_with_what_differs(tiny_corpus, tiny_run, change, named):
+    refused(tiny_run, tiny_corpus, tiny_config(**change), "checkpoints/6", named)
+
+
+def test_a_workdir_of_another_corpus_is_refused(tiny_run, tmp_path):
+    sides = dict(zip("ABCDEF", ["train"] * 4 + ["validation", "held_out"], strict=True))
+    sections = [tiny_section(f"{patient}1", patient, seed + 50) for seed, patient in enumerate(sides)]
+    other_tissue = write_corpus(tmp_path / "other", sections, split=sides)
+    refused(tiny_run, other_tissue, tiny_config(), "another corpus_seal")
+    symbols = (*PANEL.symbols[:-1], "ERBB2")
+    other_panel = write_corpus(tmp_path / "panel", sections, split=sides, panel=Panel(symbols))
+    refused(tiny_run, other_panel, tiny_config(), PANEL.hash, "11 in common", "GENE11")
+
+
+def test_rows_that_the_mesh_cannot_split_are_refused(tiny_corpus, tmp_path, monkeypatch):
+    devices = np.array(jax.devices() * 4)
+    monkeypatch.setattr("tario_jax.parallel.mesh.jax.devices", lambda: list(devices))
+    with pytest.raises(InputError, match=r"--config.data.rows=2: expected a multiple of replica × fsdp = 4"):
+        train(tiny_config(), tiny_corpus, tmp_path / "run", silent)
+
+
+def test_vectors_and_gene_biases_do_not_decay():
+    config = tiny_config()
+    built = build(config.model, len(PANEL), config.data.patch_px, content=False)
+    optimiser = make_optimiser(dataclasses.replace(OptimConfig(), warmup_steps=0, weight_decay=0.5), 10, built)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), built.abstract()[0])
+    zeros = jax.tree.map(np.zeros_like, ones)
+    updates, _ = jax.jit(lambda: optimiser.update(zeros, optimiser.init(ones), ones))()
+    assert (np.asarray(updates["gene_table"]) < 0).all() and (np.asarray(updates["decoder"]["q"]) < 0).all()
+    for name in ("gene_bias", "total_bias", "head_norm", "total_weight"):
+        assert (np.asarray(updates[name]) == 0).all(), name
