@@ -57,12 +57,12 @@ def write_corpus(root: Path, sections, *, panel: Panel = PANEL, kind: str = "vir
 
 def tiny_config(**fields) -> Config:
     """A config that trains in seconds; `fields` are `group=dict(field=value)`."""
-    data = {"window_um": 72.0, "tile_um": 36.0, "bin_um": 18.0, "he_um_per_px": 1.0, "patch_px": 9, "rows": 2}
+    data = {"window_um": 72.0, "tile_um": 36.0, "bin_um": 18.0, "he_um_per_px": 1.0, "patch_px": 9, "rows": 4}
     model = {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 64, "gene_dim": 16,
              "stem_width": 8, "loss_chunk": 16}  # fmt: skip
-    optim = {"learning_rate": 3e-3, "warmup_steps": 3}
-    train = {"steps": 6, "log_every": 1, "validate_every": 3, "checkpoint_every": 3, "validation_rows": 2,
-             "calibration_rows": 4}  # fmt: skip
+    optim = {"learning_rate": 5e-3, "warmup_steps": 3}
+    train = {"steps": 30, "log_every": 1, "validate_every": 15, "checkpoint_every": 15, "validation_rows": 16,
+             "calibration_rows": 8}  # fmt: skip
     return Config(
         name="tiny",
         data=DataConfig(**data | fields.pop("data", {})),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from tario_jax.config import DataConfig, InputError
+from tario_jax.config import DataConfig, InputError, MeshConfig
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
@@ -28,7 +29,7 @@ class Predictor:
         self.panel = provenance.panel
         self.allow_virtual_model = allow_virtual_model
         config = provenance.config
-        self._mesh = make_mesh(dataclasses.replace(config.mesh, replica=1, fsdp=-1))
+        self._mesh = _prediction_mesh()
         built = build(config.model, len(self.panel), config.data.patch_px, content=not config.data.one_shot)
         shardings = built.shardings(self._mesh)
         self._parameters, self._calibration = jax.device_put((parameters, calibration), shardings)
@@ -128,15 +129,20 @@ def load(path: Path | str, *, allow_virtual_model: bool = False) -> Predictor:
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
         config = provenance.config
-        mesh = make_mesh(dataclasses.replace(config.mesh, replica=1, fsdp=-1))
+        mesh = _prediction_mesh()
         built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot)
         optimiser = make_optimiser(config.optim, config.train.steps, built)
         state = checkpoints.restore(step, abstract_state(built, optimiser, mesh))
     return Predictor(provenance, state.parameters, state.calibration, allow_virtual_model=allow_virtual_model)
 
 
+def _prediction_mesh() -> Mesh:
+    """All devices that are here, whatever the mesh of training was."""
+    return make_mesh(MeshConfig())
+
+
 class _BinPlaces:
-    """Square bins of a whole section, row by row."""
+    """Square bins of a section, row by row: those of which at least `min_measured` lies on it."""
 
     def __init__(self, section, data: DataConfig):
         self._data = data
@@ -144,13 +150,20 @@ class _BinPlaces:
             int((extent + (1 - data.min_measured) * data.bin_um) / data.bin_um + 1e-6)
             for extent in (section.width_um, section.height_um)
         )
-        if not self._columns or not self._rows:
+        shares = (
+            np.minimum(extent / data.bin_um - np.arange(number), 1.0)
+            for extent, number in ((section.height_um, self._rows), (section.width_um, self._columns))
+        )
+        # a bin in the corner may lack too much though its row and its column do not
+        row, column = np.nonzero(np.outer(*shares) >= data.min_measured - 1e-6)
+        if not len(row):
             raise InputError(
                 f"{section.id}: is {section.width_um:.0f} x {section.height_um:.0f} µm; expected at least one bin of "
                 f"{data.bin_um:g} µm"
             )
-        y, x = np.meshgrid(np.arange(self._rows), np.arange(self._columns), indexing="ij")
-        self.x_um_N, self.y_um_N = (x.ravel() + 0.5) * data.bin_um, (y.ravel() + 0.5) * data.bin_um
+        self._number_YxX = np.full((self._rows, self._columns), -1)
+        self._number_YxX[row, column] = np.arange(len(row))
+        self.x_um_N, self.y_um_N = (column + 0.5) * data.bin_um, (row + 0.5) * data.bin_um
         self.size_um, self.per_tile = data.bin_um, square_bins_per_tile(data)
 
     def corners(self, overlap: float) -> list[tuple[float, float]]:
@@ -169,7 +182,7 @@ class _BinPlaces:
     def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
         """Numbers of the bins with these centres."""
         bin_um = self._data.bin_um
-        return (y_um // bin_um).astype(int) * self._columns + (x_um // bin_um).astype(int)
+        return self._number_YxX[(y_um // bin_um).astype(int), (x_um // bin_um).astype(int)]
 
 
 class _SpotPlaces:
@@ -177,7 +190,10 @@ class _SpotPlaces:
 
     def __init__(self, section: Section, data: DataConfig):
         spots = section.spots
-        if spots.diameter_um >= data.window_um:
+        self._px_um = section.he_um_per_px
+        # a window begins on a whole px, as in training: up to one px to the left of where a spot would have it
+        self._reach_um = data.window_um - spots.diameter_um - self._px_um - 1e-3
+        if self._reach_um <= 0:
             raise InputError(
                 f"{section.id}: spots of {spots.diameter_um:g} µm do not fit windows of {data.window_um:g} µm"
             )
@@ -189,13 +205,13 @@ class _SpotPlaces:
     def corners(self, overlap: float) -> list[tuple[float, float]]:
         """Corners of windows that hold every spot whole; windows without a spot are left out."""
         side, radius = self._data.window_um, self._diameter_um / 2
-        step = min(side * (1 - overlap), side - self._diameter_um)
+        step = min(side * (1 - overlap), self._reach_um)
 
         def starts(places: np.ndarray) -> np.ndarray:
-            low, high = places.min() - radius, places.max() + radius
+            low, high = places.min() - radius - 1e-3, places.max() + radius + self._px_um
             number = max(1, int(np.ceil((high - low - side) / step)) + 1)
             slack = (side + (number - 1) * step - (high - low)) / 2
-            return low - slack + step * np.arange(number)
+            return np.floor((low - slack + step * np.arange(number)) / self._px_um) * self._px_um
 
         found = []
         for y in starts(self.y_um_N):

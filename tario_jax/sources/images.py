@@ -1,6 +1,7 @@
 """H&E images from ordinary image files and OME-TIFF. Only pixels are read: label and macro images stay behind."""
 
 import contextlib
+import struct
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -62,7 +63,7 @@ def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:
             axes = level.axes.replace("C", "S")
             pixels = level.asarray()
             um_per_px = _physical_size_um(file.ome_metadata)
-    except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
+    except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
         raise InputError(f"{path}: cannot be read as (OME-)TIFF: {_reason(error)}; expected an H&E image") from None
     except ImportError as error:  # a codec of imagecodecs
         raise InputError(f"{path}: {_reason(error)}; pip install 'tario-jax[io]'") from None

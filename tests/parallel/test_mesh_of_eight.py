@@ -2,21 +2,28 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
-from tiny_tissue import tiny_config
+from tiny_tissue import PANEL, tiny_config
 
 from tario_jax.config import InputError, MeshConfig, to_dict
+from tario_jax.model.build import build
 from tario_jax.parallel.mesh import check_rows, make_mesh
 from tario_jax.parallel.rules import RULES, partition_spec
+from tario_jax.train.checkpoint import Checkpoints
+from tario_jax.train.state import abstract_state, make_optimiser
 
 _PROGRAM = """
 import json, sys
+from pathlib import Path
 import jax, numpy as np
 from tario_jax.config import MeshConfig, from_dict
 from tario_jax.corpus.read import Corpus
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.tokens.pipeline import BatchSource, corpus_layout
+from tario_jax.train.checkpoint import Checkpoints, Provenance
 from tario_jax.train.state import TrainState, make_optimiser, make_train_step, state_shardings, to_devices
 
 corpus, config = Corpus.open(sys.argv[1]), from_dict(json.loads(sys.argv[2]))
@@ -28,7 +35,7 @@ rng = np.random.default_rng(0)
 parameters, calibration = jax.tree.map(
     lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), built.abstract())
 calibration = jax.tree.map(lambda leaf: 1 + abs(leaf), calibration)
-start = TrainState(np.int32(0), parameters, calibration, optimiser.init(parameters))
+start = TrainState(np.int32(0), parameters, calibration, jax.device_get(optimiser.init(parameters)))
 
 def run(mesh):
     state = jax.device_put(start, state_shardings(built, optimiser, mesh))
@@ -38,31 +45,46 @@ def run(mesh):
         state, metrics = step(state, to_devices(batches[t], mesh))
         losses.append([float(value) for value in metrics])
     table = state.parameters["gene_table"]
-    return np.array(losses), jax.device_get(state.parameters), table.sharding.shard_shape(table.shape)
+    return np.array(losses), jax.device_get(state.parameters), table.sharding.shard_shape(table.shape), state
 
 alone = run(make_mesh(MeshConfig(), jax.devices()[:1]))
 for replica, fsdp, context, tensor in json.loads(sys.argv[3]):
-    losses, parameters, shard = run(make_mesh(MeshConfig(replica, fsdp, context, tensor)))
+    losses, parameters, shard, state = run(make_mesh(MeshConfig(replica, fsdp, context, tensor)))
     error = max(jax.tree.leaves(jax.tree.map(
         lambda a, b: np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6), parameters, alone[1])))
     loss_error = abs(losses / alone[0] - 1).max()
     print(json.dumps({"mesh": [replica, fsdp, context, tensor], "parameters": float(error),
                       "loss": float(loss_error), "table_shard": list(shard)}))
-moved = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max(), alone[1], parameters)))
+layout = corpus_layout(corpus.sections, config.data, genes)
+provenance = Provenance(config, corpus.panel, corpus.seal, corpus.kind, "patient", (), (), layout)
+with Checkpoints(Path(sys.argv[4])) as checkpoints:
+    checkpoints.save(state, provenance)
+np.savez(Path(sys.argv[4]) / "leaves.npz", *jax.tree.leaves(jax.device_get(state)))
 print(json.dumps({"moved": float(max(jax.tree.leaves(jax.tree.map(
     lambda a, b: abs(a - b).max(), alone[1], start.parameters))))}))
 """
 
 
-def test_three_steps_are_the_same_on_every_mesh(devices8, tiny_corpus):
+def test_three_steps_are_the_same_on_every_mesh_and_resume_on_one_device(devices8, tiny_corpus, tmp_path):
     config = tiny_config(data={"rows": 8}, model={"kv_heads": 2})
     meshes = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 4, 1, 2), (1, 2, 2, 2)]
-    said = devices8(_PROGRAM, str(tiny_corpus.root), json.dumps(to_dict(config)), json.dumps(meshes))
+    said = devices8(_PROGRAM, str(tiny_corpus.root), json.dumps(to_dict(config)), json.dumps(meshes),
+                    str(tmp_path))  # fmt: skip
     *found, moved = map(json.loads, said.splitlines())
     assert len(found) == len(meshes) and moved["moved"] > 1e-4
     for result in found:
         assert result["parameters"] < 1e-5 and result["loss"] < 1e-5, result
     assert [result["table_shard"] for result in found] == [[1024, 16], [1024, 2], [512, 4], [512, 8]]
+    # the state of the last mesh, saved from eight devices, is bit for bit that which one device restores
+    built = build(config.model, 12, config.data.patch_px, content=False)
+    abstract = abstract_state(built, make_optimiser(config.optim, 6, built), make_mesh(MeshConfig()))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 3 and checkpoints.provenance(3).panel == PANEL
+        restored = jax.tree.leaves(jax.device_get(checkpoints.restore(3, abstract)))
+    saved = np.load(tmp_path / "leaves.npz")
+    assert len(restored) == len(saved.files)
+    for leaf, name in zip(restored, saved.files, strict=True):
+        np.testing.assert_array_equal(leaf, saved[name])
 
 
 def test_a_mesh_that_does_not_fit_is_answered_in_one_line():

@@ -49,7 +49,7 @@ def stored_state(workdir):
     return jax.device_get(state)
 
 
-def mean_composition_nats(corpus, sections, batches, genes: int) -> float:
+def mean_composition_nats(sections, batches, genes: int) -> float:
     """Nats per detection of a model that says everywhere the mean density and composition of training; float64."""
     totals_G = sum(section.gene_totals_G for section in sections).astype(np.float64)
     per_um2 = totals_G.sum() / sum(section.width_um * section.height_um for section in sections)
@@ -68,31 +68,28 @@ def mean_composition_nats(corpus, sections, batches, genes: int) -> float:
     return nats / detections
 
 
-def test_training_learns_from_the_image(tiny_corpus, tmp_path):
+def test_training_learns_from_the_image(tiny_corpus, tiny_run):
     """Thirty steps on four patients: on the fifth, better than the mean density and composition of the four."""
-    config = tiny_config(train={"steps": 30, "validate_every": 30, "checkpoint_every": 30, "validation_rows": 16},
-                         data={"rows": 8}, optim={"learning_rate": 5e-3})  # fmt: skip
-    train(config, tiny_corpus, tmp_path / "run", silent)
-    lines = metrics(tmp_path / "run")
+    config, lines = tiny_config(), metrics(tiny_run)
     loss = [line["loss_nats_per_detection"] for line in lines if "loss_nats_per_detection" in line]
     assert len(loss) == 30 and np.isfinite(loss).all()
     train_sections, validation = list(tiny_corpus.sections[:4]), [tiny_corpus.section("E1")]
     layout = corpus_layout(tiny_corpus.sections[:5], config.data, len(PANEL))
-    fixed = BatchSource(validation, config.data, layout, steps=2, stream=1, augment=False)
-    start = mean_composition_nats(tiny_corpus, train_sections, [fixed[0], fixed[1]], len(PANEL))
-    reached = next(line["validation_nats_per_detection"] for line in lines if "validation_nats_per_detection" in line)
-    assert reached < start - 0.05
+    fixed = BatchSource(validation, config.data, layout, steps=4, stream=1, augment=False)
+    start = mean_composition_nats(train_sections, [fixed[t] for t in range(4)], len(PANEL))
+    *_, reached = (line for line in lines if "validation_nats_per_detection" in line)
+    assert reached["step"] == 30 and reached["validation_nats_per_detection"] < start - 0.05
     assert np.mean(loss[-5:]) < np.mean(loss[:3]) - 0.05
 
 
-@pytest.mark.parametrize("killed", ["never", "in step 5", "after the checkpoint of step 3"])
+@pytest.mark.parametrize("killed", ["never", "in step 21", "after the checkpoint of step 15"])
 def test_the_same_command_gives_the_same_bits_however_often_it_is_killed(
     tiny_corpus, tiny_run, tmp_path, monkeypatch, killed
 ):
     workdir = tmp_path / "run"
 
     def say(line: str) -> None:
-        if killed == "in step 5" and line.startswith("step      4/6"):
+        if killed == "in step 21" and line.startswith("step     20/30"):
             raise Killed
 
     if killed != "never":
@@ -106,16 +103,16 @@ def test_the_same_command_gives_the_same_bits_however_often_it_is_killed(
 
                 patched.setattr(Checkpoints, "save", saved_then_killed)
             train(tiny_config(), tiny_corpus, workdir, say)
-        assert find_checkpoint(workdir)[1] == 3
+        assert find_checkpoint(workdir)[1] == 15
     said = []
     train(tiny_config(), tiny_corpus, workdir, said.append)
-    assert ("resumed at step 3 of 6" in said) == (killed != "never")
+    assert ("resumed at step 15 of 30" in said) == (killed != "never")
     unbroken, resumed = stored_state(tiny_run), stored_state(workdir)
-    assert int(resumed.step) == 6
+    assert int(resumed.step) == 30
     for (path, ours), theirs in zip(jax.tree.leaves_with_path(resumed), jax.tree.leaves(unbroken), strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
     steps = [line["step"] for line in metrics(workdir) if "loss_nats_per_detection" in line]
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert steps == list(range(1, 31))
     assert sorted(losses(workdir), key=str) == sorted(losses(tiny_run), key=str)
 
 
@@ -123,7 +120,7 @@ def test_a_finished_run_stays_as_it_is(tiny_corpus, tiny_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
     state = train(tiny_config(), tiny_corpus, workdir, silent)
-    assert int(state.step) == 6
+    assert int(state.step) == 30
     assert losses(workdir) == losses(tiny_run)
 
 
@@ -141,14 +138,14 @@ def refused(workdir, corpus, config, *words):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"optim": {"learning_rate": 1e-3}}, "optim.learning_rate = 0.003, now 0.001"),
+        ({"optim": {"learning_rate": 1e-3}}, "optim.learning_rate = 0.005, now 0.001"),
         ({"data": {"bin_um": 36.0}}, "data.bin_um = 18.0, now 36.0"),
         ({"model": {"width": 64}}, "model.width = 32, now 64"),
-        ({"train": {"steps": 7}}, "train.steps = 6, now 7"),
+        ({"train": {"steps": 31}}, "train.steps = 30, now 31"),
     ],
 )
 def test_a_workdir_of_another_config_is_refused_with_what_differs(tiny_corpus, tiny_run, change, named):
-    refused(tiny_run, tiny_corpus, tiny_config(**change), "checkpoints/6", named)
+    refused(tiny_run, tiny_corpus, tiny_config(**change), "checkpoints/30", named)
 
 
 def test_a_workdir_of_another_corpus_is_refused(tiny_run, tmp_path):
@@ -162,9 +159,9 @@ def test_a_workdir_of_another_corpus_is_refused(tiny_run, tmp_path):
 
 
 def test_rows_that_the_mesh_cannot_split_are_refused(tiny_corpus, tmp_path, monkeypatch):
-    devices = np.array(jax.devices() * 4)
-    monkeypatch.setattr("tario_jax.parallel.mesh.jax.devices", lambda: list(devices))
-    with pytest.raises(InputError, match=r"--config.data.rows=2: expected a multiple of replica × fsdp = 4"):
+    devices = np.array(jax.devices() * 8)
+    monkeypatch.setattr(jax, "devices", lambda: list(devices))
+    with pytest.raises(InputError, match=r"--config.data.rows=4: expected a multiple of replica × fsdp = 8"):
         train(tiny_config(), tiny_corpus, tmp_path / "run", silent)
 
 

@@ -1,0 +1,204 @@
+"""Gene maps: every place covered once, blended without a seam, written and read without loss, never mislabelled."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
+
+import tario_jax
+from tario_jax.config import InputError, MeshConfig
+from tario_jax.predict.maps import VIRTUAL_BANNER, GeneMaps
+from tario_jax.predict.predictor import Predictor
+from tario_jax.predict.tissue import read_image
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run) -> Predictor:
+    return tario_jax.load(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def constant(predictor) -> Predictor:
+    """A model that says the same of every place: 0.02 detections per µm², shared out over the genes unevenly."""
+    parameters, calibration = jax.device_get((predictor._parameters, predictor._calibration))
+    parameters = jax.tree.map(np.zeros_like, parameters)
+    parameters["gene_bias"][len(PANEL) :] = -30.0
+    parameters["gene_bias"][: len(PANEL)] = np.log(np.arange(1, len(PANEL) + 1) / 78.0)
+    parameters["total_bias"] = np.log(np.float32(0.02))
+    return Predictor(predictor.provenance, parameters, calibration)
+
+
+def section_of(tmp_path, data):
+    return write_corpus(tmp_path / "c", [data]).sections[0]
+
+
+def assert_constant(maps: GeneMaps) -> None:
+    expected = 0.02 * maps.size_um**2 * np.arange(1, 13) / 78.0
+    np.testing.assert_allclose(maps.rates_NxG, np.broadcast_to(expected, maps.rates_NxG.shape), rtol=1e-5)
+
+
+# 18 µm bins, 72 µm windows: whole bins, a remainder that counts as a bin (90 % or more of it) on one side or on both,
+# remainders that do not, and sections smaller than a window
+SIZES = [(180, 150), (144, 144), (197, 161), (197, 150), (143, 89), (73, 300), (71, 71), (40, 30), (18, 18), (17, 90)]
+
+
+@pytest.mark.parametrize(("width_um", "height_um"), SIZES)
+def test_every_bin_of_a_section_is_predicted_once(constant, tmp_path, width_um, height_um):
+    """Every bin of which at least nine tenths lie on the H&E, whatever the size, and no other; without a seam."""
+    section = section_of(tmp_path, tiny_section("A1", "A", 0, width_um=width_um, height_um=height_um, detections=9))
+    centres = [18.0 * np.arange(-(-extent // 18)) + 9.0 for extent in (width_um, height_um)]
+    share = [(np.minimum(c + 9.0, extent) - (c - 9.0)) / 18.0 for c, extent in zip(centres, (width_um, height_um),
+                                                                                   strict=True)]  # fmt: skip
+    row, column = np.nonzero(np.outer(share[1], share[0]) >= 0.9 - 1e-6)
+    expected = {(centres[0][x], centres[1][y]) for y, x in zip(row, column, strict=True)}
+    for overlap in (0.0, 0.5, 0.8):
+        maps = constant.predict_section(section, tissue="virtual", overlap=overlap)
+        assert len(maps.x_um_N) == len(expected)
+        assert set(zip(maps.x_um_N, maps.y_um_N, strict=True)) == expected
+        assert_constant(maps)
+
+
+@pytest.mark.parametrize("bin_um", [9.0, 12.0, 20.0, 36.0])
+def test_bins_of_other_sizes_get_their_share(constant, tmp_path, bin_um):
+    section = section_of(tmp_path, tiny_section("A1", "A", 0))
+    maps = constant.predict_section(section, tissue="virtual", bin_um=bin_um)
+    assert maps.size_um == bin_um and len(maps.x_um_N) >= int(180 / bin_um) * int(150 / bin_um)
+    assert_constant(maps)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_spot_is_predicted(constant, tmp_path, seed):
+    """Spots anywhere, down to the edge of the image, on grids whose rounding could lose one."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(np.arange(5), np.arange(4)), -1).reshape(-1, 2)
+    place = [rng.uniform(0, [180, 150], (25, 2)), grid * [36.0, 36.0] + [0.1, 0.1], grid * 31.7 + 3.3,
+             np.array([[90.3, 70.7]]), np.array([[0.0, 0.0], [180.0, 150.0]]), grid * 26.0 + rng.uniform(0, 9)][seed]
+    data = spot_section("A1", "A", seed, x_um=place[:, 0], y_um=place[:, 1])
+    section = section_of(tmp_path, data)
+    for overlap in (0.0, 0.5):
+        maps = constant.predict_section(section, tissue="virtual", overlap=overlap)
+        np.testing.assert_array_equal(np.stack([maps.x_um_N, maps.y_um_N], 1), place)
+        assert maps.names() == [f"s{i}" for i in range(len(place))]
+        assert maps.size_um == pytest.approx(np.sqrt(np.pi) * 10)  # of the area of a disc of 20 µm
+        assert_constant(maps)
+
+
+def test_the_mesh_of_training_does_not_bind_prediction(predictor, tiny_corpus):
+    """A model trained on many devices predicts on those that are here."""
+    config = predictor.provenance.config
+    elsewhere = dataclasses.replace(config, mesh=MeshConfig(replica=2, fsdp=4, context=2, tensor=4))
+    provenance = dataclasses.replace(predictor.provenance, config=elsewhere)
+    moved = Predictor(provenance, predictor._parameters, predictor._calibration)
+    section = tiny_corpus.section("F1")
+    np.testing.assert_array_equal(
+        moved.predict_section(section, tissue="virtual").rates_NxG,
+        predictor.predict_section(section, tissue="virtual").rates_NxG,
+    )
+
+
+def test_an_image_is_predicted_as_the_section_that_holds_it(predictor, tiny_corpus):
+    section = tiny_corpus.section("F1")
+    of_section = predictor.predict_section(section, tissue="virtual")
+    of_image = predictor.predict(section.he(), 0.5, tissue="virtual")
+    np.testing.assert_array_equal(of_image.rates_NxG, of_section.rates_NxG)
+    np.testing.assert_array_equal(of_image.x_um_N, of_section.x_um_N)
+    alpha = np.concatenate([section.he(), np.full((*section.he().shape[:2], 1), 7, np.uint8)], -1)
+    np.testing.assert_array_equal(predictor.predict(alpha, 0.5, tissue="virtual").rates_NxG, of_image.rates_NxG)
+    assert np.ptp(of_image.rates_NxG.sum(1)) > 0.1 and np.isfinite(of_image.rates_NxG).all()
+
+
+def refused(action, *words) -> None:
+    with pytest.raises(InputError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_virtual_model_sees_real_tissue_only_when_told_to_and_says_so(predictor, tiny_run, tiny_corpus, tmp_path):
+    image = tiny_corpus.section("F1").he()[:160, :160]
+    refused(lambda: predictor.predict(image, 0.5), "real tissue", "--allow-virtual-model")
+    allowed = tario_jax.load(tiny_run, allow_virtual_model=True)
+    maps = allowed.predict(image, 0.5)
+    assert maps.banner == VIRTUAL_BANNER == maps.metadata()["banner"]
+    assert maps.to_anndata().uns["tario"]["banner"] == VIRTUAL_BANNER
+    maps.write_table(tmp_path / "rates.tsv")
+    assert f"# banner: {VIRTUAL_BANNER}" in (tmp_path / "rates.tsv").read_text().splitlines()
+    assert allowed.predict(image, 0.5, tissue="virtual").banner == ""
+    real = Predictor(dataclasses.replace(predictor.provenance, trained_on="real"), predictor._parameters,
+                     predictor._calibration)  # fmt: skip
+    assert real.predict(image, 0.5).banner == ""
+
+
+def test_wrong_input_is_answered_in_one_line(predictor, tmp_path):
+    image = np.zeros((200, 200, 3), np.uint8)
+    predict = predictor.predict
+    refused(lambda: predict(image.astype(float), 0.5, tissue="virtual"), "float64", "expected uint8 RGB")
+    refused(lambda: predict(image[..., 0], 0.5, tissue="virtual"), "(200, 200)", "expected uint8 RGB")
+    refused(lambda: predict(image, 50.0, tissue="virtual"), "50 µm per px", "0.1 to 1.2", "force=True")
+    refused(lambda: predict(image, -1.0, tissue="virtual"), "um_per_px is -1.0")
+    refused(lambda: predict(image[:20, :20], 0.5, tissue="virtual"), "10 x 10 µm", "at least one bin")
+    refused(lambda: predict(image, 0.5, tissue="mouse"), "'mouse'")
+    refused(lambda: predict(image, 0.5, tissue="virtual", overlap=1.0), "overlap")
+    refused(lambda: predict(image, 0.5, tissue="virtual", bin_um=100.0), "100 µm", "72 µm")
+    wide = spot_section("A1", "A", 0, x_um=[90.0], y_um=[70.0], diameter_um=80.0)
+    section = section_of(tmp_path, wide)
+    refused(lambda: predictor.predict_section(section, tissue="virtual"), "spots of 80 µm", "72 µm")
+
+
+def test_unreadable_images_are_answered_in_one_line(tmp_path):
+    for name, content in (("a.png", b"no image"), ("b.tif", b"II*\0"), ("c.jpg", b""), ("d.png", b"\x89PNG\r\n\x1a\n")):
+        (tmp_path / name).write_bytes(content)
+        refused(lambda path=tmp_path / name: read_image(path), str(tmp_path / name))
+    refused(lambda: read_image(tmp_path / "none.png"), "none.png", "no such file")
+
+
+def test_a_folder_without_a_checkpoint_is_answered_in_one_line(tmp_path, tiny_run):
+    refused(lambda: tario_jax.load(tmp_path / "nowhere"), "no such workdir")
+    refused(lambda: tario_jax.load(tiny_run.with_name("runn")), "no such workdir", f"did you mean {tiny_run}?")
+    refused(lambda: tario_jax.load(tmp_path), "holds no checkpoints")
+    (tmp_path / "checkpoints").mkdir()
+    refused(lambda: tario_jax.load(tmp_path), "holds no whole checkpoint")
+
+
+@pytest.fixture(scope="module")
+def maps(predictor, tiny_corpus) -> GeneMaps:
+    return predictor.predict_section(tiny_corpus.section("F1"), tissue="virtual")
+
+
+def test_anndata_holds_the_maps(maps, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    maps.write_h5ad(tmp_path / "new" / "maps.h5ad")
+    read = anndata.read_h5ad(tmp_path / "new" / "maps.h5ad")
+    np.testing.assert_array_equal(read.X, maps.rates_NxG)
+    assert tuple(read.var_names) == PANEL.symbols and list(read.obs_names) == maps.names()
+    np.testing.assert_allclose(read.obsm["spatial"], np.stack([maps.x_um_N, maps.y_um_N], 1) / 0.5)  # full-res px
+    np.testing.assert_allclose(read.obs["x_um"], maps.x_um_N)
+    stored = read.uns["tario"]
+    assert (stored["panel_hash"], stored["trained_on"], stored["tissue"]) == (PANEL.hash, "virtual", "virtual")
+    assert stored["unit"] == "expected detections per place"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["maps.h5ad"]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".parquet"])
+def test_tables_hold_the_maps(maps, tmp_path, suffix):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / f"maps{suffix}"
+    maps.write_table(path)
+    if suffix == ".parquet":
+        table = pandas.read_parquet(path)
+        assert pq.read_schema(path).metadata[b"tario.panel_hash"].decode() == PANEL.hash
+    else:
+        table = pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",", comment="#")
+        assert f"# panel_hash: {PANEL.hash}" in path.read_text()
+    assert list(table.columns) == ["place", "x_um", "y_um", *PANEL.symbols]
+    np.testing.assert_allclose(table[list(PANEL.symbols)], maps.rates_NxG, rtol=1e-5)
+    np.testing.assert_allclose(table[["x_um", "y_um"]], np.stack([maps.x_um_N, maps.y_um_N], 1), atol=0.005)
+    assert list(table["place"]) == maps.names()
+    np.testing.assert_array_equal(maps.gene("GENE3"), maps.rates_NxG[:, 3])
+    refused(lambda: maps.gene("ERBB2"), "'ERBB2' is not in the model's panel of 12 genes")
+    refused(lambda: maps.write_table(tmp_path / "maps.xlsx"), ".parquet, .tsv or .csv")
