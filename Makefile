@@ -23,7 +23,7 @@ quickstart: $(RUNTIME) ## virtual patients, training, gene maps, report: within 
 	$(BIN)/tario run --config=configs/quickstart.py --workdir=runs/quickstart
 
 her2st: $(RUNTIME) ## the same on real breast tumours (TARIO_REAL_DATA, else ../shared/data)
-	$(BIN)/tario run --config=configs/her2st.py --workdir=runs/her2st
+	TARIO_REAL_DATA=$${TARIO_REAL_DATA:-../shared/data} $(BIN)/tario run --config=configs/her2st.py --workdir=runs/her2st
 
 lint: $(DEV) ## ruff, its format, and the floors of the imports
 	$(BIN)/ruff check .

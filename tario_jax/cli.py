@@ -24,7 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
-        if assignments and not hasattr(options, "config"):
+        other = [name for name in assignments if not name.startswith("evaluate.")]
+        if options.job == "evaluate" and other:
+            raise InputError(
+                f"--config.{other[0]}: an evaluation changes --config.evaluate.* only; the rest is the run's"
+            )
+        if assignments and not hasattr(options, "config") and options.job != "evaluate":
             raise InputError(f"--config.{next(iter(assignments))}: 'tario {options.job}' takes no config")
         options.assignments = assignments
         return options.run(options)
@@ -123,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--sections", help="spots: read only these, with commas")
     added.add_argument("--um-per-px", type=float, help="cosmx: µm per px of the flat files, where they do not say")
     added.add_argument("--min-spot-total", type=int, help="spots: fewest counts of a spot (1)")
+    added.add_argument("--pitch-um", type=float, help="spots: distance of neighbouring spots (200)")
+    added.add_argument("--diameter-um", type=float, help="spots: diameter of a spot (100)")
     added.add_argument("--min-gene-total", type=int, help="spots: fewest counts of a gene (1)")
 
     added = job("check", _check, "is a corpus what its seals say: checksums, contents, units, registration", """
@@ -158,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (%(default)s)")
 
     added = job("evaluate", _evaluate, "correlations with controls on held-out sections, figures, report.html", """
-        tario evaluate --workdir=runs/quickstart --out=reports/quickstart
+        tario evaluate --workdir=runs/quickstart --out=reports/quickstart --config.evaluate.top_genes=200
         tario evaluate --workdir=runs/quickstart --corpus=corpora/x --bin-um=18 --allow-virtual-model --out=reports/x
     """)  # fmt: skip
     model(added)
@@ -238,7 +245,7 @@ def _described(corpus) -> tuple[str, dict[str, Any]]:
 # flags of `tario ingest` that only some sources know: elsewhere they would do nothing, silently
 _FLAGS_OF = {
     "section": ("xenium", "cosmx"), "um_per_px": ("cosmx",), "sections": ("spots",), "min_spot_total": ("spots",),
-    "min_gene_total": ("spots",),
+    "min_gene_total": ("spots",), "pitch_um": ("spots",), "diameter_um": ("spots",),
 }  # fmt: skip
 
 
@@ -258,8 +265,8 @@ def _ingest(options) -> int:
         source = read_spots(
             options.path, patients=tuple((letters, options.cohort) for letters in options.patient.split(",")),
             sections=tuple(filter(None, (options.sections or "").split(","))),
-            min_spot_total=1 if options.min_spot_total is None else options.min_spot_total,
-            min_gene_total=1 if options.min_gene_total is None else options.min_gene_total,
+            **{name: getattr(options, name) for name in ("pitch_um", "diameter_um", "min_spot_total", "min_gene_total")
+               if getattr(options, name) is not None},
         )  # fmt: skip
     elif options.source == "xenium":
         from tario_jax.sources.xenium import read_xenium
@@ -324,6 +331,10 @@ def _predict(options) -> int:
         raise InputError(f"--out={options.out}: ends in {options.out.suffix!r}; expected .h5ad (AnnData)")
     for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
         path.parent.mkdir(parents=True, exist_ok=True)
+    unused = "um_per_px" if options.section is not None else "corpus"
+    if getattr(options, unused) is not None:
+        raise InputError(f"--{unused.replace('_', '-')}: means nothing to "
+                         f"--{'section' if options.section is not None else 'image'}; leave it out")  # fmt: skip
     if options.image is not None:
         if options.um_per_px is None:
             raise InputError(f"--image={options.image}: its µm per px is not stated; add --um-per-px")
@@ -370,8 +381,9 @@ def _evaluate(options) -> int:
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(_corpus_of(options))
+    measured = override(predictor.provenance.config, options.assignments).evaluate
     evaluation = evaluate_checkpoint(
-        predictor, corpus, predictor.provenance.config.evaluate, options.out, bin_um=options.bin_um, say=_say,
+        predictor, corpus, measured, options.out, bin_um=options.bin_um, say=_say,
         title=f"{predictor.provenance.config.name} on {corpus.root.name}",
     )  # fmt: skip
     page = (options.out / "report.html").resolve()

@@ -52,6 +52,9 @@ class SourceConfig:
     def __post_init__(self):
         for name in ("train_patients", "held_out_patients"):
             _check(getattr(self, name) > 0, f"source.{name} is {getattr(self, name)}; expected at least 1")
+        _check(
+            self.validation_patients >= 0, f"source.validation_patients is {self.validation_patients}; expected >= 0"
+        )
         _check(self.section_um >= 128, f"source.section_um is {self.section_um}; expected at least 128")
         _check(self.workers >= 1, f"source.workers is {self.workers}; expected at least 1")
         _check(self.kind == "virtual" or bool(self.path), f"source.path is empty; source.kind={self.kind} needs one")
@@ -86,7 +89,7 @@ class DataConfig:
     flip: bool = True
     turn: bool = True
     stain_jitter: float = 0.1  # standard deviation of the log gain of each stain; a third of it mixes the stains
-    min_measured: float = 0.9  # a bin counts if this share of it is measured and in tissue
+    min_measured: float = 0.9  # a bin counts if this share of it is measured (no tissue mask is applied)
     max_spots: int = 0  # capacity for spots in a window; 0 = from the corpus
     count_capacity: int = 0  # entries (bin, gene, count) a row; 0 = from the corpus
     seed: int = 0
@@ -96,6 +99,9 @@ class DataConfig:
         for name in ("bin_um", "window_um", "tile_um", "he_um_per_px", "patch_px", "rows", "windows_per_row"):
             _check(getattr(self, name) > 0, f"data.{name} is {getattr(self, name)}; expected more than 0")
         _check(self.patch_px >= 4, f"data.patch_px is {self.patch_px}; expected at least 4, to hold any texture")
+        for name, low in (("stain_jitter", 0), ("seed", 0), ("max_spots", 0), ("count_capacity", 0), ("prefetch", 1)):
+            _check(getattr(self, name) >= low, f"data.{name} is {getattr(self, name)}; expected at least {low}")
+        _check(0 <= self.min_measured <= 1, f"data.min_measured is {self.min_measured}; expected 0 to 1")
         for part, whole in (("patch_um", "tile_um"), ("tile_um", "window_um")):
             ratio = getattr(self, whole) / getattr(self, part)
             _check(
@@ -137,7 +143,10 @@ class ModelConfig:
     loss_chunk: int = 64  # bins of a row whose logits exist at once
 
     def __post_init__(self):
-        for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "gene_dim", "loss_chunk"):
+        for name in (
+            "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "stem_width", "gene_dim",
+            "attention_block", "loss_chunk",
+        ):  # fmt: skip
             _check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; expected more than 0")
         _check(
             self.heads % self.kv_heads == 0,
@@ -163,6 +172,10 @@ class OptimConfig:
 
     def __post_init__(self):
         _check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}; expected more than 0")
+        for name in ("b1", "b2"):
+            _check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; expected 0 to below 1")
+        for name in ("warmup_steps", "weight_decay"):
+            _check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; expected at least 0")
         _check(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; expected more than 0")
 
 
@@ -195,7 +208,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "steps", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints",
+            "calibration_rows",
+        ):  # fmt: skip
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; expected more than 0")
 
 
@@ -217,6 +233,8 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check(0 <= self.overlap < 1, f"evaluate.overlap is {self.overlap}; expected 0 <= overlap < 1")
+        for name in ("top_genes", "mean_genes", "min_bins", "bootstraps", "block_um"):
+            _check(getattr(self, name) > 0, f"evaluate.{name} is {getattr(self, name)}; expected more than 0")
         _check(self.shuffles >= 10, f"evaluate.shuffles is {self.shuffles}; expected at least 10")
 
 

@@ -30,7 +30,8 @@ def tiny_section(
     x_um, y_um = rng.uniform(0, width_um, detections), rng.uniform(0, height_um, detections)
     dark = field[(y_um / um_per_px).astype(int), (x_um / um_per_px).astype(int)] > rng.random(detections)
     gene = 2 * rng.integers(0, len(PANEL) // 2, detections) + ~dark
-    found = Detections(x_um, y_um, gene.astype(np.int32))
+    kept = more.get("measured_gene_G", np.ones(len(PANEL), bool))[gene]  # an assay holds no gene that it cannot see
+    found = Detections(x_um[kept], y_um[kept], gene[kept].astype(np.int32))
     return SectionData(name, patient_id, "LUAD", width_um, height_um, um_per_px, he, found, **more)
 
 

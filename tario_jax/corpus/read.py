@@ -59,6 +59,12 @@ class Section:
     def he_um_per_px(self) -> float | None:
         return self.record["he_um_per_px"]
 
+    @property
+    def he_origin_px(self) -> tuple[float, float]:
+        """Where the stored H&E begins (x, y) in the full-resolution image that it was cut from."""
+        quality = self.record["quality"]
+        return quality.get("he_origin_x_px", 0.0), quality.get("he_origin_y_px", 0.0)
+
     def holds(self, name: str) -> bool:
         return (self.folder / name / "zarr.json").exists()
 

@@ -5,9 +5,11 @@ H&E image (or of the measured area where there is no H&E).
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import numpy as np
+import scipy.spatial
 
 from tario_jax.config import InputError
 
@@ -49,6 +51,15 @@ class Spots:
 
     def __len__(self) -> int:
         return len(self.x_um_N)
+
+    @functools.cached_property
+    def pitch_um(self) -> float:
+        """Median distance of a spot to its nearest neighbour; 1 for a spot alone."""
+        if len(self) < 2:
+            return 1.0
+        places = np.stack([self.x_um_N, self.y_um_N], 1)
+        distance, _ = scipy.spatial.cKDTree(places).query(places, k=2)
+        return float(np.median(distance[:, 1]))
 
     def dense(self, genes: int) -> np.ndarray:
         """Counts as float32 [N, genes]."""

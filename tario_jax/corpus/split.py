@@ -45,8 +45,6 @@ def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
         side = assigned.get(section.id if unit == "section" else section.patient)
         if side is not None:
             sides[side].append(section)
-    if unit == "patient":
-        _refuse_overlap(sides, where)
     for side in ("train", "held_out"):
         if not sides[side]:
             raise InputError(f"{where}: no section is on the side {side!r}; expected at least one")
@@ -82,13 +80,3 @@ def _assign(lists: dict[str, Iterable[str]], where: str, unit: str, known: set[s
                     f"{where}: {unit} {name!r} is in {assigned[name]!r} and in {side!r}; expected one side"
                 )
     return assigned
-
-
-def _refuse_overlap(sides: dict[str, list[Section]], where: str) -> None:
-    side_of: dict[str, str] = {}
-    for side, sections in sides.items():
-        for section in sections:
-            if side_of.setdefault(section.patient, side) != side:
-                raise InputError(
-                    f"{where}: patient {section.patient!r} is in {side_of[section.patient]!r} and {side!r}"
-                )

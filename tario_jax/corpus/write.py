@@ -25,6 +25,8 @@ Kind = Literal["virtual", "real"]
 
 def begin_corpus(root: Path, panel: Panel, kind: Kind, source: dict[str, Any]) -> None:
     """Makes the folder and notes what goes into it; something else in a folder that holds sections is refused."""
+    if len(panel) > 1 << 16:
+        raise InputError(f"{root}: a panel of {len(panel)} genes; this corpus format holds at most {1 << 16}")
     root.mkdir(parents=True, exist_ok=True)
     begun = {"kind": kind, "panel_hash": panel.hash, "source": source, "format_version": layout.FORMAT_VERSION}
     note = root / "ingest.json"
@@ -176,6 +178,9 @@ def _arrays(section: SectionData, panel: Panel) -> dict[str, np.ndarray]:
         arrays |= _spots(section.spots)
         totals_G += np.bincount(section.spots.gene_E, section.spots.count_E, len(panel)).astype(np.int64)
     arrays["gene_totals"] = totals_G
+    if section.measured_gene_G is not None and totals_G[~section.measured_gene_G.astype(bool)].any():
+        gene = int(np.flatnonzero((totals_G > 0) & ~section.measured_gene_G.astype(bool))[0])
+        raise InputError(f"{where}: holds counts of {panel.symbols[gene]!r}, a gene that it is said not to measure")
     return arrays
 
 

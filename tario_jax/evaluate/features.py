@@ -10,6 +10,8 @@ import numpy as np
 import scipy.ndimage
 import scipy.sparse
 
+from tario_jax.config import InputError
+
 WORK_UM_PER_PX = 1.0
 BLOCK_PX = 4
 MARGIN_PX = 16  # around a crop, so that filters see no border
@@ -40,13 +42,13 @@ def section_features(
     he: uint8 [H, W, 3]; places are centres in µm from the image's top left corner; size_um is the bin's side or the
     spot's diameter. Returns float32 [N, F] and float32 [N]: the share of the inner square that nuclei cover (on real
     spots it follows the counts better than a count of blobs, which merges crowded nuclei). Squares that reach over the
-    image's edge are averaged over the part inside; a place outside raises ValueError.
+    image's edge are averaged over the part inside; a place outside raises `InputError`.
     """
     x_um_N, y_um_N = np.asarray(x_um_N, np.float64), np.asarray(y_um_N, np.float64)
     height_um, width_um = he.shape[0] * he_um_per_px, he.shape[1] * he_um_per_px
     outside = (x_um_N < 0) | (y_um_N < 0) | (x_um_N > width_um) | (y_um_N > height_um)
     if outside.any():
-        raise ValueError(f"{outside.sum()} of {len(outside)} places lie outside the H&E of {width_um:.0f} × "
+        raise InputError(f"{outside.sum()} of {len(outside)} places lie outside the H&E of {width_um:.0f} × "
                          f"{height_um:.0f} µm; check the section's registration")  # fmt: skip
     sides_um = surroundings_um(size_um)
     # Never finer than the image; coarser than 1 µm per px only where the image is.

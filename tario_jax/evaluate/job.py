@@ -16,7 +16,6 @@ from tario_jax.evaluate.report import banners, write_report
 from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
-from tario_jax.tokens.window import spot_pitch_um
 
 _DENSITY_SECTIONS = 12  # training sections that are predicted too: the density lines are fitted on them
 
@@ -34,13 +33,13 @@ def evaluate_checkpoint(
     """
     began = time.monotonic() if began is None else began
     provenance = predictor.provenance
-    bin_um = provenance.config.data.bin_um if bin_um is None else bin_um
+    bin_um = provenance.bin_um if bin_um is None else bin_um
     own = corpus.seal == provenance.corpus_seal
     if own:
         train, held_out = map(corpus.section, provenance.train), map(corpus.section, provenance.held_out)
         train, held_out = list(train), list(held_out)
     else:
-        seen = set(provenance.train_patients)
+        seen = set(provenance.seen_patients)
         train, held_out = [], [section for section in corpus.sections if section.patient not in seen]
         if not held_out:
             raise InputError(f"corpus {corpus.root}: the model was trained on every patient in it, by their names; "
@@ -124,8 +123,8 @@ def section_table(
     if section.spots is not None:
         x_um_N, y_um_N = section.spots.x_um_N, section.spots.y_um_N
         counts_NxG = section.spots.dense(len(section.measured_gene_G))
-        size_um, pitch_um, layout = section.spots.diameter_um, spot_pitch_um(x_um_N, y_um_N), "spots"
-        kept = np.arange(len(x_um_N))
+        size_um, pitch_um, layout = section.spots.diameter_um, section.spots.pitch_um, "spots"
+        kept, measured_N = np.arange(len(x_um_N)), np.ones(len(x_um_N), np.float32)
         truth = {}
     else:
         columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
@@ -136,15 +135,16 @@ def section_table(
         counts_NxG = _binned(section, bin_um, columns, rows)
         size_um, pitch_um, layout = bin_um, bin_um, "square"
         truth = _truth(section, bin_um, columns, rows)
-    x_um_N, y_um_N = x_um_N[kept], y_um_N[kept]
+    x_um_N, y_um_N, share_Nx1 = x_um_N[kept], y_um_N[kept], np.minimum(measured_N[kept, None], 1.0)
     features_NxF, density_N = section_features(section.he(), section.he_um_per_px, x_um_N, y_um_N, size_um)
     return SectionBins(
         section_id=section.id, patient_id=section.patient, cohort=section.cohort, x_um_N=x_um_N, y_um_N=y_um_N,
         pitch_um=pitch_um, layout=layout, counts_NxG=counts_NxG[kept][:, genes.in_corpus].astype(np.float32),
         features_NxF=features_NxF, nuclear_density_N=density_N,
         measured_gene_G=section.measured_gene_G[genes.in_corpus],
-        rates_NxG=None if maps is None else _rates_at(maps, x_um_N, y_um_N)[:, genes.in_model],
-        **{name: values[kept][:, genes.in_corpus] for name, values in truth.items()},
+        # rates and truths are of whole bins, counts of what was measured of them
+        rates_NxG=None if maps is None else share_Nx1 * _rates_at(maps, x_um_N, y_um_N)[:, genes.in_model],
+        **{name: share_Nx1 * values[kept][:, genes.in_corpus] for name, values in truth.items()},
     )  # fmt: skip
 
 

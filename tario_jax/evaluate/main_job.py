@@ -18,13 +18,12 @@ from tario_jax.virtual.cohort import simulate_cohort
 
 
 def make_corpus(config: SourceConfig, root: Path, say: Callable[[str], None] = print) -> Corpus:
-    """The corpus that a config names: opened where it is sealed already, else simulated or ingested into `root`."""
+    """The corpus that a config names: simulated or ingested into `root`, or continued there."""
     if config.kind == "corpus":
         return Corpus.open(expand(config.path))
     if config.kind == "virtual":
         return simulate_cohort(config, root, say)
-    if (root / "corpus.json").exists():
-        return Corpus.open(root)
+    # read again even where the corpus is there: what it holds must be what the config asks for
     source = read_spots(
         expand(config.path), patients=config.patients, sections=config.sections, pitch_um=config.pitch_um,
         diameter_um=config.diameter_um, min_spot_total=config.min_spot_total, min_gene_total=config.min_gene_total,
@@ -33,9 +32,7 @@ def make_corpus(config: SourceConfig, root: Path, say: Callable[[str], None] = p
 
 
 def expand(path: str) -> str:
-    """A path with its environment variables; TARIO_REAL_DATA falls back to ../shared/data where that is there."""
-    if "TARIO_REAL_DATA" in path and "TARIO_REAL_DATA" not in os.environ and Path("../shared/data").is_dir():
-        path = path.replace("$TARIO_REAL_DATA", "../shared/data")
+    """A path with its environment variables; raises `InputError` where one is not set."""
     expanded = os.path.expandvars(path)
     if "$" in expanded:
         raise InputError(f"{path}: the environment variable is not set; set it to the folder of your data")

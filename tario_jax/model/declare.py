@@ -16,6 +16,11 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], fan_in
     return nnx.Param(start * (gain / fan_in**0.5 / 0.8796), axes=axes)
 
 
+def start_at_zero(parameter: nnx.Param, row: int) -> nnx.Param:
+    """The parameter with one row set to 0: an input that training may never vary then adds nothing at other values."""
+    return nnx.Param(parameter[...].at[row].set(0.0), axes=parameter.axes)
+
+
 def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx.Param:
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tario_jax.config import ModelConfig
-from tario_jax.model.declare import constant, rms_norm, statistic, weight
+from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic, weight
 from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
 from tario_jax.tokens.batch import Batch
 
@@ -67,7 +67,7 @@ class BinEncoder(nnx.Module):
     def __init__(self, config: ModelConfig, genes_padded: int, rngs: nnx.Rngs, *, content: bool):
         d, r = config.width, config.gene_dim
         self.chunk = config.loss_chunk
-        self.query_size = weight(rngs, (2, d), ("features", "embed"), 2)
+        self.query_size = start_at_zero(weight(rngs, (2, d), ("features", "embed"), 2), row=1)
         self.query_he = weight(rngs, (d, d), ("hidden", "stem"), d)
         self.query_norm = constant((d,), ("vector",), 1.0)
         if not content:
@@ -76,7 +76,7 @@ class BinEncoder(nnx.Module):
         if not self.tied:
             self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r)
         self.content_in = weight(rngs, (r, d), ("gene_dim", "stem"), r)
-        self.content_total = weight(rngs, (2, d), ("features", "embed"), 2)
+        self.content_total = start_at_zero(weight(rngs, (2, d), ("features", "embed"), 2), row=1)
 
     def content(self, batch: Batch, head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Content tokens [B, T, N, d]: the bin's counts against the mean composition, its total and its size.
@@ -101,7 +101,9 @@ class BinEncoder(nnx.Module):
             total = counts_BxNxG.sum(-1, keepdims=True)
             window = jax.lax.dynamic_slice_in_dim(window_BxQ, first, self.chunk, axis=1)
             measured_BxNxG = batch.measured_gene_BxWxG[row, window]
-            residual = jnp.sqrt(counts_BxNxG + 0.375) - jnp.sqrt(total * frequency_G + 0.375)
+            share = jnp.where(measured_BxNxG, frequency_G, 0.0)  # of the genes that this window measured
+            share = share / jnp.maximum(share.sum(-1, keepdims=True), 1e-9)
+            residual = jnp.sqrt(counts_BxNxG + 0.375) - jnp.sqrt(total * share + 0.375)
             residual = jnp.where(measured_BxNxG, residual, 0.0)
             held = residual.astype(dtype) @ table.astype(dtype)
             return held, total[..., 0]

@@ -73,9 +73,14 @@ class Tario(nnx.Module):
         said = self(batch)
         B, T, N = batch.bin_step_BxTxN.shape
         counts = SparseCounts(batch.count_bin_BxC, batch.count_gene_BxC, batch.count_BxC)
+        # log_total is that of the whole panel: a window that measured a part of it can hold that part's share only
+        frequency_G = jax.lax.stop_gradient(jax.nn.softmax(self.gene_bias[...]))
+        measured_BxW = jnp.where(batch.measured_gene_BxWxG, frequency_G, 0.0).sum(-1)
+        measured_BxQ = jnp.take_along_axis(measured_BxW, _window_of_bin(batch), axis=1)
+        log_total_BxQ = said.log_total_BxQ + jnp.log(jnp.maximum(measured_BxQ, 1e-9))
         return count_nll(
             said.gene_BxQxr, self.gene_table[...].astype(said.gene_BxQxr.dtype), self.gene_bias[...],
-            said.log_total_BxQ, counts, batch.bin_measured_BxTxN.reshape(B, T * N) > 0,
+            log_total_BxQ, counts, batch.bin_measured_BxTxN.reshape(B, T * N) > 0,
             batch.measured_gene_BxWxG, _window_of_bin(batch), chunk=self.config.loss_chunk,
         )  # fmt: skip
 

@@ -34,6 +34,7 @@ class GeneMaps:
     trained_on: str  # virtual or real
     tissue: str  # kind of the tissue that was predicted: virtual or real
     names_N: tuple[str, ...] = ()  # of the places, where the platform names its spots
+    he_origin_px: tuple[float, float] = (0.0, 0.0)  # where the section's H&E begins in the image that it was cut from
 
     @property
     def banner(self) -> str:
@@ -63,7 +64,11 @@ class GeneMaps:
         }
 
     def to_anndata(self):
-        """As AnnData: obs = places with x_um and y_um, var_names = symbols, obsm['spatial'] in full-resolution px."""
+        """As AnnData: obs = places with x_um and y_um, var_names = symbols, obsm['spatial'] in full-resolution px.
+
+        Full resolution is the image that the section's H&E was cut from; where ingest resampled the H&E into the
+        assay's frame (Xenium), it is that resampled image.
+        """
         try:
             import anndata
             import pandas
@@ -74,7 +79,7 @@ class GeneMaps:
             index=self.names(),
         )
         maps = anndata.AnnData(self.rates_NxG, obs=obs, var=pandas.DataFrame(index=list(self.panel.symbols)))
-        maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px
+        maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px + self.he_origin_px
         maps.uns["tario"] = self.metadata()
         return maps
 

@@ -76,7 +76,9 @@ class Predictor:
         if not 0 <= overlap < 1:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
         data = self.provenance.config.data
-        bin_um = data.bin_um if bin_um is None else bin_um
+        if bin_um is not None and section.spots is not None:
+            raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
+        bin_um = self.provenance.bin_um if bin_um is None else bin_um
         data = dataclasses.replace(data, bin_um=bin_um, windows_per_row=1, groups=((1, 1.0),))
         places = _SpotPlaces(section, data) if section.spots is not None else _BinPlaces(section, data)
         layout = make_layout(data, len(self.panel), bins_per_tile=places.per_tile, largest_bin_um=places.size_um,
@@ -111,7 +113,7 @@ class Predictor:
             )
         names = section.spots.name_N if section.spots is not None else ()
         return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
-                        section.he_um_per_px, self.trained_on, tissue, names)  # fmt: skip
+                        section.he_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
 
     def _window(self, section, corner: tuple[float, float], data: DataConfig):
         window = read_window(section, *corner, data, with_counts=False)

@@ -15,6 +15,7 @@ class ImageSection:
     """H&E only: what `Predictor` needs of a section, from an array."""
 
     spots = None
+    he_origin_px = (0.0, 0.0)
 
     def __init__(self, image: np.ndarray, um_per_px: float, *, genes: int, name: str = "image", force: bool = False):
         """image: uint8 RGB [H, W, 3] (or RGBA, whose alpha is dropped). Raises `InputError` for anything else."""

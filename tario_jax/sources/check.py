@@ -89,7 +89,8 @@ def registration_of(section: Section) -> RegistrationReport:
     he, scale = section.he(), section.he_um_per_px
     spots = section.spots
     if spots is not None:
-        totals_N = np.add.reduceat(spots.count_E, spots.indptr[:-1]) * (np.diff(spots.indptr) > 0)
+        spot_E = np.repeat(np.arange(len(spots)), np.diff(spots.indptr))
+        totals_N = np.bincount(spot_E, spots.count_E, len(spots))
         return check_registration(
             he, scale, spots.x_um_N, spots.y_um_N, weights=totals_N, diameter_um=spots.diameter_um
         )

@@ -110,11 +110,19 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
         capacity = data.count_capacity
         if not capacity:
             # reading every section would make the start grow with the cohort: the densest few decide
-            by_density = sorted(sections, key=lambda s: -s.record["detections"] / (s.width_um * s.height_um))
+            by_density = sorted(sections, key=lambda s: -s.record["detections"] / measured_um2(s))
             densest = max(_densest_entries(section, data) for section in by_density[:16])
             capacity = math.ceil(densest * data.windows_per_row * _CAPACITY_MARGIN)
     capacity = -(-max(capacity, 1) // 128) * 128
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um, count_capacity=capacity)
+
+
+def trained_bin_um(sections: Sequence[Section], data: DataConfig) -> float:
+    """Side of the squares that a model of these sections learns: the bins, or the square of a spot's area."""
+    diameters = {section.spots.diameter_um for section in sections if section.spots is not None}
+    if len(diameters) > 1:
+        raise InputError(f"training sections have spots of {sorted(diameters)} µm; expected one diameter a run")
+    return float(np.sqrt(np.pi) / 2 * diameters.pop()) if diameters else data.bin_um
 
 
 def densest_spots(x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> int:
@@ -124,6 +132,12 @@ def densest_spots(x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> int:
         y = np.sort(y_um[(x_um >= left) & (x_um <= left + side_um)])
         most = max(most, int((np.searchsorted(y, y + side_um, side="right") - np.arange(len(y))).max(initial=0)))
     return most
+
+
+def measured_um2(section: Section) -> float:
+    """Area of the section that the assay imaged."""
+    mask, um_per_px = section.measured
+    return max(float(mask.sum()) * um_per_px**2, 1.0)
 
 
 def _densest_entries(section: Section, data: DataConfig) -> int:

@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import scipy.spatial
 
 from tario_jax.config import DataConfig
 from tario_jax.corpus.read import Section
@@ -136,14 +135,5 @@ def _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts) -> B
         bin_E = np.repeat(np.arange(len(inside), dtype=np.int32), sizes)
         gene_E, count_E = spots.gene_E[entry], spots.count_E[entry]
     area_side_um = float(np.sqrt(np.pi) * radius)
-    pitch = spot_pitch_um(spots.x_um_N, spots.y_um_N)
+    pitch = spots.pitch_um
     return Bins(x, y, area_side_um, np.ones(len(x), np.float32), bin_E, gene_E, count_E, pitch)
-
-
-def spot_pitch_um(x_um: np.ndarray, y_um: np.ndarray) -> float:
-    """Median distance of a spot to its nearest neighbour."""
-    if len(x_um) < 2:
-        return 1.0
-    places = np.stack([x_um, y_um], 1)
-    distance, _ = scipy.spatial.cKDTree(places).query(places, k=2)
-    return float(np.median(distance[:, 1]))

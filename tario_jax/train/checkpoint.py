@@ -13,7 +13,7 @@ from tario_jax.panel import Panel
 from tario_jax.tokens.batch import Layout
 from tario_jax.train.state import TrainState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Provenance:
     train: tuple[str, ...]  # sections
     held_out: tuple[str, ...]
     layout: Layout
-    train_patients: tuple[str, ...] = ()
+    seen_patients: tuple[str, ...]  # of training and validation
+    bin_um: float  # side of the squares that were trained on; for spots, of the square of a spot's area
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -42,7 +43,8 @@ class Provenance:
             "train": list(self.train),
             "held_out": list(self.held_out),
             "layout": dataclasses.asdict(self.layout),
-            "train_patients": list(self.train_patients),
+            "seen_patients": list(self.seen_patients),
+            "bin_um": self.bin_um,
         }
 
     @classmethod
@@ -56,7 +58,7 @@ class Provenance:
             raise InputError(f"{where}: panel hash {value['panel_hash']} does not fit its own genes ({panel.hash})")
         return cls(from_dict(value["config"]), panel, value["corpus_seal"], value["trained_on"], value["split_by"],
                    tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
-                   tuple(value.get("train_patients", ())))  # fmt: skip
+                   tuple(value["seen_patients"]), value["bin_um"])  # fmt: skip
 
 
 class Checkpoints:
@@ -96,6 +98,10 @@ class Checkpoints:
 
 # A resumed run may differ in these; everything else decides the numbers.
 _FREE = ("mesh", "evaluate", "source", "name")
+_FREE_FIELDS = (  # capacities, and how the same numbers are computed
+    "data.count_capacity", "data.max_spots", "data.prefetch", "model.attention", "model.attention_block", "model.remat",
+    "model.loss_chunk",
+)  # fmt: skip
 _FREE_TRAIN = ("log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints")
 
 
@@ -123,11 +129,14 @@ def refuse_other_run(found: Provenance, now: Provenance, where: str) -> None:
 
 
 def _deciding(config: Config) -> dict[str, Any]:
-    flat = {}
-    for group, fields in to_dict(config).items():
-        if group not in _FREE:
-            flat |= {f"{group}.{name}": value for name, value in fields.items()
-                     if not (group == "train" and name in _FREE_TRAIN)}  # fmt: skip
+    flat = {
+        f"{group}.{name}": value
+        for group, fields in to_dict(config).items()
+        if group not in _FREE
+        for name, value in fields.items()
+    }
+    for name in (*_FREE_FIELDS, *(f"train.{name}" for name in _FREE_TRAIN)):
+        del flat[name]
     return flat
 
 

@@ -5,6 +5,7 @@ waits for the log), then, where it is due, the state after step t is validated, 
 saved. The data have no state of their own: step t reads batch t.
 """
 
+import dataclasses
 import json
 import math
 import time
@@ -20,7 +21,7 @@ from tario_jax.model.build import build, model_sizes
 from tario_jax.ops.attention import choose_strategy
 from tario_jax.parallel.mesh import check_rows, local_rows, make_mesh
 from tario_jax.tokens.batch import Layout
-from tario_jax.tokens.pipeline import BatchSource, corpus_layout, load_batches
+from tario_jax.tokens.pipeline import BatchSource, corpus_layout, load_batches, trained_bin_um
 from tario_jax.train.calibrate import calibrate
 from tario_jax.train.checkpoint import Checkpoints, Provenance, refuse_other_run
 from tario_jax.train.state import (
@@ -49,7 +50,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
     provenance = Provenance(
         config, corpus.panel, corpus.seal, corpus.kind, split.by,
         tuple(s.id for s in split.train), tuple(s.id for s in split.held_out), layout,
-        tuple(sorted({s.patient for s in split.train})),
+        tuple(sorted({s.patient for s in split.train + split.validation})), trained_bin_um(split.train, config.data),
     )  # fmt: skip
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.rows)
@@ -126,7 +127,9 @@ class _Validation:
         self._mesh, self._batches = mesh, []
         if split.validation:
             steps = max(1, config.train.validation_rows // config.data.rows)
-            source = BatchSource(split.validation, config.data, layout, steps=steps, stream=_VALIDATION_STREAM,
+            # from the H&E alone, as in inference, whatever mixture of K is trained
+            one_shot = dataclasses.replace(config.data, groups=((1, 1.0),))
+            source = BatchSource(split.validation, one_shot, layout, steps=steps, stream=_VALIDATION_STREAM,
                                  rows=local_rows(mesh, config.data.rows), augment=False)  # fmt: skip
             self._batches = [source[t] for t in range(steps)]
             self._loss = make_loss(built, mesh)

@@ -1,7 +1,7 @@
 """Measures what this project claims.
 
     python tests/claims/run.py                       every claim that is not long
-    python tests/claims/run.py --only=main-job       one group, or one claim as group/name
+    python tests/claims/run.py --only=main-job       one group, or claims as group/name, * allowed
     python tests/claims/run.py --long                the long ones too
     python tests/claims/run.py --list                what is claimed, without measuring it
     python tests/claims/run.py --pages               only rewrite the pages from docs/claims.json
@@ -11,6 +11,7 @@ and docs hold. Met is only what this run measured. Exit status: 1 if a claim is 
 """
 
 import argparse
+import fnmatch
 import math
 import shutil
 import sys
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 def _chosen(claims: list[Claim], only: str) -> list[Claim]:
-    chosen = [claim for claim in claims if only in ("", claim.group, claim.key)]
+    chosen = [claim for claim in claims if only in ("", claim.group) or fnmatch.fnmatch(claim.key, only)]
     if not chosen and only not in GROUPS:
         raise ClaimError(f"--only={only}: no such group or claim; expected one of {', '.join(GROUPS)}, or group/name")
     return chosen

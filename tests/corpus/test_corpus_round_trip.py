@@ -1,5 +1,7 @@
 """What is read from a corpus is what was written: places, counts, pixels, spots, measured area."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
@@ -134,6 +136,12 @@ def test_masks_and_truth_come_back(tmp_path):
     np.testing.assert_array_equal(section.measured_gene_G, genes)
     np.testing.assert_array_equal(section.truth.rate_YxXxG, truth.rate_YxXxG)
     np.testing.assert_array_equal(section.truth.reachable_YxXxG, truth.reachable_YxXxG)
+
+
+def test_counts_of_a_gene_that_is_not_measured_are_refused(tmp_path):
+    data = dataclasses.replace(tiny_section("A1", "A", 5), measured_gene_G=np.arange(len(PANEL)) > 0)
+    with pytest.raises(InputError, match="holds counts of 'GENE0', a gene that it is said not to measure"):
+        write_corpus(tmp_path / "c", [data])
 
 
 @pytest.mark.parametrize("place", [(180.5, 10.0), (-0.5, 10.0), (10.0, 150.5), (10.0, np.nan)])

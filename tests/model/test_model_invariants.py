@@ -120,7 +120,9 @@ def test_prediction_is_the_training_pass_with_one_group(tmp_path, layout):
     section = tiny_section("A1", "A", 5, width_um=side, height_um=side, detections=600)
     corpus = write_corpus(tmp_path / "c", [section])
     section = corpus.sections[0]
-    provenance = Provenance(model.config, PANEL, corpus.seal, "virtual", "patient", ("A1",), (), layout)
+    provenance = Provenance(
+        model.config, PANEL, corpus.seal, "virtual", "patient", ("A1",), (), layout, seen_patients=("A",), bin_um=18.0
+    )
     maps = Predictor(provenance, model.parameters, model.calibration).predict_section(section, tissue="virtual")
     window = read_window(section, 0.0, 0.0, model.config.data)
     batch = batch_of([[window]], layout, groups=1)

@@ -56,7 +56,8 @@ for replica, fsdp, context, tensor in json.loads(sys.argv[3]):
     print(json.dumps({"mesh": [replica, fsdp, context, tensor], "parameters": float(error),
                       "loss": float(loss_error), "table_shard": list(shard)}))
 layout = corpus_layout(corpus.sections, config.data, genes)
-provenance = Provenance(config, corpus.panel, corpus.seal, corpus.kind, "patient", (), (), layout)
+provenance = Provenance(config, corpus.panel, corpus.seal, corpus.kind, "patient", (), (), layout,
+                        seen_patients=(), bin_um=18.0)
 with Checkpoints(Path(sys.argv[4])) as checkpoints:
     checkpoints.save(state, provenance)
 np.savez(Path(sys.argv[4]) / "leaves.npz", *jax.tree.leaves(jax.device_get(state)))
@@ -65,16 +66,26 @@ print(json.dumps({"moved": float(max(jax.tree.leaves(jax.tree.map(
 """
 
 
-def test_three_steps_are_the_same_on_every_mesh_and_resume_on_one_device(devices8, tiny_corpus, tmp_path):
+@pytest.mark.parametrize(
+    "meshes",
+    [
+        pytest.param({(2, 2, 1, 2): [512, 8]}, id="three axes at once"),
+        pytest.param(
+            {(8, 1, 1, 1): [1024, 16], (1, 8, 1, 1): [1024, 2], (1, 4, 1, 2): [512, 4], (1, 2, 2, 2): [512, 8]},
+            id="each axis, and context", marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_three_steps_are_those_of_one_device_and_resume_on_one(devices8, tiny_corpus, tmp_path, meshes):
+    """meshes: (replica, fsdp, context, tensor) and what each device then holds of the gene table."""
     config = tiny_config(data={"rows": 8}, model={"kv_heads": 2})
-    meshes = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 4, 1, 2), (1, 2, 2, 2)]
-    said = devices8(_PROGRAM, str(tiny_corpus.root), json.dumps(to_dict(config)), json.dumps(meshes),
+    said = devices8(_PROGRAM, str(tiny_corpus.root), json.dumps(to_dict(config)), json.dumps(list(meshes)),
                     str(tmp_path))  # fmt: skip
     *found, moved = map(json.loads, said.splitlines())
     assert len(found) == len(meshes) and moved["moved"] > 1e-4
     for result in found:
         assert result["parameters"] < 1e-5 and result["loss"] < 1e-5, result
-    assert [result["table_shard"] for result in found] == [[1024, 16], [1024, 2], [512, 4], [512, 8]]
+    assert [result["table_shard"] for result in found] == list(meshes.values())
     # the state of the last mesh, saved from eight devices, is bit for bit that which one device restores
     built = build(config.model, 12, config.data.patch_px, content=False)
     abstract = abstract_state(built, make_optimiser(config.optim, 6, built), make_mesh(MeshConfig()))

@@ -74,8 +74,14 @@ def test_every_spot_is_predicted(constant, tmp_path, seed):
     """Spots anywhere, down to the edge of the image, on grids whose rounding could lose one."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(np.arange(5), np.arange(4)), -1).reshape(-1, 2)
-    place = [rng.uniform(0, [180, 150], (25, 2)), grid * [36.0, 36.0] + [0.1, 0.1], grid * 31.7 + 3.3,
-             np.array([[90.3, 70.7]]), np.array([[0.0, 0.0], [180.0, 150.0]]), grid * 26.0 + rng.uniform(0, 9)][seed]
+    place = [
+        rng.uniform(0, [180, 150], (25, 2)),
+        grid * [36.0, 36.0] + [0.1, 0.1],
+        grid * 31.7 + 3.3,
+        np.array([[90.3, 70.7]]),
+        np.array([[0.0, 0.0], [180.0, 150.0]]),
+        grid * 26.0 + rng.uniform(0, 9),
+    ][seed]
     data = spot_section("A1", "A", seed, x_um=place[:, 0], y_um=place[:, 1])
     section = section_of(tmp_path, data)
     for overlap in (0.0, 0.5):
