@@ -60,7 +60,7 @@ class Tario(nnx.Module):
         seen = jnp.concatenate(tokens, 2).reshape(B, -1, d)
         seen_xy = jnp.concatenate(places, 2).reshape(B, -1, 2)
         visibility = {kind: visibilities(batch, self.reads_content, local=kind == "local")
-                      for kind in set(self.config.pattern)}  # fmt: skip
+                      for kind in dict.fromkeys(self.config.pattern)}  # fmt: skip
         _, queries = self.decoder(seen, queries.reshape(B, T * N, d), seen_xy,
                                   batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility)  # fmt: skip
         h = rms_norm(queries, self.head_norm[...])

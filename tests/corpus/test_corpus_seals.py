@@ -1,5 +1,6 @@
 """Nothing half-written is read, nothing altered goes unnoticed, and no patient is on two sides."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus import layout
 from tario_jax.corpus.check import check_corpus
 from tario_jax.corpus.read import Corpus
-from tario_jax.corpus.section import Truth
+from tario_jax.corpus.section import Detections, Truth
 from tario_jax.corpus.split import split_corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
 from tario_jax.panel import Panel
@@ -108,8 +109,10 @@ def sealed(tmp_path_factory):
     """A corpus with every kind of array."""
     rng = np.random.default_rng(0)
     truth = Truth(18.0, rng.random((8, 10, 12), np.float32), rng.random((8, 10, 12), np.float32))
-    first = tiny_section("A1", "A", 0, detections=300, truth=truth, measured=rng.random((38, 45)) < 0.7,
-                         measured_gene_G=np.arange(len(PANEL)) > 0)  # fmt: skip
+    first = tiny_section("A1", "A", 0, detections=300, truth=truth, measured=rng.random((38, 45)) < 0.7)
+    kept = first.detections.gene_D > 0  # the first gene is not measured
+    places = (values[kept] for values in (first.detections.x_um_D, first.detections.y_um_D, first.detections.gene_D))
+    first = dataclasses.replace(first, detections=Detections(*places), measured_gene_G=np.arange(len(PANEL)) > 0)
     second = spot_section("B1", "B", 1, x_um=[50.0, 90.0], y_um=[60.0, 70.0])
     split = {"A": "train", "B": "held_out"}
     return write_corpus(tmp_path_factory.mktemp("sealed") / "c", [first, second], split=split).root

@@ -213,7 +213,8 @@ def test_blockwise_inside_scan_and_remat():
     expected = gradient(x, gains, "reference", save)
     traced = [gradient.trace(x, gains, "blockwise", policy) for policy in (policies.nothing_saveable, save)]
     for a, b in zip(traced[1].lower().compile()(x, gains), expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+        # three layers grow the gradients to about 1e3: the whole array is compared, not elements near zero
+        assert np.linalg.norm(a - b) <= 2e-6 * np.linalg.norm(b)
     # Saved by name, the forward pass is not run a second time: forward and backward, against forward, again, backward.
     assert [str(each.jaxpr).count("while[") for each in traced] == [3, 2]
 

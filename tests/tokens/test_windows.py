@@ -99,7 +99,7 @@ def test_the_measured_area_is_turned_with_the_pixels(tmp_path, quarter_turns, fl
     data = SectionData("A1", "A", "LUAD", 112.0, 128.0, 1.0, he, found, measured=mask)
     section = write_corpus(tmp_path / "c", [data]).section("A1")
     for corner in (CORNER_UM, (-13.0, 61.0)):  # beyond the section nothing is measured, and the H&E is white there
-        window = read_window(section, *corner, data_of(min_measured=0.0), quarter_turns=quarter_turns, flip=flip)
+        window = read_window(section, *corner, data_of(min_measured=1e-3), quarter_turns=quarter_turns, flip=flip)
         inside = np.zeros((72, 72), bool)
         inside[max(0, -int(corner[1])) : 128 - int(corner[1]), max(0, -int(corner[0])) : 112 - int(corner[0])] = True
         inside = np.rot90(inside[:, ::-1] if flip else inside, quarter_turns)
