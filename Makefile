@@ -36,8 +36,8 @@ test: lint ## lint and the fast tests
 test-all: lint ## lint and every test
 	$(TEST_ENV) $(BIN)/python -m pytest -q
 
-claims: $(DEV) ## measure what is claimed: ONLY=group or ONLY=group/name; LONG=1 runs the long ones too
-	$(BIN)/python tests/claims/run.py $(if $(ONLY),--only=$(ONLY)) $(if $(LONG),--long)
+claims: $(DEV) ## measure what is claimed: ONLY=group or ONLY=group/name (* allowed); LONG=1 runs the long ones too
+	$(BIN)/python tests/claims/run.py $(if $(ONLY),--only='$(ONLY)') $(if $(LONG),--long)
 
 clean: ## removes .venv, caches and runs
 	rm -rf $(VENV) runs .jax_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info

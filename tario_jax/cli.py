@@ -4,6 +4,7 @@ Every job prints a table for people, and writes the same as JSON with --json=PAT
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -12,9 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tario_jax.config import Config, InputError, SourceConfig, load_config, override
+from tario_jax.config import Config, EvaluateConfig, InputError, SourceConfig, load_config, override
 
 _CONFIG_PREFIX = "--config."
+# groups of a config that a job reads; the others read all of it
+_GROUPS_READ = {
+    "simulate": ("source",), "ingest": ("source",), "check": ("source",), "predict": ("source", "evaluate"),
+    "evaluate": ("source", "evaluate"),
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,13 +30,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
-        other = [name for name in assignments if not name.startswith("evaluate.")]
-        if options.job == "evaluate" and other:
-            raise InputError(
-                f"--config.{other[0]}: an evaluation changes --config.evaluate.* only; the rest is the run's"
-            )
-        if assignments and not hasattr(options, "config") and options.job != "evaluate":
-            raise InputError(f"--config.{next(iter(assignments))}: 'tario {options.job}' takes no config")
+        groups = _GROUPS_READ.get(options.job)
+        for name in assignments:
+            if groups is not None and name.partition(".")[0] not in groups:
+                raise InputError(
+                    f"--config.{name}: 'tario {options.job}' reads {' and '.join(groups)} of a config only; the rest "
+                    "is that of the run"
+                )
+        if assignments and options.config is None and options.job not in ("predict", "evaluate"):
+            raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
         options.assignments = assignments
         return options.run(options)
     except InputError as error:
@@ -88,10 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--json", type=Path, metavar="PATH", help="write the result as JSON too")
         return added
 
-    def config(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--config", required=True, metavar="FILE.py[:ARG]",
+    def config(added: argparse.ArgumentParser, *, required: bool = True, workdir: bool = True) -> None:
+        added.add_argument("--config", required=required, metavar="FILE.py[:ARG]",
                            help="config file; --config.a.b=VALUE changes a field")  # fmt: skip
-        added.add_argument("--workdir", required=True, type=Path, help="folder of the run; run again, it continues")
+        if workdir:
+            added.add_argument("--workdir", required=required, type=Path,
+                               help="folder of the run; run again, it continues")  # fmt: skip
 
     added = job("run", _run, "the main job: corpus, training, gene maps of held-out sections, report", """
         tario run --config=configs/quickstart.py --workdir=runs/quickstart
@@ -101,29 +111,33 @@ def _parser() -> argparse.ArgumentParser:
 
     added = job("simulate", _simulate, "virtual patients into a corpus", """
         tario simulate --out=corpora/virtual --patients=93 --validation=7 --held-out=30
+        tario simulate --config=configs/quickstart.py --workdir=runs/quickstart --config.source.seed=1
         tario simulate --out=corpora/small --patients=6 --validation=3 --held-out=3 --section-um=288
     """)  # fmt: skip
     defaults = SourceConfig()
-    added.add_argument("--out", required=True, type=Path, help="folder of the corpus")
-    added.add_argument("--patients", type=int, default=defaults.train_patients, help="for training (%(default)s)")
-    added.add_argument("--validation", type=int, default=defaults.validation_patients, help="(%(default)s)")
-    added.add_argument("--held-out", type=int, default=defaults.held_out_patients, help="(%(default)s)")
-    added.add_argument("--section-um", type=float, default=defaults.section_um, help="side of a section (%(default)s)")
-    added.add_argument("--seed", type=int, default=defaults.seed, help="of the cohort (%(default)s)")
-    added.add_argument("--workers", type=int, default=defaults.workers, help="processes (%(default)s)")
+    config(added, required=False)
+    added.add_argument("--out", type=Path, help="folder of the corpus; WORKDIR/corpus by default")
+    added.add_argument("--patients", type=int, help=f"for training ({defaults.train_patients})")
+    added.add_argument("--validation", type=int, help=f"({defaults.validation_patients})")
+    added.add_argument("--held-out", type=int, help=f"({defaults.held_out_patients})")
+    added.add_argument("--section-um", type=float, help=f"side of a section ({defaults.section_um:g})")
+    added.add_argument("--seed", type=int, help=f"of the cohort ({defaults.seed})")
+    added.add_argument("--workers", type=int, help=f"processes ({defaults.workers})")
 
     added = job("ingest", _ingest, "a vendor's files into a corpus", """
         tario ingest --source=spots --path=her2st --patient=C --cohort=BRCA --sections=C2,C3 --out=corpora/her2st
+        tario ingest --config=configs/her2st.py --workdir=runs/her2st
         tario ingest --source=xenium --path=xenium_run --patient=P1 --cohort=LUAD --out=corpora/xenium
         tario ingest --source=cosmx --path=Lung12 --patient=P12 --cohort=NSCLC --out=corpora/lung12
     """)  # fmt: skip
-    added.add_argument("--source", required=True, choices=("spots", "xenium", "cosmx"))
-    added.add_argument("--path", required=True, help="folder of the vendor's files")
-    added.add_argument("--out", required=True, type=Path, help="folder of the corpus")
-    added.add_argument("--patient", required=True,
+    config(added, required=False)
+    added.add_argument("--source", choices=("spots", "xenium", "cosmx"), help="in place of --config")
+    added.add_argument("--path", help="folder of the vendor's files")
+    added.add_argument("--out", type=Path, help="folder of the corpus; WORKDIR/corpus by default")
+    added.add_argument("--patient",
                        help="whose tissue it is; for spots the letters that the sections' names start with, "
                             "several with commas")  # fmt: skip
-    added.add_argument("--cohort", required=True, help="cancer type")
+    added.add_argument("--cohort", help="cancer type")
     added.add_argument("--section", help="name of the section (xenium, cosmx); the folder's name by default")
     added.add_argument("--sections", help="spots: read only these, with commas")
     added.add_argument("--um-per-px", type=float, help="cosmx: µm per px of the flat files, where they do not say")
@@ -134,9 +148,11 @@ def _parser() -> argparse.ArgumentParser:
 
     added = job("check", _check, "is a corpus what its seals say: checksums, contents, units, registration", """
         tario check corpora/xenium
+        tario check --workdir=runs/quickstart
         tario check corpora/virtual --json=check.json
     """)  # fmt: skip
-    added.add_argument("corpus", type=Path)
+    added.add_argument("corpus", type=Path, nargs="?", help="WORKDIR/corpus, or the corpus of --config, by default")
+    config(added, required=False)
 
     added = job("train", _train, "trains a model on a corpus; run again, it continues", """
         tario train --config=configs/quickstart.py --corpus=corpora/virtual --workdir=runs/a
@@ -147,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def model(added: argparse.ArgumentParser) -> None:
         added.add_argument("--workdir", required=True, type=Path, help="of the run whose newest checkpoint is used")
+        config(added, required=False, workdir=False)
         added.add_argument("--bin-um", type=float, help="side of the bins; that of training by default")
         added.add_argument("--allow-virtual-model", action="store_true",
                            help="let a model of virtual tissue, which knows no biology, see real tissue")  # fmt: skip
@@ -162,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--um-per-px", type=float, help="of --image")
     added.add_argument("--out", type=Path, help="AnnData (.h5ad)")
     added.add_argument("--table", type=Path, help="place × gene, expected counts (.parquet, .tsv, .csv)")
-    added.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows (%(default)s)")
+    added.add_argument("--overlap", type=float, help="of neighbouring windows; evaluate.overlap by default")
 
     added = job("evaluate", _evaluate, "correlations with controls on held-out sections, figures, report.html", """
         tario evaluate --workdir=runs/quickstart --out=reports/quickstart --config.evaluate.top_genes=200
@@ -170,12 +187,19 @@ def _parser() -> argparse.ArgumentParser:
     """)  # fmt: skip
     model(added)
     added.add_argument("--corpus", type=Path, help="by default that of the run")
-    added.add_argument("--out", required=True, type=Path, help="folder of the report")
+    added.add_argument("--out", type=Path, help="folder of the report; WORKDIR by default")
     return parser
 
 
 def _config(options) -> Config:
     return override(load_config(options.config), options.assignments)
+
+
+def _out(options) -> Path:
+    """--out, else the corpus within --workdir."""
+    if options.out is None and options.workdir is None:
+        raise InputError(f"{options.job}: no place to write; give --out=CORPUS or --workdir=RUN (for RUN/corpus)")
+    return options.out or options.workdir / "corpus"
 
 
 def _finish(options, text: str, result: Any) -> int:
@@ -222,12 +246,18 @@ def _run(options) -> int:
 def _simulate(options) -> int:
     from tario_jax.virtual.cohort import simulate_cohort
 
-    config = SourceConfig(
-        train_patients=options.patients, validation_patients=options.validation, held_out_patients=options.held_out,
-        section_um=options.section_um, seed=options.seed, workers=options.workers,
-    )  # fmt: skip
-    corpus = simulate_cohort(config, options.out, _say)
-    return _finish(options, *_described(corpus))
+    source = SourceConfig() if options.config is None else _config(options).source
+    if source.kind != "virtual":
+        raise InputError(
+            f"--config={options.config}: its source is {source.kind!r}; 'tario simulate' makes virtual ones"
+        )
+    flags = {
+        "train_patients": options.patients, "validation_patients": options.validation,
+        "held_out_patients": options.held_out, "section_um": options.section_um, "seed": options.seed,
+        "workers": options.workers,
+    }  # fmt: skip
+    source = dataclasses.replace(source, **{name: value for name, value in flags.items() if value is not None})
+    return _finish(options, *_described(simulate_cohort(source, _out(options), _say)))
 
 
 def _described(corpus) -> tuple[str, dict[str, Any]]:
@@ -252,6 +282,11 @@ _FLAGS_OF = {
 def _ingest(options) -> int:
     from tario_jax.sources.ingest import account, ingest
 
+    if options.config is not None:
+        return _ingest_config(options)
+    for flag in ("source", "path", "patient", "cohort"):
+        if getattr(options, flag) is None:
+            raise InputError(f"ingest: --{flag} is missing; see 'tario ingest --help', or give --config and --workdir")
     for flag, sources in _FLAGS_OF.items():
         if options.source not in sources and getattr(options, flag) is not None:
             raise InputError(f"--{flag.replace('_', '-')}: means nothing to --source={options.source}, only to "
@@ -279,16 +314,29 @@ def _ingest(options) -> int:
 
         source = read_cosmx(options.path, patient_id=options.patient, cohort=options.cohort,
                             section_id=options.section, um_per_px=options.um_per_px)  # fmt: skip
-    corpus = ingest(source, options.out, _say)
+    corpus = ingest(source, _out(options), _say)
     text, described = _described(corpus)
     return _finish(options, "\n" + text, account(source, corpus) | described)
+
+
+def _ingest_config(options) -> int:
+    """The corpus that a config names, into the workdir."""
+    given = [flag for flag in ("source", "path", "patient", "cohort", *_FLAGS_OF) if getattr(options, flag) is not None]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')}: the source is that of --config; leave one of them out")
+    source = _config(options).source
+    if source.kind != "spots":
+        raise InputError(f"--config={options.config}: its source is {source.kind!r}; expected 'spots'")
+    from tario_jax.evaluate.main_job import make_corpus
+
+    return _finish(options, *_described(make_corpus(source, _out(options), _say)))
 
 
 def _check(options) -> int:
     from tario_jax.corpus.read import Corpus
     from tario_jax.sources.check import check
 
-    found = check(Corpus.open(options.corpus), _say)
+    found = check(Corpus.open(_corpus_of(options)), _say)
     _finish(options, found.table(), found.to_dict())
     return 1 if found.faults else 0
 
@@ -313,11 +361,25 @@ def _train(options) -> int:
 
 
 def _corpus_of(options) -> Path:
-    """--corpus, else the corpus within the workdir."""
-    place = options.corpus or options.workdir / "corpus"
-    if options.corpus is None and not place.is_dir():
-        raise InputError(f"{place}: no such folder; this run was trained on a corpus elsewhere: name it with --corpus")
+    """The corpus that was named, else that of --config's source, else the one within the workdir."""
+    if options.corpus is not None:
+        return options.corpus
+    if options.config is not None and _config(options).source.kind == "corpus":
+        from tario_jax.evaluate.main_job import expand
+
+        return Path(expand(_config(options).source.path))
+    if options.workdir is None:
+        raise InputError(f"{options.job}: no corpus is named; give its folder, or --workdir=RUN (for RUN/corpus)")
+    place = options.workdir / "corpus"
+    if not place.is_dir():
+        raise InputError(f"{place}: no such folder; if the corpus of this run lies elsewhere, name it with --corpus")
     return place
+
+
+def _measured(options, provenance) -> EvaluateConfig:
+    """How to evaluate: as the run's config says, or --config's, with --config.evaluate.* on top."""
+    base = provenance.config if options.config is None else load_config(options.config)
+    return override(base, options.assignments).evaluate
 
 
 def _predict(options) -> int:
@@ -347,7 +409,8 @@ def _predict(options) -> int:
         from tario_jax.predict.predictor import load
 
         predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
-        maps = predictor.predict(image, options.um_per_px, bin_um=options.bin_um, overlap=options.overlap)
+        overlap = _measured(options, predictor.provenance).overlap if options.overlap is None else options.overlap
+        maps = predictor.predict(image, options.um_per_px, bin_um=options.bin_um, overlap=overlap)
     else:
         from tario_jax.corpus.read import Corpus
         from tario_jax.predict.predictor import load
@@ -357,8 +420,9 @@ def _predict(options) -> int:
         corpus = Corpus.open(_corpus_of(options))
         section = corpus.section(options.section)
         predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+        overlap = _measured(options, predictor.provenance).overlap if options.overlap is None else options.overlap
         maps = predictor.predict_section(
-            section, tissue=corpus.kind, bin_um=options.bin_um, overlap=options.overlap,
+            section, tissue=corpus.kind, bin_um=options.bin_um, overlap=overlap,
             progress=_about_ten_times("predict", "windows"),
         )  # fmt: skip
     if options.out is not None:
@@ -381,12 +445,12 @@ def _evaluate(options) -> int:
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(_corpus_of(options))
-    measured = override(predictor.provenance.config, options.assignments).evaluate
+    folder = options.out or options.workdir
     evaluation = evaluate_checkpoint(
-        predictor, corpus, measured, options.out, bin_um=options.bin_um, say=_say,
+        predictor, corpus, _measured(options, predictor.provenance), folder, bin_um=options.bin_um, say=_say,
         title=f"{predictor.provenance.config.name} on {corpus.root.name}",
     )  # fmt: skip
-    page = (options.out / "report.html").resolve()
+    page = (folder / "report.html").resolve()
     return _finish(options, f"\n{headline_table(evaluation.report)}\n\nreport: {page}", evaluation.report)
 
 

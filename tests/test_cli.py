@@ -18,7 +18,7 @@ from conftest import CLI_SIMULATE
 from PIL import Image
 
 from tario_jax import cli
-from tario_jax.config import load_config, override
+from tario_jax.config import Config, load_config, override
 
 JOBS = ("run", "simulate", "ingest", "check", "train", "predict", "evaluate")
 TRAIN = ("train", "--config=configs/quickstart.py")
@@ -63,7 +63,9 @@ def test_the_help_of_a_job_shows_examples_that_parse(job, cli_tario, repository)
         assignments, rest = cli._split_assignments(words)
         options = cli._parser().parse_args(rest)
         assert (program, options.job) == ("tario", job)
-        if hasattr(options, "config"):
+        if options.config is None:
+            override(Config(), assignments)
+        else:
             override(load_config(str(repository / options.config)), assignments)
 
 
@@ -123,7 +125,13 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     (("simulate", "--out={}/c", "--section-um=10"), ("source.section_um is 10.0",)),
     (("simulate", "--out={}/text.png"), ("text.png: File exists",)),
     (("simulate", "--out={}"), ("is not empty and not a corpus",)),
-    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' takes no config",)),
+    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' reads source of a config only",)),
+    (("check",), ("no corpus is named", "--workdir=RUN")),
+    (("simulate", "--patients=1"), ("no place to write", "--workdir=RUN")),
+    (("simulate", "--out={}/o", "--config.source.seed=1"), ("name it with --config",)),
+    (("evaluate", "--workdir={}/w", "--config.data.bin_um=18"), ("reads source and evaluate of a config only",)),
+    (("ingest", "--source=xenium"), ("--path is missing",)),
+    (("ingest", "--config=configs/her2st.py", "--workdir={}/w", "--path=x"), ("--path: the source is that of",)),
     (("check", "{}/c"), ("no such folder",)),
     (("check", "{}"), ("holds no corpus.json",)),
     ((*TRAIN, "--workdir={}/w", "--corpus={}/c"), ("c: no such folder", "'tario ingest' or 'tario simulate'")),
