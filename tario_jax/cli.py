@@ -372,7 +372,7 @@ def _corpus_of(options) -> Path:
         raise InputError(f"{options.job}: no corpus is named; give its folder, or --workdir=RUN (for RUN/corpus)")
     place = options.workdir / "corpus"
     if not place.is_dir():
-        raise InputError(f"{place}: no such folder; if the corpus of this run lies elsewhere, name it with --corpus")
+        raise InputError(f"{place}: no such folder; this run was trained on a corpus elsewhere: name it (--corpus)")
     return place
 
 
