@@ -17,7 +17,7 @@ import pytest
 from conftest import CLI_SIMULATE
 from PIL import Image
 
-from tario_jax import cli
+from tario_jax.cli import main as cli
 from tario_jax.config import Config, load_config, override
 
 JOBS = ("run", "simulate", "ingest", "check", "train", "predict", "evaluate")
@@ -60,8 +60,8 @@ def test_the_help_of_a_job_shows_examples_that_parse(job, cli_tario, repository)
     assert found and lines
     for line in lines:
         program, *words = shlex.split(line)
-        assignments, rest = cli._split_assignments(words)
-        options = cli._parser().parse_args(rest)
+        assignments, rest = cli.split_assignments(words)
+        options = cli.parser().parse_args(rest)
         assert (program, options.job) == ("tario", job)
         if options.config is None:
             override(Config(), assignments)

@@ -46,17 +46,17 @@ class Predictor:
 
     def predict(
         self, image: np.ndarray, um_per_px: float, *, bin_um: float | None = None, tissue: str = "real",
-        overlap: float = 0.5, force: bool = False,
+        overlap: float = 0.5, force: bool = False, progress: Callable[[int, int], None] | None = None,
     ) -> GeneMaps:  # fmt: skip
         """Gene maps of an H&E image.
 
         image: uint8 RGB [H, W, 3]; um_per_px: its scale, 0.1 to 1.2 unless `force`; bin_um: side of the bins, that of
         training by default; tissue: "real", or "virtual" for an image of virtual tissue. An image is real tissue unless
         it is said to be virtual, and a model of virtual tissue predicts real tissue only if it was loaded with
-        allow_virtual_model=True. Raises `InputError`.
+        allow_virtual_model=True; progress(done, all) is called as windows are predicted. Raises `InputError`.
         """
         section = ImageSection(image, um_per_px, genes=len(self.panel), force=force)
-        return self.predict_section(section, tissue=tissue, bin_um=bin_um, overlap=overlap)
+        return self.predict_section(section, tissue=tissue, bin_um=bin_um, overlap=overlap, progress=progress)
 
     def predict_section(
         self, section: Section | ImageSection, *, tissue: str, bin_um: float | None = None, overlap: float = 0.5,

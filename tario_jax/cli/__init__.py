@@ -1,0 +1,1 @@
+"""`tario <job> …`: one command, a file a job."""

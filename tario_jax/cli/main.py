@@ -1,0 +1,97 @@
+"""The command: finds the job, reads its flags, answers a mistake in one line.
+
+A job is a module of this package with SUMMARY, EXAMPLES, GROUPS_READ, `flags(parser)` and `run(options) -> status`.
+It imports what it needs within `run`: `tario --help` starts neither jax nor numpy.
+"""
+
+import argparse
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+from tario_jax.cli import check, evaluate, ingest, predict, run, simulate, train
+from tario_jax.config import InputError
+
+JOBS = {
+    "run": run, "simulate": simulate, "ingest": ingest, "check": check, "train": train, "predict": predict,
+    "evaluate": evaluate,
+}  # fmt: skip
+_CONFIG_PREFIX = "--config."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a job. Exit status: 0 done, 1 a check found a fault, 2 a mistake in what was given (one line says which)."""
+    assignments, arguments = split_assignments(sys.argv[1:] if argv is None else argv)
+    try:
+        options = parser().parse_args(arguments)
+        _refuse_unread(options, assignments)
+        options.assignments = assignments
+        return JOBS[options.job].run(options)
+    except InputError as error:
+        print(f"tario: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `tario check … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # no such folder, no permission, a full disk: the user's, if it names a place
+        if error.filename is None:
+            raise
+        print(f"tario: {error.filename}: {error.strerror or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tario: stopped; the same command continues", file=sys.stderr)
+        return 130
+
+
+def split_assignments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes `--config.a.b=value` and `--config.a.b value` out of the arguments."""
+    assignments, rest = {}, []
+    pending = iter(arguments)
+    for argument in pending:
+        if not argument.startswith(_CONFIG_PREFIX):
+            rest.append(argument)
+            continue
+        name, equals, value = argument[len(_CONFIG_PREFIX) :].partition("=")
+        if not equals:
+            value = next(pending, None)
+            if value is None:
+                print(f"tario: {argument}: has no value; write {argument}=VALUE", file=sys.stderr)
+                raise SystemExit(2)
+        assignments[name] = value
+    return assignments, rest
+
+
+def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> None:
+    """A field that the job does not read would do nothing, silently."""
+    groups = JOBS[options.job].GROUPS_READ
+    for name in assignments:
+        if groups is not None and name.partition(".")[0] not in groups:
+            raise InputError(
+                f"--config.{name}: 'tario {options.job}' reads {' and '.join(groups)} of a config only; the rest is "
+                "that of the run"
+            )
+    if assignments and options.config is None and options.job not in ("predict", "evaluate"):
+        raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line, in place of the usage."""
+        print(f"{self.prog}: {message}; see '{self.prog} --help'", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all jobs. Each takes --json=PATH: the table for people, and the same as JSON."""
+    whole = _Parser(prog="tario", description="H&E in, the expression of every gene out.", allow_abbrev=False)
+    jobs = whole.add_subparsers(dest="job", required=True, metavar="JOB", parser_class=_Parser)
+    for name, job in JOBS.items():
+        added = jobs.add_parser(
+            name, help=job.SUMMARY, description=job.SUMMARY, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="examples:\n" + textwrap.indent(textwrap.dedent(job.EXAMPLES).strip(), "  "),
+        )  # fmt: skip
+        added.add_argument("--json", type=Path, metavar="PATH", help="write the result as JSON too")
+        job.flags(added)
+    return whole

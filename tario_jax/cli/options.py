@@ -1,0 +1,103 @@
+"""What several jobs take and say: --config, --workdir, the corpus that is meant, the table and its JSON."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tario_jax.config import Config, EvaluateConfig, InputError, load_config, override
+
+
+def config_flags(parser: argparse.ArgumentParser, *, required: bool = True, workdir: bool = True) -> None:
+    parser.add_argument("--config", required=required, metavar="FILE.py[:ARG]",
+                        help="config file; --config.a.b=VALUE changes a field")  # fmt: skip
+    if workdir:
+        parser.add_argument("--workdir", required=required, type=Path,
+                            help="folder of the run; run again, it continues")  # fmt: skip
+
+
+def model_flags(parser: argparse.ArgumentParser) -> None:
+    """For the jobs that read a trained model."""
+    parser.add_argument("--workdir", required=True, type=Path, help="of the run whose newest checkpoint is used")
+    config_flags(parser, required=False, workdir=False)
+    parser.add_argument("--bin-um", type=float, help="side of the bins; that of training by default")
+    parser.add_argument("--allow-virtual-model", action="store_true",
+                        help="let a model of virtual tissue, which knows no biology, see real tissue")  # fmt: skip
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    """The config that was named, with --config.a.b=VALUE on top."""
+    return override(load_config(options.config), options.assignments)
+
+
+def evaluation_of(options: argparse.Namespace, provenance) -> EvaluateConfig:
+    """How to evaluate: as the run's config says, or --config's, with --config.evaluate.* on top."""
+    base = provenance.config if options.config is None else load_config(options.config)
+    return override(base, options.assignments).evaluate
+
+
+def new_corpus(options: argparse.Namespace) -> Path:
+    """Where a corpus is to be written: --out, else within --workdir."""
+    if options.out is None and options.workdir is None:
+        raise InputError(f"{options.job}: no place to write; give --out=CORPUS or --workdir=RUN (for RUN/corpus)")
+    return options.out or options.workdir / "corpus"
+
+
+def corpus_of(options: argparse.Namespace) -> Path:
+    """The corpus that was named, else that of --config's source, else the one within the workdir."""
+    if options.corpus is not None:
+        return options.corpus
+    if options.config is not None and config_of(options).source.kind == "corpus":
+        from tario_jax.evaluate.main_job import expand
+
+        return Path(expand(config_of(options).source.path))
+    if options.workdir is None:
+        raise InputError(f"{options.job}: no corpus is named; give its folder, or --workdir=RUN (for RUN/corpus)")
+    place = options.workdir / "corpus"
+    if not place.is_dir():
+        raise InputError(f"{place}: no such folder; this run was trained on a corpus elsewhere: name it (--corpus)")
+    return place
+
+
+def describe_corpus(corpus) -> tuple[str, dict[str, Any]]:
+    """What a corpus holds, as a table and as JSON values."""
+    result = {
+        "corpus": str(corpus.root), "kind": corpus.kind, "seal": corpus.seal, "genes": len(corpus.panel),
+        "panel_hash": corpus.panel.hash, "patients": len(corpus.patients), "sections": len(corpus.sections),
+        "detections": sum(section.record["detections"] for section in corpus.sections),
+        "spots": sum(section.record["spots"] for section in corpus.sections),
+    }  # fmt: skip
+    return "\n".join(f"{name:<12} {value:,}" if isinstance(value, int) else f"{name:<12} {value}"
+                     for name, value in result.items()), result  # fmt: skip
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def say_about_ten_times(what: str, of: str) -> Callable[[int, int], None]:
+    """progress(done, total) that says how far it is about ten times in all."""
+    said = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if done == total or done * 10 // total > said:
+            said = done * 10 // total
+            say(f"{what}: {done}/{total} {of}")
+
+    return progress
+
+
+def finish(options: argparse.Namespace, text: str, result: Any) -> int:
+    """Prints the table and writes the same as JSON."""
+    say(text)
+    if options.json is not None:
+        from tario_jax.evaluate.tables import plain
+
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        partial = options.json.with_name(options.json.name + ".partial")
+        partial.write_text(json.dumps(plain(result), indent=1) + "\n")
+        os.replace(partial, options.json)
+    return 0

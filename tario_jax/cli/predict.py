@@ -1,0 +1,99 @@
+"""tario predict: gene maps of a section or an image."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tario_jax.cli.options import corpus_of, evaluation_of, finish, model_flags, say_about_ten_times
+from tario_jax.config import InputError
+
+SUMMARY = "gene maps of a section or an image, from the H&E alone"
+EXAMPLES = """
+    tario predict --workdir=runs/her2st --corpus=runs/her2st/corpus --section=C5 --out=C5.h5ad --table=C5.tsv
+    tario predict --workdir=runs/her2st --image=slide.png --um-per-px=0.5 --out=slide.h5ad
+"""
+GROUPS_READ = ("source", "evaluate")
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    model_flags(parser)
+    parser.add_argument("--corpus", type=Path, help="corpus of --section; by default that of the run")
+    parser.add_argument("--section", help="a section of the corpus")
+    parser.add_argument("--image", type=Path, help="an image file (PNG, JPEG, TIFF)")
+    parser.add_argument("--um-per-px", type=float, help="of --image")
+    parser.add_argument("--out", type=Path, help="AnnData (.h5ad)")
+    parser.add_argument("--table", type=Path, help="place × gene, expected counts (.parquet, .tsv, .csv)")
+    parser.add_argument("--overlap", type=float, help="of neighbouring windows; evaluate.overlap by default")
+
+
+def run(options: argparse.Namespace) -> int:
+    _check(options)
+    maps = _maps_of_image(options) if options.image is not None else _maps_of_section(options)
+    if options.out is not None:
+        maps.write_h5ad(options.out)
+    if options.table is not None:
+        maps.write_table(options.table)
+    mean_G = maps.rates_NxG.mean(0)
+    highest = [maps.panel.symbols[g] for g in mean_G.argsort()[::-1][:5]]
+    result = maps.metadata() | {
+        "places": len(maps.x_um_N), "genes": len(maps.panel), "detections_per_place": float(mean_G.sum()),
+        "highest_genes": highest, "out": str(options.out), "table": str(options.table),
+    }  # fmt: skip
+    return finish(options, "\n".join(f"{name:<22} {value}" for name, value in result.items() if value != ""), result)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Everything that can be refused before jax starts."""
+    if (options.section is None) == (options.image is None):
+        raise InputError("predict: found neither or both of --section and --image; give one of them")
+    if options.out is None and options.table is None:
+        raise InputError("predict: nothing to write; give --out=MAPS.h5ad, --table=RATES.tsv, or both")
+    if options.table is not None and options.table.suffix not in (".parquet", ".tsv", ".csv"):
+        raise InputError(f"--table={options.table}: ends in {options.table.suffix!r}; expected .parquet, .tsv or .csv")
+    if options.out is not None and options.out.suffix != ".h5ad":
+        raise InputError(f"--out={options.out}: ends in {options.out.suffix!r}; expected .h5ad (AnnData)")
+    for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
+        path.parent.mkdir(parents=True, exist_ok=True)
+    unused = "um_per_px" if options.section is not None else "corpus"
+    if getattr(options, unused) is not None:
+        raise InputError(f"--{unused.replace('_', '-')}: means nothing to "
+                         f"--{'section' if options.section is not None else 'image'}; leave it out")  # fmt: skip
+    if options.image is not None:
+        if options.um_per_px is None:
+            raise InputError(f"--image={options.image}: its µm per px is not stated; add --um-per-px")
+        from tario_jax.predict.tissue import LARGEST_UM_PER_PX, SMALLEST_UM_PER_PX
+
+        if not SMALLEST_UM_PER_PX <= options.um_per_px <= LARGEST_UM_PER_PX:
+            raise InputError(f"--um-per-px={options.um_per_px:g}: expected {SMALLEST_UM_PER_PX} to {LARGEST_UM_PER_PX} "
+                             "µm per px, as H&E is scanned")  # fmt: skip
+
+
+def _maps_of_image(options: argparse.Namespace):
+    from tario_jax.predict.tissue import read_image
+
+    image = read_image(options.image)
+    predictor = _load(options)
+    return predictor.predict(image, options.um_per_px, **_asked(options, predictor))
+
+
+def _maps_of_section(options: argparse.Namespace):
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.train.checkpoint import find_checkpoint
+
+    find_checkpoint(options.workdir)
+    corpus = Corpus.open(corpus_of(options))
+    section = corpus.section(options.section)
+    predictor = _load(options)
+    return predictor.predict_section(section, tissue=corpus.kind, **_asked(options, predictor))
+
+
+def _load(options: argparse.Namespace):
+    from tario_jax.predict.predictor import load
+
+    return load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+
+
+def _asked(options: argparse.Namespace, predictor) -> dict[str, Any]:
+    """What both kinds of prediction are asked for."""
+    overlap = evaluation_of(options, predictor.provenance).overlap if options.overlap is None else options.overlap
+    return {"bin_um": options.bin_um, "overlap": overlap, "progress": say_about_ten_times("predict", "windows")}
