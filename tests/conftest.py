@@ -95,15 +95,17 @@ def cli_tario(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subproc
     """`cli_tario(*arguments)` runs the installed `tario` in a process of its own, in the root of the repository."""
     command = Path(sys.executable).parent / "tario"
     # tiny programs: most of such a process would go into optimising what it compiles, and what another one compiled
-    environment = {
+    compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cli_compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", **os.environ,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    flags = {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip(),
-    }  # fmt: skip
+    }
 
     def run(*arguments: object, timeout_s: float = 240) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True,
+            [command, *map(str, arguments)], cwd=ROOT, env=compiled | os.environ | flags, capture_output=True,
             text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 

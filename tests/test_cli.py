@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from conftest import CLI_SIMULATE
 from PIL import Image
+from tiny_tissue import st_folder
 
 from tario_jax.cli import main as cli
 from tario_jax.config import Config, load_config, override
@@ -283,24 +284,6 @@ def test_a_killed_simulation_is_refused_and_continues_to_the_same_seal(
     assert again == whole
     assert (root / "split.tsv").read_text() == (cli_corpus / "split.tsv").read_text()
     assert tario("check", root).returncode == 0
-
-
-def st_folder(folder: Path, sections: tuple[str, ...], side_px: int = 1600) -> Path:
-    """Sections of 6 × 6 spots in the layout of her2st: 200 µm are 250 px."""
-    folder.mkdir()
-    array = np.stack(np.meshgrid(np.arange(6), np.arange(6)), -1).reshape(-1, 2)
-    for seed, name in enumerate(sections):
-        rng = np.random.default_rng(seed)
-        pixels = rng.integers(120, 250, (side_px, side_px, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{name}.jpg", quality=80)
-        spots = pd.DataFrame({"x": array[:, 0], "y": array[:, 1], "new_x": array[:, 0], "new_y": array[:, 1],
-                              "pixel_x": 150 + 250 * array[:, 0], "pixel_y": 150 + 250 * array[:, 1],
-                              "selected": 1})  # fmt: skip
-        spots.to_csv(folder / f"{name}_selection.tsv", sep="\t", index=False)
-        counts = pd.DataFrame(rng.poisson(2.0, (36, 20)), columns=[f"G{gene}" for gene in range(20)])
-        counts.index = [f"{x}x{y}" for x, y in array]
-        counts.to_csv(folder / f"{name}.tsv", sep="\t")
-    return folder
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds children in /proc")

@@ -33,7 +33,7 @@ def evaluate_checkpoint(
     """
     began = time.monotonic() if began is None else began
     provenance = predictor.provenance
-    bin_um = provenance.bin_um if bin_um is None else bin_um
+    side_um = provenance.bin_um if bin_um is None else bin_um
     own = corpus.seal == provenance.corpus_seal
     if own:
         train, held_out = map(corpus.section, provenance.train), map(corpus.section, provenance.held_out)
@@ -50,6 +50,9 @@ def evaluate_checkpoint(
     usable = [section for section in held_out if section.holds("he")]
     if not usable:
         raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to predict from")
+    if bin_um is not None and all(section.spots is not None for section in usable):
+        raise InputError(f"corpus {corpus.root}: is measured in spots, which are predicted as they are; leave out "
+                         "the side of bins")  # fmt: skip
     common = _common_genes(predictor, corpus)
     if len(common.symbols) < len(predictor.panel) or len(common.symbols) < len(corpus.panel):
         say(
@@ -63,13 +66,14 @@ def evaluate_checkpoint(
     for number, section in enumerate([*usable, *density], 1):
         if section.id not in maps:
             maps[section.id] = predictor.predict_section(
-                section, tissue=corpus.kind, bin_um=bin_um, overlap=config.overlap
-            )
+                section, tissue=corpus.kind, bin_um=None if section.spots is not None else side_um,
+                overlap=config.overlap,
+            )  # fmt: skip
         _tick(say, "predict", number, len(usable) + len(density))
     tables: dict[str, SectionBins] = {}
     for number, section in enumerate([*train, *usable], 1):
         tables[section.id] = section_table(
-            section, bin_um, provenance.config.data.min_measured, maps.get(section.id), common
+            section, side_um, provenance.config.data.min_measured, maps.get(section.id), common
         )
         _tick(say, "measure", number, len(train) + len(usable))
     held_out_tables = [tables[section.id] for section in usable]
@@ -81,7 +85,7 @@ def evaluate_checkpoint(
     report["headline"]["seconds"] = round(time.monotonic() - began, 1)
     report["genes"]["model_panel"], report["genes"]["corpus_panel"] = len(predictor.panel), len(corpus.panel)
     report["genes"]["in_common"] = len(common.symbols)
-    report["bin_um"] = None if usable[0].spots is not None else bin_um
+    report["bin_um"] = None if usable[0].spots is not None else side_um
     report["provenance"] = {
         "name": provenance.config.name, "corpus_seal": corpus.seal, "trained_on_seal": provenance.corpus_seal,
         "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train), "own_corpus": own,
