@@ -1,7 +1,10 @@
 """The runner of the claims, on claims made up for it, and the project's own pages against docs/claims.json."""
 
 import json
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import claim_format
@@ -136,6 +139,28 @@ def test_a_command_that_does_not_end_is_ended(house, monkeypatch):
     assert main([], house) == 1
     assert "ended after" in stored(house)["launch/hangs"]["reason"]
     assert stored(house)["launch/hangs"]["seconds"] < 4
+
+
+def test_whoever_ends_the_runner_ends_the_command(house):
+    put(house, "model/slow", 'command = "echo $$ > pid; sleep 60"\nresult = ""\nfigure = "wall_seconds"\nbar = "> 0"\n'
+        "minutes = 5")  # fmt: skip
+    program = f"import sys, pathlib, run; sys.exit(run.main([], pathlib.Path({str(house)!r})))"
+    environment = os.environ | {"PYTHONPATH": str(Path(claim_runs.__file__).parent), "TMPDIR": str(house.parent)}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL) as runner:
+        _wait_until(lambda: (house / "pid").exists() and (house / "pid").read_text().strip())
+        child = int((house / "pid").read_text())
+        os.kill(child, 0)
+        runner.terminate()
+    assert runner.returncode == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def _wait_until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_only_leaves_other_groups_as_they_were(house):

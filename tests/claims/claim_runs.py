@@ -81,11 +81,15 @@ def run_command(claim: Claim, root: Path, say: Callable[[str], None]) -> Run:
             )  # fmt: skip
     except OSError as error:
         return Run(places, 0.0, f"{Path(words[0]).name}: {error.strerror}")
+    # whoever ends the runner ends what it runs: else two measurements would share the machine
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         failure = _await(process, claim, log, start, limit, say)
     except BaseException:
         _end(process)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     # Stored in the docs: no path of this machine.
     failure = failure.replace(str(workdir), "{workdir}").replace(f"{root}{os.sep}", "")
     return Run(places, time.monotonic() - start, failure)
