@@ -11,7 +11,15 @@ from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, Sourc
 def get_config() -> Config:
     return Config(
         name="quickstart",
-        source=SourceConfig(kind="virtual", train_patients=93, validation_patients=7, held_out_patients=30),
+        source=SourceConfig(
+            kind="virtual",
+            train_patients=93,
+            validation_patients=7,
+            held_out_patients=30,
+            cohorts=("LUAD", "BRCA", "SKCM"),
+            regions=("core",),
+            panel="curated",
+        ),
         data=DataConfig(
             bin_um=36.0,
             window_um=288.0,
@@ -24,5 +32,5 @@ def get_config() -> Config:
         ),
         model=ModelConfig(width=128, layers=3, heads=4, kv_heads=2, head_dim=32, mlp_width=320),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=30),
-        train=TrainConfig(steps=500, log_every=20, validate_every=100, checkpoint_every=100),
+        train=TrainConfig(steps=420, log_every=20, validate_every=100, checkpoint_every=100),
     )

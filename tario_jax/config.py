@@ -38,7 +38,11 @@ class SourceConfig:
     train_patients: int = 93
     validation_patients: int = 7
     held_out_patients: int = 30
-    section_um: float = 512.0
+    cohorts: tuple[str, ...] = ()  # cancer types, by turns; empty: all, as often as they occur
+    regions: tuple[str, ...] = ("core", "border")  # of each patient; "large": 2,048 µm of some
+    section_um: float = 512.0  # side of core and border
+    panel: Literal["whole", "curated"] = "whole"  # 18,963 genes, or those with a known role
+    depth: Literal["low", "default", "high"] = "default"  # about 150, 400 or 1,000 transcripts a cell
     seed: int = 0
     workers: int = 2
     # spots

@@ -112,7 +112,8 @@ def cli_tario(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subproc
     return run
 
 
-CLI_SIMULATE = ("simulate", "--patients=4", "--validation=0", "--held-out=2", "--section-um=144", "--workers=2")
+CLI_SIMULATE = ("simulate", "--patients=4", "--validation=0", "--held-out=2", "--section-um=144", "--panel=curated",
+                "--regions=core", "--workers=2")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

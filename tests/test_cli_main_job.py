@@ -11,7 +11,8 @@ SIZES = """
         train=TrainConfig(steps=2, calibration_rows=4, validation_rows=2),
 """
 VIRTUAL = """
-        source=SourceConfig(train_patients=3, validation_patients=1, held_out_patients=2, section_um=256),
+        source=SourceConfig(train_patients=3, validation_patients=1, held_out_patients=2, section_um=256,
+                            panel="curated", regions=("core",)),
         data=DataConfig(window_um=72, tile_um=72, patch_px=36, rows=2),
         evaluate=EvaluateConfig(top_genes=10, mean_genes=20, bootstraps=100),
 """
@@ -63,7 +64,7 @@ def test_the_main_job_on_virtual_patients(cli_tario, tmp_path):
     assert 0 < report["headline"]["share_of_reachable_top100"] < 1.2
     assert f"{'evaluated on':<32} virtual tissue: 2 held-out sections, split by patient" in said
     assert "Virtual tissue throughout" in page and "Virtual tissue throughout" in said
-    assert sorted(path.name for path in (tmp_path / "run/maps").iterdir()) == ["vh00000_a.h5ad", "vh00001_a.h5ad"]
+    assert sorted(path.name for path in (tmp_path / "run/maps").iterdir()) == ["vh00000_core.h5ad", "vh00001_core.h5ad"]
 
 
 def test_the_main_job_on_spots_split_by_section(cli_tario, tmp_path, monkeypatch):

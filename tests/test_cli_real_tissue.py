@@ -145,7 +145,7 @@ def test_a_virtual_model_sees_real_tissue_only_with_the_flag(cli_virtual_run, cl
     assert (report["trained_on"], report["corpus_kind"], report["bin_um"]) == ("virtual", "real", 18.0)
     common = set(Corpus.open(cli_xenium[0]).panel.symbols) & set(table_genes(cli_virtual_run))
     assert report["genes"]["in_common"] == len(common) > 50
-    assert report["genes"]["model_panel"] == 635 and report["genes"]["corpus_panel"] == 288
+    assert report["genes"]["model_panel"] == 1024 and report["genes"]["corpus_panel"] == 288
     assert f"{len(common)} in common" in done.stdout and f"{len(common)} genes in common" in page
     assert report["sections"] | {"held_out_bins": 80} == report["sections"] and report["sections"]["train"] == 0
     assert "few blocks" in report["interval"]["note"]

@@ -73,6 +73,15 @@ def describe_corpus(corpus) -> tuple[str, dict[str, Any]]:
                      for name, value in result.items()), result  # fmt: skip
 
 
+def limits_of(corpus, sections: int):
+    """The limits of a virtual corpus over so many of its held-out sections."""
+    from tario_jax.config import SplitConfig
+    from tario_jax.corpus.split import split_corpus
+    from tario_jax.evaluate.limits import measure_limits
+
+    return measure_limits(corpus, list(split_corpus(corpus, SplitConfig()).held_out[:sections]), say)
+
+
 def say(text: str) -> None:
     print(text, flush=True)
 

@@ -4,14 +4,16 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from tario_jax.cli.options import config_flags, config_of, describe_corpus, finish, new_corpus, say
+from tario_jax.cli.options import config_flags, config_of, describe_corpus, finish, limits_of, new_corpus, say
 from tario_jax.config import InputError, SourceConfig
 
 SUMMARY = "virtual patients into a corpus"
 EXAMPLES = """
     tario simulate --out=corpora/virtual --patients=93 --validation=7 --held-out=30
     tario simulate --config=configs/quickstart.py --workdir=runs/quickstart --config.source.seed=1
-    tario simulate --out=corpora/small --patients=6 --validation=3 --held-out=3 --section-um=288
+    tario simulate --out=corpora/small --patients=6 --validation=3 --held-out=3 --section-um=288 --panel=curated
+    tario simulate --out=corpora/whole --patients=2545 --validation=64 --held-out=213 --part=3/16
+    tario simulate --out=corpora/lung --cohorts=LUAD,LUSC --regions=core --depth=low --patients=20
 """
 GROUPS_READ = ("source",)
 
@@ -23,9 +25,31 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patients", type=int, help=f"for training ({defaults.train_patients})")
     parser.add_argument("--validation", type=int, help=f"({defaults.validation_patients})")
     parser.add_argument("--held-out", type=int, help=f"({defaults.held_out_patients})")
-    parser.add_argument("--section-um", type=float, help=f"side of a section ({defaults.section_um:g})")
+    parser.add_argument("--cohorts", type=_names, help="cancer types, by turns, with commas; all by default")
+    parser.add_argument("--regions", type=_names, help=f"of each patient ({','.join(defaults.regions)}), large of some")
+    parser.add_argument("--section-um", type=float, help=f"side of core and border ({defaults.section_um:g})")
+    parser.add_argument(
+        "--panel", choices=("whole", "curated"), help=f"18,963 genes, or about 1,000 ({defaults.panel})"
+    )
+    parser.add_argument("--depth", choices=("low", "default", "high"),
+                        help="about 150, 400 or 1,000 transcripts a cell")  # fmt: skip
     parser.add_argument("--seed", type=int, help=f"of the cohort ({defaults.seed})")
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="K/N",
+                        help="only every N-th patient from the K-th on: one of N jobs that share --out")  # fmt: skip
+    parser.add_argument("--limits", type=int, metavar="SECTIONS",
+                        help="print r(T, X) and r(V, X) by gene class over so many held-out sections")  # fmt: skip
     parser.add_argument("--workers", type=int, help=f"processes ({defaults.workers})")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected K/N with K from 1 to N, such as 3/16")
+    return int(part), int(parts)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,8 +62,16 @@ def run(options: argparse.Namespace) -> int:
         )
     given = {
         "train_patients": options.patients, "validation_patients": options.validation,
-        "held_out_patients": options.held_out, "section_um": options.section_um, "seed": options.seed,
+        "held_out_patients": options.held_out, "cohorts": options.cohorts, "regions": options.regions,
+        "section_um": options.section_um, "panel": options.panel, "depth": options.depth, "seed": options.seed,
         "workers": options.workers,
     }  # fmt: skip
     source = dataclasses.replace(source, **{name: value for name, value in given.items() if value is not None})
-    return finish(options, *describe_corpus(simulate_cohort(source, new_corpus(options), say)))
+    corpus = simulate_cohort(source, new_corpus(options), say, options.part)
+    if corpus is None:
+        return 0  # sealed by the part that ends last
+    text, described = describe_corpus(corpus)
+    if options.limits:
+        limits = limits_of(corpus, options.limits)
+        text, described = f"{text}\n\n{limits.table()}", described | limits.to_dict()
+    return finish(options, text, described)

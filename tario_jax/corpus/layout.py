@@ -10,7 +10,7 @@ corpus/  corpus.json  ingest.json  panel.tsv  patients.parquet  sections.parquet
          sections/<id>/detections/{nucleus,cell}   uint8 [D], int32 [D], where the vendor gives them
          sections/<id>/spots/{place,indptr,gene,count,array}
          sections/<id>/{gene_totals,measured_genes}  int64 [G], uint8 [G]
-         sections/<id>/truth/{rate,reachable}      float32 [rows, columns, G]; outside the corpus seal
+         sections/<id>/truth/<name>                of virtual tissue, to compute its truth; outside the corpus seal
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DETECTION_TILE_UM = 64.0
 PLACE_STEPS_PER_UM = 65536 / DETECTION_TILE_UM  # a place is read as the middle of its step: off by at most 0.0005 µm
 
@@ -33,8 +33,6 @@ CHUNKS = {
     "gene": ((32768,), (4194304,)),
     "nucleus": ((32768,), (4194304,)),
     "cell": ((32768,), (4194304,)),
-    "rate": ((16, 16, 1024), (64, 64, 32768)),
-    "reachable": ((16, 16, 1024), (64, 64, 32768)),
 }
 
 _COMPRESSION = {"name": "zstd", "configuration": {"level": 3}}

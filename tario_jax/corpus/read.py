@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
 from tario_jax.corpus.resample import crop_and_resample
-from tario_jax.corpus.section import Detections, Spots, Truth
+from tario_jax.corpus.section import Detections, Spots
 from tario_jax.panel import Panel
 
 
@@ -190,12 +190,10 @@ class Section:
         return np.outer(covered_y, covered_x).astype(np.float32), side
 
     @functools.cached_property
-    def truth(self) -> Truth | None:
-        """Virtual truth, for evaluation only; None for real tissue and for sections written without it."""
-        if not self.holds("truth/rate"):
-            return None
-        return Truth(self.record["truth_bin_um"], layout.read_array(self.folder / "truth/rate"),
-                     layout.read_array(self.folder / "truth/reachable"))  # fmt: skip
+    def truth(self) -> dict[str, np.ndarray] | None:
+        """What the truth of virtual tissue is computed from, for evaluation only; None for real tissue."""
+        names = self.record["truth"]
+        return {name: layout.read_array(self.folder / "truth" / name) for name in names} if names else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,18 +70,6 @@ class Spots:
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
-    """Virtual truth on a grid of `bin_um`: the true rate T and the rate V reachable from the H&E.
-
-    Both are expected detections per bin, float32 [rows, columns, G], y by x; see reference to T and V in docs.
-    """
-
-    bin_um: float
-    rate_YxXxG: np.ndarray
-    reachable_YxXxG: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class SectionData:
     """One region of tissue, as a source yields it."""
 
@@ -100,7 +88,7 @@ class SectionData:
     registration: Registration = "none"
     quality: dict[str, float] = dataclasses.field(default_factory=dict)  # control counts, dropped by reason, …
     patient: dict[str, str] = dataclasses.field(default_factory=dict)  # further columns of the patients' table
-    truth: Truth | None = None
+    truth: dict[str, np.ndarray] | None = None  # of virtual tissue: what its truth is computed from; never trained on
 
     def __post_init__(self):
         where = f"section {self.section_id!r}"

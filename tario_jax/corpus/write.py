@@ -67,9 +67,8 @@ def write_section(root: Path, panel: Panel, kind: Kind, section: SectionData) ->
     arrays = _arrays(section, panel)
     for name, array in arrays.items():
         layout.write_array(folder / name, array)
-    if section.truth is not None:
-        layout.write_array(folder / "truth/rate", section.truth.rate_YxXxG.astype(np.float32))
-        layout.write_array(folder / "truth/reachable", section.truth.reachable_YxXxG.astype(np.float32))
+    for name, array in (section.truth or {}).items():
+        layout.write_array(folder / "truth" / name, array)
     files = {
         str(path.relative_to(folder)): layout.file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -93,7 +92,7 @@ def _record(section: SectionData, kind: Kind) -> dict[str, Any]:
         "detections": len(section.detections) if section.detections is not None else 0,
         "spots": len(section.spots) if section.spots is not None else 0,
         "spot_diameter_um": section.spots.diameter_um if section.spots is not None else None,
-        "truth_bin_um": section.truth.bin_um if section.truth is not None else None,
+        "truth": sorted(section.truth or ()),
         "registration": section.registration,
         "quality": {name: float(value) for name, value in section.quality.items()},
         "patient_columns": dict(section.patient),
@@ -125,8 +124,8 @@ def seal_corpus(root: Path, panel: Panel, kind: Kind, split: dict[str, str] | No
                 f"{root}: patient {record['patient']!r} is described as {before} and as {row} "
                 f"(section {record['section']!r}); expected one description"
             )
-    columns = [{name: value for name, value in record.items()
-                if name not in ("quality", "patient_columns", "spot_names")} for record in records]  # fmt: skip
+    nested = ("quality", "patient_columns", "spot_names", "truth")
+    columns = [{name: value for name, value in record.items() if name not in nested} for record in records]
     names = sorted({name for row in patients.values() for name in row})
     pq.write_table(pa.Table.from_pylist(columns), root / "sections.parquet")
     rows = [{name: row.get(name) for name in names} for row in patients.values()]

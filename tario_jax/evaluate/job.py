@@ -16,6 +16,7 @@ from tario_jax.evaluate.report import banners, write_report
 from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
+from tario_jax.virtual.section import truth_rates
 
 _DENSITY_SECTIONS = 12  # training sections that are predicted too: the density lines are fitted on them
 
@@ -138,7 +139,7 @@ def section_table(
         kept = np.flatnonzero(measured_N >= min_measured - 1e-6)
         counts_NxG = _binned(section, bin_um, columns, rows)
         size_um, pitch_um, layout = bin_um, bin_um, "square"
-        truth = _truth(section, bin_um, columns, rows)
+        truth = _truth(section, bin_um)
     x_um_N, y_um_N, share_Nx1 = x_um_N[kept], y_um_N[kept], np.minimum(measured_N[kept, None], 1.0)
     features_NxF, density_N = section_features(section.he(), section.he_um_per_px, x_um_N, y_um_N, size_um)
     return SectionBins(
@@ -161,21 +162,12 @@ def _binned(section: Section, bin_um: float, columns: int, rows: int) -> np.ndar
     return np.bincount(key, minlength=rows * columns * genes).reshape(rows * columns, genes).astype(np.float32)
 
 
-def _truth(section: Section, bin_um: float, columns: int, rows: int) -> dict[str, np.ndarray]:
-    """T and V on these bins: as stored, or summed where the bins are whole multiples of the stored ones."""
-    truth = section.truth
-    if truth is None:
+def _truth(section: Section, bin_um: float) -> dict[str, np.ndarray]:
+    """T and V of virtual tissue on these bins; nothing of real tissue."""
+    if section.truth is None:
         return {}
-    factor = bin_um / truth.bin_um
-    if abs(factor - round(factor)) > 1e-6 or factor < 1:
-        return {}  # other bins than the truth's: shares of the reachable r are then absent from the report
-    k = round(factor)
-
-    def on_bins(values: np.ndarray) -> np.ndarray:
-        values = values[: rows * k, : columns * k]
-        return values.reshape(rows, k, columns, k, -1).sum((1, 3)).reshape(rows * columns, -1)
-
-    return {"true_rate_NxG": on_bins(truth.rate_YxXxG), "reachable_NxG": on_bins(truth.reachable_YxXxG)}
+    true, reachable = truth_rates(section.truth, bin_um)
+    return {"true_rate_NxG": true.reshape(-1, true.shape[-1]), "reachable_NxG": reachable.reshape(-1, true.shape[-1])}
 
 
 def _rates_at(maps: GeneMaps, x_um_N: np.ndarray, y_um_N: np.ndarray) -> np.ndarray:

@@ -1,29 +1,35 @@
 """Virtual patients: a cohort whose true expression is known.
 
-What is modelled: tumours of three cancer types (lung adenocarcinoma with glands, breast carcinoma in nests and files,
-melanoma in sheets) with stroma, vessels, normal ducts and lymphoid aggregates; some 2,000 to 3,000 cells of 14 types
-in a section of 512 µm, with states that follow the tissue (proliferation, hypoxia away from vessels, EMT at the
-tumour's border), that spread from neighbours (interferon, TGF-beta) or that nothing shows (subclone, stress,
-metabolism); their H&E, with stain, thickness, focus and scanner of each patient; and detections of 635 genes with real
-symbols, overdispersed, at sub-micron places, over a diffuse background. What is not modelled: any measured expression
-profile (which gene marks which cell is textbook knowledge, its strength is drawn at random), genotypes, copy number,
-necrosis, fat, nerves, tissue folds, segmentation, optical crowding, dropout of fields, misregistration, and the
-differences between real laboratories. A model that does well here has learnt this simulator, not biology.
+What is modelled: tumours of eight cancer types in 23 diagnoses, with stroma, vessels, normal epithelium, lymphoid
+aggregates, necrosis, mucin, keratin and fat; cells of 17 types with states that follow the tissue (proliferation,
+hypoxia away from vessels, keratinisation, EMT at the tumour's border), that spread from neighbours (interferon,
+TGF-beta) or that nothing shows (subclone, stress, metabolism); patients with sex, smoking, genotype, site, scanner,
+treatment and response; their H&E, with each patient's stain, light, focus, compression and registration error; and
+detections of 18,963 genes with real symbols, overdispersed, at sub-micron places, with false negatives, dim edges, lost
+pools of genes and a diffuse background. What is not modelled: any measured expression profile (which gene marks which
+cell is textbook knowledge, its strength is drawn at random), copy number, clonal history, nerves, muscle, bone, folds,
+tears, pen marks, segmentation, optical crowding, and the differences between real laboratories. A model that does well
+here has learnt this simulator, not biology.
 
-Truth. T is the expected number of detections of a bin, given the section's cells, types, states and patient. V is
-E[T | all that is drawn in the H&E]. As drawn count: the place, look, size, shape and direction of every cell; the
-visible states (proliferation: larger and darker tumour nuclei, mitoses; hypoxia: paler cytoplasm; EMT: longer nuclei);
-the ground plan (compartments, glands, vessels, aggregates and distances to them); and the patient's traits (grade,
-immune infiltrate, fibrosis). Not drawn, and redrawn 24 times for V: the type behind a look (CD4 T, CD8 T or B cell;
-fibroblast or myofibroblast; endothelial or mural cell; macrophage or dendritic cell; mast cell or neutrophil), the
-subclone, stress and metabolism, what spreads from cells whose type is not seen, and the patient's levels of all these.
-The patient's own gene effects, the efficiency and the fields of the null genes are factors of mean 1, averaged exactly.
-Null genes are a fixed share of the RNA of every cell times a field of their own: their V is a constant composition.
-V is thus the best that any reader of the H&E could do who reads every drawn feature without error: an upper bound.
+Truth. T is the expected number of detections of a bin, given the section's cells, types, states, patient and assay. V
+is E[T | all that is drawn in the H&E]. As drawn count: the place, look, size, shape and direction of every cell; the
+visible states; the ground plan (compartments, glands, vessels, aggregates also beyond the section's edge, and distances
+to them); the diagnosis; and the patient's traits (grade, infiltrate, infiltrate at the border, fibrosis, vessels). Not
+drawn, and redrawn 24 times for V: the type behind a look (CD4 T, CD8 T, regulatory T, NK or B cell; fibroblast or
+myofibroblast; endothelial or mural cell; macrophage or dendritic cell; mast cell or neutrophil), the unseen states with
+all that spreads from cells whose type is not seen, and the patient's levels of them. Averaged exactly: sex, and the
+genotype given the cancer type and the traits. The patient's own gene effects, the assay's efficiencies and the fields
+of the null genes are factors of mean 1. Stain and site say something of the genotype too; V leaves that out. Null genes
+are a fixed share of the RNA of every cell times a field of their own: their V is a constant composition. V is thus the
+best that a reader of the tissue could do who sees every drawn feature without error, and without the registration
+error that the images bear: an upper bound.
 """
 
-from tario_jax.virtual.genes import virtual_panel
+from tario_jax.virtual.genes import curated_panel, virtual_panel
 from tario_jax.virtual.patients import cohort_split, patient_id, patient_number
-from tario_jax.virtual.section import simulate_section
+from tario_jax.virtual.section import Settings, simulate_section, truth_rates
 
-__all__ = ["cohort_split", "patient_id", "patient_number", "simulate_section", "virtual_panel"]
+__all__ = [
+    "Settings", "cohort_split", "curated_panel", "patient_id", "patient_number", "simulate_section", "truth_rates",
+    "virtual_panel",
+]  # fmt: skip

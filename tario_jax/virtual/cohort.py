@@ -1,6 +1,7 @@
 """A cohort of virtual patients as a corpus: many processes, section by section, resumable."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -9,52 +10,79 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tario_jax.config import SourceConfig
+from tario_jax.config import InputError, SourceConfig
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
-from tario_jax.virtual.genes import virtual_panel
 from tario_jax.virtual.patients import cohort_split, patient_number
-from tario_jax.virtual.section import simulate_section
+from tario_jax.virtual.regions import REGION_NAMES, names_of_regions
+from tario_jax.virtual.section import Settings, simulate_section
+from tario_jax.virtual.version import VERSION
 
 
-def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None] = print) -> Corpus:
+def settings_of(config: SourceConfig) -> Settings:
+    """The simulator's settings as a config names them."""
+    return Settings(config.seed, config.section_um, config.depth, config.panel)
+
+
+def sections_of(config: SourceConfig) -> dict[str, tuple[str, str]]:
+    """The cohort's sections by id, each (patient id, region). Raises `InputError` where a patient would have none."""
+    unknown = sorted(set(config.regions) - set(REGION_NAMES))
+    if unknown or not {"core", "border"} & set(config.regions):
+        raise InputError(f"source.regions is {config.regions}; expected core, border, or both, and large if wanted")
+    split = cohort_split(config.train_patients, config.validation_patients, config.held_out_patients, config.cohorts)
+    return {
+        f"{patient}_{region}": (patient, region)
+        for patient in split
+        for region in names_of_regions(patient_number(patient))
+        if region in config.regions
+    }
+
+
+def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None] = print,
+                    part: tuple[int, int] = (1, 1)) -> Corpus | None:  # fmt: skip
     """Simulates the patients of `config` into a corpus at `root`, with its split; continues what was stopped.
 
-    Held-out and validation patients carry their truth, training patients do not: nothing that trains can see it.
+    part: (k, n) makes every n-th patient from the k-th on, as one of n jobs on machines that share `root`; None comes
+    back, and no corpus seal, while patients of other parts are missing. Every section carries the cells that its truth
+    is computed from; nothing that trains reads them.
     """
-    panel = virtual_panel()
-    split = cohort_split(config.train_patients, config.validation_patients, config.held_out_patients)
-    begin_corpus(root, panel, "virtual", {"virtual_seed": config.seed, "section_um": config.section_um})
-    todo = [patient for patient in split if not section_is_sealed(root, section_name(patient))]
-    if len(todo) < len(split):
-        say(f"simulate: {len(split) - len(todo)} of {len(split)} patients are there already")
+    settings = settings_of(config)
+    panel = settings.genes.panel
+    split = cohort_split(config.train_patients, config.validation_patients, config.held_out_patients, config.cohorts)
+    sections = sections_of(config)
+    source = {"simulator": VERSION, "settings": dataclasses.asdict(settings)}
+    begin_corpus(root, panel, "virtual", source)
+    mine = set(list(split)[part[0] - 1 :: part[1]])
+    wanted = [name for name, (patient, _) in sections.items() if patient in mine]
+    todo = [name for name in wanted if not section_is_sealed(root, name)]
+    if len(todo) < len(wanted):
+        say(f"simulate: {len(wanted) - len(todo)} of {len(wanted)} sections are there already")
     if (root / "corpus.json").exists():
         corpus = Corpus.open(root)
-        if {section.patient for section in corpus.sections} == set(split):
+        if {section.id for section in corpus.sections} == set(sections):
             return corpus  # as it is, with a split.tsv that its user may have edited
         (root / "corpus.json").unlink()  # a cohort of another size: it is not sealed meanwhile
     began = time.monotonic()
-    one = functools.partial(_simulate, root=root, seed=config.seed, section_um=config.section_um)
-    jobs = [(patient, split[patient] != "train") for patient in todo]
+    one = functools.partial(_simulate, root=root, settings=settings)
+    jobs = [sections[name] for name in todo]
     if config.workers == 1 or len(jobs) < 2:
-        done = map(one, jobs)
-        _report(done, len(jobs), began, say)
+        _report(map(one, jobs), len(jobs), began, say)
     else:
         # spawned, since a fork of a process with running threads may hang; one numerical thread a worker
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(config.workers, context, initializer=_start_worker) as pool:
             _report(pool.map(one, jobs), len(jobs), began, say)
+    missing = sum(not section_is_sealed(root, name) for name in sections)
+    if missing:
+        say(f"simulate: part {part[0]}/{part[1]} is done; {missing} sections of other parts are not there yet")
+        return None
     return seal_corpus(root, panel, "virtual", dict(split))
 
 
-def section_name(patient: str) -> str:
-    return f"{patient}_a"
-
-
-def _simulate(job: tuple[str, bool], *, root: Path, seed: int, section_um: float) -> str:
-    patient, with_truth = job
-    section = simulate_section(patient_number(patient), seed=seed, section_um=section_um, with_truth=with_truth)
-    write_section(root, virtual_panel(), "virtual", section)
+def _simulate(job: tuple[str, str], *, root: Path, settings: Settings) -> str:
+    patient, region = job
+    section = simulate_section(patient_number(patient), region, settings)
+    write_section(root, settings.genes.panel, "virtual", section)
     return section.section_id
 
 

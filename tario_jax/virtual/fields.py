@@ -20,6 +20,9 @@ class Stream(IntEnum):
     DETECTIONS = 5
     REDRAW = 6
     GENE = 7
+    EFFECT = 8
+    ASSAY = 9
+    NULL = 10
 
 
 def generator(seed: int, number: int, stream: Stream, section: int = 0) -> np.random.Generator:

@@ -1,13 +1,22 @@
-"""Virtual patients: their numbers, their split, and what differs between them."""
+"""Virtual patients: their numbers, their split, and what differs between them.
+
+Everything about a patient is a function of its number and the cohort's seed. Causes run one way: smoking and sex →
+genotype → traits of the tissue → everything that is drawn or expressed; genotype → site of treatment → scanner and
+stain. A genotype therefore shows only through traits that others have for other reasons.
+"""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import numpy as np
+from skimage.color import rgb_from_hed
 
 from tario_jax.config import InputError
+from tario_jax.virtual.diagnoses import COHORT_SHARE, COHORTS, DIAGNOSES, Diagnosis
 from tario_jax.virtual.fields import Stream, generator
-from tario_jax.virtual.genes import COHORTS, TRAITS, UNSEEN_STATES, program
+from tario_jax.virtual.genotype import MUTATIONS, draw_genotype, female_share, shifts, smoker_share
+from tario_jax.virtual.kinds import UNSEEN_STATES
 
 Side = Literal["train", "validation", "held_out"]
 
@@ -15,6 +24,17 @@ Side = Literal["train", "validation", "held_out"]
 FIRST_NUMBER: dict[Side, int] = {"train": 0, "validation": 1_000_000, "held_out": 2_000_000}
 ID_PREFIX: dict[Side, str] = {"train": "vt", "validation": "vv", "held_out": "vh"}
 RANGE = 1_000_000
+
+TRAITS = ("grade", "immune", "immune_border", "fibrosis", "vascularity")
+"""N(0, 1) across patients but for the shifts of genotypes; all drawn: nuclear size, infiltrate, infiltrate at the
+tumour's border, collagen, vessels."""
+SITES = ("site_a", "site_b", "site_c", "site_d", "site_e", "site_f")
+SCANNERS = ("scanner_1", "scanner_2", "scanner_3", "scanner_4", "scanner_5")
+HELD_OUT_SCANNER = SCANNERS[-1]
+EFFICIENCY_SD = 0.2
+
+# log odds of a site, by the mutation that draws patients there
+SITE_OF = {"EGFR": ("site_b", 1.3), "KRAS": ("site_c", 1.0), "STK11": ("site_d", 1.4), "PTEN": ("site_e", 1.3)}
 
 
 def patient_id(number: int) -> str:
@@ -36,70 +56,188 @@ def patient_number(patient: str) -> int:
     raise InputError(f"virtual patient {patient!r}: expected an id such as vt00017, vv00003 or vh00012")
 
 
-def cohort_split(train: int, validation: int, held_out: int) -> dict[str, Side]:
-    """The side of each patient id, for this many patients a side.
+def side_of(number: int) -> Side:
+    """The side that patient `number` counts from."""
+    return next(side for side, prefix in ID_PREFIX.items() if patient_id(number).startswith(prefix))
 
-    Cancer types take turns, so every side is balanced to within one patient, and every cohort is a prefix of a
-    larger one. Raises `InputError` for a size below 0 or above a million.
+
+@functools.cache
+def _turns() -> tuple[str, ...]:
+    """Cancer types of a hundred patients in a row: each as often as its share says, and evenly spread."""
+    owed, turns = dict.fromkeys(COHORTS, 0.0), []
+    for _ in range(100):
+        owed = {cohort: owed[cohort] + share for cohort, share in COHORT_SHARE.items()}
+        turns.append(max(owed, key=lambda cohort: owed[cohort]))
+        owed[turns[-1]] -= 1
+    return tuple(turns)
+
+
+def cohort_of(number: int) -> str:
+    """Cancer type of patient `number`."""
+    return _turns()[number % RANGE % 100]
+
+
+def cohort_split(train: int, validation: int, held_out: int, cohorts: tuple[str, ...] = ()) -> dict[str, Side]:
+    """The side of each patient id, for this many patients a side, of these cancer types (empty: all).
+
+    All cancer types come as often as their shares say; named ones take turns, so that each has equally many to within
+    one. A smaller cohort is part of every larger one. Raises `InputError` for a size that cannot be had or an unknown
+    cancer type.
     """
+    for cohort in cohorts:
+        if cohort not in COHORTS:
+            raise InputError(f"virtual cohort: cancer type {cohort!r}; expected some of {', '.join(COHORTS)}")
     sides: dict[str, Side] = {}
     for side, size in (("train", train), ("validation", validation), ("held_out", held_out)):
-        if not 0 <= size <= RANGE:
-            raise InputError(f"virtual cohort: {side} is {size}; expected 0 to {RANGE} patients")
-        sides |= {patient_id(FIRST_NUMBER[side] + k): side for k in range(size)}
+        if not 0 <= size <= RANGE // 100:
+            raise InputError(f"virtual cohort: {side} is {size}; expected 0 to {RANGE // 100} patients")
+        first = FIRST_NUMBER[side]
+        if cohorts:
+            named = tuple(dict.fromkeys(cohorts))
+            turns = [[turn for turn, cohort in enumerate(_turns()) if cohort == name] for name in named]
+            indices = []
+            for k in range(size):  # the how-manieth of its cancer type it is says in which hundred it stands
+                nth, mine = k // len(named), turns[k % len(named)]
+                indices.append(nth // len(mine) * 100 + mine[nth % len(mine)])
+        else:
+            indices = list(range(size))
+        sides |= {patient_id(first + k): side for k in indices}
     return sides
 
 
 @dataclasses.dataclass(frozen=True)
+class Stain:
+    """How one patient's slides were stained, cut and scanned."""
+
+    haematoxylin: float  # factors on the densities
+    eosin: float
+    vector_2x3: np.ndarray  # optical density of haematoxylin and eosin in red, green and blue; unit length
+    white_3: np.ndarray  # light where there is no tissue, 0 to 255
+    focus_px: float  # sigma of the blur
+    noise: float  # of the camera, in grey levels
+    jpeg_quality: int
+    shift_um_2: np.ndarray  # of the H&E against the detections (x, y); at most 5 µm long
+
+
+@dataclasses.dataclass(frozen=True)
 class Patient:
-    """What one patient's sections share. Traits and levels are N(0, 1) across patients."""
+    """What one patient's sections share. Traits and levels are about N(0, 1) across patients."""
 
     number: int
     id: str
+    side: Side
     cohort: str
+    diagnosis: Diagnosis
+    sex: Literal["female", "male"]
+    smoker: bool
+    mutated: dict[str, bool]  # by MUTATIONS in NSCLC, else empty
+    treated: bool  # in the arm whose response is known
+    responded: bool | None
+    site: str
+    scanner: str
+    stain: Stain
     trait_R: np.ndarray  # float64 [R] by TRAITS; drawn in the H&E
     tumour_share: float
     cell_spacing: float  # factor on the distance between cells
     vessel_density: float  # factor
     aggregates_per_mm2: float
     lumen: float  # how open the glands are, 0 to 1
+    necrosis: float  # share of tumour that is necrotic
     level_U: np.ndarray  # float64 [U] by UNSEEN_STATES; not drawn
-    log_effect_G: np.ndarray  # float32 [G]; of mean exp = 1 given the traits
-    hidden_log_effect_G: np.ndarray  # float32 [G]; the part of it that nothing drawn tells of
     efficiency: float  # detections made of expected ones; mean 1; not drawn
-
-    @property
-    def cohort_index(self) -> int:
-        return COHORTS.index(self.cohort)
 
     def trait(self, name: str) -> float:
         return float(self.trait_R[TRAITS.index(name)])
 
+    def columns(self) -> dict[str, str]:
+        """Of the patients' table: what a clinic would know."""
+        known = {
+            "diagnosis": self.diagnosis.name, "sex": self.sex, "smoker": str(self.smoker).lower(), "site": self.site,
+            "scanner": self.scanner, "grade": str(1 + int(self.trait("grade") > -0.6) + int(self.trait("grade") > 0.6)),
+            "treated": str(self.treated).lower(),
+            "response": "" if self.responded is None else str(self.responded).lower(),
+        }  # fmt: skip
+        mutations = {name: str(self.mutated[name]).lower() if name in self.mutated else "" for name in MUTATIONS}
+        return known | mutations
 
-TUMOUR_SHARE = {"LUAD": (0.35, 0.65), "BRCA": (0.35, 0.65), "SKCM": (0.5, 0.8)}
-EFFICIENCY_SD = 0.2
+
+def _logistic(odds: float) -> float:
+    return float(1 / (1 + np.exp(-odds)))
+
+
+def _diagnosis(cohort: str, side: Side, rng: np.random.Generator) -> Diagnosis:
+    known = [d for d in DIAGNOSES if d.cohort == cohort and (side == "held_out" or not d.held_out_only)]
+    level = np.cumsum([d.share for d in known])
+    return known[int((rng.random() * level[-1] >= level).sum())]
+
+
+def _site_and_scanner(mutated: dict[str, bool], side: Side, rng: np.random.Generator) -> tuple[str, str]:
+    odds = np.zeros(len(SITES))
+    for name, (site, pull) in SITE_OF.items():
+        odds[SITES.index(site)] += pull * mutated.get(name, False)
+    level = np.cumsum(np.exp(odds))
+    site = int((rng.random() * level[-1] >= level).sum())
+    # a site has its scanner, and now and then sends slides elsewhere
+    choice, elsewhere = rng.random(2)
+    scanner = site % 4 if choice < 0.8 else int(elsewhere * 4)
+    if side == "held_out" and rng.random() < 0.12:
+        return SITES[site], HELD_OUT_SCANNER
+    return SITES[site], SCANNERS[scanner]
+
+
+# what a site does to the stain (log factors on haematoxylin and eosin), and a scanner to the light
+_GAIN = np.array([1.6, 0.85])  # so that both stains are as dense as on real slides (`tario check --realism`)
+_SITE_STAIN = np.array([(0.0, 0.0), (0.12, -0.12), (-0.12, 0.10), (0.06, 0.20), (-0.10, -0.15), (0.15, 0.08)])
+_SCANNER_WHITE = np.array([(244, 243, 244), (240, 236, 239), (247, 247, 245), (238, 240, 243), (246, 240, 232)])
+_SCANNER_FOCUS_PX = (0.60, 0.85, 0.70, 1.05, 0.95)
+_SCANNER_QUALITY = (90, 80, 85, 75, 70)
+
+
+def _stain(site: str, scanner: str, rng: np.random.Generator) -> Stain:
+    which, machine = SITES.index(site), SCANNERS.index(scanner)
+    gain = _GAIN * np.exp(_SITE_STAIN[which] + [0.10, 0.12] * rng.standard_normal(2))
+    vector_2x3 = rgb_from_hed[:2] + 0.03 * rng.standard_normal((2, 3))
+    vector_2x3 += 0.02 * np.sin(1.7 * which + np.arange(6).reshape(2, 3))  # the site's own dyes
+    vector_2x3 = np.clip(vector_2x3, 0.03, None)
+    vector_2x3 /= np.linalg.norm(vector_2x3, axis=1, keepdims=True)
+    white_3 = np.minimum(_SCANNER_WHITE[machine] * np.exp(0.008 * rng.standard_normal(3)), 254)
+    turn, length_um = rng.uniform(0, 2 * np.pi), rng.uniform(0, 5)
+    return Stain(
+        float(gain[0]), float(gain[1]), vector_2x3, white_3,
+        focus_px=float(_SCANNER_FOCUS_PX[machine] * np.exp(0.15 * rng.standard_normal())),
+        noise=1.6, jpeg_quality=int(np.clip(_SCANNER_QUALITY[machine] + rng.integers(-4, 5), 60, 95)),
+        shift_um_2=length_um * np.array([np.cos(turn), np.sin(turn)]),
+    )  # fmt: skip
 
 
 def draw_patient(number: int, seed: int) -> Patient:
     """Patient `number` of the cohort with this seed: a function of both numbers alone."""
     identity = patient_id(number)
+    side = side_of(number)
     rng = generator(seed, number, Stream.PATIENT)
-    # place within its side, so that the first patient of each side is of the first cancer type
-    cohort = COHORTS[number % RANGE % len(COHORTS)]
-    trait_R = np.clip(rng.standard_normal(len(TRAITS)), -2, 2)
-    low, high = TUMOUR_SHARE[cohort]
-    genes = program()
-    hidden_G = genes.patient_sd_G * rng.standard_normal(len(genes.panel)) - 0.5 * genes.patient_sd_G**2
-    visible_G = trait_R @ genes.trait_loading_RxG
+    cohort = cohort_of(number)
+    kind = _diagnosis(cohort, side, rng)
+    female = bool(rng.random() < female_share(cohort))
+    smoker = bool(rng.random() < smoker_share(cohort))
+    mutated = draw_genotype(cohort, female, smoker, rng)
+    trait_R = np.clip(rng.standard_normal(len(TRAITS)), -2, 2) + shifts(mutated, TRAITS)
+    level_U = rng.standard_normal(len(UNSEEN_STATES)) + shifts(mutated, UNSEEN_STATES)
+    trait = dict(zip(TRAITS, trait_R, strict=True))
+    site, scanner = _site_and_scanner(mutated, side, rng)
+    stain = _stain(site, scanner, rng)
+    treated = bool(rng.random() < 0.6)
+    responds = rng.random() < _logistic(
+        -0.9 + 1.1 * trait["immune_border"] + 0.3 * trait["immune"] - 1.2 * mutated.get("STK11", False)
+    )
     return Patient(
-        number, identity, cohort, trait_R,
-        tumour_share=rng.uniform(low, high),
-        cell_spacing=np.exp(0.06 * rng.standard_normal()),
-        vessel_density=np.exp(0.3 * rng.standard_normal()),
-        aggregates_per_mm2=4.0 * np.exp(0.6 * trait_R[TRAITS.index("immune")]),
-        lumen=1 / (1 + np.exp(1.2 * trait_R[TRAITS.index("grade")] + 0.7 * rng.standard_normal())),
-        level_U=rng.standard_normal(len(UNSEEN_STATES)),
-        log_effect_G=(visible_G + hidden_G).astype(np.float32),
-        hidden_log_effect_G=hidden_G.astype(np.float32),
-        efficiency=np.exp(EFFICIENCY_SD * rng.standard_normal() - 0.5 * EFFICIENCY_SD**2),
+        number, identity, side, cohort, kind, "female" if female else "male", smoker, mutated, treated,
+        bool(responds) if treated else None, site, scanner, stain, trait_R,
+        tumour_share=float(rng.uniform(*kind.tumour_share)),
+        cell_spacing=float(np.exp(0.06 * rng.standard_normal())),
+        vessel_density=float(kind.vessels * np.exp(0.25 * trait["vascularity"] + 0.15 * rng.standard_normal())),
+        aggregates_per_mm2=float(4.0 * kind.lymphoid * np.exp(0.6 * trait["immune"])),
+        lumen=_logistic(-1.2 * trait["grade"] + 0.7 * rng.standard_normal()),
+        necrosis=float(kind.necrosis * np.exp(0.7 * rng.standard_normal() + 0.4 * trait["grade"])),
+        level_U=level_U,
+        efficiency=float(np.exp(EFFICIENCY_SD * rng.standard_normal() - 0.5 * EFFICIENCY_SD**2)),
     )  # fmt: skip

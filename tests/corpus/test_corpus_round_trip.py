@@ -8,7 +8,7 @@ from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
-from tario_jax.corpus.section import Detections, SectionData, Truth
+from tario_jax.corpus.section import Detections, SectionData
 
 
 def assert_same_detections(read: Detections, written: Detections, within_um: float = 0.001):
@@ -127,15 +127,17 @@ def test_spots_and_their_counts_come_back(tmp_path):
 def test_masks_and_truth_come_back(tmp_path):
     rng = np.random.default_rng(0)
     mask, genes = rng.random((38, 45)) < 0.7, np.arange(len(PANEL)) % 3 > 0
-    truth = Truth(18.0, rng.random((8, 10, 12), np.float32), rng.random((8, 10, 12), np.float32))
+    truth = {"cells_x_um_N": rng.random(40), "hidden_type_N": rng.integers(0, 9, 40).astype(np.int8)}
     data = tiny_section("A1", "A", 5, measured=mask, measured_gene_G=genes, truth=truth)
     section = write_corpus(tmp_path / "c", [data]).section("A1")
     values, um_per_px = section.measured
     np.testing.assert_array_equal(values, mask)
     assert um_per_px == 4.0
     np.testing.assert_array_equal(section.measured_gene_G, genes)
-    np.testing.assert_array_equal(section.truth.rate_YxXxG, truth.rate_YxXxG)
-    np.testing.assert_array_equal(section.truth.reachable_YxXxG, truth.reachable_YxXxG)
+    assert section.truth.keys() == truth.keys()
+    for name, values in truth.items():
+        np.testing.assert_array_equal(section.truth[name], values)
+        assert section.truth[name].dtype == values.dtype
 
 
 def test_counts_of_a_gene_that_is_not_measured_are_refused(tmp_path):

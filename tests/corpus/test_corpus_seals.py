@@ -12,7 +12,7 @@ from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus import layout
 from tario_jax.corpus.check import check_corpus
 from tario_jax.corpus.read import Corpus
-from tario_jax.corpus.section import Detections, Truth
+from tario_jax.corpus.section import Detections
 from tario_jax.corpus.split import split_corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
 from tario_jax.panel import Panel
@@ -108,7 +108,7 @@ def test_an_ingest_of_something_else_into_the_same_folder_is_refused(tmp_path):
 def sealed(tmp_path_factory):
     """A corpus with every kind of array."""
     rng = np.random.default_rng(0)
-    truth = Truth(18.0, rng.random((8, 10, 12), np.float32), rng.random((8, 10, 12), np.float32))
+    truth = {"cells_x_um_N": rng.random(40), "hidden_type_N": rng.integers(0, 9, 40).astype(np.int8)}
     first = tiny_section("A1", "A", 0, detections=300, truth=truth, measured=rng.random((38, 45)) < 0.7)
     kept = first.detections.gene_D > 0  # the first gene is not measured
     places = (values[kept] for values in (first.detections.x_um_D, first.detections.y_um_D, first.detections.gene_D))

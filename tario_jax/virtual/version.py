@@ -1,0 +1,21 @@
+"""The simulator's version, frozen by checksum: figures measured on one version say nothing of another."""
+
+import hashlib
+from pathlib import Path
+
+VERSION = 1
+FROZEN = "0d8a26de8657190f0336d33fe9c7adea9ddfe1a79ca37da8bb1e6e74f4ea743d"
+"""`checksum()` of this version. A test holds the two together: who changes what a patient's bits depend on raises
+VERSION, writes the new checksum here, and measures every figure of virtual tissue again (`make claims LONG=1`)."""
+
+_NO_BITS = ("__init__.py", "cohort.py", "gallery.py", "version.py")  # a patient's bits do not depend on these
+
+
+def checksum() -> str:
+    """SHA-256 of the simulator's code and tables."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.suffix in (".py", ".tsv", ".txt") and path.name not in _NO_BITS:
+            content = path.read_bytes()
+            digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
