@@ -22,8 +22,8 @@ from tario_jax.virtual.patients import TRAITS
 GENES = 18_963  # as in the article
 # class -> weight of a gene of middle level, and share of the genes that are not curated
 CLASSES = {
-    "type_marker": (3.0, 0.14), "visible_state": (0.7, 0.08), "hidden_state": (0.7, 0.08), "diffusing": (0.8, 0.06),
-    "patient_level": (0.8, 0.08), "sex": (1.0, 0.0), "mutation": (0.8, 0.0), "housekeeping": (0.7, 0.10),
+    "type_marker": (3.4, 0.14), "visible_state": (0.7, 0.08), "hidden_state": (0.7, 0.08), "diffusing": (0.8, 0.06),
+    "patient_level": (0.6, 0.08), "sex": (1.0, 0.0), "mutation": (0.8, 0.0), "housekeeping": (0.5, 0.10),
     "low": (0.05, 0.24), "silent": (0.0, 0.21), "null": (0.45, 0.01),
 }  # fmt: skip
 # families of genes whose role is plain from their names, whatever the draw would say
