@@ -279,7 +279,7 @@ def test_a_killed_simulation_is_refused_and_continues_to_the_same_seal(
     assert not (tmp_path / "w").exists() and not (tmp_path / "r").exists()
 
     done = cli_tario(*words)
-    assert done.returncode == 0 and f"{done_before} of 6 patients are there already" in done.stdout
+    assert done.returncode == 0 and f"{done_before} of 6 sections are there already" in done.stdout
     whole, again = (json.loads((folder / "corpus.json").read_text()) for folder in (cli_corpus, root))
     assert again == whole
     assert (root / "split.tsv").read_text() == (cli_corpus / "split.tsv").read_text()
