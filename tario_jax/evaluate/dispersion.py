@@ -8,7 +8,6 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
-from tario_jax.corpus.section import Detections
 from tario_jax.evaluate.moran import morans_i
 
 LEAST_MEAN, MOST_MEAN = 0.2, 50.0  # counts a bin: rarer genes show little but noise in a hundred bins
@@ -60,19 +59,3 @@ def matched(virtual: GeneFigures, real: GeneFigures) -> tuple[np.ndarray, np.nda
     size = max(step_V.max(initial=0), step_R.max(initial=0)) + 1
     number_V, number_R = np.bincount(step_V, minlength=size), np.bincount(step_R, minlength=size)
     return (number_R / np.maximum(number_V, 1))[step_V], number_V[step_R] > 0
-
-
-def grid_counts(found: Detections, genes: int, columns: int, rows: int, pitch_um: float, side_um: float) -> np.ndarray:
-    """Counts in squares of side_um in the middle of a grid's squares of pitch_um, float32 [rows·columns, G]."""
-    column_D, row_D = (np.floor_divide(place, pitch_um).astype(np.int64) for place in (found.x_um_D, found.y_um_D))
-    inside_D = (column_D >= 0) & (column_D < columns) & (row_D >= 0) & (row_D < rows)
-    for place in (found.x_um_D, found.y_um_D):
-        inside_D &= np.abs(np.mod(place, pitch_um) - pitch_um / 2) <= side_um / 2
-    key_D = (row_D[inside_D] * columns + column_D[inside_D]) * genes + found.gene_D[inside_D]
-    return np.bincount(key_D, minlength=rows * columns * genes).reshape(rows * columns, genes).astype(np.float32)
-
-
-def grid_places(columns: int, rows: int, pitch_um: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the grid of `grid_counts`: x and y in µm, float64 [rows·columns] each."""
-    row_N, column_N = np.divmod(np.arange(rows * columns), columns)
-    return (column_N + 0.5) * pitch_um, (row_N + 0.5) * pitch_um

@@ -10,6 +10,7 @@ import numpy as np
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.resample import box_means
+from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.figures import Look, draw_figures
 from tario_jax.evaluate.report import banners, write_report
@@ -133,11 +134,10 @@ def section_table(
         truth = {}
     else:
         columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
-        y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-        x_um_N, y_um_N = (x.ravel() + 0.5) * bin_um, (y.ravel() + 0.5) * bin_um
+        x_um_N, y_um_N = grid_places(columns, rows, bin_um)
         measured_N = box_means(*section.measured, x_um_N, y_um_N, bin_um)
         kept = np.flatnonzero(measured_N >= min_measured - 1e-6)
-        counts_NxG = _binned(section, bin_um, columns, rows)
+        counts_NxG = grid_counts(section.all_detections(), len(section.measured_gene_G), columns, rows, bin_um)
         size_um, pitch_um, layout = bin_um, bin_um, "square"
         truth = _truth(section, bin_um)
     x_um_N, y_um_N, share_Nx1 = x_um_N[kept], y_um_N[kept], np.minimum(measured_N[kept, None], 1.0)
@@ -151,15 +151,6 @@ def section_table(
         rates_NxG=None if maps is None else share_Nx1 * _rates_at(maps, x_um_N, y_um_N)[:, genes.in_model],
         **{name: share_Nx1 * values[kept][:, genes.in_corpus] for name, values in truth.items()},
     )  # fmt: skip
-
-
-def _binned(section: Section, bin_um: float, columns: int, rows: int) -> np.ndarray:
-    found = section.all_detections()
-    column, row = (found.x_um_D // bin_um).astype(np.int64), (found.y_um_D // bin_um).astype(np.int64)
-    inside = (column < columns) & (row < rows)
-    genes = len(section.measured_gene_G)
-    key = (row[inside] * columns + column[inside]) * genes + found.gene_D[inside]
-    return np.bincount(key, minlength=rows * columns * genes).reshape(rows * columns, genes).astype(np.float32)
 
 
 def _truth(section: Section, bin_um: float) -> dict[str, np.ndarray]:

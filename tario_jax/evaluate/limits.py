@@ -12,6 +12,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.virtual.genes import program
@@ -69,10 +70,11 @@ def measure_limits(corpus: Corpus, sections: list[Section], say: Callable[[str],
     r: dict[tuple[float, str], list[np.ndarray]] = {}
     for number, section in enumerate(sections, 1):
         for bin_um in bins_um:
-            counts_NxG, side = _counts(section, bin_um, len(corpus.panel))
+            side = int(section.width_um / bin_um + 1e-6)
+            counts_NxG = grid_counts(section.all_detections(), len(corpus.panel), side, side, bin_um)
             if bin_um == bins_um[0]:
-                y, x = np.divmod(np.arange(side * side), side)
-                moran_SxG.append(morans_i(counts_NxG, neighbour_weights(x * bin_um, y * bin_um, bin_um, "square")))
+                weights_NxN = neighbour_weights(*grid_places(side, side, bin_um), bin_um, "square")
+                moran_SxG.append(morans_i(counts_NxG, weights_NxN))
             true, reachable = (t.reshape(side * side, -1) for t in truth_rates(section.truth, bin_um))
             for form, pair in _correlations(counts_NxG, true, reachable, bin_um).items():
                 r.setdefault((bin_um, form), []).append(pair)
@@ -88,16 +90,6 @@ def measure_limits(corpus: Corpus, sections: list[Section], say: Callable[[str],
             for name, chosen in classes.items()
         }
     return Limits(tuple(section.id for section in sections), by_bin)
-
-
-def _counts(section: Section, bin_um: float, genes: int) -> tuple[np.ndarray, int]:
-    """Counts by bin and gene, float32 [side · side, G], and the bins of a side."""
-    side = int(section.width_um / bin_um + 1e-6)
-    found = section.all_detections()
-    column, row = (found.x_um_D // bin_um).astype(np.int64), (found.y_um_D // bin_um).astype(np.int64)
-    inside = (column < side) & (row < side)
-    key = (row[inside] * side + column[inside]) * genes + found.gene_D[inside]
-    return np.bincount(key, minlength=side * side * genes).reshape(-1, genes).astype(np.float32), side
 
 
 def _correlations(counts_NxG: np.ndarray, true_NxG: np.ndarray, reachable_NxG: np.ndarray,

@@ -17,7 +17,8 @@ from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.resample import box_means
 from tario_jax.corpus.section import SectionData
 from tario_jax.evaluate import dispersion, histology
-from tario_jax.evaluate.dispersion import GeneFigures, gene_figures, grid_counts, grid_places, joined, matched
+from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.dispersion import GeneFigures, gene_figures, joined, matched
 from tario_jax.evaluate.histology import TILE_UM, TISSUE_SHARE, TileFigures, measure_image
 from tario_jax.evaluate.moran import Layout, neighbour_weights
 from tario_jax.sources.cosmx import read_cosmx

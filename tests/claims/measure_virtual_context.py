@@ -14,6 +14,7 @@ from scipy import ndimage
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
+from tario_jax.evaluate.bins import grid_counts
 from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
 from tario_jax.virtual.kinds import TYPES
 from tario_jax.virtual.section import Settings, simulate_section
@@ -31,11 +32,7 @@ def section_of(number: int):
     genes, stored = settings.genes, section.truth
     diffusing = genes.genes_of("diffusing")
     side = int(section.width_um / BIN_UM + 1e-6)
-    found = section.detections
-    column, row = (found.x_um_D // BIN_UM).astype(int), (found.y_um_D // BIN_UM).astype(int)
-    inside = (column < side) & (row < side)
-    key = (row[inside] * side + column[inside]) * len(genes.panel) + found.gene_D[inside]
-    counts_NxG = np.bincount(key, minlength=side * side * len(genes.panel)).reshape(side * side, -1)
+    counts_NxG = grid_counts(section.detections, len(genes.panel), side, side, BIN_UM)
 
     step_um = BIN_UM / 9  # grid on which squares around bin centres are summed
     cells = int(section.width_um / step_um)

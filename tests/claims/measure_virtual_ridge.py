@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
@@ -32,14 +33,9 @@ def simulated(number: int):
     """Features, density, counts of all genes by bin (uint16), and the stored truth."""
     section = simulate_section(number, "core", Settings())
     genes = Settings().genes
-    y, x = np.divmod(np.arange(SIDE * SIDE), SIDE)
-    x_um_N, y_um_N = (x + 0.5) * BIN_UM, (y + 0.5) * BIN_UM
-    features_NxF, density_N = section_features(section.he, section.he_um_per_px, x_um_N, y_um_N, BIN_UM)
-    found = section.detections
-    column, row = (found.x_um_D // BIN_UM).astype(int), (found.y_um_D // BIN_UM).astype(int)
-    inside = (column < SIDE) & (row < SIDE)
-    key = (row[inside] * SIDE + column[inside]) * len(genes.panel) + found.gene_D[inside]
-    counts_NxG = np.bincount(key, minlength=SIDE * SIDE * len(genes.panel)).reshape(SIDE * SIDE, -1)
+    places = grid_places(SIDE, SIDE, BIN_UM)
+    features_NxF, density_N = section_features(section.he, section.he_um_per_px, *places, BIN_UM)
+    counts_NxG = grid_counts(section.detections, len(genes.panel), SIDE, SIDE, BIN_UM)
     return features_NxF, density_N, counts_NxG.astype(np.uint16), section.truth
 
 
@@ -58,9 +54,7 @@ def main() -> None:
     genes = Settings().genes
     with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         began = time.monotonic()
-        weights = neighbour_weights(
-            *((np.divmod(np.arange(SIDE**2), SIDE)[axis] * BIN_UM) for axis in (1, 0)), BIN_UM, "square"
-        )
+        weights = neighbour_weights(*grid_places(SIDE, SIDE, BIN_UM), BIN_UM, "square")
         first = list(pool.map(simulated, range(SMALL)))
         moran_G = mean_defined(np.stack([morans_i(counts, weights) for _, _, counts, _ in first]))
         top = np.sort(np.argsort(-np.nan_to_num(moran_G, nan=-1))[:TOP_GENES])

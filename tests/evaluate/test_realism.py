@@ -11,7 +11,8 @@ from tiny_tissue import tiny_section, write_corpus
 from tario_jax.cli import main as cli
 from tario_jax.config import InputError
 from tario_jax.corpus.section import Detections
-from tario_jax.evaluate.dispersion import GeneFigures, gene_figures, grid_counts, grid_places, matched
+from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.dispersion import GeneFigures, gene_figures, matched
 from tario_jax.evaluate.histology import (
     FIGURES,
     TILE_UM,
