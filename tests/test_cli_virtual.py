@@ -1,6 +1,7 @@
 """Virtual cohorts through the command line: in parts, with their limits, and what is refused."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +23,14 @@ def test_parts_of_a_cohort_make_the_same_corpus(cli_corpus, cli_tario, tmp_path)
     done = cli_tario(*SMALL, "--workers=1", f"--out={root}", "--part=1/3")
     assert done.returncode == 0 and "seal" in done.stdout
     assert seal(root) == seal(cli_corpus)
+
+
+def test_a_smaller_cohort_does_not_orphan_the_patients_of_a_larger_one(cli_corpus, cli_tario, tmp_path):
+    root = shutil.copytree(cli_corpus, tmp_path / "c")
+    before = (root / "corpus.json").read_text(), (root / "split.tsv").read_text()
+    done = cli_tario(*SMALL, f"--out={root}", "--patients=2")
+    assert done.returncode == 2 and "holds 2 sections that this cohort has not" in done.stderr
+    assert ((root / "corpus.json").read_text(), (root / "split.tsv").read_text()) == before
 
 
 def test_limits_are_printed_by_gene_class(cli_corpus, cli_tario, tmp_path):
@@ -48,6 +57,9 @@ def test_patients_bring_what_a_clinic_would_know(cli_corpus):
     (("--cohorts=LAUD",), "cancer type 'LAUD'; expected some of LUAD"),
     (("--regions=large",), "expected core, border, or both"),
     (("--panel=small",), "invalid choice: 'small'"),
+    (("--limits=0",), "expected a whole number of at least 1"),
+    (("--seed=99999999999999999999999", "--patients=1"), "expected 0 to 2^63 - 1"),
+    (("--section-um=inf", "--patients=1"), "section_um is inf"),
 ])  # fmt: skip
 def test_a_cohort_that_cannot_be_is_refused(cli_tario, tmp_path, words, answer):
     done = cli_tario("simulate", f"--out={tmp_path / 'c'}", *words)

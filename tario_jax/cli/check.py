@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from tario_jax.cli.options import config_flags, corpus_of, finish, limits_of, say
+from tario_jax.cli.options import at_least_one, config_flags, corpus_of, finish, limits_of, say
 from tario_jax.config import InputError
 
 SUMMARY = "is a corpus what its seals say: checksums, contents, units, registration"
@@ -23,9 +23,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     config_flags(parser, required=False)
     parser.add_argument("--realism", action="store_true",
                         help="not the seals: stain, nuclei and counts of virtual tissue beside real")  # fmt: skip
-    parser.add_argument("--limits", type=int, metavar="SECTIONS",
-                        help="not the seals: r(T, X) and r(V, X) by gene class over so many held-out sections "
-                             "of virtual tissue")  # fmt: skip
+    parser.add_argument("--limits", type=at_least_one, metavar="PATIENTS",
+                        help="not the seals: r(T, X) and r(V, X) by gene class on so many held-out patients of "
+                             "virtual tissue")  # fmt: skip
     parser.add_argument("--real-data", type=Path, metavar="FOLDER",
                         help="of real tissue, for --realism; $TARIO_REAL_DATA by default")  # fmt: skip
 
@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.real_data is not None and not options.realism:
         raise InputError(f"--real-data={options.real_data}: real tissue is read by --realism only; give both")
+    if options.limits and options.realism:
+        raise InputError("--limits and --realism: are two questions; ask one at a time")
     if options.limits:
         limits = limits_of(Corpus.open(corpus_of(options)), options.limits)
         return finish(options, limits.table(), limits.to_dict())

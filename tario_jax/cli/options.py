@@ -73,13 +73,22 @@ def describe_corpus(corpus) -> tuple[str, dict[str, Any]]:
                      for name, value in result.items()), result  # fmt: skip
 
 
+def at_least_one(text: str) -> int:
+    """For flags that count something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
 def limits_of(corpus, sections: int):
-    """The limits of a virtual corpus over so many of its held-out sections."""
+    """The limits of a virtual corpus over sections of so many held-out patients, its smallest of each."""
     from tario_jax.config import SplitConfig
     from tario_jax.corpus.split import split_corpus
     from tario_jax.evaluate.limits import measure_limits
 
-    return measure_limits(corpus, list(split_corpus(corpus, SplitConfig()).held_out[:sections]), say)
+    held_out = sorted(split_corpus(corpus, SplitConfig()).held_out, key=lambda section: section.width_um, reverse=True)
+    smallest = {section.patient: section for section in held_out}
+    return measure_limits(corpus, [smallest[name] for name in sorted(smallest)[:sections]], say)
 
 
 def say(text: str) -> None:

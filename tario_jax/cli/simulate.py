@@ -4,7 +4,16 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from tario_jax.cli.options import config_flags, config_of, describe_corpus, finish, limits_of, new_corpus, say
+from tario_jax.cli.options import (
+    at_least_one,
+    config_flags,
+    config_of,
+    describe_corpus,
+    finish,
+    limits_of,
+    new_corpus,
+    say,
+)
 from tario_jax.config import InputError, SourceConfig
 
 SUMMARY = "virtual patients into a corpus"
@@ -36,8 +45,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help=f"of the cohort ({defaults.seed})")
     parser.add_argument("--part", type=_part, default=(1, 1), metavar="K/N",
                         help="only every N-th patient from the K-th on: one of N jobs that share --out")  # fmt: skip
-    parser.add_argument("--limits", type=int, metavar="SECTIONS",
-                        help="print r(T, X) and r(V, X) by gene class over so many held-out sections")  # fmt: skip
+    parser.add_argument("--limits", type=at_least_one, metavar="PATIENTS",
+                        help="print r(T, X) and r(V, X) by gene class on so many held-out patients")  # fmt: skip
     parser.add_argument("--workers", type=int, help=f"processes ({defaults.workers})")
 
 
@@ -68,8 +77,8 @@ def run(options: argparse.Namespace) -> int:
     }  # fmt: skip
     source = dataclasses.replace(source, **{name: value for name, value in given.items() if value is not None})
     corpus = simulate_cohort(source, new_corpus(options), say, options.part)
-    if corpus is None:
-        return 0  # sealed by the part that ends last
+    if corpus is None:  # sealed, and described, by the part that ends last
+        return finish(options, "", {"corpus": None, "part": options.part})
     text, described = describe_corpus(corpus)
     if options.limits:
         limits = limits_of(corpus, options.limits)

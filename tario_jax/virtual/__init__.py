@@ -19,10 +19,11 @@ drawn, and redrawn 24 times for V: the type behind a look (CD4 T, CD8 T, regulat
 myofibroblast; endothelial or mural cell; macrophage or dendritic cell; mast cell or neutrophil), the unseen states with
 all that spreads from cells whose type is not seen, and the patient's levels of them. Averaged exactly: sex, and the
 genotype given the cancer type and the traits. The patient's own gene effects, the assay's efficiencies and the fields
-of the null genes are factors of mean 1. Stain and site say something of the genotype too; V leaves that out. Null genes
-are a fixed share of the RNA of every cell times a field of their own: their V is a constant composition. V is thus the
-best that a reader of the tissue could do who sees every drawn feature without error, and without the registration
-error that the images bear: an upper bound.
+of the null genes are left out, as factors of mean 1 (but for the dim edges of fields of view, which take 2 % of all
+detections). Null genes are a fixed share of the RNA of every cell times a field of their own: their V is a constant
+composition. V is thus what a reader of the tissue could say who sees every drawn feature without error, and without the
+registration error that the images bear. It is an upper bound but for one thing: site and stain follow the genotype a
+little, and a model that reads them may know more of a mutation than V does.
 """
 
 from tario_jax.virtual.genes import curated_panel, virtual_panel

@@ -1,6 +1,7 @@
 """A cohort of virtual patients as a corpus: many processes, section by section, resumable."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -16,7 +17,7 @@ from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed,
 from tario_jax.virtual.patients import cohort_split, patient_number
 from tario_jax.virtual.regions import REGION_NAMES, names_of_regions
 from tario_jax.virtual.section import Settings, simulate_section
-from tario_jax.virtual.version import VERSION
+from tario_jax.virtual.version import VERSION, checksum
 
 
 def settings_of(config: SourceConfig) -> Settings:
@@ -50,7 +51,7 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
     panel = settings.genes.panel
     split = cohort_split(config.train_patients, config.validation_patients, config.held_out_patients, config.cohorts)
     sections = sections_of(config)
-    source = {"simulator": VERSION, "settings": dataclasses.asdict(settings)}
+    source = {"simulator": f"{VERSION} {checksum()[:16]}", "settings": dataclasses.asdict(settings)}
     begin_corpus(root, panel, "virtual", source)
     mine = set(list(split)[part[0] - 1 :: part[1]])
     wanted = [name for name, (patient, _) in sections.items() if patient in mine]
@@ -61,16 +62,23 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
         corpus = Corpus.open(root)
         if {section.id for section in corpus.sections} == set(sections):
             return corpus  # as it is, with a split.tsv that its user may have edited
-        (root / "corpus.json").unlink()  # a cohort of another size: it is not sealed meanwhile
+        more = sorted({section.id for section in corpus.sections} - set(sections))
+        if more:
+            raise InputError(f"corpus {root}: holds {len(more)} sections that this cohort has not ({more[0]!r}, …); use "
+                             "another folder, or ask for at least as many patients and regions")  # fmt: skip
+        (root / "corpus.json").unlink(missing_ok=True)  # a smaller cohort grows: it is not sealed meanwhile
     began = time.monotonic()
     one = functools.partial(_simulate, root=root, settings=settings)
     jobs = [sections[name] for name in todo]
     if config.workers == 1 or len(jobs) < 2:
         _report(map(one, jobs), len(jobs), began, say)
     else:
-        # spawned, since a fork of a process with running threads may hang; one numerical thread a worker
+        # spawned, since a fork of a process with running threads may hang
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(config.workers, context, initializer=_start_worker) as pool:
+        with (
+            _one_numerical_thread(),
+            concurrent.futures.ProcessPoolExecutor(config.workers, context, initializer=_start_worker) as pool,
+        ):
             _report(pool.map(one, jobs), len(jobs), began, say)
     missing = sum(not section_is_sealed(root, name) for name in sections)
     if missing:
@@ -86,9 +94,23 @@ def _simulate(job: tuple[str, str], *, root: Path, settings: Settings) -> str:
     return section.section_id
 
 
+@contextlib.contextmanager
+def _one_numerical_thread():
+    """For the processes that are started meanwhile: numpy reads these when it is imported, before any initializer."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _start_worker() -> None:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

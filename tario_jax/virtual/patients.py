@@ -1,8 +1,9 @@
 """Virtual patients: their numbers, their split, and what differs between them.
 
 Everything about a patient is a function of its number and the cohort's seed. Causes run one way: smoking and sex →
-genotype → traits of the tissue → everything that is drawn or expressed; genotype → site of treatment → scanner and
-stain. A genotype therefore shows only through traits that others have for other reasons.
+genotype → traits of the tissue → all that is drawn; genotype → unseen levels and the mutation's own genes → expression;
+genotype → site of treatment → scanner and stain. In the tissue of an H&E a genotype therefore shows only through traits
+that others have for other reasons.
 """
 
 import dataclasses

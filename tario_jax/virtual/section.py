@@ -16,7 +16,7 @@ from tario_jax.virtual.genes import Program, program
 from tario_jax.virtual.hidden import Hidden, draw_fields, draw_hidden
 from tario_jax.virtual.patients import Patient, draw_patient
 from tario_jax.virtual.rates import DEPTHS, Expression, Loadings, express, null_fields, patient_weights
-from tario_jax.virtual.regions import REGION_NAMES, Region, region_of, section_id
+from tario_jax.virtual.regions import LARGE_UM, REGION_NAMES, Region, region_of, section_id
 from tario_jax.virtual.stain import UM_PER_PX, draw_he
 from tario_jax.virtual.truth import make_bins, reachable_rates, true_rates
 
@@ -33,12 +33,12 @@ class Settings:
     panel: Literal["curated", "whole"] = "whole"
 
     def __post_init__(self):
-        if not self.section_um >= LEAST_SECTION_UM:
+        if not LEAST_SECTION_UM <= self.section_um <= LARGE_UM:
             raise InputError(
-                f"virtual section: section_um is {self.section_um}; expected at least {LEAST_SECTION_UM:.0f}"
+                f"virtual section: section_um is {self.section_um}; expected {LEAST_SECTION_UM:.0f} to {LARGE_UM:.0f}"
             )
-        if self.seed < 0:
-            raise InputError(f"virtual section: seed is {self.seed}; expected 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"virtual section: seed is {self.seed}; expected 0 to 2^63 - 1")
         if self.depth not in DEPTHS:
             raise InputError(f"virtual section: depth is {self.depth!r}; expected one of {', '.join(DEPTHS)}")
 
