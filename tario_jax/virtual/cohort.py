@@ -64,7 +64,7 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
             return corpus  # as it is, with a split.tsv that its user may have edited
         more = sorted({section.id for section in corpus.sections} - set(sections))
         if more:
-            raise InputError(f"corpus {root}: holds {len(more)} sections that this cohort has not ({more[0]!r}, …); use "
+            raise InputError(f"corpus {root}: holds {len(more)} sections that this cohort has not ({more[0]!r} …); use "
                              "another folder, or ask for at least as many patients and regions")  # fmt: skip
         (root / "corpus.json").unlink(missing_ok=True)  # a smaller cohort grows: it is not sealed meanwhile
     began = time.monotonic()
