@@ -1,4 +1,7 @@
-"""Patient 17 alone, among 93 and among 2,758, with one worker and with two: `measure_virtual_bits.py OUT.json`."""
+"""Patient 17 alone, among 94 and among 2,758, with one worker and with two: `measure_virtual_bits.py OUT.json`.
+
+Sections of 256 µm, the curated panel. All files of the patient's sections are compared, the stored truth included.
+"""
 
 import json
 import subprocess
@@ -10,43 +13,43 @@ from tario_jax.config import SourceConfig
 from tario_jax.virtual.cohort import simulate_cohort
 
 PATIENT, NUMBER = "vt00017", 17
-LARGE = dict(train_patients=2545, validation_patients=0, held_out_patients=213)
-SMALL = dict(train_patients=93, validation_patients=0, held_out_patients=1, regions=("core",), section_um=512.0)
+SIZES = {"section_um": 256.0, "panel": "curated", "validation_patients": 0}
+SMALL = SIZES | {"train_patients": 93, "held_out_patients": 1}
+LARGE = SIZES | {"train_patients": 2545, "held_out_patients": 213}
+EVERY = 60  # of the large cohort, with neighbours on both workers
 
 
-def contents(root: Path) -> dict[str, str]:
-    """Checksums of all that the patient's sections hold, by section."""
-    return {
-        path.parent.name: json.loads(path.read_text())["content"]
-        for path in sorted(root.glob(f"sections/{PATIENT}_*/seal.json"))
-    }
+def files(root: Path) -> str:
+    """Checksums of every file of the patient's sections, as one text."""
+    seals = {path.parent.name: json.loads(path.read_text())["files"]
+             for path in sorted(root.glob(f"sections/{PATIENT}_*/seal.json"))}  # fmt: skip
+    assert len(seals) == 2 and all(any(name.startswith("truth/") for name in found) for found in seals.values())
+    return json.dumps(seals, sort_keys=True)
 
 
 def main() -> None:
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        places = {name: Path(folder) / name for name in ("alone", "among_2758", "one_worker", "two_workers", "again")}
-        parts = {"alone": (SMALL, (NUMBER + 1, 94)), "among_2758": (LARGE, (NUMBER + 1, 2758))}
-        for name, (config, part) in parts.items():
-            simulate_cohort(SourceConfig(**config, workers=1), places[name], print, part)
-        for name, workers in (("one_worker", 1), ("two_workers", 2)):
-            simulate_cohort(SourceConfig(**SMALL, workers=workers), places[name], print)
+        runs = {
+            "alone": (SMALL, 1, (NUMBER + 1, 94)), "one_worker": (SMALL, 1, (1, 1)), "two_workers": (SMALL, 2, (1, 1)),
+            "among_2758": (LARGE, 2, (NUMBER % EVERY + 1, EVERY)),
+        }  # fmt: skip
+        places = {name: Path(folder) / name for name in (*runs, "again")}
+        for name, (config, workers, part) in runs.items():
+            simulate_cohort(SourceConfig(**config, workers=workers), places[name], print, part)
         # killed half-way, and run again
         words = [str(Path(sys.executable).parent / "tario"), "simulate", f"--out={places['again']}", "--patients=93",
-                 "--validation=0", "--held-out=1", "--regions=core"]  # fmt: skip
+                 "--validation=0", "--held-out=1", "--section-um=256", "--panel=curated"]  # fmt: skip
         with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
-            while len(list(places["again"].glob("sections/*/seal.json"))) < 40:
+            while len(list(places["again"].glob("sections/*/seal.json"))) < 90:
                 assert process.poll() is None, "the simulation ended before it could be killed"
             process.kill()
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        found = {name: contents(place) for name, place in places.items()}
+        found = {name: files(place) for name, place in places.items()}
         seals = {name: json.loads((places[name] / "corpus.json").read_text())["seal"]
                  for name in ("one_worker", "two_workers", "again")}  # fmt: skip
-    core = {name: sections[f"{PATIENT}_core"] for name, sections in found.items()}
     result = {
-        "different_sections": len(set(core.values())) - 1,
+        "different_sections": len(set(found.values())) - 1,
         "different_corpora": len(set(seals.values())) - 1,
-        "checksums": core,
         "seals": seals,
     }
     print(json.dumps(result, indent=1))
