@@ -106,11 +106,3 @@ COHORT_SHARE = {"LUAD": 0.20, "BRCA": 0.18, "CRC": 0.15, "LUSC": 0.12, "SKCM": 0
                 "PRAD": 0.07}  # fmt: skip
 COHORTS = tuple(COHORT_SHARE)
 NSCLC = ("LUAD", "LUSC")
-
-
-def diagnosis(name: str) -> Diagnosis:
-    """The diagnosis of that name; raises KeyError for another."""
-    return _BY_NAME[name]
-
-
-_BY_NAME = {diagnosis.name: diagnosis for diagnosis in DIAGNOSES}

@@ -19,7 +19,6 @@ from tario_jax.virtual.genotype import MUTATIONS
 from tario_jax.virtual.kinds import STATES, TYPES, UNSEEN_STATES, VISIBLE_STATES
 from tario_jax.virtual.patients import TRAITS
 
-GENES = 18_963  # as in the article
 # class -> weight of a gene of middle level, and share of the genes that are not curated
 CLASSES = {
     "type_marker": (3.4, 0.14), "visible_state": (0.7, 0.08), "hidden_state": (0.7, 0.08), "diffusing": (0.8, 0.06),

@@ -34,7 +34,8 @@ def smoker_share(cohort: str) -> float:
     return SMOKER.get(cohort, SMOKER_ELSEWHERE)
 
 
-def _logistic(odds: float) -> float:
+def logistic(odds: float) -> float:
+    """The probability that goes with these log odds."""
     return float(1 / (1 + np.exp(-odds)))
 
 
@@ -42,11 +43,11 @@ def _chance(name: str, cohort: str, female: bool, smoker: bool, earlier: dict[st
     """Probability of a mutation, given those that come before it in MUTATIONS."""
     adeno = cohort == "LUAD"
     if name == "EGFR":
-        return _logistic(-2.1 + 1.3 * (not smoker) + 0.4 * female) if adeno else 0.04
+        return logistic(-2.1 + 1.3 * (not smoker) + 0.4 * female) if adeno else 0.04
     if name == "KRAS":
         if earlier["EGFR"]:
             return 0.02
-        return _logistic(-1.2 + 0.9 * smoker) if adeno else 0.05
+        return logistic(-1.2 + 0.9 * smoker) if adeno else 0.05
     if name == "STK11":
         return (0.32 if earlier["KRAS"] else 0.09) if adeno else 0.04
     return {"PTEN": 0.06 if adeno else 0.17, "RBM10": 0.2}[name]

@@ -16,7 +16,7 @@ from skimage.color import rgb_from_hed
 from tario_jax.config import InputError
 from tario_jax.virtual.diagnoses import COHORT_SHARE, COHORTS, DIAGNOSES, Diagnosis
 from tario_jax.virtual.fields import Stream, generator
-from tario_jax.virtual.genotype import MUTATIONS, draw_genotype, female_share, shifts, smoker_share
+from tario_jax.virtual.genotype import MUTATIONS, draw_genotype, female_share, logistic, shifts, smoker_share
 from tario_jax.virtual.kinds import UNSEEN_STATES
 
 Side = Literal["train", "validation", "held_out"]
@@ -162,10 +162,6 @@ class Patient:
         return known | mutations
 
 
-def _logistic(odds: float) -> float:
-    return float(1 / (1 + np.exp(-odds)))
-
-
 def _diagnosis(cohort: str, side: Side, rng: np.random.Generator) -> Diagnosis:
     known = [d for d in DIAGNOSES if d.cohort == cohort and (side == "held_out" or not d.held_out_only)]
     level = np.cumsum([d.share for d in known])
@@ -227,7 +223,7 @@ def draw_patient(number: int, seed: int) -> Patient:
     site, scanner = _site_and_scanner(mutated, side, rng)
     stain = _stain(site, scanner, rng)
     treated = bool(rng.random() < 0.6)
-    responds = rng.random() < _logistic(
+    responds = rng.random() < logistic(
         -0.9 + 1.1 * trait["immune_border"] + 0.3 * trait["immune"] - 1.2 * mutated.get("STK11", False)
     )
     return Patient(
@@ -237,7 +233,7 @@ def draw_patient(number: int, seed: int) -> Patient:
         cell_spacing=float(np.exp(0.06 * rng.standard_normal())),
         vessel_density=float(kind.vessels * np.exp(0.25 * trait["vascularity"] + 0.15 * rng.standard_normal())),
         aggregates_per_mm2=float(4.0 * kind.lymphoid * np.exp(0.6 * trait["immune"])),
-        lumen=_logistic(-1.2 * trait["grade"] + 0.7 * rng.standard_normal()),
+        lumen=logistic(-1.2 * trait["grade"] + 0.7 * rng.standard_normal()),
         necrosis=float(kind.necrosis * np.exp(0.7 * rng.standard_normal() + 0.4 * trait["grade"])),
         level_U=level_U,
         efficiency=float(np.exp(EFFICIENCY_SD * rng.standard_normal() - 0.5 * EFFICIENCY_SD**2)),

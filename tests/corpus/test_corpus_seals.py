@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.config import InputError, SplitConfig
@@ -16,17 +17,6 @@ from tario_jax.corpus.section import Detections
 from tario_jax.corpus.split import split_corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
 from tario_jax.panel import Panel
-
-
-def refused(action, *words) -> str:
-    """`action()` raises an InputError of one line that holds these words."""
-    with pytest.raises(InputError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
 
 
 def faults(root) -> list[str]:

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 import tario_jax
-from tario_jax.config import InputError, MeshConfig
+from tario_jax.config import MeshConfig
 from tario_jax.predict.maps import VIRTUAL_BANNER, GeneMaps
 from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.tissue import read_image
@@ -114,15 +115,6 @@ def test_an_image_is_predicted_as_the_section_that_holds_it(predictor, tiny_corp
     alpha = np.concatenate([section.he(), np.full((*section.he().shape[:2], 1), 7, np.uint8)], -1)
     np.testing.assert_array_equal(predictor.predict(alpha, 0.5, tissue="virtual").rates_NxG, of_image.rates_NxG)
     assert np.ptp(of_image.rates_NxG.sum(1)) > 0.1 and np.isfinite(of_image.rates_NxG).all()
-
-
-def refused(action, *words) -> None:
-    with pytest.raises(InputError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def test_a_virtual_model_sees_real_tissue_only_when_told_to_and_says_so(predictor, tiny_run, tiny_corpus, tmp_path):
