@@ -17,6 +17,11 @@ from tario_jax.config import InputError
 GENE_AXIS_MULTIPLE = 1024
 
 
+def padded_genes(genes: int) -> int:
+    """Length of the gene axis on a device: the next multiple of GENE_AXIS_MULTIPLE, whatever the mesh."""
+    return -(-genes // GENE_AXIS_MULTIPLE) * GENE_AXIS_MULTIPLE
+
+
 @dataclasses.dataclass(frozen=True)
 class Panel:
     """An ordered list of unique gene symbols.
@@ -47,11 +52,6 @@ class Panel:
     def index(self) -> dict[str, int]:
         """Position of each symbol."""
         return {symbol: position for position, symbol in enumerate(self.symbols)}
-
-    @property
-    def padded_size(self) -> int:
-        """Length of the gene axis on a device: the next multiple of 1,024, whatever the mesh."""
-        return -(-len(self) // GENE_AXIS_MULTIPLE) * GENE_AXIS_MULTIPLE
 
     def positions(self, symbols: Iterable[str]) -> np.ndarray:
         """Positions of `symbols` as int32; −1 for a symbol that is not in the panel."""

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tario_jax.config import Config, ModelConfig
 from tario_jax.model.declare import Calibration
 from tario_jax.model.model import Tario
-from tario_jax.panel import GENE_AXIS_MULTIPLE
+from tario_jax.panel import padded_genes
 from tario_jax.parallel.rules import count, state_shardings
 
 Tree = dict[str, Any]
@@ -62,7 +62,7 @@ class Built:
 
 def build(config: ModelConfig, genes: int, patch_px: int, *, content: bool) -> Built:
     """The model for a panel of `genes`, without allocating it."""
-    padded = -(-genes // GENE_AXIS_MULTIPLE) * GENE_AXIS_MULTIPLE
+    padded = padded_genes(genes)
 
     def make(rngs: nnx.Rngs) -> Tario:
         return Tario(config, padded, patch_px, content=content, rngs=rngs)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tario_jax.config import DataConfig, InputError
-from tario_jax.panel import GENE_AXIS_MULTIPLE
+from tario_jax.panel import padded_genes
 from tario_jax.tokens.order import write_steps, writing_ranks
 from tario_jax.tokens.window import Window
 
@@ -67,7 +67,7 @@ def make_layout(
         patches_per_bin=patches_across**2,
         count_capacity=count_capacity,
         windows_per_row=data.windows_per_row,
-        genes_padded=-(-genes // GENE_AXIS_MULTIPLE) * GENE_AXIS_MULTIPLE,
+        genes_padded=padded_genes(genes),
         patch_px=data.patch_px,
     )
 
