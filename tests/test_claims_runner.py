@@ -18,7 +18,8 @@ import json, pathlib, sys
 with open("runs.txt", "a") as file:
     file.write("run\\n")
 print("measuring")
-pathlib.Path(sys.argv[1]).write_text(json.dumps({"headline": {"ours": 0.75, "theirs": 0.5}, "exact": True}))
+pathlib.Path(sys.argv[1]).write_text(json.dumps({"headline": {"ours": 0.75, "theirs": 0.5}, "exact": True,
+                                             "table": "ours theirs"}))
 """
 SHARED = 'command = "{python} measure.py {json}"\nminutes = 0.1\n'
 
@@ -63,6 +64,22 @@ def test_met_and_missed_share_one_run(house, capsys):
     page = (house / "docs" / "claims.md").read_text()
     assert "| model/ahead holds | 0.25 | >= 0.2 | met |" in page and "measure.py {json}" in page
     assert claim_pages.stale_pages(house, claim_format.load_claims(house / "tests" / "claims")) == []
+
+
+def test_a_table_is_kept_with_its_origin_and_an_absent_one_is_missed(house, capsys):
+    put(house, "model/told", SHARED + 'table = "both"\nfigure = "headline.ours"\nbar = "> 0"')
+    put(
+        house,
+        "model/silent",
+        'command = "echo {} > {json}"\nminutes = 0.1\ntable = "none"\nfigure = "1"\nbar = "> 0"',
+    )
+    assert main([], house) == 1
+    kept = (house / "docs" / "tables" / "both.txt").read_text()
+    assert kept.startswith("ours theirs\n") and stored(house)["model/told"]["commit"] in kept and "measure.py" in kept
+    assert 'holds no text "table"' in stored(house)["model/silent"]["reason"]
+    assert not (house / "docs" / "tables" / "none.txt").exists()
+    put(house, "model/out", SHARED + 'table = "../x"\nfigure = "1"\nbar = "> 0"')
+    assert main([], house) == 2 and "expected a bare name" in capsys.readouterr().err
 
 
 def test_what_is_not_run_is_open_with_its_last_figure(house, capsys):

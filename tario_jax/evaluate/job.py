@@ -13,13 +13,17 @@ from tario_jax.corpus.resample import box_means
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.figures import Look, draw_figures
+from tario_jax.evaluate.metrics import composition
+from tario_jax.evaluate.null_class import null_report
 from tario_jax.evaluate.report import banners, write_report
-from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate
+from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate, plain
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
+from tario_jax.virtual.genes import null_symbols
 from tario_jax.virtual.section import truth_rates
 
 _DENSITY_SECTIONS = 12  # training sections that are predicted too: the density lines are fitted on them
+_LEAST_NULL_GENES = 10
 
 
 def evaluate_checkpoint(
@@ -93,6 +97,8 @@ def evaluate_checkpoint(
         "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train), "own_corpus": own,
         "sections_of_training_patients": 0 if own else len(corpus.sections) - len(held_out),
     }  # fmt: skip
+    if corpus.kind == "virtual":
+        report["null_class"] = _null_class(held_out_tables, common.symbols)
     report["banners"] = banners(report)
     by_id = {section.id: section for section in usable}
     figures = draw_figures(
@@ -159,6 +165,16 @@ def _truth(section: Section, bin_um: float) -> dict[str, np.ndarray]:
         return {}
     true, reachable = truth_rates(section.truth, bin_um)
     return {"true_rate_NxG": true.reshape(-1, true.shape[-1]), "reachable_NxG": reachable.reshape(-1, true.shape[-1])}
+
+
+def _null_class(tables: list[SectionBins], symbols: tuple[str, ...]) -> dict | None:
+    """Whether the model tells of genes that nothing can tell of; None where there are too few of them in common."""
+    null = np.flatnonzero(np.isin(symbols, null_symbols()))
+    if len(null) < _LEAST_NULL_GENES:
+        return None
+    totals = [table.counts_NxG.sum(1, dtype=np.float64) for table in tables]
+    told = [composition(table.rates_NxG[:, null], table.rates_NxG.sum(1, dtype=np.float64)) for table in tables]
+    return plain(null_report([table.counts_NxG[:, null] for table in tables], totals, told))
 
 
 def _rates_at(maps: GeneMaps, x_um_N: np.ndarray, y_um_N: np.ndarray) -> np.ndarray:

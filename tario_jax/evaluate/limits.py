@@ -41,7 +41,7 @@ class Limits:
             }
             for bin_um, forms in self.by_bin.items()
         }  # fmt: skip
-        return {"sections": list(self.sections), "limits": entries}
+        return {"sections": list(self.sections), "limits": entries, "table": self.table()}
 
     def table(self) -> str:
         heads = [f"{form}, {bin_um:g} µm" for bin_um in self.by_bin for form in FORMS]

@@ -68,6 +68,10 @@ def banners(report: dict[str, Any]) -> list[str]:
                      f"{report['corpus_kind']} tissue.")  # fmt: skip
     elif report["corpus_kind"] == "virtual":
         found.append("Virtual tissue throughout: these figures test the software and say nothing about real tumours.")
+    null = report.get("null_class")
+    if null and null["found"]:
+        found.append(f"Null genes are predicted: composition r {null['r']:.3f} stands {null['excess']:.3f} above what "
+                     "a bin's total tells. The model or this evaluation sees what it must not.")  # fmt: skip
     if report["split_by"] == "section":
         found.append("Split by section: a patient may be on both sides of the split. "
                      "Nothing here says that the model generalises to new patients.")  # fmt: skip
@@ -89,6 +93,7 @@ def render(report: dict[str, Any], figures: list[Drawn], title: str) -> str:
         *(_set_section(report, name, heading) for name, heading in SETS.items() if report["sets"][name]["genes"]),
         _cohorts(report),
         _bulk(report),
+        _null_class(report),
         _left_out(report),
     ]
     return (
@@ -218,6 +223,16 @@ def _bulk(report: dict[str, Any]) -> str:
     return ("<h2>Bulk: across patients of a cohort</h2><div class=scroll><table><thead><tr><th>mean r over genes</th>"
             "<td>model</td><td>ridge</td><td>total only</td></tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table></div>{note}")  # fmt: skip
+
+
+def _null_class(report: dict[str, Any]) -> str:
+    null = report.get("null_class")
+    if not null:
+        return ""
+    return (f"<p class=note>Null genes of virtual tissue, of which nothing tells: composition r {null['r']:.3f} over "
+            f"{null['genes']} genes; {null['like_total']:.3f} with counts exchanged among bins of like total "
+            f"(difference {null['excess']:+.3f} ± {null['excess_se']:.3f}), {null['plain']:.3f} among all bins. "
+            f"{null['bins']:,} bins, {null['bins_left_out']:,} of low total left out.</p>")  # fmt: skip
 
 
 def _left_out(report: dict[str, Any]) -> str:

@@ -13,17 +13,17 @@ here has learnt this simulator, not biology.
 
 Truth. T is the expected number of detections of a bin, given the section's cells, types, states, patient and assay. V
 is E[T | all that is drawn in the H&E]. As drawn count: the place, look, size, shape and direction of every cell; the
-visible states; the ground plan (compartments, glands, vessels, aggregates also beyond the section's edge, and distances
-to them); the diagnosis; and the patient's traits (grade, infiltrate, infiltrate at the border, fibrosis, vessels). Not
-drawn, and redrawn 24 times for V: the type behind a look (CD4 T, CD8 T, regulatory T, NK or B cell; fibroblast or
-myofibroblast; endothelial or mural cell; macrophage or dendritic cell; mast cell or neutrophil), the unseen states with
-all that spreads from cells whose type is not seen, and the patient's levels of them. Averaged exactly: sex, and the
-genotype given the cancer type and the traits. The patient's own gene effects, the assay's efficiencies and the fields
-of the null genes are left out, as factors of mean 1 (but for the dim edges of fields of view, which take 2 % of all
-detections). Null genes are a fixed share of the RNA of every cell times a field of their own: their V is a constant
-composition. V is thus what a reader of the tissue could say who sees every drawn feature without error, and without the
-registration error that the images bear. It is an upper bound but for one thing: site and stain follow the genotype a
-little, and a model that reads them may know more of a mutation than V does.
+visible states; the ground plan (compartments, glands, vessels, aggregates, and distances to them; also to those that
+lie beyond the section's edge, which no image shows); the diagnosis; the patient's traits (grade, infiltrate, infiltrate
+at the border, fibrosis, vessels), and the site, which its stain tells. Not drawn, and redrawn 24 times for V: the type
+behind a look (CD4 T, CD8 T, regulatory T, NK or B cell; fibroblast or myofibroblast; endothelial or mural cell;
+macrophage or dendritic cell; mast cell or neutrophil), the unseen states with all that spreads from cells whose type is
+not seen, and the patient's levels of them. Averaged exactly: sex, and the genotype given the cancer type, the traits
+and the site. The patient's own gene effects, the assay's efficiencies and the fields of the null genes are left out, as
+factors of mean 1 (but for the dim edges of fields of view, which take 2 % of all detections). Null genes are a fixed
+share of the RNA of every cell times a field of their own: their V is a constant composition. V is thus what a reader of
+the tissue could say who sees every drawn feature without error, and without the registration error that the images
+bear: an upper bound.
 """
 
 from tario_jax.virtual.genes import curated_panel, virtual_panel

@@ -14,6 +14,7 @@ from tario_jax.virtual.shapes import FAR_UM, Discs, Vessels, lattice, scatter
 GRID_UM = 4.0
 COARSE_UM = 16.0
 LOBE_SIGMAS = 4.0  # of lobes, in sigmas of the fields that part tumour from stroma
+ZONE_SIGMA_UM = 300.0
 AROUND_UM = 416.0
 """How far around a section its tumour and its aggregates are known, so that what spreads from them is not cut."""
 VESSELS_PER_MM2 = 80.0
@@ -94,8 +95,8 @@ def _around(patient: Patient, region: Region, rng: np.random.Generator) -> _Arou
     sigma_um = patient.diagnosis.compartment_um
     broad, slow = FieldBasis(sigma_um, wide_um), FieldBasis(120.0, wide_um)
     lobe = FieldBasis(LOBE_SIGMAS * sigma_um, wide_um)  # a tumour has lobes too, wider than a small region
-    level = 0.8 * broad.on_grid(COARSE_UM, broad.noise(rng, 1))[..., 0].astype(np.float64)
-    level += 0.6 * lobe.on_grid(COARSE_UM, lobe.noise(rng, 1))[..., 0]
+    level = 0.7 * broad.on_grid(COARSE_UM, broad.noise(rng, 1))[..., 0].astype(np.float64)
+    level += 0.7 * lobe.on_grid(COARSE_UM, lobe.noise(rng, 1))[..., 0]
     wave = slow.on_grid(COARSE_UM, slow.noise(rng, 1))[..., 0]
     turn = rng.uniform(0, 2 * np.pi)
     centre_um = (np.arange(level.shape[0]) + 0.5) * COARSE_UM - AROUND_UM
@@ -169,6 +170,9 @@ def build_architecture(patient: Patient, region: Region, rng: np.random.Generato
     slow, middle, fine = FieldBasis(100.0, side_um), FieldBasis(45.0, side_um), FieldBasis(16.0, side_um)
     wave, fat_field = np.moveaxis(slow.on_grid(GRID_UM, slow.noise(rng, 2)), -1, 0)
     infiltrate, proliferation, pigment, dead = np.moveaxis(middle.on_grid(GRID_UM, middle.noise(rng, 4)), -1, 0)
+    zone = FieldBasis(ZONE_SIGMA_UM, side_um)  # whole parts of a tumour are inflamed, or grow
+    inflamed, growing = np.moveaxis(zone.on_grid(GRID_UM, zone.noise(rng, 2)), -1, 0)
+    infiltrate, proliferation = 0.7 * (infiltrate + inflamed), 0.7 * (proliferation + growing)
     warp_YxXxF = fine.on_grid(GRID_UM, fine.noise(rng, 5))
     warped = x_um + 4 * warp_YxXxF[..., 0], y_um + 4 * warp_YxXxF[..., 1]  # nothing in tissue is a circle
     bed_um = bed_um + 5 * warp_YxXxF[..., 2]

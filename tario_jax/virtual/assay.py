@@ -55,11 +55,12 @@ def draw_assay(section_um: float, rng: np.random.Generator) -> Assay:
     return Assay(section_um, efficiency_F, lost_F)
 
 
-def background(total_G: np.ndarray, is_null_G: np.ndarray) -> np.ndarray:
-    """Expected background detections of each gene over the section, float64 [G], where its cells expect total_G.
+def background(total_G: np.ndarray, is_null_G: np.ndarray) -> tuple[np.ndarray, float]:
+    """Expected background detections over the section of each gene, float64 [G], where its cells expect total_G, and of
+    a negative probe: half of the background of other genes than null ones is the same for all of them and for probes.
 
     That of the null genes is all in proportion to their totals: their share is the same where there is no cell.
     """
     strays_G = BACKGROUND_SHARE * total_G
-    uniform = strays_G[~is_null_G].mean()
-    return np.where(is_null_G, strays_G, (1 - UNIFORM_BACKGROUND) * strays_G + UNIFORM_BACKGROUND * uniform)
+    uniform = UNIFORM_BACKGROUND * float(strays_G[~is_null_G].mean())
+    return np.where(is_null_G, strays_G, (1 - UNIFORM_BACKGROUND) * strays_G + uniform), uniform

@@ -30,14 +30,14 @@ from tario_jax.virtual.patients import Patient
 from tario_jax.virtual.patterns import POLARITY
 
 NUCLEUS_UM = np.array(
-    [(4.1, 3.3), (3.7, 2.75), (5.8, 1.4), (4.8, 1.25), (2.75, 2.6), (2.8, 2.5), (3.7, 2.7), (2.6, 2.0), (4.2, 1.1)]
+    [(4.5, 3.65), (4.0, 3.0), (6.3, 1.55), (5.2, 1.35), (2.85, 2.7), (3.0, 2.65), (4.0, 2.95), (2.7, 2.1), (4.4, 1.15)]
 )
 """Semi-axes of the nucleus by look."""
 CELL_UM = np.array(
     [(6.6, 5.5), (5.8, 4.6), (9.5, 2.6), (6.7, 1.9), (3.4, 3.2), (4.9, 3.9), (6.2, 5.0), (3.9, 3.5), (11.0, 1.8)]
 )
 """Semi-axes of the cell by look."""
-SPACING_UM = {"tumour": 8.3, "normal": 7.2, "stroma": 14.0, "aggregate": 5.1}
+SPACING_UM = {"tumour": 8.8, "normal": 7.5, "stroma": 14.0, "aggregate": 5.1}
 SPACING_LIMITS_UM = (4.4, 20.0)
 BASAL_UM = 2.4  # from a basement membrane to the middle of a nucleus, at least
 

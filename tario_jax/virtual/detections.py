@@ -8,14 +8,7 @@ thinned: exact, and no rate is ever computed for a gene in a cell that does not 
 import numpy as np
 
 from tario_jax.corpus.section import Detections
-from tario_jax.virtual.assay import (
-    BACKGROUND_SHARE,
-    LOST_POOL_LEFT,
-    NEGATIVE_PROBES,
-    UNIFORM_BACKGROUND,
-    Assay,
-    background,
-)
+from tario_jax.virtual.assay import BACKGROUND_SHARE, LOST_POOL_LEFT, NEGATIVE_PROBES, Assay, background
 from tario_jax.virtual.cells import Cells
 from tario_jax.virtual.genes import Program
 from tario_jax.virtual.kinds import STATES, TYPES
@@ -108,10 +101,9 @@ def draw_detections(cells: Cells, expression: Expression, genes: Program, assay:
     )
 
     total_G = np.bincount(gene_D, minlength=len(genes.panel)) / (1 - BACKGROUND_SHARE)
-    stray_D = np.repeat(
-        np.arange(len(total_G), dtype=np.int32), rng.poisson(background(total_G, genes.class_G == "null"))
-    )
-    probes = rng.poisson(NEGATIVE_PROBES * UNIFORM_BACKGROUND * BACKGROUND_SHARE * total_G.mean())
+    strays_G, of_a_probe = background(total_G, genes.class_G == "null")
+    stray_D = np.repeat(np.arange(len(total_G), dtype=np.int32), rng.poisson(strays_G))
+    probes = rng.poisson(NEGATIVE_PROBES * of_a_probe)
     side_um = np.float32(assay.section_um)
     x_um_D = np.concatenate([x_um_D, rng.random(len(stray_D), np.float32) * side_um])
     y_um_D = np.concatenate([y_um_D, rng.random(len(stray_D), np.float32) * side_um])

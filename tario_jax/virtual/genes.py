@@ -80,6 +80,12 @@ def virtual_panel() -> Panel:
     return Panel((*curated_panel().symbols, *(line for line in lines if not line.startswith("#"))))
 
 
+def null_symbols() -> list[str]:
+    """Symbols of the null genes: no H&E, and no other gene, tells of their composition."""
+    whole = program()
+    return [whole.panel.symbols[gene] for gene in whole.genes_of("null")]
+
+
 def _named(where: str, cohort: str) -> np.ndarray:
     """bool [T]: the types that `where` names in a cancer type."""
     named = {tag.partition(":")[0] for tag in where.split(",") if tag.partition(":")[2] in ("", cohort)}

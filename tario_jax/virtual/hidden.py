@@ -23,9 +23,9 @@ TYPE_ODDS = {
     "neutrophil": (0.0, "granulocyte", 2.2), "mural": (-0.6, "mural", 0.8),
 }  # fmt: skip
 AGGREGATE_B_CELLS = 1.4  # log odds of a B cell inside an aggregate, which is drawn
-SPREAD_STEP_UM = 8.0
-SPREAD_SIGMA_UM = {"interferon": 70.0, "tgf_beta": 45.0}
-INTERFERON_FALL_UM = 150.0  # from an aggregate's border: an eighth is left after 300 µm
+SPREAD_STEP_UM = 16.0
+SPREAD_SIGMA_UM = {"interferon": 140.0, "tgf_beta": 150.0}
+AGGREGATE_REACH_UM = 300.0  # from an aggregate's border, where interferon is highest, evenly down to nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +90,10 @@ def draw_hidden(cells: Cells, section_um: float, field_NxF: np.ndarray, level_U:
     killers = np.isin(type_N, (TYPES.index("cd8_t"), TYPES.index("nk")))
     killer_N = _spread(cells, section_um, killers, SPREAD_SIGMA_UM["interferon"])
     caf_N = _spread(cells, section_um, type_N == TYPES.index("myofibroblast"), SPREAD_SIGMA_UM["tgf_beta"])
-    near_N = np.exp(-np.maximum(cells.aggregate_um_N, 0) / INTERFERON_FALL_UM)
+    near_N = np.clip(1 - cells.aggregate_um_N / AGGREGATE_REACH_UM, 0, 1)
     state = {
-        "interferon": 2.0 * near_N + 1.4 * np.tanh(killer_N / 0.8) - 1.2 + 0.3 * level["interferon"],
-        "tgf_beta": 2.4 * np.tanh(caf_N / 1.5) - 1.0 + 0.2 * level["tgf_beta"],
+        "interferon": 2.4 * near_N + 3.0 * np.tanh(killer_N / 0.7) - 2.7 + 0.3 * level["interferon"],
+        "tgf_beta": 8.0 * np.tanh(caf_N / 1.2) - 2.4 + 0.2 * level["tgf_beta"],
         "subclone": field["subclone"] + 0.3 * level["subclone"],
         "stress": 0.8 * field["stress"] + 0.3 * level["stress"],
         "metabolism": 0.9 * field["metabolism"] + 0.3 * level["metabolism"],

@@ -11,12 +11,23 @@ import functools
 from typing import Literal
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 from skimage.color import rgb_from_hed
 
 from tario_jax.config import InputError
 from tario_jax.virtual.diagnoses import COHORT_SHARE, COHORTS, DIAGNOSES, Diagnosis
 from tario_jax.virtual.fields import Stream, generator
-from tario_jax.virtual.genotype import MUTATIONS, draw_genotype, female_share, logistic, shifts, smoker_share
+from tario_jax.virtual.genotype import (
+    MUTATIONS,
+    SITES,
+    TRAIT_LIMIT,
+    draw_genotype,
+    female_share,
+    logistic,
+    shifts,
+    site_chances,
+    smoker_share,
+)
 from tario_jax.virtual.kinds import UNSEEN_STATES
 
 Side = Literal["train", "validation", "held_out"]
@@ -27,15 +38,11 @@ ID_PREFIX: dict[Side, str] = {"train": "vt", "validation": "vv", "held_out": "vh
 RANGE = 1_000_000
 
 TRAITS = ("grade", "immune", "immune_border", "fibrosis", "vascularity")
-"""N(0, 1) across patients but for the shifts of genotypes; all drawn: nuclear size, infiltrate, infiltrate at the
-tumour's border, collagen, vessels."""
-SITES = ("site_a", "site_b", "site_c", "site_d", "site_e", "site_f")
+"""N(0, 1) within TRAIT_LIMIT across patients but for the shifts of genotypes; all drawn: nuclear size, infiltrate,
+infiltrate at the tumour's border, collagen, vessels."""
 SCANNERS = ("scanner_1", "scanner_2", "scanner_3", "scanner_4", "scanner_5")
 HELD_OUT_SCANNER = SCANNERS[-1]
 EFFICIENCY_SD = 0.2
-
-# log odds of a site, by the mutation that draws patients there
-SITE_OF = {"EGFR": ("site_b", 1.3), "KRAS": ("site_c", 1.0), "STK11": ("site_d", 1.4), "PTEN": ("site_e", 1.3)}
 
 
 def patient_id(number: int) -> str:
@@ -169,10 +176,7 @@ def _diagnosis(cohort: str, side: Side, rng: np.random.Generator) -> Diagnosis:
 
 
 def _site_and_scanner(mutated: dict[str, bool], side: Side, rng: np.random.Generator) -> tuple[str, str]:
-    odds = np.zeros(len(SITES))
-    for name, (site, pull) in SITE_OF.items():
-        odds[SITES.index(site)] += pull * mutated.get(name, False)
-    level = np.cumsum(np.exp(odds))
+    level = np.cumsum(site_chances(mutated))
     site = int((rng.random() * level[-1] >= level).sum())
     # a site has its scanner, and now and then sends slides elsewhere
     choice, elsewhere = rng.random(2)
@@ -183,7 +187,7 @@ def _site_and_scanner(mutated: dict[str, bool], side: Side, rng: np.random.Gener
 
 
 # what a site does to the stain (log factors on haematoxylin and eosin), and a scanner to the light
-_GAIN = np.array([1.6, 0.85])  # so that both stains are as dense as on real slides (`tario check --realism`)
+_GAIN = np.array([1.58, 0.95])  # fitted to real slides: both stains as dense as there (`tario check --realism`)
 _SITE_STAIN = np.array([(0.0, 0.0), (0.12, -0.12), (-0.12, 0.10), (0.06, 0.20), (-0.10, -0.15), (0.15, 0.08)])
 _SCANNER_WHITE = np.array([(244, 243, 244), (240, 236, 239), (247, 247, 245), (238, 240, 243), (246, 240, 232)])
 _SCANNER_FOCUS_PX = (0.60, 0.85, 0.70, 1.05, 0.95)
@@ -217,7 +221,8 @@ def draw_patient(number: int, seed: int) -> Patient:
     female = bool(rng.random() < female_share(cohort))
     smoker = bool(rng.random() < smoker_share(cohort))
     mutated = draw_genotype(cohort, female, smoker, rng)
-    trait_R = np.clip(rng.standard_normal(len(TRAITS)), -2, 2) + shifts(mutated, TRAITS)
+    low, high = ndtr([-TRAIT_LIMIT, TRAIT_LIMIT])
+    trait_R = ndtri(low + (high - low) * rng.random(len(TRAITS))) + shifts(mutated, TRAITS)
     level_U = rng.standard_normal(len(UNSEEN_STATES)) + shifts(mutated, UNSEEN_STATES)
     trait = dict(zip(TRAITS, trait_R, strict=True))
     site, scanner = _site_and_scanner(mutated, side, rng)

@@ -28,13 +28,13 @@ from tario_jax.virtual.patients import TRAITS, Patient
 DEPTHS = {"low": 150.0, "default": 400.0, "high": 1000.0}
 """Expected transcripts within reach of the assay in a typical cell (RNA 1), before false negatives."""
 RNA_OF = {
-    "tumour": 1.25, "epithelium": 1.1, "fibroblast": 0.85, "myofibroblast": 1.0, "endothelial": 0.8, "mural": 0.8,
-    "cd4_t": 0.35, "cd8_t": 0.4, "treg": 0.35, "nk": 0.4, "b_cell": 0.35, "plasma": 1.2, "macrophage": 1.2,
+    "tumour": 1.25, "epithelium": 1.1, "fibroblast": 1.0, "myofibroblast": 1.1, "endothelial": 0.8, "mural": 0.8,
+    "cd4_t": 0.25, "cd8_t": 0.28, "treg": 0.25, "nk": 0.28, "b_cell": 0.25, "plasma": 1.2, "macrophage": 1.4,
     "dendritic": 1.0, "mast": 0.8, "neutrophil": 0.4, "adipocyte": 0.6,
 }  # fmt: skip
 RNA_T = np.array([RNA_OF[name] for name in TYPES], np.float32)
 NECROTIC_RNA = 0.03
-ACTIVE_RNA = 0.2  # change of a cell's log RNA by unit of proliferation, and of hypoxia downwards
+ACTIVE_RNA = 0.3  # change of a cell's log RNA by unit of proliferation, and of hypoxia downwards
 MALE_LEAK = 0.01  # of a gene of one sex only, in the other
 NULL_FIELD_SIGMA_UM = 40.0
 NULL_FIELD_SD = 0.5
@@ -46,7 +46,7 @@ def patient_weights(patient: Patient, genes: Program, seed: int, *, known: bool)
     """Share of RNA by type and gene in this patient, float32 [T, G]; its mean over what is not drawn unless `known`.
 
     Diagnosis and traits are drawn. Not drawn: the patient's own effect on a gene (of mean 1), sex and genotype; of the
-    latter two the mean is over what the cancer type and the traits tell of them.
+    latter two the mean is over what the cancer type, and for the genotype the traits and the site, tell of them.
     """
     log_G = patient.trait_R @ genes.trait_loading_RxG
     tumour_G = np.exp(genes.diagnosis_loading_KxG[DIAGNOSES.index(patient.diagnosis)])
@@ -58,7 +58,7 @@ def patient_weights(patient: Patient, genes: Program, seed: int, *, known: bool)
     else:
         female = female_share(patient.cohort)
         mixed = sum(p * np.exp(_mutation_log(mutated, genes))
-                    for mutated, p in posterior(patient.cohort, patient.trait_R, TRAITS))  # fmt: skip
+                    for mutated, p in posterior(patient.cohort, patient.trait_R, TRAITS, patient.site))  # fmt: skip
         tumour_G = tumour_G * mixed
     sex_G = np.where(genes.sex_G == 1, female, np.where(genes.sex_G == -1, 1 - female, 1.0))
     factor_G = np.exp(log_G) * np.maximum(sex_G, MALE_LEAK) * genes.detected_G

@@ -146,7 +146,7 @@ def reachable_rates(patient: Patient, cells: Cells, bins: Bins, genes: Program, 
     field_NxFxR = draw_fields(cells, section_um, rng, REDRAWS)
     level_RxU = rng.standard_normal((REDRAWS, len(UNSEEN_STATES)))
     level_RxU = (level_RxU - level_RxU.mean(0)) / level_RxU.std(0)
-    genotypes = posterior(patient.cohort, patient.trait_R, TRAITS)
+    genotypes = posterior(patient.cohort, patient.trait_R, TRAITS, patient.site)
     upto = np.cumsum([p for _, p in genotypes])
     order = rng.permutation(REDRAWS)
     choice_N = rng.random(len(cells))
@@ -171,5 +171,6 @@ def _with_background(rates: Callable[[np.ndarray, slice], np.ndarray], bins: Bin
     """rates(genes, rows of bins): the bins in rows and columns, with their share of the section's background."""
     whole_G = rates(np.arange(len(genes.panel)), slice(-1, None))[0].astype(np.float64)
     rates_BxG = rates(wanted, slice(None, -1)) * np.float32(1 - BACKGROUND_SHARE)
-    rates_BxG += (background(whole_G, genes.class_G == "null")[wanted] * bins.area_share).astype(np.float32)
+    strays_G, _ = background(whole_G, genes.class_G == "null")
+    rates_BxG += (strays_G[wanted] * bins.area_share).astype(np.float32)
     return rates_BxG.reshape(bins.per_side, bins.per_side, -1)

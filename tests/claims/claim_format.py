@@ -49,6 +49,7 @@ class Claim:
     bar: str  # such as ">= 0.05"
     minutes: float  # what the command is expected to cost
     result: str = "{json}"  # the file that the command leaves; "" if the figure needs only wall_seconds
+    table: str = ""  # docs/tables/<this>.txt keeps the text that the result holds as "table"
     unit: str = ""
     show: str = "{:.3g}"  # how the figure is printed, here and between the markers of the docs
     long: bool = False  # measured only with --long
@@ -64,6 +65,7 @@ class Claim:
         except (ValueError, IndexError, KeyError):
             shown = ""
         _check(shown not in ("", self.show), self.key, f"show = {self.show!r}", 'a format of one number, as "{:.2f}"')
+        _check(re.fullmatch(r"[\w-]*", self.table) is not None, self.key, f"table = {self.table!r}", "a bare name")
         words = [self.command] if isinstance(self.command, str) else self.command
         for word in [*words, self.result]:
             for name in PLACEHOLDER.findall(word):
@@ -105,7 +107,7 @@ def load_claims(folder: Path) -> list[Claim]:
 def _claim(key: str, fields: dict[str, Any]) -> Claim:
     kinds: dict[str, tuple[type, ...]] = {
         "claim": (str,), "command": (str, list), "figure": (str,), "bar": (str,), "minutes": (int, float),
-        "result": (str,), "unit": (str,), "show": (str,), "long": (bool,), "needs": (list,),
+        "result": (str,), "table": (str,), "unit": (str,), "show": (str,), "long": (bool,), "needs": (list,),
     }  # fmt: skip
     for name, value in fields.items():
         _check(name in kinds, key, f"field {name!r}", f"one of {', '.join(kinds)}")

@@ -35,18 +35,28 @@ class Run:
         """The claim's figure in this run. Raises `ClaimError` where the run failed or its result does not hold it."""
         if self.failure:
             raise ClaimError(self.failure)
-        result: dict[str, Any] = {}
-        if claim.result:
-            path = Path(_filled(claim.result, self.places))
-            try:
-                result = json.loads(path.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                raise ClaimError(f"the command left no {claim.result}") from None
-            except ValueError as error:
-                raise ClaimError(f"{claim.result} is not JSON: {error}") from None
-            if not isinstance(result, dict):
-                raise ClaimError(f"{claim.result} holds {type(result).__name__}; expected an object")
-        return figure_of(claim.figure, result | {WALL_SECONDS: self.seconds}, claim.key)
+        return figure_of(claim.figure, self._result(claim) | {WALL_SECONDS: self.seconds}, claim.key)
+
+    def table(self, claim: Claim) -> str:
+        """The text that the result holds as "table". Raises `ClaimError` as `figure` does."""
+        table = self._result(claim).get("table")
+        if not isinstance(table, str):
+            raise ClaimError(f'{claim.result} holds no text "table", which docs/tables/{claim.table}.txt would keep')
+        return table
+
+    def _result(self, claim: Claim) -> dict[str, Any]:
+        if not claim.result:
+            return {}
+        path = Path(_filled(claim.result, self.places))
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ClaimError(f"the command left no {claim.result}") from None
+        except ValueError as error:
+            raise ClaimError(f"{claim.result} is not JSON: {error}") from None
+        if not isinstance(result, dict):
+            raise ClaimError(f"{claim.result} holds {type(result).__name__}; expected an object")
+        return result
 
 
 def _filled(text: str, places: dict[str, str]) -> str:

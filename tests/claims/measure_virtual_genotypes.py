@@ -1,7 +1,9 @@
 """AUROC of each mutation and of response, from V and from T in bulk: `measure_virtual_genotypes.py OUT.json`.
 
-Patients beyond those of any training cohort; a logistic regression on principal components of log composition, five
-folds by patient. V is all that a reader of the H&E could know.
+NSCLC patients beyond those of any training cohort; a logistic regression on principal components of log composition,
+five folds by patient. `pooled` compares all patients, and adeno- against squamous carcinoma carries some of it;
+`within` takes each cancer type's mean out of the features and compares patients of one type only. Beside them: what the
+cancer type alone tells, and the exact posterior given type, traits and site, which no probe of V can beat.
 """
 
 import concurrent.futures
@@ -19,9 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tario_jax.virtual.diagnoses import NSCLC
-from tario_jax.virtual.genotype import MUTATIONS
-from tario_jax.virtual.patients import FIRST_NUMBER, cohort_of, draw_patient
-from tario_jax.virtual.rates import DEPTHS
+from tario_jax.virtual.genotype import MUTATIONS, posterior
+from tario_jax.virtual.patients import FIRST_NUMBER, TRAITS, Patient, cohort_of, draw_patient
 from tario_jax.virtual.regions import region_of
 from tario_jax.virtual.section import Settings, bulk_rates
 
@@ -39,15 +40,39 @@ def bulk(number: int) -> tuple[np.ndarray, np.ndarray]:
     return np.log1p(1e4 * total / total.sum(1, keepdims=True))
 
 
-def auroc(values_PxG: np.ndarray, labels_P: np.ndarray) -> float:
-    """Cross-validated AUROC of a linear probe."""
+def chance_of(patient: Patient, name: str) -> float:
+    """Probability of a mutation given all that is known of a patient."""
+    genotypes = posterior(patient.cohort, patient.trait_R, TRAITS, patient.site)
+    return sum(chance for mutated, chance in genotypes if mutated[name])
+
+
+def told(values_PxG: np.ndarray, labels_P: np.ndarray) -> np.ndarray:
+    """Cross-validated log odds of a linear probe, [P]."""
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     probe = make_pipeline(
         StandardScaler(), PCA(COMPONENTS, random_state=0), StandardScaler(),
         LogisticRegressionCV(Cs=6, cv=3, scoring="roc_auc", max_iter=500, use_legacy_attributes=False, l1_ratios=(0,)),
     )  # fmt: skip
-    told_P = cross_val_predict(probe, values_PxG, labels_P, cv=folds, method="predict_proba")[:, 1]
-    return float(roc_auc_score(labels_P, told_P))
+    return cross_val_predict(probe, values_PxG, labels_P, cv=folds, method="decision_function")
+
+
+def auroc_within(labels_P: np.ndarray, score_P: np.ndarray, group_P: np.ndarray) -> float:
+    """AUROC over the pairs of patients of one group."""
+    right, pairs = 0.0, 0.0
+    for group in np.unique(group_P):
+        mine = group_P == group
+        number = float(labels_P[mine].sum() * (~labels_P[mine]).sum())
+        if number:
+            right, pairs = right + number * roc_auc_score(labels_P[mine], score_P[mine]), pairs + number
+    return right / pairs
+
+
+def centred(values_PxG: np.ndarray, group_P: np.ndarray) -> np.ndarray:
+    """The values less their group's mean."""
+    out = values_PxG.copy()
+    for group in np.unique(group_P):
+        out[group_P == group] -= out[group_P == group].mean(0)
+    return out
 
 
 def main() -> None:
@@ -60,23 +85,39 @@ def main() -> None:
                 print(f"genotypes: {done}/{PATIENTS} patients", flush=True)
     values_PxMxG = np.stack(values_PxMxG)
     patients = [draw_patient(number, 0) for number in numbers]
-    labels = {name: np.array([patient.mutated[name] for patient in patients]) for name in MUTATIONS}
+    type_P = np.array([patient.cohort for patient in patients])
     treated_P = np.array([patient.treated for patient in patients])
-    response = np.array([bool(patient.responded) for patient in patients])
+    labels = {name: np.array([patient.mutated[name] for patient in patients]) for name in MUTATIONS}
+    labels["response"] = np.array([bool(patient.responded) for patient in patients])
     result: dict[str, dict[str, float]] = {}
     for name, labels_P in labels.items():
-        result[name] = {of: auroc(values_PxMxG[:, m], labels_P) for m, of in enumerate(("true", "reachable"))}
-        result[name]["share"] = float(labels_P.mean())
-    result["response"] = {of: auroc(values_PxMxG[treated_P, m], response[treated_P])
-                          for m, of in enumerate(("true", "reachable"))}  # fmt: skip
-    result["response"]["share"] = float(response[treated_P].mean())
-    visible = [result[name]["reachable"] for name in MUTATIONS[:-1]]
-    result |= {"lowest_visible": min(visible), "highest_visible": max(visible),
-               "invisible_off": abs(result[MUTATIONS[-1]]["reachable"] - 0.5)}  # fmt: skip
-    print(f"{'':<10}{'true':>8}{'V':>8}{'share':>8}   of {PATIENTS} NSCLC patients, depth {DEPTHS['default']:.0f}")
-    for name in (*MUTATIONS, "response"):
-        row = result[name]
-        print(f"{name:<10}{row['true']:>8.3f}{row['reachable']:>8.3f}{row['share']:>8.2f}")
+        some = treated_P if name == "response" else np.ones(PATIENTS, bool)
+        kind_P, labels_P = type_P[some], labels_P[some]
+        row = {"share": float(labels_P.mean())}
+        for m, of in enumerate(("true", "reachable")):
+            values_PxG = values_PxMxG[some, m]
+            row[f"{of}_pooled"] = float(roc_auc_score(labels_P, told(values_PxG, labels_P)))
+            row[f"{of}_within"] = auroc_within(labels_P, told(centred(values_PxG, kind_P), labels_P), kind_P)
+        rate_of = {kind: labels_P[kind_P == kind].mean() for kind in NSCLC}
+        row["type_only"] = float(roc_auc_score(labels_P, [rate_of[kind] for kind in kind_P]))
+        if name in MUTATIONS:
+            known_P = np.array([chance_of(patient, name) for patient in patients])
+            row["posterior_pooled"] = float(roc_auc_score(labels_P, known_P))
+            row["posterior_within"] = auroc_within(labels_P, known_P, kind_P)
+        result[name] = row
+    visible = [result[name] for name in MUTATIONS[:-1]]
+    result |= {
+        "lowest_visible": min(row["reachable_within"] for row in visible),
+        "highest_visible": max(row[f"reachable_{how}"] for row in visible for how in ("pooled", "within")),
+        "invisible_off": max(abs(result[MUTATIONS[-1]][f"reachable_{how}"] - 0.5) for how in ("pooled", "within")),
+    }
+    columns = ("share", "type_only", "true_pooled", "reachable_pooled", "posterior_pooled", "true_within",
+               "reachable_within", "posterior_within")  # fmt: skip
+    rows = [f"AUROC, {PATIENTS:,} NSCLC patients", f"{'':<10}" + "".join(f"{name:>18}" for name in columns)]
+    rows += [f"{name:<10}" + "".join(f"{result[name].get(column, np.nan):>18.3f}" for column in columns)
+             for name in labels]  # fmt: skip
+    result["table"] = "\n".join(rows)
+    print(result["table"])
     Path(sys.argv[1]).write_text(json.dumps(result, indent=1))
 
 

@@ -1,10 +1,12 @@
 """Is the simulator too easy? Ridge, nuclear density and the null class beside V: `measure_virtual_ridge.py OUT.json`.
 
-Core regions with all genes, bins of 36 µm. Ridge on stain and texture features is fitted to 93 and to 1,488 patients
-and read on held-out ones, over the 1,000 genes of highest Moran's I of the 93, in counts.
+All genes, bins of 36 µm. Ridge on stain and texture features is fitted to 93 and to 1,488 patients, of each its core or
+its border region, and read on both regions of held-out ones, over the 1,000 genes of highest Moran's I of the 93, in
+counts. Shares are ratios of mean r; their intervals draw held-out patients with replacement.
 """
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 import sys
@@ -17,6 +19,7 @@ from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
+from tario_jax.evaluate.null_class import MIN_TOTAL, null_report
 from tario_jax.evaluate.ridge import fit_ridge, fit_scaler
 from tario_jax.virtual.patients import FIRST_NUMBER
 from tario_jax.virtual.section import Settings, simulate_section, truth_rates
@@ -24,120 +27,140 @@ from tario_jax.virtual.section import Settings, simulate_section, truth_rates
 BIN_UM, SIDE = 36.0, 14
 SMALL, LARGE, HELD_OUT = 93, 1488, 64
 TOP_GENES = 1000
-SHUFFLES = 10
-LIKE = 4  # bins next to each other in total
-NULL_MIN_TOTAL = 200  # counts of a bin in the composition of the null class
+REGIONS = ("core", "border")
 
 
-def simulated(number: int):
-    """Features, density, counts of all genes by bin (uint16), and the stored truth."""
-    section = simulate_section(number, "core", Settings())
-    genes = Settings().genes
-    places = grid_places(SIDE, SIDE, BIN_UM)
-    features_NxF, density_N = section_features(section.he, section.he_um_per_px, *places, BIN_UM)
-    counts_NxG = grid_counts(section.detections, len(genes.panel), SIDE, SIDE, BIN_UM)
-    return features_NxF, density_N, counts_NxG.astype(np.uint16), section.truth
+@dataclasses.dataclass(frozen=True)
+class Bins:
+    """N bins of one section, the counts of some genes, K null genes among them."""
+
+    features_NxF: np.ndarray
+    density_N: np.ndarray
+    counts_NxG: np.ndarray  # uint16
+    total_N: np.ndarray  # over all genes
+    true_NxG: np.ndarray | None = None  # T and V of the same genes
+    reachable_NxG: np.ndarray | None = None
 
 
-def of_genes(number: int, chosen: np.ndarray):
-    """The same with the counts of some genes only, and the total over all."""
-    features_NxF, density_N, counts_NxG, _ = simulated(number)
-    return features_NxF, density_N, counts_NxG[:, chosen], counts_NxG.sum(1, dtype=np.int64)
+def bins_of(number: int, region: str, chosen: np.ndarray, known: bool) -> Bins:
+    """A section's bins with the counts of the chosen genes, and their T and V where `known`."""
+    section, genes = simulate_section(number, region, Settings()), len(Settings().genes.panel)
+    features_NxF, density_N = section_features(
+        section.he, section.he_um_per_px, *grid_places(SIDE, SIDE, BIN_UM), BIN_UM
+    )
+    counts_NxG = grid_counts(section.detections, genes, SIDE, SIDE, BIN_UM)
+    truth = [t.reshape(SIDE**2, -1) for t in truth_rates(section.truth, BIN_UM, chosen)] if known else []
+    return Bins(features_NxF, density_N, counts_NxG[:, chosen].astype(np.uint16), counts_NxG.sum(1), *truth)
 
 
-def r_of(measured: list[np.ndarray], predicted: list[np.ndarray]) -> np.ndarray:
-    return mean_defined(np.stack([pearson_by_gene(x, p) for x, p in zip(measured, predicted, strict=True)]))
+def region_for(number: int) -> str:
+    """The one region of a patient that ridge is fitted to."""
+    return REGIONS[int(np.random.default_rng(number).integers(2))]
+
+
+def moran(number: int) -> np.ndarray:
+    bins = bins_of(number, region_for(number), np.arange(len(Settings().genes.panel)), known=False)
+    return morans_i(bins.counts_NxG, neighbour_weights(*grid_places(SIDE, SIDE, BIN_UM), BIN_UM, "square"))
+
+
+def null_class(train: list[Bins], test: list[Bins], in_null: np.ndarray) -> dict[str, float]:
+    """Ridge on the composition of the null genes, by the rules of `tario_jax.evaluate.null_class`."""
+    fitted = [bins for bins in train if (bins.total_N >= MIN_TOTAL).any()]
+    kept = [bins.total_N >= MIN_TOTAL for bins in fitted]
+    features = [bins.features_NxF[some] for bins, some in zip(fitted, kept, strict=True)]
+    targets = [composition(bins.counts_NxG[some][:, in_null], bins.total_N[some])
+               for bins, some in zip(fitted, kept, strict=True)]  # fmt: skip
+    ridge = fit_ridge(features, targets, [str(k) for k in range(len(fitted))], np.arange(int(in_null.sum())),
+                      fit_scaler(features))  # fmt: skip
+    return null_report([bins.counts_NxG[:, in_null].astype(float) for bins in test], [bins.total_N for bins in test],
+                       [ridge(bins.features_NxF) for bins in test])  # fmt: skip
 
 
 def main() -> None:
-    held_out = [FIRST_NUMBER["held_out"] + k for k in range(HELD_OUT)]
-    genes = Settings().genes
+    genes, began = Settings().genes, time.monotonic()
     with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        began = time.monotonic()
-        weights = neighbour_weights(*grid_places(SIDE, SIDE, BIN_UM), BIN_UM, "square")
-        first = list(pool.map(simulated, range(SMALL)))
-        moran_G = mean_defined(np.stack([morans_i(counts, weights) for _, _, counts, _ in first]))
+        moran_G = mean_defined(np.stack(list(pool.map(moran, range(SMALL)))))
         top = np.sort(np.argsort(-np.nan_to_num(moran_G, nan=-1))[:TOP_GENES])
-        null = genes.genes_of("null")
-        chosen = np.union1d(top, null)
-        rows = [(f, d, counts[:, chosen], counts.sum(1, dtype=np.int64)) for f, d, counts, _ in first]
-        test = []
-        for features_NxF, density_N, counts_NxG, truth in pool.map(simulated, held_out):
-            true, reachable = (rates.reshape(SIDE**2, -1) for rates in truth_rates(truth, BIN_UM, top))
-            total_N = counts_NxG.sum(1, dtype=np.int64)
-            test.append((features_NxF, density_N, counts_NxG[:, chosen], total_N, true, reachable))
-        in_top, in_null = np.isin(chosen, top), np.isin(chosen, null)
-        measured = [counts[:, in_top].astype(float) for _, _, counts, *_ in test]
+        chosen = np.union1d(top, genes.genes_of("null"))
+        in_top, in_null = np.isin(chosen, top), np.isin(chosen, genes.genes_of("null"))
+        held_out = [FIRST_NUMBER["held_out"] + k for k in range(HELD_OUT)]
+        jobs = [pool.submit(bins_of, k, region, chosen, True) for region in REGIONS for k in held_out]
+        jobs += [pool.submit(bins_of, k, region_for(k), chosen, False) for k in range(LARGE)]
+        done = []
+        for number, job in enumerate(jobs, 1):
+            done.append(job.result())
+            if number % 100 == 0 or number == len(jobs):
+                print(f"ridge: {number}/{len(jobs)} sections after {time.monotonic() - began:.0f} s", flush=True)
+    test, train = done[: 2 * HELD_OUT], done[2 * HELD_OUT :]
+    measured = [bins.counts_NxG[:, in_top].astype(float) for bins in test]
 
-        def ridge_r(some) -> float:
-            scaler = fit_scaler([features for features, *_ in some])
-            targets = [counts[:, in_top] for _, _, counts, _ in some]
-            names = [str(k) for k in range(len(some))]
-            ridge = fit_ridge([features for features, *_ in some], targets, names, np.arange(len(top)), scaler)
-            return float(np.nanmean(r_of(measured, [ridge(features) for features, *_ in test])))
+    def r(predicted: list[np.ndarray]) -> np.ndarray:
+        """[regions, patients, genes]"""
+        by_section = [pearson_by_gene(x, p) for x, p in zip(measured, predicted, strict=True)]
+        return np.stack(by_section).reshape(len(REGIONS), HELD_OUT, -1)
 
-        flat = [np.repeat(density_N[:, None], len(top), 1) for _, density_N, *_ in test]
-        result = {
-            "true_r": float(np.nanmean(r_of(measured, [true for *_, true, _ in test]))),
-            "reachable_r": float(np.nanmean(r_of(measured, [reachable for *_, reachable in test]))),
-            "density_r": float(np.nanmean(r_of(measured, flat))),
-            f"ridge_r_{SMALL}": ridge_r(rows),
-        }
-        result |= null_class(rows, test, in_null)
-        print(f"ridge: {SMALL} and {HELD_OUT} patients after {time.monotonic() - began:.0f} s: {result}", flush=True)
-        jobs = [pool.submit(of_genes, number, chosen) for number in range(SMALL, LARGE)]
-        for done, job in enumerate(jobs, SMALL + 1):
-            rows.append(job.result())
-            if done % 100 == 0:
-                print(f"ridge: {done}/{LARGE} patients after {time.monotonic() - began:.0f} s", flush=True)
-    result[f"ridge_r_{LARGE}"] = ridge_r(rows)
-    result |= {
-        "reachable_share": result["reachable_r"] / result["true_r"],
-        "ridge_share": result[f"ridge_r_{SMALL}"] / result["reachable_r"],
-        "ridge_share_large": result[f"ridge_r_{LARGE}"] / result["reachable_r"],
-        "density_share": result["density_r"] / result["reachable_r"],
-        "ridge_gain": result[f"ridge_r_{LARGE}"] - result[f"ridge_r_{SMALL}"],
+    def ridge_r(some: list[Bins]) -> np.ndarray:
+        targets = [bins.counts_NxG[:, in_top] for bins in some]
+        features = [bins.features_NxF for bins in some]
+        ridge = fit_ridge(features, targets, [str(k) for k in range(len(some))], np.arange(TOP_GENES),
+                          fit_scaler(features))  # fmt: skip
+        return r([ridge(bins.features_NxF) for bins in test])
+
+    found = {
+        "true": r([bins.true_NxG[:, in_top] for bins in test]),
+        "reachable": r([bins.reachable_NxG[:, in_top] for bins in test]),
+        "density": r([np.repeat(bins.density_N[:, None], TOP_GENES, 1) for bins in test]),
+        f"ridge_{SMALL}": ridge_r(train[:SMALL]),
+        f"ridge_{LARGE}": ridge_r(train),
     }
-    for name, value in result.items():
-        print(f"{name:<24} {value:.4f}")
+    print(f"ridge: fitted after {time.monotonic() - began:.0f} s", flush=True)
+    result = shares(found) | {"null": null_class(train[:SMALL], test, in_null)}
+    result["ridge_gain"] = min(
+        result[region][f"ridge_{LARGE}"] - result[region][f"ridge_{SMALL}"] for region in REGIONS
+    )
+    result["table"] = table(result)
+    print(result["table"])
     Path(sys.argv[1]).write_text(json.dumps(result, indent=1))
 
 
-def null_class(some, test, in_null: np.ndarray) -> dict[str, float]:
-    """Composition r of the null genes by ridge, beside the same where nothing but depth can tell of them.
-
-    log1p of scaled counts follows a bin's total a little even where the gene's share is constant, and the H&E tells of
-    totals: so targets are shuffled among bins of like total, in training and held-out sections.
-    """
-    rng = np.random.default_rng(0)
-    features, test_features = ([row[0][row[3] >= NULL_MIN_TOTAL] for row in rows] for rows in (some, test))
-    names, tuned = [str(k) for k in range(len(features))], np.arange(int(in_null.sum()))
-    scaler = fit_scaler(features)
-
-    def r(shuffled: bool) -> float:
-        targets, test_targets = (
-            [_null_composition(row[2][:, in_null], row[3], rng if shuffled else None) for row in rows]
-            for rows in (some, test)
-        )
-        ridge = fit_ridge(features, targets, names, tuned, scaler)
-        return float(np.nanmean(r_of(test_targets, [ridge(some_features) for some_features in test_features])))
-
-    found, shuffled = r(False), [r(True) for _ in range(SHUFFLES)]
-    limit = float(np.mean(shuffled) + 2 * np.std(shuffled, ddof=1))
-    return {"null_r": found, "null_shuffled_mean": float(np.mean(shuffled)), "null_shuffled_limit": limit,
-            "null_excess": found - limit}  # fmt: skip
+def shares(found: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Mean r of each method by region, and shares with their 95 % intervals."""
+    rng, result = np.random.default_rng(0), {}
+    for k, region in enumerate(REGIONS):
+        by_patient = {name: np.nanmean(r[k], 1) for name, r in found.items()}
+        mean = {name: float(np.nanmean(mean_defined(r[k]))) for name, r in found.items()}
+        drawn = rng.integers(HELD_OUT, size=(2000, HELD_OUT))
+        result[region] = dict(mean)
+        for name, of in (("reachable", "true"), ("density", "reachable"), (f"ridge_{SMALL}", "reachable"),
+                         (f"ridge_{LARGE}", "reachable")):  # fmt: skip
+            resampled = by_patient[name][drawn].mean(1) / by_patient[of][drawn].mean(1)
+            low, high = np.quantile(resampled, (0.025, 0.975))
+            result[region][f"{name}_share"] = mean[name] / mean[of]
+            result[region][f"{name}_share_interval"] = [float(low), float(high)]
+    return result
 
 
-def _null_composition(counts_NxK: np.ndarray, total_N: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """Composition of the bins that count; with `rng` their counts are exchanged among LIKE neighbours in total."""
-    kept = total_N >= NULL_MIN_TOTAL
-    counts_NxK, total_N = counts_NxK[kept], total_N[kept]
-    if rng is not None:
-        order = np.argsort(total_N, kind="stable")
-        for first in range(0, len(order), LIKE):
-            block = order[first : first + LIKE]
-            counts_NxK[block] = counts_NxK[rng.permutation(block)]
-    return composition(counts_NxK, total_N)
+def table(result: dict[str, dict]) -> str:
+    """The same for people."""
+    lines = [f"{TOP_GENES:,} genes of highest Moran's I, counts, bins of {BIN_UM:g} µm, {HELD_OUT} held-out patients",
+             f"{'region':<8}{'':<12}{'mean r':>8}{'share':>8}  of"]  # fmt: skip
+    for region in REGIONS:
+        row = result[region]
+        lines.append(f"{region:<8}{'T':<12}{row['true']:>8.3f}")
+        for name, of in (("reachable", "T"), (f"ridge_{LARGE}", "V"), (f"ridge_{SMALL}", "V"), ("density", "V")):
+            low, high = row[f"{name}_share_interval"]
+            title = "V" if name == "reachable" else name
+            share = f"{row[f'{name}_share']:>8.3f}  {of} ({low:.3f} to {high:.3f})"
+            lines.append(f"{region:<8}{title:<12}{row[name]:>8.3f}{share}")
+    null = result["null"]
+    lines += [
+        f"ridge gains from {SMALL} to {LARGE:,} patients, the lower of the two regions: {result['ridge_gain']:+.4f}",
+        f"{null['genes']} null genes, composition, {null['bins']:,} bins ({null['bins_left_out']:,} of fewer than "
+        f"{MIN_TOTAL} counts left out): ridge r {null['r']:.4f}; counts exchanged among bins of like total "
+        f"{null['like_total']:.4f} (difference {null['excess']:+.4f}, standard error {null['excess_se']:.4f}); "
+        f"exchanged among all bins {null['plain']:.4f}",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

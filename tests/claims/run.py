@@ -88,11 +88,26 @@ def _measure_all(claims: list[Claim], records: dict[str, Record], root: Path, lo
         run = claim_runs.run_command(first, root, _say)
         for claim in together:
             records[claim.key] = _measured(claim, run, machine, commit)
+            _keep_table(claim, run, records[claim.key], root)
         write_records(root, records)
         if all(records[claim.key]["shown"] for claim in together):
             shutil.rmtree(run.places["workdir"])
         else:
             _say(f"  kept for a look: {run.places['workdir']} (output in claim.log)")
+
+
+def _keep_table(claim: Claim, run: claim_runs.Run, record: Record, root: Path) -> None:
+    """Keeps the table that a run leaves, with its origin, where the claim names one and its figure was measured."""
+    if not claim.table or record["figure"] is None:
+        return
+    try:
+        text = run.table(claim).rstrip()
+    except ClaimError as error:
+        record |= {"status": "missed", "reason": str(error)}
+        return
+    path = root / "docs" / "tables" / f"{claim.table}.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{text}\n\nmeasured {measured_text(record)}\nby {record['command']}\n", encoding="utf-8")
 
 
 def _say(line: str) -> None:

@@ -202,7 +202,13 @@ def row(figure, median, **more):
     virtual = (median - 2, median - 1, median, median + 1, median + 2)
     real = (1.0, 2.0, 3.0, 4.0, 5.0)
     return Row(
-        "stain and nuclei", figure, "µm²", virtual, real, (40, 300), {"HER2ST": real}, **{"judged": True, **more}
+        "stain and nuclei",
+        figure,
+        "µm²",
+        virtual,
+        real,
+        (40, 300),
+        **{"parts": {"HER2ST": real}, "judged": True, **more},
     )
 
 
@@ -215,6 +221,13 @@ def test_the_table_says_what_lies_outside():
     assert "inside" in area and "OUTSIDE" in nuclei and "outside" in moran
     assert "1 of 2 figures" in found.table() and "note: stated" in found.table()
     assert [entry["inside"] for entry in found.to_dict()["rows"]] == [True, False, False]
+
+
+def test_between_two_sources_that_lie_apart_is_outside():
+    low, high = (0.5, 0.8, 1.0, 1.2, 1.5), (4.5, 4.6, 4.7, 4.8, 5.0)
+    assert not row("eosin", 3.0, parts={"HER2ST": low, "Aperio": high}).inside
+    assert row("eosin", 4.8, parts={"HER2ST": low, "Aperio": high}).inside
+    assert not row("eosin", 0.7, parts={"HER2ST": low, "Aperio": high}).inside  # below 10 % of all real tissue
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,22 @@ import pytest
 from tario_jax.config import InputError, SourceConfig
 from tario_jax.virtual import cohort_split, patient_id, patient_number
 from tario_jax.virtual.cohort import sections_of
-from tario_jax.virtual.diagnoses import COHORT_SHARE, COHORTS, DIAGNOSES
-from tario_jax.virtual.genotype import MUTATIONS, draw_genotype, posterior, shifts
-from tario_jax.virtual.patients import HELD_OUT_SCANNER, TRAITS, draw_patient
+from tario_jax.virtual.diagnoses import COHORT_SHARE, COHORTS, DIAGNOSES, NSCLC
+from tario_jax.virtual.genotype import MUTATIONS, SITE_OF, TRAIT_LIMIT, posterior
+from tario_jax.virtual.patients import FIRST_NUMBER, HELD_OUT_SCANNER, TRAITS, cohort_of, draw_patient
 
 
 @pytest.fixture(scope="module")
 def cohort():
     """The 2,545 patients for training and the 213 held out."""
     return [draw_patient(patient_number(name), 0) for name in cohort_split(2545, 0, 213)]
+
+
+@pytest.fixture(scope="module")
+def lung():
+    """3,200 patients with lung cancer."""
+    numbers = (FIRST_NUMBER["held_out"] + k for k in range(10_000))
+    return [draw_patient(number, 0) for number in numbers if cohort_of(number) in NSCLC]
 
 
 def side(patients, name):
@@ -74,9 +81,7 @@ def test_genotypes_are_as_frequent_and_as_exclusive_as_in_patients(cohort):
     assert not any(patient.mutated for patient in cohort if patient.cohort not in ("LUAD", "LUSC"))
 
 
-def test_the_invisible_mutation_goes_with_nothing_and_the_others_with_site_and_stain(cohort):
-    lung = [patient for patient in cohort if patient.mutated]
-
+def test_the_invisible_mutation_goes_with_nothing_and_the_others_with_site_and_stain(lung):
     def gap(mutation: str, value) -> float:
         """Difference of means between mutated and not, in standard errors."""
         sides = [np.array([value(p) for p in lung if p.mutated[mutation] == is_]) for is_ in (True, False)]
@@ -87,28 +92,35 @@ def test_the_invisible_mutation_goes_with_nothing_and_the_others_with_site_and_s
     values += [lambda p: np.log(p.stain.haematoxylin), lambda p: p.cohort == "LUAD", lambda p: p.mutated["KRAS"]]
     assert max(gap("RBM10", value) for value in values) < 3.3
     for mutation, site in (("EGFR", "site_b"), ("KRAS", "site_c"), ("STK11", "site_d"), ("PTEN", "site_e")):
-        assert gap(mutation, lambda p, site=site: p.site == site) > 3
+        assert gap(mutation, lambda p, site=site: p.site == site) > 4
         assert max(gap(mutation, value) for value in values[: len(TRAITS)]) > 3
 
 
-def test_the_posterior_of_a_genotype_is_calibrated():
-    # an oracle apart from it: patients drawn anew, and how often those with a high posterior are mutated
-    rng = np.random.default_rng(0)
-    told, was = [], []
-    for _ in range(3000):
-        female, smoker = rng.random() < 0.48, rng.random() < 0.75
-        mutated = draw_genotype("LUAD", female, smoker, rng)
-        trait_R = rng.standard_normal(len(TRAITS)) + shifts(mutated, TRAITS)
-        told.append([sum(p for some, p in posterior("LUAD", trait_R, TRAITS) if some[name]) for name in MUTATIONS])
-        was.append([mutated[name] for name in MUTATIONS])
-    told, was = np.array(told), np.array(was)
-    np.testing.assert_allclose(told.mean(0), was.mean(0), atol=0.025)
+def test_the_posterior_of_a_genotype_is_calibrated(lung):
+    # an oracle apart from it: the patients themselves, and how often those with a high posterior are mutated
+    told, site_only = (
+        np.array([[sum(p for some, p in posterior(q.cohort, q.trait_R * seen, TRAITS, q.site) if some[name])
+                   for name in MUTATIONS] for q in lung]) for seen in (1.0, 0.0)
+    )  # fmt: skip
+    was = np.array([[q.mutated[name] for name in MUTATIONS] for q in lung])
+    np.testing.assert_allclose(told.mean(0), was.mean(0), atol=0.02)
     for m in range(len(MUTATIONS) - 1):
         high = told[:, m] > np.quantile(told[:, m], 0.8)
-        assert was[high, m].mean() == pytest.approx(told[high, m].mean(), abs=0.06)
+        assert was[high, m].mean() == pytest.approx(told[high, m].mean(), abs=0.05)
         assert was[high, m].mean() > 1.3 * was[:, m].mean()
+        drawn_to = np.array([q.site == SITE_OF[MUTATIONS[m]][0] for q in lung])
+        assert site_only[drawn_to, m].mean() > 1.3 * site_only[~drawn_to, m].mean()
+        assert was[drawn_to, m].mean() == pytest.approx(told[drawn_to, m].mean(), abs=0.04)
     assert np.ptp(told[:, -1]) < 1e-9  # nothing tells of RBM10
-    assert posterior("BRCA", np.zeros(len(TRAITS)), TRAITS) == [({}, 1.0)]
+    assert posterior("BRCA", np.zeros(len(TRAITS)), TRAITS, "site_a") == [({}, 1.0)]
+
+
+def test_a_genotype_that_the_traits_exclude_has_no_probability():
+    # of all mutations, only EGFR lowers the grade
+    trait_R = np.zeros(len(TRAITS))
+    trait_R[TRAITS.index("grade")] = -TRAIT_LIMIT - 0.3
+    told = posterior("LUAD", trait_R, TRAITS, "site_a")
+    assert sum(p for mutated, p in told if mutated["EGFR"]) == pytest.approx(1)
 
 
 def test_response_follows_the_immune_cells_at_the_border_and_stk11(cohort):

@@ -86,7 +86,7 @@ def test_a_section_has_the_shape_that_the_corpus_expects():
     for place in (found.x_um_D, found.y_um_D):
         assert place.min() >= 0 and place.max() < 250.0
     assert len(genes.panel) == 18_963 and 0 <= found.gene_D.min() and found.gene_D.max() < 18_963
-    assert 200 < len(found) / section.quality["cells"] < 600
+    assert 100 < len(found) / section.quality["cells"] < 600  # this patient; the mean over patients is a claim
     assert section.quality["negative_probes"] > 0
     true, reachable = truth_rates(section.truth, 18.0, np.array([3, 18_000]))
     assert true.shape == reachable.shape == (13, 13, 2) and true.dtype == np.float32
