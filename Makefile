@@ -36,7 +36,7 @@ test: lint ## lint and the fast tests
 test-all: lint ## lint and every test
 	$(TEST_ENV) $(BIN)/python -m pytest -q
 
-claims: $(DEV) ## measure what is claimed: ONLY=group or ONLY=group/name (* allowed); LONG=1 runs the long ones too
+claims: $(DEV) ## measure what is claimed: ONLY=group,group/name … (* allowed); LONG=1 runs the long ones too
 	$(BIN)/python tests/claims/run.py $(if $(ONLY),--only='$(ONLY)') $(if $(LONG),--long)
 
 clean: ## removes .venv, caches and runs

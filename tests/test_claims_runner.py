@@ -82,6 +82,16 @@ def test_a_table_is_kept_with_its_origin_and_an_absent_one_is_missed(house, caps
     assert main([], house) == 2 and "expected a bare name" in capsys.readouterr().err
 
 
+def test_only_takes_several_groups_and_patterns(house, capsys):
+    for key in ("model/a", "model/b", "slides/c"):
+        put(house, key, SHARED + 'figure = "headline.ours"\nbar = "> 0"')
+    assert main(["--only=slides,model/a", "--list"], house) == 0
+    listed = capsys.readouterr().out
+    assert "slides/c" in listed and "model/a" in listed and "model/b" not in listed
+    assert main(["--only=slides,modle/*"], house) == 2
+    assert "--only=modle/*" in capsys.readouterr().err
+
+
 def test_what_is_not_run_is_open_with_its_last_figure(house, capsys):
     put(house, "model/slow", SHARED + 'figure = "headline.ours"\nbar = "> 0"\nlong = true')
     assert main(["--long"], house) == 0

@@ -1,7 +1,7 @@
 """Measures what this project claims.
 
     python tests/claims/run.py                       every claim that is not long
-    python tests/claims/run.py --only=main-job       one group, or claims as group/name, * allowed
+    python tests/claims/run.py --only=main-job       groups, or claims as group/name, * allowed, with commas
     python tests/claims/run.py --long                the long ones too
     python tests/claims/run.py --list                what is claimed, without measuring it
     python tests/claims/run.py --pages               only rewrite the pages from docs/claims.json
@@ -66,9 +66,15 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 def _chosen(claims: list[Claim], only: str) -> list[Claim]:
-    chosen = [claim for claim in claims if only in ("", claim.group) or fnmatch.fnmatch(claim.key, only)]
-    if not chosen and only not in GROUPS:
-        raise ClaimError(f"--only={only}: no such group or claim; expected one of {', '.join(GROUPS)}, or group/name")
+    """The claims of these groups, or that match these patterns; `only` names several with commas between them."""
+    chosen: list[Claim] = []
+    for one in only.split(","):
+        found = [claim for claim in claims if one in ("", claim.group) or fnmatch.fnmatch(claim.key, one)]
+        if not found and one not in GROUPS:
+            raise ClaimError(
+                f"--only={one}: no such group or claim; expected one of {', '.join(GROUPS)}, or group/name"
+            )
+        chosen += [claim for claim in found if claim not in chosen]
     return chosen
 
 
