@@ -2,7 +2,8 @@
 be predicted from nothing, so whoever predicts it has found a leak.
 
 log1p of scaled counts follows a bin's total a little even where a gene's share is constant, and the H&E tells of
-totals. What is found is therefore held against the same with the counts exchanged among bins of like total.
+totals. What counts is therefore the correlation beyond the total: of what is left of composition and prediction when a
+smooth function of the bin's total is taken out of both. Of a gene that nothing tells of, its expectation is 0.
 """
 
 from typing import Any
@@ -12,54 +13,61 @@ import numpy as np
 from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
 
 MIN_TOTAL = 200  # counts of a bin that counts here
-LEAST_BINS = 40
-LIKE = 4  # bins next to each other in total
+LEAST_BINS = 40  # of a section
+DEGREE = 5  # of the polynomial in the log of the total
 SHUFFLES = 20
 SEED = 0
+FOUND_SE, FOUND_R = 3.0, 0.005  # more than chance, and more than a trace
 
 
 def null_report(counts_S: list[np.ndarray], total_S: list[np.ndarray],
                 told_S: list[np.ndarray]) -> dict[str, Any] | None:  # fmt: skip
-    """Composition r of the null genes, and what depth alone gives, over sections.
+    """Composition r of the null genes, and their r beyond a bin's total, means over sections and genes.
 
     counts_S: counts of the null genes, [N, K] a section; total_S: of all genes, [N]; told_S: the composition that is
-    predicted of them, [N, K]. `like_total` is the mean of SHUFFLES exchanges among bins of like total, `plain` among
-    all bins; `excess` is r less `like_total`, `excess_se` its standard error over genes, whose fields are independent.
-    `found`: the excess is more than chance (three standard errors) and more than what blocks of like total leave of
-    totals (0.005). None where fewer than LEAST_BINS bins count.
+    predicted of them, [N, K]. `se` is the standard error of `beyond_total` over genes, whose fields are independent;
+    `shuffled_mean` and `shuffled_sd` are of the same with bins shuffled; `plain_shuffle` is of r with bins shuffled.
+    None where no section has LEAST_BINS bins that count.
     """
-    kept_S = [total_N >= MIN_TOTAL for total_N in total_S]
-    if sum(map(np.sum, kept_S)) < LEAST_BINS:
-        return None
     rng = np.random.default_rng(SEED)
-    told_S = [told_NxK[kept_N] for told_NxK, kept_N in zip(told_S, kept_S, strict=True)]
+    counts, totals, told = [], [], []
+    for counts_NxK, total_N, told_NxK in zip(counts_S, total_S, told_S, strict=True):
+        kept_N = total_N >= MIN_TOTAL
+        if kept_N.sum() >= LEAST_BINS:
+            counts.append(counts_NxK[kept_N])
+            totals.append(total_N[kept_N])
+            told.append(told_NxK[kept_N])
+    if not counts:
+        return None
+    orders = [[rng.permutation(len(total_N)) for total_N in totals] for _ in range(SHUFFLES)]
 
-    def r(like: int | None) -> np.ndarray:
-        by_section = []
-        for counts_NxK, total_N, kept_N, told_NxK in zip(counts_S, total_S, kept_S, told_S, strict=True):
-            some_NxK, some_N = counts_NxK[kept_N], total_N[kept_N]
-            if like is not None:
-                some_NxK = exchanged(some_NxK, some_N, like, rng)
-            by_section.append(pearson_by_gene(composition(some_NxK, some_N), told_NxK))
-        return mean_defined(np.stack(by_section))
+    def mean_r(measured: list[np.ndarray], predicted: list[np.ndarray]) -> np.ndarray:
+        return mean_defined(np.stack([pearson_by_gene(x, p) for x, p in zip(measured, predicted, strict=True)]))
 
-    measured_K = r(None)
-    like_K = np.mean([r(LIKE) for _ in range(SHUFFLES)], 0)
-    plain_K = np.mean([r(max(map(len, total_S))) for _ in range(SHUFFLES)], 0)
-    excess_K = (measured_K - like_K)[np.isfinite(measured_K - like_K)]
-    excess, se = float(excess_K.mean()), float(excess_K.std(ddof=1) / np.sqrt(len(excess_K)))
-    kept = int(sum(map(np.sum, kept_S)))
+    measured = [composition(counts_NxK, total_N) for counts_NxK, total_N in zip(counts, totals, strict=True)]
+    left = [without_total(x, total_N) for x, total_N in zip(measured, totals, strict=True)]
+    left_told = [without_total(p, total_N) for p, total_N in zip(told, totals, strict=True)]
+    beyond_K = mean_r(left, left_told)
+    beyond_K = beyond_K[np.isfinite(beyond_K)]
+    shuffled = [np.nanmean(mean_r([x[order] for x, order in zip(left, some, strict=True)], left_told))
+                for some in orders]  # fmt: skip
+    plain = [
+        np.nanmean(mean_r([composition(c[order], t) for c, t, order in zip(counts, totals, some, strict=True)], told))
+        for some in orders
+    ]
+    beyond, se = float(beyond_K.mean()), float(beyond_K.std(ddof=1) / np.sqrt(len(beyond_K)))
+    bins = sum(map(len, totals))
     return {
-        "r": float(np.nanmean(measured_K)), "like_total": float(np.nanmean(like_K)),
-        "plain": float(np.nanmean(plain_K)), "excess": excess, "excess_se": se, "found": excess > max(3 * se, 0.005),
-        "genes": len(excess_K), "bins": kept, "bins_left_out": sum(map(len, kept_S)) - kept,
+        "r": float(np.nanmean(mean_r(measured, told))), "beyond_total": beyond, "se": se,
+        "shuffled_mean": float(np.mean(shuffled)), "shuffled_sd": float(np.std(shuffled, ddof=1)),
+        "plain_shuffle": float(np.mean(plain)), "found": beyond > max(FOUND_SE * se, FOUND_R),
+        "genes": len(beyond_K), "bins": bins, "bins_left_out": sum(map(len, total_S)) - bins,
     }  # fmt: skip
 
 
-def exchanged(counts_NxK: np.ndarray, total_N: np.ndarray, like: int, rng: np.random.Generator) -> np.ndarray:
-    """The counts with each block of `like` bins, taken in the order of their totals, exchanged among each other."""
-    counts_NxK, order = counts_NxK.copy(), np.argsort(total_N, kind="stable")
-    for first in range(0, len(order), like):
-        block = order[first : first + like]
-        counts_NxK[block] = counts_NxK[rng.permutation(block)]
-    return counts_NxK
+def without_total(values_NxK: np.ndarray, total_N: np.ndarray) -> np.ndarray:
+    """Residuals of each column after a polynomial of DEGREE in the log of the bin's total, float64 [N, K]."""
+    level_N = np.log(total_N)
+    spread = max(level_N.max() - level_N.min(), 1e-9)
+    terms_NxD = np.polynomial.chebyshev.chebvander(2 * (level_N - level_N.min()) / spread - 1, DEGREE)
+    return values_NxK - terms_NxD @ np.linalg.lstsq(terms_NxD, values_NxK, rcond=None)[0]

@@ -70,8 +70,8 @@ def banners(report: dict[str, Any]) -> list[str]:
         found.append("Virtual tissue throughout: these figures test the software and say nothing about real tumours.")
     null = report.get("null_class")
     if null and null["found"]:
-        found.append(f"Null genes are predicted: composition r {null['r']:.3f} stands {null['excess']:.3f} above what "
-                     "a bin's total tells. The model or this evaluation sees what it must not.")  # fmt: skip
+        found.append(f"Null genes are predicted: composition r {null['beyond_total']:.3f} beyond what a bin's total "
+                     "tells. The model or this evaluation sees what it must not.")  # fmt: skip
     if report["split_by"] == "section":
         found.append("Split by section: a patient may be on both sides of the split. "
                      "Nothing here says that the model generalises to new patients.")  # fmt: skip
@@ -230,8 +230,8 @@ def _null_class(report: dict[str, Any]) -> str:
     if not null:
         return ""
     return (f"<p class=note>Null genes of virtual tissue, of which nothing tells: composition r {null['r']:.3f} over "
-            f"{null['genes']} genes; {null['like_total']:.3f} with counts exchanged among bins of like total "
-            f"(difference {null['excess']:+.3f} ± {null['excess_se']:.3f}), {null['plain']:.3f} among all bins. "
+            f"{null['genes']} genes, beyond a bin's total {null['beyond_total']:+.3f} (standard error "
+            f"{null['se']:.3f}; bins shuffled {null['shuffled_mean']:+.3f} ± {null['shuffled_sd']:.3f}). "
             f"{null['bins']:,} bins, {null['bins_left_out']:,} of low total left out.</p>")  # fmt: skip
 
 

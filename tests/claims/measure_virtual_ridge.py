@@ -156,9 +156,9 @@ def table(result: dict[str, dict]) -> str:
     lines += [
         f"ridge gains from {SMALL} to {LARGE:,} patients, the lower of the two regions: {result['ridge_gain']:+.4f}",
         f"{null['genes']} null genes, composition, {null['bins']:,} bins ({null['bins_left_out']:,} of fewer than "
-        f"{MIN_TOTAL} counts left out): ridge r {null['r']:.4f}; counts exchanged among bins of like total "
-        f"{null['like_total']:.4f} (difference {null['excess']:+.4f}, standard error {null['excess_se']:.4f}); "
-        f"exchanged among all bins {null['plain']:.4f}",
+        f"{MIN_TOTAL} counts left out): ridge r {null['r']:.4f} (bins shuffled {null['plain_shuffle']:.4f}), beyond a "
+        f"bin's total {null['beyond_total']:+.4f} (standard error {null['se']:.4f}; bins shuffled "
+        f"{null['shuffled_mean']:+.4f} ± {null['shuffled_sd']:.4f})",
     ]
     return "\n".join(lines)
 

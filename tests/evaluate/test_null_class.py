@@ -5,7 +5,7 @@ import pytest
 
 from tario_jax.evaluate.bins import grid_counts
 from tario_jax.evaluate.metrics import composition
-from tario_jax.evaluate.null_class import LIKE, MIN_TOTAL, exchanged, null_report
+from tario_jax.evaluate.null_class import MIN_TOTAL, null_report, without_total
 from tario_jax.virtual import Settings, simulate_section, truth_rates
 
 SIDE = 9
@@ -30,29 +30,29 @@ def told(sections, of: int):
 
 def test_the_true_rate_of_null_genes_is_found_out_and_the_reachable_one_is_not(sections):
     true, reachable = told(sections, 1), told(sections, 2)
-    assert true["found"] and true["excess"] > 10 * true["excess_se"] and true["r"] > 0.1
-    assert not reachable["found"] and abs(reachable["excess"]) < 4 * reachable["excess_se"]
+    assert true["found"] and true["beyond_total"] > max(10 * true["se"], 0.1)
+    assert not reachable["found"] and abs(reachable["beyond_total"]) < 4 * reachable["se"]
     assert true["bins"] + true["bins_left_out"] == 2 * SIDE**2 and true["genes"] == len(sections[1])
-    kept = sum(int((row[0].sum(1) >= MIN_TOTAL).sum()) for row in sections[0])
-    assert true["bins"] == kept
+    assert true["bins"] == sum(int((row[0].sum(1) >= MIN_TOTAL).sum()) for row in sections[0])
+    assert abs(true["shuffled_mean"]) < 4 * true["shuffled_sd"] + 0.01
 
 
-def test_a_prediction_of_totals_is_no_skill_where_totals_are_alike(sections):
-    found, null = sections
-    total_S = [row[0].sum(1) for row in found]
-    by_total = [np.repeat(np.log(total_N)[:, None], len(null), 1) for total_N in total_S]
-    report = null_report([row[0][:, null] for row in found], total_S, by_total)
-    assert not report["found"] and abs(report["excess"]) < 0.005
-    assert report["like_total"] - report["plain"] > 0.1
+def test_a_prediction_of_totals_is_no_skill_beyond_them():
+    # shares are constant, and so is all that could be known: depth alone makes r
+    rng = np.random.default_rng(0)
+    total_S = [rng.integers(200, 3000, 150) for _ in range(6)]
+    counts_S = [rng.poisson(total_N[:, None] * np.full(80, 3e-4)).astype(float) for total_N in total_S]
+    by_total = [np.log(total_N)[:, None] + rng.normal(0, 0.1, (150, 80)) for total_N in total_S]
+    report = null_report(counts_S, total_S, by_total)
+    assert report["r"] > 0.1 and abs(report["beyond_total"]) < 4 * report["se"] < 0.03
+    assert not report["found"]
 
 
-def test_counts_are_exchanged_among_bins_of_like_total_only():
-    total_N = np.array([5.0, 100, 1, 90, 7, 80, 2, 70])
-    counts_NxK = np.arange(16.0).reshape(8, 2)
-    out = exchanged(counts_NxK, total_N, LIKE, np.random.default_rng(0))
-    low = np.argsort(total_N)[:LIKE]
-    assert set(map(tuple, out[low])) == set(map(tuple, counts_NxK[low])) and (out != counts_NxK).any()
-    assert (counts_NxK == np.arange(16.0).reshape(8, 2)).all()
+def test_what_is_left_is_free_of_any_smooth_function_of_the_total():
+    total_N = np.geomspace(200, 2000, 60)
+    smooth = np.stack([np.log(total_N) ** 2, np.sqrt(total_N), np.ones(60)], 1)
+    assert np.abs(without_total(smooth, total_N)).max() < 0.05
+    np.testing.assert_allclose(without_total(np.ones((60, 1)), np.full(60, 300)), 0, atol=1e-9)
 
 
 def test_too_few_bins_are_no_report():
