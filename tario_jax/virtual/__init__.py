@@ -18,8 +18,9 @@ lie beyond the section's edge, which no image shows); the diagnosis; the patient
 at the border, fibrosis, vessels), and the site, which its stain tells. Not drawn, and redrawn 24 times for V: the type
 behind a look (CD4 T, CD8 T, regulatory T, NK or B cell; fibroblast or myofibroblast; endothelial or mural cell;
 macrophage or dendritic cell; mast cell or neutrophil), the unseen states with all that spreads from cells whose type is
-not seen, and the patient's levels of them. Averaged exactly: sex, and the genotype given the cancer type, the traits
-and the site. The patient's own gene effects, the assay's efficiencies and the fields of the null genes are left out, as
+not seen, and the patient's levels of them. Averaged exactly: sex given the cancer type, and what a genotype does to its
+genes, given the cancer type, the traits and the site (what it does to the unseen levels is averaged over the 24
+redraws). The patient's own gene effects, the assay's efficiencies and the fields of the null genes are left out, as
 factors of mean 1 (but for the dim edges of fields of view, which take 2 % of all detections). Null genes are a fixed
 share of the RNA of every cell times a field of their own: their V is a constant composition. V is thus what a reader of
 the tissue could say who sees every drawn feature without error, and without the registration error that the images

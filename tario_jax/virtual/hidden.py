@@ -52,13 +52,19 @@ def draw_fields(cells: Cells, section_um: float, rng: np.random.Generator, redra
 
 
 def _spread(cells: Cells, section_um: float, sender_N: np.ndarray, sigma_um: float) -> np.ndarray:
-    """Senders within reach of a diffusing signal, as a density per 1,000 µm² at each cell."""
+    """Senders within reach of a diffusing signal, as a density per 1,000 µm² at each cell.
+
+    Near the section's edge it is the density of that part of the reach which lies in the section.
+    """
     steps = int(np.ceil(section_um / SPREAD_STEP_UM))
     row_N = np.minimum((cells.y_um_N / SPREAD_STEP_UM).astype(np.int64), steps - 1)
     column_N = np.minimum((cells.x_um_N / SPREAD_STEP_UM).astype(np.int64), steps - 1)
-    grid = np.bincount(row_N * steps + column_N, sender_N, steps**2).reshape(steps, steps)
-    grid = ndimage.gaussian_filter(grid, sigma_um / SPREAD_STEP_UM, mode="nearest", truncate=3.0)
-    return sample_grid(grid, SPREAD_STEP_UM, cells.x_um_N, cells.y_um_N) * 1000 / SPREAD_STEP_UM**2
+    sent = np.bincount(row_N * steps + column_N, sender_N, steps**2).reshape(steps, steps)
+    span_um = np.minimum(SPREAD_STEP_UM, section_um - SPREAD_STEP_UM * np.arange(steps))  # the last step may be cut
+    reach = {"sigma": sigma_um / SPREAD_STEP_UM, "mode": "constant", "truncate": 3.0}
+    area = ndimage.gaussian_filter(np.outer(span_um, span_um), **reach)
+    grid = ndimage.gaussian_filter(sent, **reach) / area
+    return sample_grid(grid, SPREAD_STEP_UM, cells.x_um_N, cells.y_um_N) * 1000
 
 
 def draw_hidden(cells: Cells, section_um: float, field_NxF: np.ndarray, level_U: np.ndarray,

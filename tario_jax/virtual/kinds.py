@@ -26,7 +26,7 @@ TYPES_OF_LOOK = {
 VISIBLE_STATES = ("proliferation", "hypoxia", "keratinisation", "emt")
 """Drawn: larger and darker tumour nuclei and mitoses; paler cytoplasm far from vessels; pink cytoplasm; long nuclei."""
 UNSEEN_STATES = ("interferon", "tgf_beta", "subclone", "stress", "metabolism")
-"""The first two spread from neighbours, over some 300 µm and 50 µm; nothing shows the others."""
+"""The first two spread from cells around, over some 300 µm; nothing shows the others."""
 STATES = VISIBLE_STATES + UNSEEN_STATES
 STATE_LIMIT = 3.0
 """States are clipped to ± this, so that the rates that they turn up have a bound."""

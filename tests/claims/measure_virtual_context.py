@@ -2,7 +2,7 @@
 
 Large regions, bins of 36 µm, the curated panel. Everything of a cell is known (place, type, the other states) but what
 interferon and TGF-beta do to it: that is learnt, on some patients, from the true cells in a square window of 128 or of
-512 µm around it (how many of each sender in squares of rising size and under Gaussians cut at the window's border, and
+512 µm around it (how many of each type in squares of rising size and under Gaussians cut at the window's border, and
 how far the nearest aggregate is, if it lies in the window). The expected rates that follow are read against the counts
 X of other patients, beside those of the true states and those of no state at all.
 """
@@ -37,7 +37,6 @@ WINDOWS_UM = (128, 512)
 STEP_UM = 8.0  # of the grid on which senders are counted
 HALF_UM = (12, 28, 44, 60, 92, 140, 196, 252)  # half sides of the squares
 GAUSSIAN_UM = (40.0, 80.0, 160.0)
-SENDERS = ("cd8_t", "nk", "myofibroblast", "fibroblast", "b_cell", "treg", "cd4_t", "tumour")
 TRAIN, TEST = 14, 10
 CELLS = 10_000  # of each training region
 SETTINGS = Settings(panel="curated")
@@ -57,16 +56,21 @@ def seen(cells: Cells, hidden: Hidden, side_um: float, window_um: float) -> np.n
     steps = int(np.ceil(side_um / STEP_UM))
     row_N, column_N = (np.minimum((at_um / STEP_UM).astype(int), steps - 1) for at_um in (cells.y_um_N, cells.x_um_N))
     columns = [np.clip(cells.aggregate_um_N, None, window_um / 2)]
-    for name in SENDERS:
-        sent_N = hidden.type_N == TYPES.index(name)
-        grid = np.bincount(row_N * steps + column_N, sent_N, steps**2).reshape(steps, steps)
+    ones = np.ones((steps, steps))
+
+    def around(grid: np.ndarray, smooth) -> np.ndarray:
+        """A mean over the part of the window that lies in the section, at each cell."""
+        return (smooth(grid) / smooth(ones))[row_N, column_N]
+
+    for t in range(len(TYPES)):
+        grid = np.bincount(row_N * steps + column_N, hidden.type_N == t, steps**2).reshape(steps, steps).astype(float)
         for half_um in (half for half in HALF_UM if 2 * half <= window_um):
             size = 2 * int(half_um / STEP_UM) + 1
-            columns.append(ndimage.uniform_filter(grid, size, mode="nearest")[row_N, column_N] * size**2)
+            columns.append(around(grid, lambda some, size=size: ndimage.uniform_filter(some, size, mode="constant")))
         for sigma_um in GAUSSIAN_UM:
             radius = int(min(window_um / 2, 3 * sigma_um) / STEP_UM)
-            near = ndimage.gaussian_filter(grid, sigma_um / STEP_UM, mode="nearest", radius=radius)
-            columns.append(near[row_N, column_N])
+            columns.append(around(grid, lambda some, sigma=sigma_um / STEP_UM, radius=radius: ndimage.gaussian_filter(
+                some, sigma, mode="constant", radius=radius)))  # fmt: skip
     return np.stack(columns, 1).astype(np.float32)
 
 
