@@ -1,7 +1,8 @@
 """A file or a folder of a corpus, on a local disk or in a bucket (`gs://`, `s3://`): the same calls for both.
 
-Small files go through TensorStore's key-value stores, arrays through `kvstore`. A written file is whole or absent. An
-S3 server of one's own is named by AWS_ENDPOINT_URL; keys come from the environment or the cloud's own files.
+Objects in a bucket go through TensorStore's key-value stores, arrays everywhere through `kvstore`. A written file is
+whole or absent. An S3 server of one's own is named by AWS_ENDPOINT_URL; keys come from the environment or the cloud's
+own files.
 """
 
 import functools
@@ -19,6 +20,7 @@ from tario_jax.config import InputError
 _CLOUD = re.compile(r"(gs|s3):/{1,2}([^/]+)/?(.*)")
 
 
+PARTIAL = ".partial"  # of what a killed write left
 _RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "8s"}  # half a minute, not the default's many
 
 
@@ -66,14 +68,25 @@ class Place:
 
     def read(self) -> bytes:
         """The whole file. Raises `FileNotFoundError` where there is none, `InputError` where it cannot be read."""
+        if self.local is not None:
+            return self.local.read_bytes()
         found = self._ask(lambda store: store.read(self._key))
         if found.state != "value":
             raise FileNotFoundError(str(self))
         return found.value
 
     def write(self, content: bytes) -> None:
-        """Writes the whole file or nothing. Raises `InputError` where the disk is full or the bucket refuses."""
-        self._ask(lambda store: store.write(self._key, content))
+        """Writes the whole file or nothing. Raises `OSError` or `InputError` where disk or bucket refuse it."""
+        if self.local is None:
+            self._ask(lambda store: store.write(self._key, content))
+            return
+        self.local.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.local.with_name(self.local.name + PARTIAL)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.local)
 
     def exists(self) -> bool:
         """Whether there is a file here; of a folder on a local disk, whether it is there."""
@@ -82,21 +95,27 @@ class Place:
         return bool(self._ask(lambda store: store.list(ts.KvStore.KeyRange(self._key, self._key + "\0"))))
 
     def below(self) -> list[str]:
-        """Paths of all files below this folder, in order, relative to it."""
+        """Paths of all files below this folder, in order, relative to it; what a killed write left is not one."""
+        if self.local is not None:
+            found = (path.relative_to(self.local).as_posix() for path in self.local.rglob("*") if path.is_file())
+            return sorted(name for name in found if not name.endswith(PARTIAL))
         prefix = f"{self._key}/"
-        found = self._ask(lambda store: store.list(_range(prefix), strip_prefix_length=len(prefix.encode())))
-        return sorted(key.decode() for key in found)
+        keys = self._ask(lambda store: store.list(_range(prefix), strip_prefix_length=len(prefix.encode())))
+        return sorted(key.decode() for key in keys)
 
     def remove(self) -> None:
         """Removes the file, if there is one."""
-        self._ask(lambda store: store.write(self._key, None))
+        if self.local is not None:
+            self.local.unlink(missing_ok=True)
+        else:
+            self._ask(lambda store: store.write(self._key, None))
 
     def remove_below(self) -> None:
         """Removes everything below this folder."""
-        if self.local is not None:
-            shutil.rmtree(self.local, ignore_errors=not self.local.exists())
-        else:
+        if self.local is None:
             self._ask(lambda store: store.delete_range(_range(f"{self._key}/")))
+        elif self.local.exists():
+            shutil.rmtree(self.local)
 
     def sha256(self) -> str:
         """Checksum of the file's bytes."""
@@ -140,6 +159,5 @@ def _store_spec(scheme: str, bucket: str) -> dict[str, Any]:
 
 @functools.cache
 def _store(process: int, scheme: str, bucket: str) -> ts.KvStore:
-    """One store a bucket; one for all local disks. It does not survive a fork, hence `process`."""
-    spec = _store_spec(scheme, bucket)
-    return ts.KvStore.open(spec | {"path": "/"} if scheme == "file" else spec).result()
+    """One store a bucket. It does not survive a fork, hence `process`."""
+    return ts.KvStore.open(_store_spec(scheme, bucket)).result()

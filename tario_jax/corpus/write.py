@@ -30,6 +30,8 @@ DENSEST_TILES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str, Any]) -> None:
     """Notes what goes into the corpus; something else in a folder that holds sections is refused."""
     root = Place(root)
+    if root.local is not None and root.local.is_file():
+        raise InputError(f"{root}: is a file; expected a folder")
     if len(panel) > 1 << 16:
         raise InputError(f"{root}: a panel of {len(panel)} genes; this corpus format holds at most {1 << 16}")
     begun = {"kind": kind, "panel_hash": panel.hash, "source": source, "format_version": layout.FORMAT_VERSION}

@@ -12,6 +12,7 @@ from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus import layout
 from tario_jax.corpus.check import check_corpus
+from tario_jax.corpus.place import PARTIAL
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections
 from tario_jax.corpus.split import split_corpus
@@ -42,7 +43,7 @@ def test_a_killed_ingest_is_refused_and_completed_by_running_again(tmp_path, mon
             writes += 1
             if writes > die_at:
                 path.local.parent.mkdir(parents=True, exist_ok=True)
-                path.local.with_name(path.name + ".__lock").write_bytes(b"{")  # as TensorStore leaves one
+                path.local.with_name(path.name + PARTIAL).write_bytes(b"{")
                 raise Killed
             return write(path, *arguments)
 
