@@ -264,8 +264,7 @@ class Corpus:
                 raise InputError(f"{root / 'corpus.json'}: has no checksum of {name}; restore it or ingest again")
         tables = {name: _sealed(root / name, described["files"][name]) for name in TABLES}
         panel = Panel.from_text(tables["panel.tsv"].decode(), str(root / "panel.tsv"))
-        patients, sections = (pq.read_table(pa.BufferReader(tables[f"{name}.parquet"])).to_pylist()
-                              for name in ("patients", "sections"))  # fmt: skip
+        patients, sections = (_rows(tables[f"{name}.parquet"]) for name in ("patients", "sections"))
         found = []
         for row in sections:
             record = json.loads(row["record"])
@@ -279,6 +278,11 @@ class Corpus:
                 return section
         known = ", ".join(section.id for section in self.sections[:5])
         raise InputError(f"corpus {self.root}: has no section {name!r}; it holds {known}, …")
+
+
+def _rows(content: bytes) -> list[dict[str, Any]]:
+    """Rows of a parquet file, read on this thread: one of arrow's own may outlive the interpreter and end in abort."""
+    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False).to_pylist()
 
 
 @functools.cache
