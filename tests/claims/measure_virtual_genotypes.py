@@ -29,6 +29,7 @@ from tario_jax.virtual.section import Settings, bulk_rates
 PATIENTS = 1000  # of NSCLC
 FIRST = FIRST_NUMBER["held_out"] + 1000
 COMPONENTS = 40
+BOOTSTRAPS = 200  # of patients, for the standard deviations of the AUROC from V
 
 
 def bulk(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,9 +42,9 @@ def bulk(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chance_of(patient: Patient, name: str) -> float:
-    """Probability of a mutation given all that is known of a patient."""
+    """Probability of a mutation given all that is known of a patient; rounding noise does not order patients."""
     genotypes = posterior(patient.cohort, patient.trait_R, TRAITS, patient.site)
-    return sum(chance for mutated, chance in genotypes if mutated[name])
+    return round(sum(chance for mutated, chance in genotypes if mutated[name]), 9)
 
 
 def told(values_PxG: np.ndarray, labels_P: np.ndarray) -> np.ndarray:
@@ -96,8 +97,12 @@ def main() -> None:
         row = {"share": float(labels_P.mean())}
         for m, of in enumerate(("true", "reachable")):
             values_PxG = values_PxMxG[some, m]
-            row[f"{of}_pooled"] = float(roc_auc_score(labels_P, told(values_PxG, labels_P)))
-            row[f"{of}_within"] = auroc_within(labels_P, told(centred(values_PxG, kind_P), labels_P), kind_P)
+            pooled_P, within_P = told(values_PxG, labels_P), told(centred(values_PxG, kind_P), labels_P)
+            row[f"{of}_pooled"] = float(roc_auc_score(labels_P, pooled_P))
+            row[f"{of}_within"] = auroc_within(labels_P, within_P, kind_P)
+        drawn = np.random.default_rng(0).integers(len(labels_P), size=(BOOTSTRAPS, len(labels_P)))
+        row["pooled_sd"] = float(np.std([roc_auc_score(labels_P[some], pooled_P[some]) for some in drawn]))
+        row["within_sd"] = float(np.std([auroc_within(labels_P[some], within_P[some], kind_P[some]) for some in drawn]))
         rate_of = {kind: labels_P[kind_P == kind].mean() for kind in NSCLC}
         row["type_only"] = float(roc_auc_score(labels_P, [rate_of[kind] for kind in kind_P]))
         if name in MUTATIONS:
@@ -111,8 +116,8 @@ def main() -> None:
         "highest_visible": max(row[f"reachable_{how}"] for row in visible for how in ("pooled", "within")),
         "invisible_off": max(abs(result[MUTATIONS[-1]][f"reachable_{how}"] - 0.5) for how in ("pooled", "within")),
     }
-    columns = ("share", "type_only", "true_pooled", "reachable_pooled", "posterior_pooled", "true_within",
-               "reachable_within", "posterior_within")  # fmt: skip
+    columns = ("share", "type_only", "true_pooled", "reachable_pooled", "pooled_sd", "posterior_pooled", "true_within",
+               "reachable_within", "within_sd", "posterior_within")  # fmt: skip
     rows = [f"AUROC, {PATIENTS:,} NSCLC patients", f"{'':<10}" + "".join(f"{name:>18}" for name in columns)]
     rows += [f"{name:<10}" + "".join(f"{result[name].get(column, np.nan):>18.3f}" for column in columns)
              for name in labels]  # fmt: skip
