@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tario_jax.config import InputError, SourceConfig
+from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
 from tario_jax.virtual.patients import cohort_split, patient_number
@@ -39,7 +40,7 @@ def sections_of(config: SourceConfig) -> dict[str, tuple[str, str]]:
     }
 
 
-def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None] = print,
+def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str], None] = print,
                     part: tuple[int, int] = (1, 1)) -> Corpus | None:  # fmt: skip
     """Simulates the patients of `config` into a corpus at `root`, with its split; continues what was stopped.
 
@@ -47,7 +48,7 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
     back, and no corpus seal, while patients of other parts are missing. Every section carries the cells that its truth
     is computed from; nothing that trains reads them.
     """
-    settings = settings_of(config)
+    settings, root = settings_of(config), Place(root)
     panel = settings.genes.panel
     split = cohort_split(config.train_patients, config.validation_patients, config.held_out_patients, config.cohorts)
     sections = sections_of(config)
@@ -66,7 +67,7 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
         if more:
             raise InputError(f"corpus {root}: holds {len(more)} sections that this cohort has not ({more[0]!r} …); use "
                              "another folder, or ask for at least as many patients and regions")  # fmt: skip
-        (root / "corpus.json").unlink(missing_ok=True)  # a smaller cohort grows: it is not sealed meanwhile
+        (root / "corpus.json").remove()  # a smaller cohort grows: it is not sealed meanwhile
     began = time.monotonic()
     one = functools.partial(_simulate, root=root, settings=settings)
     jobs = [sections[name] for name in todo]
@@ -87,7 +88,7 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
     return seal_corpus(root, panel, "virtual", dict(split))
 
 
-def _simulate(job: tuple[str, str], *, root: Path, settings: Settings) -> str:
+def _simulate(job: tuple[str, str], *, root: Place, settings: Settings) -> str:
     patient, region = job
     section = simulate_section(patient_number(patient), region, settings)
     write_section(root, settings.genes.panel, "virtual", section)
