@@ -11,11 +11,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from tario_jax.config import InputError, SourceConfig
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
-from tario_jax.virtual.patients import cohort_split, patient_number
+from tario_jax.virtual.diagnoses import COHORTS
+from tario_jax.virtual.genes import Program
+from tario_jax.virtual.genotype import MUTATIONS
+from tario_jax.virtual.kinds import STATES, TYPES
+from tario_jax.virtual.patients import TRAITS, cohort_split, patient_number
 from tario_jax.virtual.regions import REGION_NAMES, names_of_regions
 from tario_jax.virtual.section import Settings, simulate_section
 from tario_jax.virtual.version import VERSION, checksum
@@ -40,6 +46,43 @@ def sections_of(config: SourceConfig) -> dict[str, tuple[str, str]]:
     }
 
 
+GENE_TABLE = "virtual_genes.tsv"
+"""Beside the panel of a virtual corpus, outside of its seal: nothing that trains reads it."""
+_IN_TYPE = 0.2  # of a gene's largest share of a cell's RNA: above it lie the types that it is for, far below it the others
+
+
+def gene_table(program: Program) -> str:
+    """What each gene of the panel does, as TSV with a line a gene, in panel order.
+
+    Columns: symbol; class; where (cell types, `type:COHORT` for one cancer type only, or `all`); follows (what its log
+    rate changes with, each `name:change`, by unit of a state or a trait, or where mutated or of that sex);
+    patient_sd (of the patient's own log effect); detected (share of its transcripts that the assay finds).
+    """
+    share_CxTxG = program.share_CxTxG
+    inside_CxTxG = share_CxTxG > _IN_TYPE * share_CxTxG.max((0, 1))
+    lines = ["symbol\tclass\twhere\tfollows\tpatient_sd\tdetected"]
+    for gene, (symbol, name) in enumerate(zip(program.panel.symbols, program.class_G, strict=True)):
+        changes = {
+            **({STATES[program.state_G[gene]]: program.loading_G[gene]} if program.state_G[gene] >= 0 else {}),
+            **dict(zip(TRAITS, program.trait_loading_RxG[:, gene], strict=True)),
+            **dict(zip(MUTATIONS, program.mutation_loading_MxG[:, gene], strict=True)),
+        }
+        follows = [f"{driver}:{change:+.2f}" for driver, change in changes.items() if change]
+        follows += {1: ["female"], -1: ["male"], 0: []}[int(program.sex_G[gene])]
+        where = "all" if inside_CxTxG[:, :, gene].all() else ",".join(_where(inside_CxTxG[:, :, gene]))
+        lines.append(f"{symbol}\t{name}\t{where}\t{','.join(follows)}\t{program.patient_sd_G[gene]:.2f}\t"
+                     f"{program.detected_G[gene]:.2f}")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _where(inside_CxT: np.ndarray) -> list[str]:
+    found = []
+    for kind, inside_C in zip(TYPES, inside_CxT.T, strict=True):
+        cohorts = [cohort for cohort, inside in zip(COHORTS, inside_C, strict=True) if inside]
+        found += [kind] if inside_C.all() else [f"{kind}:{cohort}" for cohort in cohorts]
+    return found
+
+
 def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str], None] = print,
                     part: tuple[int, int] = (1, 1)) -> Corpus | None:  # fmt: skip
     """Simulates the patients of `config` into a corpus at `root`, with its split; continues what was stopped.
@@ -54,6 +97,8 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
     sections = sections_of(config)
     source = {"simulator": f"{VERSION} {checksum()[:16]}", "settings": dataclasses.asdict(settings)}
     begin_corpus(root, panel, "virtual", source)
+    if not (root / GENE_TABLE).exists():
+        (root / GENE_TABLE).write(gene_table(settings.genes).encode())
     mine = set(list(split)[part[0] - 1 :: part[1]])
     wanted = [name for name, (patient, _) in sections.items() if patient in mine]
     todo = [name for name in wanted if not section_is_sealed(root, name)]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import tario_jax.virtual
+from tario_jax.virtual.cohort import gene_table
 from tario_jax.virtual.diagnoses import COHORTS
-from tario_jax.virtual.genes import virtual_panel
+from tario_jax.virtual.genes import program, virtual_panel
 from tario_jax.virtual.genotype import MUTATIONS
 from tario_jax.virtual.kinds import TYPES, VISIBLE_STATES
 from tario_jax.virtual.patients import TRAITS
@@ -184,3 +185,30 @@ def test_genes_of_the_y_chromosome_are_all_of_men_only():
     named = {gene for gene in [*ROWS, *OTHERS] if y_linked.fullmatch(gene)}
     assert len(named) >= 40
     assert {gene for gene in named if gene in OTHERS or ROWS[gene]["drives"] != "male"} == set()
+
+
+def test_the_table_beside_a_corpus_tells_what_every_gene_does():
+    whole = program()
+    header, *lines = gene_table(whole).splitlines()
+    rows = {row["symbol"]: row for row in (dict(zip(header.split("\t"), x.split("\t"), strict=True)) for x in lines)}
+    assert tuple(rows) == virtual_panel().symbols
+    for symbol, curated in ROWS.items():
+        row = rows[symbol]
+        assert row["class"] == curated["class"]
+        assert set(row["where"].split(",")) == _spelled_out(curated["where"]), symbol
+        driver, sign = curated["drives"].removeprefix("-"), "-" if curated["drives"].startswith("-") else "+"
+        expected = "" if not driver else driver if driver in ("female", "male") else f"{driver}:{sign}"
+        assert any(change.startswith(expected) for change in row["follows"].split(",")), symbol
+    # a rate that changes with a unit of hypoxia as the table says, by the rates themselves
+    gene = virtual_panel().symbols.index("VEGFA")
+    assert f"hypoxia:{whole.loading_G[gene]:+.2f}" in rows["VEGFA"]["follows"]
+    assert sum(row["class"] == "null" for row in rows.values()) == len(whole.genes_of("null"))
+
+
+def _spelled_out(where: str) -> set[str]:
+    """All types of all cancer types are `all`; a type named for each of them is named once."""
+    named = set(where.split(","))
+    for kind in TYPES:
+        tags = {f"{kind}:{cohort}" for cohort in COHORTS}
+        named = named - tags | {kind} if tags <= named else named
+    return {"all"} if named >= set(TYPES) else named
