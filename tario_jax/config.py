@@ -75,6 +75,10 @@ class SplitConfig:
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
+    train_patients: int = 0  # only so many of those for training, of each cohort in proportion; 0 = all
+
+    def __post_init__(self):
+        _check(self.train_patients >= 0, f"split.train_patients is {self.train_patients}; expected at least 0")
 
 
 @dataclasses.dataclass(frozen=True)

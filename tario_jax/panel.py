@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -57,12 +56,14 @@ class Panel:
         """Positions of `symbols` as int32; −1 for a symbol that is not in the panel."""
         return np.array([self.index.get(symbol, -1) for symbol in symbols], np.int32)
 
-    def write(self, path: Path) -> None:
-        path.write_text("".join(f"{symbol}\n" for symbol in ("symbol", *self.symbols)))
+    def to_text(self) -> str:
+        """As a table of one column, `symbol`."""
+        return "".join(f"{symbol}\n" for symbol in ("symbol", *self.symbols))
 
     @classmethod
-    def read(cls, path: Path) -> "Panel":
-        lines = path.read_text().splitlines()
+    def from_text(cls, text: str, where: str) -> "Panel":
+        """The panel of such a table; `where` is its place in messages. Raises `InputError` for another header."""
+        lines = text.splitlines()
         if not lines or lines[0] != "symbol":
-            raise InputError(f"{path}: first line is {lines[:1]}; expected the header 'symbol'")
+            raise InputError(f"{where}: first line is {lines[:1]}; expected the header 'symbol'")
         return cls(tuple(lines[1:]))

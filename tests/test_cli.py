@@ -21,7 +21,7 @@ from tiny_tissue import st_folder
 from tario_jax.cli import main as cli
 from tario_jax.config import Config, load_config, override
 
-JOBS = ("run", "simulate", "ingest", "check", "train", "predict", "evaluate")
+JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate")
 TRAIN = ("train", "--config=configs/quickstart.py")
 
 
@@ -124,7 +124,7 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     (("simulate", "--out={}/c", "--patients=some"), ("--patients", "invalid int value: 'some'")),
     (("simulate", "--out={}/c", "--patients=0"), ("source.train_patients is 0",)),
     (("simulate", "--out={}/c", "--section-um=10"), ("source.section_um is 10.0",)),
-    (("simulate", "--out={}/text.png"), ("text.png: File exists",)),
+    (("simulate", "--out={}/text.png"), ("text.png: is a file; expected a folder",)),
     (("simulate", "--out={}"), ("is not empty and not a corpus",)),
     (("check", "{}/c", "--config.train.steps=3"), ("'tario check' reads source of a config only",)),
     (("check",), ("no corpus is named", "--workdir=RUN")),

@@ -19,7 +19,9 @@ GROUPS_READ = ("source",)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("corpus", type=Path, nargs="?", help="WORKDIR/corpus, or the corpus of --config, by default")
+    parser.add_argument(
+        "corpus", nargs="?", metavar="PLACE", help="WORKDIR/corpus, or the corpus of --config, by default"
+    )
     config_flags(parser, required=False)
     parser.add_argument("--realism", action="store_true",
                         help="not the seals: stain, nuclei and counts of virtual tissue beside real")  # fmt: skip

@@ -15,7 +15,7 @@ GROUPS_READ = ("source", "evaluate")
 
 def flags(parser: argparse.ArgumentParser) -> None:
     model_flags(parser)
-    parser.add_argument("--corpus", type=Path, help="by default that of the run")
+    parser.add_argument("--corpus", metavar="PLACE", help="by default that of the run")
     parser.add_argument("--out", type=Path, help="folder of the report; WORKDIR by default")
 
 

@@ -1,7 +1,6 @@
 """tario ingest: a vendor's files, or the source that a config names."""
 
 import argparse
-from pathlib import Path
 
 from tario_jax.cli.options import config_flags, config_of, describe_corpus, finish, new_corpus, say
 from tario_jax.config import InputError
@@ -27,7 +26,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     config_flags(parser, required=False)
     parser.add_argument("--source", choices=("spots", "xenium", "cosmx"), help="in place of --config")
     parser.add_argument("--path", help="folder of the vendor's files")
-    parser.add_argument("--out", type=Path, help="folder of the corpus; WORKDIR/corpus by default")
+    parser.add_argument(
+        "--out", metavar="PLACE", help="of the corpus: a folder, gs://… or s3://…; WORKDIR/corpus by default"
+    )
     parser.add_argument("--patient",
                         help="whose tissue it is; for spots the letters that the sections' names start with, "
                              "several with commas")  # fmt: skip

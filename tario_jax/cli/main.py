@@ -10,12 +10,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tario_jax.cli import check, evaluate, ingest, predict, run, simulate, train
+from tario_jax.cli import check, corpus, evaluate, ingest, predict, run, simulate, train
 from tario_jax.config import InputError
 
 JOBS = {
-    "run": run, "simulate": simulate, "ingest": ingest, "check": check, "train": train, "predict": predict,
-    "evaluate": evaluate,
+    "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
+    "predict": predict, "evaluate": evaluate,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 

@@ -38,21 +38,21 @@ def evaluation_of(options: argparse.Namespace, provenance) -> EvaluateConfig:
     return override(base, options.assignments).evaluate
 
 
-def new_corpus(options: argparse.Namespace) -> Path:
+def new_corpus(options: argparse.Namespace) -> str | Path:
     """Where a corpus is to be written: --out, else within --workdir."""
     if options.out is None and options.workdir is None:
         raise InputError(f"{options.job}: no place to write; give --out=CORPUS or --workdir=RUN (for RUN/corpus)")
     return options.out or options.workdir / "corpus"
 
 
-def corpus_of(options: argparse.Namespace) -> Path:
+def corpus_of(options: argparse.Namespace) -> str | Path:
     """The corpus that was named, else that of --config's source, else the one within the workdir."""
     if options.corpus is not None:
         return options.corpus
     if options.config is not None and config_of(options).source.kind == "corpus":
         from tario_jax.evaluate.main_job import expand
 
-        return Path(expand(config_of(options).source.path))
+        return expand(config_of(options).source.path)
     if options.workdir is None:
         raise InputError(f"{options.job}: no corpus is named; give its folder, or --workdir=RUN (for RUN/corpus)")
     place = options.workdir / "corpus"

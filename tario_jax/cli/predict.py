@@ -17,7 +17,7 @@ GROUPS_READ = ("source", "evaluate")
 
 def flags(parser: argparse.ArgumentParser) -> None:
     model_flags(parser)
-    parser.add_argument("--corpus", type=Path, help="corpus of --section; by default that of the run")
+    parser.add_argument("--corpus", metavar="PLACE", help="corpus of --section; by default that of the run")
     parser.add_argument("--section", help="a section of the corpus")
     parser.add_argument("--image", type=Path, help="an image file (PNG, JPEG, TIFF)")
     parser.add_argument("--um-per-px", type=float, help="of --image")

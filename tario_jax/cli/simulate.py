@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from tario_jax.cli.options import (
     at_least_one,
@@ -30,7 +29,9 @@ GROUPS_READ = ("source",)
 def flags(parser: argparse.ArgumentParser) -> None:
     defaults = SourceConfig()
     config_flags(parser, required=False)
-    parser.add_argument("--out", type=Path, help="folder of the corpus; WORKDIR/corpus by default")
+    parser.add_argument(
+        "--out", metavar="PLACE", help="of the corpus: a folder, gs://… or s3://…; WORKDIR/corpus by default"
+    )
     parser.add_argument("--patients", type=int, help=f"for training ({defaults.train_patients})")
     parser.add_argument("--validation", type=int, help=f"({defaults.validation_patients})")
     parser.add_argument("--held-out", type=int, help=f"({defaults.held_out_patients})")

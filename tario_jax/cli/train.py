@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from tario_jax.cli.options import config_flags, config_of, finish, say
 
@@ -16,7 +15,8 @@ GROUPS_READ = None  # all of a config
 
 def flags(parser: argparse.ArgumentParser) -> None:
     config_flags(parser)
-    parser.add_argument("--corpus", type=Path, help="sealed corpus; by default the one that the config's source names")
+    parser.add_argument("--corpus", metavar="PLACE",
+                        help="sealed corpus (a folder, gs://… or s3://…); by default the config's")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:

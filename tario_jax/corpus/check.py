@@ -7,7 +7,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
-from tario_jax.corpus.read import Corpus, Section, read_json
+from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.write import describe_corpus
 
 PLAUSIBLE_UM_PER_PX = (0.1, 1.2)
@@ -42,8 +42,11 @@ def check_corpus(corpus: Corpus, progress: Callable[[int, int], None] | None = N
 def _seal(corpus: Corpus) -> Finding:
     """corpus.json against what its own sections give."""
     note = corpus.root / "corpus.json"
-    stated = read_json(note)
-    seals = {section.folder.name: section.seal for section in corpus.sections}
+    stated = layout.read_json(note)
+    try:
+        seals = {section.id: section.seal for section in corpus.sections}
+    except InputError as error:
+        return Finding("all", "seal", str(error))
     expected = describe_corpus(corpus.root, corpus.panel, corpus.kind, seals)
     for name in sorted(set(stated) | set(expected)):
         if stated.get(name) != expected.get(name):
@@ -53,15 +56,19 @@ def _seal(corpus: Corpus) -> Finding:
 
 
 def _checksums(section: Section) -> Finding:
-    for name, expected in section.seal["files"].items():
-        path = section.folder / name
+    try:
+        files = section.seal["files"]
+    except InputError as error:
+        return Finding(section.id, "checksums", str(error))
+    for name, expected in files.items():
+        path = section.place / name
         if not path.exists():
             return Finding(section.id, "checksums", f"{path}: is missing; ingest this section again")
-        if layout.file_sha256(path) != expected:
+        if path.sha256() != expected:
             return Finding(
                 section.id, "checksums", f"{path}: its bytes differ from the seal; ingest this section again"
             )
-    return Finding(section.id, "checksums", "", f"{len(section.seal['files'])} files")
+    return Finding(section.id, "checksums", "", f"{len(files)} files")
 
 
 def _contents(corpus: Corpus, section: Section) -> Finding:

@@ -4,39 +4,46 @@ corpus/  corpus.json  ingest.json  panel.tsv  patients.parquet  sections.parquet
          sections/<id>/seal.json                   written last: without it the section does not exist
          sections/<id>/he                          uint8 [H, W, 3]
          sections/<id>/measured                    uint8 [rows, columns], 1 = imaged
-         sections/<id>/detections/place            uint16 [D, 2], x and y from the tile's corner in steps of 1/1024 µm
-         sections/<id>/detections/gene             uint16 [D]
+         sections/<id>/detections/place_and_gene   uint16 [D, 3]: x and y from the tile's corner in steps of 1/1024 µm,
+                                                   and the gene; by tile, within a tile by gene
          sections/<id>/detections/offset           int64 [tiles + 1], first detection of each tile, row by row
          sections/<id>/detections/{nucleus,cell}   uint8 [D], int32 [D], where the vendor gives them
          sections/<id>/spots/{place,indptr,gene,count,array}
          sections/<id>/{gene_totals,measured_genes}  int64 [G], uint8 [G]
-         sections/<id>/truth/<name>                of virtual tissue, to compute its truth; outside the corpus seal
+         sections/<id>/truth.npz                   of virtual tissue, to compute its truth; outside the corpus seal
+
+Every chunk and every shard's index carries a checksum: a flipped byte is an error that names its file.
 """
 
 import hashlib
+import io
 import json
 import os
-from pathlib import Path
+import zipfile
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-FORMAT_VERSION = 2
+from tario_jax.config import InputError
+from tario_jax.corpus.place import Place, plainly
+
+FORMAT_VERSION = 3
 DETECTION_TILE_UM = 64.0
 PLACE_STEPS_PER_UM = 65536 / DETECTION_TILE_UM  # a place is read as the middle of its step: off by at most 0.0005 µm
 
 # Inner chunk and shard by array; arrays that are not named are one chunk. A window reads whole inner chunks only.
 CHUNKS = {
     "he": ((256, 256, 3), (4096, 4096, 3)),
-    "place": ((32768, 2), (4194304, 2)),
-    "gene": ((32768,), (4194304,)),
+    "place_and_gene": ((32768, 3), (4194304, 3)),
     "nucleus": ((32768,), (4194304,)),
     "cell": ((32768,), (4194304,)),
 }
 
-_COMPRESSION = {"name": "zstd", "configuration": {"level": 3}}
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+_CODECS = [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}]
+# a column of place_and_gene after the other: genes, which rise within a tile, nearly vanish
+_BY_COLUMN = {"place_and_gene": [{"name": "transpose", "configuration": {"order": [1, 0]}}]}
 
 
 def _context() -> ts.Context:
@@ -47,51 +54,90 @@ def _context() -> ts.Context:
 _CONTEXT: dict[int, ts.Context] = {}
 
 
-def _spec(path: Path) -> dict[str, Any]:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path.resolve()}/"}}
+def _spec(place: Place) -> dict[str, Any]:
+    # every chunk is stored, zeros too: one that is missing is an error, never zeros
+    return {"driver": "zarr3", "kvstore": place.kvstore, "store_data_equal_to_fill_value": True,
+            "fill_missing_data_reads": False}  # fmt: skip
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes a whole array; its last path part chooses the chunks."""
-    spec = _spec(path)
+def write_array(place: Place, array: np.ndarray) -> None:
+    """Writes a whole array; the last part of its place chooses the chunks. Raises `InputError` where it cannot."""
     metadata: dict[str, Any] = {"shape": list(array.shape), "data_type": str(array.dtype)}
-    if path.name in CHUNKS and array.size:
-        inner, shard = CHUNKS[path.name]
+    if place.name in CHUNKS and array.size:
+        inner, shard = CHUNKS[place.name]
         # a shard never reaches far beyond its array: small sections stay small files
         shard = [min(s, -(-n // c) * c) for s, n, c in zip(shard, array.shape, inner, strict=True)]
-        codec = {"name": "sharding_indexed",
-                 "configuration": {"chunk_shape": list(inner), "codecs": [_BYTES, _COMPRESSION]}}  # fmt: skip
-        metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}}, "codecs": [codec]}
+        configuration = {"chunk_shape": list(inner), "codecs": [*_BY_COLUMN.get(place.name, []), *_CODECS],
+                         "index_codecs": [_BYTES, {"name": "crc32c"}]}  # fmt: skip
+        codecs = [{"name": "sharding_indexed", "configuration": configuration}]
+        metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}}, "codecs": codecs}
     else:
         shape = [max(1, n) for n in array.shape]
-        metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
-                     "codecs": [_BYTES, _COMPRESSION]}  # fmt: skip
-    store = ts.open(spec | {"metadata": metadata}, create=True, delete_existing=True).result()
-    if array.size:
-        store.write(array).result()
+        metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}}, "codecs": _CODECS}
+    spec = _spec(place) | {"metadata": metadata}
+    try:
+        store = ts.open(spec, create=True, delete_existing=True).result()
+        if array.size:
+            store.write(array).result()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InputError(f"{place}: could not be written: {plainly(error)}") from None
 
 
-def open_array(path: Path) -> ts.TensorStore:
-    """Opens an array for reading."""
+def open_array(place: Place) -> ts.TensorStore:
+    """Opens an array for reading. Raises `InputError` where it is missing or its metadata are damaged."""
     process = os.getpid()  # a context does not survive a fork
     context = _CONTEXT.setdefault(process, _context())
-    return ts.open(_spec(path), open=True, read=True, context=context).result()
+    try:
+        return ts.open(_spec(place), open=True, read=True, context=context).result()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise damaged(place, error) from None
 
 
-def read_array(path: Path) -> np.ndarray:
-    return open_array(path).read().result()
+def result_of(reading: ts.Future, place: Place) -> np.ndarray:
+    """What a read of an array gives. Raises `InputError` where a chunk is damaged or missing."""
+    try:
+        return reading.result()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise damaged(place, error) from None
 
 
-def write_json(path: Path, value: Any) -> None:
+def read_array(place: Place) -> np.ndarray:
+    return result_of(open_array(place).read(), place)
+
+
+def damaged(place: Place, error: Exception) -> InputError:
+    return InputError(f"{place}: cannot be read: {plainly(error)}; restore it or ingest this section again")
+
+
+def write_truth(place: Place, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays into one compressed file, the same bytes for the same arrays."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: arrays[name] for name in sorted(arrays)})
+    place.write(content.getvalue())
+
+
+def read_truth(place: Place) -> dict[str, np.ndarray]:
+    """The arrays of `write_truth`. Raises `InputError` where the file is missing or damaged."""
+    try:
+        with np.load(io.BytesIO(place.read())) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (FileNotFoundError, zipfile.BadZipFile, ValueError, OSError) as error:
+        raise damaged(place, error) from None
+
+
+def write_json(place: Place, value: Any) -> None:
     """Writes JSON so that the file is either absent, old or whole."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
-    os.replace(temporary, path)
+    place.write(json.dumps(value, indent=1, sort_keys=True).encode())
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_json(place: Place) -> dict[str, Any]:
+    """Raises `InputError` where the file is missing or no whole JSON."""
+    try:
+        return json.loads(place.read())
+    except FileNotFoundError:
+        raise InputError(f"{place}: no such file; restore it or ingest again") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{place}: is not whole JSON ({error}); restore it or ingest again") from None
 
 
 def array_sha256(arrays: dict[str, np.ndarray]) -> str:

@@ -2,38 +2,40 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
-from tario_jax.corpus.resample import crop_and_resample
+from tario_jax.corpus.place import Place
+from tario_jax.corpus.resample import box_means, crop_later
 from tario_jax.corpus.section import Detections, Spots
 from tario_jax.panel import Panel
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: is not whole JSON ({error}); restore it or ingest again") from None
+TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
+_TABLE = "detections/place_and_gene"
 
 
 class Section:
     """One sealed section. Arrays are opened at first use; places are in µm in the section's frame."""
 
-    def __init__(self, folder: Path, genes: int):
-        seal_path = folder / "seal.json"
-        if not seal_path.exists():
-            raise InputError(f"{folder}: is not sealed; run the ingest again to finish it")
-        self.folder = folder
-        self.seal = read_json(seal_path)
-        self.record: dict[str, Any] = self.seal["record"]
+    def __init__(self, place: Place, record: dict[str, Any], seal_sha256: str, genes: int):
+        self.place = place
+        self.record = record
+        self._seal_sha256 = seal_sha256
         self._genes = genes
+
+    @functools.cached_property
+    def seal(self) -> dict[str, Any]:
+        """Record and checksums as they were sealed. Raises `InputError` where seal.json is missing or was altered."""
+        return json.loads(_sealed(self.place / "seal.json", self._seal_sha256))
 
     @property
     def id(self) -> str:
@@ -65,53 +67,68 @@ class Section:
         quality = self.record["quality"]
         return quality.get("he_origin_x_px", 0.0), quality.get("he_origin_y_px", 0.0)
 
+    @property
+    def has_detections(self) -> bool:
+        """Whether there are transcripts at places, as against spots or an H&E alone."""
+        return self.holds(_TABLE)
+
     def holds(self, name: str) -> bool:
-        return (self.folder / name / "zarr.json").exists()
+        return name in self.record["arrays"]
 
     @functools.cache  # noqa: B019 — a section lives as long as its corpus
     def _array(self, name: str):
-        return layout.open_array(self.folder / name)
+        return layout.open_array(self.place / name)
 
     @functools.cache  # noqa: B019
     def _whole(self, name: str) -> np.ndarray:
-        return layout.read_array(self.folder / name)
+        return layout.read_array(self.place / name)
+
+    def _begin(self, name: str, part: Any) -> Callable[[], np.ndarray]:
+        """Starts to read a part of an array; what comes back waits for it."""
+        reading = part.read()
+        return lambda: layout.result_of(reading, self.place / name)
+
+    def open(self) -> "Section":
+        """Opens what every window of the section needs, so that reads of many sections need not wait for each other."""
+        if self.holds("he"):
+            self._array("he")
+        if self.has_detections:
+            self._array(_TABLE)
+            self._whole("detections/offset")
+        return self
 
     @property
     def gene_totals_G(self) -> np.ndarray:
         """Detections (or spot counts) by gene, int64 [G]."""
-        return self._whole("gene_totals")
+        return layout.read_array(self.place / "gene_totals")
 
     @property
     def measured_gene_G(self) -> np.ndarray:
         """Genes that the assay of this section measured, bool [G]."""
         if not self.holds("measured_genes"):
             return np.ones(self._genes, bool)
-        return self._whole("measured_genes").astype(bool)
+        return _one_of_each(self._whole("measured_genes").astype(bool).tobytes())
 
     def he(self) -> np.ndarray:
         """The whole H&E, uint8 [H, W, 3]."""
         if not self.holds("he"):
             raise InputError(f"section {self.id!r}: has no H&E")
-        return self._array("he").read().result()
+        return self._begin("he", self._array("he"))()
 
     def he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> np.ndarray:
         """H&E of a square whose top left corner is (x_um, y_um): uint8 [side_px, side_px, 3], averaged by area.
 
         Outside of the image it is white.
         """
+        return self.begin_he_window(x_um, y_um, side_px, um_per_px)()
+
+    def begin_he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> Callable[[], np.ndarray]:
+        """Starts to read `he_window`; what comes back waits for it."""
         if not self.holds("he"):
             raise InputError(f"section {self.id!r}: has no H&E")
         store = self._array("he")
-        return crop_and_resample(
-            store,
-            store.shape,
-            self.he_um_per_px,
-            x_um,
-            y_um,
-            side_px,
-            um_per_px,
-            read=lambda part: part.read().result(),
-        )
+        return crop_later(store, store.shape, self.he_um_per_px, x_um, y_um, side_px, um_per_px,
+                          lambda part: self._begin("he", part))  # fmt: skip
 
     def detections(
         self, x_um: float, y_um: float, width_um: float, height_um: float, *, flags: bool = False
@@ -120,42 +137,53 @@ class Section:
 
         flags: read the vendor's nucleus flags and cell ids too, where it gives them.
         """
-        if not self.holds("detections/place"):
+        return self.begin_detections(x_um, y_um, width_um, height_um, flags=flags)()
+
+    def begin_detections(
+        self, x_um: float, y_um: float, width_um: float, height_um: float, *, flags: bool = False
+    ) -> Callable[[], Detections]:
+        """Starts to read `detections`; what comes back waits for them."""
+        if not self.has_detections:
             raise InputError(f"section {self.id!r}: has no detections")
         side = layout.DETECTION_TILE_UM
         columns, rows = int(np.ceil(self.width_um / side)), int(np.ceil(self.height_um / side))
         column0, column1 = int(max(x_um // side, 0)), int(min(np.ceil((x_um + width_um) / side), columns))
         row0, row1 = int(max(y_um // side, 0)), int(min(np.ceil((y_um + height_um) / side), rows))
         offset = self._whole("detections/offset")
-        place, gene = self._array("detections/place"), self._array("detections/gene")
+        optional = {"in_nucleus_D": "detections/nucleus", "cell_D": "detections/cell"} if flags else {}
+        optional = {field: name for field, name in optional.items() if self.holds(name)}
         runs = []
         for row in range(row0, row1):  # the tiles of a row lie side by side: one read each
             ends = offset[row * columns + column0 : row * columns + max(column1, column0) + 1]
             if len(ends) > 1 and ends[-1] > ends[0]:
                 run = slice(int(ends[0]), int(ends[-1]))
-                runs.append((row, np.diff(ends), run, place[run].read(), gene[run].read()))
-        if not runs:
-            return Detections(np.zeros(0), np.zeros(0), np.zeros(0, np.int32))
-        # float64: beyond 8 mm a float32 place can round onto its tile's edge, and fall between two windows
-        corners = np.arange(column0, column1) * side
-        x_parts, y_parts = [], []
-        for row, in_tile, _, place_read, _ in runs:
-            steps = place_read.result().astype(np.float64)
-            steps += 0.5
-            steps /= layout.PLACE_STEPS_PER_UM
-            x_parts.append(steps[:, 0] + np.repeat(corners, in_tile))
-            y_parts.append(steps[:, 1] + row * side)
-        x, y = np.concatenate(x_parts), np.concatenate(y_parts)
-        inside = (x >= x_um) & (x < x_um + width_um) & (y >= y_um) & (y < y_um + height_um)
-        genes = np.concatenate([gene_read.result() for *_, gene_read in runs])[inside].astype(np.int32)
-        optional = {}
-        for field, name in (("in_nucleus_D", "nucleus"), ("cell_D", "cell")):
-            if flags and self.holds(f"detections/{name}"):
-                stored = self._array(f"detections/{name}")
-                reads = [stored[run].read() for _, _, run, _, _ in runs]
-                values = np.concatenate([read.result() for read in reads])[inside]
-                optional[field] = values.astype(bool) if name == "nucleus" else values
-        return Detections(x[inside], y[inside], genes, **optional)
+                readings = {name: self._begin(name, self._array(name)[run]) for name in (_TABLE, *optional.values())}
+                runs.append((row, np.diff(ends), readings))
+
+        def end() -> Detections:
+            if not runs:
+                return Detections(np.zeros(0), np.zeros(0), np.zeros(0, np.int32))
+            # float64: beyond 8 mm a float32 place can round onto its tile's edge, and fall between two windows
+            corners = np.arange(column0, column1) * side
+            x_parts, y_parts, gene_parts = [], [], []
+            for row, in_tile, readings in runs:
+                table = readings[_TABLE]()
+                gene_parts.append(table[:, 2])
+                steps = table[:, :2].astype(np.float64)
+                steps += 0.5
+                steps /= layout.PLACE_STEPS_PER_UM
+                x_parts.append(steps[:, 0] + np.repeat(corners, in_tile))
+                y_parts.append(steps[:, 1] + row * side)
+            x, y = np.concatenate(x_parts), np.concatenate(y_parts)
+            inside = (x >= x_um) & (x < x_um + width_um) & (y >= y_um) & (y < y_um + height_um)
+            genes = np.concatenate(gene_parts)[inside].astype(np.int32)
+            further = {}
+            for field, name in optional.items():
+                values = np.concatenate([readings[name]() for *_, readings in runs])[inside]
+                further[field] = values.astype(bool) if field == "in_nucleus_D" else values
+            return Detections(x[inside], y[inside], genes, **further)
+
+        return end
 
     def all_detections(self) -> Detections:
         # one tile more: the last place of a section may be read a thousandth of a µm beyond its edge
@@ -178,29 +206,31 @@ class Section:
             array_xy_Nx2=self._whole("spots/array") if self.holds("spots/array") else None,
         )
 
+    def measured_share(self, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um: float) -> np.ndarray:
+        """Share of squares with these centres that the assay imaged, float32 [N]; all of the section if unstated."""
+        if self.holds("measured"):
+            return box_means(*self.measured, x_um_N, y_um_N, side_um)
+        half = side_um / 2
+        across = np.minimum(x_um_N + half, self.width_um) - np.maximum(x_um_N - half, 0)
+        down = np.minimum(y_um_N + half, self.height_um) - np.maximum(y_um_N - half, 0)
+        return (np.maximum(across, 0) * np.maximum(down, 0) / side_um**2).astype(np.float32)
+
     @functools.cached_property
     def measured(self) -> tuple[np.ndarray, float]:
-        """The mask of the imaged area as float32 [rows, columns] and its µm per px; all of the section if unstated."""
-        if self.holds("measured"):
-            return self._whole("measured").astype(np.float32), self.record["measured_um_per_px"]
-        side = self.record["measured_um_per_px"]
-        rows, columns = int(np.ceil(self.height_um / side)), int(np.ceil(self.width_um / side))
-        covered_y = np.clip(self.height_um / side - np.arange(rows), 0, 1)
-        covered_x = np.clip(self.width_um / side - np.arange(columns), 0, 1)
-        return np.outer(covered_y, covered_x).astype(np.float32), side
+        """The mask of the imaged area as float32 [rows, columns], where it is stated, and its µm per px."""
+        return self._whole("measured").astype(np.float32), self.record["measured_um_per_px"]
 
     @functools.cached_property
     def truth(self) -> dict[str, np.ndarray] | None:
         """What the truth of virtual tissue is computed from, for evaluation only; None for real tissue."""
-        names = self.record["truth"]
-        return {name: layout.read_array(self.folder / "truth" / name) for name in names} if names else None
+        return layout.read_truth(self.place / "truth.npz") if self.record["truth"] else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """A sealed corpus. Sections are in the order of their names."""
 
-    root: Path
+    root: Place
     panel: Panel
     kind: str  # "virtual" or "real"
     seal: str
@@ -208,36 +238,39 @@ class Corpus:
     sections: tuple[Section, ...]
 
     @classmethod
-    def open(cls, root: Path | str) -> "Corpus":
-        """Opens a sealed corpus; raises `InputError` where it is missing, not finished, or of another version."""
-        root = Path(root)
-        if not root.is_dir():
-            raise InputError(f"corpus {root}: no such folder; expected one made by 'tario ingest' or 'tario simulate'")
-        note = root / "corpus.json"
-        if not note.exists():
-            done = len(list((root / "sections").glob("*/seal.json")))
-            if not (root / "ingest.json").exists():
-                raise InputError(f"corpus {root}: holds no corpus.json; expected a corpus")
-            raise InputError(
-                f"corpus {root}: is not sealed, its ingest was stopped after {done} sections; "
-                "run the same ingest again and it continues"
-            )
-        described = read_json(note)
+    def open(cls, root: Place | Path | str) -> "Corpus":
+        """Opens a sealed corpus; raises `InputError` where it is missing, not finished, or of another version.
+
+        Four small files are read, whatever the number of sections; `check_corpus` looks at all of them.
+        """
+        root = Place(root)
+        try:
+            described = layout.read_json(root / "corpus.json")
+        except InputError:
+            if (root / "corpus.json").exists():
+                raise
+            raise _not_a_corpus(root) from None
         if described.get("format_version") != layout.FORMAT_VERSION:
             raise InputError(
-                f"{note}: format version {described.get('format_version')}; this tario reads {layout.FORMAT_VERSION}"
+                f"{root / 'corpus.json'}: format version {described.get('format_version')}; this tario reads "
+                f"{layout.FORMAT_VERSION}; an older one is rewritten by 'tario corpus migrate {root} --out=NEW'"
             )
         missing = {"kind", "panel_hash", "seal", "files"} - set(described)
         if missing:
-            raise InputError(f"{note}: says nothing of {', '.join(sorted(missing))}; restore it or ingest again")
-        for name, expected in described["files"].items():
-            if not (root / name).exists() or layout.file_sha256(root / name) != expected:
-                raise InputError(f"{root / name}: differs from the corpus seal; restore it or ingest again")
-        panel = Panel.read(root / "panel.tsv")
-        names = pq.read_table(root / "sections.parquet").column("section").to_pylist()
-        sections = tuple(Section(root / "sections" / name, len(panel)) for name in sorted(names))
-        patients = tuple(pq.read_table(root / "patients.parquet").to_pylist())
-        return cls(root, panel, described["kind"], described["seal"], patients, sections)
+            raise InputError(f"{root / 'corpus.json'}: says nothing of {', '.join(sorted(missing))}; restore it or "
+                             "ingest again")  # fmt: skip
+        for name in TABLES:
+            if name not in described["files"]:
+                raise InputError(f"{root / 'corpus.json'}: has no checksum of {name}; restore it or ingest again")
+        tables = {name: _sealed(root / name, described["files"][name]) for name in TABLES}
+        panel = Panel.from_text(tables["panel.tsv"].decode(), str(root / "panel.tsv"))
+        patients, sections = (_rows(tables[f"{name}.parquet"]) for name in ("patients", "sections"))
+        found = []
+        for row in sections:
+            record = json.loads(row["record"])
+            found.append(Section(root / f"sections/{record['section']}", record, row["seal_sha256"], len(panel)))
+        found.sort(key=lambda section: section.id)
+        return cls(root, panel, described["kind"], described["seal"], tuple(patients), tuple(found))
 
     def section(self, name: str) -> Section:
         for section in self.sections:
@@ -245,3 +278,35 @@ class Corpus:
                 return section
         known = ", ".join(section.id for section in self.sections[:5])
         raise InputError(f"corpus {self.root}: has no section {name!r}; it holds {known}, …")
+
+
+def _rows(content: bytes) -> list[dict[str, Any]]:
+    """Rows of a parquet file, read on this thread: one of arrow's own may outlive the interpreter and end in abort."""
+    return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False).to_pylist()
+
+
+@functools.cache
+def _one_of_each(content: bytes) -> np.ndarray:
+    """bool [G]; thousands of sections that measured the same genes share one array."""
+    return np.frombuffer(content, bool)
+
+
+def _sealed(place: Place, expected: str | None) -> bytes:
+    """The file's bytes. Raises `InputError` where they are not those that the corpus seal names."""
+    try:
+        content = place.read()
+    except FileNotFoundError:
+        content = None
+    if content is None or hashlib.sha256(content).hexdigest() != expected:
+        raise InputError(f"{place}: differs from the corpus seal; restore it or ingest again")
+    return content
+
+
+def _not_a_corpus(root: Place) -> InputError:
+    if root.local is not None and not root.local.is_dir():
+        return InputError(f"corpus {root}: no such folder; expected one made by 'tario ingest' or 'tario simulate'")
+    if not (root / "ingest.json").exists():
+        return InputError(f"corpus {root}: holds no corpus.json; expected a corpus")
+    done = sum(name.endswith("/seal.json") for name in (root / "sections").below())
+    return InputError(f"corpus {root}: is not sealed, its ingest was stopped after {done} sections; run the same "
+                      "ingest again and it continues")  # fmt: skip

@@ -19,12 +19,21 @@ def _edge_sums(values: np.ndarray, start: float, step: float, number: int) -> np
 
 def crop_and_resample(
     store: Any, shape: tuple[int, ...], stored_um_per_px: float, x_um: float, y_um: float, side_px: int,
-    um_per_px: float, read: Callable[[Any], np.ndarray] = np.asarray,
+    um_per_px: float,
 ) -> np.ndarray:  # fmt: skip
     """A square of an image whose top left corner is (x_um, y_um): uint8 [side_px, side_px, 3], averaged by area.
 
-    store: anything that is sliced like an array [H, W, 3], and `read` makes an array of a slice. White outside.
+    store: anything that is sliced like an array [H, W, 3]. White outside.
     """
+    return crop_later(store, shape, stored_um_per_px, x_um, y_um, side_px, um_per_px,
+                      lambda part: lambda: np.asarray(part))()  # fmt: skip
+
+
+def crop_later(
+    store: Any, shape: tuple[int, ...], stored_um_per_px: float, x_um: float, y_um: float, side_px: int,
+    um_per_px: float, begin: Callable[[Any], Callable[[], np.ndarray]],
+) -> Callable[[], np.ndarray]:  # fmt: skip
+    """`crop_and_resample` in two halves: `begin(store[...])` starts to read at once; what comes back ends it."""
     scale = um_per_px / stored_um_per_px  # stored px per asked px
     left, top = x_um / stored_um_per_px, y_um / stored_um_per_px
     left, top = (round(edge) if abs(edge - round(edge)) < 1e-6 else edge for edge in (left, top))
@@ -32,11 +41,20 @@ def crop_and_resample(
     x1, y1 = int(np.ceil(left + side_px * scale - 1e-6)), int(np.ceil(top + side_px * scale - 1e-6))
     rows = slice(max(y0, 0), min(max(y1, 0), shape[0]))
     columns = slice(max(x0, 0), min(max(x1, 0), shape[1]))
-    pixels = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
-    if rows.start < rows.stop and columns.start < columns.stop:
-        target = slice(rows.start - y0, rows.stop - y0), slice(columns.start - x0, columns.stop - x0)
-        pixels[target] = read(store[rows, columns])
-    return area_resample(pixels, top - y0, left - x0, scale, side_px)
+    inside = rows.start < rows.stop and columns.start < columns.stop
+    reading = begin(store[rows, columns]) if inside else None
+
+    def end() -> np.ndarray:
+        if inside and (rows.stop - rows.start, columns.stop - columns.start) == (y1 - y0, x1 - x0):
+            pixels = reading()
+        else:
+            pixels = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
+            if inside:
+                target = slice(rows.start - y0, rows.stop - y0), slice(columns.start - x0, columns.stop - x0)
+                pixels[target] = reading()
+        return area_resample(pixels, top - y0, left - x0, scale, side_px)
+
+    return end
 
 
 def area_resample(pixels: np.ndarray, top: float, left: float, scale: float, side_px: int) -> np.ndarray:

@@ -5,10 +5,11 @@ so.
 """
 
 import dataclasses
-from collections.abc import Iterable
-from pathlib import Path
+import hashlib
+from collections.abc import Iterable, Mapping
 
 from tario_jax.config import InputError, SplitConfig
+from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus, Section
 
 SIDES = ("train", "validation", "held_out")
@@ -22,6 +23,42 @@ class Split:
     train: tuple[Section, ...]
     validation: tuple[Section, ...]
     held_out: tuple[Section, ...]
+
+
+def stratified_order(cohort_of: Mapping[str, str], seed: int = 0) -> list[str]:
+    """All patients in an order of which every beginning holds each cohort in proportion, to within one patient or two.
+
+    A patient's place within its cohort is a hash of seed and name: it does not depend on who else is there.
+    """
+    by_cohort: dict[str, list[tuple[str, str]]] = {}
+    for patient, cohort in cohort_of.items():
+        place = hashlib.sha256(f"{seed} {patient}".encode()).hexdigest()
+        by_cohort.setdefault(cohort, []).append((place, patient))
+    ranked = []
+    for cohort, members in by_cohort.items():
+        for rank, (_, patient) in enumerate(sorted(members)):
+            ranked.append(((rank + 0.5) / len(members), cohort, patient))
+    return [patient for *_, patient in sorted(ranked)]
+
+
+def draw_split(cohort_of: Mapping[str, str], validation: int, held_out: int, seed: int = 0) -> dict[str, str]:
+    """The side of every patient: so many held out and for validation, of each cohort in proportion, the rest to train.
+
+    Raises `InputError` where nobody would be left to train on.
+    """
+    if validation < 0 or held_out < 1 or validation + held_out >= len(cohort_of):
+        raise InputError(f"split: {validation} for validation and {held_out} held out of {len(cohort_of)} patients; "
+                         "expected at least one held out, and one left to train on")  # fmt: skip
+    order = stratified_order(cohort_of, seed)
+    sides = ["held_out"] * held_out + ["validation"] * validation
+    sides += ["train"] * (len(order) - len(sides))
+    return dict(zip(order, sides, strict=True))
+
+
+def write_split(root: Place, sides: Mapping[str, str]) -> None:
+    """Writes `split.tsv`, which a user may review and edit; it is no part of the corpus seal."""
+    lines = [f"{patient}\t{side}\n" for patient, side in sorted(sides.items())]
+    (root / "split.tsv").write(("patient\tsplit\n" + "".join(lines)).encode())
 
 
 def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
@@ -40,6 +77,8 @@ def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
     unit = config.by
     known = {getattr(section, "id" if unit == "section" else "patient") for section in corpus.sections}
     assigned = _assign(lists, where, unit, known)
+    if config.train_patients:
+        assigned = _fewer(assigned, corpus, config, where)
     sides: dict[str, list[Section]] = {side: [] for side in SIDES}
     for section in corpus.sections:
         side = assigned.get(section.id if unit == "section" else section.patient)
@@ -51,11 +90,14 @@ def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
     return Split(unit, *(tuple(sides[side]) for side in SIDES))
 
 
-def read_split(path: Path) -> dict[str, list[str]]:
+def read_split(path: Place) -> dict[str, list[str]]:
     """Reads `split.tsv` (columns patient, split); a patient on two lines with different sides stays on both."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; write one with the columns patient and split, or set config.split")
-    lines = path.read_text().splitlines()
+    try:
+        lines = path.read().decode().splitlines()
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; write one with the columns patient and split, or set config.split"
+        ) from None
     if not lines or lines[0].split("\t") != ["patient", "split"]:
         raise InputError(f"{path}: first line is {lines[:1]}; expected 'patient<TAB>split'")
     lists: dict[str, list[str]] = {side: [] for side in SIDES}
@@ -67,6 +109,23 @@ def read_split(path: Path) -> dict[str, list[str]]:
             )
         lists[cells[1]].append(cells[0])
     return lists
+
+
+def _fewer(assigned: dict[str, str], corpus: Corpus, config: SplitConfig, where: str) -> dict[str, str]:
+    """The split with the first `config.train_patients` training patients only: of any two sizes one holds the other.
+
+    Virtual patients come in an order that is stratified by itself, so these are those of a smaller cohort.
+    """
+    if config.by != "patient":
+        raise InputError("config.split: train_patients counts patients; it goes with by='patient' only")
+    training = {patient for patient, side in assigned.items() if side == "train"}
+    if config.train_patients > len(training):
+        raise InputError(f"{where}: names {len(training)} training patients; config.split.train_patients asks for "
+                         f"{config.train_patients}")  # fmt: skip
+    cohort_of = {row["patient"]: row["cohort"] for row in corpus.patients if row["patient"] in training}
+    order = sorted(cohort_of) if corpus.kind == "virtual" else stratified_order(cohort_of)
+    kept = set(order[: config.train_patients])
+    return {patient: side for patient, side in assigned.items() if side != "train" or patient in kept}
 
 
 def _assign(lists: dict[str, Iterable[str]], where: str, unit: str, known: set[str]) -> dict[str, str]:

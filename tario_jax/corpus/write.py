@@ -4,9 +4,10 @@ A section exists once its own `seal.json` is there, and a corpus once `corpus.js
 A killed ingest therefore leaves nothing half-read, and running it again continues where it stopped.
 """
 
+import concurrent.futures
 import hashlib
+import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,71 +17,73 @@ import pyarrow.parquet as pq
 
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
-from tario_jax.corpus.read import Corpus, read_json
+from tario_jax.corpus.place import Place
+from tario_jax.corpus.read import TABLES, Corpus
 from tario_jax.corpus.section import Detections, SectionData, Spots
+from tario_jax.corpus.split import write_split
 from tario_jax.panel import Panel
 
 Kind = Literal["virtual", "real"]
+DENSEST_TILES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 
 
-def begin_corpus(root: Path, panel: Panel, kind: Kind, source: dict[str, Any]) -> None:
-    """Makes the folder and notes what goes into it; something else in a folder that holds sections is refused."""
+def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str, Any]) -> None:
+    """Notes what goes into the corpus; something else in a folder that holds sections is refused."""
+    root = Place(root)
+    if root.local is not None and root.local.is_file():
+        raise InputError(f"{root}: is a file; expected a folder")
     if len(panel) > 1 << 16:
         raise InputError(f"{root}: a panel of {len(panel)} genes; this corpus format holds at most {1 << 16}")
-    root.mkdir(parents=True, exist_ok=True)
     begun = {"kind": kind, "panel_hash": panel.hash, "source": source, "format_version": layout.FORMAT_VERSION}
     note = root / "ingest.json"
-    if any((root / "sections").glob("*/seal.json")):
-        before = read_json(note)
-        for name, value in begun.items():
-            if before.get(name) != value:
-                raise InputError(
-                    f"{note}: was begun with {name} = {before.get(name)!r}, now {value!r}; "
-                    "use another folder or delete this one"
-                )
-    elif not note.exists() and any(path.name != f"{note.name}.partial" for path in root.iterdir()):
+    if note.exists():
+        before = layout.read_json(note)
+        different = [name for name, value in begun.items() if before.get(name) != value]
+        if different and any(name.endswith("/seal.json") for name in (root / "sections").below()):
+            name = different[0]
+            raise InputError(f"{note}: was begun with {name} = {before.get(name)!r}, now {begun[name]!r}; use another "
+                             "folder or delete this one")  # fmt: skip
+    elif root.below():
         raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
     layout.write_json(note, begun)  # first: from here on the folder is known as a corpus, whenever it is stopped
-    panel.write(root / "panel.tsv")
+    (root / "panel.tsv").write(panel.to_text().encode())
 
 
-def section_is_sealed(root: Path, section_id: str) -> bool:
-    return (root / "sections" / section_id / "seal.json").exists()
+def section_is_sealed(root: Place | Path, section_id: str) -> bool:
+    return (Place(root) / f"sections/{section_id}/seal.json").exists()
 
 
-def same_as_sealed(root: Path, panel: Panel, kind: Kind, section: SectionData) -> bool:
+def same_as_sealed(root: Place | Path, panel: Panel, kind: Kind, section: SectionData) -> bool:
     """Whether the sealed section of that name is what `write_section` would write."""
-    seal = read_json(root / "sections" / section.section_id / "seal.json")
-    record = json.loads(json.dumps(_record(section, kind)))
-    return (seal["record"], seal["content"]) == (record, layout.array_sha256(_arrays(section, panel)))
+    seal = layout.read_json(Place(root) / f"sections/{section.section_id}/seal.json")
+    arrays = _arrays(section, panel)
+    record = json.loads(json.dumps(_record(section, kind, arrays)))
+    return (seal["record"], seal["content"]) == (record, layout.array_sha256(arrays))
 
 
-def write_section(root: Path, panel: Panel, kind: Kind, section: SectionData) -> None:
+def write_section(root: Place | Path, panel: Panel, kind: Kind, section: SectionData) -> None:
     """Writes one section and its seal; whatever an interrupted write left there is removed first."""
     if Path(section.section_id).name != section.section_id:
         raise InputError(f"section {section.section_id!r}: expected a name that can be a folder's, without '/'")
-    folder = root / "sections" / section.section_id
-    (folder / "seal.json").unlink(missing_ok=True)  # first: what is half removed is not sealed
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    place = Place(root) / f"sections/{section.section_id}"
+    (place / "seal.json").remove()  # first: what is half removed is not sealed
+    place.remove_below()
     arrays = _arrays(section, panel)
     for name, array in arrays.items():
-        layout.write_array(folder / name, array)
-    for name, array in (section.truth or {}).items():
-        layout.write_array(folder / "truth" / name, array)
-    files = {
-        str(path.relative_to(folder)): layout.file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+        layout.write_array(place / name, array)
+    if section.truth:
+        layout.write_truth(place / "truth.npz", section.truth)
+    files = {name: (place / name).sha256() for name in place.below()}
     layout.write_json(
-        folder / "seal.json",
-        {"format_version": layout.FORMAT_VERSION, "panel_hash": panel.hash, "record": _record(section, kind),
+        place / "seal.json",
+        {"format_version": layout.FORMAT_VERSION, "panel_hash": panel.hash, "record": _record(section, kind, arrays),
          "content": layout.array_sha256(arrays), "files": files},
     )  # fmt: skip
 
 
-def _record(section: SectionData, kind: Kind) -> dict[str, Any]:
+def _record(section: SectionData, kind: Kind, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     return {
+        "arrays": sorted(arrays),
         "section": section.section_id,
         "patient": section.patient_id,
         "cohort": section.cohort,
@@ -92,7 +95,8 @@ def _record(section: SectionData, kind: Kind) -> dict[str, Any]:
         "detections": len(section.detections) if section.detections is not None else 0,
         "spots": len(section.spots) if section.spots is not None else 0,
         "spot_diameter_um": section.spots.diameter_um if section.spots is not None else None,
-        "truth": sorted(section.truth or ()),
+        "densest": _densest(arrays["detections/offset"], section.width_um) if section.detections is not None else [],
+        "truth": section.truth is not None,
         "registration": section.registration,
         "quality": {name: float(value) for name, value in section.quality.items()},
         "patient_columns": dict(section.patient),
@@ -100,13 +104,14 @@ def _record(section: SectionData, kind: Kind) -> dict[str, Any]:
     }
 
 
-def seal_corpus(root: Path, panel: Panel, kind: Kind, split: dict[str, str] | None = None) -> Corpus:
+def seal_corpus(root: Place | Path, panel: Panel, kind: Kind, split: dict[str, str] | None = None) -> Corpus:
     """Gathers the sealed sections into tables and writes the corpus seal.
 
     `split` maps patients to train, validation or held_out and becomes `split.tsv`, which a user may edit: it is not
     part of the seal. Raises `InputError` where there is no section, or one section stands under two names.
     """
-    seals = {path.parent.name: read_json(path) for path in sorted((root / "sections").glob("*/seal.json"))}
+    root = Place(root)
+    seals = sealed_sections(root)
     if not seals:
         raise InputError(f"{root}: no section was written; expected at least one")
     by_content: dict[str, str] = {}
@@ -124,26 +129,43 @@ def seal_corpus(root: Path, panel: Panel, kind: Kind, split: dict[str, str] | No
                 f"{root}: patient {record['patient']!r} is described as {before} and as {row} "
                 f"(section {record['section']!r}); expected one description"
             )
-    nested = ("quality", "patient_columns", "spot_names", "truth")
-    columns = [{name: value for name, value in record.items() if name not in nested} for record in records]
+    nested = ("quality", "patient_columns", "spot_names", "arrays", "densest")
+    rows = [
+        {name: value for name, value in record.items() if name not in nested}
+        | {"record": json.dumps(record, sort_keys=True),
+           "seal_sha256": (root / f"sections/{record['section']}/seal.json").sha256()}
+        for record in records
+    ]  # fmt: skip
     names = sorted({name for row in patients.values() for name in row})
-    pq.write_table(pa.Table.from_pylist(columns), root / "sections.parquet")
-    rows = [{name: row.get(name) for name in names} for row in patients.values()]
-    pq.write_table(pa.Table.from_pylist(rows), root / "patients.parquet")
+    _write_table(root / "sections.parquet", rows)
+    _write_table(root / "patients.parquet", [{name: row.get(name) for name in names} for row in patients.values()])
     if split is not None:
-        lines = [f"{patient}\t{side}\n" for patient, side in sorted(split.items()) if patient in patients]
-        (root / "split.tsv").write_text("patient\tsplit\n" + "".join(lines))
+        write_split(root, {patient: side for patient, side in split.items() if patient in patients})
     layout.write_json(root / "corpus.json", describe_corpus(root, panel, kind, seals))
     return Corpus.open(root)
 
 
-def describe_corpus(root: Path, panel: Panel, kind: str, seals: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def sealed_sections(root: Place) -> dict[str, dict[str, Any]]:
+    """The seals of all sealed sections by name, in order."""
+    names = [name.split("/")[0] for name in (root / "sections").below() if name.count("/") == 1]
+    names = [name for name in dict.fromkeys(names) if section_is_sealed(root, name)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # in a bucket every read is a journey
+        return dict(zip(names, pool.map(lambda name: layout.read_json(root / f"sections/{name}/seal.json"), names),
+                        strict=True))  # fmt: skip
+
+
+def _write_table(place: Place, rows: list[dict[str, Any]]) -> None:
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), content)
+    place.write(content.getvalue())
+
+
+def describe_corpus(root: Place, panel: Panel, kind: str, seals: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What `corpus.json` says of a corpus; `seals` are those of its sections by name, in the order of the names."""
     digest = hashlib.sha256(f"{kind} {panel.hash}\n".encode())
     for name, seal in seals.items():
         described = {key: seal["record"][key] for key in sorted(seal["record"])}
         digest.update(f"{name} {seal['content']} {described}\n".encode())
-    sealed = ["panel.tsv", "patients.parquet", "sections.parquet", *(f"sections/{name}/seal.json" for name in seals)]
     return {
         "format_version": layout.FORMAT_VERSION,
         "kind": kind,
@@ -153,7 +175,7 @@ def describe_corpus(root: Path, panel: Panel, kind: str, seals: dict[str, dict[s
         "sections": len(seals),
         "patients": len({seal["record"]["patient"] for seal in seals.values()}),
         "seal": digest.hexdigest()[:16],
-        "files": {name: layout.file_sha256(root / name) for name in sealed},
+        "files": {name: (root / name).sha256() for name in TABLES},
     }
 
 
@@ -202,11 +224,13 @@ def _detections(detections: Detections, width_um: float, height_um: float, where
     column_D = np.minimum(x_um // side, columns - 1).astype(np.int64)
     row_D = np.minimum(y_um // side, rows - 1).astype(np.int64)
     tile_D = row_D * columns + column_D
-    order = np.argsort(tile_D, kind="stable")
+    order = np.lexsort((detections.gene_D, tile_D))
     place = np.stack([x_um - column_D * side, y_um - row_D * side], 1) * layout.PLACE_STEPS_PER_UM
+    table = np.empty((len(order), 3), np.uint16)
+    table[:, :2] = np.minimum(np.floor(place), 65535)[order]
+    table[:, 2] = detections.gene_D[order]
     arrays = {
-        "detections/place": np.minimum(np.floor(place), 65535).astype(np.uint16)[order],
-        "detections/gene": detections.gene_D.astype(np.uint16)[order],
+        "detections/place_and_gene": table,
         "detections/offset": np.searchsorted(tile_D[order], np.arange(rows * columns + 1)).astype(np.int64),
     }
     if detections.in_nucleus_D is not None:
@@ -214,6 +238,22 @@ def _detections(detections: Detections, width_um: float, height_um: float, where
     if detections.cell_D is not None:
         arrays["detections/cell"] = detections.cell_D.astype(np.int32)[order]
     return arrays
+
+
+def _densest(offset: np.ndarray, width_um: float) -> list[list[float]]:
+    """[tiles a side, detections, x_um, y_um] of the densest square of so many tiles: what a window may have to hold."""
+    columns = int(np.ceil(width_um / layout.DETECTION_TILE_UM))
+    integral = np.zeros(((len(offset) - 1) // columns + 1, columns + 1), np.int64)
+    integral[1:, 1:] = np.diff(offset).reshape(-1, columns).cumsum(0).cumsum(1)
+    found = []
+    for tiles in DENSEST_TILES:
+        down, across = (min(tiles, size - 1) for size in integral.shape)
+        held = integral[down:, across:] - integral[:-down, across:] - integral[down:, :-across]
+        held += integral[:-down, :-across]
+        row, column = np.unravel_index(held.argmax(), held.shape)
+        corner_um = (float(at) * layout.DETECTION_TILE_UM for at in (column, row))
+        found.append([tiles, int(held.max()), *corner_um])
+    return found
 
 
 def _spots(spots: Spots) -> dict[str, np.ndarray]:

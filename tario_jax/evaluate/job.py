@@ -9,7 +9,6 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.corpus.resample import box_means
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.figures import Look, draw_figures
@@ -141,7 +140,7 @@ def section_table(
     else:
         columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
         x_um_N, y_um_N = grid_places(columns, rows, bin_um)
-        measured_N = box_means(*section.measured, x_um_N, y_um_N, bin_um)
+        measured_N = section.measured_share(x_um_N, y_um_N, bin_um)
         kept = np.flatnonzero(measured_N >= min_measured - 1e-6)
         counts_NxG = grid_counts(section.all_detections(), len(section.measured_gene_G), columns, rows, bin_um)
         size_um, pitch_um, layout = bin_um, bin_um, "square"
@@ -189,7 +188,7 @@ def _rates_at(maps: GeneMaps, x_um_N: np.ndarray, y_um_N: np.ndarray) -> np.ndar
 
 def _look(section: Section, gene: int) -> Look:
     dots = {}
-    if section.holds("detections/place"):
+    if section.has_detections:
         found = section.all_detections()
         mine = found.gene_D == gene
         dots = {"dot_x_um_D": found.x_um_D[mine], "dot_y_um_D": found.y_um_D[mine]}

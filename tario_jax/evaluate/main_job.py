@@ -17,7 +17,7 @@ from tario_jax.train.loop import train
 from tario_jax.virtual.cohort import simulate_cohort
 
 
-def make_corpus(config: SourceConfig, root: Path, say: Callable[[str], None] = print) -> Corpus:
+def make_corpus(config: SourceConfig, root: Path | str, say: Callable[[str], None] = print) -> Corpus:
     """The corpus that a config names: simulated or ingested into `root`, or continued there."""
     if config.kind == "corpus":
         return Corpus.open(expand(config.path))

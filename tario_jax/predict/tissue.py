@@ -1,5 +1,6 @@
 """An image without a corpus, seen as a section."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,9 @@ class ImageSection:
     def holds(self, name: str) -> bool:
         return name == "he"
 
-    def he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> np.ndarray:
-        return crop_and_resample(self._pixels, self._pixels.shape, self.he_um_per_px, x_um, y_um, side_px, um_per_px)
+    def begin_he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> Callable[[], np.ndarray]:
+        pixels, scale = self._pixels, self.he_um_per_px
+        return lambda: crop_and_resample(pixels, pixels.shape, scale, x_um, y_um, side_px, um_per_px)
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -5,19 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tario_jax.config import InputError
+from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import begin_corpus, same_as_sealed, seal_corpus, section_is_sealed, write_section
 from tario_jax.sources.ingested import Ingested
 
 
-def ingest(source: Ingested, root: Path, say: Callable[[str], None] = print) -> Corpus:
+def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = print) -> Corpus:
     """Writes every section of `source` into a corpus at `root` and seals it; sections already sealed are kept.
 
     Every section is read, also one that is there: the account is whole only then, and one that came from other files
     (or of another patient) is refused with `InputError` in place of being taken for this one. Nothing is written
     before the first section could be read.
     """
-    began = time.monotonic()
+    began, root = time.monotonic(), Place(root)
     for number, section in enumerate(source.sections, 1):
         if number == 1:
             begin_corpus(root, source.panel, "real", {"source": source.report.source})
@@ -28,7 +29,7 @@ def ingest(source: Ingested, root: Path, say: Callable[[str], None] = print) -> 
                 "flags; use another --out, or delete this one"
             )
         if not there:
-            (root / "corpus.json").unlink(missing_ok=True)  # a corpus that grows is not sealed meanwhile
+            (root / "corpus.json").remove()  # a corpus that grows is not sealed meanwhile
             write_section(root, source.panel, "real", section)
         state = "is there already" if there else f"written, {time.monotonic() - began:.0f} s"
         say(f"ingest: {number}/{source.number} sections  {section.section_id}  {state}")

@@ -3,19 +3,23 @@
 There is no iterator state: a run that stopped at t continues at t, on any number of processes.
 """
 
+import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from tario_jax.config import DataConfig, InputError
+from tario_jax.corpus.layout import DETECTION_TILE_UM
 from tario_jax.corpus.read import Section
 from tario_jax.tokens.batch import Batch, Layout, make_layout, square_bins_per_tile, tokenise
-from tario_jax.tokens.window import read_window
+from tario_jax.tokens.window import Window, begin_bins, begin_window
 
 _CAPACITY_MARGIN = 1.25
+_SECTIONS_LOOKED_AT = 4
+_OPENED_AT_ONCE = 16
 
 
 class BatchSource:
@@ -31,6 +35,7 @@ class BatchSource:
             raise InputError("no section to draw windows from; check the split")
         self._sections, self._data, self._layout = list(sections), data, layout
         self._steps, self._rows, self._stream, self._augment = steps, rows or range(data.rows), stream, augment
+        self._opened: set[str] = set()
         # every place of tissue is drawn equally often: a section's chance is its area (its spots, on spot platforms)
         weights = np.array([len(s.spots) if s.spots is not None else s.width_um * s.height_um for s in sections], float)
         self._chance = weights / weights.sum()
@@ -41,8 +46,20 @@ class BatchSource:
     def __getitem__(self, t: int) -> Batch:
         rngs = [[self._rng(t, row, slot) for slot in range(self._data.windows_per_row)] for row in self._rows]
         groups = np.array([[self._draw_groups(rng) for rng in row] for row in rngs])
-        windows = [[self._draw_window(rng) for rng in row] for row in rngs]
+        drawn = [[self._draw_section(rng) for rng in row] for row in rngs]
+        self._open([section for row in drawn for section in row])
+        begun = [[self._begin_window(section, rng) for section, rng in zip(*row, strict=True)]
+                 for row in zip(drawn, rngs, strict=True)]  # fmt: skip
+        windows = [[end() for end in row] for row in begun]
         return tokenise(windows, self._data, self._layout, groups, rngs)
+
+    def _open(self, sections: list[Section]) -> None:
+        """Opens those of the sections that were not yet read, side by side."""
+        unopened = {section.id: section for section in sections if section.id not in self._opened}
+        if unopened:
+            with concurrent.futures.ThreadPoolExecutor(min(len(unopened), _OPENED_AT_ONCE)) as pool:
+                list(pool.map(Section.open, unopened.values()))
+            self._opened.update(unopened)
 
     def _rng(self, t: int, row: int, slot: int) -> np.random.Generator:
         key = [self._data.seed << 32 | self._stream, t << 32 | row << 12 | slot]
@@ -52,15 +69,18 @@ class BatchSource:
         ks, weights = zip(*self._data.groups, strict=True)
         return int(rng.choice(ks, p=np.array(weights) / sum(weights)))
 
-    def _draw_window(self, rng: np.random.Generator):
-        section = self._sections[int(rng.choice(len(self._sections), p=self._chance))]
+    def _draw_section(self, rng: np.random.Generator) -> Section:
+        return self._sections[int(rng.choice(len(self._sections), p=self._chance))]
+
+    def _begin_window(self, section: Section, rng: np.random.Generator) -> Callable[[], Window]:
         quarter_turns = int(rng.integers(4)) if self._augment and self._data.turn else 0
         flip = bool(rng.integers(2)) if self._augment and self._data.flip else False
         x_um, y_um = self._corner(section, rng)
-        window = read_window(section, x_um, y_um, self._data, quarter_turns=quarter_turns, flip=flip)
+        end = begin_window(section, x_um, y_um, self._data, quarter_turns=quarter_turns, flip=flip)
         if self._augment and self._data.stain_jitter:
-            window = dataclasses.replace(window, stain_mix_3x3=_restain(self._data.stain_jitter, rng))
-        return window
+            stain_mix_3x3 = _restain(self._data.stain_jitter, rng)
+            return lambda: dataclasses.replace(end(), stain_mix_3x3=stain_mix_3x3)
+        return end
 
     def _corner(self, section: Section, rng: np.random.Generator) -> tuple[float, float]:
         """A random corner on whole px of the stored H&E, so that most reads need no interpolation."""
@@ -94,8 +114,8 @@ def load_batches(source: BatchSource, *, first: int, prefetch: int) -> Iterator[
 def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> Layout:
     """Batch sizes that hold every window of `sections`.
 
-    The capacity for counts is the densest window found on a half-overlapping grid with a margin of a quarter; a denser
-    one is an error at run time that names the capacity it needs, never a silent cut.
+    The capacity for counts is that of the densest window found in the densest sections, with a margin of a quarter; a
+    denser one is an error at run time that names the capacity it needs, never a silent cut.
     """
     spots = [section.spots for section in sections if section.spots is not None]
     if spots:
@@ -110,8 +130,8 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
         capacity = data.count_capacity
         if not capacity:
             # reading every section would make the start grow with the cohort: the densest few decide
-            by_density = sorted(sections, key=lambda s: -s.record["detections"] / measured_um2(s))
-            densest = max(_densest_entries(section, data) for section in by_density[:16])
+            ranked = sorted(sections, key=lambda section: -_densest_square(section, data.window_um)[0])
+            densest = max(_densest_entries(section, data) for section in ranked[:_SECTIONS_LOOKED_AT])
             capacity = math.ceil(densest * data.windows_per_row * _CAPACITY_MARGIN)
     capacity = -(-max(capacity, 1) // 128) * 128
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um, count_capacity=capacity)
@@ -134,20 +154,20 @@ def densest_spots(x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> int:
     return most
 
 
-def measured_um2(section: Section) -> float:
-    """Area of the section that the assay imaged."""
-    mask, um_per_px = section.measured
-    return max(float(mask.sum()) * um_per_px**2, 1.0)
+def _densest_square(section: Section, window_um: float) -> tuple[float, float, float]:
+    """(detections, x_um, y_um of its corner) of the densest square of about a window's size, as its record says."""
+    side = DETECTION_TILE_UM
+    known = min(section.record["densest"], key=lambda row: abs(row[0] * side - window_um), default=(0, 0, 0.0, 0.0))
+    return known[1], known[2], known[3]
 
 
 def _densest_entries(section: Section, data: DataConfig) -> int:
-    """Entries (bin, gene) of the densest window on a half-overlapping grid."""
-    most = 0
-    step = data.window_um / 2
-    for y_um in np.arange(0.0, max(section.height_um - step, 1.0), step):
-        for x_um in np.arange(0.0, max(section.width_um - step, 1.0), step):
-            found = section.detections(x_um, y_um, data.window_um, data.window_um)
-            column, row = (found.x_um_D // data.bin_um).astype(np.int64), (found.y_um_D // data.bin_um).astype(np.int64)
-            key = (row << 40) | (column << 20) | found.gene_D
-            most = max(most, len(np.unique(key)))
+    """Entries (bin, gene) of the densest window, looked for around the section's densest square."""
+    _, x0_um, y0_um = _densest_square(section, data.window_um)
+    most, step = 0, data.window_um / 4
+    for y_um in y0_um + step * np.arange(-2, 3):
+        for x_um in x0_um + step * np.arange(-2, 3):
+            corner = [min(max(at, 0.0), max(span - data.window_um, 0.0)) for at, span in
+                      ((x_um, section.width_um), (y_um, section.height_um))]  # fmt: skip
+            most = max(most, len(begin_bins(section, *corner, data)().bin_E))
     return most

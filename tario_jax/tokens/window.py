@@ -1,12 +1,12 @@
 """A window: a square of tissue read from a section, and turned together with everything in it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from tario_jax.config import DataConfig
 from tario_jax.corpus.read import Section
-from tario_jax.corpus.resample import box_means
 
 _DENSE_CELLS = 1 << 22
 
@@ -44,14 +44,30 @@ def read_window(
 
     Image, measured area, places and detections are turned alike, so the augmented window is a window of turned tissue.
     """
+    return begin_window(
+        section, x_um, y_um, data, quarter_turns=quarter_turns, flip=flip, with_counts=with_counts
+    )()  # fmt: skip
+
+
+def begin_window(
+    section: Section, x_um: float, y_um: float, data: DataConfig, *, quarter_turns: int = 0, flip: bool = False,
+    with_counts: bool = True,
+) -> Callable[[], Window]:  # fmt: skip
+    """Starts to read `read_window`; what comes back waits for it. So the reads of many windows run side by side."""
     side = data.window_um
-    side_px = round(side / data.he_um_per_px)
-    he = turn_image(section.he_window(x_um, y_um, side_px, data.he_um_per_px), quarter_turns, flip)
+    he = section.begin_he_window(x_um, y_um, round(side / data.he_um_per_px), data.he_um_per_px)
+    bins = begin_bins(section, x_um, y_um, data, quarter_turns=quarter_turns, flip=flip, with_counts=with_counts)
+    return lambda: Window(side, turn_image(he(), quarter_turns, flip), bins(), section.measured_gene_G)
+
+
+def begin_bins(
+    section: Section, x_um: float, y_um: float, data: DataConfig, *, quarter_turns: int = 0, flip: bool = False,
+    with_counts: bool = True,
+) -> Callable[[], Bins]:  # fmt: skip
+    """Starts to read the bins of a window, or its spots; what comes back waits for them."""
     if section.spots is not None:
-        bins = _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts)
-    else:
-        bins = _square_bins(section, x_um, y_um, data, quarter_turns, flip, with_counts)
-    return Window(side, he, bins, section.measured_gene_G)
+        return lambda: _spot_bins(section, x_um, y_um, data.window_um, quarter_turns, flip, with_counts)
+    return _begin_square_bins(section, x_um, y_um, data, quarter_turns, flip, with_counts)
 
 
 def turn_image(image: np.ndarray, quarter_turns: int, flip: bool) -> np.ndarray:
@@ -75,7 +91,7 @@ def grid_centres(side_um: float, bin_um: float) -> tuple[np.ndarray, np.ndarray]
     return x.ravel(), y.ravel()
 
 
-def _square_bins(section, x_um, y_um, data: DataConfig, quarter_turns, flip, with_counts) -> Bins:
+def _begin_square_bins(section, x_um, y_um, data: DataConfig, quarter_turns, flip, with_counts) -> Callable[[], Bins]:
     side, bin_um = data.window_um, data.bin_um
     x_N, y_N = grid_centres(side, bin_um)
     # the section stays as stored: the bins are turned back to where their area lies in it
@@ -84,20 +100,27 @@ def _square_bins(section, x_um, y_um, data: DataConfig, quarter_turns, flip, wit
         back_x, back_y = side - back_y, back_x
     if flip:
         back_x = side - back_x
-    if with_counts:
-        measured_N = box_means(*section.measured, x_um + back_x, y_um + back_y, bin_um)
-    else:  # only the H&E is asked for: every bin on the image is predicted, for its whole area
-        inside_x = np.minimum(x_um + back_x + bin_um / 2, section.width_um) - np.maximum(x_um + back_x - bin_um / 2, 0)
-        inside_y = np.minimum(y_um + back_y + bin_um / 2, section.height_um) - np.maximum(y_um + back_y - bin_um / 2, 0)
-        share_N = np.maximum(inside_x, 0) * np.maximum(inside_y, 0) / bin_um**2
-        measured_N = (share_N >= data.min_measured - 1e-6).astype(np.float32)
-    measured_N = np.where(measured_N >= data.min_measured - 1e-6, np.minimum(measured_N, 1.0), 0.0).astype(np.float32)
-    entries = (np.zeros(0, np.int32),) * 3
-    if with_counts and section.holds("detections/place"):
-        found = section.detections(x_um, y_um, side, side)
-        x, y = turn_places(found.x_um_D - x_um, found.y_um_D - y_um, side, quarter_turns, flip)
-        entries = _count(x, y, found.gene_D, bin_um, int(side / bin_um + 1e-6), measured_N > 0)
-    return Bins(x_N, y_N, bin_um, measured_N, *entries, bin_um)
+    reading = section.begin_detections(x_um, y_um, side, side) if with_counts and section.has_detections else None
+
+    def end() -> Bins:
+        if with_counts:
+            measured_N = section.measured_share(x_um + back_x, y_um + back_y, bin_um)
+        else:  # only the H&E is asked for: every bin on the image is predicted, for its whole area
+            half = bin_um / 2
+            inside_x = np.minimum(x_um + back_x + half, section.width_um) - np.maximum(x_um + back_x - half, 0)
+            inside_y = np.minimum(y_um + back_y + half, section.height_um) - np.maximum(y_um + back_y - half, 0)
+            share_N = np.maximum(inside_x, 0) * np.maximum(inside_y, 0) / bin_um**2
+            measured_N = (share_N >= data.min_measured - 1e-6).astype(np.float32)
+        counts_N = measured_N >= data.min_measured - 1e-6
+        measured_N = np.where(counts_N, np.minimum(measured_N, 1.0), 0.0).astype(np.float32)
+        entries = (np.zeros(0, np.int32),) * 3
+        if reading is not None:
+            found = reading()
+            x, y = turn_places(found.x_um_D - x_um, found.y_um_D - y_um, side, quarter_turns, flip)
+            entries = _count(x, y, found.gene_D, bin_um, int(side / bin_um + 1e-6), measured_N > 0)
+        return Bins(x_N, y_N, bin_um, measured_N, *entries, bin_um)
+
+    return end
 
 
 def _count(x, y, gene, bin_um: float, columns: int, counts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import InputError, SourceConfig
+from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
 from tario_jax.virtual.diagnoses import COHORTS
@@ -82,7 +83,7 @@ def _where(inside_CxT: np.ndarray) -> list[str]:
     return found
 
 
-def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None] = print,
+def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str], None] = print,
                     part: tuple[int, int] = (1, 1)) -> Corpus | None:  # fmt: skip
     """Simulates the patients of `config` into a corpus at `root`, with its split; continues what was stopped.
 
@@ -90,13 +91,14 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
     back, and no corpus seal, while patients of other parts are missing. Every section carries the cells that its truth
     is computed from; nothing that trains reads them.
     """
-    settings = settings_of(config)
+    settings, root = settings_of(config), Place(root)
     panel = settings.genes.panel
     split = cohort_split(config.train_patients, config.validation_patients, config.held_out_patients, config.cohorts)
     sections = sections_of(config)
     source = {"simulator": f"{VERSION} {checksum()[:16]}", "settings": dataclasses.asdict(settings)}
     begin_corpus(root, panel, "virtual", source)
-    (root / GENE_TABLE).write_text(gene_table(settings.genes))
+    if not (root / GENE_TABLE).exists():
+        (root / GENE_TABLE).write(gene_table(settings.genes).encode())
     mine = set(list(split)[part[0] - 1 :: part[1]])
     wanted = [name for name, (patient, _) in sections.items() if patient in mine]
     todo = [name for name in wanted if not section_is_sealed(root, name)]
@@ -110,7 +112,7 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
         if more:
             raise InputError(f"corpus {root}: holds {len(more)} sections that this cohort has not ({more[0]!r} …); use "
                              "another folder, or ask for at least as many patients and regions")  # fmt: skip
-        (root / "corpus.json").unlink(missing_ok=True)  # a smaller cohort grows: it is not sealed meanwhile
+        (root / "corpus.json").remove()  # a smaller cohort grows: it is not sealed meanwhile
     began = time.monotonic()
     one = functools.partial(_simulate, root=root, settings=settings)
     jobs = [sections[name] for name in todo]
@@ -131,7 +133,7 @@ def simulate_cohort(config: SourceConfig, root: Path, say: Callable[[str], None]
     return seal_corpus(root, panel, "virtual", dict(split))
 
 
-def _simulate(job: tuple[str, str], *, root: Path, settings: Settings) -> str:
+def _simulate(job: tuple[str, str], *, root: Place, settings: Settings) -> str:
     patient, region = job
     section = simulate_section(patient_number(patient), region, settings)
     write_section(root, settings.genes.panel, "virtual", section)

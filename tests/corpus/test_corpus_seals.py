@@ -12,6 +12,7 @@ from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus import layout
 from tario_jax.corpus.check import check_corpus
+from tario_jax.corpus.place import PARTIAL
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections
 from tario_jax.corpus.split import split_corpus
@@ -30,7 +31,7 @@ class Killed(BaseException):
 SECTIONS = [tiny_section(f"{patient}1", patient, seed, detections=300) for seed, patient in enumerate("ABC")]
 
 
-@pytest.mark.parametrize("die_at", [0, 1, 4, 6, 7, 18, 19])
+@pytest.mark.parametrize("die_at", [0, 1, 4, 5, 6, 15, 16])
 def test_a_killed_ingest_is_refused_and_completed_by_running_again(tmp_path, monkeypatch, die_at):
     """Killed at any of its writes, the ingest leaves no readable corpus, and the second run gives the same seal."""
     whole = write_corpus(tmp_path / "whole", SECTIONS).seal
@@ -41,7 +42,8 @@ def test_a_killed_ingest_is_refused_and_completed_by_running_again(tmp_path, mon
             nonlocal writes
             writes += 1
             if writes > die_at:
-                path.with_name(path.name + ".partial").write_bytes(b"{")
+                path.local.parent.mkdir(parents=True, exist_ok=True)
+                path.local.with_name(path.name + PARTIAL).write_bytes(b"{")
                 raise Killed
             return write(path, *arguments)
 
@@ -65,7 +67,7 @@ def test_a_killed_ingest_is_refused_and_completed_by_running_again(tmp_path, mon
 def test_a_section_whose_rewriting_was_killed_is_not_sealed(tmp_path, monkeypatch):
     write_corpus(tmp_path / "c", SECTIONS[:1])
 
-    def killed(path):
+    def killed(path, **_):
         next(path.rglob("zarr.json")).unlink()
         raise Killed
 
@@ -86,7 +88,7 @@ def test_an_ingest_of_something_else_into_the_same_folder_is_refused(tmp_path):
         ("real", PANEL, "there", "source"),
     ):
         refused(lambda k=kind, p=panel, s=path: begin_corpus(tmp_path / "c", p, k, {"path": s}), word, "another folder")
-    assert Panel.read(tmp_path / "c" / "panel.tsv") == PANEL
+    assert Panel.from_text((tmp_path / "c" / "panel.tsv").read_text(), "panel.tsv") == PANEL
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     refused(lambda: begin_corpus(tmp_path / "full", PANEL, "real", source), "not empty and not a corpus")
@@ -105,7 +107,7 @@ def sealed(tmp_path_factory):
     first = dataclasses.replace(first, detections=Detections(*places), measured_gene_G=np.arange(len(PANEL)) > 0)
     second = spot_section("B1", "B", 1, x_um=[50.0, 90.0], y_um=[60.0, 70.0])
     split = {"A": "train", "B": "held_out"}
-    return write_corpus(tmp_path_factory.mktemp("sealed") / "c", [first, second], split=split).root
+    return write_corpus(tmp_path_factory.mktemp("sealed") / "c", [first, second], split=split).root.local
 
 
 def flipped(path, position: int) -> bytes:
@@ -139,7 +141,7 @@ def test_a_flipped_byte_in_any_file_is_named(sealed):
 
 
 @pytest.mark.parametrize("name", ["cohort", "width_um", "patient", "he_um_per_px", "detections", "registration"])
-def test_an_edited_record_is_refused(sealed, name):
+def test_an_edited_record_is_noticed(sealed, name):
     """Whole JSON that says something else than what was sealed."""
     path = sealed / "sections" / "A1" / "seal.json"
     before = path.read_text()
@@ -147,7 +149,7 @@ def test_an_edited_record_is_refused(sealed, name):
     seal["record"][name] = 2 * seal["record"][name]
     path.write_text(json.dumps(seal, indent=1, sort_keys=True))
     try:
-        refused(lambda: Corpus.open(sealed), str(path), "differs from the corpus seal")
+        assert any(str(path) in fault and "differs" in fault for fault in faults(sealed))
     finally:
         path.write_text(before)
 
@@ -219,7 +221,7 @@ def test_a_patient_on_two_sides_is_refused(two_sections_each):
     refused(split(train=("A",), validation=("A",), held_out=("B",)), "patient 'A'", "'validation'")
     refused(split(train=("A1",), held_out=("A2",)), "patient 'A1' is not in the corpus")
     refused(split(train=("A",)), "no section is on the side 'held_out'")
-    table = two_sections_each.root / "split.tsv"
+    table = two_sections_each.root.local / "split.tsv"
     before = table.read_text()
     table.write_text(before + "A\theld_out\n")
     try:
@@ -238,9 +240,9 @@ def test_sections_of_a_patient_are_split_only_when_said(two_sections_each):
     refused(lambda: split_corpus(two_sections_each, twice), "section 'A1'", "one side")
 
 
-def test_the_panel_hash_knows_the_order(tmp_path):
+def test_the_panel_hash_knows_the_order():
     assert Panel(("A", "B")).hash != Panel(("B", "A")).hash != Panel(("A",)).hash
     assert Panel(("AB", "C")).hash != Panel(("A", "BC")).hash
-    PANEL.write(tmp_path / "panel.tsv")
-    assert Panel.read(tmp_path / "panel.tsv").hash == PANEL.hash
+    assert Panel.from_text(PANEL.to_text(), "panel.tsv").hash == PANEL.hash
+    refused(lambda: Panel.from_text("gene\nA\n", "panel.tsv"), "panel.tsv", "expected the header 'symbol'")
     refused(lambda: Panel(("A", "B", "A")), "'A' stands twice")
