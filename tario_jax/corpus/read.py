@@ -21,6 +21,8 @@ from tario_jax.panel import Panel
 
 TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
 _TABLE = "detections/place_and_gene"
+_TILE_STEPS = 1 << 16
+Places = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
 class Section:
@@ -143,6 +145,30 @@ class Section:
         self, x_um: float, y_um: float, width_um: float, height_um: float, *, flags: bool = False
     ) -> Callable[[], Detections]:
         """Starts to read `detections`; what comes back waits for them."""
+        optional = {"in_nucleus_D": "detections/nucleus", "cell_D": "detections/cell"} if flags else {}
+        optional = {field: name for field, name in optional.items() if self.holds(name)}
+        end_places = self.begin_places(x_um, y_um, width_um, height_um, tuple(optional.values()))
+
+        def end() -> Detections:
+            x_step_D, y_step_D, gene_D, others = end_places()
+            # float64: beyond 8 mm a float32 place can round onto its tile's edge, and fall between two windows
+            x, y = ((step_D + 0.5) / layout.PLACE_STEPS_PER_UM for step_D in (x_step_D, y_step_D))
+            inside = (x >= x_um) & (x < x_um + width_um) & (y >= y_um) & (y < y_um + height_um)
+            further = {field: others[name][inside] for field, name in optional.items()}
+            if "in_nucleus_D" in further:
+                further["in_nucleus_D"] = further["in_nucleus_D"].astype(bool)
+            return Detections(x[inside], y[inside], gene_D[inside].astype(np.int32), **further)
+
+        return end
+
+    def begin_places(
+        self, x_um: float, y_um: float, width_um: float, height_um: float, others: tuple[str, ...] = ()
+    ) -> Callable[[], Places]:
+        """Starts to read the detections of all tiles that a box touches, as they are stored; what comes back waits.
+
+        That is (x_step_D, y_step_D, gene_D, further arrays by name): int32 steps of 1/1024 µm from the section's corner,
+        the detection in the middle of its step, and uint16 genes. Detections beyond the box are among them.
+        """
         if not self.has_detections:
             raise InputError(f"section {self.id!r}: has no detections")
         side = layout.DETECTION_TILE_UM
@@ -150,38 +176,29 @@ class Section:
         column0, column1 = int(max(x_um // side, 0)), int(min(np.ceil((x_um + width_um) / side), columns))
         row0, row1 = int(max(y_um // side, 0)), int(min(np.ceil((y_um + height_um) / side), rows))
         offset = self._whole("detections/offset")
-        optional = {"in_nucleus_D": "detections/nucleus", "cell_D": "detections/cell"} if flags else {}
-        optional = {field: name for field, name in optional.items() if self.holds(name)}
         runs = []
         for row in range(row0, row1):  # the tiles of a row lie side by side: one read each
             ends = offset[row * columns + column0 : row * columns + max(column1, column0) + 1]
             if len(ends) > 1 and ends[-1] > ends[0]:
                 run = slice(int(ends[0]), int(ends[-1]))
-                readings = {name: self._begin(name, self._array(name)[run]) for name in (_TABLE, *optional.values())}
+                readings = {name: self._begin(name, self._array(name)[run]) for name in (_TABLE, *others)}
                 runs.append((row, np.diff(ends), readings))
 
-        def end() -> Detections:
-            if not runs:
-                return Detections(np.zeros(0), np.zeros(0), np.zeros(0, np.int32))
-            # float64: beyond 8 mm a float32 place can round onto its tile's edge, and fall between two windows
-            corners = np.arange(column0, column1) * side
-            x_parts, y_parts, gene_parts = [], [], []
+        def end() -> Places:
+            total = sum(int(in_tile.sum()) for _, in_tile, _ in runs)
+            x_step_D, y_step_D = np.empty(total, np.int32), np.empty(total, np.int32)
+            gene_D = np.empty(total, np.uint16)
+            corners = np.arange(column0, max(column1, column0), dtype=np.int32) * _TILE_STEPS
+            at = 0
             for row, in_tile, readings in runs:
                 table = readings[_TABLE]()
-                gene_parts.append(table[:, 2])
-                steps = table[:, :2].astype(np.float64)
-                steps += 0.5
-                steps /= layout.PLACE_STEPS_PER_UM
-                x_parts.append(steps[:, 0] + np.repeat(corners, in_tile))
-                y_parts.append(steps[:, 1] + row * side)
-            x, y = np.concatenate(x_parts), np.concatenate(y_parts)
-            inside = (x >= x_um) & (x < x_um + width_um) & (y >= y_um) & (y < y_um + height_um)
-            genes = np.concatenate(gene_parts)[inside].astype(np.int32)
-            further = {}
-            for field, name in optional.items():
-                values = np.concatenate([readings[name]() for *_, readings in runs])[inside]
-                further[field] = values.astype(bool) if field == "in_nucleus_D" else values
-            return Detections(x[inside], y[inside], genes, **further)
+                part = slice(at, at := at + len(table))
+                np.add(table[:, 0], np.repeat(corners, in_tile), out=x_step_D[part])
+                np.add(table[:, 1], np.int32(row * _TILE_STEPS), out=y_step_D[part])
+                gene_D[part] = table[:, 2]
+            found = {name: np.concatenate([readings[name]() for *_, readings in runs]) if runs else np.zeros(0, np.int32)
+                     for name in others}  # fmt: skip
+            return x_step_D, y_step_D, gene_D, found
 
         return end
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from tario_jax.config import DataConfig
+from tario_jax.corpus.layout import PLACE_STEPS_PER_UM
 from tario_jax.corpus.read import Section
-
-_DENSE_CELLS = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ def begin_bins(
 
 
 def turn_image(image: np.ndarray, quarter_turns: int, flip: bool) -> np.ndarray:
-    """Flips left to right, then turns counter-clockwise."""
+    """Flips left to right, then turns counter-clockwise; a view."""
     return np.rot90(image[:, ::-1] if flip else image, quarter_turns)
 
 
@@ -100,7 +99,7 @@ def _begin_square_bins(section, x_um, y_um, data: DataConfig, quarter_turns, fli
         back_x, back_y = side - back_y, back_x
     if flip:
         back_x = side - back_x
-    reading = section.begin_detections(x_um, y_um, side, side) if with_counts and section.has_detections else None
+    reading = section.begin_places(x_um, y_um, side, side) if with_counts and section.has_detections else None
 
     def end() -> Bins:
         if with_counts:
@@ -115,30 +114,43 @@ def _begin_square_bins(section, x_um, y_um, data: DataConfig, quarter_turns, fli
         measured_N = np.where(counts_N, np.minimum(measured_N, 1.0), 0.0).astype(np.float32)
         entries = (np.zeros(0, np.int32),) * 3
         if reading is not None:
-            found = reading()
-            x, y = turn_places(found.x_um_D - x_um, found.y_um_D - y_um, side, quarter_turns, flip)
-            entries = _count(x, y, found.gene_D, bin_um, int(side / bin_um + 1e-6), measured_N > 0)
+            x_step_D, y_step_D, gene_D, _ = reading()
+            # in whole steps a detection is in the middle of its step: what is left of the side is one step less
+            x, y = (step_D - np.int32(round(corner_um * PLACE_STEPS_PER_UM))
+                    for step_D, corner_um in ((x_step_D, x_um), (y_step_D, y_um)))  # fmt: skip
+            x, y = turn_places(x, y, np.int32(round(side * PLACE_STEPS_PER_UM) - 1), quarter_turns, flip)
+            columns, bin_steps = int(side / bin_um + 1e-6), bin_um * PLACE_STEPS_PER_UM
+            entries = _count(_line(x, bin_steps), _line(y, bin_steps), gene_D, columns, measured_N > 0)
         return Bins(x_N, y_N, bin_um, measured_N, *entries, bin_um)
 
     return end
 
 
-def _count(x, y, gene, bin_um: float, columns: int, counts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(bin, gene, count) of detections, in ascending order of bins, for bins that count."""
-    column, row = (x // bin_um).astype(np.int64), (y // bin_um).astype(np.int64)
-    inside = (column >= 0) & (column < columns) & (row >= 0) & (row < columns)
-    number = row[inside] * columns + column[inside]
-    keep = counts_N[number]
-    number, gene = number[keep], gene[inside][keep]
-    genes = int(gene.max(initial=0)) + 1
-    key = number * genes + gene
-    if columns**2 * genes <= _DENSE_CELLS:  # counting into an array is several times faster than sorting
-        cells = np.bincount(key)
-        key = np.flatnonzero(cells)
-        count = cells[key]
-    else:
-        key, count = np.unique(key, return_counts=True)
-    return (key // genes).astype(np.int32), (key % genes).astype(np.int32), count.astype(np.int32)
+def _line(step_D: np.ndarray, bin_steps: float) -> np.ndarray:
+    """Column or row of the bin that holds a step, uint32; steps before the first bin are far beyond the last one."""
+    if bin_steps == int(bin_steps):
+        return step_D.view(np.uint32) // np.uint32(bin_steps)
+    return np.floor((step_D + 0.5) / bin_steps).astype(np.int32).view(np.uint32)
+
+
+def _count(column_D, row_D, gene_D, columns: int, counts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bin, gene, count) of detections, in ascending order of bins and genes, for bins that count."""
+    inside_D = (column_D < columns) & (row_D < columns)
+    number_D, gene_D = (row_D * np.uint32(columns) + column_D)[inside_D], gene_D[inside_D]
+    if not counts_N.all():
+        keep_D = counts_N[number_D]
+        number_D, gene_D = number_D[keep_D], gene_D[keep_D]
+    if not len(number_D):
+        return (np.zeros(0, np.int32),) * 3
+    # a sort of 32-bit keys is several times faster than counting into an array of bins and genes, or than 64 bits
+    genes = int(gene_D.max()) + 1
+    wide = np.uint32 if len(counts_N) * genes < 1 << 32 else np.uint64
+    key_D = number_D.astype(wide, copy=False) * wide(genes)
+    key_D += gene_D
+    key_D.sort()
+    first_E = np.concatenate([[0], np.flatnonzero(key_D[1:] != key_D[:-1]) + 1])
+    bin_E, gene_E = np.divmod(key_D[first_E], wide(genes))
+    return bin_E.astype(np.int32), gene_E.astype(np.int32), np.diff(first_E, append=len(key_D)).astype(np.int32)
 
 
 def _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts) -> Bins:
