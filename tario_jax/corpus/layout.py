@@ -54,7 +54,8 @@ def _context() -> ts.Context:
 _CONTEXT: dict[int, ts.Context] = {}
 
 
-def _spec(place: Place) -> dict[str, Any]:
+def array_spec(place: Place) -> dict[str, Any]:
+    """TensorStore's spec of an array of a corpus."""
     # every chunk is stored, zeros too: one that is missing is an error, never zeros
     return {"driver": "zarr3", "kvstore": place.kvstore, "store_data_equal_to_fill_value": True,
             "fill_missing_data_reads": False}  # fmt: skip
@@ -74,7 +75,7 @@ def write_array(place: Place, array: np.ndarray) -> None:
     else:
         shape = [max(1, n) for n in array.shape]
         metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}}, "codecs": _CODECS}
-    spec = _spec(place) | {"metadata": metadata}
+    spec = array_spec(place) | {"metadata": metadata}
     try:
         store = ts.open(spec, create=True, delete_existing=True).result()
         if array.size:
@@ -88,7 +89,7 @@ def open_array(place: Place) -> ts.TensorStore:
     process = os.getpid()  # a context does not survive a fork
     context = _CONTEXT.setdefault(process, _context())
     try:
-        return ts.open(_spec(place), open=True, read=True, context=context).result()
+        return ts.open(array_spec(place), open=True, read=True, context=context).result()
     except (ValueError, RuntimeError, OSError) as error:
         raise damaged(place, error) from None
 

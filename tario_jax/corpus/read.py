@@ -70,6 +70,11 @@ class Section:
         return quality.get("he_origin_x_px", 0.0), quality.get("he_origin_y_px", 0.0)
 
     @property
+    def he_shape_px(self) -> tuple[int, int]:
+        """(height, width) of the stored H&E."""
+        return tuple(self._array("he").shape[:2])
+
+    @property
     def has_detections(self) -> bool:
         """Whether there are transcripts at places, as against spots or an H&E alone."""
         return self.holds(_TABLE)
@@ -161,43 +166,54 @@ class Section:
 
         return end
 
-    def begin_places(
-        self, x_um: float, y_um: float, width_um: float, height_um: float, others: tuple[str, ...] = ()
-    ) -> Callable[[], Places]:
-        """Starts to read the detections of all tiles that a box touches, as they are stored; what comes back waits.
-
-        That is (x_step_D, y_step_D, gene_D, further arrays by name): int32 steps of 1/1024 µm from the section's corner,
-        the detection in the middle of its step, and uint16 genes. Detections beyond the box are among them.
-        """
-        if not self.has_detections:
-            raise InputError(f"section {self.id!r}: has no detections")
+    def tile_runs(
+        self, x_um: float, y_um: float, width_um: float, height_um: float
+    ) -> list[tuple[int, np.ndarray, slice]]:
+        """(row, detections by tile, their slice) of each row of tiles that a box touches: they lie side by side."""
         side = layout.DETECTION_TILE_UM
         columns, rows = int(np.ceil(self.width_um / side)), int(np.ceil(self.height_um / side))
         column0, column1 = int(max(x_um // side, 0)), int(min(np.ceil((x_um + width_um) / side), columns))
         row0, row1 = int(max(y_um // side, 0)), int(min(np.ceil((y_um + height_um) / side), rows))
         offset = self._whole("detections/offset")
-        runs = []
-        for row in range(row0, row1):  # the tiles of a row lie side by side: one read each
+        found = []
+        for row in range(row0, row1):
             ends = offset[row * columns + column0 : row * columns + max(column1, column0) + 1]
             if len(ends) > 1 and ends[-1] > ends[0]:
-                run = slice(int(ends[0]), int(ends[-1]))
-                readings = {name: self._begin(name, self._array(name)[run]) for name in (_TABLE, *others)}
-                runs.append((row, np.diff(ends), readings))
+                found.append((row, np.diff(ends), slice(int(ends[0]), int(ends[-1]))))
+        return found
+
+    def begin_places(
+        self, x_um: float, y_um: float, width_um: float, height_um: float, others: tuple[str, ...] = ()
+    ) -> Callable[[], Places]:
+        """Starts to read the detections of all tiles that a box touches, as they are stored; what comes back waits.
+
+        That is (x_step_D, y_step_D, gene_D, further arrays by name): int32 steps of 1/1024 µm from the section's corner
+        (the detection lies in the middle of its step), and uint16 genes. Detections beyond the box are among them.
+        """
+        if not self.has_detections:
+            raise InputError(f"section {self.id!r}: has no detections")
+        runs = [
+            (row, in_tile, {name: self._begin(name, self._array(name)[run]) for name in (_TABLE, *others)})
+            for row, in_tile, run in self.tile_runs(x_um, y_um, width_um, height_um)
+        ]
+        first_column = int(max(x_um // layout.DETECTION_TILE_UM, 0))
 
         def end() -> Places:
             total = sum(int(in_tile.sum()) for _, in_tile, _ in runs)
             x_step_D, y_step_D = np.empty(total, np.int32), np.empty(total, np.int32)
             gene_D = np.empty(total, np.uint16)
-            corners = np.arange(column0, max(column1, column0), dtype=np.int32) * _TILE_STEPS
             at = 0
             for row, in_tile, readings in runs:
                 table = readings[_TABLE]()
                 part = slice(at, at := at + len(table))
+                corners = (first_column + np.arange(len(in_tile), dtype=np.int32)) * _TILE_STEPS
                 np.add(table[:, 0], np.repeat(corners, in_tile), out=x_step_D[part])
                 np.add(table[:, 1], np.int32(row * _TILE_STEPS), out=y_step_D[part])
                 gene_D[part] = table[:, 2]
-            found = {name: np.concatenate([readings[name]() for *_, readings in runs]) if runs else np.zeros(0, np.int32)
-                     for name in others}  # fmt: skip
+            found = {
+                name: np.concatenate([np.zeros(0, np.int8), *(readings[name]() for *_, readings in runs)])
+                for name in others
+            }
             return x_step_D, y_step_D, gene_D, found
 
         return end

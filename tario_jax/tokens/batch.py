@@ -130,9 +130,10 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
 
     shape = (layout.tiles_per_window, layout.patches_per_tile)
     grid = (tiles_per_side, patches_per_side, px, tiles_per_side, patches_per_side, px)
-    # a pixel is moved as one element of three bytes: several times faster than byte by byte, where the window is turned
-    pixels = window.he.view("V3")[..., 0].reshape(grid).transpose(0, 3, 1, 4, 2, 5)
-    batch.he_BxTxPxYxXx3[row, tiles].view("V3").reshape(pixels.shape)[...] = pixels
+    pixels = window.he.reshape(*grid, 3).transpose(0, 3, 1, 4, 2, 5, 6)
+    patches = batch.he_BxTxPxYxXx3[row, tiles].reshape(pixels.shape)
+    for colour in range(3):  # where the window is turned, a plane at a time is several times faster than all at once
+        patches[..., colour] = pixels[..., colour]
     centre = (np.arange(tiles_per_side * patches_per_side) + 0.5) * data.patch_um
     centre = centre.reshape(tiles_per_side, patches_per_side)
     places = np.empty((tiles_per_side, tiles_per_side, patches_per_side, patches_per_side, 2), np.float32)

@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -22,6 +23,19 @@ _SECTIONS_LOOKED_AT = 4
 _OPENED_AT_ONCE = 16
 
 
+class Draw(NamedTuple):
+    """One window that is drawn: where it lies, and how it is turned and restained."""
+
+    section: Section
+    x_um: float
+    y_um: float
+    quarter_turns: int
+    flip: bool
+    stain_mix_3x3: np.ndarray | None
+    groups: int
+    rng: np.random.Generator  # goes on to draw the order of writing
+
+
 class BatchSource:
     """batch(t) of random windows from `sections`; a random-access source for Grain.
 
@@ -33,7 +47,7 @@ class BatchSource:
                  rows: range | None = None, stream: int = 0, augment: bool = True):  # fmt: skip
         if not sections:
             raise InputError("no section to draw windows from; check the split")
-        self._sections, self._data, self._layout = list(sections), data, layout
+        self.data, self._sections, self._layout = data, list(sections), layout
         self._steps, self._rows, self._stream, self._augment = steps, rows or range(data.rows), stream, augment
         self._opened: set[str] = set()
         # every place of tissue is drawn equally often: a section's chance is its area (its spots, on spot platforms)
@@ -44,14 +58,18 @@ class BatchSource:
         return self._steps
 
     def __getitem__(self, t: int) -> Batch:
-        rngs = [[self._rng(t, row, slot) for slot in range(self._data.windows_per_row)] for row in self._rows]
-        groups = np.array([[self._draw_groups(rng) for rng in row] for row in rngs])
-        drawn = [[self._draw_section(rng) for rng in row] for row in rngs]
-        self._open([section for row in drawn for section in row])
-        begun = [[self._begin_window(section, rng) for section, rng in zip(*row, strict=True)]
-                 for row in zip(drawn, rngs, strict=True)]  # fmt: skip
+        draws = self.draws(t)
+        self._open([draw.section for row in draws for draw in row])
+        begun = [[self._begin(draw) for draw in row] for row in draws]  # all reads of the batch at once
         windows = [[end() for end in row] for row in begun]
-        return tokenise(windows, self._data, self._layout, groups, rngs)
+        groups, rngs = (np.array([[draw.groups for draw in row] for row in draws]),
+                        [[draw.rng for draw in row] for row in draws])  # fmt: skip
+        return tokenise(windows, self.data, self._layout, groups, rngs)
+
+    def draws(self, t: int) -> list[list[Draw]]:
+        """The windows of step t, by row: a pure function of (corpus, data config, seed, t)."""
+        return [[self._draw(self._rng(t, row, slot)) for slot in range(self.data.windows_per_row)]
+                for row in self._rows]  # fmt: skip
 
     def _open(self, sections: list[Section]) -> None:
         """Opens those of the sections that were not yet read, side by side."""
@@ -62,29 +80,33 @@ class BatchSource:
             self._opened.update(unopened)
 
     def _rng(self, t: int, row: int, slot: int) -> np.random.Generator:
-        key = [self._data.seed << 32 | self._stream, t << 32 | row << 12 | slot]
+        key = [self.data.seed << 32 | self._stream, t << 32 | row << 12 | slot]
         return np.random.Generator(np.random.Philox(key=key))
 
     def _draw_groups(self, rng: np.random.Generator) -> int:
-        ks, weights = zip(*self._data.groups, strict=True)
+        ks, weights = zip(*self.data.groups, strict=True)
         return int(rng.choice(ks, p=np.array(weights) / sum(weights)))
 
-    def _draw_section(self, rng: np.random.Generator) -> Section:
-        return self._sections[int(rng.choice(len(self._sections), p=self._chance))]
-
-    def _begin_window(self, section: Section, rng: np.random.Generator) -> Callable[[], Window]:
-        quarter_turns = int(rng.integers(4)) if self._augment and self._data.turn else 0
-        flip = bool(rng.integers(2)) if self._augment and self._data.flip else False
+    def _draw(self, rng: np.random.Generator) -> Draw:
+        groups = self._draw_groups(rng)
+        section = self._sections[int(rng.choice(len(self._sections), p=self._chance))]
+        quarter_turns = int(rng.integers(4)) if self._augment and self.data.turn else 0
+        flip = bool(rng.integers(2)) if self._augment and self.data.flip else False
         x_um, y_um = self._corner(section, rng)
-        end = begin_window(section, x_um, y_um, self._data, quarter_turns=quarter_turns, flip=flip)
-        if self._augment and self._data.stain_jitter:
-            stain_mix_3x3 = _restain(self._data.stain_jitter, rng)
-            return lambda: dataclasses.replace(end(), stain_mix_3x3=stain_mix_3x3)
-        return end
+        restain = self._augment and self.data.stain_jitter
+        stain_mix_3x3 = _restain(self.data.stain_jitter, rng) if restain else None
+        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, groups, rng)
+
+    def _begin(self, draw: Draw) -> Callable[[], Window]:
+        end = begin_window(draw.section, draw.x_um, draw.y_um, self.data, quarter_turns=draw.quarter_turns,
+                           flip=draw.flip)  # fmt: skip
+        if draw.stain_mix_3x3 is None:
+            return end
+        return lambda: dataclasses.replace(end(), stain_mix_3x3=draw.stain_mix_3x3)
 
     def _corner(self, section: Section, rng: np.random.Generator) -> tuple[float, float]:
         """A random corner on whole px of the stored H&E, so that most reads need no interpolation."""
-        side, step = self._data.window_um, section.he_um_per_px or 1.0
+        side, step = self.data.window_um, section.he_um_per_px or 1.0
         if section.spots is not None:  # around a spot, anywhere in the window: never a window without any
             spot = int(rng.integers(len(section.spots)))
             reach = max((side - section.spots.diameter_um) / 2 - step, 0.0)  # whole px: up to one step to the left

@@ -135,22 +135,25 @@ def _line(step_D: np.ndarray, bin_steps: float) -> np.ndarray:
 
 def _count(column_D, row_D, gene_D, columns: int, counts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(bin, gene, count) of detections, in ascending order of bins and genes, for bins that count."""
-    inside_D = (column_D < columns) & (row_D < columns)
-    number_D, gene_D = (row_D * np.uint32(columns) + column_D)[inside_D], gene_D[inside_D]
+    # Sorting keys of 32 bits is several times faster than counting into an array of bins and genes, or than 64 bits;
+    # what lies outside sorts to the end. In place: these arrays are the larger part of a window's cost.
+    bins = columns * columns
+    wide = np.uint32 if bins < 1 << 16 else np.uint64
+    key_D = row_D * wide(columns)
+    key_D += column_D
+    np.putmask(key_D, np.maximum(column_D, row_D) >= columns, wide(bins))
     if not counts_N.all():
-        keep_D = counts_N[number_D]
-        number_D, gene_D = number_D[keep_D], gene_D[keep_D]
-    if not len(number_D):
-        return (np.zeros(0, np.int32),) * 3
-    # a sort of 32-bit keys is several times faster than counting into an array of bins and genes, or than 64 bits
-    genes = int(gene_D.max()) + 1
-    wide = np.uint32 if len(counts_N) * genes < 1 << 32 else np.uint64
-    key_D = number_D.astype(wide, copy=False) * wide(genes)
-    key_D += gene_D
+        key_D = np.append(np.where(counts_N, np.arange(bins), bins), bins).astype(wide)[key_D]
+    key_D <<= wide(16)
+    key_D |= gene_D
     key_D.sort()
-    first_E = np.concatenate([[0], np.flatnonzero(key_D[1:] != key_D[:-1]) + 1])
-    bin_E, gene_E = np.divmod(key_D[first_E], wide(genes))
-    return bin_E.astype(np.int32), gene_E.astype(np.int32), np.diff(first_E, append=len(key_D)).astype(np.int32)
+    key_D = key_D[: np.searchsorted(key_D, wide(bins << 16))]
+    is_first_D = np.ones(len(key_D), bool)
+    np.not_equal(key_D[1:], key_D[:-1], out=is_first_D[1:])
+    first_E = np.flatnonzero(is_first_D)
+    key_E = key_D[first_E]
+    count_E = np.diff(first_E, append=len(key_D)).astype(np.int32)
+    return (key_E >> wide(16)).astype(np.int32), (key_E & wide(0xFFFF)).astype(np.int32), count_E
 
 
 def _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts) -> Bins:
