@@ -21,7 +21,7 @@ from tiny_tissue import st_folder
 from tario_jax.cli import main as cli
 from tario_jax.config import Config, load_config, override
 
-JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate")
+JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate", "bench")
 TRAIN = ("train", "--config=configs/quickstart.py")
 
 

@@ -18,7 +18,8 @@ from tario_jax.config import Config, InputError
 from tario_jax.corpus.layout import DETECTION_TILE_UM, array_spec
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.split import split_corpus
-from tario_jax.tokens.pipeline import BatchSource, Draw, corpus_layout, load_batches
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.pipeline import BatchSource, Draw, load_batches
 
 H100_BF16_FLOPS = 989.4e12
 """Dense bf16 peak of one H100 SXM, of the vendor's data sheet."""
@@ -50,7 +51,11 @@ def bench_loader(config: Config, corpus: Corpus, *, batches: int, rounds: int, t
     for section in sections:  # once a run, not once a window: none of the loaders' rates holds it
         section.open()
     say(f"bench: first batch after {start_seconds:.1f} s; {rounds} rounds of {batches} batches each")
-    loaders = {"tario": lambda t: source[t], "tensorstore": _Bare(source, sections), "zarr_per_item": _PerItem(source, config)}
+    loaders = {
+        "tario": lambda t: source[t],
+        "tensorstore": _Bare(source, sections),
+        "zarr_per_item": _PerItem(source, config),
+    }
     for loader in loaders.values():
         loader(0)
     rates: dict[str, list[Rate]] = {name: [] for name in loaders}

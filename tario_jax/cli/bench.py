@@ -23,7 +23,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=at_least_one, default=2, help="of each loader and round (2)")
     parser.add_argument("--rounds", type=at_least_one, default=5, help="the loaders take turns; medians are told (5)")
     parser.add_argument("--training-steps", type=int, default=0,
-                        help="train the config's model for so many steps and tell how long it waits for data (0)")  # fmt: skip
+                        help="train the config's model for so many steps: how long does it wait? (0)")  # fmt: skip
     parser.add_argument("--devices", type=at_least_one, default=8, help="H100 of the consumer that is asked for (8)")
     parser.add_argument("--utilisation", type=float, default=0.4, help="of their peak (0.4)")
 

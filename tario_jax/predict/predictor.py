@@ -15,7 +15,7 @@ from tario_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
-from tario_jax.tokens.pipeline import densest_spots
+from tario_jax.tokens.capacity import densest_spots
 from tario_jax.tokens.window import read_window
 from tario_jax.train.checkpoint import Checkpoints, Provenance, find_checkpoint
 from tario_jax.train.state import abstract_state, make_optimiser, to_devices

@@ -13,13 +13,10 @@ import grain
 import numpy as np
 
 from tario_jax.config import DataConfig, InputError
-from tario_jax.corpus.layout import DETECTION_TILE_UM
 from tario_jax.corpus.read import Section
-from tario_jax.tokens.batch import Batch, Layout, make_layout, square_bins_per_tile, tokenise
-from tario_jax.tokens.window import Window, begin_bins, begin_window
+from tario_jax.tokens.batch import Batch, Layout, tokenise
+from tario_jax.tokens.window import Window, begin_window
 
-_CAPACITY_MARGIN = 1.25
-_SECTIONS_LOOKED_AT = 4
 _OPENED_AT_ONCE = 16
 
 
@@ -133,63 +130,9 @@ def load_batches(source: BatchSource, *, first: int, prefetch: int) -> Iterator[
     return iter(dataset.to_iter_dataset(options))
 
 
-def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> Layout:
-    """Batch sizes that hold every window of `sections`.
-
-    The capacity for counts is that of the densest window found in the densest sections, with a margin of a quarter; a
-    denser one is an error at run time that names the capacity it needs, never a silent cut.
-    """
-    spots = [section.spots for section in sections if section.spots is not None]
-    if spots:
-        bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
-        largest_um = max(float(np.sqrt(np.pi) * s.diameter_um / 2) for s in spots)
-        entries_per_spot = max(int(np.diff(s.indptr).max(initial=0)) for s in spots)
-        per_window = min(bins_per_tile * round(data.window_um / data.tile_um) ** 2,
-                         max(densest_spots(s.x_um_N, s.y_um_N, data.window_um) for s in spots))  # fmt: skip
-        capacity = data.count_capacity or data.windows_per_row * per_window * entries_per_spot
-    else:
-        bins_per_tile, largest_um = square_bins_per_tile(data), data.bin_um
-        capacity = data.count_capacity
-        if not capacity:
-            # reading every section would make the start grow with the cohort: the densest few decide
-            ranked = sorted(sections, key=lambda section: -_densest_square(section, data.window_um)[0])
-            densest = max(_densest_entries(section, data) for section in ranked[:_SECTIONS_LOOKED_AT])
-            capacity = math.ceil(densest * data.windows_per_row * _CAPACITY_MARGIN)
-    capacity = -(-max(capacity, 1) // 128) * 128
-    return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um, count_capacity=capacity)
-
-
 def trained_bin_um(sections: Sequence[Section], data: DataConfig) -> float:
     """Side of the squares that a model of these sections learns: the bins, or the square of a spot's area."""
     diameters = {section.spots.diameter_um for section in sections if section.spots is not None}
     if len(diameters) > 1:
         raise InputError(f"training sections have spots of {sorted(diameters)} µm; expected one diameter a run")
     return float(np.sqrt(np.pi) / 2 * diameters.pop()) if diameters else data.bin_um
-
-
-def densest_spots(x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> int:
-    """Most spot centres in any square of this side, whose left and upper edges may be taken to touch a spot."""
-    most = 0
-    for left in np.unique(x_um):
-        y = np.sort(y_um[(x_um >= left) & (x_um <= left + side_um)])
-        most = max(most, int((np.searchsorted(y, y + side_um, side="right") - np.arange(len(y))).max(initial=0)))
-    return most
-
-
-def _densest_square(section: Section, window_um: float) -> tuple[float, float, float]:
-    """(detections, x_um, y_um of its corner) of the densest square of about a window's size, as its record says."""
-    side = DETECTION_TILE_UM
-    known = min(section.record["densest"], key=lambda row: abs(row[0] * side - window_um), default=(0, 0, 0.0, 0.0))
-    return known[1], known[2], known[3]
-
-
-def _densest_entries(section: Section, data: DataConfig) -> int:
-    """Entries (bin, gene) of the densest window, looked for around the section's densest square."""
-    _, x0_um, y0_um = _densest_square(section, data.window_um)
-    most, step = 0, data.window_um / 4
-    for y_um in y0_um + step * np.arange(-2, 3):
-        for x_um in x0_um + step * np.arange(-2, 3):
-            corner = [min(max(at, 0.0), max(span - data.window_um, 0.0)) for at, span in
-                      ((x_um, section.width_um), (y_um, section.height_um))]  # fmt: skip
-            most = max(most, len(begin_bins(section, *corner, data)().bin_E))
-    return most
