@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +155,14 @@ class Section:
         end_places = self.begin_places(x_um, y_um, width_um, height_um, tuple(optional.values()))
 
         def end() -> Detections:
-            x_step_D, y_step_D, gene_D, others = end_places()
+            parts = list(end_places())
+            x_step_D, y_step_D, gene_D = (np.concatenate([np.zeros(0, kind), *(part[axis] for part in parts)])
+                                          for axis, kind in enumerate((np.int32, np.int32, np.uint16)))  # fmt: skip
             # float64: beyond 8 mm a float32 place can round onto its tile's edge, and fall between two windows
             x, y = ((step_D + 0.5) / layout.PLACE_STEPS_PER_UM for step_D in (x_step_D, y_step_D))
             inside = (x >= x_um) & (x < x_um + width_um) & (y >= y_um) & (y < y_um + height_um)
-            further = {field: others[name][inside] for field, name in optional.items()}
+            further = {field: np.concatenate([np.zeros(0, np.int8), *(part[3][name] for part in parts)])[inside]
+                       for field, name in optional.items()}  # fmt: skip
             if "in_nucleus_D" in further:
                 further["in_nucleus_D"] = further["in_nucleus_D"].astype(bool)
             return Detections(x[inside], y[inside], gene_D[inside].astype(np.int32), **further)
@@ -184,11 +187,12 @@ class Section:
 
     def begin_places(
         self, x_um: float, y_um: float, width_um: float, height_um: float, others: tuple[str, ...] = ()
-    ) -> Callable[[], Places]:
+    ) -> Callable[[], Iterator[Places]]:
         """Starts to read the detections of all tiles that a box touches, as they are stored; what comes back waits.
 
-        That is (x_step_D, y_step_D, gene_D, further arrays by name): int32 steps of 1/1024 µm from the section's corner
-        (the detection lies in the middle of its step), and uint16 genes. Detections beyond the box are among them.
+        It gives, row of tiles by row of tiles, (x_step_D, y_step_D, gene_D, further arrays by name): int32 steps of
+        1/1024 µm from the section's corner (the detection lies in the middle of its step), and uint16 genes. Detections
+        beyond the box are among them.
         """
         if not self.has_detections:
             raise InputError(f"section {self.id!r}: has no detections")
@@ -198,23 +202,14 @@ class Section:
         ]
         first_column = int(max(x_um // layout.DETECTION_TILE_UM, 0))
 
-        def end() -> Places:
-            total = sum(int(in_tile.sum()) for _, in_tile, _ in runs)
-            x_step_D, y_step_D = np.empty(total, np.int32), np.empty(total, np.int32)
-            gene_D = np.empty(total, np.uint16)
-            at = 0
+        def end() -> Iterator[Places]:
             for row, in_tile, readings in runs:
                 table = readings[_TABLE]()
-                part = slice(at, at := at + len(table))
                 corners = (first_column + np.arange(len(in_tile), dtype=np.int32)) * _TILE_STEPS
-                np.add(table[:, 0], np.repeat(corners, in_tile), out=x_step_D[part])
-                np.add(table[:, 1], np.int32(row * _TILE_STEPS), out=y_step_D[part])
-                gene_D[part] = table[:, 2]
-            found = {
-                name: np.concatenate([np.zeros(0, np.int8), *(readings[name]() for *_, readings in runs)])
-                for name in others
-            }
-            return x_step_D, y_step_D, gene_D, found
+                x_step_D, y_step_D = np.repeat(corners, in_tile), table[:, 1].astype(np.int32)
+                x_step_D += table[:, 0]
+                y_step_D += np.int32(row * _TILE_STEPS)
+                yield x_step_D, y_step_D, table[:, 2], {name: readings[name]() for name in others}
 
         return end
 

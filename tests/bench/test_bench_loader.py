@@ -34,8 +34,8 @@ def test_the_peers_read_the_window_and_count_it(corpus):
         np.testing.assert_array_equal(row * 4 + column, window.bins.bin_E)
         np.testing.assert_array_equal(gene, window.bins.gene_E)
         np.testing.assert_array_equal(count, window.bins.count_E)
-        places = draw.section.begin_places(draw.x_um, draw.y_um, 72.0, 72.0)()
-        assert _bytes(draw, 72.0) == 3 * 144 * 144 + 6 * len(places[0])
+        detections = sum(len(gene_D) for _, _, gene_D, _ in draw.section.begin_places(draw.x_um, draw.y_um, 72, 72)())
+        assert _bytes(draw, 72.0) == 3 * 144 * 144 + 6 * detections
         assert _parts(draw.section, draw.x_um, draw.y_um, 72.0)[0][0] == "he"
 
 

@@ -157,15 +157,20 @@ def test_totals_are_conserved_at_every_resolution(tiny_corpus, quarter_turns, fl
 
 @pytest.mark.parametrize(("columns", "genes"), [(4, 7), (300, 65_536)])
 def test_counting_equals_a_plain_count_with_keys_of_32_and_of_64_bits(columns, genes):
+    """Detections in two runs, some beyond the window, and bins that do not count."""
     rng = np.random.default_rng(0)
-    column, row = rng.integers(0, columns + 2, (2, 5000)).astype(np.uint32)
+    bin_um, corner_um = 8.0, (16.0, 4.0)
+    x_um, y_um = (rng.uniform(at - 10, at + columns * bin_um + 10, 5000) for at in corner_um)
+    steps = [np.floor(at * 1024).astype(np.int32) for at in (x_um, y_um)]
     gene = rng.choice([0, 1, genes - 1], 5000).astype(np.uint16)
     counts_N = rng.random(columns**2) < 0.7
+    column, row = (np.floor(at - corner).astype(int) // 8 for at, corner in zip((x_um, y_um), corner_um, strict=True))
     expected = Counter(
         (int(r * columns + c), int(g)) for c, r, g in zip(column, row, gene, strict=True)
-        if c < columns and r < columns and counts_N[r * columns + c]
+        if 0 <= c < columns and 0 <= r < columns and counts_N[r * columns + c]
     )  # fmt: skip
-    found = _count(column, row, gene, columns, counts_N)
+    runs = [(*(step[part].copy() for step in steps), gene[part], {}) for part in (slice(0, 1200), slice(1200, None))]
+    found = _count(runs, corner_um, columns * bin_um, bin_um, 0, False, counts_N)
     assert [(b, g, n) for b, g, n in zip(*found, strict=True)] == [(*key, n) for key, n in sorted(expected.items())]
 
 
