@@ -75,6 +75,7 @@ def bench_loader(config: Config, corpus: Corpus, *, batches: int, rounds: int, t
     result["consumer"] = _consumer(config, corpus, result["tario"], devices, utilisation)
     if training_steps:
         result["wait_share"], result["step_seconds"] = _wait_share(config, corpus, source, training_steps, say)
+    result["table"] = table(result)
     return result
 
 

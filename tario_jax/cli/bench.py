@@ -29,7 +29,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tario_jax.bench.loader import bench_loader, table
+    from tario_jax.bench.loader import bench_loader
     from tario_jax.corpus.read import Corpus
 
     config = _DEFAULT if options.config is None else config_of(options)
@@ -38,4 +38,4 @@ def run(options: argparse.Namespace) -> int:
         config, corpus, batches=options.batches, rounds=options.rounds,
         training_steps=options.training_steps, devices=options.devices, utilisation=options.utilisation, say=say,
     )  # fmt: skip
-    return finish(options, table(result), result)
+    return finish(options, result["table"], result)

@@ -46,9 +46,12 @@ _CODECS = [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "cr
 _BY_COLUMN = {"place_and_gene": [{"name": "transpose", "configuration": {"order": [1, 0]}}]}
 
 
+CACHE_BYTES = 256 << 20
+"""Of decoded chunks, for the whole process: neighbouring windows share them."""
+
+
 def _context() -> ts.Context:
-    """One cache for the process: neighbouring windows share chunks."""
-    return ts.Context({"cache_pool": {"total_bytes_limit": 256 << 20}})
+    return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
 _CONTEXT: dict[int, ts.Context] = {}
