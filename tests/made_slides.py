@@ -32,7 +32,9 @@ def write_pyramid(path, image, levels=3, *, ome=False, px_per_cm=PX_PER_CM, labe
         file.write(image, metadata=metadata if ome else None, **inside, **scale, **options)
         for level in range(1, levels):
             image = halved(image)
-            scale = {name: (px_per_cm / 2**level,) * 2 if name == "resolution" else unit for name, unit in scale.items()}
+            scale = {
+                name: (px_per_cm / 2**level,) * 2 if name == "resolution" else unit for name, unit in scale.items()
+            }
             file.write(image, subfiletype=1, metadata=None, **scale, **options)
         if label is not None:
             file.write(label, photometric="rgb", metadata={"axes": "YXS", "Name": "label"} if ome else None)

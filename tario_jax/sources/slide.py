@@ -62,7 +62,7 @@ def read_slide(
     stated nowhere or, without `force`, not within 0.1 to 1.2, and a slide or a patient that the other list lacks.
     """
     path = Path(path)
-    _check_scale(he_um_per_px, "--he-um-per-px", force=False)
+    _check_scale(he_um_per_px, "--he-um-per-px", force=False, fix="leave it out for 0.5")
     report = IngestReport("slide", str(path))
     slides = _slides(path, report)
     if patients_file is not None:
@@ -158,17 +158,17 @@ def _check_names(slides: list[Path], owners: list[_Owner]) -> None:
                              "--section, or the column 'section' of --patients-file")  # fmt: skip
 
 
-def _check_scale(um_per_px: float, what: str, force: bool) -> None:
+def _check_scale(um_per_px: float, what: str, force: bool, fix: str) -> None:
     low, high = PLAUSIBLE_UM_PER_PX
     if not (0 < um_per_px < np.inf and (force or low <= um_per_px <= high)):
-        raise InputError(f"{what}: {um_per_px:.4g} µm per px; expected {low} to {high}")
+        raise InputError(f"{what}: {um_per_px:.4g} µm per px; expected {low} to {high}; {fix}")
 
 
 def _full_um_per_px(file: SlideFile, given: float | None, force: bool, name: str, report: IngestReport) -> float:
     """µm per px of the finest level: the flag, else the file, else an error."""
     stated = None if file.um_per_px is None else float(np.sqrt(file.um_per_px[0] * file.um_per_px[1]))
     if given is not None:
-        _check_scale(given, "--um-per-px", force)
+        _check_scale(given, "--um-per-px", force, "--force takes it where it is right")
         if stated is not None and abs(given / stated - 1) > _DISAGREE:
             report.notes.append(f"{name}: --um-per-px={given:g} is taken, the file says {stated:.4g}")
         return given
@@ -178,10 +178,7 @@ def _full_um_per_px(file: SlideFile, given: float | None, force: bool, name: str
     if not abs(x_um / y_um - 1) <= _DISAGREE:
         raise InputError(f"{file.path}: says {x_um:.4g} µm per px across and {y_um:.4g} down; expected squares; give "
                          "--um-per-px")  # fmt: skip
-    try:
-        _check_scale(stated, str(file.path), force)
-    except InputError as error:
-        raise InputError(f"{error}; give --um-per-px, or --force where it is right") from None
+    _check_scale(stated, str(file.path), force, "give --um-per-px, or --force where the file is right")
     return stated
 
 

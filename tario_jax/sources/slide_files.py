@@ -41,8 +41,11 @@ class SlideFile:
     notes: tuple[str, ...] = ()
 
     def downsample(self, level: int) -> float:
-        """Pixels of the finest level for one of this level."""
+        """Pixels of the finest level for one of this level: a whole number where the sizes, once rounded, allow it."""
         first, this = self.levels[0], self.levels[level]
+        whole = round(first.width_px / this.width_px)
+        if all(abs(fine / whole - coarse) <= 1 for fine, coarse in zip(first.shape[:2], this.shape[:2], strict=True)):
+            return whole
         return (first.width_px / this.width_px + first.height_px / this.height_px) / 2
 
 
@@ -171,30 +174,31 @@ def _tiff(path: Path, file: Any) -> SlideFile:
     # the slide is the largest image: a label or macro image is another series
     series = max(file.series, key=lambda one: one.size)
     notes = () if len(file.series) == 1 else (f"{path.name}: the largest of its {len(file.series)} images is read",)
-    levels = tuple(_tiff_level(path, file, level, number) for number, level in enumerate(series.levels))
+    levels = tuple(_tiff_level(path, file, series, number) for number in range(len(series.levels)))
     height_px, width_px, _ = levels[0].shape
     stated = physical_size_um(file.ome_metadata, width_px, height_px)
     return SlideFile(path, levels, stated or _resolution_um(series.keyframe), notes)
 
 
 def _tiff_level(path: Path, file: Any, series: Any, number: int) -> BlockImage:
-    page, axes = series.keyframe, series.axes.replace("C", "S")
+    level = series.levels[number]
+    page, axes = level.keyframe, level.axes.replace("C", "S")
     if axes not in ("YXS", "SYX"):
-        raise InputError(f"{path}: axes {series.axes} {series.shape}; expected one RGB image (YXS or CYX)")
+        raise InputError(f"{path}: axes {level.axes} {level.shape}; expected one RGB image (YXS or CYX)")
     channels_first = axes == "SYX"
-    channels, height_px, width_px = series.shape if channels_first else np.roll(series.shape, 1)
+    channels, height_px, width_px = level.shape if channels_first else np.roll(level.shape, 1)
     colour, compression = page.photometric.name, page.compression.name
     alpha = channels == 4 and colour == "RGB" and not channels_first
     in_rgb = colour in _COLOURS and (colour != "YCBCR" or compression in _JPEGS)
-    if series.dtype != np.uint8 or not (channels == 3 or alpha) or not in_rgb:
-        raise InputError(f"{path}: {series.dtype}, {channels} channels, {colour}; expected 8-bit RGB (an H&E image in "
+    if level.dtype != np.uint8 or not (channels == 3 or alpha) or not in_rgb:
+        raise InputError(f"{path}: {level.dtype}, {channels} channels, {colour}; expected 8-bit RGB (an H&E image in "
                          "colour)")  # fmt: skip
-    end = max((offset + size for each in series.pages if each is not None
+    end = max((offset + size for each in level.pages if each is not None
                for offset, size in zip(each.dataoffsets, each.databytecounts, strict=True)), default=0)  # fmt: skip
     if end > file.filehandle.size:
         raise InputError(f"{path}: is truncated: its pixels end at byte {end:,}, the file at "
                          f"{file.filehandle.size:,}; copy or export it again")  # fmt: skip
-    pixels = _tiff_pixels(path, series, page, int(width_px), int(height_px))
+    pixels = _tiff_pixels(path, series, number, int(width_px), int(height_px))
 
     def read(rows: slice, columns: slice) -> np.ndarray:
         if channels_first:
@@ -204,22 +208,23 @@ def _tiff_level(path: Path, file: Any, series: Any, number: int) -> BlockImage:
     return _blocks(path, int(height_px), int(width_px), read)
 
 
-def _tiff_pixels(path: Path, series: Any, page: Any, width_px: int, height_px: int) -> Callable[[], Any]:
+def _tiff_pixels(path: Path, series: Any, number: int, width_px: int, height_px: int) -> Callable[[], Any]:
     """Gives what is sliced: blocks of tiles, a map of the file, or all of it, decoded at first use."""
-    if page.is_tiled:
+    level = series.levels[number]
+    if level.keyframe.is_tiled:
         import zarr
 
-        blocks = zarr.open(series.aszarr(fillvalue=255), mode="r")  # tiles that are left out are white
+        blocks = zarr.open(series.aszarr(level=number, fillvalue=255), mode="r")  # tiles that are left out are white
         return lambda: blocks
-    if series.dataoffset is not None:  # neither compressed nor scattered
-        mapped = np.memmap(path, np.uint8, "r", series.dataoffset, series.shape)
+    if level.dataoffset is not None:  # neither compressed nor scattered
+        mapped = np.memmap(path, np.uint8, "r", level.dataoffset, level.shape)
         return lambda: mapped
     _check_whole(path, width_px, height_px)
     whole: list[np.ndarray] = []
 
     def decoded() -> np.ndarray:
         if not whole:
-            whole.append(series.asarray())
+            whole.append(series.asarray(level=number))
         return whole[0]
 
     return decoded
