@@ -20,6 +20,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ import tensorstore as ts
 
 from tario_jax.config import InputError
 from tario_jax.corpus.place import Place, plainly
+from tario_jax.corpus.section import BlockImage
 
 FORMAT_VERSION = 3
 DETECTION_TILE_UM = 64.0
@@ -39,6 +41,8 @@ CHUNKS = {
     "nucleus": ((32768,), (4194304,)),
     "cell": ((32768,), (4194304,)),
 }
+
+_BAND_BYTES = 96 << 20  # of an image that is hashed in bands of rows
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CODECS = [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}]
@@ -64,10 +68,14 @@ def array_spec(place: Place) -> dict[str, Any]:
             "fill_missing_data_reads": False}  # fmt: skip
 
 
-def write_array(place: Place, array: np.ndarray) -> None:
-    """Writes a whole array; the last part of its place chooses the chunks. Raises `InputError` where it cannot."""
+def write_array(place: Place, array: np.ndarray | BlockImage) -> None:
+    """Writes a whole array; the last part of its place chooses the chunks. Raises `InputError` where it cannot.
+
+    An image of blocks is read and written shard by shard, each once.
+    """
     metadata: dict[str, Any] = {"shape": list(array.shape), "data_type": str(array.dtype)}
-    if place.name in CHUNKS and array.size:
+    holds_any = 0 not in array.shape
+    if place.name in CHUNKS and holds_any:
         inner, shard = CHUNKS[place.name]
         # a shard never reaches far beyond its array: small sections stay small files
         shard = [min(s, -(-n // c) * c) for s, n, c in zip(shard, array.shape, inner, strict=True)]
@@ -81,10 +89,29 @@ def write_array(place: Place, array: np.ndarray) -> None:
     spec = array_spec(place) | {"metadata": metadata}
     try:
         store = ts.open(spec, create=True, delete_existing=True).result()
-        if array.size:
+        if holds_any and isinstance(array, BlockImage):
+            for part in _shards(array, shard):
+                store[part].write(array[part]).result()
+        elif holds_any:
             store.write(array).result()
+    except InputError:  # the slide's own: it could not be read
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{place}: could not be written: {plainly(error)}") from None
+
+
+def _shards(image: BlockImage, shard: list[int]) -> Iterator[tuple[slice, slice]]:
+    for top in range(0, image.height_px, shard[0]):
+        for left in range(0, image.width_px, shard[1]):
+            yield (slice(top, min(top + shard[0], image.height_px)),
+                   slice(left, min(left + shard[1], image.width_px)))  # fmt: skip
+
+
+def stored_image(place: Place) -> BlockImage:
+    """An image that was written, to be read again block by block."""
+    store = open_array(place)
+    height_px, width_px, _ = store.shape
+    return BlockImage(height_px, width_px, lambda *part: result_of(store[part].read(), place))
 
 
 def open_array(place: Place) -> ts.TensorStore:
@@ -144,11 +171,20 @@ def read_json(place: Place) -> dict[str, Any]:
         raise InputError(f"{place}: is not whole JSON ({error}); restore it or ingest again") from None
 
 
-def array_sha256(arrays: dict[str, np.ndarray]) -> str:
-    """Hash of names, shapes, types and values: what a section holds, however it is compressed."""
+def array_sha256(arrays: dict[str, np.ndarray | BlockImage]) -> str:
+    """Hash of names, shapes, types and values row by row: what a section holds, however it is read or compressed."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data if array.size else b"")
+        for part in _bands(array) if isinstance(array, BlockImage) else [array]:
+            digest.update(np.ascontiguousarray(part).data if part.size else b"")
     return digest.hexdigest()
+
+
+def _bands(image: BlockImage) -> Iterator[np.ndarray]:
+    """The image from top to bottom, in bands of whole inner chunks: each of them is read once."""
+    step = CHUNKS["he"][0][0]
+    step *= max(1, _BAND_BYTES // (step * max(1, image.width_px) * 3))
+    for top in range(0, image.height_px, step):
+        yield image[top : top + step, :]

@@ -64,6 +64,11 @@ class Section:
         return self.record["he_um_per_px"]
 
     @property
+    def he_full_um_per_px(self) -> float | None:
+        """Of the full-resolution image that the stored H&E comes from: a slide may be stored in means of its pixels."""
+        return self.record["quality"].get("he_full_um_per_px", self.he_um_per_px)
+
+    @property
     def he_origin_px(self) -> tuple[float, float]:
         """Where the stored H&E begins (x, y) in the full-resolution image that it was cut from."""
         quality = self.record["quality"]
@@ -78,6 +83,11 @@ class Section:
     def has_detections(self) -> bool:
         """Whether there are transcripts at places, as against spots or an H&E alone."""
         return self.holds(_TABLE)
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether there are transcripts or spots, as against an H&E alone: something to learn or to be measured on."""
+        return self.has_detections or self.holds("spots/place")
 
     def holds(self, name: str) -> bool:
         return name in self.record["arrays"]

@@ -19,7 +19,7 @@ from tario_jax.config import InputError
 from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import TABLES, Corpus
-from tario_jax.corpus.section import Detections, SectionData, Spots
+from tario_jax.corpus.section import BlockImage, Detections, SectionData, Spots
 from tario_jax.corpus.split import write_split
 from tario_jax.panel import Panel
 
@@ -71,6 +71,8 @@ def write_section(root: Place | Path, panel: Panel, kind: Kind, section: Section
     arrays = _arrays(section, panel)
     for name, array in arrays.items():
         layout.write_array(place / name, array)
+    if isinstance(section.he, BlockImage):
+        arrays["he"] = layout.stored_image(place / "he")  # hashed as stored: a slide is decoded once
     if section.truth:
         layout.write_truth(place / "truth.npz", section.truth)
     files = {name: (place / name).sha256() for name in place.below()}

@@ -113,7 +113,7 @@ class Predictor:
             )
         names = section.spots.name_N if section.spots is not None else ()
         return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
-                        section.he_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
+                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
 
     def _window(self, section, corner: tuple[float, float], data: DataConfig):
         window = read_window(section, *corner, data, with_counts=False)
