@@ -18,9 +18,11 @@ Every chunk and every shard's index carries a checksum: a flipped byte is an err
 import hashlib
 import io
 import json
+import math
 import os
 import zipfile
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import tensorstore as ts
@@ -39,6 +41,18 @@ CHUNKS = {
     "nucleus": ((32768,), (4194304,)),
     "cell": ((32768,), (4194304,)),
 }
+
+_HASHED_BYTES = 16 << 20  # at once
+
+
+class Rows(Protocol):
+    """What the corpus takes for an array: a numpy array, or rows that lie elsewhere and are read when asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CODECS = [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}]
@@ -60,10 +74,14 @@ def _spec(place: Place) -> dict[str, Any]:
             "fill_missing_data_reads": False}  # fmt: skip
 
 
-def write_array(place: Place, array: np.ndarray) -> None:
-    """Writes a whole array; the last part of its place chooses the chunks. Raises `InputError` where it cannot."""
+def write_array(place: Place, array: Rows) -> None:
+    """Writes a whole array, one row of shards at a time, so that each shard is written once and whole.
+
+    The last part of its place chooses the chunks. Raises `InputError` where it cannot be written.
+    """
     metadata: dict[str, Any] = {"shape": list(array.shape), "data_type": str(array.dtype)}
-    if place.name in CHUNKS and array.size:
+    rows_at_once = max(1, array.shape[0])
+    if place.name in CHUNKS and math.prod(array.shape):
         inner, shard = CHUNKS[place.name]
         # a shard never reaches far beyond its array: small sections stay small files
         shard = [min(s, -(-n // c) * c) for s, n, c in zip(shard, array.shape, inner, strict=True)]
@@ -71,14 +89,16 @@ def write_array(place: Place, array: np.ndarray) -> None:
                          "index_codecs": [_BYTES, {"name": "crc32c"}]}  # fmt: skip
         codecs = [{"name": "sharding_indexed", "configuration": configuration}]
         metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}}, "codecs": codecs}
+        rows_at_once = shard[0]
     else:
         shape = [max(1, n) for n in array.shape]
         metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}}, "codecs": _CODECS}
     spec = _spec(place) | {"metadata": metadata}
     try:
         store = ts.open(spec, create=True, delete_existing=True).result()
-        if array.size:
-            store.write(array).result()
+        if math.prod(array.shape):
+            for rows, part in _parts(array, rows_at_once):
+                store[rows].write(part).result()
     except (ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{place}: could not be written: {plainly(error)}") from None
 
@@ -140,11 +160,20 @@ def read_json(place: Place) -> dict[str, Any]:
         raise InputError(f"{place}: is not whole JSON ({error}); restore it or ingest again") from None
 
 
-def array_sha256(arrays: dict[str, np.ndarray]) -> str:
+def array_sha256(arrays: dict[str, Rows]) -> str:
     """Hash of names, shapes, types and values: what a section holds, however it is compressed."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data if array.size else b"")
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+        if row_bytes:
+            for _, part in _parts(array, max(1, _HASHED_BYTES // row_bytes)):
+                digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
+
+
+def _parts(array: Rows, rows_at_once: int) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, array.shape[0], rows_at_once):
+        rows = slice(start, min(start + rows_at_once, array.shape[0]))
+        yield rows, array[rows]
