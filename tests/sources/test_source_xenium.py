@@ -1,5 +1,6 @@
 """Xenium: detections and H&E end in one frame, and what cannot be of this run is answered in one line."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -62,7 +63,7 @@ def save_image(folder, he, um_per_px=1.7 * PIXEL_UM):
 def read(folder, **arguments):
     ingested = read_xenium(folder, **WHO, **arguments)
     (section,) = ingested.sections
-    return ingested, section
+    return ingested, dataclasses.replace(section, detections=section.detections.gathered())
 
 
 def refused(folder, *words):
