@@ -40,7 +40,6 @@ class Alignment:
         inverse = np.linalg.inv(self.affine)
         return (place_um_Nx2 / self.pixel_um) @ inverse[:2, :2].T + inverse[:2, 2]
 
-
     def checked(self) -> "Alignment":
         """Itself. Raises `InputError` where no H&E has such a scale or shear."""
         scale = np.linalg.svd(self.affine[:2, :2], compute_uv=False)

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from tario_jax.config import InputError
-from tario_jax.sources.cosmx import CONTROL, DATE, read_cosmx
+from tario_jax.sources.cosmx import read_cosmx
+from tario_jax.sources.targets import CONTROL, DATE
 
 SIDE_PX = 1000.0
 WHO = {"patient_id": "P1", "cohort": "lung"}
