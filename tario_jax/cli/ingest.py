@@ -11,6 +11,8 @@ EXAMPLES = """
     tario ingest --config=configs/her2st.py --workdir=runs/her2st
     tario ingest --source=xenium --path=xenium_run --patient=P1 --cohort=LUAD --out=corpora/xenium
     tario ingest --source=cosmx --path=Lung12 --patient=P12 --cohort=NSCLC --out=corpora/lung12
+    tario ingest --source=cosmx --path=S1 --image=S1_he.ome.tif --alignment=S1_to_global_px.csv \\
+        --registration=adjacent --symbol-map=renamed.tsv --patient=P1 --cohort=LUAD --out=corpora/s1
 """
 GROUPS_READ = ("source",)
 
@@ -18,7 +20,8 @@ _REQUIRED = ("source", "path", "patient", "cohort")
 # flags that only some sources know: elsewhere they would do nothing, silently
 _FLAGS_OF = {
     "section": ("xenium", "cosmx"), "um_per_px": ("cosmx",), "sections": ("spots",), "min_spot_total": ("spots",),
-    "min_gene_total": ("spots",), "pitch_um": ("spots",), "diameter_um": ("spots",),
+    "min_gene_total": ("spots",), "pitch_um": ("spots",), "diameter_um": ("spots",), "symbol_map": ("cosmx",),
+    "image": ("xenium", "cosmx"), "alignment": ("xenium", "cosmx"), "registration": ("xenium", "cosmx"),
 }  # fmt: skip
 
 
@@ -36,6 +39,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--section", help="name of the section (xenium, cosmx); the folder's name by default")
     parser.add_argument("--sections", help="spots: read only these, with commas")
     parser.add_argument("--um-per-px", type=float, help="cosmx: µm per px of the flat files, where they do not say")
+    parser.add_argument("--symbol-map", metavar="TSV",
+                        help="cosmx: lines of old<TAB>new: what targets are to be called, such as those that a "
+                             "spreadsheet turned into dates")  # fmt: skip
+    parser.add_argument("--image", help="xenium, cosmx: an H&E that is not in the folder")
+    parser.add_argument("--alignment", metavar="CSV",
+                        help="3x3 affine from px of --image to morphology px (xenium; or key points) or to global px, "
+                             "y up (cosmx)")  # fmt: skip
+    parser.add_argument("--registration", choices=("same_section_after", "same_section_before", "adjacent"),
+                        help="how the H&E relates to the assay's section; xenium: same_section_after by default")  # fmt: skip
     parser.add_argument("--min-spot-total", type=int, help="spots: fewest counts of a spot (1)")
     parser.add_argument("--pitch-um", type=float, help="spots: distance of neighbouring spots (200)")
     parser.add_argument("--diameter-um", type=float, help="spots: diameter of a spot (100)")
@@ -94,8 +106,13 @@ def _read(options: argparse.Namespace):
     if options.source == "xenium":
         from tario_jax.sources.xenium import read_xenium
 
-        return read_xenium(options.path, patient_id=options.patient, cohort=options.cohort, section_id=options.section)
+        return read_xenium(options.path, **_slide(options))
     from tario_jax.sources.cosmx import read_cosmx
 
-    return read_cosmx(options.path, patient_id=options.patient, cohort=options.cohort, section_id=options.section,
-                      um_per_px=options.um_per_px)  # fmt: skip
+    return read_cosmx(options.path, **_slide(options), um_per_px=options.um_per_px, symbol_map=options.symbol_map)
+
+
+def _slide(options: argparse.Namespace) -> dict[str, str | None]:
+    """What xenium and cosmx both take."""
+    given = {name: getattr(options, name) for name in ("image", "alignment", "registration")}
+    return {"patient_id": options.patient, "cohort": options.cohort, "section_id": options.section} | given

@@ -75,7 +75,7 @@ def read_cosmx(
     symbol_map: str | Path | None = None,
     image: str | Path | None = None,
     alignment: str | Path | None = None,
-    registration: Registration = "none",
+    registration: Registration | None = None,
 ) -> Ingested:
     """Reads one slide's flat files (their folder, or the tx file) as one section, with an H&E where one is named.
 
@@ -150,24 +150,24 @@ def read_cosmx(
             detections=DetectionBlocks(blocks),
             measured=measured if he is None else measured & he.covered(origin_um, end_um),
             measured_um_per_px=MEASURED_UM_PER_PX,
-            registration=registration,
+            registration=registration or "none",
             quality=quality,
         )  # fmt: skip
 
     return Ingested(targets.panel, generate(), 1, report)
 
 
-def _he_in_px(image, alignment, registration: Registration) -> HeBeside | None:
+def _he_in_px(image, alignment, registration: Registration | None) -> HeBeside | None:
     """The H&E in global px, y up: µm per px is not known before the rows are read."""
     if image is None and alignment is None:
-        if registration != "none":
-            raise InputError(f"registration {registration!r}: says how an H&E relates to the slide; name one too "
+        if registration is not None:
+            raise InputError(f"--registration={registration}: says how an H&E relates to the slide; name one too "
                              "(--image, --alignment)")  # fmt: skip
         return None
     if image is None or alignment is None:
         raise InputError(f"{image or alignment}: an H&E needs --image and --alignment, a 3×3 affine from its px to "
                          "global px; give both")  # fmt: skip
-    if registration == "none":
+    if registration is None:
         raise InputError(f"{image}: nothing says how this H&E relates to the slide; give --registration="
                          "same_section_after, same_section_before or adjacent")  # fmt: skip
     image, alignment = Path(image), Path(alignment)
@@ -270,6 +270,8 @@ def _quality(seen: _Seen, targets: Targets, frame: Frame, report: IngestReport, 
         "control_features": float(targets.control_T.sum()),
         "detections_dropped": float(sum(tally.dropped.values())),
         "fovs": float(len(frame.box_px_Fx4)),
+        "fov_width_um": frame.fov_px[0] * frame.um_per_px,
+        "fov_height_um": frame.fov_px[1] * frame.um_per_px,
         "um_per_px": frame.um_per_px,
         "um_per_px_is_assumed": float(frame.assumed),
     } | {f"lost_genes_of_fov_{fov}": share for fov, share in flagged.items()}

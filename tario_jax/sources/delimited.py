@@ -9,6 +9,8 @@ from pyarrow import csv
 
 from tario_jax.config import InputError
 
+_BLOCK_BYTES = 1 << 24  # of text that is parsed at once
+
 
 def one_file(folder: Path, *patterns: str) -> Path:
     """The single file of `folder` that matches one of `patterns`.
@@ -96,7 +98,7 @@ def read_table(path: Path, names: list[str], types: dict[int, pa.DataType], deli
 def _options(names: list[str], types: dict[int, pa.DataType], delimiter: str) -> tuple:
     by_position = [str(position) for position in range(len(names))]
     return (
-        csv.ReadOptions(column_names=by_position, skip_rows=1, block_size=1 << 24),
+        csv.ReadOptions(column_names=by_position, skip_rows=1, block_size=_BLOCK_BYTES),
         csv.ParseOptions(delimiter=delimiter),
         csv.ConvertOptions(
             column_types={str(position): kind for position, kind in types.items()},

@@ -21,6 +21,7 @@ class Frame:
     um_per_px: float
     assumed: bool  # µm per px is the vendor's default, not of this file
     box_px_Fx4: np.ndarray
+    fov_px: tuple[float, float]  # width and height of an FOV, as far as detections reach
     notes: tuple[str, ...]
 
     @property
@@ -121,7 +122,7 @@ def place_fovs(
     low_Fx2 = np.minimum(np.stack([left, np.minimum(near, far)], 1), low_F[:, GLOBAL])
     high_Fx2 = np.maximum(np.stack([right, np.maximum(near, far)], 1), high_F[:, GLOBAL])
     box_px_Fx4 = np.concatenate([low_Fx2, high_Fx2], 1)
-    frame = Frame(um_per_px, assumed, box_px_Fx4, tuple(notes))
+    frame = Frame(um_per_px, assumed, box_px_Fx4, tuple(side_px.tolist()), tuple(notes))
     if min(frame.width_um, frame.height_um) < 1:
         raise InputError(f"{path}: {survey.rows} rows with a place span no area; expected a slide's detections")
     return frame

@@ -70,8 +70,8 @@ def sort_targets(path: Path, names: list[str], symbols: dict[str, str], map_path
     mapped = [name for name in names if name in symbols]
     if symbols:
         unused = sorted(set(symbols) - set(names))
-        notes.append(f"{len(mapped)} targets were renamed as {map_path} says"
-                     + (f"; it also names {len(unused)} that are not here: {_shown(unused)}" if unused else ""))  # fmt: skip
+        further = f"; it also names {len(unused)} that are not here: {_shown(unused)}" if unused else ""
+        notes.append(f"{len(mapped)} targets were renamed as {map_path} says{further}")
     if dates := sorted(name for name, date in zip(names, date_T, strict=True) if date):
         notes.append(f"targets that are dates, dropped: {_shown(dates)}; ask for the raw export, or say which genes "
                      "they were by a symbol map (--symbol-map)")  # fmt: skip

@@ -29,7 +29,7 @@ def read_xenium(
     section_id: str | None = None,
     image: str | Path | None = None,
     alignment: str | Path | None = None,
-    registration: Registration = "same_section_after",
+    registration: Registration | None = None,
     min_qv: float = 20.0,
 ) -> Ingested:
     """Reads one Xenium output folder as one section, with the H&E of the folder or that of `image` and `alignment`.
@@ -49,6 +49,9 @@ def read_xenium(
     section_id = section_id or folder.resolve().name
     pixel_um = _pixel_um(one_file(folder, "experiment.xenium"))
     he = _he(folder, image, alignment, pixel_um, report)
+    if he is None and registration is not None:
+        raise InputError(f"--registration={registration}: says how an H&E relates to the section, and {folder} holds "
+                         "none; name one too (--image, --alignment)")  # fmt: skip
     file = XeniumFile(folder)
     selection = _Selection(file, min_qv, he, _genes(folder))
     seen = _survey(selection, report, section_id)
@@ -81,7 +84,7 @@ def read_xenium(
             detections=DetectionBlocks(blocks),
             measured=None if covered is None or covered.all() else covered,
             measured_um_per_px=MEASURED_UM_PER_PX,
-            registration="none" if he is None else registration,
+            registration="none" if he is None else registration or "same_section_after",
             quality=seen.quality(file) | {
                 "vendor_origin_x_um": float(origin_um[0]),
                 "vendor_origin_y_um": float(origin_um[1]),

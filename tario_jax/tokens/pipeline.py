@@ -20,6 +20,7 @@ from tario_jax.tokens.window import Window, begin_bins, begin_window
 _CAPACITY_MARGIN = 1.25
 _SECTIONS_LOOKED_AT = 4
 _OPENED_AT_ONCE = 16
+LEAST_ADJACENT_UM = 36.0  # side of a bin that still holds much of the same tissue in the section next to it
 
 
 class BatchSource:
@@ -117,6 +118,7 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     The capacity for counts is that of the densest window found in the densest sections, with a margin of a quarter; a
     denser one is an error at run time that names the capacity it needs, never a silent cut.
     """
+    refuse_fine_bins(sections, data.bin_um, force=data.force_adjacent)
     spots = [section.spots for section in sections if section.spots is not None]
     if spots:
         bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
@@ -135,6 +137,19 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
             capacity = math.ceil(densest * data.windows_per_row * _CAPACITY_MARGIN)
     capacity = -(-max(capacity, 1) // 128) * 128
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um, count_capacity=capacity)
+
+
+def refuse_fine_bins(sections: Sequence[Section], bin_um: float, *, force: bool) -> None:
+    """Raises `InputError` where the H&E is of an adjacent section and shows other cells than such bins count."""
+    if force or bin_um >= LEAST_ADJACENT_UM:
+        return
+    for section in sections:
+        if section.record["registration"] == "adjacent" and section.has_detections:
+            raise InputError(
+                f"section {section.id!r}: its H&E is of an adjacent section, and bins of {bin_um:g} µm would count "
+                f"other cells than it shows; expected at least {LEAST_ADJACENT_UM:g} µm (data.bin_um, --bin-um), "
+                "or data.force_adjacent=True in the config that is trained"
+            )
 
 
 def trained_bin_um(sections: Sequence[Section], data: DataConfig) -> float:

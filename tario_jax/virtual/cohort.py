@@ -48,7 +48,9 @@ def sections_of(config: SourceConfig) -> dict[str, tuple[str, str]]:
 
 GENE_TABLE = "virtual_genes.tsv"
 """Beside the panel of a virtual corpus, outside of its seal: nothing that trains reads it."""
-_IN_TYPE = 0.2  # of a gene's largest share of a cell's RNA: above it lie the types that it is for, far below it the others
+_IN_TYPE = (
+    0.2  # of a gene's largest share of a cell's RNA: above it lie the types that it is for, far below it the others
+)
 
 
 def gene_table(program: Program) -> str:
