@@ -48,11 +48,11 @@ def read_xenium(
     report = IngestReport("Xenium", str(folder))
     section_id = section_id or folder.resolve().name
     pixel_um = _pixel_um(one_file(folder, "experiment.xenium"))
+    file = XeniumFile(folder)
     he = _he(folder, image, alignment, pixel_um, report)
     if he is None and registration is not None:
         raise InputError(f"--registration={registration}: says how an H&E relates to the section, and {folder} holds "
                          "none; name one too (--image, --alignment)")  # fmt: skip
-    file = XeniumFile(folder)
     selection = _Selection(file, min_qv, he, _genes(folder))
     seen = _survey(selection, report, section_id)
     panel = _panel(selection, seen, report, section_id)

@@ -7,6 +7,8 @@ from PIL import Image
 from refusals import refused
 from scipy.ndimage import distance_transform_edt
 
+from tario_jax.cli.main import main
+from tario_jax.corpus.read import Corpus
 from tario_jax.sources.check import check
 from tario_jax.sources.cosmx import read_cosmx
 from tario_jax.sources.ingest import ingest
@@ -115,3 +117,15 @@ def test_an_he_elsewhere_or_half_given_is_refused(slide, tmp_path):
     refused(lambda: read(slide, affine(tmp_path), um_per_px=0.9), "µm per px of H&E", "H&E px to global px")
     (tmp_path / "flat.csv").write_text("1,0,0\n0,0,0\n0,0,1\n")
     refused(lambda: read(slide, tmp_path / "flat.csv"), "no inverse")
+
+
+def test_the_command_takes_he_registration_and_symbol_map(slide, tmp_path, capsys):
+    (tmp_path / "renamed.tsv").write_text("A\tACTB\n")
+    given = ("ingest", "--source=cosmx", f"--path={slide}", "--patient=P1", "--cohort=LUAD", "--section=S1",
+             f"--um-per-px={UM_PER_PX}", f"--image={slide / 'he.png'}", f"--alignment={affine(tmp_path)}",
+             f"--symbol-map={tmp_path / 'renamed.tsv'}", f"--out={tmp_path / 'c'}")  # fmt: skip
+    assert main([*given]) == 2 and "--registration" in capsys.readouterr().err
+    assert main([*given, "--registration=adjacent"]) == 0
+    corpus = Corpus.open(tmp_path / "c")
+    assert corpus.panel.symbols == ("ACTB", "B") and corpus.sections[0].record["registration"] == "adjacent"
+    assert main([*given, "--registration=adjacent"]) == 0 and "is there already" in capsys.readouterr().out
