@@ -154,6 +154,8 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     (("ingest", "--source=cosmx", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"), ("*_tx_file.csv",)),
     (("ingest", "--source=xenium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--um-per-px=0.2"),
      ("--um-per-px: means nothing to --source=xenium",)),
+    (("ingest", "--source=spots", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--registration=adjacent"),
+     ("--registration: means nothing to --source=spots, only to xenium and cosmx",)),
     (("ingest", "--source=cosmx", "--path={}", "--patient=", "--cohort=LUAD", "--out={}/c"), ("one is empty",)),
     (("ingest", "--source=cosmx", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--force"),
      ("--force: means nothing to --source=cosmx", "slide")),

@@ -14,6 +14,8 @@ EXAMPLES = """
     tario ingest --source=cosmx --path=Lung12 --patient=P12 --cohort=NSCLC --out=corpora/lung12
     tario ingest --source=slide --path=P7.svs --patient=P7 --cohort=BRCA --panel=panel.tsv --out=corpora/slides
     tario ingest --source=slide --path=slides --patients-file=patients.tsv --panel=panel.tsv --out=corpora/slides
+    tario ingest --source=cosmx --path=S1 --image=S1_he.ome.tif --alignment=S1_to_global_px.csv \\
+        --registration=adjacent --symbol-map=renamed.tsv --patient=P1 --cohort=LUAD --out=corpora/s1
 """
 GROUPS_READ = ("source",)
 
@@ -23,6 +25,8 @@ _FLAGS_OF = {
     "section": ("xenium", "cosmx", "slide"), "um_per_px": ("cosmx", "slide"), "sections": ("spots",),
     "min_spot_total": ("spots",), "min_gene_total": ("spots",), "pitch_um": ("spots",), "diameter_um": ("spots",),
     "panel": ("slide",), "patients_file": ("slide",), "he_um_per_px": ("slide",), "force": ("slide",),
+    "symbol_map": ("cosmx",), "image": ("xenium", "cosmx"), "alignment": ("xenium", "cosmx"),
+    "registration": ("xenium", "cosmx"),
 }  # fmt: skip
 
 
@@ -52,6 +56,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patients-file", metavar="FILE.tsv",
                         help="slide, in place of --patient and --cohort: columns file, patient, cohort[, "
                              "section]")  # fmt: skip
+    parser.add_argument("--symbol-map", metavar="TSV",
+                        help="cosmx: lines of old<TAB>new: what targets are to be called, such as those that a "
+                             "spreadsheet turned into dates")  # fmt: skip
+    parser.add_argument("--image", help="xenium, cosmx: an H&E that is not in the folder")
+    parser.add_argument("--alignment", metavar="CSV",
+                        help="3x3 affine from px of --image to morphology px (xenium; or key points) or to global px, "
+                             "y up (cosmx)")  # fmt: skip
+    parser.add_argument("--registration", choices=("same_section_after", "same_section_before", "adjacent"),
+                        help="how the H&E relates to the assay's section; xenium: same_section_after by default")  # fmt: skip
     parser.add_argument("--min-spot-total", type=int, help="spots: fewest counts of a spot (1)")
     parser.add_argument("--pitch-um", type=float, help="spots: distance of neighbouring spots (200)")
     parser.add_argument("--diameter-um", type=float, help="spots: diameter of a spot (100)")
@@ -117,7 +130,7 @@ def _read(options: argparse.Namespace, root: str | Path):
     if options.source == "xenium":
         from tario_jax.sources.xenium import read_xenium
 
-        return read_xenium(options.path, patient_id=options.patient, cohort=options.cohort, section_id=options.section)
+        return read_xenium(options.path, **_slide(options))
     if options.source == "slide":
         from tario_jax.sources.slide import read_slide
 
@@ -129,8 +142,7 @@ def _read(options: argparse.Namespace, root: str | Path):
         )  # fmt: skip
     from tario_jax.sources.cosmx import read_cosmx
 
-    return read_cosmx(options.path, patient_id=options.patient, cohort=options.cohort, section_id=options.section,
-                      um_per_px=options.um_per_px)  # fmt: skip
+    return read_cosmx(options.path, **_slide(options), um_per_px=options.um_per_px, symbol_map=options.symbol_map)
 
 
 def _panel(options: argparse.Namespace, root: str | Path):
@@ -150,3 +162,9 @@ def _panel(options: argparse.Namespace, root: str | Path):
                          "that they belong to, as a table with the column symbol") from None  # fmt: skip
     except (OSError, UnicodeDecodeError):
         raise InputError(f"--panel={place}: is no table of text; expected the column symbol") from None
+
+
+def _slide(options: argparse.Namespace) -> dict[str, str | None]:
+    """What xenium and cosmx both take."""
+    given = {name: getattr(options, name) for name in ("image", "alignment", "registration")}
+    return {"patient_id": options.patient, "cohort": options.cohort, "section_id": options.section} | given

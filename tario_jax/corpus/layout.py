@@ -18,10 +18,11 @@ Every chunk and every shard's index carries a checksum: a flipped byte is an err
 import hashlib
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorstore as ts
@@ -43,6 +44,17 @@ CHUNKS = {
 }
 
 _BAND_BYTES = 96 << 20  # of an image that is hashed in bands of rows
+_HASHED_BYTES = 16 << 20  # at once
+
+
+class Rows(Protocol):
+    """What the corpus takes for an array: a numpy array, or rows that lie elsewhere and are read when asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CODECS = [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}]
@@ -68,13 +80,13 @@ def array_spec(place: Place) -> dict[str, Any]:
             "fill_missing_data_reads": False}  # fmt: skip
 
 
-def write_array(place: Place, array: np.ndarray | BlockImage) -> None:
-    """Writes a whole array; the last part of its place chooses the chunks. Raises `InputError` where it cannot.
+def write_array(place: Place, array: Rows | BlockImage) -> None:
+    """Writes a whole array, shard by shard or a row of shards at a time, so that each is written once and whole.
 
-    An image of blocks is read and written shard by shard, each once.
+    The last part of its place chooses the chunks. Raises `InputError` where it cannot be written.
     """
     metadata: dict[str, Any] = {"shape": list(array.shape), "data_type": str(array.dtype)}
-    holds_any = 0 not in array.shape
+    rows_at_once, holds_any = max(1, array.shape[0]), 0 not in array.shape
     if place.name in CHUNKS and holds_any:
         inner, shard = CHUNKS[place.name]
         # a shard never reaches far beyond its array: small sections stay small files
@@ -83,6 +95,7 @@ def write_array(place: Place, array: np.ndarray | BlockImage) -> None:
                          "index_codecs": [_BYTES, {"name": "crc32c"}]}  # fmt: skip
         codecs = [{"name": "sharding_indexed", "configuration": configuration}]
         metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}}, "codecs": codecs}
+        rows_at_once = shard[0]
     else:
         shape = [max(1, n) for n in array.shape]
         metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}}, "codecs": _CODECS}
@@ -93,7 +106,8 @@ def write_array(place: Place, array: np.ndarray | BlockImage) -> None:
             for part in _shards(array, shard):
                 store[part].write(array[part]).result()
         elif holds_any:
-            store.write(array).result()
+            for rows, part in _parts(array, rows_at_once):
+                store[rows].write(part).result()
     except InputError:  # the slide's own: it could not be read
         raise
     except (ValueError, RuntimeError, OSError) as error:
@@ -171,13 +185,18 @@ def read_json(place: Place) -> dict[str, Any]:
         raise InputError(f"{place}: is not whole JSON ({error}); restore it or ingest again") from None
 
 
-def array_sha256(arrays: dict[str, np.ndarray | BlockImage]) -> str:
+def array_sha256(arrays: dict[str, Rows | BlockImage]) -> str:
     """Hash of names, shapes, types and values row by row: what a section holds, however it is read or compressed."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        for part in _bands(array) if isinstance(array, BlockImage) else [array]:
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+        if isinstance(array, BlockImage):
+            parts = _bands(array)
+        else:
+            parts = (part for _, part in _parts(array, max(1, _HASHED_BYTES // max(1, row_bytes))))
+        for part in parts:
             digest.update(np.ascontiguousarray(part).data if part.size else b"")
     return digest.hexdigest()
 
@@ -188,3 +207,9 @@ def _bands(image: BlockImage) -> Iterator[np.ndarray]:
     step *= max(1, _BAND_BYTES // (step * max(1, image.width_px) * 3))
     for top in range(0, image.height_px, step):
         yield image[top : top + step, :]
+
+
+def _parts(array: Rows, rows_at_once: int) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, array.shape[0], rows_at_once):
+        rows = slice(start, min(start + rows_at_once, array.shape[0]))
+        yield rows, array[rows]

@@ -6,7 +6,7 @@ H&E image (or of the measured area where there is no H&E).
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -62,6 +62,40 @@ class Detections:
     def __len__(self) -> int:
         return len(self.gene_D)
 
+    def __iter__(self) -> Iterator["Detections"]:
+        """As `DetectionBlocks`: one block."""
+        yield self
+
+    def map(self, change: Callable[["Detections"], "Detections"]) -> "Detections":
+        return change(self)
+
+    def gathered(self) -> "Detections":
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionBlocks:
+    """Detections that are never all in memory: each iteration reads them anew, block by block, in the file's order.
+
+    `read()` begins such an iteration. All blocks hold the same optional arrays. `map` changes every block when its
+    turn comes, and may drop rows; an adapter that renumbers genes is
+    `blocks.map(lambda block: dataclasses.replace(block, gene_D=position_G[block.gene_D]))`.
+    """
+
+    read: Callable[[], Iterator[Detections]]
+
+    def __iter__(self) -> Iterator[Detections]:
+        return self.read()
+
+    def map(self, change: Callable[[Detections], Detections]) -> "DetectionBlocks":
+        return DetectionBlocks(lambda: map(change, self.read()))
+
+    def gathered(self) -> Detections:
+        """All of them in memory, for sections that are known to be small."""
+        blocks = list(self)
+        arrays = [[getattr(block, field.name) for block in blocks] for field in dataclasses.fields(Detections)]
+        return Detections(*(None if parts[0] is None else np.concatenate(parts) for parts in arrays))
+
 
 @dataclasses.dataclass(frozen=True)
 class Spots:
@@ -110,7 +144,7 @@ class SectionData:
     height_um: float
     he_um_per_px: float | None = None  # of `he`
     he: np.ndarray | BlockImage | None = None  # uint8 [H, W, 3]
-    detections: Detections | None = None
+    detections: Detections | DetectionBlocks | None = None
     spots: Spots | None = None
     measured: np.ndarray | None = None  # bool [rows, columns] mask of the imaged area; None: all of it
     measured_um_per_px: float = 4.0  # of `measured`

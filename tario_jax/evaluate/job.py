@@ -18,6 +18,7 @@ from tario_jax.evaluate.report import banners, write_report
 from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate, plain
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
+from tario_jax.tokens.capacity import refuse_fine_bins
 from tario_jax.virtual.genes import null_symbols
 from tario_jax.virtual.section import truth_rates
 
@@ -58,6 +59,7 @@ def evaluate_checkpoint(
     if bin_um is not None and all(section.spots is not None for section in usable):
         raise InputError(f"corpus {corpus.root}: is measured in spots, which are predicted as they are; leave out "
                          "the side of bins")  # fmt: skip
+    refuse_fine_bins(usable, side_um, force=provenance.config.data.force_adjacent)
     common = _common_genes(predictor, corpus)
     if len(common.symbols) < len(predictor.panel) or len(common.symbols) < len(corpus.panel):
         say(

@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -53,29 +54,55 @@ def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:
 
     tifffile sees every level of an OME pyramid; other readers open one of them as if it were the whole.
     """
+    with _finest_level(path) as (level, axes, um_per_px):
+        pixels = level.asarray()
+    if axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    return pixels, um_per_px
+
+
+def read_he(path: Path) -> np.ndarray:
+    """A whole H&E, TIFF or any other image, uint8 [H, W, 3]."""
+    return read_ome_tiff(path)[0] if _is_tiff(path) else read_rgb(path)
+
+
+def he_size_px(path: Path) -> tuple[int, int, float | None]:
+    """(width, height) of what `read_he` gives, and its µm per px where the file says so; reads no pixels."""
+    if not _is_tiff(path):
+        return *image_size_px(path), None
+    with _finest_level(path) as (level, axes, um_per_px):
+        return level.shape[axes.index("X")], level.shape[axes.index("Y")], um_per_px
+
+
+def _is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+@contextlib.contextmanager
+def _finest_level(path: Path) -> Iterator[tuple]:
+    """(highest level, its axes, µm per px). Raises `InputError` where it is no H&E or cannot be read."""
     try:
         import tifffile
     except ImportError:
         raise InputError(f"{path}: needs tifffile; pip install 'tario-jax[io]'") from None
     try:
         with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            level = max(series.levels, key=lambda one: one.size)
+            level = max(file.series[0].levels, key=lambda one: one.size)
             axes = level.axes.replace("C", "S")
-            pixels = level.asarray()
-            ome = file.ome_metadata
+            if axes not in ("SYX", "YXS"):
+                raise InputError(f"{path}: axes {level.axes}; expected one RGB image (YXS or CYX)")
+            channels = level.shape[axes.index("S")]
+            if level.dtype != np.uint8 or channels != 3:
+                raise InputError(f"{path}: {level.dtype} with {channels} channels; expected uint8 RGB (an H&E image)")
+            size_px = (level.shape[axes.index(axis)] for axis in "XY")
+            stated_um = physical_size_um(file.ome_metadata, *size_px)
+            yield level, axes, None if stated_um is None else stated_um[0]
+    except InputError:
+        raise
     except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
         raise InputError(f"{path}: cannot be read as (OME-)TIFF: {reason_of(error)}; expected an H&E image") from None
     except ImportError as error:  # a codec of imagecodecs
         raise InputError(f"{path}: {reason_of(error)}; pip install 'tario-jax[io]'") from None
-    if axes == "SYX":
-        pixels = np.moveaxis(pixels, 0, -1)
-    elif axes != "YXS":
-        raise InputError(f"{path}: axes {level.axes}; expected one RGB image (YXS or CYX)")
-    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
-        raise InputError(f"{path}: {pixels.dtype} with {pixels.shape[2]} channels; expected uint8 RGB (an H&E image)")
-    stated = physical_size_um(ome, pixels.shape[1], pixels.shape[0])
-    return pixels, None if stated is None else stated[0]
 
 
 def reason_of(error: Exception) -> str:

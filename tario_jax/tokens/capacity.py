@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tario_jax.config import DataConfig
+from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.layout import DETECTION_TILE_UM
 from tario_jax.corpus.read import Section
 from tario_jax.corpus.section import Spots
 from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
 from tario_jax.tokens.window import begin_bins
 
+LEAST_ADJACENT_UM = 36.0  # side of a bin that still holds much of the same tissue in the section next to it
 _MARGIN = 1.25
 _SECTIONS_LOOKED_AT = 4
 
@@ -37,6 +38,7 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     The capacity for counts is that of `count_capacity`; a denser window is an error at run time that names the capacity
     it needs, never a silent cut.
     """
+    refuse_fine_bins(sections, data.bin_um, force=data.force_adjacent)
     spots = _spots_of(sections)
     if spots:
         bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
@@ -69,6 +71,19 @@ def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapaci
     needed = entries[densest] * data.windows_per_row
     most = max(_most_detections(section, data.window_um) for section in sections) * data.windows_per_row
     return CountCapacity(needed, data.count_capacity or _whole(math.ceil(needed * _MARGIN)), most, densest)
+
+
+def refuse_fine_bins(sections: Sequence[Section], bin_um: float, *, force: bool) -> None:
+    """Raises `InputError` where the H&E is of an adjacent section and shows other cells than such bins count."""
+    if force or bin_um >= LEAST_ADJACENT_UM:
+        return
+    for section in sections:
+        if section.record["registration"] == "adjacent" and section.has_detections:
+            raise InputError(
+                f"section {section.id!r}: its H&E is of an adjacent section, and bins of {bin_um:g} µm would count "
+                f"other cells than it shows; expected at least {LEAST_ADJACENT_UM:g} µm (data.bin_um, --bin-um), "
+                "or data.force_adjacent=True in the config that is trained"
+            )
 
 
 def _spots_of(sections: Sequence[Section]) -> list[Spots]:
