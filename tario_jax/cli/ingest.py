@@ -1,6 +1,7 @@
 """tario ingest: a vendor's files, or the source that a config names."""
 
 import argparse
+from pathlib import Path
 
 from tario_jax.cli.options import config_flags, config_of, describe_corpus, finish, new_corpus, say
 from tario_jax.config import InputError
@@ -11,20 +12,29 @@ EXAMPLES = """
     tario ingest --config=configs/her2st.py --workdir=runs/her2st
     tario ingest --source=xenium --path=xenium_run --patient=P1 --cohort=LUAD --out=corpora/xenium
     tario ingest --source=cosmx --path=Lung12 --patient=P12 --cohort=NSCLC --out=corpora/lung12
+    tario ingest --source=visium --path=outs --image=he.tif --patient=P2 --cohort=BRCA --out=corpora/mixed
+    tario ingest --source=visium_hd --path=outs --image=he.btf --patient=P3 --cohort=COAD --out=corpora/mixed
+    tario ingest --source=hest --path=hest_data --sections=TENX99,NCBI776 --patients-file=who.tsv --out=corpora/hest
+    tario ingest --source=xenium --path=run2 --patient=P4 --cohort=LUAD --panel=genes.tsv --out=corpora/by_panel
+
+A corpus that holds sections takes further ones of any source, on its own panel.
 """
 GROUPS_READ = ("source",)
 
+SOURCES = ("spots", "visium", "visium_hd", "hest", "xenium", "cosmx")
 _REQUIRED = ("source", "path", "patient", "cohort")
+_OF_METADATA = {"hest": ("patient", "cohort")}  # what a source can know by itself
 # flags that only some sources know: elsewhere they would do nothing, silently
 _FLAGS_OF = {
-    "section": ("xenium", "cosmx"), "um_per_px": ("cosmx",), "sections": ("spots",), "min_spot_total": ("spots",),
-    "min_gene_total": ("spots",), "pitch_um": ("spots",), "diameter_um": ("spots",),
+    "section": ("xenium", "cosmx", "visium", "visium_hd"), "um_per_px": ("cosmx",), "sections": ("spots", "hest"),
+    "min_spot_total": ("spots",), "min_gene_total": ("spots",), "pitch_um": ("spots",), "diameter_um": ("spots",),
+    "image": ("visium", "visium_hd"), "square_um": ("visium_hd",), "patients_file": ("hest",), "metadata": ("hest",),
 }  # fmt: skip
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     config_flags(parser, required=False)
-    parser.add_argument("--source", choices=("spots", "xenium", "cosmx"), help="in place of --config")
+    parser.add_argument("--source", choices=SOURCES, help="in place of --config")
     parser.add_argument("--path", help="folder of the vendor's files")
     parser.add_argument(
         "--out", metavar="PLACE", help="of the corpus: a folder, gs://… or s3://…; WORKDIR/corpus by default"
@@ -32,9 +42,22 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patient",
                         help="whose tissue it is; for spots the letters that the sections' names start with, "
                              "several with commas")  # fmt: skip
-    parser.add_argument("--cohort", help="cancer type")
-    parser.add_argument("--section", help="name of the section (xenium, cosmx); the folder's name by default")
-    parser.add_argument("--sections", help="spots: read only these, with commas")
+    parser.add_argument("--cohort", help="cancer type; for hest the metadata's oncotree_code by default")
+    parser.add_argument("--panel", type=Path, metavar="FILE.tsv",
+                        help="genes of the corpus: column 'symbol', and 'ensembl' where known; by default those of "
+                             "the corpus that is there, or of the source")  # fmt: skip
+    parser.add_argument("--section", help="name of the one section; the folder's name by default")
+    parser.add_argument("--sections", help="spots, hest: read only these, with commas")
+    parser.add_argument("--image", type=Path, help="visium, visium_hd: the full-resolution H&E; the reduced one is "
+                                                   "stored without it")  # fmt: skip
+    parser.add_argument("--square-um", type=int, help="visium_hd: side of the squares that are read, 2, 8 or 16 (2)")
+    parser.add_argument(
+        "--patients-file",
+        type=Path,
+        metavar="FILE.tsv",
+        help="hest: lines of ID, tab, patient, for samples whose patient the metadata do not name",
+    )
+    parser.add_argument("--metadata", type=Path, metavar="FILE.csv", help="hest: of the release; the folder's only csv")
     parser.add_argument("--um-per-px", type=float, help="cosmx: µm per px of the flat files, where they do not say")
     parser.add_argument("--min-spot-total", type=int, help="spots: fewest counts of a spot (1)")
     parser.add_argument("--pitch-um", type=float, help="spots: distance of neighbouring spots (200)")
@@ -46,10 +69,14 @@ def run(options: argparse.Namespace) -> int:
     if options.config is not None:
         return _run_config(options)
     _check(options)
-    from tario_jax.sources.ingest import account, ingest
+    from tario_jax.sources.ingest import account, ingest, panel_to_take
+    from tario_jax.sources.onto_panel import onto_panel
 
+    panel = panel_to_take(new_corpus(options), options.panel)
     say(f"ingest: reading {options.path}")
-    source = _read(options)
+    source = _read(options, keep_unseen=panel is not None)
+    if panel is not None:
+        source = onto_panel(source, panel)
     corpus = ingest(source, new_corpus(options), say)
     text, described = describe_corpus(corpus)
     return finish(options, "\n" + text, account(source, corpus) | described)
@@ -57,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_config(options: argparse.Namespace) -> int:
     """The corpus that a config names, into the workdir."""
-    given = [flag for flag in (*_REQUIRED, *_FLAGS_OF) if getattr(options, flag) is not None]
+    given = [flag for flag in (*_REQUIRED, "panel", *_FLAGS_OF) if getattr(options, flag) is not None]
     if given:
         raise InputError(f"--{given[0].replace('_', '-')}: the source is that of --config; leave one of them out")
     source = config_of(options).source
@@ -70,32 +97,54 @@ def _run_config(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     for flag in _REQUIRED:
-        if getattr(options, flag) is None:
+        if getattr(options, flag) is None and flag not in _OF_METADATA.get(options.source, ()):
             raise InputError(f"ingest: --{flag} is missing; see 'tario ingest --help', or give --config and --workdir")
     for flag, sources in _FLAGS_OF.items():
         if options.source not in sources and getattr(options, flag) is not None:
             raise InputError(f"--{flag.replace('_', '-')}: means nothing to --source={options.source}, only to "
                              f"{' and '.join(sources)}; leave it out")  # fmt: skip
-    if not options.patient.strip(",") or not options.cohort:
+    if options.patient is not None and options.patients_file is not None:
+        raise InputError("--patients-file: --patient names one patient of all samples; leave one of them out")
+    given = [value for value in (options.patient, options.cohort) if value is not None]
+    if not all(value.strip(",") for value in given):
         raise InputError("--patient and --cohort: one is empty; expected whose tissue it is, and the cancer type")
 
 
-def _read(options: argparse.Namespace):
-    """The source, as `tario_jax.sources.ingested.Ingested`."""
+def _read(options: argparse.Namespace, keep_unseen: bool):
+    """The source, as `tario_jax.sources.ingested.Ingested`.
+
+    keep_unseen: keep the genes without a count, where the panel is another's: they are measured all the same.
+    """
+    sections = tuple(filter(None, (options.sections or "").split(",")))
+    whose = {"patient_id": options.patient, "cohort": options.cohort, "section_id": options.section}
     if options.source == "spots":
         from tario_jax.sources.spots import read_spots
 
+        names = ("pitch_um", "diameter_um", "min_spot_total", "min_gene_total")
+        given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         return read_spots(
             options.path, patients=tuple((letters, options.cohort) for letters in options.patient.split(",")),
-            sections=tuple(filter(None, (options.sections or "").split(","))),
-            **{name: getattr(options, name) for name in ("pitch_um", "diameter_um", "min_spot_total", "min_gene_total")
-               if getattr(options, name) is not None},
+            sections=sections, **({"min_gene_total": 0} if keep_unseen else {}) | given,
         )  # fmt: skip
+    if options.source == "visium":
+        from tario_jax.sources.visium import read_visium
+
+        return read_visium(options.path, **whose, image=options.image)
+    if options.source == "visium_hd":
+        from tario_jax.sources.visium_hd import read_visium_hd
+
+        return read_visium_hd(options.path, **whose, image=options.image,
+                              square_um=2 if options.square_um is None else options.square_um)  # fmt: skip
+    if options.source == "hest":
+        from tario_jax.sources.hest import read_hest, read_patients
+
+        patients = options.patient if options.patients_file is None else read_patients(options.patients_file)
+        return read_hest(options.path, samples=sections, patients=patients, cohort=options.cohort,
+                         metadata=options.metadata)  # fmt: skip
     if options.source == "xenium":
         from tario_jax.sources.xenium import read_xenium
 
-        return read_xenium(options.path, patient_id=options.patient, cohort=options.cohort, section_id=options.section)
+        return read_xenium(options.path, **whose)
     from tario_jax.sources.cosmx import read_cosmx
 
-    return read_cosmx(options.path, patient_id=options.patient, cohort=options.cohort, section_id=options.section,
-                      um_per_px=options.um_per_px)  # fmt: skip
+    return read_cosmx(options.path, **whose, um_per_px=options.um_per_px)

@@ -1,6 +1,7 @@
 """What Space Ranger writes for Visium and Visium HD alike: matrix, positions, scale factors and pictures."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -43,6 +44,18 @@ class Matrix:
     gene_E: np.ndarray  # int32; several entries of a barcode may be of one gene
     count_E: np.ndarray  # int32
     counts: Tally  # what was read, and dropped as no gene
+
+    @functools.cached_property
+    def total_B(self) -> np.ndarray:
+        """Counts of each barcode, int64."""
+        return np.diff(np.concatenate([[0], np.cumsum(self.count_E, dtype=np.int64)])[self.indptr])
+
+    def of(self, barcodes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr, gene, count) of these barcodes."""
+        size_N = np.diff(self.indptr)[barcodes_N]
+        indptr = np.concatenate([[0], np.cumsum(size_N)])
+        entry_E = np.arange(indptr[-1]) + np.repeat(self.indptr[barcodes_N] - indptr[:-1], size_N)
+        return indptr, self.gene_E[entry_E], self.count_E[entry_E]
 
 
 def read_positions(folder: Path) -> Positions:
@@ -203,13 +216,12 @@ def place_of_barcodes(
                          f"{positions.path.name}; expected the files of one run")  # fmt: skip
     tally = report.open(what, section_id, len(row_B))
     keep_B = np.ones(len(row_B), bool)
-    total_B = np.diff(np.concatenate([[0], np.cumsum(matrix.count_E, dtype=np.int64)])[matrix.indptr])
     for reason, bad_B in (
         (f"not in {positions.path.name}", row_B < 0),
         ("not in tissue", (row_B >= 0) & ~positions.in_tissue_P[row_B]),
     ):
         tally.drop(reason, bad_B.sum())
-        matrix.counts.drop(f"{what} {reason}", total_B[bad_B].sum())
+        matrix.counts.drop(f"{what} {reason}", matrix.total_B[bad_B].sum())
         keep_B &= ~bad_B
     if not keep_B.any():
         raise InputError(f"{positions.path}: no barcode of {matrix.path.name} is in tissue; expected 'in_tissue' = 1")

@@ -67,13 +67,9 @@ def read_visium(
     kept, row_N, spots = place_of_barcodes(matrix, positions, "spots", section_id, report)
 
     def generate() -> Iterator[SectionData]:
-        size_N = np.diff(matrix.indptr)[kept]
-        indptr = np.concatenate([[0], np.cumsum(size_N)])
-        entry_E = np.arange(indptr[-1]) + np.repeat(matrix.indptr[kept] - indptr[:-1], size_N)
         table = SpotTable(
             tuple(matrix.barcode_B.take(kept).to_pylist()), positions.pixel_xy_Px2[row_N],
-            positions.array_xy_Px2[row_N], DIAMETER_UM, indptr, matrix.gene_E[entry_E], matrix.count_E[entry_E],
-            spots, matrix.counts,
+            positions.array_xy_Px2[row_N], DIAMETER_UM, *matrix.of(kept), spots, matrix.counts,
         )  # fmt: skip
         quality = {"he_is_preview": 1.0} if image is None else {}
         yield table.section((section_id, patient_id, cohort), picture, len(matrix.panel), quality=quality)

@@ -36,8 +36,7 @@ class BatchSource:
         self._sections, self._data, self._layout = list(sections), data, layout
         self._steps, self._rows, self._stream, self._augment = steps, rows or range(data.rows), stream, augment
         self._opened: set[str] = set()
-        # every place of tissue is drawn equally often: a section's chance is its area (its spots, on spot platforms)
-        weights = np.array([len(s.spots) if s.spots is not None else s.width_um * s.height_um for s in sections], float)
+        weights = np.array(_tissue(sections), float)
         self._chance = weights / weights.sum()
 
     def __len__(self) -> int:
@@ -96,6 +95,16 @@ class BatchSource:
         return tuple(math.floor(value / step) * step for value in corner)
 
 
+def _tissue(sections: Sequence[Section]) -> list[float]:
+    """How often to draw each section: every place of tissue equally often, so by its area.
+
+    Where all hold spots, by their number; beside other sections, a spot stands for the square of its pitch.
+    """
+    if all(section.spots is not None for section in sections):
+        return [len(section.spots) for section in sections]
+    return [s.width_um * s.height_um if s.spots is None else len(s.spots) * s.spots.pitch_um**2 for s in sections]
+
+
 def _restain(jitter: float, rng: np.random.Generator) -> np.ndarray:
     """Another laboratory's staining: a gain for each stain, and a little of each in the other; float32 [3, 3]."""
     strange = rng.standard_normal((3, 3)) * jitter
@@ -115,30 +124,39 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     """Batch sizes that hold every window of `sections`.
 
     The capacity for counts is that of the densest window found in the densest sections, with a margin of a quarter; a
-    denser one is an error at run time that names the capacity it needs, never a silent cut.
+    denser one is an error at run time that names the capacity it needs, never a silent cut. Where spots stand beside
+    sections of detections, each size is the larger of the two. Raises `InputError` for bins too small for a section.
     """
     spots = [section.spots for section in sections if section.spots is not None]
+    others = [section for section in sections if section.spots is None]
+    bins_per_tile, largest_um, entries = 0, 0.0, 0
     if spots:
         bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
         largest_um = max(float(np.sqrt(np.pi) * s.diameter_um / 2) for s in spots)
         entries_per_spot = max(int(np.diff(s.indptr).max(initial=0)) for s in spots)
         per_window = min(bins_per_tile * round(data.window_um / data.tile_um) ** 2,
                          max(densest_spots(s.x_um_N, s.y_um_N, data.window_um) for s in spots))  # fmt: skip
-        capacity = data.count_capacity or data.windows_per_row * per_window * entries_per_spot
-    else:
-        bins_per_tile, largest_um = square_bins_per_tile(data), data.bin_um
-        capacity = data.count_capacity
-        if not capacity:
+        entries = data.windows_per_row * per_window * entries_per_spot
+    if others:
+        for section in others:
+            section.check_bins(data.bin_um)
+        bins_per_tile, largest_um = max(bins_per_tile, square_bins_per_tile(data)), max(largest_um, data.bin_um)
+        if not data.count_capacity:
             # reading every section would make the start grow with the cohort: the densest few decide
-            ranked = sorted(sections, key=lambda section: -_densest_square(section, data.window_um)[0])
+            ranked = sorted(others, key=lambda section: -_densest_square(section, data.window_um)[0])
             densest = max(_densest_entries(section, data) for section in ranked[:_SECTIONS_LOOKED_AT])
-            capacity = math.ceil(densest * data.windows_per_row * _CAPACITY_MARGIN)
-    capacity = -(-max(capacity, 1) // 128) * 128
+            entries = max(entries, math.ceil(densest * data.windows_per_row * _CAPACITY_MARGIN))
+    capacity = -(-max(data.count_capacity or entries, 1) // 128) * 128
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um, count_capacity=capacity)
 
 
 def trained_bin_um(sections: Sequence[Section], data: DataConfig) -> float:
-    """Side of the squares that a model of these sections learns: the bins, or the square of a spot's area."""
+    """Side of the squares that a model of these sections learns: the bins, or the square of a spot's area.
+
+    Where sections of detections stand beside spots, it is the bins: both were learnt, and bins can tile a slide.
+    """
+    if any(section.spots is None for section in sections):
+        return data.bin_um
     diameters = {section.spots.diameter_um for section in sections if section.spots is not None}
     if len(diameters) > 1:
         raise InputError(f"training sections have spots of {sorted(diameters)} µm; expected one diameter a run")
