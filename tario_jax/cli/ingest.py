@@ -16,8 +16,6 @@ EXAMPLES = """
     tario ingest --source=visium_hd --path=outs --image=he.btf --patient=P3 --cohort=COAD --out=corpora/mixed
     tario ingest --source=hest --path=hest_data --sections=TENX99,NCBI776 --patients-file=who.tsv --out=corpora/hest
     tario ingest --source=xenium --path=run2 --patient=P4 --cohort=LUAD --panel=genes.tsv --out=corpora/by_panel
-
-A corpus that holds sections takes further ones of any source, on its own panel.
 """
 GROUPS_READ = ("source",)
 
@@ -37,7 +35,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", choices=SOURCES, help="in place of --config")
     parser.add_argument("--path", help="folder of the vendor's files")
     parser.add_argument(
-        "--out", metavar="PLACE", help="of the corpus: a folder, gs://… or s3://…; WORKDIR/corpus by default"
+        "--out",
+        metavar="PLACE",
+        help="of the corpus: a folder, gs://… or s3://…; one that holds sections takes further ones of any "
+        "source, on its own panel; WORKDIR/corpus by default",
     )
     parser.add_argument("--patient",
                         help="whose tissue it is; for spots the letters that the sections' names start with, "
