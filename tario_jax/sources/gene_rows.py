@@ -48,8 +48,10 @@ def gene_panel(
 
 def whole_numbers(path: Path, value_E: np.ndarray) -> np.ndarray:
     """The values as int32. Raises `InputError` where one is no count."""
-    wrong_E = ~((value_E >= 0) & (value_E == np.rint(value_E)) & (value_E < 2**31))
+    wrong_E = ~((value_E >= 0) & (value_E < 2**31))
+    if not np.issubdtype(value_E.dtype, np.integer):
+        wrong_E |= value_E != np.rint(value_E)
     if wrong_E.any():
         raise InputError(f"{path}: holds {value_E[wrong_E][0]:g}; expected raw counts (whole numbers of at least 0), "
                          "not normalised values")  # fmt: skip
-    return value_E.astype(np.int32)
+    return value_E.astype(np.int32, copy=False)

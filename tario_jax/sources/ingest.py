@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tario_jax.config import InputError
+from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place, plainly
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import (
@@ -34,6 +35,9 @@ def panel_to_take(root: Place | Path | str, file: Path | None) -> Panel | None:
     if not holds_sections(root):
         return named
     held = Panel.from_text((root / "panel.tsv").read().decode(), str(root / "panel.tsv"))
+    begun = layout.read_json(root / "ingest.json").get("panel_hash")
+    if begun != held.hash:
+        raise InputError(f"{root / 'panel.tsv'}: has the hash {held.hash}; ingest.json says {begun}; restore it")
     if named is not None and named.hash != held.hash:
         raise InputError(f"--panel={file}: {len(named)} genes with the hash {named.hash}; {root} holds sections of "
                          f"{len(held)} genes, hash {held.hash}: leave --panel out, or use another --out")  # fmt: skip

@@ -50,6 +50,8 @@ def match_genes(theirs: Panel, panel: Panel, report: IngestReport) -> np.ndarray
             contradicted.append(f"{symbol} is {gene_id}, in the panel {panel.ids[by_symbol]}")
         else:
             gene_S[number] = by_symbol
+    if theirs.symbols == panel.symbols and not contradicted:
+        return gene_S  # nothing is mapped, and there is nothing to say
     found = int(np.sum(gene_S >= 0))
     if not found:
         raise InputError(

@@ -87,13 +87,16 @@ def read_positions(folder: Path) -> Positions:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}; expected the columns "
                          f"{', '.join(_COLUMNS)} unchanged") from None  # fmt: skip
+    empty = [name for name in _COLUMNS if table[name].null_count]
+    if empty:
+        raise InputError(f"{path}: column {empty[0]!r} has an empty value; expected one in each row")
     barcode_P = table["barcode"].cast(pa.string())
     twice = len(barcode_P) - pc.count_distinct(barcode_P).as_py()
     if twice or not len(barcode_P):
         raise InputError(f"{path}: {twice} of {len(barcode_P)} barcodes stand twice; expected each once")
     pixel_xy_Px2 = np.stack([columns["pxl_col_in_fullres"], columns["pxl_row_in_fullres"]], 1)
     if not np.isfinite(pixel_xy_Px2).all():
-        raise InputError(f"{path}: column 'pxl_row_in_fullres' or 'pxl_col_in_fullres' has an empty value; expected px")
+        raise InputError(f"{path}: column 'pxl_row_in_fullres' or 'pxl_col_in_fullres' holds no number; expected px")
     array_xy_Px2 = np.stack([columns["array_col"], columns["array_row"]], 1).astype(np.int32)
     return Positions(path, barcode_P, columns["in_tissue"] != 0, array_xy_Px2, pixel_xy_Px2)
 

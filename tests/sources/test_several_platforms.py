@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,22 +102,28 @@ def test_a_panel_file_chooses_the_genes_and_must_be_that_of_a_corpus(corpus, fol
     refused(lambda: panel_to_take(tmp_path / "nothing", tmp_path / "none.tsv"), "none.tsv: cannot be read")
 
 
+@jax.jit
+def nats_and_rates(bias_G, table_Gxd, h, counts, valid, measured_gene_BxWxG, window):
+    log_total = jnp.ones(valid.shape)
+    of_window = (measured_gene_BxWxG, window)
+
+    def loss(bias_G):
+        nll = count_nll(h, table_Gxd, bias_G, log_total, counts, valid, *of_window, chunk=8)
+        return nll.total_nats + nll.gene_nats
+
+    return *jax.value_and_grad(loss)(bias_G), jnp.exp(log_rates(h, table_Gxd, bias_G, log_total, *of_window))
+
+
 def likelihood(batch, bias_G, table_Gxd):
-    """Loss and its gradient by the bias, and rates [bins, genes], of a batch under arbitrary states."""
+    """Loss and its gradient by the bias, rates [bins, genes] and windows of the bins, under arbitrary states."""
     rows, bins = len(batch.segment_BxT), batch.bin_measured_BxTxN[0].size
     valid = (batch.bin_measured_BxTxN > 0).reshape(rows, bins)
     window = np.repeat(np.maximum(batch.segment_BxT, 0), batch.bin_measured_BxTxN.shape[2], 1)
     counts = SparseCounts(batch.count_bin_BxC, batch.count_gene_BxC, batch.count_BxC)
     check_counts(counts, valid, batch.measured_gene_BxWxG, window, "a test")
     h = np.random.default_rng(1).standard_normal((rows, bins, table_Gxd.shape[1])).astype(np.float32)
-    log_total = np.ones((rows, bins), np.float32)
-
-    def loss(bias_G):
-        nll = count_nll(h, table_Gxd, bias_G, log_total, counts, valid, batch.measured_gene_BxWxG, window, chunk=8)
-        return nll.total_nats + nll.gene_nats
-
-    rates = np.exp(log_rates(h, table_Gxd, bias_G, log_total, batch.measured_gene_BxWxG, window))
-    return *jax.value_and_grad(loss)(bias_G), rates[valid], window[valid]
+    *nats, rates = nats_and_rates(bias_G, table_Gxd, h, counts, valid, batch.measured_gene_BxWxG, window)
+    return *nats, np.asarray(rates)[valid], window[valid]
 
 
 def test_unmeasured_genes_are_outside_the_likelihood_of_their_section_only(corpus):

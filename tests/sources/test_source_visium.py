@@ -8,7 +8,9 @@ import pytest
 from made_visium import FEATURES, UM_PER_PX, made_visium, write_h5, write_image, write_positions
 from PIL import Image
 from refusals import refused
+from tiny_tissue import write_corpus
 
+from tario_jax.corpus.check import check_corpus
 from tario_jax.sources.visium import read_visium
 
 WHO = {"patient_id": "P1", "cohort": "BRCA", "section_id": "V1"}
@@ -83,6 +85,9 @@ def test_the_reduced_picture_is_used_with_its_own_scale_and_that_is_said(tmp_pat
     column = (section.spots.x_um_N / section.he_um_per_px).astype(int)
     row = (section.spots.y_um_N / section.he_um_per_px).astype(int)
     assert (section.he[row, column, 1] < 100).all() and np.median(section.he[..., 1]) > 200
+    corpus = write_corpus(tmp_path / "c", [section], panel=ingested.panel, kind="real")
+    (units,) = (finding for finding in check_corpus(corpus) if finding.subject == "units")
+    assert not units.fault and "the vendor's reduced picture" in units.note  # coarse, and no misread scale
     (made.folder / "spatial/tissue_hires_image.png").unlink()
     refused(lambda: read(made, image=None), "tissue_hires_image.png", "--image=FILE")
 
@@ -127,6 +132,10 @@ def test_what_is_no_visium_folder_is_answered_in_one_line(tmp_path):
     spatial = made.folder / "spatial"
     write_positions(spatial, made.positions.drop(columns="array_row"), header=True)
     refused(lambda: read(made), "tissue_positions.csv", "no column 'array_row'")
+    write_positions(
+        spatial, made.positions.assign(in_tissue=made.positions.in_tissue.where(lambda x: x > 0)), header=True
+    )
+    refused(lambda: read(made), "tissue_positions.csv", "'in_tissue' has an empty value")
     write_positions(spatial, made.positions.assign(pxl_row_in_fullres="here"), header=True)
     refused(lambda: read(made), "tissue_positions.csv", "cannot be read")
     shuffled = made.positions.assign(pxl_row_in_fullres=made.positions.pxl_row_in_fullres.to_numpy()[::-1] ** 0.5)
