@@ -163,7 +163,22 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     ((*SLIDE, "--patients-file=x", "--cohort=LUAD"), ("--cohort: --patients-file names it",)),
     ((*SLIDE, "--patient=P", "--cohort=LUAD", "--pitch-um=3"), ("--pitch-um: means nothing to --source=slide",)),
     ((*SLIDE, "--patient=P", "--cohort=LUAD"), ("--panel is missing", "column symbol")),
-    ((*SLIDE, "--patient=P", "--cohort=LUAD", "--panel={}/p.tsv"), ("--panel=", "p.tsv: no such file")),
+    ((*SLIDE, "--patient=P", "--cohort=LUAD", "--panel={}/p.tsv"), ("--panel=", "p.tsv: cannot be read")),
+    (("ingest", "--source=visium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"),
+     ("0 files of tissue_positions.parquet",)),
+    (("ingest", "--source=visium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--square-um=8"),
+     ("--square-um: means nothing to --source=visium",)),
+    (("ingest", "--source=xenium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--image={}/i.tif"),
+     ("--image: means nothing to --source=xenium",)),
+    (("ingest", "--source=visium_hd", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"),
+     ("no folder square_002um", "Visium HD")),
+    (("ingest", "--source=visium", "--path={}", "--patient=P", "--out={}/c"), ("--cohort is missing",)),
+    (("ingest", "--source=hest", "--path={}", "--out={}/c"), ("metadata csv: none",)),
+    (("ingest", "--source=hest", "--path={}", "--patient=P", "--patients-file={}/w.tsv", "--out={}/c"),
+     ("--patients-file: --patient names one",)),
+    (("ingest", "--source=hest", "--path={}", "--patients-file={}/w.tsv", "--out={}/c"), ("w.tsv: cannot be read",)),
+    (("ingest", "--source=cosmx", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--panel={}/p.tsv"),
+     ("p.tsv: cannot be read",)),
 ])  # fmt: skip
 def test_wrong_flags_are_one_line_and_leave_nothing(tario, tmp_path, words, answer):
     (tmp_path / "text.png").write_text("no image at all\n")

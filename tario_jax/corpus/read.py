@@ -89,6 +89,20 @@ class Section:
         """Whether there are transcripts or spots, as against an H&E alone: something to learn or to be measured on."""
         return self.has_detections or self.holds("spots/place")
 
+    @property
+    def place_precision_um(self) -> float:
+        """Side of the square within which the place of a detection is known; 0 where the assay gives the place."""
+        return self.record["quality"].get("place_precision_um", 0.0)
+
+    def check_bins(self, bin_um: float) -> None:
+        """Raises `InputError` where bins of this side are too small for what is known of the places."""
+        least_um = 2 * self.place_precision_um
+        if self.has_detections and bin_um < least_um:
+            raise InputError(
+                f"section {self.id!r}: places are known to squares of {self.place_precision_um:g} µm only; bins "
+                f"of {bin_um:g} µm are too small for it; expected at least {least_um:g} µm, or smaller squares ingested"
+            )
+
     def holds(self, name: str) -> bool:
         return name in self.record["arrays"]
 

@@ -31,7 +31,10 @@ DENSEST_TILES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 
 
 def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str, Any]) -> None:
-    """Notes what goes into the corpus; something else in a folder that holds sections is refused."""
+    """Notes what goes into the corpus; something else in a folder that holds sections is refused.
+
+    A corpus of real tissue may hold sections of several sources: kind and panel must agree, and all are noted.
+    """
     root = Place(root)
     if root.local is not None and root.local.is_file():
         raise InputError(f"{root}: is a file; expected a folder")
@@ -42,14 +45,25 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
     if note.exists():
         before = layout.read_json(note)
         different = [name for name, value in begun.items() if before.get(name) != value]
-        if different and any(name.endswith("/seal.json") for name in (root / "sections").below()):
-            name = different[0]
-            raise InputError(f"{note}: was begun with {name} = {before.get(name)!r}, now {begun[name]!r}; use another "
-                             "folder or delete this one")  # fmt: skip
+        if different and holds_sections(root):
+            if different == ["source"] and kind == "real":
+                also = before.get("also", [])
+                begun |= {"source": before["source"], "also": also if source in also else [*also, source]}
+            else:
+                name = different[0]
+                raise InputError(f"{note}: was begun with {name} = {before.get(name)!r}, now {begun[name]!r}; use "
+                                 "another folder or delete this one")  # fmt: skip
+        elif not different and "also" in before:
+            begun["also"] = before["also"]
     elif root.below():
         raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
     layout.write_json(note, begun)  # first: from here on the folder is known as a corpus, whenever it is stopped
     (root / "panel.tsv").write(panel.to_text().encode())
+
+
+def holds_sections(root: Place | Path) -> bool:
+    """Whether a section is sealed there, be the corpus finished or not."""
+    return any(name.endswith("/seal.json") for name in (Place(root) / "sections").below())
 
 
 def section_is_sealed(root: Place | Path, section_id: str) -> bool:

@@ -140,6 +140,7 @@ def section_table(
         kept, measured_N = np.arange(len(x_um_N)), np.ones(len(x_um_N), np.float32)
         truth = {}
     else:
+        section.check_bins(bin_um)
         columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
         x_um_N, y_um_N = grid_places(columns, rows, bin_um)
         measured_N = section.measured_share(x_um_N, y_um_N, bin_um)

@@ -35,16 +35,18 @@ class CountCapacity:
 def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> Layout:
     """Batch sizes that hold every window of `sections`.
 
-    The capacity for counts is that of `count_capacity`; a denser window is an error at run time that names the capacity
-    it needs, never a silent cut.
+    Where spots stand beside sections of detections, each size is the larger of the two. The capacity for counts is that
+    of `count_capacity`; a denser window is an error at run time that names the capacity it needs, never a silent cut.
+    Raises `InputError` for bins too small for a section.
     """
     refuse_fine_bins(sections, data.bin_um, force=data.force_adjacent)
     spots = _spots_of(sections)
+    bins_per_tile, largest_um = 0, 0.0
     if spots:
         bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
         largest_um = max(float(np.sqrt(np.pi) * s.diameter_um / 2) for s in spots)
-    else:
-        bins_per_tile, largest_um = square_bins_per_tile(data), data.bin_um
+    if len(spots) < len(sections):
+        bins_per_tile, largest_um = max(bins_per_tile, square_bins_per_tile(data)), max(largest_um, data.bin_um)
     capacity = data.count_capacity or count_capacity(sections, data).held
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um,
                        count_capacity=_whole(capacity))  # fmt: skip
@@ -56,25 +58,36 @@ def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapaci
     Reading every section would make the start grow with the cohort: records say where detections lie densest, and the
     windows around those places, in the densest few sections, are counted.
     """
-    spots = _spots_of(sections)
-    if spots:
+    found = []
+    spotted = [section for section in sections if section.spots is not None]
+    if spotted:
+        spots = _spots_of(spotted)
         entries_per_spot = max(int(np.diff(s.indptr).max(initial=0)) for s in spots)
         per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
         per_window = min(per_tile * round(data.window_um / data.tile_um) ** 2,
                          max(densest_spots(s.x_um_N, s.y_um_N, data.window_um) for s in spots))  # fmt: skip
-        needed = most = data.windows_per_row * per_window * entries_per_spot
-        section = max(sections, key=lambda one: len(one.spots) if one.spots is not None else 0).id
-        return CountCapacity(needed, data.count_capacity or _whole(needed), most, section)
-    ranked = sorted(sections, key=lambda section: -_densest_square(section, data.window_um)[0])
-    entries = {section.id: _densest_entries(section, data) for section in ranked[:_SECTIONS_LOOKED_AT]}
-    densest = max(entries, key=entries.get)
-    needed = entries[densest] * data.windows_per_row
-    most = max(_most_detections(section, data.window_um) for section in sections) * data.windows_per_row
-    return CountCapacity(needed, data.count_capacity or _whole(math.ceil(needed * _MARGIN)), most, densest)
+        needed = data.windows_per_row * per_window * entries_per_spot
+        section = max(spotted, key=lambda one: len(one.spots)).id
+        found.append(CountCapacity(needed, data.count_capacity or _whole(needed), needed, section))
+    others = [section for section in sections if section.spots is None]
+    if others:
+        ranked = sorted(others, key=lambda section: -_densest_square(section, data.window_um)[0])
+        entries = {section.id: _densest_entries(section, data) for section in ranked[:_SECTIONS_LOOKED_AT]}
+        densest = max(entries, key=entries.get)
+        needed = entries[densest] * data.windows_per_row
+        most = max(_most_detections(section, data.window_um) for section in others) * data.windows_per_row
+        held = data.count_capacity or _whole(math.ceil(needed * _MARGIN))
+        found.append(CountCapacity(needed, held, most, densest))
+    return max(found, key=lambda one: one.held)
 
 
 def refuse_fine_bins(sections: Sequence[Section], bin_um: float, *, force: bool) -> None:
-    """Raises `InputError` where the H&E is of an adjacent section and shows other cells than such bins count."""
+    """Raises `InputError` for bins finer than what is known of a section's places, or than its H&E can show.
+
+    The H&E of an adjacent section shows other cells than such bins count; force: take it all the same.
+    """
+    for section in sections:
+        section.check_bins(bin_um)
     if force or bin_um >= LEAST_ADJACENT_UM:
         return
     for section in sections:

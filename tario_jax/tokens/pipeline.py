@@ -47,8 +47,7 @@ class BatchSource:
         self.data, self._sections, self._layout = data, list(sections), layout
         self._steps, self._rows, self._stream, self._augment = steps, rows or range(data.rows), stream, augment
         self._opened: set[str] = set()
-        # every place of tissue is drawn equally often: a section's chance is its area (its spots, on spot platforms)
-        weights = np.array([len(s.spots) if s.spots is not None else s.width_um * s.height_um for s in sections], float)
+        weights = np.array(_tissue(sections), float)
         self._chance = weights / weights.sum()
 
     def __len__(self) -> int:
@@ -115,6 +114,16 @@ class BatchSource:
         return tuple(math.floor(value / step) * step for value in corner)
 
 
+def _tissue(sections: Sequence[Section]) -> list[float]:
+    """How often to draw each section: every place of tissue equally often, so by its area.
+
+    Where all hold spots, by their number; beside other sections, a spot stands for the square of its pitch.
+    """
+    if all(section.spots is not None for section in sections):
+        return [len(section.spots) for section in sections]
+    return [s.width_um * s.height_um if s.spots is None else len(s.spots) * s.spots.pitch_um**2 for s in sections]
+
+
 def _restain(jitter: float, rng: np.random.Generator) -> np.ndarray:
     """Another laboratory's staining: a gain for each stain, and a little of each in the other; float32 [3, 3]."""
     strange = rng.standard_normal((3, 3)) * jitter
@@ -131,7 +140,12 @@ def load_batches(source: BatchSource, *, first: int, prefetch: int) -> Iterator[
 
 
 def trained_bin_um(sections: Sequence[Section], data: DataConfig) -> float:
-    """Side of the squares that a model of these sections learns: the bins, or the square of a spot's area."""
+    """Side of the squares that a model of these sections learns: the bins, or the square of a spot's area.
+
+    Where sections of detections stand beside spots, it is the bins: both were learnt, and bins can tile a slide.
+    """
+    if any(section.spots is None for section in sections):
+        return data.bin_um
     diameters = {section.spots.diameter_um for section in sections if section.spots is not None}
     if len(diameters) > 1:
         raise InputError(f"training sections have spots of {sorted(diameters)} µm; expected one diameter a run")

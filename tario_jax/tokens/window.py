@@ -92,6 +92,8 @@ def grid_centres(side_um: float, bin_um: float) -> tuple[np.ndarray, np.ndarray]
 
 def _begin_square_bins(section, x_um, y_um, data: DataConfig, quarter_turns, flip, with_counts) -> Callable[[], Bins]:
     side, bin_um = data.window_um, data.bin_um
+    if with_counts:
+        section.check_bins(bin_um)
     x_N, y_N = grid_centres(side, bin_um)
     # the section stays as stored: the bins are turned back to where their area lies in it
     back_x, back_y = x_N, y_N
