@@ -86,8 +86,13 @@ def write_array(place: Place, array: np.ndarray | BlockImage) -> None:
     try:
         store = ts.open(spec, create=True, delete_existing=True).result()
         if holds_any and isinstance(array, BlockImage):
+            writing = None
             for part in _shards(array, shard):
-                store[part].write(array[part]).result()
+                block = array[part]  # decoded while the one before is compressed and written
+                if writing is not None:
+                    writing.result()
+                writing = store[part].write(block)
+            writing.result()
         elif holds_any:
             store.write(array).result()
     except InputError:  # the slide's own: it could not be read
