@@ -147,8 +147,8 @@ def _open_tiff(path: Path, stack: contextlib.ExitStack) -> Any:
     log.addHandler(said)
     try:
         file = stack.enter_context(tifffile.TiffFile(path))
-        pages = len(file.pages)  # walks along all of them
-    except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
+        pages, _ = len(file.pages), file.series  # both are found at first use, and what is amiss is said then
+    except (OSError, ValueError, KeyError, IndexError, SyntaxError, struct.error, tifffile.TiffFileError) as error:
         raise InputError(f"{path}: cannot be read as TIFF: {reason_of(error)}; expected a whole slide; copy or export "
                          "it again") from None  # fmt: skip
     finally:
