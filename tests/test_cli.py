@@ -392,7 +392,7 @@ def test_a_folder_of_slides_becomes_a_corpus_that_grows_and_is_checked(cli_tario
     done = cli_tario(*words, f"--patients-file={table}", f"--panel={panel}", f"--json={tmp_path / 'said.json'}")
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "2/2 sections  b  written" in done.stdout
-    assert "a: stored at 0.5 µm per px: 200 × 150 px, level 2 of 3 as it is; the file has 0.25" in done.stdout
+    assert "a: stored at 0.5 µm per px: 200 × 150 px, level 2 of 3, as it is; the file has 0.25" in done.stdout
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["sections"] == 2 and said["genes"] == 2
 

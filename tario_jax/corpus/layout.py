@@ -103,8 +103,13 @@ def write_array(place: Place, array: Rows | BlockImage) -> None:
     try:
         store = ts.open(spec, create=True, delete_existing=True).result()
         if holds_any and isinstance(array, BlockImage):
+            writing = None
             for part in _shards(array, shard):
-                store[part].write(array[part]).result()
+                block = array[part]  # decoded while the one before is compressed and written
+                if writing is not None:
+                    writing.result()
+                writing = store[part].write(block)
+            writing.result()
         elif holds_any:
             for rows, part in _parts(array, rows_at_once):
                 store[rows].write(part).result()

@@ -195,11 +195,11 @@ def _scale_of(
         raise InputError(f"{file.path}: {image.width_px} × {image.height_px} px; expected a slide")
     stored_um = level_um[level] * factor
     report.notes += [f"{name}: {note}" for note in file.notes]
-    how = f"means of {factor} × {factor} px" if factor > 1 else "as it is"
+    how = f"in means of {factor} × {factor} px" if factor > 1 else "as it is"
     coarser = f", coarser than the {he_um_per_px:g} that was asked" if stored_um > coarsest_um else ""
     report.notes.append(
         f"{name}: stored at {stored_um:.4g} µm per px{coarser}: {image.width_px // factor:,} × "
-        f"{image.height_px // factor:,} px, level {level + 1} of {len(file.levels)} {how}; the file has {full_um:.4g}"
+        f"{image.height_px // factor:,} px, level {level + 1} of {len(file.levels)}, {how}; the file has {full_um:.4g}"
     )
     return _Scale(full_um, level, factor, stored_um)
 

@@ -147,8 +147,8 @@ def _open_tiff(path: Path, stack: contextlib.ExitStack) -> Any:
     log.addHandler(said)
     try:
         file = stack.enter_context(tifffile.TiffFile(path))
-        pages = len(file.pages)  # walks along all of them
-    except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
+        pages, _ = len(file.pages), file.series  # both are found at first use, and what is amiss is said then
+    except (OSError, ValueError, KeyError, IndexError, SyntaxError, struct.error, tifffile.TiffFileError) as error:
         raise InputError(f"{path}: cannot be read as TIFF: {reason_of(error)}; expected a whole slide; copy or export "
                          "it again") from None  # fmt: skip
     finally:
@@ -283,15 +283,12 @@ def _vendors_own(path: Path, stack: contextlib.ExitStack) -> SlideFile:
 
 
 def _of_dicom_folder(folder: Path) -> Path:
-    """The file of the finest level; OpenSlide finds the others beside it. Raises `InputError` for several slides."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() == DICOM]
-    if not files:
-        raise InputError(f"{folder}: holds no slide; expected files that end in {DICOM}, or slides")
-    openslide, series = _openslide(folder), set()
-    for path in files:
-        if openslide.OpenSlide.detect_format(path) == "dicom":
+    """A file of the slide: from any of them OpenSlide finds the others. Raises `InputError` for several slides."""
+    openslide, files = _openslide(folder), {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() == DICOM and _vendor(path) == "dicom":
             with contextlib.suppress(openslide.OpenSlideError), openslide.OpenSlide(path) as slide:
-                series.add(slide.properties.get("dicom.SeriesInstanceUID"))
-    if len(series) > 1:
-        raise InputError(f"{folder}: holds {len(series)} DICOM slides; expected one; give each a folder")
-    return max(files, key=lambda path: path.stat().st_size)
+                files[slide.properties.get("dicom.SeriesInstanceUID")] = path
+    if len(files) != 1:
+        raise InputError(f"{folder}: holds {len(files)} DICOM slides; expected one, in whole files; give each a folder")
+    return files.popitem()[1]

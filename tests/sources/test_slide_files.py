@@ -164,6 +164,16 @@ def test_ome_sizes_are_those_of_the_image_that_is_read_in_their_unit(tmp_path):
         assert file.levels[0].shape == (200, 200, 3) and file.um_per_px == pytest.approx((0.25, 0.25))
 
 
+def test_ome_metadata_that_cannot_be_read_say_nothing_of_the_scale(tmp_path, capfd):
+    path = write_pyramid(tmp_path / "S1.ome.tif", IMAGE, ome=True)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"</Pixels>", b"</Pixel> "))
+    with opened_slide(path) as file:
+        np.testing.assert_array_equal(file.levels[0][:, :], IMAGE)
+        assert file.um_per_px is None
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
 def test_a_truncated_real_slide_is_refused(share, real_data, tmp_path):

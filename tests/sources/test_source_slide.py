@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from made_slides import halved, speckled, write_pyramid
@@ -50,7 +51,7 @@ def test_the_coarsest_level_that_is_not_coarser_than_asked_is_stored(ome, asked,
         image = halved(image)
     np.testing.assert_array_equal(section.he(), image)
     assert section.he_um_per_px == pytest.approx(um_per_px)
-    assert f"stored at {um_per_px:g} µm per px" in table and f"level {level} of 3 as it is" in table
+    assert f"stored at {um_per_px:g} µm per px" in table and f"level {level} of 3, as it is" in table
     assert section.width_um == pytest.approx(510 * 0.25, rel=0.01)
     assert section.he_full_um_per_px == pytest.approx(0.25)  # what full-resolution px of gene maps are counted in
 
@@ -168,10 +169,37 @@ def test_a_label_page_and_the_words_of_a_slide_stay_behind(ome, tmp_path):
         assert word not in held
 
 
+def write_svs(path, image, label):
+    """As Aperio's scanners do: the slide, a level of a quarter, a label; who and when stands in the description."""
+    words = "Aperio Image Library v11.2.1\r\n{}x{} {} RGB|AppMag = 40|Date = 07/04/61|User = DOE^JANE|MPP = 0.2520"
+    kind = {"photometric": "rgb", "metadata": None, "software": None}
+    with tifffile.TiffWriter(path) as file:
+        for level in (image, np.ascontiguousarray(image[::4, ::4])):
+            said = words.format(image.shape[1], image.shape[0], "(256x256)")
+            file.write(level, tile=(256, 256), description=said, **kind)
+        said = f"Aperio Image Library v11.2.1\r\nlabel {label.shape[1]}x{label.shape[0]}"
+        file.write(label, description=said, subfiletype=1, compression="lzw", predictor=True, **kind)
+    return path
+
+
+def test_a_40x_slide_of_a_scanner_is_stored_at_half_a_micron_without_its_label_and_words(tmp_path):
+    image = np.random.default_rng(0).integers(60, 256, (803, 1001, 3), np.uint8)
+    label = np.full((90, 120, 3), (1, 2, 3), np.uint8)
+    path = write_svs(tmp_path / "S1.svs", image, label)
+    with openslide.OpenSlide(path) as known:  # what stays behind is there
+        assert list(known.associated_images) == ["label"] and known.properties["aperio.User"] == "DOE^JANE"
+    section, table = stored(path, tmp_path / "c")
+    np.testing.assert_array_equal(section.he(), area_means(image, 2))
+    assert section.he_um_per_px == pytest.approx(0.504) and section.he_full_um_per_px == pytest.approx(0.252)
+    assert "stored at 0.504 µm per px: 500 × 401 px, level 1 of 2, in means of 2 × 2 px; the file has 0.252" in table
+    held = every_byte(tmp_path / "c")
+    assert not any(word in held for word in (b"DOE", b"JANE", b"07/04", b"Aperio", b"label"))
+    coarse, _ = stored(path, tmp_path / "d", he_um_per_px=1.0)
+    np.testing.assert_array_equal(coarse.he(), image[::4, ::4])
+
+
 @pytest.mark.real_data
 def test_a_real_slide_is_stored_without_its_label_macro_and_words(real_data, tmp_path):
-    import openslide
-
     path = real_data / "slides/CMU-1-Small-Region.svs"
     section, table = stored(path, tmp_path / "c", section_id="S1")
     with openslide.OpenSlide(path) as known:
