@@ -86,9 +86,11 @@ class XeniumFile:
         with self._open() as file:
             _check_types(self.path, file.schema_arrow)
             try:
-                for batch in file.iter_batches(_BATCH_ROWS, columns=names):
-                    table = pa.Table.from_batches([batch])
-                    yield {name: table[name] for name in names}
+                # one reader over all groups would hold the buffers of each until its end
+                for group in range(file.num_row_groups):
+                    for batch in file.iter_batches(_BATCH_ROWS, [group], columns=names):
+                        table = pa.Table.from_batches([batch])
+                        yield {name: table[name] for name in names}
             except (pa.ArrowInvalid, OSError) as error:
                 raise self._unreadable(error) from None
 
