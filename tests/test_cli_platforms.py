@@ -4,8 +4,10 @@ import json
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_visium import made_visium, made_visium_hd
+from tiny_tissue import st_folder
 
 from tario_jax.cli.main import main
 from tario_jax.corpus.check import check_corpus
@@ -32,7 +34,7 @@ def test_a_second_platform_joins_the_corpus_on_its_panel_and_the_same_command_ag
              "--cohort=BRCA", root)  # fmt: skip
     second = ("ingest", "--source=visium_hd", f"--path={squares.folder}", f"--image={squares.image}", "--patient=P2",
               "--cohort=COAD", "--section=H1", root)  # fmt: skip
-    assert "TBCE" in said(*first) and "genes of the panel are measured" in said(*second)
+    assert "symbols have several rows, summed: TBCE" in said(*first) and "squares of 2 µm" in said(*second)
     corpus = Corpus.open(tmp_path / "corpus")
     assert [section.id for section in corpus.sections] == ["H1", "a"]
     assert corpus.section("H1").record["detections"] > 0 and len(corpus.section("a").spots) == 24
@@ -56,6 +58,18 @@ def test_a_panel_file_and_the_account_of_what_it_leaves_out(said, tmp_path):
     assert on_panel["kept"] == section.gene_totals_G.sum() > 0
     assert on_panel["read"] - on_panel["kept"] == sum(on_panel["dropped"].values()) > 0
     assert section.record["quality"]["counts_not_on_panel"] == on_panel["read"] - on_panel["kept"]
+
+
+def test_spots_that_join_a_corpus_measured_what_they_have_a_column_for_seen_or_not(said, tmp_path):
+    st_folder(tmp_path / "st", ("A1",))
+    counts = pd.read_csv(tmp_path / "st/A1.tsv", sep="\t", index_col=0)
+    counts.assign(G3=0).to_csv(tmp_path / "st/A1.tsv", sep="\t")
+    (tmp_path / "genes.tsv").write_text("symbol\nG3\nG4\nG99\n")
+    said("ingest", "--source=spots", f"--path={tmp_path / 'st'}", "--patient=A", "--cohort=BRCA",
+         f"--panel={tmp_path / 'genes.tsv'}", f"--out={tmp_path / 'c'}")  # fmt: skip
+    (section,) = Corpus.open(tmp_path / "c").sections
+    np.testing.assert_array_equal(section.measured_gene_G, [True, True, False])
+    np.testing.assert_array_equal(section.gene_totals_G, [0, counts.G4.sum(), 0])
 
 
 @pytest.mark.parametrize("library", ["h5py", "anndata"])

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.spatial
 from made_visium import FEATURES, UM_PER_PX, made_visium_hd
 from refusals import refused
 from tiny_tissue import tiny_config, write_corpus
@@ -32,22 +33,14 @@ def test_each_count_is_a_detection_at_its_squares_centre(tmp_path):
     assert len(found) == made.counts[GENES].to_numpy().sum() and section.spots is None
     x_px = found.x_um_D / UM_PER_PX + section.quality["he_origin_x_px"]
     y_px = found.y_um_D / UM_PER_PX + section.quality["he_origin_y_px"]
-    ours = pd.DataFrame({"x": x_px.round(1), "y": y_px.round(1), "symbol": [symbol[gene] for gene in found.gene_D]})
     place = made.positions.set_index("barcode").loc[made.counts.index]
-    rows = made.counts.to_numpy()[:, GENES]
-    square, gene = np.nonzero(rows)
-    theirs = pd.DataFrame({
-        "x": place.pxl_col_in_fullres.to_numpy()[square].astype(np.float32).round(1),
-        "y": place.pxl_row_in_fullres.to_numpy()[square].astype(np.float32).round(1),
-        "symbol": [FEATURES[GENES[g]][1] for g in gene], "count": rows[square, gene],
-    }).groupby("symbol")["count"].sum()  # fmt: skip
-    pd.testing.assert_series_equal(ours.groupby("symbol").size(), theirs, check_names=False, check_dtype=False)
-    # every detection lies on a square's centre, as often as the square has counts
-    centres = np.stack([place.pxl_col_in_fullres, place.pxl_row_in_fullres], 1)
-    near = np.abs(np.stack([x_px, y_px], 1)[:, None] - centres[None, :, :]).max(2).argmin(1)
-    np.testing.assert_array_equal(np.bincount(near, minlength=len(rows)), rows.sum(1))
-    miss_px = np.abs(np.stack([x_px, y_px], 1) - centres[near]).max()
-    assert miss_px < 1e-2
+    centre_xy_px = np.stack([place.pxl_col_in_fullres, place.pxl_row_in_fullres], 1)
+    miss_px, square = scipy.spatial.cKDTree(centre_xy_px).query(np.stack([x_px, y_px], 1))
+    assert miss_px.max() < 1e-2
+    # every square has its own counts, gene by gene
+    ours = pd.crosstab(square, np.array(symbol)[found.gene_D])
+    theirs = made.counts[GENES].T.groupby([FEATURES[row][1] for row in GENES]).sum().T.to_numpy()
+    np.testing.assert_array_equal(ours.reindex(range(len(theirs)), columns=list(symbol), fill_value=0), theirs)
 
 
 @pytest.fixture
@@ -83,6 +76,8 @@ def test_bins_that_are_small_beside_the_squares_are_refused_where_windows_are_ma
     data = dataclasses.replace(tiny_config().data, bin_um=18.0)
     words = ("section 'H1'", "squares of 16 µm", "bins of 18 µm", "at least 32 µm")
     refused(lambda: corpus_layout(corpus.sections, data, len(corpus.panel)), *words)
+    sized = dataclasses.replace(data, count_capacity=999)  # no window is looked at: the corpus is refused all the same
+    refused(lambda: corpus_layout(corpus.sections, sized, len(corpus.panel)), *words)
     refused(lambda: read_window(corpus.sections[0], 300.0, 300.0, data), *words)
     read_window(corpus.sections[0], 300.0, 300.0, data, with_counts=False)  # an H&E has no such limit
     window = read_window(corpus.sections[0], 320.0, 350.0, dataclasses.replace(data, bin_um=36.0))
