@@ -128,7 +128,7 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     (("simulate", "--out={}/c", "--section-um=10"), ("source.section_um is 10.0",)),
     (("simulate", "--out={}/text.png"), ("text.png: is a file; expected a folder",)),
     (("simulate", "--out={}"), ("is not empty and not a corpus",)),
-    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' reads source of a config only",)),
+    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' reads source and split and data of a config only",)),
     (("check",), ("no corpus is named", "--workdir=RUN")),
     (("simulate", "--patients=1"), ("no place to write", "--workdir=RUN")),
     (("simulate", "--out={}/o", "--config.source.seed=1"), ("name it with --config",)),
