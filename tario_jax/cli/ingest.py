@@ -11,8 +11,7 @@ EXAMPLES = """
     tario ingest --config=configs/her2st.py --workdir=runs/her2st
     tario ingest --source=xenium --path=xenium_run --patient=P1 --cohort=LUAD --out=corpora/xenium
     tario ingest --source=cosmx --path=Lung12 --patient=P12 --cohort=NSCLC --out=corpora/lung12
-    tario ingest --source=cosmx --path=S1 --image=S1_he.ome.tif --alignment=S1_to_global_px.csv \\
-        --registration=adjacent --symbol-map=renamed.tsv --patient=P1 --cohort=LUAD --out=corpora/s1
+    tario ingest --source=cosmx --path=S1 --symbol-map=genes.tsv --patient=P1 --cohort=LUAD --out=corpora/s1
 """
 GROUPS_READ = ("source",)
 
@@ -47,7 +46,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="3x3 affine from px of --image to morphology px (xenium; or key points) or to global px, "
                              "y up (cosmx)")  # fmt: skip
     parser.add_argument("--registration", choices=("same_section_after", "same_section_before", "adjacent"),
-                        help="how the H&E relates to the assay's section; xenium: same_section_after by default")  # fmt: skip
+                        help="how the H&E relates to the assay's section; xenium: after it by default")  # fmt: skip
     parser.add_argument("--min-spot-total", type=int, help="spots: fewest counts of a spot (1)")
     parser.add_argument("--pitch-um", type=float, help="spots: distance of neighbouring spots (200)")
     parser.add_argument("--diameter-um", type=float, help="spots: diameter of a spot (100)")

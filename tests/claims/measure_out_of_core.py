@@ -1,6 +1,6 @@
 """Peak memory of `tario ingest` on a section of 10^8 transcripts, CosMx (csv.gz) or Xenium (parquet), generated first.
 
-The vendor's file takes 2 to 3 GB, temporary files and corpus about 4 GB more; generating it takes 3 minutes on one core.
+The vendor's file takes 2 to 3 GB, temporary files and corpus about 4 GB more; generating takes 3 minutes on one core.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def main() -> None:
                     f"--source={options.source}", "--generate"], check=True)  # fmt: skip
     generated = time.monotonic()
     said = options.workdir / "ingest.json"
-    process = subprocess.Popen([TARIO, "ingest", f"--source={options.source}", f"--path={folder}", "--patient=P1", "--cohort=LUAD",
-                                "--section=S1", f"--out={corpus}", f"--json={said}"])  # fmt: skip
+    process = subprocess.Popen([TARIO, "ingest", f"--source={options.source}", f"--path={folder}", "--patient=P1",
+                                "--cohort=LUAD", "--section=S1", f"--out={corpus}", f"--json={said}"])  # fmt: skip
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - generated
     if status:
@@ -78,8 +78,9 @@ def generate_cosmx(folder: Path, rows: int) -> None:
     fovs = -(-rows // ROWS_PER_FOV)
     number = np.arange(fovs)
     start_px = np.stack([10_000 + SIDE_PX * (number % 20), 50_000 + SIDE_PX * (number // 20)], 1)
+    start_mm = start_px * UM_PER_PX / 1000
     positions = {"FOV": number + 1, "x_global_px": start_px[:, 0], "y_global_px": start_px[:, 1],
-                 "x_global_mm": start_px[:, 0] * UM_PER_PX / 1000, "y_global_mm": start_px[:, 1] * UM_PER_PX / 1000}  # fmt: skip
+                 "x_global_mm": start_mm[:, 0], "y_global_mm": start_mm[:, 1]}  # fmt: skip
     csv.write_csv(pa.table(positions), folder / "S1_fov_positions_file.csv")
     names = [f"GENE{gene}" for gene in range(TARGETS)] + [f"Negative{control}" for control in range(CONTROLS)]
     share = np.append(rng.pareto(1.2, TARGETS) + 0.05, np.full(CONTROLS, 0.5))

@@ -197,8 +197,9 @@ def test_a_whole_transcriptome_in_many_fields_is_read_in_blocks_as_at_once(tmp_p
     start_px = np.stack([SIDE_PX * (np.arange(60) % 10), SIDE_PX * (np.arange(60) // 10)], 1) + 5000
     local_px = tx[["x_local_px", "y_local_px"]].to_numpy()
     names = [f"G{gene}" for gene in range(18_850)] + [f"Negative{one}" for one in range(50)]
-    tx = tx.assign(fov=fov, x_global_px=start_px[fov - 1, 0] + local_px[:, 0],
-                   y_global_px=start_px[fov - 1, 1] + local_px[:, 1], target=rng.permutation(names * 3)[: len(tx)])  # fmt: skip
+    global_px = start_px[fov - 1] + local_px
+    target = rng.permutation(names * 3)[: len(tx)]
+    tx = tx.assign(fov=fov, x_global_px=global_px[:, 0], y_global_px=global_px[:, 1], target=target)
     tx.loc[:18_899, "target"] = names
     for rows, column in ((range(100, 110), "target"), (range(109, 120), "y_global_px"), (range(30_000, 30_005), "fov")):
         tx[column] = tx[column].where(~tx.index.isin(rows))
