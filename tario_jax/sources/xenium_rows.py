@@ -48,7 +48,7 @@ class XeniumFile:
         self.features = Names()
         self._cells = Names(_NO_CELL)
         self._is_parquet = self.path.suffix == ".parquet"
-        self._present = self._open().schema_arrow.names if self._is_parquet else header(self.path)
+        self._present = self._parquet_columns() if self._is_parquet else header(self.path)
         require_columns(self.path, self._present, _COLUMNS)
 
     def rows(self, *, flags: bool) -> Iterator[XeniumRows]:
@@ -71,10 +71,9 @@ class XeniumFile:
                 self._cells.codes(table["cell_id"]) + np.int32(1) if "cell_id" in names else None,
             )  # fmt: skip
 
-    def _open(self) -> parquet.ParquetFile:
+    def _parquet_columns(self) -> list[str]:
         try:
-            dictionaries = ["feature_name", "cell_id"]
-            return parquet.ParquetFile(self.path, read_dictionary=dictionaries, buffer_size=_READ_BYTES)
+            return parquet.read_schema(self.path).names
         except (pa.ArrowInvalid, OSError) as error:
             raise self._unreadable(error) from None
 
@@ -83,7 +82,8 @@ class XeniumFile:
         return InputError(f"{self.path}: cannot be read as parquet: {reason}; expected the vendor's file unchanged")
 
     def _parquet_batches(self, names: list[str]) -> Iterator[dict[str, pa.ChunkedArray]]:
-        with self._open() as file:
+        dictionaries = [name for name in ("feature_name", "cell_id") if name in names]
+        with parquet.ParquetFile(self.path, read_dictionary=dictionaries, buffer_size=_READ_BYTES) as file:
             _check_types(self.path, file.schema_arrow)
             try:
                 # one reader over all groups would hold the buffers of each until its end
