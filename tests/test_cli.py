@@ -168,8 +168,6 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
      ("0 files of tissue_positions.parquet",)),
     (("ingest", "--source=visium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--square-um=8"),
      ("--square-um: means nothing to --source=visium",)),
-    (("ingest", "--source=xenium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--image={}/i.tif"),
-     ("--image: means nothing to --source=xenium",)),
     (("ingest", "--source=visium_hd", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"),
      ("no folder square_002um", "Visium HD")),
     (("ingest", "--source=visium", "--path={}", "--patient=P", "--out={}/c"), ("--cohort is missing",)),
@@ -405,7 +403,7 @@ def test_a_folder_of_slides_becomes_a_corpus_that_grows_and_is_checked(cli_tario
     assert "3/3 sections  c  written" in done.stdout
     refused(tario(*words, f"--patients-file={table}", "--he-um-per-px=0.25"), "holds a section 'a'", "other flags")
     panel.write_text("symbol\nEPCAM\n")
-    refused(tario(*words, f"--patients-file={table}", f"--panel={panel}"), "panel_hash", "another folder")
+    refused(tario(*words, f"--patients-file={table}", f"--panel={panel}"), "leave --panel out", "another --out")
     done = tario("check", root)
     assert done.returncode == 0 and "3 sections, real" in done.stdout and "0 faults" in done.stdout, done.stdout
 

@@ -12,8 +12,7 @@ EXAMPLES = """
     tario ingest --config=configs/her2st.py --workdir=runs/her2st
     tario ingest --source=xenium --path=xenium_run --patient=P1 --cohort=LUAD --out=corpora/xenium
     tario ingest --source=cosmx --path=Lung12 --patient=P12 --cohort=NSCLC --out=corpora/lung12
-    tario ingest --source=cosmx --path=S1 --image=S1_he.ome.tif --alignment=S1_to_global_px.csv \\
-        --registration=adjacent --symbol-map=renamed.tsv --patient=P1 --cohort=LUAD --out=corpora/s1
+    tario ingest --source=cosmx --path=S1 --symbol-map=renamed.tsv --patient=P1 --cohort=LUAD --out=corpora/s1
     tario ingest --source=visium --path=outs --image=he.tif --patient=P2 --cohort=BRCA --out=corpora/mixed
     tario ingest --source=visium_hd --path=outs --image=he.btf --patient=P3 --cohort=COAD --out=corpora/mixed
     tario ingest --source=hest --path=hest_data --sections=TENX99,NCBI776 --patients-file=who.tsv --out=corpora/hest
