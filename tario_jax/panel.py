@@ -7,6 +7,7 @@ corpus, checkpoint, map and bundle, so that a rate is never read under another g
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from tario_jax.config import InputError
 
 GENE_AXIS_MULTIPLE = 1024
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d+)(?:\.\d+)?(_PAR_Y)?", re.ASCII)
 
 
 def padded_genes(genes: int) -> int:
@@ -21,14 +23,23 @@ def padded_genes(genes: int) -> int:
     return -(-genes // GENE_AXIS_MULTIPLE) * GENE_AXIS_MULTIPLE
 
 
+def ensembl_id(name: str) -> str:
+    """The Ensembl gene id that `name` is, without its version; '' where it is none."""
+    found = _ENSEMBL.fullmatch(name)
+    return found[1] + (found[2] or "") if found else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """An ordered list of unique gene symbols.
+    """An ordered list of unique gene symbols, with their Ensembl ids where those are known.
 
-    Raises `InputError` where a symbol is empty or stands twice.
+    The hash is that of the symbols: ids tell which gene of a source is meant, they are no names of the panel.
+    Raises `InputError` where a symbol is empty or stands twice, or an id is none or stands twice.
     """
 
     symbols: tuple[str, ...]
+    # of each symbol, without versions, '' where unknown; none at all by default
+    ensembl: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self):
         seen = set()
@@ -38,6 +49,14 @@ class Panel:
             if symbol in seen:
                 raise InputError(f"panel: gene {symbol!r} stands twice; sum or rename the duplicates before")
             seen.add(symbol)
+        if self.ensembl and len(self.ensembl) != len(self.symbols):
+            raise InputError(f"panel: {len(self.ensembl)} Ensembl ids of {len(self.symbols)} genes; expected one each")
+        meant: dict[str, str] = {}
+        for symbol, gene_id in zip(self.symbols, self.ensembl, strict=False):
+            if gene_id and ensembl_id(gene_id) != gene_id:
+                raise InputError(f"panel: gene {symbol!r} has the id {gene_id!r}; expected one like ENSG00000141510")
+            if gene_id and meant.setdefault(gene_id, symbol) != symbol:
+                raise InputError(f"panel: {gene_id} is the id of {meant[gene_id]!r} and of {symbol!r}; correct one")
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -56,14 +75,35 @@ class Panel:
         """Positions of `symbols` as int32; −1 for a symbol that is not in the panel."""
         return np.array([self.index.get(symbol, -1) for symbol in symbols], np.int32)
 
+    @functools.cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The Ensembl id of each gene, also of one whose symbol is its id; '' where there is none."""
+        known = self.ensembl or ("",) * len(self)
+        return tuple(gene_id or ensembl_id(symbol) for symbol, gene_id in zip(self.symbols, known, strict=True))
+
     def to_text(self) -> str:
-        """As a table of one column, `symbol`."""
-        return "".join(f"{symbol}\n" for symbol in ("symbol", *self.symbols))
+        """As a table of one column, `symbol`, or of two, `symbol` and `ensembl`, where ids are known."""
+        if not self.ensembl:
+            return "".join(f"{symbol}\n" for symbol in ("symbol", *self.symbols))
+        rows = zip(("symbol", *self.symbols), ("ensembl", *self.ensembl), strict=True)
+        return "".join(f"{symbol}\t{gene_id}\n" for symbol, gene_id in rows)
 
     @classmethod
     def from_text(cls, text: str, where: str) -> "Panel":
-        """The panel of such a table; `where` is its place in messages. Raises `InputError` for another header."""
-        lines = text.splitlines()
-        if not lines or lines[0] != "symbol":
-            raise InputError(f"{where}: first line is {lines[:1]}; expected the header 'symbol'")
-        return cls(tuple(lines[1:]))
+        """The panel of such a table; `where` is its place in messages.
+
+        Versions of ids (the .12 of ENSG00000141510.12) are left off. Raises `InputError` for another header, or a row
+        of another number of columns.
+        """
+        lines = text.removeprefix("\ufeff").splitlines()
+        if not lines or lines[0] not in ("symbol", "symbol\tensembl"):
+            raise InputError(f"{where}: first line is {lines[:1]}; expected the header 'symbol', or 'symbol' and "
+                             "'ensembl' with a tab between them")  # fmt: skip
+        if lines[0] == "symbol":
+            return cls(tuple(lines[1:]))
+        rows = [line.split("\t") for line in lines[1:]]
+        for number, row in enumerate(rows, 2):
+            if len(row) != 2:
+                raise InputError(f"{where}: line {number} has {len(row)} columns; expected a symbol and an Ensembl id "
+                                 "(or nothing) with a tab between them")  # fmt: skip
+        return cls(tuple(row[0] for row in rows), tuple(ensembl_id(row[1]) or row[1] for row in rows))

@@ -8,6 +8,7 @@ own with the fixture `devices8`. `JAX_PLATFORMS` set outside wins: `JAX_PLATFORM
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +124,21 @@ def cli_corpus(cli_tario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = cli_tario(*CLI_SIMULATE, f"--out={root}")
     assert done.returncode == 0, done.stderr
     return root
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """An S3-compatible server on this machine, and the URL of an empty bucket."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in (("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_REGION", "us-east-1"),
+                            ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")):  # fmt: skip
+            patched.setenv(name, value)
+        request = urllib.request.Request(f"http://{host}:{port}/tissue", method="PUT")
+        assert urllib.request.urlopen(request).status == 200
+        yield "s3://tissue"
+    server.stop()

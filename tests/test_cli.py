@@ -15,14 +15,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import CLI_SIMULATE
+from made_slides import speckled, write_pyramid
 from PIL import Image
 from tiny_tissue import st_folder
 
 from tario_jax.cli import main as cli
 from tario_jax.config import Config, load_config, override
 
-JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate")
+JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate", "bench")
 TRAIN = ("train", "--config=configs/quickstart.py")
+SLIDE = ("ingest", "--source=slide", "--path={}", "--out={}/c")
 
 
 def refused(done: subprocess.CompletedProcess, *words: str, status: int = 2) -> None:
@@ -126,7 +128,7 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     (("simulate", "--out={}/c", "--section-um=10"), ("source.section_um is 10.0",)),
     (("simulate", "--out={}/text.png"), ("text.png: is a file; expected a folder",)),
     (("simulate", "--out={}"), ("is not empty and not a corpus",)),
-    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' reads source of a config only",)),
+    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' reads source and split and data of a config only",)),
     (("check",), ("no corpus is named", "--workdir=RUN")),
     (("simulate", "--patients=1"), ("no place to write", "--workdir=RUN")),
     (("simulate", "--out={}/o", "--config.source.seed=1"), ("name it with --config",)),
@@ -152,7 +154,29 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     (("ingest", "--source=cosmx", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"), ("*_tx_file.csv",)),
     (("ingest", "--source=xenium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--um-per-px=0.2"),
      ("--um-per-px: means nothing to --source=xenium",)),
+    (("ingest", "--source=spots", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--registration=adjacent"),
+     ("--registration: means nothing to --source=spots, only to xenium and cosmx",)),
     (("ingest", "--source=cosmx", "--path={}", "--patient=", "--cohort=LUAD", "--out={}/c"), ("one is empty",)),
+    (("ingest", "--source=cosmx", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--force"),
+     ("--force: means nothing to --source=cosmx", "slide")),
+    (("ingest", "--source=xenium", "--path={}", "--patients-file=x", "--out={}/c"), ("--patients-file: means",)),
+    ((*SLIDE, "--patients-file=x", "--cohort=LUAD"), ("--cohort: --patients-file names it",)),
+    ((*SLIDE, "--patient=P", "--cohort=LUAD", "--pitch-um=3"), ("--pitch-um: means nothing to --source=slide",)),
+    ((*SLIDE, "--patient=P", "--cohort=LUAD"), ("--panel is missing", "column symbol")),
+    ((*SLIDE, "--patient=P", "--cohort=LUAD", "--panel={}/p.tsv"), ("--panel=", "p.tsv: cannot be read")),
+    (("ingest", "--source=visium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"),
+     ("0 files of tissue_positions.parquet",)),
+    (("ingest", "--source=visium", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--square-um=8"),
+     ("--square-um: means nothing to --source=visium",)),
+    (("ingest", "--source=visium_hd", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c"),
+     ("no folder square_002um", "Visium HD")),
+    (("ingest", "--source=visium", "--path={}", "--patient=P", "--out={}/c"), ("--cohort is missing",)),
+    (("ingest", "--source=hest", "--path={}", "--out={}/c"), ("metadata csv: none",)),
+    (("ingest", "--source=hest", "--path={}", "--patient=P", "--patients-file={}/w.tsv", "--out={}/c"),
+     ("--patients-file: --patient names one",)),
+    (("ingest", "--source=hest", "--path={}", "--patients-file={}/w.tsv", "--out={}/c"), ("w.tsv: cannot be read",)),
+    (("ingest", "--source=cosmx", "--path={}", "--patient=P", "--cohort=LUAD", "--out={}/c", "--panel={}/p.tsv"),
+     ("p.tsv: cannot be read",)),
 ])  # fmt: skip
 def test_wrong_flags_are_one_line_and_leave_nothing(tario, tmp_path, words, answer):
     (tmp_path / "text.png").write_text("no image at all\n")
@@ -348,3 +372,50 @@ def test_whoever_stops_reading_gets_no_traceback(cli_corpus):
         process.stdout.close()  # as `| head` does, once it has its lines
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+# --- whole slides
+
+
+def test_a_folder_of_slides_becomes_a_corpus_that_grows_and_is_checked(cli_tario, tario, tmp_path):
+    slides, root = tmp_path / "slides", tmp_path / "corpus"
+    slides.mkdir()
+    table = tmp_path / "patients.tsv"
+    table.write_text("file\tpatient\tcohort\n" + "".join(f"{name}.tif\tP{name}\tBRCA\n" for name in "ab"))
+    panel = tmp_path / "panel.tsv"
+    panel.write_text("symbol\nEPCAM\nTP53\n")
+    for seed, name in enumerate("ab"):
+        write_pyramid(slides / f"{name}.tif", speckled(300, 400, seed))
+    words = ("ingest", "--source=slide", f"--path={slides}", f"--out={root}")
+    done = cli_tario(*words, f"--patients-file={table}", f"--panel={panel}", f"--json={tmp_path / 'said.json'}")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "2/2 sections  b  written" in done.stdout
+    assert "a: stored at 0.5 µm per px: 200 × 150 px, level 2 of 3, as it is; the file has 0.25" in done.stdout
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["sections"] == 2 and said["genes"] == 2
+
+    # a third one, with the panel of the corpus that is there; the two others are known again
+    write_pyramid(slides / "c.tif", speckled(300, 400, 2))
+    refused(tario(*words, f"--patients-file={table}"), "no line for c.tif")
+    table.write_text(table.read_text() + "c.tif\tPc\tBRCA\n")
+    done = tario(*words, f"--patients-file={table}")
+    assert done.returncode == 0 and "2/3 sections  b  is there already" in done.stdout, done.stderr
+    assert "3/3 sections  c  written" in done.stdout
+    refused(tario(*words, f"--patients-file={table}", "--he-um-per-px=0.25"), "holds a section 'a'", "other flags")
+    panel.write_text("symbol\nEPCAM\n")
+    refused(tario(*words, f"--patients-file={table}", f"--panel={panel}"), "leave --panel out", "another --out")
+    done = tario("check", root)
+    assert done.returncode == 0 and "3 sections, real" in done.stdout and "0 faults" in done.stdout, done.stdout
+
+
+def test_a_slide_without_its_scale_is_refused_and_stored_once_it_is_given(tario, tmp_path):
+    panel = tmp_path / "panel.tsv"
+    panel.write_text("symbol\nEPCAM\n")
+    Image.fromarray(speckled(120, 160)).save(tmp_path / "S1.png")
+    words = ("ingest", "--source=slide", f"--path={tmp_path / 'S1.png'}", "--patient=P1", "--cohort=BRCA",
+             f"--panel={panel}", f"--out={tmp_path / 'c'}")  # fmt: skip
+    refused(tario(*words), "S1.png: does not say its µm per px; give --um-per-px")
+    refused(tario(*words, "--um-per-px=2.5"), "--um-per-px: 2.5 µm per px; expected 0.1 to 1.2; --force takes it")
+    assert not (tmp_path / "c").exists()
+    done = tario(*words, "--um-per-px=2.5", "--force", "--section=X")
+    assert done.returncode == 0 and "X: stored at 2.5 µm per px, coarser than the 0.5" in done.stdout

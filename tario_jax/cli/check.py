@@ -1,10 +1,11 @@
 """tario check: a corpus against its seals, and virtual tissue against real tissue."""
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 
-from tario_jax.cli.options import at_least_one, config_flags, corpus_of, finish, limits_of, say
+from tario_jax.cli.options import at_least_one, config_flags, config_of, corpus_of, finish, limits_of, say
 from tario_jax.config import InputError
 
 SUMMARY = "is a corpus what its seals say: checksums, contents, units, registration"
@@ -14,8 +15,9 @@ EXAMPLES = """
     tario check corpora/virtual --json=check.json
     tario check corpora/virtual --realism --real-data=real
     tario check corpora/virtual --limits=8
+    tario check corpora/virtual --capacity --config=configs/tario2_50m.py --config.data.bin_um=18
 """
-GROUPS_READ = ("source",)
+GROUPS_READ = ("source", "split", "data")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limits", type=at_least_one, metavar="PATIENTS",
                         help="not the seals: r(T, X) and r(V, X) by gene class on so many held-out patients of "
                              "virtual tissue")  # fmt: skip
+    parser.add_argument("--capacity", action="store_true",
+                        help="not the seals: entries (bin, gene, count) that a row of --config needs")  # fmt: skip
     parser.add_argument("--real-data", type=Path, metavar="FOLDER",
                         help="of real tissue, for --realism; $TARIO_REAL_DATA by default")  # fmt: skip
 
@@ -37,8 +41,11 @@ def run(options: argparse.Namespace) -> int:
 
     if options.real_data is not None and not options.realism:
         raise InputError(f"--real-data={options.real_data}: real tissue is read by --realism only; give both")
-    if options.limits and options.realism:
-        raise InputError("--limits and --realism: are two questions; ask one at a time")
+    asked = [f"--{name}" for name in ("limits", "realism", "capacity") if getattr(options, name)]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)}: are two questions; ask one at a time")
+    if options.capacity:
+        return _capacity(options)
     if options.limits:
         limits = limits_of(Corpus.open(corpus_of(options)), options.limits)
         return finish(options, limits.table(), limits.to_dict())
@@ -54,6 +61,30 @@ def run(options: argparse.Namespace) -> int:
     found = check(Corpus.open(corpus_of(options)), say)
     finish(options, found.table(), found.to_dict())
     return 1 if found.faults else 0
+
+
+def _capacity(options: argparse.Namespace) -> int:
+    """What the densest windows of a config need, before a run meets them."""
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.corpus.split import split_corpus
+    from tario_jax.tokens.capacity import count_capacity
+
+    if options.config is None:
+        raise InputError("--capacity: depends on windows and bins; name a --config")
+    config = config_of(options)
+    split = split_corpus(Corpus.open(corpus_of(options)), config.split)
+    found = count_capacity(split.train + split.validation, config.data)
+    text = (
+        f"entries (bin, gene, count) a row of {config.data.windows_per_row} windows of {config.data.window_um:g} µm in "
+        f"bins of {config.data.bin_um:g} µm\n"
+        f"needed by the densest windows found (section {found.section}): {found.needed:,}\n"
+        f"held by data.count_capacity = {config.data.count_capacity}: {found.held:,}\n"
+        f"no row can need more than {found.most:,}"
+    )
+    if found.overflows:
+        text += f"\ntoo few: a run will stop; set --config.data.count_capacity={found.needed} or more, or 0"
+    finish(options, text, dataclasses.asdict(found) | {"overflows": found.overflows})
+    return 1 if found.overflows else 0
 
 
 def real_data(options: argparse.Namespace) -> Path:

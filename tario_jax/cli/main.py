@@ -10,12 +10,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tario_jax.cli import check, corpus, evaluate, ingest, predict, run, simulate, train
+from tario_jax.cli import bench, check, corpus, evaluate, ingest, predict, run, simulate, train
 from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "evaluate": evaluate,
+    "predict": predict, "evaluate": evaluate, "bench": bench,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 

@@ -11,6 +11,7 @@ from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.write import describe_corpus
 
 PLAUSIBLE_UM_PER_PX = (0.1, 1.2)
+COARSEST_PREVIEW_UM_PER_PX = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,9 @@ def _units(section: Section) -> Finding:
     low, high = PLAUSIBLE_UM_PER_PX
     if scale is None:
         return Finding(section.id, "units", "", "no H&E")
+    preview = bool(section.record["quality"].get("he_is_preview"))
+    if preview:  # the vendor's reduced picture, as its source said: coarse, but no misread scale
+        high = COARSEST_PREVIEW_UM_PER_PX
     if not low <= scale <= high:
         return Finding(section.id, "units", f"H&E at {scale:g} µm per px; expected {low} to {high}")
     height_px, width_px = section._array("he").shape[:2]
@@ -110,4 +114,4 @@ def _units(section: Section) -> Finding:
         inside &= (spots.y_um_N > 0) & (spots.y_um_N < section.height_um)
         if not inside.all():
             return Finding(section.id, "units", f"{int((~inside).sum())} spots lie outside the H&E")
-    return Finding(section.id, "units", "", f"{scale:g} µm per px")
+    return Finding(section.id, "units", "", f"{scale:g} µm per px" + ", the vendor's reduced picture" * preview)

@@ -18,15 +18,18 @@ Every chunk and every shard's index carries a checksum: a flipped byte is an err
 import hashlib
 import io
 import json
+import math
 import os
 import zipfile
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import tensorstore as ts
 
 from tario_jax.config import InputError
 from tario_jax.corpus.place import Place, plainly
+from tario_jax.corpus.section import BlockImage
 
 FORMAT_VERSION = 3
 DETECTION_TILE_UM = 64.0
@@ -40,30 +43,51 @@ CHUNKS = {
     "cell": ((32768,), (4194304,)),
 }
 
+_BAND_BYTES = 96 << 20  # of an image that is hashed in bands of rows
+_HASHED_BYTES = 16 << 20  # at once
+
+
+class Rows(Protocol):
+    """What the corpus takes for an array: a numpy array, or rows that lie elsewhere and are read when asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CODECS = [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}]
 # a column of place_and_gene after the other: genes, which rise within a tile, nearly vanish
 _BY_COLUMN = {"place_and_gene": [{"name": "transpose", "configuration": {"order": [1, 0]}}]}
 
 
+CACHE_BYTES = 256 << 20
+"""Of decoded chunks, for the whole process: neighbouring windows share them."""
+
+
 def _context() -> ts.Context:
-    """One cache for the process: neighbouring windows share chunks."""
-    return ts.Context({"cache_pool": {"total_bytes_limit": 256 << 20}})
+    return ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
 _CONTEXT: dict[int, ts.Context] = {}
 
 
-def _spec(place: Place) -> dict[str, Any]:
+def array_spec(place: Place) -> dict[str, Any]:
+    """TensorStore's spec of an array of a corpus."""
     # every chunk is stored, zeros too: one that is missing is an error, never zeros
     return {"driver": "zarr3", "kvstore": place.kvstore, "store_data_equal_to_fill_value": True,
             "fill_missing_data_reads": False}  # fmt: skip
 
 
-def write_array(place: Place, array: np.ndarray) -> None:
-    """Writes a whole array; the last part of its place chooses the chunks. Raises `InputError` where it cannot."""
+def write_array(place: Place, array: Rows | BlockImage) -> None:
+    """Writes a whole array, shard by shard or a row of shards at a time, so that each is written once and whole.
+
+    The last part of its place chooses the chunks. Raises `InputError` where it cannot be written.
+    """
     metadata: dict[str, Any] = {"shape": list(array.shape), "data_type": str(array.dtype)}
-    if place.name in CHUNKS and array.size:
+    rows_at_once, holds_any = max(1, array.shape[0]), 0 not in array.shape
+    if place.name in CHUNKS and holds_any:
         inner, shard = CHUNKS[place.name]
         # a shard never reaches far beyond its array: small sections stay small files
         shard = [min(s, -(-n // c) * c) for s, n, c in zip(shard, array.shape, inner, strict=True)]
@@ -71,16 +95,42 @@ def write_array(place: Place, array: np.ndarray) -> None:
                          "index_codecs": [_BYTES, {"name": "crc32c"}]}  # fmt: skip
         codecs = [{"name": "sharding_indexed", "configuration": configuration}]
         metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}}, "codecs": codecs}
+        rows_at_once = shard[0]
     else:
         shape = [max(1, n) for n in array.shape]
         metadata |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}}, "codecs": _CODECS}
-    spec = _spec(place) | {"metadata": metadata}
+    spec = array_spec(place) | {"metadata": metadata}
     try:
         store = ts.open(spec, create=True, delete_existing=True).result()
-        if array.size:
-            store.write(array).result()
+        if holds_any and isinstance(array, BlockImage):
+            writing = None
+            for part in _shards(array, shard):
+                block = array[part]  # decoded while the one before is compressed and written
+                if writing is not None:
+                    writing.result()
+                writing = store[part].write(block)
+            writing.result()
+        elif holds_any:
+            for rows, part in _parts(array, rows_at_once):
+                store[rows].write(part).result()
+    except InputError:  # the slide's own: it could not be read
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{place}: could not be written: {plainly(error)}") from None
+
+
+def _shards(image: BlockImage, shard: list[int]) -> Iterator[tuple[slice, slice]]:
+    for top in range(0, image.height_px, shard[0]):
+        for left in range(0, image.width_px, shard[1]):
+            yield (slice(top, min(top + shard[0], image.height_px)),
+                   slice(left, min(left + shard[1], image.width_px)))  # fmt: skip
+
+
+def stored_image(place: Place) -> BlockImage:
+    """An image that was written, to be read again block by block."""
+    store = open_array(place)
+    height_px, width_px, _ = store.shape
+    return BlockImage(height_px, width_px, lambda *part: result_of(store[part].read(), place))
 
 
 def open_array(place: Place) -> ts.TensorStore:
@@ -88,7 +138,7 @@ def open_array(place: Place) -> ts.TensorStore:
     process = os.getpid()  # a context does not survive a fork
     context = _CONTEXT.setdefault(process, _context())
     try:
-        return ts.open(_spec(place), open=True, read=True, context=context).result()
+        return ts.open(array_spec(place), open=True, read=True, context=context).result()
     except (ValueError, RuntimeError, OSError) as error:
         raise damaged(place, error) from None
 
@@ -140,11 +190,31 @@ def read_json(place: Place) -> dict[str, Any]:
         raise InputError(f"{place}: is not whole JSON ({error}); restore it or ingest again") from None
 
 
-def array_sha256(arrays: dict[str, np.ndarray]) -> str:
-    """Hash of names, shapes, types and values: what a section holds, however it is compressed."""
+def array_sha256(arrays: dict[str, Rows | BlockImage]) -> str:
+    """Hash of names, shapes, types and values row by row: what a section holds, however it is read or compressed."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data if array.size else b"")
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+        if isinstance(array, BlockImage):
+            parts = _bands(array)
+        else:
+            parts = (part for _, part in _parts(array, max(1, _HASHED_BYTES // max(1, row_bytes))))
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).data if part.size else b"")
     return digest.hexdigest()
+
+
+def _bands(image: BlockImage) -> Iterator[np.ndarray]:
+    """The image from top to bottom, in bands of whole inner chunks: each of them is read once."""
+    step = CHUNKS["he"][0][0]
+    step *= max(1, _BAND_BYTES // (step * max(1, image.width_px) * 3))
+    for top in range(0, image.height_px, step):
+        yield image[top : top + step, :]
+
+
+def _parts(array: Rows, rows_at_once: int) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, array.shape[0], rows_at_once):
+        rows = slice(start, min(start + rows_at_once, array.shape[0]))
+        yield rows, array[rows]

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from tario_jax.panel import Panel
 
 TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
 _TABLE = "detections/place_and_gene"
+_TILE_STEPS = 1 << 16
+Places = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
 class Section:
@@ -62,15 +64,44 @@ class Section:
         return self.record["he_um_per_px"]
 
     @property
+    def he_full_um_per_px(self) -> float | None:
+        """Of the full-resolution image that the stored H&E comes from: a slide may be stored in means of its pixels."""
+        return self.record["quality"].get("he_full_um_per_px", self.he_um_per_px)
+
+    @property
     def he_origin_px(self) -> tuple[float, float]:
         """Where the stored H&E begins (x, y) in the full-resolution image that it was cut from."""
         quality = self.record["quality"]
         return quality.get("he_origin_x_px", 0.0), quality.get("he_origin_y_px", 0.0)
 
     @property
+    def he_shape_px(self) -> tuple[int, int]:
+        """(height, width) of the stored H&E."""
+        return tuple(self._array("he").shape[:2])
+
+    @property
     def has_detections(self) -> bool:
         """Whether there are transcripts at places, as against spots or an H&E alone."""
         return self.holds(_TABLE)
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether there are transcripts or spots, as against an H&E alone: something to learn or to be measured on."""
+        return self.has_detections or self.holds("spots/place")
+
+    @property
+    def place_precision_um(self) -> float:
+        """Side of the square within which the place of a detection is known; 0 where the assay gives the place."""
+        return self.record["quality"].get("place_precision_um", 0.0)
+
+    def check_bins(self, bin_um: float) -> None:
+        """Raises `InputError` where bins of this side are too small for what is known of the places."""
+        least_um = 2 * self.place_precision_um
+        if self.has_detections and bin_um < least_um:
+            raise InputError(
+                f"section {self.id!r}: places are known to squares of {self.place_precision_um:g} µm only; bins "
+                f"of {bin_um:g} µm are too small for it; expected at least {least_um:g} µm, or smaller squares ingested"
+            )
 
     def holds(self, name: str) -> bool:
         return name in self.record["arrays"]
@@ -143,45 +174,66 @@ class Section:
         self, x_um: float, y_um: float, width_um: float, height_um: float, *, flags: bool = False
     ) -> Callable[[], Detections]:
         """Starts to read `detections`; what comes back waits for them."""
-        if not self.has_detections:
-            raise InputError(f"section {self.id!r}: has no detections")
+        optional = {"in_nucleus_D": "detections/nucleus", "cell_D": "detections/cell"} if flags else {}
+        optional = {field: name for field, name in optional.items() if self.holds(name)}
+        end_places = self.begin_places(x_um, y_um, width_um, height_um, tuple(optional.values()))
+
+        def end() -> Detections:
+            parts = list(end_places())
+            x_step_D, y_step_D, gene_D = (np.concatenate([np.zeros(0, kind), *(part[axis] for part in parts)])
+                                          for axis, kind in enumerate((np.int32, np.int32, np.uint16)))  # fmt: skip
+            # float64: beyond 8 mm a float32 place can round onto its tile's edge, and fall between two windows
+            x, y = ((step_D + 0.5) / layout.PLACE_STEPS_PER_UM for step_D in (x_step_D, y_step_D))
+            inside = (x >= x_um) & (x < x_um + width_um) & (y >= y_um) & (y < y_um + height_um)
+            further = {field: np.concatenate([np.zeros(0, np.int8), *(part[3][name] for part in parts)])[inside]
+                       for field, name in optional.items()}  # fmt: skip
+            if "in_nucleus_D" in further:
+                further["in_nucleus_D"] = further["in_nucleus_D"].astype(bool)
+            return Detections(x[inside], y[inside], gene_D[inside].astype(np.int32), **further)
+
+        return end
+
+    def tile_runs(
+        self, x_um: float, y_um: float, width_um: float, height_um: float
+    ) -> list[tuple[int, np.ndarray, slice]]:
+        """(row, detections by tile, their slice) of each row of tiles that a box touches: they lie side by side."""
         side = layout.DETECTION_TILE_UM
         columns, rows = int(np.ceil(self.width_um / side)), int(np.ceil(self.height_um / side))
         column0, column1 = int(max(x_um // side, 0)), int(min(np.ceil((x_um + width_um) / side), columns))
         row0, row1 = int(max(y_um // side, 0)), int(min(np.ceil((y_um + height_um) / side), rows))
         offset = self._whole("detections/offset")
-        optional = {"in_nucleus_D": "detections/nucleus", "cell_D": "detections/cell"} if flags else {}
-        optional = {field: name for field, name in optional.items() if self.holds(name)}
-        runs = []
-        for row in range(row0, row1):  # the tiles of a row lie side by side: one read each
+        found = []
+        for row in range(row0, row1):
             ends = offset[row * columns + column0 : row * columns + max(column1, column0) + 1]
             if len(ends) > 1 and ends[-1] > ends[0]:
-                run = slice(int(ends[0]), int(ends[-1]))
-                readings = {name: self._begin(name, self._array(name)[run]) for name in (_TABLE, *optional.values())}
-                runs.append((row, np.diff(ends), readings))
+                found.append((row, np.diff(ends), slice(int(ends[0]), int(ends[-1]))))
+        return found
 
-        def end() -> Detections:
-            if not runs:
-                return Detections(np.zeros(0), np.zeros(0), np.zeros(0, np.int32))
-            # float64: beyond 8 mm a float32 place can round onto its tile's edge, and fall between two windows
-            corners = np.arange(column0, column1) * side
-            x_parts, y_parts, gene_parts = [], [], []
+    def begin_places(
+        self, x_um: float, y_um: float, width_um: float, height_um: float, others: tuple[str, ...] = ()
+    ) -> Callable[[], Iterator[Places]]:
+        """Starts to read the detections of all tiles that a box touches, as they are stored; what comes back waits.
+
+        It gives, row of tiles by row of tiles, (x_step_D, y_step_D, gene_D, further arrays by name): int32 steps of
+        1/1024 µm from the section's corner (the detection lies in the middle of its step), and uint16 genes. Detections
+        beyond the box are among them.
+        """
+        if not self.has_detections:
+            raise InputError(f"section {self.id!r}: has no detections")
+        runs = [
+            (row, in_tile, {name: self._begin(name, self._array(name)[run]) for name in (_TABLE, *others)})
+            for row, in_tile, run in self.tile_runs(x_um, y_um, width_um, height_um)
+        ]
+        first_column = int(max(x_um // layout.DETECTION_TILE_UM, 0))
+
+        def end() -> Iterator[Places]:
             for row, in_tile, readings in runs:
                 table = readings[_TABLE]()
-                gene_parts.append(table[:, 2])
-                steps = table[:, :2].astype(np.float64)
-                steps += 0.5
-                steps /= layout.PLACE_STEPS_PER_UM
-                x_parts.append(steps[:, 0] + np.repeat(corners, in_tile))
-                y_parts.append(steps[:, 1] + row * side)
-            x, y = np.concatenate(x_parts), np.concatenate(y_parts)
-            inside = (x >= x_um) & (x < x_um + width_um) & (y >= y_um) & (y < y_um + height_um)
-            genes = np.concatenate(gene_parts)[inside].astype(np.int32)
-            further = {}
-            for field, name in optional.items():
-                values = np.concatenate([readings[name]() for *_, readings in runs])[inside]
-                further[field] = values.astype(bool) if field == "in_nucleus_D" else values
-            return Detections(x[inside], y[inside], genes, **further)
+                corners = (first_column + np.arange(len(in_tile), dtype=np.int32)) * _TILE_STEPS
+                x_step_D, y_step_D = np.repeat(corners, in_tile), table[:, 1].astype(np.int32)
+                x_step_D += table[:, 0]
+                y_step_D += np.int32(row * _TILE_STEPS)
+                yield x_step_D, y_step_D, table[:, 2], {name: readings[name]() for name in others}
 
         return end
 

@@ -70,11 +70,20 @@ def area_resample(pixels: np.ndarray, top: float, left: float, scale: float, sid
         part = pixels[y : y + side_px * factor, x : x + side_px * factor]
         if factor == 1:
             return part
-        total = sum(part[i::factor, j::factor].astype(np.uint32) for i in range(factor) for j in range(factor))
-        return ((total + factor * factor // 2) // (factor * factor)).astype(np.uint8)
+        return square_means(part, factor)
     rows = _edge_sums(pixels.astype(np.float32), top, scale, side_px)
     both = _edge_sums(np.ascontiguousarray(rows.transpose(1, 0, 2)), left, scale, side_px).transpose(1, 0, 2)
     return np.clip(np.rint(both / (scale * scale)), 0, 255).astype(np.uint8)
+
+
+def square_means(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Means of squares of `factor` px: uint8 [H, W, 3] to uint8 [H / factor, W / factor, 3]; both must divide."""
+    total = np.full((pixels.shape[0] // factor, pixels.shape[1] // factor, 3), factor * factor // 2, np.uint32)
+    for i in range(factor):
+        for j in range(factor):
+            total += pixels[i::factor, j::factor]
+    total //= factor * factor
+    return total.astype(np.uint8)
 
 
 def box_means(values: np.ndarray, um_per_px: float, x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> np.ndarray:

@@ -6,6 +6,7 @@ H&E image (or of the measured area where there is no H&E).
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,35 @@ import scipy.spatial
 from tario_jax.config import InputError
 
 Registration = Literal["same_section_after", "same_section_before", "adjacent", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockImage:
+    """An H&E image that is read block by block and is never in memory as a whole: `image[top:bottom, left:right]`.
+
+    read: uint8 [rows, columns, 3] of two slices, both with start and stop, within the image and not empty.
+    """
+
+    height_px: int
+    width_px: int
+    read: Callable[[slice, slice], np.ndarray]
+    dtype = np.dtype(np.uint8)
+    ndim = 3
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height_px, self.width_px, 3
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+        spans = [span.indices(size) for span, size in zip(part, self.shape[:2], strict=True)]
+        rows, columns = (slice(start, max(start, stop)) for start, stop, _ in spans)
+        shape = rows.stop - rows.start, columns.stop - columns.start, 3
+        if 0 in shape:
+            return np.zeros(shape, np.uint8)
+        block = self.read(rows, columns)
+        if (block.shape, block.dtype) != (shape, self.dtype):
+            raise RuntimeError(f"a block of {block.dtype} {block.shape} was read; expected uint8 {shape}")
+        return block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +61,40 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.gene_D)
+
+    def __iter__(self) -> Iterator["Detections"]:
+        """As `DetectionBlocks`: one block."""
+        yield self
+
+    def map(self, change: Callable[["Detections"], "Detections"]) -> "Detections":
+        return change(self)
+
+    def gathered(self) -> "Detections":
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionBlocks:
+    """Detections that are never all in memory: each iteration reads them anew, block by block, in the file's order.
+
+    `read()` begins such an iteration. All blocks hold the same optional arrays. `map` changes every block when its
+    turn comes, and may drop rows; an adapter that renumbers genes is
+    `blocks.map(lambda block: dataclasses.replace(block, gene_D=position_G[block.gene_D]))`.
+    """
+
+    read: Callable[[], Iterator[Detections]]
+
+    def __iter__(self) -> Iterator[Detections]:
+        return self.read()
+
+    def map(self, change: Callable[[Detections], Detections]) -> "DetectionBlocks":
+        return DetectionBlocks(lambda: map(change, self.read()))
+
+    def gathered(self) -> Detections:
+        """All of them in memory, for sections that are known to be small."""
+        blocks = list(self)
+        arrays = [[getattr(block, field.name) for block in blocks] for field in dataclasses.fields(Detections)]
+        return Detections(*(None if parts[0] is None else np.concatenate(parts) for parts in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +143,8 @@ class SectionData:
     width_um: float
     height_um: float
     he_um_per_px: float | None = None  # of `he`
-    he: np.ndarray | None = None  # uint8 [H, W, 3]
-    detections: Detections | None = None
+    he: np.ndarray | BlockImage | None = None  # uint8 [H, W, 3]
+    detections: Detections | DetectionBlocks | None = None
     spots: Spots | None = None
     measured: np.ndarray | None = None  # bool [rows, columns] mask of the imaged area; None: all of it
     measured_um_per_px: float = 4.0  # of `measured`

@@ -64,6 +64,7 @@ def write_split(root: Place, sides: Mapping[str, str]) -> None:
 def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
     """Splits by the config's lists, or by the corpus's `split.tsv` where they are empty.
 
+    A section of H&E alone, whoever its patient is, stands on no side: nothing of it can be learnt or measured.
     Raises `InputError` where a patient (or section) is unknown, stands on two sides, or a side is empty.
     """
     lists = {side: getattr(config, side) for side in SIDES}
@@ -82,7 +83,7 @@ def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
     sides: dict[str, list[Section]] = {side: [] for side in SIDES}
     for section in corpus.sections:
         side = assigned.get(section.id if unit == "section" else section.patient)
-        if side is not None:
+        if side is not None and section.has_counts:
             sides[side].append(section)
     for side in ("train", "held_out"):
         if not sides[side]:

@@ -5,9 +5,11 @@ A killed ingest therefore leaves nothing half-read, and running it again continu
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,8 @@ from tario_jax.config import InputError
 from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import TABLES, Corpus
-from tario_jax.corpus.section import Detections, SectionData, Spots
+from tario_jax.corpus.section import BlockImage, SectionData, Spots
+from tario_jax.corpus.sort import check_genes, sorted_detections
 from tario_jax.corpus.split import write_split
 from tario_jax.panel import Panel
 
@@ -28,7 +31,10 @@ DENSEST_TILES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 
 
 def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str, Any]) -> None:
-    """Notes what goes into the corpus; something else in a folder that holds sections is refused."""
+    """Notes what goes into the corpus; something else in a folder that holds sections is refused.
+
+    A corpus of real tissue may hold sections of several sources: kind and panel must agree, and all are noted.
+    """
     root = Place(root)
     if root.local is not None and root.local.is_file():
         raise InputError(f"{root}: is a file; expected a folder")
@@ -39,14 +45,25 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
     if note.exists():
         before = layout.read_json(note)
         different = [name for name, value in begun.items() if before.get(name) != value]
-        if different and any(name.endswith("/seal.json") for name in (root / "sections").below()):
-            name = different[0]
-            raise InputError(f"{note}: was begun with {name} = {before.get(name)!r}, now {begun[name]!r}; use another "
-                             "folder or delete this one")  # fmt: skip
+        if different and holds_sections(root):
+            if different == ["source"] and kind == "real":
+                also = before.get("also", [])
+                begun |= {"source": before["source"], "also": also if source in also else [*also, source]}
+            else:
+                name = different[0]
+                raise InputError(f"{note}: was begun with {name} = {before.get(name)!r}, now {begun[name]!r}; use "
+                                 "another folder or delete this one")  # fmt: skip
+        elif not different and "also" in before:
+            begun["also"] = before["also"]
     elif root.below():
         raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
     layout.write_json(note, begun)  # first: from here on the folder is known as a corpus, whenever it is stopped
     (root / "panel.tsv").write(panel.to_text().encode())
+
+
+def holds_sections(root: Place | Path) -> bool:
+    """Whether a section is sealed there, be the corpus finished or not."""
+    return any(name.endswith("/seal.json") for name in (Place(root) / "sections").below())
 
 
 def section_is_sealed(root: Place | Path, section_id: str) -> bool:
@@ -56,9 +73,9 @@ def section_is_sealed(root: Place | Path, section_id: str) -> bool:
 def same_as_sealed(root: Place | Path, panel: Panel, kind: Kind, section: SectionData) -> bool:
     """Whether the sealed section of that name is what `write_section` would write."""
     seal = layout.read_json(Place(root) / f"sections/{section.section_id}/seal.json")
-    arrays = _arrays(section, panel)
-    record = json.loads(json.dumps(_record(section, kind, arrays)))
-    return (seal["record"], seal["content"]) == (record, layout.array_sha256(arrays))
+    with _arrays(section, panel, Place(root)) as arrays:
+        record = json.loads(json.dumps(_record(section, kind, arrays)))
+        return seal["record"] == record and seal["content"] == layout.array_sha256(arrays)
 
 
 def write_section(root: Place | Path, panel: Panel, kind: Kind, section: SectionData) -> None:
@@ -68,20 +85,23 @@ def write_section(root: Place | Path, panel: Panel, kind: Kind, section: Section
     place = Place(root) / f"sections/{section.section_id}"
     (place / "seal.json").remove()  # first: what is half removed is not sealed
     place.remove_below()
-    arrays = _arrays(section, panel)
-    for name, array in arrays.items():
-        layout.write_array(place / name, array)
+    with _arrays(section, panel, Place(root)) as arrays:
+        for name, array in arrays.items():
+            layout.write_array(place / name, array)
+        if isinstance(section.he, BlockImage):
+            arrays["he"] = layout.stored_image(place / "he")  # hashed as stored: a slide is decoded once
+        record, content = _record(section, kind, arrays), layout.array_sha256(arrays)
     if section.truth:
         layout.write_truth(place / "truth.npz", section.truth)
     files = {name: (place / name).sha256() for name in place.below()}
     layout.write_json(
         place / "seal.json",
-        {"format_version": layout.FORMAT_VERSION, "panel_hash": panel.hash, "record": _record(section, kind, arrays),
-         "content": layout.array_sha256(arrays), "files": files},
+        {"format_version": layout.FORMAT_VERSION, "panel_hash": panel.hash, "record": record, "content": content,
+         "files": files},
     )  # fmt: skip
 
 
-def _record(section: SectionData, kind: Kind, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _record(section: SectionData, kind: Kind, arrays: dict[str, layout.Rows]) -> dict[str, Any]:
     return {
         "arrays": sorted(arrays),
         "section": section.section_id,
@@ -92,7 +112,7 @@ def _record(section: SectionData, kind: Kind, arrays: dict[str, np.ndarray]) -> 
         "height_um": float(section.height_um),
         "he_um_per_px": section.he_um_per_px,
         "measured_um_per_px": float(section.measured_um_per_px),
-        "detections": len(section.detections) if section.detections is not None else 0,
+        "detections": int(arrays["detections/offset"][-1]) if section.detections is not None else 0,
         "spots": len(section.spots) if section.spots is not None else 0,
         "spot_diameter_um": section.spots.diameter_um if section.spots is not None else None,
         "densest": _densest(arrays["detections/offset"], section.width_um) if section.detections is not None else [],
@@ -179,65 +199,35 @@ def describe_corpus(root: Place, panel: Panel, kind: str, seals: dict[str, dict[
     }
 
 
-def _arrays(section: SectionData, panel: Panel) -> dict[str, np.ndarray]:
-    """What the seal covers, by path below the section's folder."""
+@contextlib.contextmanager
+def _arrays(section: SectionData, panel: Panel, root: Place) -> Iterator[dict[str, layout.Rows]]:
+    """What the seal covers, by path below the section's folder. Those of detections may lie on a disk meanwhile."""
     where = f"section {section.section_id!r}"
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, layout.Rows] = {}
     totals_G = np.zeros(len(panel), np.int64)
-    if section.he is not None:
-        arrays["he"] = section.he
-    if section.measured is not None:
-        arrays["measured"] = section.measured.astype(np.uint8)
-    if section.measured_gene_G is not None:
-        arrays["measured_genes"] = section.measured_gene_G.astype(np.uint8)
-    if section.detections is not None:
-        _check_genes(section.detections.gene_D, panel, where)
-        arrays |= _detections(section.detections, section.width_um, section.height_um, where)
-        totals_G += np.bincount(section.detections.gene_D, minlength=len(panel))
-    if section.spots is not None:
-        _check_genes(section.spots.gene_E, panel, where)
-        arrays |= _spots(section.spots)
-        totals_G += np.bincount(section.spots.gene_E, section.spots.count_E, len(panel)).astype(np.int64)
-    arrays["gene_totals"] = totals_G
-    if section.measured_gene_G is not None and totals_G[~section.measured_gene_G.astype(bool)].any():
-        gene = int(np.flatnonzero((totals_G > 0) & ~section.measured_gene_G.astype(bool))[0])
-        raise InputError(f"{where}: holds counts of {panel.symbols[gene]!r}, a gene that it is said not to measure")
-    return arrays
-
-
-def _check_genes(genes: np.ndarray, panel: Panel, where: str) -> None:
-    if genes.size and not 0 <= genes.min() <= genes.max() < len(panel):
-        raise InputError(f"{where}: gene numbers {genes.min()}..{genes.max()}; the panel has {len(panel)} genes")
-
-
-def _detections(detections: Detections, width_um: float, height_um: float, where: str) -> dict[str, np.ndarray]:
-    x_um, y_um = np.asarray(detections.x_um_D, np.float64), np.asarray(detections.y_um_D, np.float64)
-    # a place on the far edge belongs to the section: vendors' extents are those of their outermost detections
-    outside = int(np.sum(~((x_um >= 0) & (x_um <= width_um) & (y_um >= 0) & (y_um <= height_um))))
-    if outside:
-        raise InputError(
-            f"{where}: {outside} of {len(x_um)} detections lie outside its {width_um:g} x {height_um:g} µm; "
-            "check the unit and the origin of the places"
-        )
-    side = layout.DETECTION_TILE_UM
-    columns, rows = int(np.ceil(width_um / side)), int(np.ceil(height_um / side))
-    column_D = np.minimum(x_um // side, columns - 1).astype(np.int64)
-    row_D = np.minimum(y_um // side, rows - 1).astype(np.int64)
-    tile_D = row_D * columns + column_D
-    order = np.lexsort((detections.gene_D, tile_D))
-    place = np.stack([x_um - column_D * side, y_um - row_D * side], 1) * layout.PLACE_STEPS_PER_UM
-    table = np.empty((len(order), 3), np.uint16)
-    table[:, :2] = np.minimum(np.floor(place), 65535)[order]
-    table[:, 2] = detections.gene_D[order]
-    arrays = {
-        "detections/place_and_gene": table,
-        "detections/offset": np.searchsorted(tile_D[order], np.arange(rows * columns + 1)).astype(np.int64),
-    }
-    if detections.in_nucleus_D is not None:
-        arrays["detections/nucleus"] = detections.in_nucleus_D.astype(np.uint8)[order]
-    if detections.cell_D is not None:
-        arrays["detections/cell"] = detections.cell_D.astype(np.int32)[order]
-    return arrays
+    with contextlib.ExitStack() as spilled:
+        if section.he is not None:
+            arrays["he"] = section.he
+        if section.measured is not None:
+            arrays["measured"] = section.measured.astype(np.uint8)
+        if section.measured_gene_G is not None:
+            arrays["measured_genes"] = section.measured_gene_G.astype(np.uint8)
+        if section.detections is not None:
+            found, counted_G = spilled.enter_context(
+                sorted_detections(section.detections, len(panel), section.width_um, section.height_um, where,
+                                  spill_into=root.local)
+            )  # fmt: skip
+            arrays |= found
+            totals_G += counted_G
+        if section.spots is not None:
+            check_genes(section.spots.gene_E, len(panel), where)
+            arrays |= _spots(section.spots)
+            totals_G += np.bincount(section.spots.gene_E, section.spots.count_E, len(panel)).astype(np.int64)
+        arrays["gene_totals"] = totals_G
+        if section.measured_gene_G is not None and totals_G[~section.measured_gene_G.astype(bool)].any():
+            gene = int(np.flatnonzero((totals_G > 0) & ~section.measured_gene_G.astype(bool))[0])
+            raise InputError(f"{where}: holds counts of {panel.symbols[gene]!r}, a gene that it is said not to measure")
+        yield arrays
 
 
 def _densest(offset: np.ndarray, width_um: float) -> list[list[float]]:

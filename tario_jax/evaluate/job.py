@@ -18,6 +18,7 @@ from tario_jax.evaluate.report import banners, write_report
 from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate, plain
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
+from tario_jax.tokens.capacity import refuse_fine_bins
 from tario_jax.virtual.genes import null_symbols
 from tario_jax.virtual.section import truth_rates
 
@@ -58,6 +59,7 @@ def evaluate_checkpoint(
     if bin_um is not None and all(section.spots is not None for section in usable):
         raise InputError(f"corpus {corpus.root}: is measured in spots, which are predicted as they are; leave out "
                          "the side of bins")  # fmt: skip
+    refuse_fine_bins(usable, side_um, force=provenance.config.data.force_adjacent)
     common = _common_genes(predictor, corpus)
     if len(common.symbols) < len(predictor.panel) or len(common.symbols) < len(corpus.panel):
         say(
@@ -138,6 +140,7 @@ def section_table(
         kept, measured_N = np.arange(len(x_um_N)), np.ones(len(x_um_N), np.float32)
         truth = {}
     else:
+        section.check_bins(bin_um)
         columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
         x_um_N, y_um_N = grid_places(columns, rows, bin_um)
         measured_N = section.measured_share(x_um_N, y_um_N, bin_um)

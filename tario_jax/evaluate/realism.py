@@ -241,7 +241,7 @@ def read_aperio(path: Path) -> tuple[np.ndarray, float]:
 def _window(data: SectionData, genes: int) -> tuple[Counted, tuple[int, int]]:
     """A real window in bins of 18 µm that are at least 90 % measured, and its (columns, rows)."""
     columns, rows = (int(np.ceil(side_um / BIN_UM)) for side_um in (data.width_um, data.height_um))
-    counts_NxG = grid_counts(data.detections, genes, columns, rows, BIN_UM, BIN_UM)
+    counts_NxG = grid_counts(data.detections.gathered(), genes, columns, rows, BIN_UM, BIN_UM)
     x_um_N, y_um_N = grid_places(columns, rows, BIN_UM)
     mask = np.ones((rows, columns)) if data.measured is None else data.measured.astype(np.float32)
     mask_um = BIN_UM if data.measured is None else data.measured_um_per_px

@@ -15,7 +15,7 @@ from tario_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
-from tario_jax.tokens.pipeline import densest_spots
+from tario_jax.tokens.capacity import densest_spots
 from tario_jax.tokens.window import read_window
 from tario_jax.train.checkpoint import Checkpoints, Provenance, find_checkpoint
 from tario_jax.train.state import abstract_state, make_optimiser, to_devices
@@ -113,7 +113,7 @@ class Predictor:
             )
         names = section.spots.name_N if section.spots is not None else ()
         return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
-                        section.he_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
+                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
 
     def _window(self, section, corner: tuple[float, float], data: DataConfig):
         window = read_window(section, *corner, data, with_counts=False)

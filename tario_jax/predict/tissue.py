@@ -31,6 +31,7 @@ class ImageSection:
                 "(pass force=True if this is what the scanner did)"
             )
         self._pixels, self.he_um_per_px, self.id = image[..., :3], float(um_per_px), name
+        self.he_full_um_per_px = self.he_um_per_px
         self.height_um, self.width_um = (size * self.he_um_per_px for size in image.shape[:2])
         self.measured_gene_G = np.ones(genes, bool)
 

@@ -1,1 +1,1 @@
-"""What a user has, into a corpus: spots, Xenium, CosMx; the registration check."""
+"""What a user has, into a corpus: spots, Xenium, CosMx, whole slides; the registration check."""

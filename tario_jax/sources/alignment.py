@@ -19,12 +19,13 @@ _MAX_MISS_UM = 20.0  # of a key point, at the median
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """The affine from H&E px to morphology px (3×3), and µm per morphology px."""
+    """The affine from H&E px to px of the assay's frame (3×3), and µm per px of that frame."""
 
     path: Path
     affine: np.ndarray
     pixel_um: float
     note: str = ""
+    frame: str = "morphology px"
 
     @functools.cached_property
     def um_per_px(self) -> float:
@@ -39,6 +40,17 @@ class Alignment:
         inverse = np.linalg.inv(self.affine)
         return (place_um_Nx2 / self.pixel_um) @ inverse[:2, :2].T + inverse[:2, 2]
 
+    def checked(self) -> "Alignment":
+        """Itself. Raises `InputError` where no H&E has such a scale or shear."""
+        scale = np.linalg.svd(self.affine[:2, :2], compute_uv=False)
+        if not _UM_PER_PX[0] <= self.um_per_px <= _UM_PER_PX[1] or scale[1] < 0.9 * scale[0]:
+            raise InputError(
+                f"{self.path}: gives {self.um_per_px:.3g} µm per px of H&E and scales of {scale[0]:.3g} and "
+                f"{scale[1]:.3g}; expected {_UM_PER_PX[0]} to {_UM_PER_PX[1]} µm per px and equal scales: "
+                f"the affine from H&E px to {self.frame}"
+            )
+        return self
+
 
 def read_alignment(path: Path, pixel_um: float) -> Alignment:
     """Reads either form of the vendor's file: a 3×3 affine without header, or key points with one.
@@ -50,18 +62,12 @@ def read_alignment(path: Path, pixel_um: float) -> Alignment:
     if set(_KEY_POINTS) <= set(names):
         alignment = _from_key_points(path, pixel_um)
     else:
-        alignment = Alignment(path, _read_affine(path), pixel_um)
-    scale = np.linalg.svd(alignment.affine[:2, :2], compute_uv=False)
-    if not _UM_PER_PX[0] <= alignment.um_per_px <= _UM_PER_PX[1] or scale[1] < 0.9 * scale[0]:
-        raise InputError(
-            f"{path}: gives {alignment.um_per_px:.3g} µm per px of H&E and scales of {scale[0]:.3g} and "
-            f"{scale[1]:.3g}; expected {_UM_PER_PX[0]} to {_UM_PER_PX[1]} µm per px and equal scales: "
-            "the affine from H&E px to morphology px"
-        )
-    return alignment
+        alignment = Alignment(path, read_affine(path), pixel_um)
+    return alignment.checked()
 
 
-def _read_affine(path: Path) -> np.ndarray:
+def read_affine(path: Path) -> np.ndarray:
+    """A 3×3 affine without header, its numbers apart by commas."""
     try:
         affine = np.array([[float(value) for value in line.split(",")] for line in path.read_text().split()])
     except (ValueError, UnicodeDecodeError):

@@ -96,4 +96,6 @@ def registration_of(section: Section) -> RegistrationReport:
         )
     found = section.all_detections()
     inside = np.ones(len(found), bool) if found.in_nucleus_D is None else found.in_nucleus_D
-    return check_registration(he, scale, found.x_um_D[inside], found.y_um_D[inside])
+    quality = section.record["quality"]
+    field_um = (quality["fov_width_um"], quality["fov_height_um"]) if "fov_width_um" in quality else None
+    return check_registration(he, scale, found.x_um_D[inside], found.y_um_D[inside], field_um=field_um)

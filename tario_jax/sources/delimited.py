@@ -1,5 +1,6 @@
 """Delimited text files through pyarrow, where every mistake in a file becomes one line."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from tario_jax.config import InputError
+
+_BLOCK_BYTES = 1 << 24  # of text that is parsed at once
 
 
 def one_file(folder: Path, *patterns: str) -> Path:
@@ -64,25 +67,46 @@ def read_columns(path: Path, types: dict[str, pa.DataType], delimiter: str = ","
     return dict(zip(types, table.columns, strict=True))
 
 
+def column_batches(
+    path: Path, types: dict[str, pa.DataType], delimiter: str = ","
+) -> Iterator[dict[str, pa.ChunkedArray]]:
+    """As `read_columns`, some hundred thousand rows at a time: for files that are larger than memory."""
+    names = header(path, delimiter)
+    require_columns(path, names, tuple(types))
+    positions = {names.index(name): kind for name, kind in types.items()}
+    try:
+        with csv.open_csv(path, *_options(names, positions, delimiter)) as reader:
+            for batch in reader:
+                yield dict(zip(types, pa.Table.from_batches([batch]).columns, strict=True))
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" not in str(error):  # a header and no row
+            raise _invalid(path, names, str(error).splitlines()[0]) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def read_table(path: Path, names: list[str], types: dict[int, pa.DataType], delimiter: str) -> pa.Table:
     """Columns by position, so that a header that holds a name twice does no harm. Columns come in `types`' order."""
-    by_position = [str(position) for position in range(len(names))]
     try:
-        return csv.read_csv(
-            path,
-            csv.ReadOptions(column_names=by_position, skip_rows=1, block_size=1 << 24),
-            csv.ParseOptions(delimiter=delimiter),
-            csv.ConvertOptions(
-                column_types={str(position): kind for position, kind in types.items()},
-                include_columns=[str(position) for position in types],
-                strings_can_be_null=True,
-                null_values=[""],  # NA may be a name; in a column of numbers it is refused
-            ),
-        )
+        return csv.read_csv(path, *_options(names, types, delimiter))
     except pa.ArrowInvalid as error:
         raise _invalid(path, names, str(error).splitlines()[0]) from None
     except OSError as error:
         raise _unreadable(path, error) from None
+
+
+def _options(names: list[str], types: dict[int, pa.DataType], delimiter: str) -> tuple:
+    by_position = [str(position) for position in range(len(names))]
+    return (
+        csv.ReadOptions(column_names=by_position, skip_rows=1, block_size=_BLOCK_BYTES),
+        csv.ParseOptions(delimiter=delimiter),
+        csv.ConvertOptions(
+            column_types={str(position): kind for position, kind in types.items()},
+            include_columns=[str(position) for position in types],
+            strings_can_be_null=True,
+            null_values=[""],  # NA may be a name; in a column of numbers it is refused
+        ),
+    )
 
 
 def _invalid(path: Path, names: list[str], message: str) -> InputError:
@@ -114,3 +138,26 @@ def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
         joined = pa.concat_arrays(joined.chunks) if joined.num_chunks else pa.array([], column.type)
     names = [name.decode() if isinstance(name, bytes) else str(name) for name in joined.dictionary.to_pylist()]
     return joined.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32), names
+
+
+class Names:
+    """Distinct names in the order in which they come, over any number of batches.
+
+    `nothing`: names that stand for no name, such as that of no cell.
+    """
+
+    def __init__(self, nothing: frozenset[str] = frozenset()):
+        self._nothing = nothing
+        self._code: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._code)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._code)
+
+    def codes(self, column: pa.ChunkedArray) -> np.ndarray:
+        """Position of each row's name among the distinct ones, int32; −1 for null."""
+        local_N, names = codes(column)
+        code = [-1 if name in self._nothing else self._code.setdefault(name, len(self._code)) for name in names]
+        return np.array([*code, -1], np.int32)[local_N]  # the last entry serves −1

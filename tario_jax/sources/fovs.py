@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from tario_jax.config import InputError
 from tario_jax.sources.delimited import header, numbers, read_columns
+from tario_jax.sources.fov_survey import DOWN_START, GLOBAL, LOCAL, UP_START, X_START, FovSurvey
 
 _MISS_PX = 2.0  # between a place and what its FOV says
 _EDGE = 0.02  # of an FOV's side: detections thin out towards its edge
@@ -20,6 +21,7 @@ class Frame:
     um_per_px: float
     assumed: bool  # µm per px is the vendor's default, not of this file
     box_px_Fx4: np.ndarray
+    fov_px: tuple[float, float]  # width and height of an FOV, as far as detections reach
     notes: tuple[str, ...]
 
     @property
@@ -35,12 +37,12 @@ class Frame:
         left, top = self.box_px_Fx4[:, 0].min(), self.box_px_Fx4[:, 3].max()
         return (global_px_Nx2[:, 0] - left) * self.um_per_px, (top - global_px_Nx2[:, 1]) * self.um_per_px
 
-    def measured(self, um_per_px: float) -> np.ndarray:
-        """bool [rows, columns] at `um_per_px`: px whose centre an FOV covers."""
-        rows, columns = (int(np.ceil(side / um_per_px)) for side in (self.height_um, self.width_um))
-        # the last row and column reach beyond the section: their centres are held inside it
-        y_um = np.minimum((np.arange(rows) + 0.5) * um_per_px, self.height_um)
-        x_um = np.minimum((np.arange(columns) + 0.5) * um_per_px, self.width_um)
+    def measured(self, um_per_px: float, origin_um: np.ndarray, end_um: np.ndarray) -> np.ndarray:
+        """bool [rows, columns] of the extent at `um_per_px`: px whose centre an FOV covers."""
+        columns, rows = np.ceil((end_um - origin_um) / um_per_px).astype(int)
+        # the last row and column reach beyond the extent: their centres are held inside it
+        x_um = np.minimum(origin_um[0] + (np.arange(columns) + 0.5) * um_per_px, end_um[0])
+        y_um = np.minimum(origin_um[1] + (np.arange(rows) + 0.5) * um_per_px, end_um[1])
         mask = np.zeros((rows, columns), bool)
         for left, bottom, right, top in self.box_px_Fx4:
             (x0, x1), (y0, y1) = self.to_um(np.array([[left, top], [right, bottom]]))
@@ -49,59 +51,39 @@ class Frame:
 
 
 def place_fovs(
-    path: Path,
-    positions_path: Path,
-    fov_N: np.ndarray,
-    local_px_Nx2: np.ndarray,
-    global_px_Nx2: np.ndarray,
-    um_per_px: float | None,
-    default_um_per_px: float,
+    path: Path, positions_path: Path, survey: FovSurvey, um_per_px: float | None, default_um_per_px: float
 ) -> Frame:
-    """Checks N places against their FOVs, and gives the frame.
+    """Checks the places of a slide's rows against their FOVs, and gives the frame.
 
     Inside an FOV, global x = local x + a and global y = b ± local y; a and b less the FOV's position are the same for
     all FOVs and smaller than an FOV. The sign differs between exports; global y points up in both. The measured extent
     of an FOV is the box of its own places, drawn out to the frame of all FOVs' local places where it ends within 2 %
     of it: an FOV that was cut, or that ends on glass, is not said to be zero where nothing was seen.
     """
-    if not len(fov_N):
+    if not len(survey):
         raise InputError(f"{path}: no row has fov, local and global place; expected numbers in these columns")
-    fovs, which_N = np.unique(fov_N, return_inverse=True)
-    count_F = np.bincount(which_N)
-    low_px, high_px = np.minimum(local_px_Nx2.min(0), 0), local_px_Nx2.max(0)
+    low_F, high_F, mean_F = survey.low_Fx7, survey.high_Fx7, survey.mean_Fx7
+    low_px, high_px = np.minimum(low_F[:, LOCAL].min(0), 0), high_F[:, LOCAL].max(0)
     side_px = high_px - low_px
+    sign = 1.0 if survey.miss_px(UP_START) <= survey.miss_px(DOWN_START) else -1.0
+    start_column = (X_START, UP_START if sign > 0 else DOWN_START)
+    start_Fx2 = mean_F[:, start_column]
 
-    def by_fov(value_N):
-        return np.bincount(which_N, value_N) / count_F
-
-    def miss(difference_N):
-        """Largest departure from the FOV's mean, and the mean."""
-        mean_F = by_fov(difference_N)
-        return float(np.abs(difference_N - mean_F[which_N]).max()), mean_F
-
-    x_miss, x_start_F = miss(global_px_Nx2[:, 0] - local_px_Nx2[:, 0])
-    up_miss, up_start_F = miss(global_px_Nx2[:, 1] - local_px_Nx2[:, 1])
-    down_miss, down_start_F = miss(global_px_Nx2[:, 1] + local_px_Nx2[:, 1])
-    sign = 1.0 if up_miss <= down_miss else -1.0
-    y_miss, y_start_F = (up_miss, up_start_F) if sign > 0 else (down_miss, down_start_F)
-
-    position_px_Fx2, mm_per_px = _positions(positions_path, fovs)
-    start_Fx2 = np.stack([x_start_F, y_start_F], 1)
-    for axis, name, gap in ((0, "x", x_miss), (1, "y", y_miss)):
-        low, high = local_px_Nx2[:, axis].min(), local_px_Nx2[:, axis].max()
-        span = f"'{name}_local_px' ({low:.6g} to {high:.6g}), '{name}_global_px' "
-        span += f"({global_px_Nx2[:, axis].min():.6g} to {global_px_Nx2[:, axis].max():.6g})"
+    position_px_Fx2, mm_per_px = _positions(positions_path, survey.fovs, start_Fx2)
+    for axis, name in ((0, "x"), (1, "y")):
+        local, across, gap = axis, 2 + axis, survey.miss_px(start_column[axis])
+        low, high = low_F[:, local].min(), high_F[:, local].max()
+        low_global, side = low_F[:, across].min(), high_F[:, across].max()
+        span = f"'{name}_local_px' ({low:.6g} to {high:.6g}), '{name}_global_px' ({low_global:.6g} to {side:.6g})"
         if low < -_MISS_PX:
             raise InputError(
                 f"{path}: columns {span}: local places below 0; expected 0 up to the FOV's side; "
                 "are the local and global columns swapped?"
             )
         if position_px_Fx2 is not None:
-            local_F, global_N = by_fov(local_px_Nx2[:, axis]), global_px_Nx2[:, axis]
             # where y turns over, swapped columns keep their sum: then it is local, not global, that follows the FOVs
-            side = global_N.max()
-            beyond_F = (local_F - position_px_Fx2[:, axis]) / max(side, 1.0)
-            if global_N.min() >= -_MISS_PX and side < 0.9 * high and (np.abs(beyond_F - 0.5) <= 0.6).all():
+            beyond_F = (mean_F[:, local] - position_px_Fx2[:, axis]) / max(side, 1.0)
+            if low_global >= -_MISS_PX and side < 0.9 * high and (np.abs(beyond_F - 0.5) <= 0.6).all():
                 raise InputError(
                     f"{path}: columns {span}: the local places follow the FOV positions and the global ones do not; "
                     "expected the opposite; are the two columns swapped?"
@@ -129,42 +111,38 @@ def place_fovs(
     if not 0.05 <= um_per_px <= 1:
         raise InputError(f"{positions_path}: {um_per_px:.4g} µm per px; expected 0.05 to 1; are mm columns in mm?")
 
-    box_Fx4, cut = _extents(which_N, len(fovs), local_px_Nx2, low_px, high_px)
+    box_Fx4, cut = _extents(low_F[:, LOCAL], high_F[:, LOCAL], low_px, high_px)
     if cut:
-        notes.append(f"{cut} of {len(fovs)} FOVs hold detections in a part only; the rest of them counts as unmeasured")
-    left, right = x_start_F + box_Fx4[:, 0], x_start_F + box_Fx4[:, 2]
-    near, far = y_start_F + sign * box_Fx4[:, 1], y_start_F + sign * box_Fx4[:, 3]
+        notes.append(
+            f"{cut} of {len(survey)} FOVs hold detections in a part only; the rest of them counts as unmeasured"
+        )
+    left, right = start_Fx2[:, 0] + box_Fx4[:, 0], start_Fx2[:, 0] + box_Fx4[:, 2]
+    near, far = start_Fx2[:, 1] + sign * box_Fx4[:, 1], start_Fx2[:, 1] + sign * box_Fx4[:, 3]
     # the offsets are means, so a place may be a rounding outside of its box: the boxes hold their places
-    first_Fx2, last_Fx2 = _range_by_fov(which_N, len(fovs), global_px_Nx2)
-    low_Fx2 = np.minimum(np.stack([left, np.minimum(near, far)], 1), first_Fx2)
-    high_Fx2 = np.maximum(np.stack([right, np.maximum(near, far)], 1), last_Fx2)
+    low_Fx2 = np.minimum(np.stack([left, np.minimum(near, far)], 1), low_F[:, GLOBAL])
+    high_Fx2 = np.maximum(np.stack([right, np.maximum(near, far)], 1), high_F[:, GLOBAL])
     box_px_Fx4 = np.concatenate([low_Fx2, high_Fx2], 1)
-    frame = Frame(um_per_px, assumed, box_px_Fx4, tuple(notes))
+    frame = Frame(um_per_px, assumed, box_px_Fx4, tuple(side_px.tolist()), tuple(notes))
     if min(frame.width_um, frame.height_um) < 1:
-        raise InputError(f"{path}: {len(fov_N)} rows with a place span no area; expected a slide's detections")
+        raise InputError(f"{path}: {survey.rows} rows with a place span no area; expected a slide's detections")
     return frame
 
 
 def _extents(
-    which_N: np.ndarray, number: int, local_px_Nx2: np.ndarray, low_px: np.ndarray, high_px: np.ndarray
+    first_Fx2: np.ndarray, last_Fx2: np.ndarray, low_px: np.ndarray, high_px: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """(x0, y0, x1, y1) of each FOV's own places in local px, and how many FOVs end short of the common frame."""
-    first_Fx2, last_Fx2 = _range_by_fov(which_N, number, local_px_Nx2)
     edge_px = _EDGE * (high_px - low_px)
     at_low, at_high = first_Fx2 <= low_px + edge_px, last_Fx2 >= high_px - edge_px
     first_Fx2, last_Fx2 = np.where(at_low, low_px, first_Fx2), np.where(at_high, high_px, last_Fx2)
     return np.concatenate([first_Fx2, last_Fx2], 1), int((~(at_low & at_high).all(1)).sum())
 
 
-def _range_by_fov(which_N: np.ndarray, number: int, place_px_Nx2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    first_Fx2, last_Fx2 = np.full((number, 2), np.inf), np.full((number, 2), -np.inf)
-    np.minimum.at(first_Fx2, which_N, place_px_Nx2)
-    np.maximum.at(last_Fx2, which_N, place_px_Nx2)
-    return first_Fx2, last_Fx2
+def _positions(path: Path, fovs: np.ndarray, start_Fx2: np.ndarray) -> tuple[np.ndarray | None, float | None]:
+    """(position of each FOV in global px, mm per px); None for what the file does not say.
 
-
-def _positions(path: Path, fovs: np.ndarray) -> tuple[np.ndarray | None, float | None]:
-    """(position of each FOV in global px, mm per px); None for what the file does not say."""
+    Where it is in mm only, mm per px comes from where the FOVs' own places start.
+    """
     present = header(path)
     key = next((name for name in ("fov", "FOV") if name in present), None)
     px = ("x_global_px", "y_global_px") if {"x_global_px", "y_global_px"} <= set(present) else None
@@ -189,9 +167,12 @@ def _positions(path: Path, fovs: np.ndarray) -> tuple[np.ndarray | None, float |
         if np.isnan(values[name][row_F]).any():
             raise InputError(f"{path}: column {name!r} has an empty value; expected the place of each FOV")
     position_px_Fx2 = np.stack([values[name][row_F] for name in px], 1) if px else None
-    if not (px and mm):
+    if not mm:
         return position_px_Fx2, None
-    return position_px_Fx2, _mm_per_px(path, *(np.stack([values[name] for name in pair], 1) for pair in (px, mm)))
+    mm_Fx2 = np.stack([values[name] for name in mm], 1)
+    if not px:
+        return None, _mm_per_px(path, start_Fx2, mm_Fx2[row_F])
+    return position_px_Fx2, _mm_per_px(path, np.stack([values[name] for name in px], 1), mm_Fx2)
 
 
 def _mm_per_px(path: Path, px_Fx2: np.ndarray, mm_Fx2: np.ndarray) -> float | None:

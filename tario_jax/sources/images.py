@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +17,8 @@ _MAX_PX = 4_000_000_000
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
+def opened_image(path: Path):
+    """An image for PIL. Raises `InputError`, also from within, where the file is missing or broken."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = _MAX_PX
     try:
@@ -26,7 +28,7 @@ def _opened(path: Path):
         raise InputError(f"{path}: no such image") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{path}: cannot be read as an image: {_reason(error)}; expected a whole JPEG, PNG or TIFF; "
+            f"{path}: cannot be read as an image: {reason_of(error)}; expected a whole JPEG, PNG or TIFF; "
             "copy or export it again"
         ) from None
     finally:
@@ -35,13 +37,13 @@ def _opened(path: Path):
 
 def image_size_px(path: Path) -> tuple[int, int]:
     """(width, height) from the file's head."""
-    with _opened(path) as image:
+    with opened_image(path) as image:
         return image.size
 
 
 def read_rgb(path: Path, box_px: tuple[int, int, int, int] | None = None) -> np.ndarray:
     """uint8 [H, W, 3] of the box (left, top, right, bottom), or of the whole."""
-    with _opened(path) as image:
+    with opened_image(path) as image:
         if image.mode not in ("RGB", "RGBA"):
             raise InputError(f"{path}: image of mode {image.mode!r}; expected RGB (an H&E image in colour)")
         return np.asarray((image if box_px is None else image.crop(box_px)).convert("RGB"))
@@ -52,42 +54,77 @@ def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:
 
     tifffile sees every level of an OME pyramid; other readers open one of them as if it were the whole.
     """
+    with _finest_level(path) as (level, axes, um_per_px):
+        pixels = level.asarray()
+    if axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    return pixels, um_per_px
+
+
+def read_he(path: Path) -> np.ndarray:
+    """A whole H&E, TIFF or any other image, uint8 [H, W, 3]."""
+    return read_ome_tiff(path)[0] if _is_tiff(path) else read_rgb(path)
+
+
+def he_size_px(path: Path) -> tuple[int, int, float | None]:
+    """(width, height) of what `read_he` gives, and its µm per px where the file says so; reads no pixels."""
+    if not _is_tiff(path):
+        return *image_size_px(path), None
+    with _finest_level(path) as (level, axes, um_per_px):
+        return level.shape[axes.index("X")], level.shape[axes.index("Y")], um_per_px
+
+
+def _is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+@contextlib.contextmanager
+def _finest_level(path: Path) -> Iterator[tuple]:
+    """(highest level, its axes, µm per px). Raises `InputError` where it is no H&E or cannot be read."""
     try:
         import tifffile
     except ImportError:
         raise InputError(f"{path}: needs tifffile; pip install 'tario-jax[io]'") from None
     try:
         with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            level = max(series.levels, key=lambda one: one.size)
+            level = max(file.series[0].levels, key=lambda one: one.size)
             axes = level.axes.replace("C", "S")
-            pixels = level.asarray()
-            um_per_px = _physical_size_um(file.ome_metadata)
+            if axes not in ("SYX", "YXS"):
+                raise InputError(f"{path}: axes {level.axes}; expected one RGB image (YXS or CYX)")
+            channels = level.shape[axes.index("S")]
+            if level.dtype != np.uint8 or channels != 3:
+                raise InputError(f"{path}: {level.dtype} with {channels} channels; expected uint8 RGB (an H&E image)")
+            size_px = (level.shape[axes.index(axis)] for axis in "XY")
+            stated_um = physical_size_um(file.ome_metadata, *size_px)
+            yield level, axes, None if stated_um is None else stated_um[0]
+    except InputError:
+        raise
     except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
-        raise InputError(f"{path}: cannot be read as (OME-)TIFF: {_reason(error)}; expected an H&E image") from None
+        raise InputError(f"{path}: cannot be read as (OME-)TIFF: {reason_of(error)}; expected an H&E image") from None
     except ImportError as error:  # a codec of imagecodecs
-        raise InputError(f"{path}: {_reason(error)}; pip install 'tario-jax[io]'") from None
-    if axes == "SYX":
-        pixels = np.moveaxis(pixels, 0, -1)
-    elif axes != "YXS":
-        raise InputError(f"{path}: axes {level.axes}; expected one RGB image (YXS or CYX)")
-    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
-        raise InputError(f"{path}: {pixels.dtype} with {pixels.shape[2]} channels; expected uint8 RGB (an H&E image)")
-    return pixels, um_per_px
+        raise InputError(f"{path}: {reason_of(error)}; pip install 'tario-jax[io]'") from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The first line of what a library says."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3}
 
 
-def _physical_size_um(ome: str | None) -> float | None:
-    if not ome:
+def physical_size_um(ome: str | None, width_px: int, height_px: int) -> tuple[float, float] | None:
+    """µm per px (x, y) by the OME metadata of the image of this size; None where they do not say."""
+    try:
+        nodes = ElementTree.fromstring(ome.encode()).iter() if ome else ()
+    except ElementTree.ParseError:
         return None
-    for node in ElementTree.fromstring(ome.encode()).iter():
-        if node.tag.rpartition("}")[2] == "Pixels" and "PhysicalSizeX" in node.attrib:
-            unit = _UM.get(node.attrib.get("PhysicalSizeXUnit", "µm"))
-            return None if unit is None else float(node.attrib["PhysicalSizeX"]) * unit
+    for node in nodes:
+        found, size = node.attrib, (str(width_px), str(height_px))
+        if node.tag.rpartition("}")[2] != "Pixels" or (found.get("SizeX"), found.get("SizeY")) != size:
+            continue
+        units = [_UM.get(found.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"]
+        if "PhysicalSizeX" in found and None not in units:
+            x, y = (float(found.get(f"PhysicalSize{axis}", found["PhysicalSizeX"])) for axis in "XY")
+            return x * units[0], y * units[1]
     return None

@@ -5,10 +5,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tario_jax.config import InputError
-from tario_jax.corpus.place import Place
+from tario_jax.corpus import layout
+from tario_jax.corpus.place import Place, plainly
 from tario_jax.corpus.read import Corpus
-from tario_jax.corpus.write import begin_corpus, same_as_sealed, seal_corpus, section_is_sealed, write_section
+from tario_jax.corpus.write import (
+    begin_corpus,
+    holds_sections,
+    same_as_sealed,
+    seal_corpus,
+    section_is_sealed,
+    write_section,
+)
+from tario_jax.panel import Panel
 from tario_jax.sources.ingested import Ingested
+
+
+def panel_to_take(root: Place | Path | str, file: Path | None) -> Panel | None:
+    """The panel that a further source is mapped onto: the corpus's, else the file's; None where the source's serves.
+
+    Raises `InputError` where the file is missing, no panel, or not that of a corpus which holds sections.
+    """
+    root, named = Place(root), None
+    if file is not None:
+        try:
+            named = Panel.from_text(file.read_text(encoding="utf-8"), f"--panel={file}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--panel={file}: cannot be read: {plainly(error)}; expected a table with the column "
+                             "'symbol'") from None  # fmt: skip
+    if not holds_sections(root):
+        return named
+    held = Panel.from_text((root / "panel.tsv").read().decode(), str(root / "panel.tsv"))
+    begun = layout.read_json(root / "ingest.json").get("panel_hash")
+    if begun != held.hash:
+        raise InputError(f"{root / 'panel.tsv'}: has the hash {held.hash}; ingest.json says {begun}; restore it")
+    if named is not None and named.hash != held.hash:
+        raise InputError(f"--panel={file}: {len(named)} genes with the hash {named.hash}; {root} holds sections of "
+                         f"{len(held)} genes, hash {held.hash}: leave --panel out, or use another --out")  # fmt: skip
+    return held
 
 
 def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = print) -> Corpus:

@@ -63,7 +63,8 @@ class RegistrationReport:
         dx, dy = self.shift_um
         what = {
             "registered": f"registered: best shift ({dx:+.1f}, {dy:+.1f}) µm, within {self.tolerance_um:.0f} of zero",
-            "shifted": f"shifted: detections lie {np.hypot(dx, dy):.1f} µm off, ({dx:+.1f} right, {dy:+.1f} down) µm",
+            "shifted": f"shifted: detections lie {np.hypot(dx, dy):.1f} µm off, ({dx:+.1f} right, {dy:+.1f} down) µm"
+            + (f": {self.reason}" if self.reason else ""),
             "turned": f"turned: detections fit the H&E when {self.orientation}",
             "mirrored": f"mirrored: detections fit the H&E when {self.orientation}",
             "not checkable": f"not checkable: {self.reason}",
@@ -86,6 +87,7 @@ def check_registration(
     weights: np.ndarray | None = None,
     diameter_um: float | None = None,
     max_shift_um: float | None = None,
+    field_um: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> RegistrationReport:
     """Checks the places against the H&E in the section's frame.
@@ -95,6 +97,7 @@ def check_registration(
         x_um, y_um: [D] detections (pass those inside nuclei where that is known), or [N] centres of spots.
         weights, diameter_um: for spots: total counts [N] and the diameter. Both or neither.
         max_shift_um: of the search; 30 for detections, two diameters for spots.
+        field_um: width and height of an imaging field: detections are sought one field off, too.
 
     Detections are compared as densities at about 1 µm, blurred by 1.5 µm and freed of what varies over more than
     15 µm, by the correlation over the overlap at every shift (Padfield 2012, doi:10.1109/TIP.2011.2181402). Spots are
@@ -124,6 +127,14 @@ def check_registration(
     winner = int(scores.argmax())
     best, shift_um, at_edge = found[winner]
     reason, tolerance_um = "", search.tolerance_um
+    if weights is None and field_um is not None:
+        by_field, field_shift_um = max(search.best_about(*at_um) for at_um in _one_off(field_um))
+        # by chance one of the wrong places may be the right one: their median is not moved by it
+        if by_field > 3 * max(best, np.median(null)):
+            return RegistrationReport(
+                "shifted", field_shift_um, _ORIENTATIONS[0], zero, float(scores[0]), by_field, float(np.median(null)),
+                len(null), tolerance_um, "about one field of view",
+            )  # fmt: skip
     if best <= null.max():
         verdict: Verdict = "not checkable"
         reason = "no shift, flip or quarter turn agrees better than wrong places do"
@@ -160,6 +171,12 @@ def haematoxylin(he: np.ndarray, he_um_per_px: float, um_per_px: float) -> tuple
     else:
         he = he.astype(np.float64)
     return rgb2hed(he / 255.0)[..., 0].astype(np.float32), factor * he_um_per_px
+
+
+def _one_off(field_um: tuple[float, float]) -> list[tuple[float, float]]:
+    """(right, down) of the four neighbouring fields."""
+    width_um, height_um = field_um
+    return [(width_um, 0.0), (-width_um, 0.0), (0.0, height_um), (0.0, -height_um)]
 
 
 def _turn(orientation: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -208,6 +225,12 @@ class _Density:
             mask_YxX = self._turned_mask()  # a quarter turn leaves strips of the H&E without detections
         return _peak(self.stain_YxX, _band(density_YxX, self.um), mask_YxX, self.um, self.max_shift_um)
 
+    def best_about(self, right_um: float, down_um: float) -> tuple[float, tuple[float, float]]:
+        """Highest score of detections that lie about so far off, and how far they do."""
+        score, shift_um, _ = _peak(self.stain_YxX, _band(self._density(0), self.um), None, self.um, self.max_shift_um,
+                                   (right_um, down_um))  # fmt: skip
+        return score, shift_um
+
     def _turned_mask(self) -> np.ndarray:
         rows, columns = self.stain_YxX.shape
         y, x = np.abs(np.arange(rows) + 0.5 - rows / 2), np.abs(np.arange(columns) + 0.5 - columns / 2)
@@ -246,20 +269,22 @@ def _band(map_YxX: np.ndarray, um: float) -> np.ndarray:
 
 
 def _peak(
-    stain_YxX: np.ndarray, density_YxX: np.ndarray, mask_YxX: np.ndarray | None, um: float, max_shift_um: float
-) -> tuple[float, tuple[float, float], bool]:
-    """(score, how far the detections lie off, whether at the edge of the search) at the highest score."""
+    stain_YxX: np.ndarray, density_YxX: np.ndarray, mask_YxX: np.ndarray | None, um: float, max_shift_um: float,
+    about_um: tuple[float, float] = (0.0, 0.0),
+) -> tuple[float, tuple[float, float], bool]:  # fmt: skip
+    """(score, how far the detections lie off, whether at the edge of the search) at the highest score near about_um."""
     mask_YxX = np.ones(stain_YxX.shape, bool) if mask_YxX is None else mask_YxX
     score = correlate_over_overlap(stain_YxX, density_YxX, mask_YxX)
     reach = min(max(1, round(max_shift_um / um)), stain_YxX.shape[0] - 1, stain_YxX.shape[1] - 1)
-    window = np.roll(score, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
+    # the score's shift moves the detections onto the H&E, so they lie off by its opposite
+    middle = [-round(off_um / um) for off_um in (about_um[1], about_um[0])]
+    window = np.roll(score, (reach - middle[0], reach - middle[1]), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
     row, column = np.unravel_index(window.argmax(), window.shape)
     at_edge = row in (0, 2 * reach) or column in (0, 2 * reach)
-    dy, dx = row - reach, column - reach
+    dy, dx = row - reach + middle[0], column - reach + middle[1]
     if not at_edge:  # the summit of a parabola through the neighbours, by axis
         dy += _summit(window[row - 1 : row + 2, column])
         dx += _summit(window[row, column - 1 : column + 2])
-    # the score's shift moves the detections onto the H&E, so they lie off by its opposite
     return float(window[row, column]), (float(-dx * um), float(-dy * um)), bool(at_edge)
 
 

@@ -159,7 +159,7 @@ def _read_section(folder: Path, name: str, pitch_um: float, report: IngestReport
     kept_spot = known_R[keep_R]
     if not len(kept_spot):
         raise InputError(f"{spots_path}: no spot is left ({spots.dropped}); expected spots within the image")
-    box_px = _box(pixel_xy_Nx2[kept_spot], um_per_px, width_px, height_px)
+    box_px = box_around(pixel_xy_Nx2[kept_spot], MARGIN_UM / um_per_px, width_px, height_px)
     return _Section(
         name, image, um_per_px, box_px, pixel_xy_Nx2[kept_spot], array_xy_Nx2[kept_spot],
         [row for row, keep in zip(row_names, keep_R, strict=True) if keep],
@@ -233,8 +233,8 @@ def _read_counts(path: Path, report: IngestReport) -> tuple[list[str], list[str]
     return row_names, symbols, row_E, column_symbol[column_E], counts_NxC[row_E, column_E].astype(np.int64)
 
 
-def _box(pixel_xy_Nx2: np.ndarray, um_per_px: float, width_px: int, height_px: int) -> tuple[int, int, int, int]:
-    margin_px = MARGIN_UM / um_per_px
+def box_around(pixel_xy_Nx2: np.ndarray, margin_px: float, width_px: int, height_px: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the box around these places with a margin, cut to the image."""
     left, top = np.maximum(np.floor(pixel_xy_Nx2.min(0) - margin_px), 0).astype(int).tolist()
     right, bottom = np.minimum(np.ceil(pixel_xy_Nx2.max(0) + margin_px), (width_px, height_px)).astype(int).tolist()
     return left, top, right, bottom

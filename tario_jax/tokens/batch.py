@@ -128,9 +128,12 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     tiles = slice(first_tile, first_tile + layout.tiles_per_window)
     px = data.patch_px
 
-    pixels = window.he.reshape(tiles_per_side, patches_per_side, px, tiles_per_side, patches_per_side, px, 3)
     shape = (layout.tiles_per_window, layout.patches_per_tile)
-    batch.he_BxTxPxYxXx3[row, tiles] = pixels.transpose(0, 3, 1, 4, 2, 5, 6).reshape(*shape, px, px, 3)
+    grid = (tiles_per_side, patches_per_side, px, tiles_per_side, patches_per_side, px)
+    pixels = window.he.reshape(*grid, 3).transpose(0, 3, 1, 4, 2, 5, 6)
+    patches = batch.he_BxTxPxYxXx3[row, tiles].reshape(pixels.shape)
+    for colour in range(3):  # where the window is turned, a plane at a time is several times faster than all at once
+        patches[..., colour] = pixels[..., colour]
     centre = (np.arange(tiles_per_side * patches_per_side) + 0.5) * data.patch_um
     centre = centre.reshape(tiles_per_side, patches_per_side)
     places = np.empty((tiles_per_side, tiles_per_side, patches_per_side, patches_per_side, 2), np.float32)
@@ -168,6 +171,8 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
         slot_of_bin = np.full(len(bins.x_um_N), -1, np.int64)
         slot_of_bin[counted] = (first_tile + tile) * layout.bins_per_tile + place_in_tile
         entry_slot = slot_of_bin[bins.bin_E]
+        if layout.tiles * layout.bins_per_tile <= 1 << 16:
+            entry_slot = entry_slot.astype(np.uint16)  # sorted by digits, in a third of the time
         ascending = np.argsort(entry_slot, kind="stable")
         end = used + len(ascending)
         if end > layout.count_capacity:

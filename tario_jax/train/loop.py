@@ -21,7 +21,8 @@ from tario_jax.model.build import build, model_sizes
 from tario_jax.ops.attention import choose_strategy
 from tario_jax.parallel.mesh import check_rows, local_rows, make_mesh
 from tario_jax.tokens.batch import Layout
-from tario_jax.tokens.pipeline import BatchSource, corpus_layout, load_batches, trained_bin_um
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
 from tario_jax.train.calibrate import calibrate
 from tario_jax.train.checkpoint import Checkpoints, Provenance, refuse_other_run
 from tario_jax.train.state import (

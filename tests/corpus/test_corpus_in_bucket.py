@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-import urllib.request
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
@@ -15,26 +13,11 @@ from tario_jax.corpus.check import check_corpus
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
-from tario_jax.tokens.pipeline import BatchSource, corpus_layout
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.pipeline import BatchSource
 
 SECTIONS = [tiny_section(f"{patient}1", patient, seed, detections=300) for seed, patient in enumerate("ABC")]
 DATA = DataConfig(bin_um=18.0, window_um=144.0, tile_um=144.0, rows=4)
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """An S3-compatible server on this machine, and the URL of an empty bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in (("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_REGION", "us-east-1"),
-                            ("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")):  # fmt: skip
-            patched.setenv(name, value)
-        request = urllib.request.Request(f"http://{host}:{port}/tissue", method="PUT")
-        assert urllib.request.urlopen(request).status == 200
-        yield "s3://tissue"
-    server.stop()
 
 
 def test_a_place_in_a_bucket_reads_what_was_written(bucket):

@@ -82,18 +82,29 @@ def test_an_ingest_of_something_else_into_the_same_folder_is_refused(tmp_path):
     begin_corpus(tmp_path / "c", PANEL, "real", source)
     write_section(tmp_path / "c", PANEL, "real", SECTIONS[0])
     begin_corpus(tmp_path / "c", PANEL, "real", source)  # the same continues
-    for kind, panel, path, word in (
-        ("virtual", PANEL, "here", "kind = 'real', now 'virtual'"),
-        ("real", Panel(("OTHER",)), "here", "panel_hash"),
-        ("real", PANEL, "there", "source"),
+    for kind, panel, word in (
+        ("virtual", PANEL, "kind = 'real', now 'virtual'"),
+        ("real", Panel(("OTHER",)), "panel_hash"),
     ):
-        refused(lambda k=kind, p=panel, s=path: begin_corpus(tmp_path / "c", p, k, {"path": s}), word, "another folder")
+        refused(lambda k=kind, p=panel: begin_corpus(tmp_path / "c", p, k, source), word, "another folder")
+    begin_corpus(tmp_path / "v", PANEL, "virtual", source)
+    write_section(tmp_path / "v", PANEL, "virtual", SECTIONS[0])
+    refused(lambda: begin_corpus(tmp_path / "v", PANEL, "virtual", {"path": "there"}), "source", "another folder")
     assert Panel.from_text((tmp_path / "c" / "panel.tsv").read_text(), "panel.tsv") == PANEL
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     refused(lambda: begin_corpus(tmp_path / "full", PANEL, "real", source), "not empty and not a corpus")
     refused(lambda: Corpus.open(tmp_path / "full"), "holds no corpus.json")
     refused(lambda: Corpus.open(tmp_path / "nowhere"), "no such folder")
+
+
+def test_real_tissue_of_several_sources_may_meet_in_one_folder_and_all_are_noted(tmp_path):
+    noted = [{"source": name} for name in ("CosMx", "Visium", "Visium", "CosMx", "ST")]
+    for source in noted:
+        begin_corpus(tmp_path, PANEL, "real", source)
+        write_section(tmp_path, PANEL, "real", SECTIONS[0])
+    begun = json.loads((tmp_path / "ingest.json").read_text())
+    assert begun["source"] == noted[0] and begun["also"] == [noted[1], noted[4]]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 from tario_jax.model.build import build
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.batch import Batch, tokenise
-from tario_jax.tokens.pipeline import corpus_layout
+from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.window import read_window
 from tario_jax.train.checkpoint import Provenance
 

@@ -22,7 +22,8 @@ from tario_jax.config import MeshConfig, from_dict
 from tario_jax.corpus.read import Corpus
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import make_mesh
-from tario_jax.tokens.pipeline import BatchSource, corpus_layout
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.checkpoint import Checkpoints, Provenance
 from tario_jax.train.state import TrainState, make_optimiser, make_train_step, state_shardings, to_devices
 

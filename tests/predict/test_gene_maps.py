@@ -168,6 +168,15 @@ def maps(predictor, tiny_corpus) -> GeneMaps:
     return predictor.predict_section(tiny_corpus.section("F1"), tissue="virtual")
 
 
+def test_places_of_a_slide_that_is_stored_coarser_count_in_px_of_its_file(constant, tmp_path):
+    pytest.importorskip("anndata")
+    slide = dataclasses.replace(tiny_section("A1", "A", 0), detections=None, measured_gene_G=np.zeros(12, bool),
+                                quality={"he_full_um_per_px": 0.25})  # fmt: skip
+    maps = constant.predict_section(section_of(tmp_path, slide), tissue="virtual")
+    assert_constant(maps)  # of H&E alone every gene is predicted
+    np.testing.assert_allclose(maps.to_anndata().obsm["spatial"], np.stack([maps.x_um_N, maps.y_um_N], 1) / 0.25)
+
+
 def test_anndata_holds_the_maps(maps, tmp_path):
     anndata = pytest.importorskip("anndata")
     maps.write_h5ad(tmp_path / "new" / "maps.h5ad")

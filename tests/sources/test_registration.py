@@ -13,8 +13,9 @@ from tario_jax.sources.xenium import read_xenium
 def excerpt(real_data):
     """(H&E, µm per px, x_um, y_um of detections inside nuclei)."""
     section = next(read_xenium(real_data / "xenium_excerpt", patient_id="X", cohort="breast").sections)
-    inside = section.detections.in_nucleus_D
-    return section.he, section.he_um_per_px, section.detections.x_um_D[inside], section.detections.y_um_D[inside]
+    found = section.detections.gathered()
+    inside = found.in_nucleus_D
+    return section.he, section.he_um_per_px, found.x_um_D[inside], found.y_um_D[inside]
 
 
 @pytest.mark.real_data

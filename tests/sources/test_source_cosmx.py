@@ -1,11 +1,14 @@
 """CosMx flat files, legacy and newer: nothing lost, nothing mirrored, nothing guessed."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tario_jax.config import InputError
-from tario_jax.sources.cosmx import CONTROL, DATE, read_cosmx
+from tario_jax.sources.cosmx import read_cosmx
+from tario_jax.sources.targets import CONTROL, DATE
 
 SIDE_PX = 1000.0
 WHO = {"patient_id": "P1", "cohort": "lung"}
@@ -41,7 +44,7 @@ def save(folder, tx, positions, suffix=".csv"):
 def read(folder, **arguments):
     ingested = read_cosmx(folder, **WHO, **arguments)
     (section,) = ingested.sections
-    return ingested, section
+    return ingested, dataclasses.replace(section, detections=section.detections.gathered())
 
 
 def refused(folder, *words):
@@ -173,6 +176,68 @@ def test_mm_columns_that_contradict_the_px_are_refused(tmp_path):
     tx, positions = made_up(newer=True)
     save(tmp_path, tx, positions.assign(x_global_mm=positions.x_global_mm * 3))
     refused(tmp_path, "S1_fov_positions_file.csv", "mm and px disagree")
+
+
+def test_positions_in_mm_alone_give_the_scale_and_a_field_off_them_is_refused(tmp_path):
+    tx, positions = made_up(newer=True)
+    in_mm = positions[["FOV"]].assign(x_mm=positions.x_global_mm, y_mm=positions.y_global_mm)
+    save(tmp_path, tx, in_mm)
+    ingested, section = read(tmp_path)
+    assert section.quality["um_per_px"] == pytest.approx(0.15) and "from the mm columns" in ingested.report.table()
+    in_mm.loc[2, "y_mm"] += 0.15
+    save(tmp_path, tx, in_mm)
+    refused(tmp_path, "S1_fov_positions_file.csv", "mm and px disagree")
+
+
+def test_a_whole_transcriptome_in_many_fields_is_read_in_blocks_as_at_once(tmp_path, monkeypatch):
+    """18,900 targets, 60 fields, gzip; rows without a place, a target or an FOV, and FOVs in any order."""
+    rng = np.random.default_rng(0)
+    tx, _ = made_up(detections=40_000)
+    fov = rng.integers(1, 61, len(tx))
+    start_px = np.stack([SIDE_PX * (np.arange(60) % 10), SIDE_PX * (np.arange(60) // 10)], 1) + 5000
+    local_px = tx[["x_local_px", "y_local_px"]].to_numpy()
+    names = [f"G{gene}" for gene in range(18_850)] + [f"Negative{one}" for one in range(50)]
+    tx = tx.assign(fov=fov, x_global_px=start_px[fov - 1, 0] + local_px[:, 0],
+                   y_global_px=start_px[fov - 1, 1] + local_px[:, 1],
+                   target=rng.permutation(names * 3)[: len(tx)])  # fmt: skip
+    tx.loc[:18_899, "target"] = names
+    for rows, column in ((range(100, 110), "target"), (range(109, 120), "y_global_px"), (range(30_000, 30_005), "fov")):
+        tx[column] = tx[column].where(~tx.index.isin(rows))
+    positions = pd.DataFrame({"fov": range(1, 61), "x_global_px": start_px[:, 0], "y_global_px": start_px[:, 1]})
+    save(tmp_path, tx.astype({"fov": "Int64"}), positions, ".csv.gz")
+    ingested, whole = read(tmp_path)
+    tally = ingested.report.tally("detections", "S1")
+    assert tally.dropped["without a place, FOV or target"] == 25
+    assert tally.read == len(tx) == tally.kept + sum(tally.dropped.values())
+    genes = tx.target.dropna()[~tx.target.dropna().str.startswith("Negative")]
+    assert len(ingested.panel) == genes.nunique() > 18_800 and tally.kept == len(whole.detections)
+    monkeypatch.setattr("tario_jax.sources.delimited._BLOCK_BYTES", 10_000)
+    blocked = read_cosmx(tmp_path, **WHO)
+    (section,) = blocked.sections
+    assert len(list(section.detections)) > 100
+    assert blocked.panel == ingested.panel and blocked.report == ingested.report and section.quality == whole.quality
+    found = section.detections.gathered()
+    for field in dataclasses.fields(found):
+        of_whole, of_blocks = getattr(whole.detections, field.name), getattr(found, field.name)
+        np.testing.assert_allclose(of_blocks.astype(float), of_whole.astype(float), atol=1e-6)
+
+
+def test_a_file_that_changes_between_the_two_passes_is_refused(tmp_path):
+    tx, positions = made_up()
+    save(tmp_path, tx, positions)
+    (section,) = read_cosmx(tmp_path, **WHO).sections
+    save(tmp_path, tx[:-5], positions)
+    with pytest.raises(InputError, match="S1_tx_file.csv: changed while it was read; run it again"):
+        section.detections.gathered()
+
+
+def test_a_file_without_the_optional_columns_or_without_rows_is_told_apart(tmp_path):
+    tx, positions = made_up()
+    save(tmp_path, tx.drop(columns=["cell_ID", "CellComp", "z"]), positions)
+    found = read(tmp_path)[1].detections
+    assert found.cell_D is None and found.in_nucleus_D is None and len(found) == (tx.target != "NegPrb3").sum()
+    save(tmp_path, tx[:0], positions)
+    refused(tmp_path, "S1_tx_file.csv", "no rows")
 
 
 @pytest.mark.real_data

@@ -1,5 +1,6 @@
 """Xenium: detections and H&E end in one frame, and what cannot be of this run is answered in one line."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -62,7 +63,7 @@ def save_image(folder, he, um_per_px=1.7 * PIXEL_UM):
 def read(folder, **arguments):
     ingested = read_xenium(folder, **WHO, **arguments)
     (section,) = ingested.sections
-    return ingested, section
+    return ingested, dataclasses.replace(section, detections=section.detections.gathered())
 
 
 def refused(folder, *words):
@@ -192,6 +193,95 @@ def test_missing_and_broken_files_and_columns_are_named(tmp_path):
     refused(tmp_path, "experiment.xenium", "no 'pixel_size'")
     (tmp_path / "experiment.xenium").unlink()
     refused(tmp_path, "no file like experiment.xenium")
+
+
+def same(one, other):
+    for field in dataclasses.fields(one):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def test_csv_gz_and_small_batches_give_what_one_parquet_file_gives(tmp_path, monkeypatch):
+    rows = made_up(tmp_path).assign(codeword_category="predesigned_gene")
+    rows["is_gene"] = rows.feature_name != "NANOG"
+    rows["cell_id"] = np.where(rows.index % 3 == 0, "UNASSIGNED", "aaab-" + (rows.index % 7).astype(str))
+    rows["overlaps_nucleus"] = (rows.index % 2).astype("uint8")
+    rows[["x_location", "y_location"]] = rows[["x_location", "y_location"]].astype("float64")
+    rows.to_parquet(tmp_path / "transcripts.parquet")
+    ingested, whole = read(tmp_path)
+    monkeypatch.setattr("tario_jax.sources.xenium_rows._BATCH_ROWS", 100)
+    monkeypatch.setattr("tario_jax.sources.delimited._BLOCK_BYTES", 5000)
+    batched, section = read(tmp_path)
+    same(section.detections, whole.detections)
+    assert len(list(next(read_xenium(tmp_path, **WHO).sections).detections)) > 10
+    (tmp_path / "transcripts.parquet").unlink()
+    rows.to_csv(tmp_path / "transcripts.csv.gz", index=False)
+    as_text, section = read(tmp_path)
+    same(section.detections, whole.detections)
+    assert ingested.report == batched.report == as_text.report and as_text.panel == ingested.panel
+    (tmp_path / "transcripts.csv.gz").unlink()
+    refused(tmp_path, "no file like transcripts.parquet or transcripts.csv.gz")
+
+
+@pytest.mark.parametrize("number", [True, False])
+def test_versions_1_to_3_tell_genes_and_cells_in_their_own_ways(tmp_path, number):
+    rows = made_up(tmp_path)
+    control = rows.feature_name.isin(["BLANK_0001", "antisense_X"])
+    rows["cell_id"] = np.where(rows.index % 3 == 0, -1 if number else "UNASSIGNED", rows.index % 5 + 1)
+    if number:
+        rows["cell_id"] = rows.cell_id.astype("int32")
+    else:  # version 2 on: the category says what a name does not
+        rows["codeword_category"] = np.where(control, "negative_control_probe", "custom_gene")
+        rows.loc[rows.feature_name == "NANOG", "codeword_category"] = "genomic_control_probe"
+    rows.to_parquet(tmp_path / "transcripts.parquet")
+    ingested, section = read(tmp_path)
+    assert ("NANOG" in ingested.panel.index) == number
+    kept = rows[~control & (number | (rows.feature_name != "NANOG"))]
+    np.testing.assert_array_equal(section.detections.cell_D > 0, kept.index % 3 != 0)
+    assert len(np.unique(section.detections.cell_D)) == 6
+
+
+def panel_file(folder, genes, controls=("NegControlProbe_1",)):
+    targets = [{"type": {"descriptor": "gene", "data": {"id": identifier, "name": name}}} for name, identifier in genes]
+    targets += [{"type": {"descriptor": "negative_control", "data": {"name": name}}} for name in controls]
+    (folder / "gene_panel.json").write_text(json.dumps({"payload": {"targets": targets}}))
+
+
+def test_the_panel_is_what_was_measured_not_what_was_found(tmp_path):
+    rows = made_up(tmp_path)
+    panel_file(tmp_path, [("NEGR1", "ENSG1"), ("BLOB", "ENSG2"), ("BLANK1", "ENSG3"), ("NEVER", "")])
+    ingested, section = read(tmp_path)
+    assert ingested.panel.symbols == ("BLANK1", "BLOB", "NEGR1", "NEVER")
+    tally = ingested.report.tally("detections", "S1")
+    assert tally.dropped["not a gene of gene_panel.json"] == (rows.feature_name == "NANOG").sum()
+    assert tally.read == len(rows) == tally.kept + sum(tally.dropped.values()) and tally.kept == len(section.detections)
+    assert "4 genes were measured, 3 with an Ensembl id, 3 were found" in ingested.report.table()
+    genes = ingested.report.tally("genes", "S1")
+    assert (genes.read, genes.kept) == (5, 4)
+    panel_file(tmp_path, [("NEGR1", "ENSG1"), ("NEGR1", "ENSG2")])
+    refused(tmp_path, "gene_panel.json", "'NEGR1' is ENSG1 and ENSG2")
+    panel_file(tmp_path, [])
+    refused(tmp_path, "gene_panel.json", "no gene among them")
+    (tmp_path / "gene_panel.json").write_text('{"payload": []}')
+    refused(tmp_path, "gene_panel.json", "no payload.targets")
+
+
+def test_without_an_he_the_section_is_the_box_of_its_rows_and_the_report_says_so(tmp_path):
+    rows = made_up(tmp_path)
+    image = (tmp_path / "a_he_image.ome.tif").rename(tmp_path / "scan.ome.tif")
+    alignment = (tmp_path / "he_imagealignment.csv").rename(tmp_path / "scan.csv")
+    ingested, section = read(tmp_path)
+    assert section.he is None and section.registration == "none" and section.measured is None
+    assert section.width_um == pytest.approx(np.ptp(rows.x_location)) and "no H&E" in ingested.report.table()
+    _, named = read(tmp_path, image=image, alignment=alignment, registration="adjacent")
+    assert named.registration == "adjacent" and named.he_um_per_px == pytest.approx(1.7 * PIXEL_UM)
+    for given, words in (
+        ({"alignment": alignment}, ("scan.csv", "--image")),
+        ({"image": image}, ("no file like *imagealignment.csv",)),
+        ({"registration": "adjacent"}, ("--registration=adjacent", "name one too")),
+    ):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path, **given)
+        assert all(word in str(caught.value) for word in words), caught.value
 
 
 @pytest.mark.real_data

@@ -12,7 +12,8 @@ from tiny_tissue import PANEL, spot_section, tiny_config, tiny_section, write_co
 
 from tario_jax.config import InputError, to_dict
 from tario_jax.tokens.batch import Batch, empty_batch, make_layout, square_bins_per_tile, tokenise
-from tario_jax.tokens.pipeline import BatchSource, corpus_layout, load_batches
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.pipeline import BatchSource, load_batches
 from tario_jax.tokens.window import read_window
 
 DATA = tiny_config(
@@ -55,7 +56,8 @@ _PROGRAM = """
 import hashlib, json, sys
 from tario_jax.config import DataConfig, from_dict
 from tario_jax.corpus.read import Corpus
-from tario_jax.tokens.pipeline import BatchSource, corpus_layout
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.pipeline import BatchSource
 import numpy as np
 corpus, data = Corpus.open(sys.argv[1]), from_dict(json.loads(sys.argv[2]), DataConfig)
 source = BatchSource(corpus.sections, data, corpus_layout(corpus.sections, data, len(corpus.panel)), steps=12)

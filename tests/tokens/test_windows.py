@@ -1,6 +1,7 @@
 """A window is tissue: its pixels, places, measured area and counts are those of the section, however it is turned."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 from tario_jax.corpus.section import Detections, SectionData, Spots
 from tario_jax.panel import Panel
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
-from tario_jax.tokens.window import read_window
+from tario_jax.tokens.window import _count, read_window
 
 TURNS = [(quarter, flip) for quarter in range(4) for flip in (False, True)]
 SIDE_UM, CORNER_UM = 72.0, (20.0, 30.0)
@@ -154,13 +155,34 @@ def test_totals_are_conserved_at_every_resolution(tiny_corpus, quarter_turns, fl
         finer = counts
 
 
-def test_both_ways_of_counting_agree(tiny_corpus, monkeypatch):
-    """The dense and the sorting count, of which large windows use the second."""
-    window = read_window(tiny_corpus.sections[0], 20.0, 30.0, data_of())
-    monkeypatch.setattr("tario_jax.tokens.window._DENSE_CELLS", 0)
-    again = read_window(tiny_corpus.sections[0], 20.0, 30.0, data_of())
-    for name in ("bin_E", "gene_E", "count_E"):
-        np.testing.assert_array_equal(getattr(window.bins, name), getattr(again.bins, name))
+@pytest.mark.parametrize(("columns", "genes"), [(4, 7), (300, 65_536)])
+def test_counting_equals_a_plain_count_with_keys_of_32_and_of_64_bits(columns, genes):
+    """Detections in two runs, some beyond the window, and bins that do not count."""
+    rng = np.random.default_rng(0)
+    bin_um, corner_um = 8.0, (16.0, 4.0)
+    x_um, y_um = (rng.uniform(at - 10, at + columns * bin_um + 10, 5000) for at in corner_um)
+    steps = [np.floor(at * 1024).astype(np.int32) for at in (x_um, y_um)]
+    gene = rng.choice([0, 1, genes - 1], 5000).astype(np.uint16)
+    counts_N = rng.random(columns**2) < 0.7
+    column, row = (np.floor(at - corner).astype(int) // 8 for at, corner in zip((x_um, y_um), corner_um, strict=True))
+    expected = Counter(
+        (int(r * columns + c), int(g)) for c, r, g in zip(column, row, gene, strict=True)
+        if 0 <= c < columns and 0 <= r < columns and counts_N[r * columns + c]
+    )  # fmt: skip
+    runs = [(*(step[part].copy() for step in steps), gene[part], {}) for part in (slice(0, 1200), slice(1200, None))]
+    found = _count(runs, corner_um, columns * bin_um, bin_um, 0, False, counts_N)
+    assert [(b, g, n) for b, g, n in zip(*found, strict=True)] == [(*key, n) for key, n in sorted(expected.items())]
+
+
+def test_bins_whose_side_is_no_whole_number_of_steps_hold_the_same(tiny_corpus):
+    section, bin_um = tiny_corpus.sections[0], 7.0001
+    found = section.detections(20.0, 30.0, SIDE_UM, SIDE_UM)
+    window = read_window(section, 20.0, 30.0, data_of(bin_um=bin_um))
+    side = int(SIDE_UM / bin_um)
+    expected = np.zeros((side + 1, side + 1, len(PANEL)), int)
+    places = ((at / bin_um).astype(int) for at in (found.y_um_D - 30.0, found.x_um_D - 20.0))
+    np.add.at(expected, (*places, found.gene_D), 1)
+    np.testing.assert_array_equal(dense(window.bins), expected[:side, :side].reshape(-1, len(PANEL)))
 
 
 @pytest.mark.parametrize(("bin_um", "patch_px"), [(18.0, 9), (36.0, 9), (9.0, 12), (12.0, 9), (24.0, 18), (35.0, 9)])

@@ -13,7 +13,8 @@ from tario_jax.config import InputError, OptimConfig
 from tario_jax.model.build import build
 from tario_jax.panel import Panel
 from tario_jax.parallel.mesh import make_mesh
-from tario_jax.tokens.pipeline import BatchSource, corpus_layout
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.loop import train
 from tario_jax.train.state import abstract_state, make_optimiser

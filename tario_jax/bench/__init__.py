@@ -1,0 +1,1 @@
+"""`tario bench …`: a figure beside its peers, from one run."""

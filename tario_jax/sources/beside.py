@@ -1,0 +1,62 @@
+"""An H&E that lies beside an assay's files: where it covers the assay, and its pixels in the section's frame."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.sources.alignment import Alignment, resample
+from tario_jax.sources.images import he_size_px, read_he
+
+MEASURED_UM_PER_PX = 4.0  # of the mask of the measured area
+
+
+@dataclasses.dataclass(frozen=True)
+class HeBeside:
+    """An H&E on the disk and where it lies in the assay's µm. Its pixels are read when its section is."""
+
+    path: Path
+    alignment: Alignment
+    width_px: int
+    height_px: int
+
+    @classmethod
+    def at(cls, path: Path, alignment: Alignment) -> "HeBeside":
+        """Raises `InputError` for a file that is no H&E, and where it states another scale than its alignment."""
+        width_px, height_px, stated_um_per_px = he_size_px(path)
+        if stated_um_per_px is not None and not 0.95 < stated_um_per_px / alignment.um_per_px < 1.05:
+            raise InputError(
+                f"{alignment.path}: gives {alignment.um_per_px:.4g} µm per px of H&E, but {path.name} says "
+                f"{stated_um_per_px:.4g}; expected the affine from H&E px to {alignment.frame}; is it the inverse?"
+            )
+        return cls(path, alignment, width_px, height_px)
+
+    @property
+    def extent_um(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest (x, y) of its corners."""
+        width, height = self.width_px, self.height_px
+        corners_um_4x2 = self.alignment.to_um(np.array([[0, 0], [width, 0], [width, height], [0, height]], float))
+        return corners_um_4x2.min(0), corners_um_4x2.max(0)
+
+    def covers(self, place_um_Nx2: np.ndarray) -> np.ndarray:
+        """bool [N]; False for NaN."""
+        he_px_Nx2 = self.alignment.to_he_px(place_um_Nx2)
+        return ((he_px_Nx2 >= 0) & (he_px_Nx2 <= (self.width_px, self.height_px))).all(1)
+
+    def common_extent(self, low_um: np.ndarray, high_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest (x, y) of what both the assay, given by its own, and the H&E reach."""
+        low_he_um, high_he_um = self.extent_um
+        return np.maximum(low_um, low_he_um), np.minimum(high_um, high_he_um)
+
+    def covered(self, origin_um: np.ndarray, end_um: np.ndarray) -> np.ndarray:
+        """bool [rows, columns] of the extent at `MEASURED_UM_PER_PX`: px whose centre it covers."""
+        columns, rows = np.ceil((end_um - origin_um) / MEASURED_UM_PER_PX).astype(int)
+        y, x = np.mgrid[:rows, :columns]
+        centre_um = origin_um + (np.stack([x, y], -1).reshape(-1, 2) + 0.5) * MEASURED_UM_PER_PX
+        # the last row and column reach beyond the extent: their centres are held inside it
+        return self.covers(np.minimum(centre_um, end_um)).reshape(rows, columns)
+
+    def pixels(self, origin_um: np.ndarray, end_um: np.ndarray) -> np.ndarray:
+        """The extent at the H&E's own µm per px, uint8 [H, W, 3]; white where there is none."""
+        return resample(read_he(self.path), self.alignment, origin_um, end_um)

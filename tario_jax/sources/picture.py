@@ -1,0 +1,43 @@
+"""The H&E image of spots or squares whose places are px of it, cut to where they lie."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.sources.images import read_ome_tiff, read_rgb
+from tario_jax.sources.spots import MARGIN_UM, box_around
+
+_TIFF = (".tif", ".tiff", ".btf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image file; `per_fullres` of its px are one px of the full-resolution image that the vendor's places mean."""
+
+    path: Path
+    um_per_px: float  # of this file's px
+    per_fullres: float = 1.0
+
+    def cut(self, fullres_xy_Nx2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The H&E around these places with a margin of 300 µm; its top left corner (x, y) in px; who lies inside [N].
+
+        Raises `InputError` where more than half of the places lie outside, or the file is no H&E.
+        """
+        # other readers take one level of a pyramid for the whole
+        whole = read_ome_tiff(self.path)[0] if self.path.suffix.lower() in _TIFF else read_rgb(self.path)
+        size_px = (whole.shape[1], whole.shape[0])
+        pixel_xy_Nx2 = fullres_xy_Nx2 * self.per_fullres
+        inside_N = ((pixel_xy_Nx2 >= 0) & (pixel_xy_Nx2 < size_px)).all(1)
+        if 2 * inside_N.sum() < len(inside_N):
+            raise InputError(
+                f"{self.path}: {np.sum(~inside_N)} of {len(inside_N)} places in tissue lie outside of its {size_px[0]} "
+                f"x {size_px[1]} px; expected the image, in full resolution, that the places are px of"
+            )
+        left, top, right, bottom = box_around(pixel_xy_Nx2[inside_N], MARGIN_UM / self.um_per_px, *size_px)
+        return np.ascontiguousarray(whole[top:bottom, left:right]), np.array([left, top]), inside_N
+
+    def to_um(self, fullres_xy_Nx2: np.ndarray, corner_px_2: np.ndarray) -> np.ndarray:
+        """Places in the frame of the cut, µm."""
+        return (fullres_xy_Nx2 * self.per_fullres - corner_px_2) * self.um_per_px

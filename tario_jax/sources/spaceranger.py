@@ -1,0 +1,235 @@
+"""What Space Ranger writes for Visium and Visium HD alike: matrix, positions, scale factors and pictures."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv, parquet
+
+from tario_jax.config import InputError
+from tario_jax.panel import Panel
+from tario_jax.sources.delimited import require_columns
+from tario_jax.sources.gene_rows import gene_panel, whole_numbers
+from tario_jax.sources.ingested import IngestReport, Tally
+from tario_jax.sources.picture import Picture
+
+_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+_EXPRESSION = "Gene Expression"
+_FEATURES = ("id", "name", "feature_type")
+
+
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """Every spot or square of the slide, in tissue or not; P rows."""
+
+    path: Path
+    barcode_P: pa.ChunkedArray
+    in_tissue_P: np.ndarray  # bool
+    array_xy_Px2: np.ndarray  # int32: column, row
+    pixel_xy_Px2: np.ndarray  # float64, px of the full-resolution image
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """Counts of genes as they stand in the file, by barcode; B barcodes, E entries, G genes of `panel`."""
+
+    path: Path
+    barcode_B: pa.Array
+    panel: Panel
+    indptr: np.ndarray  # int64 [B + 1]
+    gene_E: np.ndarray  # int32; several entries of a barcode may be of one gene
+    count_E: np.ndarray  # int32
+    counts: Tally  # what was read, and dropped as no gene
+
+    @functools.cached_property
+    def total_B(self) -> np.ndarray:
+        """Counts of each barcode, int64."""
+        return np.diff(np.concatenate([[0], np.cumsum(self.count_E, dtype=np.int64)])[self.indptr])
+
+    def of(self, barcodes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr, gene, count) of these barcodes."""
+        size_N = np.diff(self.indptr)[barcodes_N]
+        indptr = np.concatenate([[0], np.cumsum(size_N)])
+        entry_E = np.arange(indptr[-1]) + np.repeat(self.indptr[barcodes_N] - indptr[:-1], size_N)
+        return indptr, self.gene_E[entry_E], self.count_E[entry_E]
+
+
+def read_positions(folder: Path) -> Positions:
+    """`tissue_positions.parquet`, `.csv` (with a header) or `tissue_positions_list.csv` (without) of a folder.
+
+    Raises `InputError` where there is none or several, a column is missing, or a barcode stands twice.
+    """
+    names = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) != 1:
+        raise InputError(f"{folder}: {len(found)} files of {', '.join(names)}; expected one")
+    path = found[0]
+    numbers = dict(zip(_COLUMNS[1:], (pa.int8(), pa.int32(), pa.int32(), pa.float64(), pa.float64()), strict=True))
+    try:
+        if path.suffix == ".parquet":
+            require_columns(path, parquet.read_schema(path).names, _COLUMNS)
+            table = parquet.read_table(path, columns=list(_COLUMNS))
+        else:
+            with path.open("rb") as file:  # what the file is called does not tell whether it has a header
+                first_row = file.readline().decode("utf-8-sig", "replace").strip().split(",")
+            has_header = first_row[0] == "barcode"
+            if has_header:
+                require_columns(path, first_row, _COLUMNS)
+            table = csv.read_csv(
+                path, csv.ReadOptions(column_names=first_row if has_header else _COLUMNS, skip_rows=int(has_header)),
+                convert_options=csv.ConvertOptions(column_types={"barcode": pa.string()}, include_columns=_COLUMNS),
+            )  # fmt: skip
+        columns = {name: table[name].cast(kind, safe=False).to_numpy() for name, kind in numbers.items()}
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}; expected the columns "
+                         f"{', '.join(_COLUMNS)} unchanged") from None  # fmt: skip
+    empty = [name for name in _COLUMNS if table[name].null_count]
+    if empty:
+        raise InputError(f"{path}: column {empty[0]!r} has an empty value; expected one in each row")
+    barcode_P = table["barcode"].cast(pa.string())
+    twice = len(barcode_P) - pc.count_distinct(barcode_P).as_py()
+    if twice or not len(barcode_P):
+        raise InputError(f"{path}: {twice} of {len(barcode_P)} barcodes stand twice; expected each once")
+    pixel_xy_Px2 = np.stack([columns["pxl_col_in_fullres"], columns["pxl_row_in_fullres"]], 1)
+    if not np.isfinite(pixel_xy_Px2).all():
+        raise InputError(f"{path}: column 'pxl_row_in_fullres' or 'pxl_col_in_fullres' holds no number; expected px")
+    array_xy_Px2 = np.stack([columns["array_col"], columns["array_row"]], 1).astype(np.int32)
+    return Positions(path, barcode_P, columns["in_tissue"] != 0, array_xy_Px2, pixel_xy_Px2)
+
+
+def read_scale_factors(folder: Path, *names: str) -> dict[str, float]:
+    """Numbers of `scalefactors_json.json` by name. Raises `InputError` where one of `names` is missing or not > 0."""
+    path = folder / "scalefactors_json.json"
+    try:
+        factors = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected Space Ranger's scale factors") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{path}: not JSON; expected Space Ranger's file unchanged") from None
+    for name in names:
+        value = factors.get(name) if isinstance(factors, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"{path}: {name!r} is {value!r}; expected a number above 0")
+    return factors
+
+
+def fit_lattice(positions: Positions, step_um: tuple[float, float]) -> tuple[np.ndarray, float]:
+    """The affine from array coordinates times `step_um` to px, float64 [3, 2], and µm per px: 1 / sqrt(|det|).
+
+    Raises `InputError` where the pixels do not follow the array, or it cannot be told.
+    """
+    array_um_Px3 = np.column_stack([positions.array_xy_Px2 * step_um, np.ones(len(positions.array_xy_Px2))])
+    thinned = slice(None, None, max(1, len(array_um_Px3) // 200_000))
+    design, target = array_um_Px3[thinned], positions.pixel_xy_Px2[thinned]
+    if len(design) < 3 or np.linalg.matrix_rank(design - design.mean(0)) < 2:
+        raise InputError(f"{positions.path}: {len(design)} places; expected at least 3, not in one line")
+    affine = np.linalg.lstsq(design, target, rcond=None)[0]
+    scale = np.linalg.svd(affine[:2], compute_uv=False)
+    miss_px = float(np.median(np.linalg.norm(target - design @ affine, axis=1)))
+    if scale[1] < 0.97 * scale[0] or miss_px > 0.2 * max(step_um) * scale[0]:
+        raise InputError(
+            f"{positions.path}: columns 'pxl_row_in_fullres', 'pxl_col_in_fullres' do not follow 'array_row', "
+            f"'array_col' ({scale[0]:.4g} and {scale[1]:.4g} px per µm, half of the places off by {miss_px:.3g} px or "
+            "more); expected one lattice; are columns swapped?"
+        )
+    return affine, 1 / float(np.sqrt(np.prod(scale)))
+
+
+def choose_picture(
+    folder: Path, image: str | Path | None, um_per_px: float, section_id: str, report: IngestReport
+) -> Picture:
+    """The full-resolution image that was named, else Space Ranger's hires picture, which the report then says."""
+    if image is not None:
+        if not Path(image).is_file():
+            raise InputError(f"--image={image}: no such file; expected the H&E that Space Ranger was given")
+        return Picture(Path(image), um_per_px)
+    path = folder / "tissue_hires_image.png"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the full-resolution H&E with --image=FILE")
+    per_fullres = read_scale_factors(folder, "tissue_hires_scalef")["tissue_hires_scalef"]
+    report.notes.append(
+        f"{section_id}: H&E is Space Ranger's reduced picture {path.name} at {um_per_px / per_fullres:.3g} µm per px, "
+        f"not the scan at {um_per_px:.3g}; give the scan with --image=FILE"
+    )
+    return Picture(path, um_per_px / per_fullres, per_fullres)
+
+
+def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:
+    """`filtered_feature_bc_matrix.h5`, else `raw_feature_bc_matrix.h5`, of a folder.
+
+    Genes are the file's symbols, sorted; rows of one symbol are one gene, which then has no single Ensembl id. What is
+    no gene (antibodies and other captures, probes that the vendor withdrew) is dropped and counted.
+    Raises `InputError` for a missing or unreadable file, another format, or a value that is not a count.
+    """
+    paths = [folder / f"{name}_feature_bc_matrix.h5" for name in ("filtered", "raw")]
+    path = next((one for one in paths if one.is_file()), None)
+    if path is None:
+        raise InputError(f"{folder}: no {paths[0].name} and no {paths[1].name}; expected Space Ranger's h5 matrix")
+    try:
+        import h5py
+    except ImportError:
+        raise InputError(f"{path}: needs h5py; pip install 'tario-jax[io]'") from None
+    try:
+        with h5py.File(path) as file:
+            if "matrix" not in file or any(f"features/{name}" not in file["matrix"] for name in _FEATURES):
+                raise InputError(f"{path}: holds {', '.join(list(file)[:4])} but no 'matrix' with features; expected "
+                                 "the h5 of Space Ranger (or Cell Ranger 3 and newer)")  # fmt: skip
+            matrix = file["matrix"]
+            ids, symbols, kinds = (matrix[f"features/{name}"].asstr()[:].tolist() for name in _FEATURES)
+            barcode_B = pa.array(matrix["barcodes"][:].astype(object), pa.binary()).cast(pa.string())
+            indptr, row_E = matrix["indptr"][:].astype(np.int64), matrix["indices"][:].astype(np.int32)
+            count_E = whole_numbers(path, matrix["data"][:])
+    except (OSError, KeyError, pa.ArrowInvalid, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read: {reason}; expected Space Ranger's file unchanged") from None
+    counts = report.open("counts", section_id, count_E.sum(dtype=np.int64))
+    reason_R = np.array([_no_gene(gene_id, kind) for gene_id, kind in zip(ids, kinds, strict=True)], object)
+    for reason in sorted(set(reason_R) - {""}):
+        counts.drop(reason, count_E[(reason_R == reason)[row_E]].sum(dtype=np.int64))
+    panel, gene_R = gene_panel(path, section_id, symbols, ids, reason_R, report)
+    kept_E = gene_R[row_E] >= 0
+    if not kept_E.all():
+        indptr = np.concatenate([[0], np.cumsum(kept_E)])[indptr]
+        row_E, count_E = row_E[kept_E], count_E[kept_E]
+    return Matrix(path, barcode_B, panel, indptr, gene_R[row_E], count_E, counts)
+
+
+def _no_gene(gene_id: str, kind: str) -> str:
+    if kind != _EXPRESSION:
+        return f"feature type {kind}, not a gene"
+    return "probe that the vendor withdrew" if gene_id.startswith("DEPRECATED_") else ""
+
+
+def place_of_barcodes(
+    matrix: Matrix, positions: Positions, what: str, section_id: str, report: IngestReport
+) -> tuple[np.ndarray, np.ndarray, Tally]:
+    """(barcodes in tissue, their rows in the positions, their tally); all others are dropped and counted.
+
+    `what` names them in the report, spots or squares. Its tally stays open, as that of the counts.
+    """
+    row_B = pc.fill_null(pc.index_in(matrix.barcode_B, value_set=positions.barcode_P), -1).to_numpy()
+    if (row_B < 0).all():
+        raise InputError(f"{matrix.path}: barcode {matrix.barcode_B[0].as_py()!r} and all others are not in "
+                         f"{positions.path.name}; expected the files of one run")  # fmt: skip
+    tally = report.open(what, section_id, len(row_B))
+    keep_B = np.ones(len(row_B), bool)
+    for reason, bad_B in (
+        (f"not in {positions.path.name}", row_B < 0),
+        ("not in tissue", (row_B >= 0) & ~positions.in_tissue_P[row_B]),
+    ):
+        tally.drop(reason, bad_B.sum())
+        matrix.counts.drop(f"{what} {reason}", matrix.total_B[bad_B].sum())
+        keep_B &= ~bad_B
+    if not keep_B.any():
+        raise InputError(f"{positions.path}: no barcode of {matrix.path.name} is in tissue; expected 'in_tissue' = 1")
+    uncounted = int(positions.in_tissue_P.sum() - keep_B.sum())
+    if uncounted:
+        report.notes.append(f"{section_id}: {uncounted} {what} in tissue have no counts in {matrix.path.name}")
+    kept = np.flatnonzero(keep_B)
+    return kept, row_B[kept], tally

@@ -1,0 +1,142 @@
+"""Visium HD: squares of 2, 8 or 16 µm without gaps, as detections whose places are known to one square."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.corpus.section import Detections, SectionData
+from tario_jax.sources.ingested import Ingested, IngestReport
+from tario_jax.sources.picture import Picture
+from tario_jax.sources.spaceranger import (
+    Matrix,
+    Positions,
+    choose_picture,
+    fit_lattice,
+    place_of_barcodes,
+    read_matrix,
+    read_positions,
+    read_scale_factors,
+)
+
+SQUARES_UM = (2, 8, 16)
+_MEASURED_UM_PER_PX = 4.0
+
+
+def read_visium_hd(
+    folder: str | Path, *, patient_id: str, cohort: str, section_id: str | None = None, image: str | Path | None = None,
+    square_um: int = 2,
+) -> Ingested:  # fmt: skip
+    """Reads one output folder (`outs`, or its `binned_outputs`) as one section, by its squares of `square_um`.
+
+    Each count of a square in tissue is one detection at the square's centre, so that bins of any size are counted from
+    it, and totals are conserved. Where in its square a transcript lay is not known: the section says so in its
+    `place_precision_um`, the side of the square, and bins of less than twice that are refused when it is read. The
+    measured area is that of the squares in tissue. Panel and H&E are as in `visium`; µm per px is the file's
+    `microns_per_pixel`, and the squares must be `square_um` apart by it.
+
+    Raises `InputError` for a missing or unreadable file, values that are no counts, or files of different runs.
+    """
+    folder = Path(folder)
+    squares = _squares(folder, square_um)
+    report = IngestReport("Visium HD", str(folder))
+    section_id = section_id or folder.resolve().name
+    spatial = squares / "spatial"
+    factors = read_scale_factors(spatial, "microns_per_pixel", "bin_size_um")
+    um_per_px = factors["microns_per_pixel"]
+    if factors["bin_size_um"] != square_um:
+        raise InputError(f"{spatial / 'scalefactors_json.json'}: 'bin_size_um' is {factors['bin_size_um']:g}; expected "
+                         f"{square_um}, as the folder is called")  # fmt: skip
+    positions = read_positions(spatial)
+    affine, fitted_um_per_px = fit_lattice(positions, (square_um, square_um))
+    if not 0.99 < fitted_um_per_px / um_per_px < 1.01:
+        raise InputError(
+            f"{positions.path}: squares lie {square_um / fitted_um_per_px:.4g} px apart, which are "
+            f"{square_um * um_per_px / fitted_um_per_px:.3g} µm at microns_per_pixel = {um_per_px:.4g}; expected "
+            f"{square_um}; are the files of one run?"
+        )
+    picture = choose_picture(spatial, image, um_per_px, section_id, report)
+    matrix = read_matrix(squares, section_id, report)
+    report.notes.append(f"{section_id}: squares of {square_um} µm: a place is known to one square, and bins of less "
+                        f"than {2 * square_um} µm are refused")  # fmt: skip
+
+    def generate() -> Iterator[SectionData]:
+        quality = {"he_is_preview": 1.0} if image is None else {}
+        quality["place_precision_um"] = float(square_um)
+        yield _section(matrix, positions, picture, affine, square_um, (section_id, patient_id, cohort), report, quality)
+
+    return Ingested(matrix.panel, generate(), 1, report)
+
+
+def _squares(folder: Path, square_um: int) -> Path:
+    if square_um not in SQUARES_UM:
+        raise InputError(f"--square-um={square_um}: expected one of {', '.join(map(str, SQUARES_UM))}")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected Space Ranger's output")
+    outer = folder / "binned_outputs" if (folder / "binned_outputs").is_dir() else folder
+    found = outer / f"square_{square_um:03d}um"
+    if not found.is_dir():
+        there = [side for side in SQUARES_UM if (outer / f"square_{side:03d}um").is_dir()]
+        fix = f"--square-um={there[0]} reads what is there" if there else "is it a Visium HD output?"
+        raise InputError(f"{outer}: no folder {found.name}; {fix}")
+    return found
+
+
+def _section(
+    matrix: Matrix, positions: Positions, picture: Picture, affine: np.ndarray, square_um: int,
+    identity: tuple[str, str, str], report: IngestReport, quality: dict[str, float],
+) -> SectionData:  # fmt: skip
+    kept, row_N, squares = place_of_barcodes(matrix, positions, "squares", identity[0], report)
+    he, corner_px_2, inside_N = picture.cut(positions.pixel_xy_Px2[row_N])
+    squares.drop("outside the image", np.sum(~inside_N))
+    squares.close(inside_N.sum())
+    matrix.counts.drop("squares outside the image", matrix.total_B[kept[~inside_N]].sum())
+    kept, row_N = kept[inside_N], row_N[inside_N]
+    _, gene_E, count_E = matrix.of(kept)
+    place_um_Nx2 = picture.to_um(positions.pixel_xy_Px2[row_N], corner_px_2).astype(np.float32)
+    square_D = np.repeat(np.arange(len(kept), dtype=np.int32), matrix.total_B[kept])
+    matrix.counts.close(len(square_D))
+    height_um, width_um = he.shape[0] * picture.um_per_px, he.shape[1] * picture.um_per_px
+    return SectionData(
+        *identity,
+        width_um=width_um,
+        height_um=height_um,
+        he_um_per_px=picture.um_per_px,
+        he=he,
+        detections=Detections(
+            x_um_D=place_um_Nx2[square_D, 0],
+            y_um_D=place_um_Nx2[square_D, 1],
+            gene_D=np.repeat(gene_E, count_E),
+        ),
+        measured=_in_tissue(positions, picture, affine, square_um, corner_px_2, width_um, height_um),
+        measured_um_per_px=_MEASURED_UM_PER_PX,
+        registration="same_section_before",
+        quality={
+            "squares_dropped": float(sum(squares.dropped.values())),
+            "counts_dropped": float(sum(matrix.counts.dropped.values())),
+            "he_origin_x_px": float(corner_px_2[0]),
+            "he_origin_y_px": float(corner_px_2[1]),
+        } | quality,
+    )  # fmt: skip
+
+
+def _in_tissue(
+    positions: Positions, picture: Picture, affine: np.ndarray, square_um: int, corner_px_2: np.ndarray,
+    width_um: float, height_um: float,
+) -> np.ndarray:  # fmt: skip
+    """bool [rows, columns]: whether the middle of each cell of the mask lies in a square in tissue."""
+    lowest = positions.array_xy_Px2.min(0)
+    grid = np.zeros(positions.array_xy_Px2.max(0) - lowest + 1, bool)
+    grid[tuple((positions.array_xy_Px2 - lowest).T)] = positions.in_tissue_P
+    columns, rows = (int(np.ceil(extent / _MEASURED_UM_PER_PX)) for extent in (width_um, height_um))
+    mask = np.zeros((rows, columns), bool)
+    to_array = np.linalg.inv(affine[:2]) / square_um
+    x_um = (np.arange(columns) + 0.5) * _MEASURED_UM_PER_PX
+    for row in range(rows):
+        middle_um = np.column_stack([x_um, np.full(columns, (row + 0.5) * _MEASURED_UM_PER_PX)])
+        fullres_xy = (middle_um / picture.um_per_px + corner_px_2) / picture.per_fullres
+        square = np.rint((fullres_xy - affine[2]) @ to_array).astype(np.int64) - lowest
+        there = ((square >= 0) & (square < grid.shape)).all(1)
+        mask[row, there] = grid[tuple(square[there].T)]
+    return mask

@@ -1,0 +1,124 @@
+"""The rows of Xenium's transcripts.parquet or transcripts.csv.gz, versions 1 to 3 of its software, batch by batch."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from tario_jax.config import InputError
+from tario_jax.sources.delimited import Names, column_batches, header, numbers, one_file, require_columns
+
+# Anchored and case-sensitive: a gene that merely begins with the same letters stays.
+CONTROL = re.compile(
+    r"^(NegControlProbe|NegControlCodeword|BLANK|UnassignedCodeword|DeprecatedCodeword|antisense)_", re.ASCII
+)
+_COLUMNS = ("feature_name", "x_location", "y_location", "qv")
+_FLAGS = ("cell_id", "overlaps_nucleus")
+_CATEGORIES = ("is_gene", "codeword_category")  # since version 2
+_NO_CELL = frozenset({"-1", "0", "UNASSIGNED", ""})
+_BATCH_ROWS = 1 << 20
+_READ_BYTES = 1 << 22  # of a column at once: a row group may be the whole file
+
+
+@dataclasses.dataclass(frozen=True)
+class XeniumRows:
+    """N rows of the file, in its order."""
+
+    place_um_Nx2: np.ndarray
+    qv_N: np.ndarray
+    feature_N: np.ndarray  # codes of `XeniumFile.features`, −1 for no name
+    control_N: np.ndarray
+    in_nucleus_N: np.ndarray | None
+    cell_N: np.ndarray | None  # 1, 2, … in the order in which they come; 0 in no cell
+
+
+class XeniumFile:
+    """A file of transcripts. Its rows can be read any number of times; codes of features and cells stay the same.
+
+    Raises `InputError` for a missing file or column, or a column of another type.
+    """
+
+    def __init__(self, folder: Path):
+        whole = folder / "transcripts.parquet"
+        self.path = whole if whole.is_file() else one_file(folder, whole.name, "transcripts.csv.gz", "transcripts.csv")
+        self.features = Names()
+        self._cells = Names(_NO_CELL)
+        self._is_parquet = self.path.suffix == ".parquet"
+        self._present = self._parquet_columns() if self._is_parquet else header(self.path)
+        require_columns(self.path, self._present, _COLUMNS)
+
+    def rows(self, *, flags: bool) -> Iterator[XeniumRows]:
+        """flags: cells and nuclei too, where the file gives them."""
+        category = next((name for name in _CATEGORIES if name in self._present), None)
+        names = [*_COLUMNS, *([category] if category else [])]
+        names += [name for name in _FLAGS if flags and name in self._present]
+        for table in self._parquet_batches(names) if self._is_parquet else self._csv_batches(names):
+            feature_N = self.features.codes(table["feature_name"])
+            control_F = np.array([*(bool(CONTROL.match(name)) for name in self.features), False])
+            control_N = control_F[feature_N]
+            if category == "is_gene":
+                control_N |= ~_true(table[category])
+            elif category:
+                control_N |= ~_is_gene(table[category])
+            yield XeniumRows(
+                np.stack([numbers(table["x_location"]), numbers(table["y_location"])], 1),
+                numbers(table["qv"]), feature_N, control_N,
+                _true(table["overlaps_nucleus"]) if "overlaps_nucleus" in names else None,
+                self._cells.codes(table["cell_id"]) + np.int32(1) if "cell_id" in names else None,
+            )  # fmt: skip
+
+    def _parquet_columns(self) -> list[str]:
+        try:
+            return parquet.read_schema(self.path).names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> InputError:
+        reason = str(error).splitlines()[0]
+        return InputError(f"{self.path}: cannot be read as parquet: {reason}; expected the vendor's file unchanged")
+
+    def _parquet_batches(self, names: list[str]) -> Iterator[dict[str, pa.ChunkedArray]]:
+        dictionaries = [name for name in ("feature_name", "cell_id") if name in names]
+        with parquet.ParquetFile(self.path, read_dictionary=dictionaries, buffer_size=_READ_BYTES) as file:
+            _check_types(self.path, file.schema_arrow)
+            try:
+                # one reader over all groups would hold the buffers of each until its end
+                for group in range(file.num_row_groups):
+                    for batch in file.iter_batches(_BATCH_ROWS, [group], columns=names):
+                        table = pa.Table.from_batches([batch])
+                        yield {name: table[name] for name in names}
+            except (pa.ArrowInvalid, OSError) as error:
+                raise self._unreadable(error) from None
+
+    def _csv_batches(self, names: list[str]) -> Iterator[dict[str, pa.ChunkedArray]]:
+        text = pa.dictionary(pa.int32(), pa.string())
+        types = {"feature_name": text, "cell_id": text, "codeword_category": text, "is_gene": pa.bool_(),
+                 "overlaps_nucleus": pa.bool_()}  # fmt: skip
+        return column_batches(self.path, {name: types.get(name, pa.float64()) for name in names})
+
+
+def _check_types(path: Path, schema: pa.Schema) -> None:
+    for name in _COLUMNS[1:]:
+        kind = schema.field(name).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise InputError(f"{path}: column {name!r} is {kind}; expected numbers")
+    kind = schema.field("feature_name").type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(test(value) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary,
+                                        pa.types.is_large_binary)):  # fmt: skip
+        raise InputError(f"{path}: column 'feature_name' is {value}; expected gene symbols")
+
+
+def _true(column: pa.ChunkedArray) -> np.ndarray:
+    return column.cast(pa.int8()).fill_null(0).to_numpy() != 0
+
+
+def _is_gene(column: pa.ChunkedArray) -> np.ndarray:
+    """Of codeword_category: predesigned_gene and custom_gene, as against controls and unassigned codewords."""
+    categories = Names()
+    category_N = categories.codes(column)
+    return np.array([*(name.endswith("_gene") for name in categories), False])[category_N]

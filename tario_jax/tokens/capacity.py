@@ -1,0 +1,143 @@
+"""Static sizes of a batch that hold every window of a corpus, found without reading the corpus."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tario_jax.config import DataConfig, InputError
+from tario_jax.corpus.layout import DETECTION_TILE_UM
+from tario_jax.corpus.read import Section
+from tario_jax.corpus.section import Spots
+from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
+from tario_jax.tokens.window import begin_bins
+
+LEAST_ADJACENT_UM = 36.0  # side of a bin that still holds much of the same tissue in the section next to it
+_MARGIN = 1.25
+_SECTIONS_LOOKED_AT = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class CountCapacity:
+    """Entries (bin, gene, count) of a row: those of its densest windows, and what is held ready."""
+
+    needed: int  # by the densest windows found around the densest squares of the densest sections
+    held: int  # the capacity: as configured, else `needed` with a margin of a quarter
+    most: int  # no row can need more: every detection under its windows an entry of its own
+    section: str  # the densest one
+
+    @property
+    def overflows(self) -> bool:
+        return self.needed > self.held
+
+
+def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> Layout:
+    """Batch sizes that hold every window of `sections`.
+
+    Where spots stand beside sections of detections, each size is the larger of the two. The capacity for counts is that
+    of `count_capacity`; a denser window is an error at run time that names the capacity it needs, never a silent cut.
+    Raises `InputError` for bins too small for a section.
+    """
+    refuse_fine_bins(sections, data.bin_um, force=data.force_adjacent)
+    spots = _spots_of(sections)
+    bins_per_tile, largest_um = 0, 0.0
+    if spots:
+        bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
+        largest_um = max(float(np.sqrt(np.pi) * s.diameter_um / 2) for s in spots)
+    if len(spots) < len(sections):
+        bins_per_tile, largest_um = max(bins_per_tile, square_bins_per_tile(data)), max(largest_um, data.bin_um)
+    capacity = data.count_capacity or count_capacity(sections, data).held
+    return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um,
+                       count_capacity=_whole(capacity))  # fmt: skip
+
+
+def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapacity:
+    """What the densest rows of `sections` need.
+
+    Reading every section would make the start grow with the cohort: records say where detections lie densest, and the
+    windows around those places, in the densest few sections, are counted.
+    """
+    found = []
+    spotted = [section for section in sections if section.spots is not None]
+    if spotted:
+        spots = _spots_of(spotted)
+        entries_per_spot = max(int(np.diff(s.indptr).max(initial=0)) for s in spots)
+        per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
+        per_window = min(per_tile * round(data.window_um / data.tile_um) ** 2,
+                         max(densest_spots(s.x_um_N, s.y_um_N, data.window_um) for s in spots))  # fmt: skip
+        needed = data.windows_per_row * per_window * entries_per_spot
+        section = max(spotted, key=lambda one: len(one.spots)).id
+        found.append(CountCapacity(needed, data.count_capacity or _whole(needed), needed, section))
+    others = [section for section in sections if section.spots is None]
+    if others:
+        ranked = sorted(others, key=lambda section: -_densest_square(section, data.window_um)[0])
+        entries = {section.id: _densest_entries(section, data) for section in ranked[:_SECTIONS_LOOKED_AT]}
+        densest = max(entries, key=entries.get)
+        needed = entries[densest] * data.windows_per_row
+        most = max(_most_detections(section, data.window_um) for section in others) * data.windows_per_row
+        held = data.count_capacity or _whole(math.ceil(needed * _MARGIN))
+        found.append(CountCapacity(needed, held, most, densest))
+    return max(found, key=lambda one: one.held)
+
+
+def refuse_fine_bins(sections: Sequence[Section], bin_um: float, *, force: bool) -> None:
+    """Raises `InputError` for bins finer than what is known of a section's places, or than its H&E can show.
+
+    The H&E of an adjacent section shows other cells than such bins count; force: take it all the same.
+    """
+    for section in sections:
+        section.check_bins(bin_um)
+    if force or bin_um >= LEAST_ADJACENT_UM:
+        return
+    for section in sections:
+        if section.record["registration"] == "adjacent" and section.has_detections:
+            raise InputError(
+                f"section {section.id!r}: its H&E is of an adjacent section, and bins of {bin_um:g} µm would count "
+                f"other cells than it shows; expected at least {LEAST_ADJACENT_UM:g} µm (data.bin_um, --bin-um), "
+                "or data.force_adjacent=True in the config that is trained"
+            )
+
+
+def _spots_of(sections: Sequence[Section]) -> list[Spots]:
+    return [section.spots for section in sections if section.spots is not None]
+
+
+def _whole(capacity: int) -> int:
+    """The next multiple of 128."""
+    return -(-max(capacity, 1) // 128) * 128
+
+
+def densest_spots(x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> int:
+    """Most spot centres in any square of this side, whose left and upper edges may be taken to touch a spot."""
+    most = 0
+    for left in np.unique(x_um):
+        y = np.sort(y_um[(x_um >= left) & (x_um <= left + side_um)])
+        most = max(most, int((np.searchsorted(y, y + side_um, side="right") - np.arange(len(y))).max(initial=0)))
+    return most
+
+
+def _densest_square(section: Section, window_um: float) -> tuple[float, float, float]:
+    """(detections, x_um, y_um of its corner) of the densest square of about a window's size, as its record says."""
+    side = DETECTION_TILE_UM
+    known = min(section.record["densest"], key=lambda row: abs(row[0] * side - window_um), default=(0, 0, 0.0, 0.0))
+    return known[1], known[2], known[3]
+
+
+def _most_detections(section: Section, window_um: float) -> int:
+    """No window of this side lies over more: it touches so many tiles a side, or fewer."""
+    touched = math.ceil(window_um / DETECTION_TILE_UM) + 1
+    known = [held for tiles, held, *_ in section.record["densest"] if tiles >= touched]
+    return int(min([*known, section.record["detections"]]))
+
+
+def _densest_entries(section: Section, data: DataConfig) -> int:
+    """Entries (bin, gene) of the densest window, looked for around the section's densest square."""
+    _, x0_um, y0_um = _densest_square(section, data.window_um)
+    most, step = 0, data.window_um / 4
+    for y_um in y0_um + step * np.arange(-2, 3):
+        for x_um in x0_um + step * np.arange(-2, 3):
+            corner = [min(max(at, 0.0), max(span - data.window_um, 0.0)) for at, span in
+                      ((x_um, section.width_um), (y_um, section.height_um))]  # fmt: skip
+            most = max(most, len(begin_bins(section, *corner, data)().bin_E))
+    return most

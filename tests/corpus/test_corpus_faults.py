@@ -1,0 +1,121 @@
+"""Faults planted in real processes: each is named by its file, nothing damaged is read, and a rerun completes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_tissue import st_folder
+
+TARIO = Path(sys.executable).parent / "tario"
+SIMULATE = ("simulate", "--patients=2", "--validation=0", "--held-out=1", "--regions=core", "--section-um=160",
+            "--panel=curated", "--workers=1")  # fmt: skip
+READ = ("bench", "loader", "--batches=1", "--rounds=1")  # reads windows of every section
+
+
+def tario(*words: object, **more) -> subprocess.CompletedProcess:
+    return subprocess.run([str(word) for word in (TARIO, *words)], capture_output=True, text=True, timeout=200, **more)
+
+
+def one_line(done: subprocess.CompletedProcess, *words: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("tario: "), done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("faults") / "corpus"
+    made = tario(*SIMULATE, f"--out={root}")
+    assert made.returncode == 0, made.stderr
+    return root
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "corpus"))
+
+
+def seal(root: Path) -> str:
+    return json.loads((root / "corpus.json").read_text())["seal"]
+
+
+@pytest.mark.parametrize("array", ["he", "detections/place_and_gene"])
+@pytest.mark.parametrize("fault", ["flipped byte", "missing shard", "cut short"])
+def test_a_damaged_shard_is_named_by_check_and_by_whoever_reads_it(copy, array, fault):
+    for shard in copy.glob(f"sections/*/{array}/c/0/0*"):
+        shard = next(path for path in (shard, *shard.glob("*")) if path.is_file())
+        content = shard.read_bytes()
+        if fault == "flipped byte":
+            shard.write_bytes(content[:400] + bytes([content[400] ^ 16]) + content[401:])
+        elif fault == "cut short":
+            shard.write_bytes(content[: len(content) // 2])
+        else:
+            shard.unlink()
+    checked = tario("check", copy)
+    assert checked.returncode == 1 and str(shard.relative_to(copy)) in checked.stdout, checked.stdout
+    one_line(tario(*READ, f"--corpus={copy}"), f"/{array}", "restore it or ingest this section again")
+
+
+@pytest.mark.parametrize("name", ["patients.parquet", "sections.parquet"])
+def test_a_truncated_table_is_named(copy, name):
+    (copy / name).write_bytes((copy / name).read_bytes()[:-40])
+    one_line(tario(*READ, f"--corpus={copy}"), f"{copy / name}: differs from the corpus seal; restore it")
+
+
+def test_the_same_section_under_two_names_is_refused(tmp_path):
+    st = st_folder(tmp_path / "st", ("A1", "B1"))
+    for path in st.glob("A1*"):
+        shutil.copy(path, path.with_name(path.name.replace("A1", "B1")))
+    done = tario(
+        "ingest", "--source=spots", f"--path={st}", "--patient=A,B", "--cohort=BRCA", f"--out={tmp_path / 'c'}"
+    )
+    one_line(done, "sections 'A1' and 'B1' hold the same data; remove one of them")
+    assert not (tmp_path / "c/corpus.json").exists()
+
+
+def test_killed_again_and_again_it_ends_as_the_unbroken_one(whole, tmp_path):
+    """Killed at ever later moments, whatever it is doing then."""
+    root, kills = tmp_path / "killed", 0
+    for wait_s in (1.0, 1.6, 1.9, 2.2, 2.5, 2.8, 3.1):
+        process = subprocess.Popen([TARIO, *SIMULATE, f"--out={root}"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        time.sleep(wait_s)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+            if not (root / "corpus.json").exists() and root.exists():
+                one_line(tario("check", root), str(root))
+        process.wait()
+    assert kills >= 2
+    assert tario(*SIMULATE, f"--out={root}").returncode == 0
+    assert seal(root) == seal(whole) and tario("check", root).returncode == 0
+
+
+def test_a_full_disk_is_said_and_the_same_command_completes_once_there_is_room(whole, tmp_path):
+    """On a file system of 2 MB of its own, which grows before the second run."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = " ".join(str(word) for word in (TARIO, *SIMULATE, f"--out={disk}/corpus"))
+    script = f"""
+        mount -t tmpfs -o size=1m none {disk} || exit 77
+        {words} > {tmp_path}/out 2> {tmp_path}/err; echo $? > {tmp_path}/status
+        {TARIO} check {disk}/corpus > /dev/null 2> {tmp_path}/refused; echo $? >> {tmp_path}/status
+        mount -o remount,size=200m none {disk} || exit 77
+        {words} > /dev/null && {TARIO} check {disk}/corpus > /dev/null && cp {disk}/corpus/corpus.json {tmp_path}/
+    """
+    done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system of its own can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "err").read_text()
+    assert (tmp_path / "status").read_text().split() == ["2", "2"], said
+    assert said.count("\n") == 1 and str(disk) in said and "No space left on device" in said, said
+    assert "is not sealed" in (tmp_path / "refused").read_text()
+    assert seal(tmp_path) == seal(whole)

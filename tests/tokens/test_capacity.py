@@ -1,0 +1,48 @@
+"""What a batch must hold is known before a run meets it."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_tissue import PANEL, tiny_section, write_corpus
+
+from tario_jax.cli import main as cli
+from tario_jax.config import DataConfig, InputError
+from tario_jax.tokens.capacity import corpus_layout, count_capacity
+from tario_jax.tokens.pipeline import BatchSource
+
+DATA = DataConfig(bin_um=9.0, window_um=72.0, tile_um=72.0, rows=16, stain_jitter=0.0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    size = {"width_um": 400.0, "height_um": 300.0}
+    sections = [tiny_section(f"{patient}1", patient, seed, detections=4000 * (seed + 1), **size)
+                for seed, patient in enumerate("ABC")]  # fmt: skip
+    sections.append(tiny_section("D1", "D", 3))
+    sides = {"A": "train", "B": "train", "C": "train", "D": "held_out"}
+    return write_corpus(tmp_path_factory.mktemp("capacity") / "c", sections, split=sides)
+
+
+def test_no_window_needs_more_than_is_said(corpus):
+    found = count_capacity(corpus.sections, DATA)
+    assert found.section == "C1" and found.needed <= found.held <= found.most
+    source = BatchSource(corpus.sections, DATA, corpus_layout(corpus.sections, DATA, len(PANEL)), steps=25)
+    used = [int((batch.count_BxC > 0).sum(1).max()) for batch in map(source.__getitem__, range(25))]
+    assert 0.5 * found.needed < max(used) <= found.held
+    assert np.median(used) < found.needed
+
+
+def test_check_says_which_capacity_a_run_would_stop_at(corpus, tmp_path, capsys):
+    words = ["check", str(corpus.root), "--capacity", "--config=configs/quickstart.py", "--config.data.window_um=72",
+             "--config.data.tile_um=72", "--config.data.bin_um=9", f"--json={tmp_path / 'a.json'}"]  # fmt: skip
+    assert cli.main(words) == 0
+    needed = json.loads((tmp_path / "a.json").read_text())["needed"]
+    assert cli.main([*words, f"--config.data.count_capacity={needed - 1}"]) == 1
+    assert f"set --config.data.count_capacity={needed} or more" in capsys.readouterr().out
+    small = DataConfig(bin_um=9.0, window_um=72.0, tile_um=72.0, rows=64, count_capacity=needed // 3)
+    source = BatchSource(corpus.sections, small, corpus_layout(corpus.sections, small, len(PANEL)), steps=1)
+    with pytest.raises(InputError, match="raise --config.data.count_capacity"):
+        source[0]
+    assert cli.main(["check", str(corpus.root), "--capacity"]) == 2
+    assert "name a --config" in capsys.readouterr().err
