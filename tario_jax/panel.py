@@ -4,6 +4,7 @@ A panel is an ordered list of gene symbols. Its length is a value, never a const
 corpus, checkpoint, map and bundle, so that a rate is never read under another gene's name.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -57,6 +58,14 @@ class Panel:
                 raise InputError(f"panel: gene {symbol!r} has the id {gene_id!r}; expected one like ENSG00000141510")
             if gene_id and meant.setdefault(gene_id, symbol) != symbol:
                 raise InputError(f"panel: {gene_id} is the id of {meant[gene_id]!r} and of {symbol!r}; correct one")
+
+    @classmethod
+    def of_ids(cls, symbols: Iterable[str], ids: Iterable[str]) -> "Panel":
+        """The panel of `symbols` with their ids; an id of several symbols says of none of them which gene is meant."""
+        ids = [ensembl_id(gene_id) for gene_id in ids]
+        held = collections.Counter(ids)
+        known = tuple(gene_id if held[gene_id] == 1 else "" for gene_id in ids)
+        return cls(tuple(symbols), known if any(known) else ())
 
     def __len__(self) -> int:
         return len(self.symbols)

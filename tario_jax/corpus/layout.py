@@ -80,6 +80,14 @@ def array_spec(place: Place) -> dict[str, Any]:
             "fill_missing_data_reads": False}  # fmt: skip
 
 
+def sealed_names(root: Place) -> list[str]:
+    """Names of the sealed sections of a corpus, finished or not, in order."""
+    if root.local is not None:
+        return sorted(seal.parent.name for seal in root.local.glob("sections/*/seal.json"))
+    names = (name.split("/") for name in (root / "sections").below())
+    return [section for section, *rest in names if rest == ["seal.json"]]
+
+
 def write_array(place: Place, array: Rows | BlockImage) -> None:
     """Writes a whole array, shard by shard or a row of shards at a time, so that each is written once and whole.
 

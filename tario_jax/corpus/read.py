@@ -359,6 +359,6 @@ def _not_a_corpus(root: Place) -> InputError:
         return InputError(f"corpus {root}: no such folder; expected one made by 'tario ingest' or 'tario simulate'")
     if not (root / "ingest.json").exists():
         return InputError(f"corpus {root}: holds no corpus.json; expected a corpus")
-    done = sum(name.endswith("/seal.json") for name in (root / "sections").below())
+    done = len(layout.sealed_names(root))
     return InputError(f"corpus {root}: is not sealed, its ingest was stopped after {done} sections; run the same "
                       "ingest again and it continues")  # fmt: skip

@@ -14,6 +14,8 @@ import scipy.spatial
 
 from tario_jax.config import InputError
 
+PLAUSIBLE_UM_PER_PX = (0.1, 1.2)
+"""Of an H&E: outside of it, a scan is more likely misread than real."""
 Registration = Literal["same_section_after", "same_section_before", "adjacent", "none"]
 
 

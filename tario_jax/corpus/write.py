@@ -63,7 +63,7 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
 
 def holds_sections(root: Place | Path) -> bool:
     """Whether a section is sealed there, be the corpus finished or not."""
-    return any(name.endswith("/seal.json") for name in (Place(root) / "sections").below())
+    return bool(layout.sealed_names(Place(root)))
 
 
 def section_is_sealed(root: Place | Path, section_id: str) -> bool:
@@ -167,8 +167,7 @@ def seal_corpus(root: Place | Path, panel: Panel, kind: Kind, split: dict[str, s
 
 def sealed_sections(root: Place) -> dict[str, dict[str, Any]]:
     """The seals of all sealed sections by name, in order."""
-    names = [name.split("/")[0] for name in (root / "sections").below() if name.count("/") == 1]
-    names = [name for name in dict.fromkeys(names) if section_is_sealed(root, name)]
+    names = layout.sealed_names(root)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # in a bucket every read is a journey
         return dict(zip(names, pool.map(lambda name: layout.read_json(root / f"sections/{name}/seal.json"), names),
                         strict=True))  # fmt: skip

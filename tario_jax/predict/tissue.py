@@ -7,9 +7,10 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.resample import crop_and_resample
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
 from tario_jax.sources.images import read_ome_tiff, read_rgb
 
-SMALLEST_UM_PER_PX, LARGEST_UM_PER_PX = 0.1, 1.2
+SMALLEST_UM_PER_PX, LARGEST_UM_PER_PX = PLAUSIBLE_UM_PER_PX
 
 
 class ImageSection:

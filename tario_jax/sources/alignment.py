@@ -9,9 +9,9 @@ import pyarrow as pa
 from skimage.transform import AffineTransform, warp
 
 from tario_jax.config import InputError
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
 from tario_jax.sources.delimited import header, numbers, read_columns
 
-_UM_PER_PX = (0.1, 1.2)
 _KEY_POINTS = ("fixedX", "fixedY", "alignmentX", "alignmentY")
 _BLOCK_PX = 1024  # side of the piece that is resampled at once, in double precision
 _MAX_MISS_UM = 20.0  # of a key point, at the median
@@ -43,10 +43,11 @@ class Alignment:
     def checked(self) -> "Alignment":
         """Itself. Raises `InputError` where no H&E has such a scale or shear."""
         scale = np.linalg.svd(self.affine[:2, :2], compute_uv=False)
-        if not _UM_PER_PX[0] <= self.um_per_px <= _UM_PER_PX[1] or scale[1] < 0.9 * scale[0]:
+        low_um, high_um = PLAUSIBLE_UM_PER_PX
+        if not low_um <= self.um_per_px <= high_um or scale[1] < 0.9 * scale[0]:
             raise InputError(
                 f"{self.path}: gives {self.um_per_px:.3g} µm per px of H&E and scales of {scale[0]:.3g} and "
-                f"{scale[1]:.3g}; expected {_UM_PER_PX[0]} to {_UM_PER_PX[1]} µm per px and equal scales: "
+                f"{scale[1]:.3g}; expected {low_um} to {high_um} µm per px and equal scales: "
                 f"the affine from H&E px to {self.frame}"
             )
         return self

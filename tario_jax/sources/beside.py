@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,3 +61,12 @@ class HeBeside:
     def pixels(self, origin_um: np.ndarray, end_um: np.ndarray) -> np.ndarray:
         """The extent at the H&E's own µm per px, uint8 [H, W, 3]; white where there is none."""
         return resample(read_he(self.path), self.alignment, origin_um, end_um)
+
+
+def extent_of(he: HeBeside | None, origin_um: np.ndarray, end_um: np.ndarray) -> dict[str, Any]:
+    """The fields of `SectionData` that say how large a section from `origin_um` to `end_um` is, and its H&E."""
+    width_um, height_um = (float(extent) for extent in end_um - origin_um)
+    sides = {"width_um": width_um, "height_um": height_um, "measured_um_per_px": MEASURED_UM_PER_PX}
+    if he is None:
+        return sides
+    return sides | {"he_um_per_px": he.alignment.um_per_px, "he": he.pixels(origin_um, end_um)}

@@ -11,7 +11,7 @@ import pyarrow as pa
 from tario_jax.config import InputError
 from tario_jax.corpus.section import DetectionBlocks, Detections, Registration, SectionData
 from tario_jax.sources.alignment import Alignment, read_affine
-from tario_jax.sources.beside import MEASURED_UM_PER_PX, HeBeside
+from tario_jax.sources.beside import MEASURED_UM_PER_PX, HeBeside, extent_of
 from tario_jax.sources.delimited import Names, column_batches, header, numbers, one_file, require_columns
 from tario_jax.sources.fov_survey import FovSurvey, cell_key, lost_genes, lost_many
 from tario_jax.sources.fovs import Frame, place_fovs
@@ -143,13 +143,9 @@ def read_cosmx(
         measured = frame.measured(MEASURED_UM_PER_PX, origin_um, end_um)
         yield SectionData(
             section_id, patient_id, cohort,
-            width_um=float(end_um[0] - origin_um[0]),
-            height_um=float(end_um[1] - origin_um[1]),
-            he_um_per_px=None if he is None else he.alignment.um_per_px,
-            he=None if he is None else he.pixels(origin_um, end_um),
+            **extent_of(he, origin_um, end_um),
             detections=DetectionBlocks(blocks),
             measured=measured if he is None else measured & he.covered(origin_um, end_um),
-            measured_um_per_px=MEASURED_UM_PER_PX,
             registration=registration or "none",
             quality=quality,
         )  # fmt: skip

@@ -41,9 +41,7 @@ def gene_panel(
     gene_of = {name: position for position, name in enumerate(names)}
     gene_R = [-1 if reason else gene_of[symbol.strip()] for symbol, reason in zip(symbols, reason_R, strict=True)]
     meant = [next(iter(set(ids_of[name]))) if len(set(ids_of[name])) == 1 else "" for name in names]
-    held = collections.Counter(meant)
-    known = tuple(gene_id if held[gene_id] == 1 else "" for gene_id in meant)
-    return Panel(tuple(names), known if any(known) else ()), np.array(gene_R, np.int32)
+    return Panel.of_ids(names, meant), np.array(gene_R, np.int32)
 
 
 def whole_numbers(path: Path, value_E: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from tario_jax.config import InputError
-from tario_jax.corpus.section import SectionData
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, SectionData
 from tario_jax.panel import Panel
 from tario_jax.sources.delimited import header, read_table, require_columns
 from tario_jax.sources.gene_rows import gene_panel, whole_numbers
+from tario_jax.sources.images import reason_of
 from tario_jax.sources.ingested import Ingested, IngestReport
 from tario_jax.sources.picture import Picture
 from tario_jax.sources.spot_table import SpotTable
@@ -21,7 +22,6 @@ from tario_jax.sources.spot_table import SpotTable
 DIAMETER_UM = {"Visium": 55.0, "Spatial Transcriptomics": 100.0}
 _READ_WITH = {"Xenium": "xenium", "Visium HD": "visium_hd"}
 _COLUMNS = ("id", "patient", "st_technology", "pixel_size_um_estimated", "dataset_title", "oncotree_code")
-_UM_PER_PX = (0.1, 1.2)
 _UNKNOWN = ("", "nan", "None", "NA")
 _MADE_UNIQUE = re.compile(r"(.+)-\d+", re.ASCII)  # what scanpy makes of a symbol that stood there before
 
@@ -200,7 +200,7 @@ def _sample(folder: Path, row: dict[str, str], patient: str, cohort: str | None)
         raise InputError(f"{image}: no such file; expected the H&E of {row['id']}")
     return _Sample(
         row["id"], patient, cohort or row["oncotree_code"], diameter_um,
-        number("pixel_size_um_estimated", *_UM_PER_PX), folder / "st" / f"{row['id']}.h5ad", image,
+        number("pixel_size_um_estimated", *PLAUSIBLE_UM_PER_PX), folder / "st" / f"{row['id']}.h5ad", image,
     )  # fmt: skip
 
 
@@ -215,8 +215,9 @@ def _open(path: Path, backed: bool):
             warnings.simplefilter("ignore")  # of names that are not unique, which are summed here
             return anndata.read_h5ad(path, backed="r" if backed else None)
     except Exception as error:  # whatever a broken file makes anndata and h5py raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: cannot be read as h5ad: {reason}; expected the file of HEST-1k unchanged") from None
+        raise InputError(
+            f"{path}: cannot be read as h5ad: {reason_of(error)}; expected the file of HEST-1k unchanged"
+        ) from None
 
 
 def _genes(sample: _Sample, report: IngestReport) -> _Genes:
@@ -246,12 +247,8 @@ def _union(panels: list[Panel], report: IngestReport) -> Panel:
     if contested:
         report.notes.append(f"{len(contested)} symbols have other Ensembl ids in other samples, and none in the panel: "
                             f"{', '.join(contested[:8])}")  # fmt: skip
-    held: dict[str, int] = {}
-    for meant in ids.values():
-        for gene_id in meant:
-            held[gene_id] = held.get(gene_id, 0) + 1
-    known = tuple(next(iter(ids[s])) if len(ids[s]) == 1 and held[next(iter(ids[s]))] == 1 else "" for s in symbols)
-    return Panel(tuple(symbols), known if any(known) else ())
+    doubtful = set().union(*(ids[symbol] for symbol in contested))
+    return Panel.of_ids(symbols, ("".join(ids[symbol] - doubtful) for symbol in symbols))
 
 
 def _section(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -> SectionData:

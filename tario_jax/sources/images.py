@@ -75,7 +75,7 @@ def he_size_px(path: Path) -> tuple[int, int, float | None]:
 
 
 def _is_tiff(path: Path) -> bool:
-    return path.suffix.lower() in (".tif", ".tiff")
+    return path.suffix.lower() in (".tif", ".tiff", ".btf")
 
 
 @contextlib.contextmanager

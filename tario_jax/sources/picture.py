@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.sources.images import read_ome_tiff, read_rgb
-from tario_jax.sources.spots import MARGIN_UM, box_around
+from tario_jax.sources.images import read_he
 
-_TIFF = (".tif", ".tiff", ".btf")
+MARGIN_UM = 300.0  # of H&E kept around the places' centres; the rest of the slide is not stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +24,7 @@ class Picture:
 
         Raises `InputError` where more than half of the places lie outside, or the file is no H&E.
         """
-        # other readers take one level of a pyramid for the whole
-        whole = read_ome_tiff(self.path)[0] if self.path.suffix.lower() in _TIFF else read_rgb(self.path)
+        whole = read_he(self.path)
         size_px = (whole.shape[1], whole.shape[0])
         pixel_xy_Nx2 = fullres_xy_Nx2 * self.per_fullres
         inside_N = ((pixel_xy_Nx2 >= 0) & (pixel_xy_Nx2 < size_px)).all(1)
@@ -41,3 +39,10 @@ class Picture:
     def to_um(self, fullres_xy_Nx2: np.ndarray, corner_px_2: np.ndarray) -> np.ndarray:
         """Places in the frame of the cut, µm."""
         return (fullres_xy_Nx2 * self.per_fullres - corner_px_2) * self.um_per_px
+
+
+def box_around(pixel_xy_Nx2: np.ndarray, margin_px: float, width_px: int, height_px: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the box around these places with a margin, cut to the image."""
+    left, top = np.maximum(np.floor(pixel_xy_Nx2.min(0) - margin_px), 0).astype(int).tolist()
+    right, bottom = np.minimum(np.ceil(pixel_xy_Nx2.max(0) + margin_px), (width_px, height_px)).astype(int).tolist()
+    return left, top, right, bottom

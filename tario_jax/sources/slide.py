@@ -8,12 +8,11 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.resample import square_means
-from tario_jax.corpus.section import BlockImage, SectionData
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage, SectionData
 from tario_jax.panel import Panel
 from tario_jax.sources.ingested import ALL_SECTIONS, Ingested, IngestReport
 from tario_jax.sources.slide_files import DICOM, PLAIN, TIFF, VENDORS, SlideFile, opened_slide
 
-PLAUSIBLE_UM_PER_PX = (0.1, 1.2)  # outside of it, a scan is more likely misread than real
 _COARSER = 1.1  # than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275
 _DISAGREE = 0.05  # two scales of one slide that differ by more are not the same
 _BLOCK_PX = 4096  # side of what is read at once to be averaged

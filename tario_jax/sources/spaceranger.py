@@ -14,6 +14,7 @@ from tario_jax.config import InputError
 from tario_jax.panel import Panel
 from tario_jax.sources.delimited import require_columns
 from tario_jax.sources.gene_rows import gene_panel, whole_numbers
+from tario_jax.sources.images import reason_of
 from tario_jax.sources.ingested import IngestReport, Tally
 from tario_jax.sources.picture import Picture
 
@@ -186,8 +187,9 @@ def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:
     except (OSError, KeyError, pa.ArrowInvalid, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: cannot be read: {reason}; expected Space Ranger's file unchanged") from None
+        raise InputError(
+            f"{path}: cannot be read: {reason_of(error)}; expected Space Ranger's file unchanged"
+        ) from None
     counts = report.open("counts", section_id, count_E.sum(dtype=np.int64))
     reason_R = np.array([_no_gene(gene_id, kind) for gene_id, kind in zip(ids, kinds, strict=True)], object)
     for reason in sorted(set(reason_R) - {""}):

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from tario_jax.config import InputError
-from tario_jax.corpus.section import SectionData, Spots
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, SectionData, Spots
 from tario_jax.panel import Panel
 from tario_jax.sources.delimited import codes, header, numbers, read_columns, read_table
 from tario_jax.sources.images import image_size_px, read_rgb
 from tario_jax.sources.ingested import Ingested, IngestReport, Tally
+from tario_jax.sources.picture import MARGIN_UM, box_around
+from tario_jax.sources.spot_table import summed
 
-MARGIN_UM = 300.0  # of H&E kept around the spots' centres; the rest of the slide is not stored
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _SPOT_COLUMNS = ("x", "y", "new_x", "new_y", "pixel_x", "pixel_y", "selected")
-_UM_PER_PX = (0.1, 1.2)  # outside of it, an H&E scan is more likely misread than real
 
 
 @dataclasses.dataclass
@@ -194,10 +194,11 @@ def _um_per_px(path: Path, spot: dict[str, np.ndarray], pitch_um: float) -> floa
             "negative); expected both to run right and down; are 'pixel_x' and 'pixel_y' swapped?"
         )
     um_per_px = pitch_um / float(np.sqrt(np.prod(pitch_px)))
-    if not _UM_PER_PX[0] <= um_per_px <= _UM_PER_PX[1]:
+    low_um, high_um = PLAUSIBLE_UM_PER_PX
+    if not low_um <= um_per_px <= high_um:
         raise InputError(
             f"{path}: {um_per_px:.3g} µm per px (pitch {pitch_um:g} µm over {np.sqrt(np.prod(pitch_px)):.4g} px); "
-            f"expected {_UM_PER_PX[0]} to {_UM_PER_PX[1]}; is pixel_x in pixels of the full image, and pitch_um right?"
+            f"expected {low_um} to {high_um}; is pixel_x in pixels of the full image, and pitch_um right?"
         )
     return um_per_px
 
@@ -231,13 +232,6 @@ def _read_counts(path: Path, report: IngestReport) -> tuple[list[str], list[str]
         report.notes.append(f"{path.name}: {len(twice)} symbols have several columns, summed: {', '.join(twice[:8])}")
     row_E, column_E = np.nonzero(counts_NxC)
     return row_names, symbols, row_E, column_symbol[column_E], counts_NxC[row_E, column_E].astype(np.int64)
-
-
-def box_around(pixel_xy_Nx2: np.ndarray, margin_px: float, width_px: int, height_px: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the box around these places with a margin, cut to the image."""
-    left, top = np.maximum(np.floor(pixel_xy_Nx2.min(0) - margin_px), 0).astype(int).tolist()
-    right, bottom = np.minimum(np.ceil(pixel_xy_Nx2.max(0) + margin_px), (width_px, height_px)).astype(int).tolist()
-    return left, top, right, bottom
 
 
 def _panel(read: list[_Section], min_gene_total: int, folder: Path, report: IngestReport) -> Panel:
@@ -287,10 +281,9 @@ def _finish(section: _Section, patient_id: str, cohort: str, panel: Panel, diame
     he = read_rgb(section.image, section.box_px)
     left, top, right, bottom = section.box_px
     place_um_Nx2 = (section.pixel_xy_Nx2 - (left, top)) * section.um_per_px
-    key_E = section.spot_E.astype(np.int64) * len(panel) + section.gene_E
-    key_U, inverse_E = np.unique(key_E, return_inverse=True)  # columns of one symbol meet here
-    count_U = np.bincount(inverse_E, section.count_E, len(key_U)).astype(np.int32)
-    spot_U, gene_U = np.divmod(key_U, len(panel))
+    # columns of one symbol meet here
+    indptr, gene_E, count_E = summed(section.spot_E, section.gene_E, section.count_E, len(section.names_N),
+                                     len(panel))  # fmt: skip
     measured_gene_G = np.zeros(len(panel), bool)
     position_S = panel.positions(section.symbols)
     measured_gene_G[position_S[position_S >= 0]] = True
@@ -298,9 +291,9 @@ def _finish(section: _Section, patient_id: str, cohort: str, panel: Panel, diame
         x_um_N=place_um_Nx2[:, 0],
         y_um_N=place_um_Nx2[:, 1],
         diameter_um=diameter_um,
-        indptr=np.searchsorted(spot_U, np.arange(len(section.names_N) + 1)).astype(np.int64),
-        gene_E=gene_U.astype(np.int32),
-        count_E=count_U,
+        indptr=indptr,
+        gene_E=gene_E,
+        count_E=count_E,
         name_N=tuple(section.names_N),
         array_xy_Nx2=section.array_xy_Nx2,
     )

@@ -7,6 +7,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import Detections, SectionData
+from tario_jax.sources.beside import MEASURED_UM_PER_PX
 from tario_jax.sources.ingested import Ingested, IngestReport
 from tario_jax.sources.picture import Picture
 from tario_jax.sources.spaceranger import (
@@ -21,7 +22,6 @@ from tario_jax.sources.spaceranger import (
 )
 
 SQUARES_UM = (2, 8, 16)
-_MEASURED_UM_PER_PX = 4.0
 
 
 def read_visium_hd(
@@ -110,7 +110,7 @@ def _section(
             gene_D=np.repeat(gene_E, count_E),
         ),
         measured=_in_tissue(positions, picture, affine, square_um, corner_px_2, width_um, height_um),
-        measured_um_per_px=_MEASURED_UM_PER_PX,
+        measured_um_per_px=MEASURED_UM_PER_PX,
         registration="same_section_before",
         quality={
             "squares_dropped": float(sum(squares.dropped.values())),
@@ -129,12 +129,12 @@ def _in_tissue(
     lowest = positions.array_xy_Px2.min(0)
     grid = np.zeros(positions.array_xy_Px2.max(0) - lowest + 1, bool)
     grid[tuple((positions.array_xy_Px2 - lowest).T)] = positions.in_tissue_P
-    columns, rows = (int(np.ceil(extent / _MEASURED_UM_PER_PX)) for extent in (width_um, height_um))
+    columns, rows = (int(np.ceil(extent / MEASURED_UM_PER_PX)) for extent in (width_um, height_um))
     mask = np.zeros((rows, columns), bool)
     to_array = np.linalg.inv(affine[:2]) / square_um
-    x_um = (np.arange(columns) + 0.5) * _MEASURED_UM_PER_PX
+    x_um = (np.arange(columns) + 0.5) * MEASURED_UM_PER_PX
     for row in range(rows):
-        middle_um = np.column_stack([x_um, np.full(columns, (row + 0.5) * _MEASURED_UM_PER_PX)])
+        middle_um = np.column_stack([x_um, np.full(columns, (row + 0.5) * MEASURED_UM_PER_PX)])
         fullres_xy = (middle_um / picture.um_per_px + corner_px_2) / picture.per_fullres
         square = np.rint((fullres_xy - affine[2]) @ to_array).astype(np.int64) - lowest
         there = ((square >= 0) & (square < grid.shape)).all(1)

@@ -11,7 +11,7 @@ from tario_jax.config import InputError
 from tario_jax.corpus.section import DetectionBlocks, Detections, Registration, SectionData
 from tario_jax.panel import Panel
 from tario_jax.sources.alignment import read_alignment
-from tario_jax.sources.beside import MEASURED_UM_PER_PX, HeBeside
+from tario_jax.sources.beside import HeBeside, extent_of
 from tario_jax.sources.delimited import one_file
 from tario_jax.sources.gene_panel import read_gene_panel
 from tario_jax.sources.ingested import Ingested, IngestReport
@@ -77,13 +77,9 @@ def read_xenium(
         covered = None if he is None else he.covered(origin_um, end_um)
         yield SectionData(
             section_id, patient_id, cohort,
-            width_um=float(end_um[0] - origin_um[0]),
-            height_um=float(end_um[1] - origin_um[1]),
-            he_um_per_px=None if he is None else he.alignment.um_per_px,
-            he=None if he is None else he.pixels(origin_um, end_um),
+            **extent_of(he, origin_um, end_um),
             detections=DetectionBlocks(blocks),
             measured=None if covered is None or covered.all() else covered,
-            measured_um_per_px=MEASURED_UM_PER_PX,
             registration="none" if he is None else registration or "same_section_after",
             quality=seen.quality(file) | {
                 "vendor_origin_x_um": float(origin_um[0]),
@@ -220,10 +216,11 @@ def _longer(count_F: np.ndarray, length: int) -> np.ndarray:
 def _panel(selection: _Selection, seen: _Seen, report: IngestReport, section_id: str) -> Panel:
     if selection.gene_panel is not None:
         ensembl, targets = selection.gene_panel
-        panel = Panel(tuple(sorted(ensembl)))
+        symbols = sorted(ensembl)
+        panel = Panel.of_ids(symbols, (ensembl[symbol] for symbol in symbols))
         genes = report.open("genes", section_id, targets)
         genes.drop("control or a second target of its gene in gene_panel.json", targets - len(panel))
-        identified = sum(map(bool, ensembl.values()))
+        identified = sum(map(bool, panel.ensembl))
         report.notes.append(f"gene_panel.json: {len(panel)} genes were measured, {identified} with an Ensembl id, "
                             f"{int((seen.good_F > 0).sum())} were found")  # fmt: skip
     else:

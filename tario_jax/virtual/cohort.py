@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import InputError, SourceConfig
+from tario_jax.corpus.layout import sealed_names
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
-from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
+from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
 from tario_jax.virtual.diagnoses import COHORTS
 from tario_jax.virtual.genes import Program
 from tario_jax.virtual.genotype import MUTATIONS
@@ -101,7 +102,8 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
         (root / GENE_TABLE).write(gene_table(settings.genes).encode())
     mine = set(list(split)[part[0] - 1 :: part[1]])
     wanted = [name for name, (patient, _) in sections.items() if patient in mine]
-    todo = [name for name in wanted if not section_is_sealed(root, name)]
+    sealed = set(sealed_names(root))
+    todo = [name for name in wanted if name not in sealed]
     if len(todo) < len(wanted):
         say(f"simulate: {len(wanted) - len(todo)} of {len(wanted)} sections are there already")
     if (root / "corpus.json").exists():
@@ -126,7 +128,7 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
             concurrent.futures.ProcessPoolExecutor(config.workers, context, initializer=_start_worker) as pool,
         ):
             _report(pool.map(one, jobs), len(jobs), began, say)
-    missing = sum(not section_is_sealed(root, name) for name in sections)
+    missing = len(set(sections) - set(sealed_names(root)))
     if missing:
         say(f"simulate: part {part[0]}/{part[1]} is done; {missing} sections of other parts are not there yet")
         return None

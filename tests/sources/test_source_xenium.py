@@ -251,6 +251,7 @@ def test_the_panel_is_what_was_measured_not_what_was_found(tmp_path):
     panel_file(tmp_path, [("NEGR1", "ENSG1"), ("BLOB", "ENSG2"), ("BLANK1", "ENSG3"), ("NEVER", "")])
     ingested, section = read(tmp_path)
     assert ingested.panel.symbols == ("BLANK1", "BLOB", "NEGR1", "NEVER")
+    assert ingested.panel.ensembl == ("ENSG3", "ENSG2", "ENSG1", "")
     tally = ingested.report.tally("detections", "S1")
     assert tally.dropped["not a gene of gene_panel.json"] == (rows.feature_name == "NANOG").sum()
     assert tally.read == len(rows) == tally.kept + sum(tally.dropped.values()) and tally.kept == len(section.detections)
