@@ -45,7 +45,7 @@ def bench_loader(config: Config, corpus: Corpus, *, batches: int, rounds: int, t
     sections = split_corpus(corpus, config.split).train
     began = time.perf_counter()
     layout = corpus_layout(sections, config.data, len(corpus.panel))
-    source = BatchSource(sections, config.data, layout, steps=1 + batches * rounds)
+    source = BatchSource(sections, config.data, layout, steps=1 + max(batches * rounds, training_steps))
     source[0]
     start_seconds = time.perf_counter() - began
     for section in sections:  # once a run, not once a window: none of the loaders' rates holds it

@@ -37,7 +37,7 @@ PLACE_STEPS_PER_UM = 65536 / DETECTION_TILE_UM  # a place is read as the middle 
 
 # Inner chunk and shard by array; arrays that are not named are one chunk. A window reads whole inner chunks only.
 CHUNKS = {
-    "he": ((256, 256, 3), (4096, 4096, 3)),
+    "he": ((128, 128, 3), (4096, 4096, 3)),
     "place_and_gene": ((32768, 3), (4194304, 3)),
     "nucleus": ((32768,), (4194304,)),
     "cell": ((32768,), (4194304,)),

@@ -61,7 +61,7 @@ def main() -> None:
         name = f"zstd 3, chunk {chunk:,}"
         lines.append(f"{name:<25} {found['bytes_each']:>10.2f} {found['ms_per_window']:>10.2f}")
         print(lines[-1], flush=True)
-    chosen, jpeg = result["he"]["zstd 3, chunk 256"], result["he"]["JPEG 90, chunk 256"]
+    chosen, jpeg = result["he"]["zstd 3, chunk 128"], result["he"]["JPEG 90, chunk 256"]
     result["r_lost_by_jpeg"] = chosen["ridge_r"] - jpeg["ridge_r"]
     result["jpeg_time_of_zstd"] = jpeg["ms_per_window"] / chosen["ms_per_window"]
     result["raw_bytes_a_detection"] = 6
