@@ -86,12 +86,16 @@ class DataConfig:
     """Windows, bins and batches."""
 
     bin_um: float = 36.0  # side of the square bins; spots have their own size
+    bin_mixture: tuple[
+        tuple[float, float], ...
+    ] = ()  # (side in µm, weight): drawn per window in training; empty: bin_um
     window_um: float = 288.0
     tile_um: float = 288.0  # tokens of a tile are adjacent
     he_um_per_px: float = 1.0
     patch_px: int = 18
     rows: int = 8  # of the global batch
     windows_per_row: int = 1
+    sequence: Literal["window", "patient"] = "window"  # what sees each other: a window, or a row's, all of one patient
     groups: tuple[tuple[int, float], ...] = ((1, 1.0),)  # (K, weight): K is drawn per window; 0 = one bin a group
     order: Literal["raster", "hilbert", "random", "coarse_to_fine"] = "random"
     flip: bool = True
@@ -103,12 +107,14 @@ class DataConfig:
     count_capacity: int = 0  # entries (bin, gene, count) a row; 0 = from the corpus
     seed: int = 0
     prefetch: int = 2  # batches read ahead
+    workers: int = 0  # processes that make the batches, each `prefetch` ahead; 0 = threads of this one
 
     def __post_init__(self):
         for name in ("bin_um", "window_um", "tile_um", "he_um_per_px", "patch_px", "rows", "windows_per_row"):
             _check(getattr(self, name) > 0, f"data.{name} is {getattr(self, name)}; expected more than 0")
         _check(self.patch_px >= 4, f"data.patch_px is {self.patch_px}; expected at least 4, to hold any texture")
-        for name, low in (("stain_jitter", 0), ("seed", 0), ("max_spots", 0), ("count_capacity", 0), ("prefetch", 1)):
+        for name, low in (("stain_jitter", 0), ("seed", 0), ("max_spots", 0), ("count_capacity", 0), ("prefetch", 1),
+                          ("workers", 0)):  # fmt: skip
             _check(getattr(self, name) >= low, f"data.{name} is {getattr(self, name)}; expected at least {low}")
         _check(0 <= self.min_measured <= 1, f"data.min_measured is {self.min_measured}; expected 0 to 1")
         for part, whole in (("patch_um", "tile_um"), ("tile_um", "window_um")):
@@ -120,6 +126,16 @@ class DataConfig:
         _check(bool(self.groups), "data.groups is empty; expected pairs (K, weight)")
         for groups, weight in self.groups:
             _check(groups >= 0 and weight > 0, f"data.groups holds ({groups}, {weight}); expected K >= 0, weight > 0")
+        for side, weight in self.bin_mixture:
+            _check(side > 0 and weight > 0, f"data.bin_mixture holds ({side}, {weight}); expected both more than 0")
+        _check(self.bin_um in self.trained_bins_um,
+               f"data.bin_um is {self.bin_um}, which validation and evaluation take; expected one of data.bin_mixture, "
+               f"{', '.join(f'{side:g}' for side in self.trained_bins_um)}")  # fmt: skip
+
+    @property
+    def trained_bins_um(self) -> tuple[float, ...]:
+        """Sides of the squares that training draws."""
+        return tuple(side for side, _ in self.bin_mixture) or (self.bin_um,)
 
     @property
     def patch_um(self) -> float:

@@ -49,7 +49,7 @@ def bench_loader(config: Config, corpus: Corpus, *, batches: int, rounds: int, t
     source[0]
     start_seconds = time.perf_counter() - began
     for section in sections:  # once a run, not once a window: none of the loaders' rates holds it
-        section.open()
+        section.begin()()
     say(f"bench: first batch after {start_seconds:.1f} s; {rounds} rounds of {batches} batches each")
     loaders = {
         "tario": lambda t: source[t],
@@ -214,7 +214,7 @@ def _wait_share(config: Config, corpus: Corpus, source: BatchSource, steps: int,
     optimiser = make_optimiser(config.optim, config.train.steps, built)
     state = initial_state(built, optimiser, mesh, config.train.seed)
     train_step = make_train_step(built, optimiser, mesh)
-    batches = load_batches(source, first=0, prefetch=config.data.prefetch)
+    batches = load_batches(source, first=0, prefetch=config.data.prefetch, workers=config.data.workers)
     state, metrics = train_step(state, to_devices(next(batches), mesh))
     jax.block_until_ready(metrics)
     say("bench: the training step is compiled")

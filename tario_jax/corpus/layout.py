@@ -141,18 +141,20 @@ def stored_image(place: Place) -> BlockImage:
     return BlockImage(height_px, width_px, lambda *part: result_of(store[part].read(), place))
 
 
-def open_array(place: Place) -> ts.TensorStore:
-    """Opens an array for reading. Raises `InputError` where it is missing or its metadata are damaged."""
+def begin_open(place: Place) -> ts.Future:
+    """Starts to open an array for reading; `result_of` waits for it."""
     process = os.getpid()  # a context does not survive a fork
     context = _CONTEXT.setdefault(process, _context())
-    try:
-        return ts.open(array_spec(place), open=True, read=True, context=context).result()
-    except (ValueError, RuntimeError, OSError) as error:
-        raise damaged(place, error) from None
+    return ts.open(array_spec(place), open=True, read=True, context=context)
 
 
-def result_of(reading: ts.Future, place: Place) -> np.ndarray:
-    """What a read of an array gives. Raises `InputError` where a chunk is damaged or missing."""
+def open_array(place: Place) -> ts.TensorStore:
+    """Opens an array for reading. Raises `InputError` where it is missing or its metadata are damaged."""
+    return result_of(begin_open(place), place)
+
+
+def result_of(reading: ts.Future, place: Place) -> Any:
+    """What opening an array gives, or reading it. Raises `InputError` where something is damaged or missing."""
     try:
         return reading.result()
     except (ValueError, RuntimeError, OSError) as error:

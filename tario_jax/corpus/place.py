@@ -38,7 +38,10 @@ class Place:
             self._key = os.path.abspath(self._at).lstrip("/")
 
     def __truediv__(self, name: str) -> "Place":
-        return Place(f"{self._at.rstrip('/')}/{name}")
+        below = object.__new__(Place)  # it goes down only: nothing is to be resolved again
+        below._at, below._bucket = f"{self._at.rstrip('/')}/{name}", self._bucket
+        below._key = f"{self._key}/{name}".strip("/")
+        return below
 
     def __str__(self) -> str:
         return self._at

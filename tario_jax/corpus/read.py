@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tensorstore as ts
 
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
@@ -20,7 +21,7 @@ from tario_jax.corpus.section import Detections, Spots
 from tario_jax.panel import Panel
 
 TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
-_TABLE = "detections/place_and_gene"
+_TABLE, _OFFSET = "detections/place_and_gene", "detections/offset"
 _TILE_STEPS = 1 << 16
 Places = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
@@ -33,6 +34,12 @@ class Section:
         self.record = record
         self._seal_sha256 = seal_sha256
         self._genes = genes
+        self._opening: dict[str, ts.Future] = {}
+        self._reading: dict[str, ts.Future] = {}  # arrays that are held whole, once read
+
+    def __reduce__(self):
+        """A process that it is sent to opens its arrays itself."""
+        return Section, (self.place, self.record, self._seal_sha256, self._genes)
 
     @functools.cached_property
     def seal(self) -> dict[str, Any]:
@@ -106,27 +113,43 @@ class Section:
     def holds(self, name: str) -> bool:
         return name in self.record["arrays"]
 
-    @functools.cache  # noqa: B019 — a section lives as long as its corpus
-    def _array(self, name: str):
-        return layout.open_array(self.place / name)
+    def _array(self, name: str) -> ts.TensorStore:
+        return layout.result_of(self._begin_open(name), self.place / name)
 
-    @functools.cache  # noqa: B019
+    def _begin_open(self, name: str) -> ts.Future:
+        if name not in self._opening:
+            self._opening[name] = layout.begin_open(self.place / name)
+        return self._opening[name]
+
     def _whole(self, name: str) -> np.ndarray:
-        return layout.read_array(self.place / name)
+        return layout.result_of(self._begin_whole(name), self.place / name)
 
-    def _begin(self, name: str, part: Any) -> Callable[[], np.ndarray]:
+    def _begin_whole(self, name: str) -> ts.Future:
+        if name not in self._reading:
+            self._reading[name] = self._array(name).read()
+        return self._reading[name]
+
+    def _begin(self, name: str, part: ts.TensorStore) -> Callable[[], np.ndarray]:
         """Starts to read a part of an array; what comes back waits for it."""
-        reading = part.read()
+        reading = part.read(order="F" if name == _TABLE else "C")  # column by column, as it is stored
         return lambda: layout.result_of(reading, self.place / name)
 
-    def open(self) -> "Section":
-        """Opens what every window of the section needs, so that reads of many sections need not wait for each other."""
-        if self.holds("he"):
-            self._array("he")
-        if self.has_detections:
-            self._array(_TABLE)
-            self._whole("detections/offset")
-        return self
+    def begin(self) -> Callable[[], None]:
+        """Starts to open what every window of the section needs, so that many sections need not wait for each other.
+
+        What comes back waits for it. Raises `InputError` there where an array is missing or its metadata are damaged.
+        """
+        needed = [name for name in ("he", _TABLE, _OFFSET) if self.holds(name)]
+        for name in needed:
+            self._begin_open(name)
+
+        def end() -> None:
+            for name in needed:
+                self._array(name)
+            if self.has_detections:
+                self._begin_whole(_OFFSET)
+
+        return end
 
     @property
     def gene_totals_G(self) -> np.ndarray:
@@ -201,7 +224,7 @@ class Section:
         columns, rows = int(np.ceil(self.width_um / side)), int(np.ceil(self.height_um / side))
         column0, column1 = int(max(x_um // side, 0)), int(min(np.ceil((x_um + width_um) / side), columns))
         row0, row1 = int(max(y_um // side, 0)), int(min(np.ceil((y_um + height_um) / side), rows))
-        offset = self._whole("detections/offset")
+        offset = self._whole(_OFFSET)
         found = []
         for row in range(row0, row1):
             ends = offset[row * columns + column0 : row * columns + max(column1, column0) + 1]

@@ -87,7 +87,7 @@ class BinEncoder(nnx.Module):
         B, T, N = batch.bin_step_BxTxN.shape
         table = head_table_Gxr if self.tied else self.gene_table[...]
         frequency_G = jax.lax.stop_gradient(jax.nn.softmax(gene_bias_G))
-        window_BxQ = jnp.repeat(jnp.maximum(batch.segment_BxT, 0), N, axis=1)
+        window_BxQ = jnp.repeat(batch.window_BxT, N, axis=1)
         chunks = -(-T * N // self.chunk)
         window_BxQ = jnp.pad(window_BxQ, ((0, 0), (0, chunks * self.chunk - T * N)))
 

@@ -94,7 +94,7 @@ class Tario(nnx.Module):
 
 def _window_of_bin(batch: Batch) -> jax.Array:
     """Window of the row that each bin slot belongs to, int32 [B, T·N]."""
-    return jnp.repeat(jnp.maximum(batch.segment_BxT, 0), batch.bin_step_BxTxN.shape[2], axis=1)
+    return jnp.repeat(batch.window_BxT, batch.bin_step_BxTxN.shape[2], axis=1)
 
 
 def visibilities(batch: Batch, content: bool, *, local: bool) -> tuple[QueryVisibility, KeyVisibility]:

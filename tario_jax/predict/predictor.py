@@ -79,7 +79,8 @@ class Predictor:
         if bin_um is not None and section.spots is not None:
             raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
         bin_um = self.provenance.bin_um if bin_um is None else bin_um
-        data = dataclasses.replace(data, bin_um=bin_um, windows_per_row=1, groups=((1, 1.0),))
+        data = dataclasses.replace(data, bin_um=bin_um, bin_mixture=(), windows_per_row=1, sequence="window",
+                                   groups=((1, 1.0),))  # fmt: skip
         places = _SpotPlaces(section, data) if section.spots is not None else _BinPlaces(section, data)
         layout = make_layout(data, len(self.panel), bins_per_tile=places.per_tile, largest_bin_um=places.size_um,
                              count_capacity=1)  # fmt: skip

@@ -5,19 +5,26 @@ M patches under a bin, C entries (bin slot, gene, count) of a row, W windows of 
 """
 
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tario_jax.config import DataConfig, InputError
 from tario_jax.panel import padded_genes
 from tario_jax.tokens.order import write_steps, writing_ranks
-from tario_jax.tokens.window import Window
+from tario_jax.tokens.window import Window, grid_centres
+
+_WHITE = 255
 
 
 class Batch(NamedTuple):
-    """What a step of training or prediction takes. A row is a sequence; its windows are its segments."""
+    """What a step of training or prediction takes. A row is packed: each of its windows is a sequence, a segment.
+
+    With `data.sequence = "patient"` they are one sequence together. Nothing but the segments says which it is.
+    """
 
     he_BxTxPxYxXx3: np.ndarray  # uint8, pixels of each patch
     stain_mix_BxTx3x3: np.ndarray  # float32, densities as scanned -> densities seen; the identity without augmentation
@@ -28,12 +35,17 @@ class Batch(NamedTuple):
     bin_step_BxTxN: np.ndarray  # int32, the group that writes the bin, 1 … K
     pool_patch_BxTxNxM: np.ndarray  # int32, patches under the bin, numbered through the row
     pool_weight_BxTxNxM: np.ndarray  # float32, their shares of its area; the sum is 1
-    segment_BxT: np.ndarray  # int32, window of the row; −1 = padding
-    tile_BxT: np.ndarray  # int32, unique in the row
+    segment_BxT: np.ndarray  # int32, sequence of the row; −1 = padding
+    tile_BxT: np.ndarray  # int32, unique in the row; windows follow each other, T / W tiles each
     count_bin_BxC: np.ndarray  # int32, bin slot numbered through the row, ascending; −1 = padding
     count_gene_BxC: np.ndarray  # int32
     count_BxC: np.ndarray  # int32
     measured_gene_BxWxG: np.ndarray  # bool, False beyond the panel
+
+    @property
+    def window_BxT(self):
+        """Window of the row that each tile belongs to, of whatever library the batch's arrays are."""
+        return self.tile_BxT // (self.tile_BxT.shape[1] // self.measured_gene_BxWxG.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,50 +85,113 @@ def make_layout(
 
 
 def square_bins_per_tile(data: DataConfig) -> int:
-    """Most bins whose centre lies in one tile."""
-    centres = (np.arange(int(data.window_um / data.bin_um + 1e-6)) + 0.5) * data.bin_um
-    if not len(centres):
-        raise InputError(f"bins of {data.bin_um:g} µm do not fit windows of data.window_um = {data.window_um:g} µm; "
-                         "take smaller bins")  # fmt: skip
-    return int(np.bincount((centres // data.tile_um).astype(int)).max()) ** 2
+    """Most bins whose centre lies in one tile, of whatever size that training draws."""
+    most = 0
+    for bin_um in data.trained_bins_um:
+        centres = (np.arange(int(data.window_um / bin_um + 1e-6)) + 0.5) * bin_um
+        if not len(centres):
+            raise InputError(f"bins of {bin_um:g} µm do not fit windows of data.window_um = {data.window_um:g} µm; "
+                             "take smaller bins")  # fmt: skip
+        most = max(most, int(np.bincount((centres // data.tile_um).astype(int)).max()) ** 2)
+    return most
 
 
-def tokenise(windows: list[list[Window]], data: DataConfig, layout: Layout, groups: np.ndarray,
-             rngs: list[list[np.random.Generator]]) -> Batch:  # fmt: skip
+def tokenise(windows: list[list[Window]], data: DataConfig, layout: Layout, groups: Sequence[Sequence[int]],
+             rngs: list[list[np.random.Generator]], into: Batch | None = None) -> Batch:  # fmt: skip
     """Rows of windows as a batch.
 
-    windows: B rows of at most W windows each (missing ones are padding); groups: K by row and window, int [B, W];
-    rngs: the generator of each window, for its order of writing. Raises `InputError` where a capacity overflows.
+    windows: B rows of at most W windows each (missing ones are padding); groups: K by row and window;
+    rngs: the generator of each window, for its order of writing; into: a batch of these sizes to write over. Raises
+    `InputError` where a capacity overflows.
     """
-    batch = empty_batch(len(windows), layout)
+    if into is None:
+        into = Batch(*(np.empty(shape, kind) for shape, kind, _ in _fields(len(windows), layout)))
+    for name, array, (*_, padding) in zip(Batch._fields, into, _fields(len(windows), layout), strict=True):
+        if name not in _WRITTEN_WHOLE:
+            array[...] = padding
     for row, row_windows in enumerate(windows):
         used = 0
         for slot, window in enumerate(row_windows):
-            used = _fill(batch, row, slot, window, data, layout, int(groups[row, slot]), rngs[row][slot], used)
-    return batch
+            used = _fill(into, row, slot, window, data, layout, int(groups[row][slot]), rngs[row][slot], used)
+        into.he_BxTxPxYxXx3[row, len(row_windows) * layout.tiles_per_window :] = _WHITE
+        into.count_bin_BxC[row, used:] = -1
+        into.count_gene_BxC[row, used:] = into.count_BxC[row, used:] = 0
+    return into
+
+
+_WRITTEN_WHOLE = {"he_BxTxPxYxXx3", "count_bin_BxC", "count_gene_BxC", "count_BxC"}  # nearly all bytes of a batch
+
+
+def _fields(rows: int, layout: Layout) -> list[tuple[tuple[int, ...], Any, Any]]:
+    """(shape, type, padding) of each array of a batch."""
+    B, T, P, N = rows, layout.tiles, layout.patches_per_tile, layout.bins_per_tile
+    M, C, W, px = layout.patches_per_bin, layout.count_capacity, layout.windows_per_row, layout.patch_px
+    fields = Batch(
+        he_BxTxPxYxXx3=((B, T, P, px, px, 3), np.uint8, _WHITE),
+        stain_mix_BxTx3x3=((B, T, 3, 3), np.float32, np.eye(3)),
+        patch_xy_um_BxTxPx2=((B, T, P, 2), np.float32, 0),
+        bin_xy_um_BxTxNx2=((B, T, N, 2), np.float32, 0),
+        bin_size_um_BxTxN=((B, T, N), np.float32, 1),
+        bin_measured_BxTxN=((B, T, N), np.float32, 0),
+        bin_step_BxTxN=((B, T, N), np.int32, 1),
+        pool_patch_BxTxNxM=((B, T, N, M), np.int32, 0),
+        pool_weight_BxTxNxM=((B, T, N, M), np.float32, 0),
+        segment_BxT=((B, T), np.int32, -1),
+        tile_BxT=((B, T), np.int32, np.arange(T)),
+        count_bin_BxC=((B, C), np.int32, -1),
+        count_gene_BxC=((B, C), np.int32, 0),
+        count_BxC=((B, C), np.int32, 0),
+        measured_gene_BxWxG=((B, W, layout.genes_padded), bool, False),
+    )
+    return list(fields)
 
 
 def empty_batch(rows: int, layout: Layout) -> Batch:
     """A batch of padding."""
-    B, T, P, N = rows, layout.tiles, layout.patches_per_tile, layout.bins_per_tile
-    M, C, W, px = layout.patches_per_bin, layout.count_capacity, layout.windows_per_row, layout.patch_px
-    return Batch(
-        he_BxTxPxYxXx3=np.full((B, T, P, px, px, 3), 255, np.uint8),
-        stain_mix_BxTx3x3=np.tile(np.eye(3, dtype=np.float32), (B, T, 1, 1)),
-        patch_xy_um_BxTxPx2=np.zeros((B, T, P, 2), np.float32),
-        bin_xy_um_BxTxNx2=np.zeros((B, T, N, 2), np.float32),
-        bin_size_um_BxTxN=np.ones((B, T, N), np.float32),
-        bin_measured_BxTxN=np.zeros((B, T, N), np.float32),
-        bin_step_BxTxN=np.ones((B, T, N), np.int32),
-        pool_patch_BxTxNxM=np.zeros((B, T, N, M), np.int32),
-        pool_weight_BxTxNxM=np.zeros((B, T, N, M), np.float32),
-        segment_BxT=np.full((B, T), -1, np.int32),
-        tile_BxT=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
-        count_bin_BxC=np.full((B, C), -1, np.int32),
-        count_gene_BxC=np.zeros((B, C), np.int32),
-        count_BxC=np.zeros((B, C), np.int32),
-        measured_gene_BxWxG=np.zeros((B, W, layout.genes_padded), bool),
-    )
+    return Batch(*(np.full(shape, padding, kind) for shape, kind, padding in _fields(rows, layout)))
+
+
+def batch_bytes(rows: int, layout: Layout) -> int:
+    """Bytes of a batch, each array rounded up to whole lines of 64."""
+    return sum(_lines(shape, kind) for shape, kind, _ in _fields(rows, layout))
+
+
+def batch_in(memory: memoryview, rows: int, layout: Layout) -> Batch:
+    """A batch whose arrays lie in `memory`, of at least `batch_bytes`, one after the other."""
+    arrays, begin = [], 0
+    for shape, kind, _ in _fields(rows, layout):
+        arrays.append(np.frombuffer(memory, kind, math.prod(shape), begin).reshape(shape))
+        begin += _lines(shape, kind)
+    return Batch(*arrays)
+
+
+def _lines(shape: tuple[int, ...], kind: Any) -> int:
+    return -(-math.prod(shape) * np.dtype(kind).itemsize // 64) * 64
+
+
+class _Slots(NamedTuple):
+    """Where the bins of a window go, and the H&E patches under each: tiles and patches numbered within the window."""
+
+    tile_N: np.ndarray
+    place_N: np.ndarray  # in its tile
+    patch_NxM: np.ndarray
+    weight_NxM: np.ndarray
+
+
+def _slots(x_um_N: np.ndarray, y_um_N: np.ndarray, size_um: float, data: DataConfig, layout: Layout) -> _Slots:
+    tiles_per_side = round(data.window_um / data.tile_um)
+    tile_N = np.minimum(y_um_N // data.tile_um, tiles_per_side - 1).astype(int) * tiles_per_side
+    tile_N += np.minimum(x_um_N // data.tile_um, tiles_per_side - 1).astype(int)
+    order = np.argsort(tile_N, kind="stable")
+    place_N = np.empty(len(tile_N), int)
+    place_N[order] = np.arange(len(tile_N)) - np.searchsorted(tile_N[order], tile_N[order])
+    return _Slots(tile_N, place_N, *_patches_under(x_um_N, y_um_N, size_um, data, layout))
+
+
+@functools.lru_cache(16)
+def _grid_slots(data: DataConfig, layout: Layout, bin_um: float) -> _Slots:
+    """Those of the square bins of any window: the same for each."""
+    return _slots(*grid_centres(data.window_um, bin_um), bin_um, data, layout)
 
 
 def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, layout: Layout, groups: int,
@@ -137,39 +212,40 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     centre = (np.arange(tiles_per_side * patches_per_side) + 0.5) * data.patch_um
     centre = centre.reshape(tiles_per_side, patches_per_side)
     places = np.empty((tiles_per_side, tiles_per_side, patches_per_side, patches_per_side, 2), np.float32)
-    places[..., 0] = centre[None, :, None, :]
+    # windows of one sequence lie side by side, the breadth of a window between them
+    in_one = data.sequence == "patient"
+    beside_um = 2 * data.window_um * slot if in_one else 0.0
+    places[..., 0] = centre[None, :, None, :] + beside_um
     places[..., 1] = centre[:, None, :, None]
     batch.patch_xy_um_BxTxPx2[row, tiles] = places.reshape(*shape, 2)
-    batch.segment_BxT[row, tiles] = slot
+    batch.segment_BxT[row, tiles] = 0 if in_one else slot
     batch.stain_mix_BxTx3x3[row, tiles] = window.stain_mix_3x3
     batch.measured_gene_BxWxG[row, slot, : len(window.measured_gene_G)] = window.measured_gene_G
 
     bins = window.bins
-    counted = np.flatnonzero(bins.measured_N > 0)
+    counted = bins.measured_N > 0
     x, y = bins.x_um_N[counted], bins.y_um_N[counted]
-    tile = np.minimum(y // data.tile_um, tiles_per_side - 1).astype(int) * tiles_per_side
-    tile += np.minimum(x // data.tile_um, tiles_per_side - 1).astype(int)
-    order = np.argsort(tile, kind="stable")
-    place_in_tile = np.empty(len(counted), int)
-    place_in_tile[order] = np.arange(len(counted)) - np.searchsorted(tile[order], tile[order])
-    if len(counted) and place_in_tile.max() >= layout.bins_per_tile:
+    if bins.square:
+        slots = _Slots(*(part[counted] for part in _grid_slots(data, layout, bins.size_um)))
+    else:
+        slots = _slots(x, y, bins.size_um, data, layout)
+    if slots.place_N.max(initial=0) >= layout.bins_per_tile:
         raise InputError(
-            f"a tile holds {place_in_tile.max() + 1} bins, more than its capacity {layout.bins_per_tile}; "
-            f"raise --config.data.max_spots to at least {place_in_tile.max() + 1}"
+            f"a tile holds {slots.place_N.max() + 1} bins, more than its capacity {layout.bins_per_tile}; "
+            f"raise --config.data.max_spots to at least {slots.place_N.max() + 1}"
         )
-    at = (row, first_tile + tile, place_in_tile)
+    at = (row, first_tile + slots.tile_N, slots.place_N)
     ranks = writing_ranks(data.order, x, y, bins.pitch_um, rng)
-    batch.bin_xy_um_BxTxNx2[at] = np.stack([x, y], 1)
+    batch.bin_xy_um_BxTxNx2[at] = np.stack([x + beside_um, y], 1)
     batch.bin_size_um_BxTxN[at] = bins.size_um
     batch.bin_measured_BxTxN[at] = bins.measured_N[counted]
     batch.bin_step_BxTxN[at] = write_steps(ranks, groups)
-    patches, weights = _patches_under(x, y, bins.size_um, data, layout)
-    batch.pool_patch_BxTxNxM[at] = patches + first_tile * layout.patches_per_tile
-    batch.pool_weight_BxTxNxM[at] = weights
+    batch.pool_patch_BxTxNxM[at] = slots.patch_NxM + first_tile * layout.patches_per_tile
+    batch.pool_weight_BxTxNxM[at] = slots.weight_NxM
 
     if len(bins.bin_E):
         slot_of_bin = np.full(len(bins.x_um_N), -1, np.int64)
-        slot_of_bin[counted] = (first_tile + tile) * layout.bins_per_tile + place_in_tile
+        slot_of_bin[counted] = (first_tile + slots.tile_N) * layout.bins_per_tile + slots.place_N
         entry_slot = slot_of_bin[bins.bin_E]
         if layout.tiles * layout.bins_per_tile <= 1 << 16:
             entry_slot = entry_slot.astype(np.uint16)  # sorted by digits, in a third of the time

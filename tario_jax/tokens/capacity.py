@@ -39,14 +39,17 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     of `count_capacity`; a denser window is an error at run time that names the capacity it needs, never a silent cut.
     Raises `InputError` for bins too small for a section.
     """
-    refuse_fine_bins(sections, data.bin_um, force=data.force_adjacent)
+    refuse_fine_bins(sections, min(data.trained_bins_um), force=data.force_adjacent)
     spots = _spots_of(sections)
     bins_per_tile, largest_um = 0, 0.0
     if spots:
         bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
         largest_um = max(float(np.sqrt(np.pi) * s.diameter_um / 2) for s in spots)
     if len(spots) < len(sections):
-        bins_per_tile, largest_um = max(bins_per_tile, square_bins_per_tile(data)), max(largest_um, data.bin_um)
+        bins_per_tile, largest_um = (
+            max(bins_per_tile, square_bins_per_tile(data)),
+            max(largest_um, *data.trained_bins_um),
+        )
     capacity = data.count_capacity or count_capacity(sections, data).held
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um,
                        count_capacity=_whole(capacity))  # fmt: skip
@@ -134,10 +137,11 @@ def _most_detections(section: Section, window_um: float) -> int:
 def _densest_entries(section: Section, data: DataConfig) -> int:
     """Entries (bin, gene) of the densest window, looked for around the section's densest square."""
     _, x0_um, y0_um = _densest_square(section, data.window_um)
+    finest = dataclasses.replace(data, bin_um=min(data.trained_bins_um))  # larger bins that nest hold fewer
     most, step = 0, data.window_um / 4
     for y_um in y0_um + step * np.arange(-2, 3):
         for x_um in x0_um + step * np.arange(-2, 3):
             corner = [min(max(at, 0.0), max(span - data.window_um, 0.0)) for at, span in
                       ((x_um, section.width_um), (y_um, section.height_um))]  # fmt: skip
-            most = max(most, len(begin_bins(section, *corner, data)().bin_E))
+            most = max(most, len(begin_bins(section, *corner, finest)().bin_E))
     return most

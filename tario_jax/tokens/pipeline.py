@@ -3,7 +3,6 @@
 There is no iterator state: a run that stopped at t continues at t, on any number of processes.
 """
 
-import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,9 @@ from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.read import Section
 from tario_jax.tokens.batch import Batch, Layout, tokenise
 from tario_jax.tokens.window import Window, begin_window
+from tario_jax.tokens.workers import batches_of_processes
 
-_OPENED_AT_ONCE = 16
+_TRIES = 64  # to find a place beside the windows that a sequence holds already; without one, the rest of it is padding
 
 
 class Draw(NamedTuple):
@@ -29,6 +29,7 @@ class Draw(NamedTuple):
     quarter_turns: int
     flip: bool
     stain_mix_3x3: np.ndarray | None
+    bin_um: float  # of squares; spots are as they are
     groups: int
     rng: np.random.Generator  # goes on to draw the order of writing
 
@@ -44,58 +45,81 @@ class BatchSource:
                  rows: range | None = None, stream: int = 0, augment: bool = True):  # fmt: skip
         if not sections:
             raise InputError("no section to draw windows from; check the split")
-        self.data, self._sections, self._layout = data, list(sections), layout
-        self._steps, self._rows, self._stream, self._augment = steps, rows or range(data.rows), stream, augment
+        self.data, self.layout, self._sections = data, layout, list(sections)
+        self._steps, self.rows, self._stream, self._augment = steps, rows or range(data.rows), stream, augment
         self._opened: set[str] = set()
-        weights = np.array(_tissue(sections), float)
-        self._chance = weights / weights.sum()
+        self._up_to = _shares(_tissue(sections))
+        self._k_up_to = _shares([weight for _, weight in data.groups])
+        self._bins_up_to = _shares([weight for _, weight in data.bin_mixture] or [1.0])
+        # of one size each, since a window is of one
+        self._of_bins = {side: dataclasses.replace(data, bin_um=side) for side in data.trained_bins_um}
+        self._of_patient: dict[str, list[Section]] = {}
+        for section in self._sections:
+            self._of_patient.setdefault(section.patient, []).append(section)
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, t: int) -> Batch:
+        return self.batch(t)
+
+    def batch(self, t: int, into: Batch | None = None) -> Batch:
+        """The batch of step t. into: one of the same sizes, to be written over."""
         draws = self.draws(t)
         self._open([draw.section for row in draws for draw in row])
         begun = [[self._begin(draw) for draw in row] for row in draws]  # all reads of the batch at once
         windows = [[end() for end in row] for row in begun]
-        groups, rngs = (np.array([[draw.groups for draw in row] for row in draws]),
-                        [[draw.rng for draw in row] for row in draws])  # fmt: skip
-        return tokenise(windows, self.data, self._layout, groups, rngs)
+        groups = [[draw.groups for draw in row] for row in draws]
+        rngs = [[draw.rng for draw in row] for row in draws]
+        return tokenise(windows, self.data, self.layout, groups, rngs, into)
 
     def draws(self, t: int) -> list[list[Draw]]:
         """The windows of step t, by row: a pure function of (corpus, data config, seed, t)."""
-        return [[self._draw(self._rng(t, row, slot)) for slot in range(self.data.windows_per_row)]
-                for row in self._rows]  # fmt: skip
+        return [self._draw_row(t, row) for row in self.rows]
+
+    def _draw_row(self, t: int, row: int) -> list[Draw]:
+        rngs = [self._rng(t, row, slot) for slot in range(self.data.windows_per_row)]
+        if self.data.sequence == "window":
+            return [self._draw(rng, self._sections, self._up_to) for rng in rngs]
+        found = [self._draw(rngs[0], self._sections, self._up_to)]
+        sections = self._of_patient[found[0].section.patient]
+        up_to = _shares(_tissue(sections))
+        for rng in rngs[1:]:
+            for _ in range(_TRIES):
+                draw = self._draw(rng, sections, up_to)
+                if not any(_overlap(draw, other, self.data.window_um) for other in found):
+                    # one sequence is written in one order of one length, and stained in one laboratory
+                    found.append(draw._replace(groups=found[0].groups, stain_mix_3x3=found[0].stain_mix_3x3))
+                    break
+        return found
 
     def _open(self, sections: list[Section]) -> None:
         """Opens those of the sections that were not yet read, side by side."""
         unopened = {section.id: section for section in sections if section.id not in self._opened}
         if unopened:
-            with concurrent.futures.ThreadPoolExecutor(min(len(unopened), _OPENED_AT_ONCE)) as pool:
-                list(pool.map(Section.open, unopened.values()))
+            for end in [section.begin() for section in unopened.values()]:
+                end()
             self._opened.update(unopened)
 
     def _rng(self, t: int, row: int, slot: int) -> np.random.Generator:
         key = [self.data.seed << 32 | self._stream, t << 32 | row << 12 | slot]
         return np.random.Generator(np.random.Philox(key=key))
 
-    def _draw_groups(self, rng: np.random.Generator) -> int:
-        ks, weights = zip(*self.data.groups, strict=True)
-        return int(rng.choice(ks, p=np.array(weights) / sum(weights)))
-
-    def _draw(self, rng: np.random.Generator) -> Draw:
-        groups = self._draw_groups(rng)
-        section = self._sections[int(rng.choice(len(self._sections), p=self._chance))]
+    def _draw(self, rng: np.random.Generator, sections: list[Section], up_to: np.ndarray) -> Draw:
+        groups, _ = self.data.groups[_drawn(self._k_up_to, rng)]
+        bins_um = self.data.trained_bins_um
+        bin_um = bins_um[_drawn(self._bins_up_to, rng)] if len(bins_um) > 1 else bins_um[0]
+        section = sections[_drawn(up_to, rng)]
         quarter_turns = int(rng.integers(4)) if self._augment and self.data.turn else 0
         flip = bool(rng.integers(2)) if self._augment and self.data.flip else False
         x_um, y_um = self._corner(section, rng)
         restain = self._augment and self.data.stain_jitter
         stain_mix_3x3 = _restain(self.data.stain_jitter, rng) if restain else None
-        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, groups, rng)
+        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, bin_um, groups, rng)
 
     def _begin(self, draw: Draw) -> Callable[[], Window]:
-        end = begin_window(draw.section, draw.x_um, draw.y_um, self.data, quarter_turns=draw.quarter_turns,
-                           flip=draw.flip)  # fmt: skip
+        end = begin_window(draw.section, draw.x_um, draw.y_um, self._of_bins[draw.bin_um],
+                           quarter_turns=draw.quarter_turns, flip=draw.flip)  # fmt: skip
         if draw.stain_mix_3x3 is None:
             return end
         return lambda: dataclasses.replace(end(), stain_mix_3x3=draw.stain_mix_3x3)
@@ -114,6 +138,12 @@ class BatchSource:
         return tuple(math.floor(value / step) * step for value in corner)
 
 
+def _overlap(draw: Draw, other: Draw, side_um: float) -> bool:
+    """Whether two windows share tissue: the content of one would then give away the other's."""
+    apart_um = max(abs(draw.x_um - other.x_um), abs(draw.y_um - other.y_um))
+    return draw.section is other.section and apart_um < side_um
+
+
 def _tissue(sections: Sequence[Section]) -> list[float]:
     """How often to draw each section: every place of tissue equally often, so by its area.
 
@@ -124,6 +154,17 @@ def _tissue(sections: Sequence[Section]) -> list[float]:
     return [s.width_um * s.height_um if s.spots is None else len(s.spots) * s.spots.pitch_um**2 for s in sections]
 
 
+def _shares(weights: Sequence[float]) -> np.ndarray:
+    """Where each one's share of [0, 1) ends."""
+    ends = np.cumsum(np.asarray(weights, float))
+    return ends / ends[-1]
+
+
+def _drawn(ends: np.ndarray, rng: np.random.Generator) -> int:
+    """One of `_shares`: what `rng.choice` draws, without its sums over thousands of sections for each window."""
+    return int(ends.searchsorted(rng.random(), side="right"))
+
+
 def _restain(jitter: float, rng: np.random.Generator) -> np.ndarray:
     """Another laboratory's staining: a gain for each stain, and a little of each in the other; float32 [3, 3]."""
     strange = rng.standard_normal((3, 3)) * jitter
@@ -132,8 +173,13 @@ def _restain(jitter: float, rng: np.random.Generator) -> np.ndarray:
     return mix.astype(np.float32)
 
 
-def load_batches(source: BatchSource, *, first: int, prefetch: int) -> Iterator[Batch]:
-    """Batches from step `first` on, read ahead by Grain's threads."""
+def load_batches(source: BatchSource, *, first: int, prefetch: int, workers: int = 0) -> Iterator[Batch]:
+    """Batches from step `first` on, read ahead by Grain's threads or by processes, which gives the same bits.
+
+    prefetch: batches that are held ready, by each worker where there are some: so much memory and no more.
+    """
+    if workers:
+        return batches_of_processes(source, first=first, prefetch=prefetch, workers=workers)
     dataset = grain.MapDataset.source(source).slice(slice(first, len(source)))
     options = grain.ReadOptions(num_threads=min(prefetch, 16), prefetch_buffer_size=prefetch)
     return iter(dataset.to_iter_dataset(options))

@@ -22,6 +22,7 @@ class Bins:
     gene_E: np.ndarray
     count_E: np.ndarray
     pitch_um: float
+    square: bool  # the whole grid of a window, row by row; else spots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _begin_square_bins(section, x_um, y_um, data: DataConfig, quarter_turns, fli
         entries = (np.zeros(0, np.int32),) * 3
         if reading is not None:
             entries = _count(reading(), (x_um, y_um), side, bin_um, quarter_turns, flip, measured_N > 0)
-        return Bins(x_N, y_N, bin_um, measured_N, *entries, bin_um)
+        return Bins(x_N, y_N, bin_um, measured_N, *entries, bin_um, True)
 
     return end
 
@@ -186,4 +187,4 @@ def _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts) -> B
         gene_E, count_E = spots.gene_E[entry], spots.count_E[entry]
     area_side_um = float(np.sqrt(np.pi) * radius)
     pitch = spots.pitch_um
-    return Bins(x, y, area_side_um, np.ones(len(x), np.float32), bin_E, gene_E, count_E, pitch)
+    return Bins(x, y, area_side_um, np.ones(len(x), np.float32), bin_E, gene_E, count_E, pitch, False)

@@ -73,7 +73,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
         validate = _Validation(config, split, layout, built, mesh)
         with _Log(workdir / "metrics.jsonl", config, first, layout, say) as log:
             pending: StepMetrics | None = None
-            batches = load_batches(source, first=first, prefetch=config.data.prefetch)
+            batches = load_batches(source, first=first, prefetch=config.data.prefetch, workers=config.data.workers)
             for t in range(first, config.train.steps):
                 state, metrics = train_step(state, to_devices(next(batches), mesh))
                 if pending is not None:
@@ -128,8 +128,8 @@ class _Validation:
         self._mesh, self._batches = mesh, []
         if split.validation:
             steps = max(1, config.train.validation_rows // config.data.rows)
-            # from the H&E alone, as in inference, whatever mixture of K is trained
-            one_shot = dataclasses.replace(config.data, groups=((1, 1.0),))
+            # window by window from the H&E alone, as in inference, whatever is trained
+            one_shot = dataclasses.replace(config.data, groups=((1, 1.0),), bin_mixture=(), sequence="window")
             source = BatchSource(split.validation, one_shot, layout, steps=steps, stream=_VALIDATION_STREAM,
                                  rows=local_rows(mesh, config.data.rows), augment=False)  # fmt: skip
             self._batches = [source[t] for t in range(steps)]

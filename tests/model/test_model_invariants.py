@@ -98,13 +98,14 @@ def layout(tiny_corpus):
     return dataclasses.replace(layout, bins_per_tile=layout.bins_per_tile + 1)
 
 
-def batch_of(rows, layout, *, groups: int = 4, shape: tuple[int, int] = (2, 2), **sizes) -> Batch:
+def batch_of(rows, layout, *, groups: int = 4, shape: tuple[int, int] = (2, 2), sequence: str = "window",
+             **sizes) -> Batch:  # fmt: skip
     """Rows of windows, with missing ones as padding; a window draws its order from a generator of its own.
 
     All batches have one shape (rows, windows a row) where they can: a model is compiled for each.
     """
     layout = dataclasses.replace(layout, windows_per_row=shape[1], count_capacity=512, **sizes)
-    data = dataclasses.replace(config_of("content").data, windows_per_row=shape[1])
+    data = dataclasses.replace(config_of("content").data, windows_per_row=shape[1], sequence=sequence)
     rows = [*rows, *[[]] * (shape[0] - len(rows))]
     rngs = [[np.random.default_rng(int(window.bins.count_E.sum())) for window in row] for row in rows]
     return tokenise(rows, data, layout, np.full(shape, groups), rngs)
@@ -143,6 +144,30 @@ def test_a_packed_row_is_its_windows_alone(kind, windows, layout):
     rates_packed, rates_alone = (model.rates(batch)[valid_bins(batch)] for batch in (packed, alone))
     np.testing.assert_allclose(rates_packed, rates_alone, rtol=2e-5)
     np.testing.assert_allclose(model.loss(packed), model.loss(alone), rtol=1e-5)
+
+
+def test_windows_of_one_sequence_see_each_other_with_their_own_genes(windows, layout):
+    """Together, a bin's rates depend on the H&E and on earlier content of the other window; a gene stays unmeasured."""
+    model = model_of("content")
+    measured_G = windows[1].measured_gene_G.copy()
+    measured_G[3] = False
+    gone = windows[1].bins.gene_E == 3
+    bins = dataclasses.replace(windows[1].bins, count_E=np.where(gone, 0, windows[1].bins.count_E))
+    rows = [[windows[0], dataclasses.replace(windows[1], measured_gene_G=measured_G, bins=bins)]]
+    together, apart = (batch_of(rows, layout, sequence=kind) for kind in ("patient", "window"))
+    rates = model.rates(together)[0]
+    first, second = np.split(valid_bins(together)[0].nonzero()[0], [16])
+    assert (rates[second, 3] == 0).all() and (rates[first, 3] > 0).all()
+    assert (np.abs(rates[first] / model.rates(apart)[0, first] - 1) > 1e-4).any(1).all()
+
+    pale = together._replace(he_BxTxPxYxXx3=together.he_BxTxPxYxXx3.copy())
+    pale.he_BxTxPxYxXx3[0, layout.tiles_per_window :] //= 2
+    assert (model.rates(pale)[0, first] != rates[first]).any(1).all()
+
+    step = together.bin_step_BxTxN[0].ravel()
+    changed = int(second[step[second] == 2][0])
+    after = model.rates(with_counts_changed(together, changed))[0, first]
+    np.testing.assert_array_equal((after != rates[first]).any(1), step[first] > 2)
 
 
 def with_counts_changed(batch: Batch, slot: int) -> Batch:

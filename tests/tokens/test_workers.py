@@ -1,0 +1,79 @@
+"""Batches that other processes make: the same bits, bounded memory, and nothing left behind."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_tissue import PANEL, tiny_config
+
+from tario_jax.config import InputError
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.pipeline import BatchSource, load_batches
+
+DATA = tiny_config(data={"rows": 2, "windows_per_row": 2, "groups": ((1, 1.0), (3, 2.0))}).data
+SHARED = Path("/dev/shm")
+
+
+def shared_blocks() -> set[str]:
+    return {path.name for path in SHARED.glob("psm_*")} if SHARED.exists() else set()
+
+
+@pytest.fixture(scope="module")
+def source(tiny_corpus):
+    layout = corpus_layout(tiny_corpus.sections, DATA, len(PANEL))
+    return BatchSource(tiny_corpus.sections, DATA, layout, steps=9)
+
+
+def test_workers_make_the_bits_of_threads_and_leave_nothing(source):
+    before = shared_blocks()
+    batches = load_batches(source, first=2, prefetch=2, workers=2)
+    found = [next(batches)]
+    assert len(shared_blocks() - before) == 4 or not SHARED.exists()  # two ahead for each, whatever is asked for later
+    found += batches
+    expected = list(load_batches(source, first=2, prefetch=1))
+    assert len(found) == len(expected) == 7
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+    assert shared_blocks() == before and not multiprocessing.active_children()
+
+
+def test_a_batch_stays_what_it_was_while_later_ones_are_made(source):
+    batches = load_batches(source, first=0, prefetch=1, workers=1)
+    first = next(batches)
+    pixels = first.he_BxTxPxYxXx3.copy()
+    assert len(list(batches)) == 8
+    np.testing.assert_array_equal(first.he_BxTxPxYxXx3, pixels)
+
+
+def test_a_workers_error_is_its_one_line(source):
+    before = shared_blocks()
+    small = BatchSource(source._sections, DATA, dataclasses.replace(source.layout, count_capacity=8), steps=4)
+    with pytest.raises(InputError, match="more than its capacity 8"):
+        next(load_batches(small, first=0, prefetch=1, workers=1))
+    assert shared_blocks() == before
+
+
+def test_a_killed_worker_is_said(source):
+    before = shared_blocks()
+    batches = load_batches(source, first=0, prefetch=1, workers=1)
+    next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    with pytest.raises(InputError, match=r"data.workers = 1: one of them was killed.*prefetch \(now 1 batches of 0 MB"):
+        list(batches)
+    assert shared_blocks() == before
+
+
+def test_whoever_stops_early_leaves_nothing(source):
+    before = shared_blocks()
+    batches = load_batches(source, first=0, prefetch=2, workers=1)
+    next(batches)
+    batches.close()
+    assert shared_blocks() == before and not multiprocessing.active_children()
