@@ -117,17 +117,20 @@ class Section:
         return layout.result_of(self._begin_open(name), self.place / name)
 
     def _begin_open(self, name: str) -> ts.Future:
-        if name not in self._opening:
-            self._opening[name] = layout.begin_open(self.place / name)
-        return self._opening[name]
+        opening = self._opening.get(name)  # another thread may close the section meanwhile
+        if opening is None:
+            opening = self._opening[name] = layout.begin_open(self.place / name)
+        return opening
 
     def _whole(self, name: str) -> np.ndarray:
         return layout.result_of(self._begin_whole(name), self.place / name)
 
     def _begin_whole(self, name: str) -> ts.Future:
-        if name not in self._reading:
-            self._reading[name] = self._array(name).read()
-        return self._reading[name]
+        reading = self._reading.get(name)
+        if reading is None:
+            reading = self._reading[name] = self._array(name).read()
+            self._opening.pop(name, None)  # it is held whole: its store, several KB, is not needed again
+        return reading
 
     def _begin(self, name: str, part: ts.TensorStore) -> Callable[[], np.ndarray]:
         """Starts to read a part of an array; what comes back waits for it."""
@@ -139,17 +142,22 @@ class Section:
 
         What comes back waits for it. Raises `InputError` there where an array is missing or its metadata are damaged.
         """
-        needed = [name for name in ("he", _TABLE, _OFFSET) if self.holds(name)]
-        for name in needed:
+        stores = [name for name in ("he", _TABLE) if self.holds(name)]
+        for name in [*stores, *([_OFFSET] if self.has_detections else [])]:
             self._begin_open(name)
 
         def end() -> None:
-            for name in needed:
+            for name in stores:
                 self._array(name)
             if self.has_detections:
                 self._begin_whole(_OFFSET)
 
         return end
+
+    def close(self) -> None:
+        """Lets go of what `begin` opened; whatever is asked for later opens it again."""
+        self._opening.clear()
+        self._reading.clear()
 
     @property
     def gene_totals_G(self) -> np.ndarray:

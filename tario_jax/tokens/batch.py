@@ -156,8 +156,8 @@ def batch_bytes(rows: int, layout: Layout) -> int:
     return sum(_lines(shape, kind) for shape, kind, _ in _fields(rows, layout))
 
 
-def batch_in(memory: memoryview, rows: int, layout: Layout) -> Batch:
-    """A batch whose arrays lie in `memory`, of at least `batch_bytes`, one after the other."""
+def batch_in(memory: Any, rows: int, layout: Layout) -> Batch:
+    """A batch whose arrays lie in `memory`, a buffer of at least `batch_bytes`, one after the other."""
     arrays, begin = [], 0
     for shape, kind, _ in _fields(rows, layout):
         arrays.append(np.frombuffer(memory, kind, math.prod(shape), begin).reshape(shape))

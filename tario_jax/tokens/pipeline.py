@@ -4,7 +4,9 @@ There is no iterator state: a run that stopped at t continues at t, on any numbe
 """
 
 import dataclasses
+import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,9 +16,11 @@ import numpy as np
 from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.read import Section
 from tario_jax.tokens.batch import Batch, Layout, tokenise
+from tario_jax.tokens.memory import BatchMemory
 from tario_jax.tokens.window import Window, begin_window
 from tario_jax.tokens.workers import batches_of_processes
 
+_HELD_OPEN = 1536  # sections: some 20 KB each; a larger cohort takes no more memory
 _TRIES = 64  # to find a place beside the windows that a sequence holds already; without one, the rest of it is padding
 
 
@@ -47,7 +51,9 @@ class BatchSource:
             raise InputError("no section to draw windows from; check the split")
         self.data, self.layout, self._sections = data, layout, list(sections)
         self._steps, self.rows, self._stream, self._augment = steps, rows or range(data.rows), stream, augment
-        self._opened: set[str] = set()
+        self._opened: dict[str, Section] = {}  # the last used at the end
+        self._lock = threading.Lock()
+        self._memory = BatchMemory(len(self.rows), layout)
         self._up_to = _shares(_tissue(sections))
         self._k_up_to = _shares([weight for _, weight in data.groups])
         self._bins_up_to = _shares([weight for _, weight in data.bin_mixture] or [1.0])
@@ -57,14 +63,20 @@ class BatchSource:
         for section in self._sections:
             self._of_patient.setdefault(section.patient, []).append(section)
 
+    def __reduce__(self):
+        """A process that it is sent to opens its sections, and has its memory, itself."""
+        again = functools.partial(BatchSource, steps=self._steps, rows=self.rows, stream=self._stream,
+                                  augment=self._augment)  # fmt: skip
+        return again, (self._sections, self.data, self.layout)
+
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, t: int) -> Batch:
-        return self.batch(t)
+        return self.batch(t, self._memory.batch())
 
-    def batch(self, t: int, into: Batch | None = None) -> Batch:
-        """The batch of step t. into: one of the same sizes, to be written over."""
+    def batch(self, t: int, into: Batch) -> Batch:
+        """The batch of step t. into: one of the same sizes, which is written over and returned."""
         draws = self.draws(t)
         self._open([draw.section for row in draws for draw in row])
         begun = [[self._begin(draw) for draw in row] for row in draws]  # all reads of the batch at once
@@ -94,12 +106,16 @@ class BatchSource:
         return found
 
     def _open(self, sections: list[Section]) -> None:
-        """Opens those of the sections that were not yet read, side by side."""
-        unopened = {section.id: section for section in sections if section.id not in self._opened}
-        if unopened:
-            for end in [section.begin() for section in unopened.values()]:
-                end()
-            self._opened.update(unopened)
+        """Opens those of the sections that are not open, side by side, and closes those that were not used for long."""
+        wanted = {section.id: section for section in sections}
+        for end in [section.begin() for name, section in wanted.items() if name not in self._opened]:
+            end()
+        with self._lock:
+            for name in wanted:
+                self._opened.pop(name, None)
+            self._opened.update(wanted)
+            while len(self._opened) > max(_HELD_OPEN, len(wanted)):
+                self._opened.pop(next(iter(self._opened))).close()
 
     def _rng(self, t: int, row: int, slot: int) -> np.random.Generator:
         key = [self.data.seed << 32 | self._stream, t << 32 | row << 12 | slot]

@@ -15,6 +15,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.tokens.batch import Batch, Layout, batch_bytes, batch_in
+from tario_jax.tokens.memory import BatchMemory
 
 
 class Source(Protocol):
@@ -25,7 +26,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, t: int, into: Batch | None = None) -> Batch: ...
+    def batch(self, t: int, into: Batch) -> Batch: ...
 
 
 def batches_of_processes(source: Source, *, first: int, prefetch: int, workers: int) -> Iterator[Batch]:
@@ -34,7 +35,7 @@ def batches_of_processes(source: Source, *, first: int, prefetch: int, workers: 
     Each of `workers` processes has `prefetch` blocks to fill ahead. Raises what a worker raises, and `InputError` where
     one was killed.
     """
-    size = batch_bytes(len(source.rows), source.layout)
+    size, memory = batch_bytes(len(source.rows), source.layout), BatchMemory(len(source.rows), source.layout)
     blocks = [SharedMemory(create=True, size=size) for _ in range(workers * prefetch)]
     context = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (source,))
@@ -52,7 +53,10 @@ def batches_of_processes(source: Source, *, first: int, prefetch: int, workers: 
             block, making = ahead.popleft()
             making.result()
             # a copy: nobody can say when the last reader of a batch has done with it
-            batch = Batch(*map(np.array, batch_in(block.buf, len(source.rows), source.layout)))
+            batch = memory.batch()
+            for array, made in zip(batch, batch_in(block.buf, len(source.rows), source.layout), strict=True):
+                np.copyto(array, made)
+            del made  # a block with views of it cannot be closed
             fill(block)
             yield batch
     except concurrent.futures.process.BrokenProcessPool:

@@ -20,7 +20,7 @@ from tario_jax.corpus.split import Split, split_corpus
 from tario_jax.model.build import build, model_sizes
 from tario_jax.ops.attention import choose_strategy
 from tario_jax.parallel.mesh import check_rows, local_rows, make_mesh
-from tario_jax.tokens.batch import Layout
+from tario_jax.tokens.batch import Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
 from tario_jax.train.calibrate import calibrate
@@ -114,6 +114,13 @@ def _describe(config: Config, layout: Layout, genes: int, split: Split, mesh, sa
         f"{config.name}: {model_sizes(config, genes)}; {genes} genes; a row holds {layout.windows_per_row} windows = "
         f"{seen} tokens and {bins} queries; {config.data.rows} rows a step; attention {strategy}; "
         f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+    )
+    held = max(config.data.workers, 1) * config.data.prefetch + 1
+    of_bytes = batch_bytes(len(local_rows(mesh, config.data.rows)), layout)
+    say(
+        f"batches of {of_bytes / 1e6:.1f} MB a process, made by "
+        + (f"{config.data.workers} workers" if config.data.workers else "threads")
+        + f": {held} are held, {held * of_bytes / 1e6:.0f} MB"
     )
     say(
         f"sections: {len(split.train)} train, {len(split.validation)} validation, {len(split.held_out)} held out "

@@ -11,6 +11,7 @@ import pytest
 from tiny_tissue import PANEL, spot_section, tiny_config, tiny_section, write_corpus
 
 from tario_jax.config import InputError, to_dict
+from tario_jax.tokens import pipeline
 from tario_jax.tokens.batch import Batch, empty_batch, make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource, load_batches
@@ -215,3 +216,15 @@ def test_a_denser_corpus_needs_a_larger_capacity(tmp_path):
     assert thick.count_capacity > thin.count_capacity
     source = BatchSource(dense.sections, DATA, thick, steps=20)
     assert all(source[t].count_BxC.sum() > 0 for t in range(20))
+
+
+def test_a_cohort_larger_than_what_is_held_open_gives_the_same(tiny_corpus, source, monkeypatch):
+    """Sections are closed and opened again, also while other threads read: the batches do not tell."""
+    monkeypatch.setattr(pipeline, "_HELD_OPEN", 1)
+    small = BatchSource(tiny_corpus.sections, DATA, source.layout, steps=12)
+    assert all(same(batch, source[t]) for t, batch in enumerate(load_batches(small, first=0, prefetch=8)))
+    one_row = BatchSource(tiny_corpus.sections, DATA, source.layout, steps=12, rows=range(1))
+    for t in range(12):
+        one_row[t]
+    assert set(one_row._opened) == {draw.section.id for draw in one_row.draws(11)[0]}
+    assert all(bool(section._opening) == (section.id in one_row._opened) for section in tiny_corpus.sections)
