@@ -78,9 +78,7 @@ def _contents(corpus: Corpus, section: Section) -> Finding:
     if section.record["kind"] != corpus.kind:
         return Finding(section.id, "contents", f"is {section.record['kind']} in a {corpus.kind} corpus")
     try:
-        counted = np.zeros(len(corpus.panel), np.int64)
-        if section.record["detections"]:
-            counted += np.bincount(section.all_detections().gene_D, minlength=len(counted))
+        counted = section.count_genes(len(corpus.panel))
         if section.spots is not None:
             counted += np.bincount(section.spots.gene_E, section.spots.count_E, len(counted)).astype(np.int64)
     except (ValueError, InputError) as error:
@@ -102,7 +100,7 @@ def _units(section: Section) -> Finding:
         high = COARSEST_PREVIEW_UM_PER_PX
     if not low <= scale <= high:
         return Finding(section.id, "units", f"H&E at {scale:g} µm per px; expected {low} to {high}")
-    height_px, width_px = section._array("he").shape[:2]
+    height_px, width_px = section.he_shape_px
     for name, pixels, extent_um in (("width", width_px, section.width_um), ("height", height_px, section.height_um)):
         if abs(pixels * scale - extent_um) > max(2.0, 0.01 * extent_um):
             return Finding(

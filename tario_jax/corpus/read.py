@@ -23,6 +23,7 @@ from tario_jax.panel import Panel
 TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
 _TABLE, _OFFSET = "detections/place_and_gene", "detections/offset"
 _TILE_STEPS = 1 << 16
+_COUNTED_AT_ONCE = 4 << 20  # detections
 Places = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
@@ -267,6 +268,17 @@ class Section:
                 yield x_step_D, y_step_D, table[:, 2], {name: readings[name]() for name in others}
 
         return end
+
+    def count_genes(self, genes: int) -> np.ndarray:
+        """Detections by gene, counted now and block by block, int64 [genes]; `gene_totals_G` says what they were."""
+        counted_G = np.zeros(genes, np.int64)
+        if self.has_detections:
+            table = self._array(_TABLE)
+            for first in range(0, table.shape[0], _COUNTED_AT_ONCE):
+                end = min(first + _COUNTED_AT_ONCE, table.shape[0])
+                gene_D = self._begin(_TABLE, table[first:end, 2])()
+                counted_G += np.bincount(gene_D, minlength=genes)
+        return counted_G
 
     def all_detections(self) -> Detections:
         # one tile more: the last place of a section may be read a thousandth of a µm beyond its edge

@@ -10,7 +10,7 @@ from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.config import InputError, SplitConfig
-from tario_jax.corpus import layout
+from tario_jax.corpus import layout, read
 from tario_jax.corpus.check import check_corpus
 from tario_jax.corpus.place import PARTIAL
 from tario_jax.corpus.read import Corpus
@@ -257,3 +257,9 @@ def test_the_panel_hash_knows_the_order():
     assert Panel.from_text(PANEL.to_text(), "panel.tsv").hash == PANEL.hash
     refused(lambda: Panel.from_text("gene\nA\n", "panel.tsv"), "panel.tsv", "expected the header 'symbol'")
     refused(lambda: Panel(("A", "B", "A")), "'A' stands twice")
+
+
+def test_genes_are_counted_block_by_block(two_sections_each, monkeypatch):
+    monkeypatch.setattr(read, "_COUNTED_AT_ONCE", 7)
+    for section in two_sections_each.sections:
+        np.testing.assert_array_equal(section.count_genes(len(PANEL)), section.gene_totals_G)
