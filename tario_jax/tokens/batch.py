@@ -247,18 +247,20 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
         slot_of_bin = np.full(len(bins.x_um_N), -1, np.int64)
         slot_of_bin[counted] = (first_tile + slots.tile_N) * layout.bins_per_tile + slots.place_N
         entry_slot = slot_of_bin[bins.bin_E]
-        if layout.tiles * layout.bins_per_tile <= 1 << 16:
-            entry_slot = entry_slot.astype(np.uint16)  # sorted by digits, in a third of the time
-        ascending = np.argsort(entry_slot, kind="stable")
-        end = used + len(ascending)
+        entries = bins.gene_E, bins.count_E
+        if (np.diff(slot_of_bin[counted]) < 0).any():  # bins of several tiles, row by row; else they are in order
+            if layout.tiles * layout.bins_per_tile <= 1 << 16:
+                entry_slot = entry_slot.astype(np.uint16)  # sorted by digits, in a third of the time
+            ascending = np.argsort(entry_slot, kind="stable")
+            entry_slot, *entries = (part_E[ascending] for part_E in (entry_slot, *entries))
+        end = used + len(entry_slot)
         if end > layout.count_capacity:
             raise InputError(
                 f"a row holds {end} or more (bin, gene, count) entries, more than its capacity "
                 f"{layout.count_capacity}; raise --config.data.count_capacity"
             )
-        batch.count_bin_BxC[row, used:end] = entry_slot[ascending]
-        batch.count_gene_BxC[row, used:end] = bins.gene_E[ascending]
-        batch.count_BxC[row, used:end] = bins.count_E[ascending]
+        batch.count_bin_BxC[row, used:end] = entry_slot
+        batch.count_gene_BxC[row, used:end], batch.count_BxC[row, used:end] = entries
         used = end
     return used
 
