@@ -78,7 +78,7 @@ def _contents(corpus: Corpus, section: Section) -> Finding:
     if section.record["kind"] != corpus.kind:
         return Finding(section.id, "contents", f"is {section.record['kind']} in a {corpus.kind} corpus")
     try:
-        counted = section.count_genes(len(corpus.panel))
+        counted = section.count_genes()
         if section.spots is not None:
             counted += np.bincount(section.spots.gene_E, section.spots.count_E, len(counted)).astype(np.int64)
     except (ValueError, InputError) as error:

@@ -269,15 +269,15 @@ class Section:
 
         return end
 
-    def count_genes(self, genes: int) -> np.ndarray:
-        """Detections by gene, counted now and block by block, int64 [genes]; `gene_totals_G` says what they were."""
-        counted_G = np.zeros(genes, np.int64)
+    def count_genes(self) -> np.ndarray:
+        """Detections by gene, counted now and block by block, int64 [G]; `gene_totals_G` says what they were."""
+        counted_G = np.zeros(self._genes, np.int64)
         if self.has_detections:
             table = self._array(_TABLE)
             for first in range(0, table.shape[0], _COUNTED_AT_ONCE):
                 end = min(first + _COUNTED_AT_ONCE, table.shape[0])
                 gene_D = self._begin(_TABLE, table[first:end, 2])()
-                counted_G += np.bincount(gene_D, minlength=genes)
+                counted_G += np.bincount(gene_D, minlength=self._genes)
         return counted_G
 
     def all_detections(self) -> Detections:
