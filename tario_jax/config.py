@@ -204,6 +204,10 @@ class OptimConfig:
         _check(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; expected more than 0")
 
 
+MESH_AXES = ("replica", "fsdp", "context", "tensor")
+BATCH_AXES = ("replica", "fsdp")  # rows of a batch are split over these
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices by axis; −1 for one axis takes what is left."""

@@ -6,10 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tario_jax.config import InputError, MeshConfig
-
-AXES = ("replica", "fsdp", "context", "tensor")
-BATCH_AXES = ("replica", "fsdp")  # rows of a batch are split over these
+from tario_jax.config import BATCH_AXES, MESH_AXES, InputError, MeshConfig
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -18,14 +15,14 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     Raises `InputError` where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % fixed == 0:
         sizes[sizes.index(-1)] = len(devices) // fixed
     if -1 in sizes or math.prod(sizes) != len(devices):
-        stated = ", ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
+        stated = ", ".join(f"{axis}={getattr(config, axis)}" for axis in MESH_AXES)
         raise InputError(f"--config.mesh: {stated} does not multiply to {len(devices)} devices")
-    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(np.array(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tario_jax.config import DataConfig, InputError, MeshConfig
+from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import build
-from tario_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
+from tario_jax.parallel.mesh import batch_sharding, make_mesh
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
