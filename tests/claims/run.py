@@ -130,7 +130,7 @@ def _why_not(claim: Claim, root: Path, long: bool) -> str:
 def _measured(claim: Claim, run: claim_runs.Run, machine: str, commit: str) -> Record:
     record = wording(claim) | {
         "status": "missed", "reason": "", "figure": None, "shown": "",
-        "machine": machine, "commit": commit, "date": claim_runs.today(), "seconds": round(run.seconds, 1),
+        "machine": machine, "commit": commit, "date": claim_runs.today(), "seconds": round(run.seconds, 3),
     }  # fmt: skip
     try:
         figure = run.figure(claim)

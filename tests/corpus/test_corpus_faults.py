@@ -83,10 +83,13 @@ def test_the_same_section_under_two_names_is_refused(tmp_path):
 def test_killed_again_and_again_it_ends_as_the_unbroken_one(whole, tmp_path):
     """Killed at ever later moments, whatever it is doing then."""
     root, kills = tmp_path / "killed", 0
-    for wait_s in (1.0, 1.6, 1.9, 2.2, 2.5, 2.8, 3.1):
+    began = time.monotonic()
+    assert tario(*SIMULATE, f"--out={tmp_path / 'unbroken'}").returncode == 0
+    unbroken_s = time.monotonic() - began
+    for share in (0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         process = subprocess.Popen([TARIO, *SIMULATE, f"--out={root}"], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-        time.sleep(wait_s)
+        time.sleep(share * unbroken_s)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1
