@@ -1,5 +1,6 @@
 """The mesh: replica, fsdp, context, tensor."""
 
+import functools
 import math
 
 import jax
@@ -23,6 +24,17 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         stated = ", ".join(f"{axis}={getattr(config, axis)}" for axis in MESH_AXES)
         raise InputError(f"--config.mesh: {stated} does not multiply to {len(devices)} devices")
     return Mesh(np.array(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def traced_on(mesh: Mesh, function):
+    """`function` for `jax.jit`, with `mesh` as the ambient one: what spreads its own work over devices looks there."""
+
+    @functools.wraps(function)
+    def traced(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import OptimConfig
 from tario_jax.model.build import Built, Tree
-from tario_jax.parallel.mesh import batch_sharding
+from tario_jax.parallel.mesh import batch_sharding, traced_on
 from tario_jax.parallel.rules import like_parameters
 from tario_jax.tokens.batch import Batch
 
@@ -87,7 +87,7 @@ def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh:
         return TrainState(state.step + 1, parameters, state.calibration, moments), metrics
 
     shardings = state_shardings(built, optimiser, mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
+    return jax.jit(traced_on(mesh, step), donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
                    out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def make_loss(built: Built, mesh: Mesh):
     def loss(parameters: Tree, calibration: Tree, batch: Batch):
         return built.merge(parameters, calibration).loss(batch)
 
-    return jax.jit(loss, in_shardings=(*built.shardings(mesh), batch_sharding(mesh)))
+    return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_sharding(mesh)))
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> Batch:

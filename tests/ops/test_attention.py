@@ -7,92 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import MASKS, SK, SQ, B, D, H, K, arrays, as_visibility, assert_near, case, oracle
 
 from tario_jax.config import InputError
-from tario_jax.ops.attention import ATTENTION_OUT, STRATEGIES, attention, choose_strategy
+from tario_jax.ops.attention import ATTENTION_OUT, attention, choose_strategy
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
-B, SQ, SK, H, K, D = 2, 75, 52, 4, 2, 8
 BLOCK = 16  # neither length is a multiple
-MASKS = ("causal", "full", "prefix", "packed", "padded", "tiles", "random_order")
-
-
-def case(kind, seed=0):
-    """Visibility of queries and keys, and the mask bool [B, SQ, SK], built from the words and not from the rule."""
-    rng = np.random.default_rng(seed)
-    i, j = np.arange(SQ), np.arange(SK)
-    segment_q, segment_k = np.zeros((B, SQ), int), np.zeros((B, SK), int)
-    read, write = np.zeros((B, SQ), int), np.zeros((B, SK), int)
-    mask = np.ones((B, SQ, SK), bool)
-    if kind == "causal":
-        read[:], write[:] = i, j
-        mask &= j <= i[:, None]
-    elif kind == "prefix":
-        read[:], write[:] = np.maximum(i - 19, 0), np.maximum(j - 19, 0)
-        mask &= (j < 20) | (j <= i[:, None])
-    elif kind in ("packed", "tiles"):
-        for b in range(B):
-            ends = np.sort(rng.choice(np.arange(5, SK - 5), 3, replace=False))
-            segment_q[b], segment_k[b] = np.searchsorted(ends, i, side="right"), np.searchsorted(ends, j, side="right")
-        mask &= segment_q[:, :, None] == segment_k[:, None]
-        if kind == "packed":
-            segment_q[:, 60:], segment_k[:, 45:] = -1, -1
-            read[:], write[:] = i, j
-            mask &= j <= i[:, None]
-            mask[:, 60:], mask[:, :, 45:] = False, False
-    elif kind == "padded":
-        padding_q, padding_k = rng.random((B, SQ)) < 0.3, rng.random((B, SK)) < 0.3
-        segment_q[padding_q], segment_k[padding_k] = -1, -1
-        mask[padding_q] = False
-        mask &= ~padding_k[:, None]
-    elif kind == "random_order":  # groups of bins in any order; queries of the first group see nothing
-        write[:], read[:] = rng.integers(1, 9, (B, SK)), rng.integers(0, 9, (B, SQ))
-        mask &= np.array([[[write[b, y] <= read[b, x] for y in j] for x in i] for b in range(B)])
-    return as_visibility(segment_q, read, segment_k, write), mask
-
-
-def as_visibility(segment_q, read, segment_k, write):
-    fields = [jnp.asarray(field, jnp.int32) for field in (segment_q, read, segment_k, write)]
-    return QueryVisibility(*fields[:2]), KeyVisibility(*fields[2:])
-
-
-def arrays(seed=1, sq=SQ, sk=SK):
-    rng = np.random.default_rng(seed)
-    shapes = ((B, sq, H, D), (B, sk, K, D), (B, sk, K, D), (B, sq, H, D))
-    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]  # q, k, v, cotangent of the output
-
-
-def oracle(q, k, v, d_out, mask):
-    """Output and gradients of q, k, v in float64."""
-    q, k, v, d_out = (np.asarray(x, np.float64) for x in (q, k, v, d_out))
-    repeats = q.shape[2] // k.shape[2]
-    k, v = (np.repeat(x, repeats, axis=2) for x in (k, v))
-    mask = mask[:, None]
-    scale = q.shape[-1] ** -0.5
-    scores = np.where(mask, np.einsum("bqhd,bshd->bhqs", q, k) * scale, -1e300)
-    weight = np.where(mask, np.exp(scores - scores.max(-1, keepdims=True)), 0)
-    weight /= np.maximum(weight.sum(-1, keepdims=True), 1e-300)
-    out = np.einsum("bhqs,bshd->bqhd", weight, v)
-    d_weight = np.einsum("bqhd,bshd->bhqs", d_out, v)
-    d_scores = weight * (d_weight - (weight * d_weight).sum(-1, keepdims=True)) * scale
-
-    def of_key_heads(x):
-        return x.reshape(*x.shape[:2], -1, repeats, x.shape[-1]).sum(3)
-
-    dk, dv = np.einsum("bhqs,bqhd->bshd", d_scores, q), np.einsum("bhqs,bqhd->bshd", weight, d_out)
-    return out, np.einsum("bhqs,bshd->bqhd", d_scores, k), of_key_heads(dk), of_key_heads(dv)
+STRATEGIES = ("reference", "blockwise")  # those of one device without a kernel
 
 
 @functools.partial(jax.jit, static_argnames=("strategy", "block"))
 def out_and_gradients(q, k, v, d_out, visibility, strategy, block=BLOCK):
     out, pull = jax.vjp(lambda *qkv: attention(*qkv, *visibility, strategy=strategy, block=block), q, k, v)
     return out, *pull(d_out)
-
-
-def assert_near(found, expected, tolerance):
-    for name, x, y in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
-        error = np.abs(np.asarray(x, np.float64) - y).max() / np.abs(y).max()
-        assert error < tolerance, f"{name}: relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -167,9 +95,15 @@ def test_a_packed_row_equals_its_sequences_alone(strategy):
             np.testing.assert_allclose(x[:1, of], y, rtol=2e-5, atol=2e-6)
 
 
-def test_auto_is_dense_up_to_a_million_scores():
-    assert choose_strategy(256, 256) == "reference"
-    assert choose_strategy(257, 256) == "blockwise"
+def test_auto_is_dense_while_scores_are_few():
+    def chosen(sq, sk, **options):
+        q, k = (jax.ShapeDtypeStruct((B, s, heads, D), jnp.float32) for s, heads in ((sq, H), (sk, K)))
+        return choose_strategy(q, k, **options)
+
+    assert str(chosen(256, 256)) == chosen(256, 256).strategy == "reference"
+    assert chosen(257, 256).strategy == "blockwise"
+    assert str(chosen(257, 256)) == "blocks in plain XLA (no kernel for cpu)"  # what is missing is said
+    assert str(chosen(257, 256, strategy="blockwise")) == "blocks in plain XLA"
     visibility, _ = case("causal")
     inputs = arrays()
     for x, y in zip(out_and_gradients(*inputs, visibility, strategy="auto"),
@@ -216,7 +150,8 @@ def test_blockwise_inside_scan_and_remat():
         # three layers grow the gradients to about 1e3: the whole array is compared, not elements near zero
         assert np.linalg.norm(a - b) <= 2e-6 * np.linalg.norm(b)
     # Saved by name, the forward pass is not run a second time: forward and backward, against forward, again, backward.
-    assert [str(each.jaxpr).count("while[") for each in traced] == [3, 2]
+    # Each pass has two loops, over full and over partial pairs.
+    assert [str(each.jaxpr).count("while[") for each in traced] == [6, 4]
 
 
 def test_mistakes_get_one_line():

@@ -51,6 +51,13 @@ def test_a_full_pair_of_blocks_is_told_so():
     np.testing.assert_array_equal(pairs.full_BxQxJ[0], np.tri(4, k=-1, dtype=bool))
 
 
+def test_other_tiles_and_padding_are_skipped():
+    tile, same = np.repeat([[0, 1, 2, -1]], 8, axis=1).astype(np.int32), np.zeros((1, 32), np.int32)
+    pairs = block_pairs(QueryVisibility(tile, same), KeyVisibility(tile, same), 8, 8)
+    for found in pairs:
+        np.testing.assert_array_equal(found[0], np.diag([True, True, True, False]))
+
+
 def test_lists_hold_full_pairs_first_and_leave_out_the_empty():
     q, kv = random_visibility(3)
     pairs = block_pairs(q, kv, 8, 8)

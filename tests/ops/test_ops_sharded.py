@@ -54,7 +54,8 @@ def main():
     mesh = jax.make_mesh((2, 2), ("replica", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     by_row = jax.NamedSharding(mesh, jax.P(("replica", "fsdp")))
     sharded = jax.device_put(params, jax.NamedSharding(mesh, jax.P())), jax.device_put(batch, by_row)
-    program = step.lower(*sharded).compile()
+    with jax.set_mesh(mesh):
+        program = step.lower(*sharded).compile()
     for x, y in zip(jax.tree.leaves(program(*sharded)), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
     assert np.isfinite(alone[0]) and len(jax.devices()) == 4

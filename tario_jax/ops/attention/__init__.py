@@ -1,28 +1,89 @@
-"""Attention under the visibility rule; one file a strategy."""
+"""Attention under the visibility rule.
 
-import math
+One public function. `reference` is dense; `blockwise` and `pallas` compute on one device, in plain XLA or by a kernel
+of the project's own; `ring` and `all_gather` spread them over the mesh axis `context`.
+"""
+
+import dataclasses
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
 
 from tario_jax.config import InputError
-from tario_jax.ops.attention.blockwise import blockwise_attention
+from tario_jax.ops.attention.inner import Inner, blockwise_inner, kernel
+from tario_jax.ops.attention.plan import ATTENTION_OUT, Plan, check_divides, mesh_axes, planned_attention
 from tario_jax.ops.attention.reference import reference_attention
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
-__all__ = ["ATTENTION_OUT", "STRATEGIES", "attention", "choose_strategy"]
+__all__ = ["ATTENTION_OUT", "STRATEGIES", "Choice", "attention", "choose_strategy"]
 
-# The name under which a remat policy finds what attention's backward pass needs: its output, and in blockwise the
-# log-sum-exp too. jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT) spares the second forward pass.
-ATTENTION_OUT = "attention_out"
-
-STRATEGIES = ("reference", "blockwise")
-_LARGEST_DENSE = 256**2
+STRATEGIES = ("reference", "blockwise", "pallas", "ring", "all_gather")
+_LARGEST_DENSE = 256**2  # scores of a head
+_LONGEST_GATHERED = 8192  # keys: up to here all of them on every device are cheaper than a ring
 
 
-def choose_strategy(sq: int, sk: int) -> str:
-    """The strategy that `auto` stands for: dense while a head's scores are few, blockwise beyond."""
-    return "reference" if sq * sk <= _LARGEST_DENSE else "blockwise"
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What computes attention; `str` of it is for the log."""
+
+    strategy: str
+    plan: Plan | None  # None: dense
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.plan is None:
+            return self.strategy
+        words = {"none": "", "ring": "ring over context, ", "all_gather": "all-gather over context, "}
+        return words[self.plan.spread] + self.plan.inner.name + (f" ({self.why})" if self.why else "")
+
+
+def choose_strategy(
+    q_BxSqxHxD: jax.Array | jax.ShapeDtypeStruct,
+    k_BxSkxKxD: jax.Array | jax.ShapeDtypeStruct,
+    *,
+    strategy: str = "auto",
+    block: int = 256,
+) -> Choice:
+    """What `attention` does with arrays of these shapes and dtypes, on the ambient mesh or else the default backend.
+
+    `auto`: dense while a head's scores are few; over `context` a ring, or all-gather while the keys are few; on a
+    device the kernel of its platform, or else plain XLA by blocks, and then `why` says what is missing.
+
+    Raises `InputError` for an unknown strategy and for one that cannot be had here.
+    """
+    if strategy != "auto" and strategy not in STRATEGIES:
+        raise InputError(f"attention strategy is {strategy!r}; expected one of auto, {', '.join(STRATEGIES)}")
+    mesh = jax.sharding.get_abstract_mesh()
+    context = mesh.shape.get("context") if not mesh.empty and "context" in mesh.auto_axes else None
+    sq, sk = q_BxSqxHxD.shape[1], k_BxSkxKxD.shape[1]
+    if strategy == "auto":
+        if (context or 1) > 1:
+            strategy = "ring" if sk > _LONGEST_GATHERED else "all_gather"
+        elif sq * sk <= _LARGEST_DENSE:
+            strategy = "reference"
+    if strategy == "reference":
+        return Choice(strategy, None)
+    if strategy in ("ring", "all_gather") and context is None:
+        raise InputError(f"attention strategy is {strategy!r} without a mesh; expected one with the axis context")
+    if strategy in ("blockwise", "pallas") and (context or 1) > 1:
+        raise InputError(f"attention strategy is {strategy!r} with context={context}; expected ring or all_gather")
+    platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+    inner, why = _inner(strategy, platform, q_BxSqxHxD, k_BxSkxKxD, block)
+    spread = strategy if strategy in ("ring", "all_gather") else "none"
+    axes = () if mesh.empty else mesh_axes(mesh, spread)
+    return Choice(strategy if strategy != "auto" else inner.strategy, Plan(spread, inner, axes), why)
+
+
+def _inner(strategy: str, platform: str, q, k, block: int) -> tuple[Inner, str]:
+    """What computes on a device, and why it is not the kernel."""
+    if strategy == "blockwise":
+        return blockwise_inner(block), ""
+    found = kernel(platform, q, k)
+    if isinstance(found, Inner):
+        return found, ""
+    if strategy == "pallas":
+        raise InputError(f"attention strategy is 'pallas': {found}; expected auto or blockwise")
+    return blockwise_inner(block), found
 
 
 def attention(
@@ -39,37 +100,50 @@ def attention(
     """Softmax attention [B, Sq, H, D] in the dtype of q, where each query sees what the visibility rule grants it.
 
     Head h reads key head h // (H / K). `scale` defaults to 1 / sqrt(D); `block` is the greatest number of tokens of a
-    block of the blockwise strategy. The softmax is in float32 throughout.
+    block in plain XLA. The softmax is in float32 throughout. Under an ambient mesh (`jax.set_mesh`) rows are split
+    over replica × fsdp, tokens over context, heads over tensor; tokens are best dealt in `stripes`.
 
     A query that sees nothing gives exactly 0, and sends and receives gradients of exactly 0. A key that nobody sees
     does not matter, whatever it holds: NaN and inf in it reach neither outputs nor gradients.
 
-    Raises `InputError` for an unknown strategy, for heads that do not divide, and for arrays that do not fit together.
+    Raises `InputError` for an unknown strategy or one that cannot be had, and for arrays that do not fit together.
     """
-    if strategy != "auto" and strategy not in STRATEGIES:
-        raise InputError(f"attention strategy is {strategy!r}; expected one of auto, {', '.join(STRATEGIES)}")
+    _check_arrays(q_BxSqxHxD, k_BxSkxKxD, v_BxSkxKxD, q_visibility, kv_visibility, block)
+    scale = q_BxSqxHxD.shape[-1] ** -0.5 if scale is None else scale
+    choice = choose_strategy(q_BxSqxHxD, k_BxSkxKxD, strategy=strategy, block=block)
+    arrays = (q_BxSqxHxD, k_BxSkxKxD, v_BxSkxKxD, q_visibility, kv_visibility)
+    if choice.plan is None:
+        return jax.ad_checkpoint.checkpoint_name(reference_attention(*arrays, scale), ATTENTION_OUT)
+    check_divides(choice.plan, q_BxSqxHxD.shape[0], q_BxSqxHxD.shape[2], k_BxSkxKxD.shape[2])
+    context = choice.plan.ranks("context")
+    q, k, v = (_padded(x, context, 0) for x in arrays[:3])
+    q_visibility, kv_visibility = jax.tree.map(lambda x: _padded(x, context, -1), arrays[3:])
+    out = planned_attention(q, k, v, q_visibility, kv_visibility, choice.plan, scale)
+    return out[:, : q_BxSqxHxD.shape[1]]
+
+
+def _padded(x_BxSx___: jax.Array, ranks: int, fill: int) -> jax.Array:
+    """Lengthened to a multiple of `ranks`."""
+    rest = -x_BxSx___.shape[1] % ranks
+    if not rest:
+        return x_BxSx___
+    return jnp.pad(x_BxSx___, [(0, 0), (0, rest)] + [(0, 0)] * (x_BxSx___.ndim - 2), constant_values=fill)
+
+
+def _check_arrays(q, k, v, q_visibility: QueryVisibility, kv_visibility: KeyVisibility, block: int) -> None:
     if block < 1:
         raise InputError(f"attention block is {block}; expected at least 1")
-    batch, sq, heads, width = q_BxSqxHxD.shape
-    sk, kv_heads = k_BxSkxKxD.shape[1:3]
+    batch, sq, heads, width = q.shape
+    sk, kv_heads = k.shape[1:3]
     if heads % kv_heads:
         raise InputError(f"attention has {heads} heads on {kv_heads} key heads; expected a multiple of the key heads")
-    if k_BxSkxKxD.shape != (batch, sk, kv_heads, width) or v_BxSkxKxD.shape != k_BxSkxKxD.shape:
+    if k.shape != (batch, sk, kv_heads, width) or v.shape != k.shape:
         raise InputError(
-            f"attention: q is {q_BxSqxHxD.shape}, k {k_BxSkxKxD.shape}, v {v_BxSkxKxD.shape}; "
-            "expected [B, Sq, H, D] and twice [B, Sk, K, D]"
+            f"attention: q is {q.shape}, k {k.shape}, v {v.shape}; expected [B, Sq, H, D] and twice [B, Sk, K, D]"
         )
+    if not q.dtype == k.dtype == v.dtype:
+        raise InputError(f"attention: q is {q.dtype}, k {k.dtype}, v {v.dtype}; expected one dtype")
     for name, fields, length in (("q", q_visibility, sq), ("kv", kv_visibility, sk)):
         for field in fields:
             if field.shape != (batch, length):
                 raise InputError(f"attention: {name}_visibility is {field.shape}; expected {(batch, length)}")
-    if strategy == "auto":
-        strategy = choose_strategy(sq, sk)
-    scale = 1 / math.sqrt(width) if scale is None else scale
-    if strategy == "reference":
-        out = reference_attention(q_BxSqxHxD, k_BxSkxKxD, v_BxSkxKxD, q_visibility, kv_visibility, scale)
-    else:
-        out = blockwise_attention(
-            q_BxSqxHxD, k_BxSkxKxD, v_BxSkxKxD, q_visibility, kv_visibility, block, scale, ATTENTION_OUT
-        )
-    return checkpoint_name(out, ATTENTION_OUT)

@@ -5,7 +5,7 @@ in front (`work`): a block of queries walks the blocks of keys that it can see, 
 then the partial ones. Empty pairs cost nothing, and rows of the batch are walked one after the other, each by its own
 lists: what a row does not hold it does not pay for.
 
-The loops' trip counts are known only at run time, so they have no derivative of their own; `differentiable` supplies it.
+The loops' trip counts are known only at run time, so they have no derivative of their own; `plan` supplies it.
 
 Axes: B rows, q and s tokens of a block of queries and of keys, K key heads, R query heads a key head, r = R·q.
 """
@@ -50,24 +50,24 @@ def forward(
         def one_pair(n, carry, partial):
             top, total, out = carry
             k, v, mask = walk.pair(at, n, keys, partial)
-            scores = _dot("krd,skd->krs", q_KxrxD, k) * scale
+            scores = _dot("ksd,krd->ksr", k, q_KxrxD) * scale
             scores = scores if mask is None else _masked(scores, mask, _LOWEST)
-            new_top = jnp.maximum(top, scores.max(-1))
-            weight = jnp.exp(scores - new_top[..., None])
+            new_top = jnp.maximum(top, scores.max(1))
+            weight = jnp.exp(scores - new_top[:, None])
             weight = weight if mask is None else _masked(weight, mask, 0)
             shrink = jnp.exp(top - new_top)
-            part = _dot("krs,skd->krd", weight.astype(v.dtype), v)
-            return new_top, shrink * total + weight.sum(-1), shrink[..., None] * out + part
+            part = _dot("kds,ksr->kdr", _turned(v), weight.astype(v.dtype))
+            return new_top, shrink * total + weight.sum(1), shrink[:, None] * out + part
 
         start = (
             jnp.full((kv_heads, rows), _LOWEST, jnp.float32),
             jnp.zeros((kv_heads, rows), jnp.float32),
-            jnp.zeros((kv_heads, rows, width), jnp.float32),
+            jnp.zeros((kv_heads, width, rows), jnp.float32),
         )
         top, total, out = walk.pairs(at, one_pair, start)
         sees = total != 0
         total = jnp.where(sees, total, 1)
-        out = (out / total[..., None]).astype(out_dtype)
+        out = (out / total[:, None]).astype(out_dtype).swapaxes(1, 2)
         return _by_token(out, heads), _by_token(jnp.where(sees, top + jnp.log(total), jnp.inf), heads)
 
     out, lse = lax.map(one_block, walk.blocks())
@@ -91,7 +91,8 @@ def backward(
     """Gradients of q, k and v in `grad_dtype`, as far as these keys contribute.
 
     dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − delta), dQ = dS K, dK = dSᵀ Q (Dao 2023, algorithm 2), delta = rowsum(dO ∘ O).
-    `lse` may be that of more keys than these. q and d_out of queries that see nothing are to be 0.
+    `lse` may be that of more keys than these. A query that sees nothing (+inf) sends nothing, even if it or its
+    cotangent holds NaN.
     """
     (batch, sq, heads, width), (_, sk, kv_heads, _) = q_BxSqxHxD.shape, k_BxSkxKxD.shape
     walk = _Walk(q_visibility, kv_visibility, block)
@@ -100,22 +101,25 @@ def backward(
 
     def one_block(d_keys, at):
         q_KxrxD, d_out_KxrxD, lse_Kxr, delta_Kxr = (_by_key_head(x[at], kv_heads) for x in queries)
+        sees_Kxr = lse_Kxr != jnp.inf
+        q_KxrxD, d_out_KxrxD = (jnp.where(sees_Kxr[..., None], x, 0) for x in (q_KxrxD, d_out_KxrxD))
+        delta_Kxr = jnp.where(sees_Kxr, delta_Kxr, 0)
 
         def one_pair(n, carry, partial):
             dq, dk, dv = carry
             k, v, mask = walk.pair(at, n, keys, partial)
-            weight = jnp.exp(_dot("krd,skd->krs", q_KxrxD, k) * scale - lse_Kxr[..., None])
+            weight = jnp.exp(_dot("ksd,krd->ksr", k, q_KxrxD) * scale - lse_Kxr[:, None])
             weight = weight if mask is None else _masked(weight, mask, 0)
-            d_scores = scale * weight * (_dot("krd,skd->krs", d_out_KxrxD, v) - delta_Kxr[..., None])
+            d_scores = scale * weight * (_dot("ksd,krd->ksr", v, d_out_KxrxD) - delta_Kxr[:, None])
             weight, d_scores = weight.astype(v.dtype), d_scores.astype(k.dtype)
-            dq = dq + _dot("krs,skd->krd", d_scores, k)
-            dk = walk.added(dk, at, n, _dot("krs,krd->skd", d_scores, q_KxrxD))
-            dv = walk.added(dv, at, n, _dot("krs,krd->skd", weight, d_out_KxrxD))
+            dq = dq + _dot("kds,ksr->kdr", _turned(k), d_scores)
+            dk = walk.added(dk, at, n, _dot("ksr,krd->ksd", d_scores, q_KxrxD))
+            dv = walk.added(dv, at, n, _dot("ksr,krd->ksd", weight, d_out_KxrxD))
             return dq, dk, dv
 
-        start = (jnp.zeros(q_KxrxD.shape, jnp.float32), *d_keys)
+        start = (jnp.zeros(q_KxrxD.swapaxes(1, 2).shape, jnp.float32), *d_keys)
         dq, *d_keys = walk.pairs(at, one_pair, start)
-        return tuple(d_keys), _by_token(dq.astype(grad_dtype), heads)
+        return tuple(d_keys), _by_token(dq.astype(grad_dtype).swapaxes(1, 2), heads)
 
     zeros = jnp.zeros(keys[0].shape, jnp.float32)
     (dk, dv), dq = lax.scan(one_block, (zeros, zeros), walk.blocks())
@@ -131,7 +135,9 @@ class _Walk:
 
     def __init__(self, q_visibility: QueryVisibility, kv_visibility: KeyVisibility, block: int):
         self._sk = kv_visibility.segment_BxS.shape[1]
-        self.block_q, self._block_k = (_block_size(x.segment_BxS.shape[1], block) for x in (q_visibility, kv_visibility))
+        self.block_q, self._block_k = (
+            _block_size(x.segment_BxS.shape[1], block) for x in (q_visibility, kv_visibility)
+        )
         self._work = block_pairs(q_visibility, kv_visibility, self.block_q, self._block_k).by_queries()
         self._q_visibility = QueryVisibility(*(_flat(blocked(x, self.block_q, -1)) for x in q_visibility))
         self._kv_visibility = KeyVisibility(*(_flat(blocked(x, self._block_k, -1)) for x in kv_visibility))
@@ -161,18 +167,21 @@ class _Walk:
         return at // self._query_blocks * self._key_blocks + self._work.other_BxXxY[at, n]
 
     def pair(self, at: jax.Array, n: jax.Array, keys: tuple[jax.Array, jax.Array], partial: bool):
-        """Keys and values [s, K, D] of the n-th pair, and its mask bool [q, s] or None."""
+        """Keys and values [K, s, D] of the n-th pair, and its mask bool [s, q] or None."""
         j = self._keys_at(at, n)
-        k, v = (x[j] for x in keys)
+        k, v = (x[j].swapaxes(0, 1) for x in keys)
         if not partial:
             return k, v, None
-        mask = visible(*(type(x)(*(field[i][None] for field in x)) for x, i in ((self._q_visibility, at), (self._kv_visibility, j))))[0]  # fmt: skip
+        mask_sxq = visible(*(
+            type(blocks)(*(field[number][None] for field in blocks))
+            for blocks, number in ((self._q_visibility, at), (self._kv_visibility, j))
+        ))[0].T  # fmt: skip
         # A weight of 0 does not silence a NaN (0 · NaN = NaN): keys that no query of the block sees are set to 0.
-        seen_sx1x1 = mask.any(0)[:, None, None]
-        return jnp.where(seen_sx1x1, k, 0), jnp.where(seen_sx1x1, v, 0), mask
+        seen_sx1 = mask_sxq.any(1)[:, None]
+        return jnp.where(seen_sx1, k, 0), jnp.where(seen_sx1, v, 0), mask_sxq
 
-    def added(self, total: jax.Array, at: jax.Array, n: jax.Array, part_sxKxD: jax.Array) -> jax.Array:
-        return total.at[self._keys_at(at, n)].add(part_sxKxD)
+    def added(self, total: jax.Array, at: jax.Array, n: jax.Array, part_KxsxD: jax.Array) -> jax.Array:
+        return total.at[self._keys_at(at, n)].add(part_KxsxD.swapaxes(0, 1))
 
 
 def _block_size(length: int, block: int) -> int:
@@ -199,10 +208,15 @@ def _by_token(x_Kxrx___: jax.Array, heads: int) -> jax.Array:
     return jnp.moveaxis(x, 2, 0).reshape(-1, heads, *rest)
 
 
-def _masked(x_Kxrxs: jax.Array, mask_qxs: jax.Array, fill: float) -> jax.Array:
-    kv_heads, _, s = x_Kxrxs.shape
-    x = x_Kxrxs.reshape(kv_heads, -1, *mask_qxs.shape)
-    return jnp.where(mask_qxs, x, fill).reshape(kv_heads, -1, s)
+def _masked(x_Kxsxr: jax.Array, mask_sxq: jax.Array, fill: float) -> jax.Array:
+    kv_heads, s, _ = x_Kxsxr.shape
+    x = x_Kxsxr.reshape(kv_heads, s, -1, mask_sxq.shape[1])
+    return jnp.where(mask_sxq[:, None], x, fill).reshape(x_Kxsxr.shape)
+
+
+def _turned(x_KxsxD: jax.Array) -> jax.Array:
+    """[K, D, s], made before the product: XLA's CPU products are several times slower where they turn it themselves."""
+    return lax.optimization_barrier(x_KxsxD.swapaxes(1, 2))
 
 
 def _dot(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
