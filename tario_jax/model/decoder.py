@@ -12,7 +12,8 @@ from flax import nnx
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, weight
-from tario_jax.ops.attention import attention
+from tario_jax.model.streams import Streams, Visibility, context_ranks
+from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_strategy
 from tario_jax.ops.rotary import rotate
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
@@ -40,40 +41,57 @@ class Decoder(nnx.Module):
         self.mlp_in = weight(rngs, (L, d, F), ("layers", "embed", "mlp"), d)
         self.mlp_out = weight(rngs, (L, F, d), ("layers", "mlp", "embed"), F, out_gain)
 
-    def __call__(self, seen_BxSxd, queries_BxQxd, seen_xy_um, query_xy_um, visibility: dict[str, tuple]):
+    def __call__(self, seen_BxSxd, queries_BxQxd, seen_xy_um, query_xy_um, visibility: dict[str, Visibility]):
         """Both streams after all layers.
 
-        seen_xy_um [B, S, 2], query_xy_um [B, Q, 2]: places; visibility: for "global" and "local" layers a pair
-        (QueryVisibility of seen tokens then queries, KeyVisibility of seen tokens).
+        seen_xy_um [B, S, 2], query_xy_um [B, Q, 2]: places; visibility: that of "global" and of "local" layers.
         """
         config = self.config
         stacked = {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
         period = len(config.pattern)
         stacked = {name: value.reshape(-1, period, *value.shape[1:]) for name, value in stacked.items()}
-        S = seen_BxSxd.shape[1]
-        xy_um = jnp.concatenate([seen_xy_um, query_xy_um], 1)
-        x = jnp.concatenate([seen_BxSxd, queries_BxQxd], 1)
+        streams = Streams(seen_BxSxd.shape[1], queries_BxQxd.shape[1], context_ranks())
+        xy_um = streams.together(seen_xy_um, query_xy_um)
+        sees = {kind: streams.looking(fields) for kind, fields in visibility.items()}
 
         def layers_of_a_period(x, weights):
             for number, kind in enumerate(config.pattern):
                 layer = {name: value[number] for name, value in weights.items()}
-                x = _layer(layer, x, S, xy_um, visibility[kind], config)
+                x = _layer(layer, x, streams, xy_um, (sees[kind], visibility[kind].keys), config)
             return x, None
 
+        x = streams.together(seen_BxSxd, queries_BxQxd)
         x, _ = jax.lax.scan(_remat(config.remat)(layers_of_a_period), x, stacked)
-        return x[:, :S], x[:, S:]
+        return streams.seen(x), streams.queries(x)
 
 
-def _layer(p: dict, x_BxAxd, seen: int, xy_um, visibility: tuple[QueryVisibility, KeyVisibility], config: ModelConfig):
-    """One layer over all A = S + Q tokens; the first `seen` of them have keys and values."""
+def choose_attention(config: ModelConfig, rows: int, seen: int, queries: int) -> Choice:
+    """How the decoder's layers attend on the ambient mesh: what a log tells."""
+    dtype = compute_dtype(config)
+    q = jax.ShapeDtypeStruct((rows, seen + queries, config.heads, config.head_dim), dtype)
+    k = jax.ShapeDtypeStruct((rows, seen, config.kv_heads, config.head_dim), dtype)
+    return choose_strategy(q, k, strategy=config.attention, block=config.attention_block)
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """Of the layers' arithmetic; parameters and accumulators are float32."""
+    choice = config.compute_dtype
+    if choice == "auto":
+        choice = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(choice)
+
+
+def _layer(p: dict, x_BxAxd, streams: Streams, xy_um, visibility: tuple[QueryVisibility, KeyVisibility],
+           config: ModelConfig):  # fmt: skip
+    """One layer over all A tokens; the seen ones have keys and values."""
     dtype = x_BxAxd.dtype
     h = rms_norm(x_BxAxd, p["attention_norm"])
     turn = functools.partial(rotate, shortest_um=_SHORTEST_UM, longest_um=_LONGEST_UM)
     q = rms_norm(jnp.einsum("bad,dhk->bahk", h, p["q"].astype(dtype)), p["q_norm"])
-    k = rms_norm(jnp.einsum("bsd,dhk->bshk", h[:, :seen], p["k"].astype(dtype)), p["k_norm"])
-    v = jnp.einsum("bsd,dhk->bshk", h[:, :seen], p["v"].astype(dtype))
+    k = rms_norm(jnp.einsum("bsd,dhk->bshk", streams.seen(h), p["k"].astype(dtype)), p["k_norm"])
+    v = jnp.einsum("bsd,dhk->bshk", streams.seen(h), p["v"].astype(dtype))
     read = attention(
-        turn(q, xy_um), turn(k, xy_um[:, :seen]), v, *visibility,
+        turn(q, xy_um), turn(k, streams.seen(xy_um)), v, *visibility,
         strategy=config.attention, block=config.attention_block,
     )  # fmt: skip
     x = x_BxAxd + jnp.einsum("bahk,hkd->bad", read, p["attention_out"].astype(dtype))
@@ -87,4 +105,4 @@ def _remat(policy: str):
         return lambda layer: layer
     if policy == "full":
         return jax.checkpoint
-    return functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("attention_out"))
+    return functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT))

@@ -8,8 +8,9 @@ from flax import nnx
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, weight
-from tario_jax.model.decoder import Decoder
+from tario_jax.model.decoder import Decoder, compute_dtype
 from tario_jax.model.encoders import BinEncoder, HEEncoder
+from tario_jax.model.streams import Visibility
 from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, count_nll, log_rates
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 from tario_jax.tokens.batch import Batch
@@ -39,16 +40,9 @@ class Tario(nnx.Module):
         self.total_weight = weight(rngs, (d,), ("vector",), d, gain=0.1)
         self.total_bias = constant((), (), 0.0)  # log detections per µm²
 
-    def dtype(self) -> jnp.dtype:
-        """Of the layers' arithmetic; parameters and accumulators are float32."""
-        choice = self.config.compute_dtype
-        if choice == "auto":
-            choice = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return jnp.dtype(choice)
-
     def __call__(self, batch: Batch) -> Predicted:
         """Every bin slot of the batch, predicted from what its query may see."""
-        dtype = self.dtype()
+        dtype = compute_dtype(self.config)
         he_BxTxPxd = self.he_encoder(batch, dtype)
         queries = self.bin_encoder.query(batch, he_BxTxPxd, dtype)
         B, T, N, d = queries.shape
@@ -97,8 +91,8 @@ def _window_of_bin(batch: Batch) -> jax.Array:
     return jnp.repeat(batch.window_BxT, batch.bin_step_BxTxN.shape[2], axis=1)
 
 
-def visibilities(batch: Batch, content: bool, *, local: bool) -> tuple[QueryVisibility, KeyVisibility]:
-    """The three integers of all tokens: seen ones (H&E, then contents, tile by tile) and queries, in that order.
+def visibilities(batch: Batch, content: bool, *, local: bool) -> Visibility:
+    """The three integers of all tokens: seen ones (tile by tile its H&E, then its contents), and queries.
 
     H&E reads and writes at 0; content of group s reads and writes at s; a query of group s reads at s − 1.
     Padding has segment −1. Local layers take the tile's number in place of the window's.
@@ -114,6 +108,5 @@ def visibilities(batch: Batch, content: bool, *, local: bool) -> tuple[QueryVisi
         steps.append(batch.bin_step_BxTxN)
     segment = jnp.concatenate(segments, 2).reshape(B, -1)
     step = jnp.concatenate(steps, 2).reshape(B, -1)
-    q_segment = jnp.concatenate([segment, bin_segment.reshape(B, -1)], 1)
-    q_read = jnp.concatenate([step, batch.bin_step_BxTxN.reshape(B, -1) - 1], 1)
-    return QueryVisibility(q_segment, q_read), KeyVisibility(segment, step)
+    of_queries = QueryVisibility(bin_segment.reshape(B, -1), batch.bin_step_BxTxN.reshape(B, -1) - 1)
+    return Visibility(QueryVisibility(segment, step), of_queries, KeyVisibility(segment, step))

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import BATCH_AXES, MESH_AXES, InputError, MeshConfig
+from tario_jax.tokens.batch import Batch, has_tiles
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -37,9 +38,12 @@ def traced_on(mesh: Mesh, function):
     return traced
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over replica × fsdp; everything else of a batch is whole on each device."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def batch_shardings(mesh: Mesh) -> Batch:
+    """Of each array of a batch: rows over replica × fsdp, tiles over context, the rest whole on each device."""
+    return Batch(*(
+        NamedSharding(mesh, PartitionSpec(BATCH_AXES, "context") if has_tiles(name) else PartitionSpec(BATCH_AXES))
+        for name in Batch._fields
+    ))  # fmt: skip
 
 
 def check_rows(mesh: Mesh, rows: int) -> None:
@@ -51,9 +55,18 @@ def check_rows(mesh: Mesh, rows: int) -> None:
 
 def local_rows(mesh: Mesh, rows: int) -> range:
     """Rows of the global batch that the devices of this process hold."""
-    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,))
-    spans = {index[0].indices(rows)[:2] for index in indices.values()}
+    return _local(NamedSharding(mesh, PartitionSpec(BATCH_AXES)), rows, "rows of the batch")
+
+
+def local_tiles(mesh: Mesh, tiles: int) -> range:
+    """Tiles of a row, as they are dealt, that the devices of this process hold."""
+    return _local(NamedSharding(mesh, PartitionSpec("context")), tiles, "tiles of a row")
+
+
+def _local(sharding: NamedSharding, size: int, what: str) -> range:
+    indices = sharding.addressable_devices_indices_map((size,))
+    spans = {index[0].indices(size)[:2] for index in indices.values()}
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     if sum(stop - start for start, stop in spans) != last - first:
-        raise InputError("--config.mesh: this process's rows of the batch do not lie side by side; reorder the mesh")
+        raise InputError(f"--config.mesh: this process's {what} do not lie side by side; reorder the mesh")
     return range(first, last)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import build
-from tario_jax.parallel.mesh import batch_sharding, make_mesh
+from tario_jax.parallel.mesh import batch_shardings, make_mesh, traced_on
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
@@ -37,7 +37,7 @@ class Predictor:
         def rates(parameters, calibration, batch):
             return built.merge(parameters, calibration).rates(batch)
 
-        self._rates = jax.jit(rates, in_shardings=(*shardings, batch_sharding(self._mesh)))
+        self._rates = jax.jit(traced_on(self._mesh, rates), in_shardings=(*shardings, batch_shardings(self._mesh)))
 
     @property
     def trained_on(self) -> str:

@@ -48,6 +48,11 @@ class Batch(NamedTuple):
         return self.tile_BxT // (self.tile_BxT.shape[1] // self.measured_gene_BxWxG.shape[1])
 
 
+def has_tiles(name: str) -> bool:
+    """Whether a field of `Batch` has the axis T, after the rows."""
+    return name.split("_")[-1].startswith("BxT")
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """Static sizes of a batch."""

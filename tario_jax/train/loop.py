@@ -18,8 +18,8 @@ from tario_jax.config import Config, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
 from tario_jax.model.build import build, model_sizes
-from tario_jax.ops.attention import choose_strategy
-from tario_jax.parallel.mesh import check_rows, local_rows, make_mesh
+from tario_jax.model.decoder import choose_attention
+from tario_jax.parallel.mesh import check_rows, local_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
@@ -107,12 +107,10 @@ def _start(config: Config, built, optimiser, mesh, split: Split, layout: Layout,
 def _describe(config: Config, layout: Layout, genes: int, split: Split, mesh, say) -> None:
     bins = layout.tiles * layout.bins_per_tile
     seen = layout.tiles * layout.patches_per_tile + (0 if config.data.one_shot else bins)
-    strategy = config.model.attention
-    if strategy == "auto":
-        strategy = choose_strategy(seen + bins, seen)
+    attention = traced_on(mesh, choose_attention)(config.model, config.data.rows, seen, bins)
     say(
         f"{config.name}: {model_sizes(config, genes)}; {genes} genes; a row holds {layout.windows_per_row} windows = "
-        f"{seen} tokens and {bins} queries; {config.data.rows} rows a step; attention {strategy}; "
+        f"{seen} tokens and {bins} queries; {config.data.rows} rows a step; attention: {attention}; "
         f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
     )
     held = max(config.data.workers, 1) * config.data.prefetch + 1

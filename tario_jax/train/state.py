@@ -9,9 +9,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import OptimConfig
 from tario_jax.model.build import Built, Tree
-from tario_jax.parallel.mesh import batch_sharding, traced_on
+from tario_jax.parallel.mesh import batch_shardings, local_tiles, traced_on
 from tario_jax.parallel.rules import like_parameters
-from tario_jax.tokens.batch import Batch
+from tario_jax.tokens.batch import Batch, has_tiles
+from tario_jax.tokens.deal import deal
 
 
 class TrainState(NamedTuple):
@@ -87,7 +88,7 @@ def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh:
         return TrainState(state.step + 1, parameters, state.calibration, moments), metrics
 
     shardings = state_shardings(built, optimiser, mesh)
-    return jax.jit(traced_on(mesh, step), donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
+    return jax.jit(traced_on(mesh, step), donate_argnums=0, in_shardings=(shardings, batch_shardings(mesh)),
                    out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))  # fmt: skip
 
 
@@ -97,10 +98,15 @@ def make_loss(built: Built, mesh: Mesh):
     def loss(parameters: Tree, calibration: Tree, batch: Batch):
         return built.merge(parameters, calibration).loss(batch)
 
-    return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_sharding(mesh)))
+    return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_shardings(mesh)))
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows of a batch as arrays of the whole mesh."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+    """This process's rows of a batch as arrays of the whole mesh, their tiles dealt over context."""
+    batch = deal(batch, mesh.shape["context"])
+    tiles = local_tiles(mesh, batch.segment_BxT.shape[1])
+    here = Batch(*(array[:, tiles.start : tiles.stop] if has_tiles(name) else array
+                   for name, array in batch._asdict().items()))  # fmt: skip
+    return jax.tree.map(
+        lambda sharding, array: jax.make_array_from_process_local_data(sharding, array), batch_shardings(mesh), here
+    )

@@ -8,6 +8,7 @@ from flax import nnx
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.decoder import Decoder
+from tario_jax.model.streams import Visibility
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 B, S, Q, D = 2, 12, 5, 16
@@ -22,8 +23,9 @@ def gradients_and_program(remat: str):
         jnp.asarray(rng.normal(size=(B, Q, D)), "float32"),
     )
     places = rng.uniform(0, 100, (B, S + Q, 2)).astype("float32")
-    zeros = jnp.zeros((B, S + Q), jnp.int32)
-    visibility = {"global": (QueryVisibility(zeros, zeros), KeyVisibility(zeros[:, :S], zeros[:, :S]))}
+    of_seen, of_queries = jnp.zeros((B, S), jnp.int32), jnp.zeros((B, Q), jnp.int32)
+    visibility = {"global": Visibility(*(QueryVisibility(x, x) for x in (of_seen, of_queries)),
+                                       KeyVisibility(of_seen, of_seen))}  # fmt: skip
 
     def loss(weights):
         _, out = nnx.merge(graph, weights)(seen, queries, places[:, :S], places[:, S:], visibility)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tario_jax.ops.attention.inner import Inner
-from tario_jax.ops.attention.ring import AXIS
+from tario_jax.ops.attention.messages import AXIS, packed, send, unpacked
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 
@@ -48,10 +48,11 @@ def backward(
         q_BxSqxHxD, *keys[:2], q_visibility, keys[2], d_out_BxSqxHxD, lse_BxSqxH, delta_BxSqxH, scale=scale,
         grad_dtype=jnp.float32,
     )  # fmt: skip
-    dk, dv = (lax.psum_scatter(x, AXIS, scatter_dimension=1, tiled=True) for x in d_keys)
+    (d_kv,) = send(lambda x: lax.psum_scatter(x, AXIS, scatter_dimension=2, tiled=True), jnp.stack(d_keys))
+    dk, dv = d_kv
     return dq.astype(grad_dtype), dk.astype(grad_dtype), dv.astype(grad_dtype)
 
 
 def _gathered(k_BxSkxKxD, v_BxSkxKxD, kv_visibility: KeyVisibility) -> tuple[jax.Array, jax.Array, KeyVisibility]:
-    k, v, *marks = (lax.all_gather(x, AXIS, axis=1, tiled=True) for x in (k_BxSkxKxD, v_BxSkxKxD, *kv_visibility))
-    return k, v, KeyVisibility(*marks)
+    messages = packed(k_BxSkxKxD, v_BxSkxKxD, kv_visibility)
+    return unpacked(send(lambda x: lax.all_gather(x, AXIS, axis=2, tiled=True), *messages))

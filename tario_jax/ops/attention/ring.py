@@ -9,17 +9,14 @@ their two integers, while it computes; n devices make n − 1 hops. In the backw
 one hop behind, a third message: while they are on their way, the next hop is computed.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from tario_jax.ops.attention.inner import Inner
 from tario_jax.ops.attention.merge import merge
+from tario_jax.ops.attention.messages import AXIS, packed, send, unpacked
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
-
-AXIS = "context"
 
 
 def forward(
@@ -36,15 +33,15 @@ def forward(
     """Output in `out_dtype` and float32 log-sum-exp of this device's queries over the keys of all."""
 
     def meet(keys, out, lse):
-        k, v, visibility = _unpacked(keys)
+        k, v, visibility = unpacked(keys)
         part = inner.forward(q_BxSqxHxD, k, v, q_visibility, visibility, scale=scale, out_dtype=jnp.float32)
         return merge(out, lse, *part)
 
     def hop(_, carry):
         keys, *so_far = carry
-        return _sent(keys), *meet(keys, *so_far)
+        return _sent(*keys), *meet(keys, *so_far)
 
-    keys = _packed(k_BxSkxKxD, v_BxSkxKxD, kv_visibility)
+    keys = packed(k_BxSkxKxD, v_BxSkxKxD, kv_visibility)
     nothing = jnp.zeros(q_BxSqxHxD.shape, jnp.float32), jnp.full(q_BxSqxHxD.shape[:3], jnp.inf, jnp.float32)
     out, lse = meet(*lax.fori_loop(0, lax.axis_size(AXIS) - 1, hop, (keys, *nothing)))
     return out.astype(out_dtype), lse
@@ -67,7 +64,7 @@ def backward(
     """Gradients of this device's queries, keys and values; see `blockwise.backward`."""
 
     def meet(keys):
-        k, v, visibility = _unpacked(keys)
+        k, v, visibility = unpacked(keys)
         dq, dk, dv = inner.backward(
             q_BxSqxHxD, k, v, q_visibility, visibility, d_out_BxSqxHxD, lse_BxSqxH, delta_BxSqxH,
             scale=scale, grad_dtype=jnp.float32,
@@ -76,34 +73,24 @@ def backward(
 
     def hop(_, carry):
         keys, d_kv_2xBxSkxKxD, dq = carry
-        next_keys, came = _sent(keys), _sent(d_kv_2xBxSkxKxD)
+        *next_keys, came = _sent(*keys, d_kv_2xBxSkxKxD)
         more, d_here = meet(keys)
         return next_keys, came + d_here, dq + more
 
     ranks = lax.axis_size(AXIS)
-    keys = _packed(k_BxSkxKxD, v_BxSkxKxD, kv_visibility)
+    keys = packed(k_BxSkxKxD, v_BxSkxKxD, kv_visibility)
     dq, d_kv = meet(keys)  # this device's own keys: no gradients are on their way yet
     if ranks > 1:
-        keys, d_kv, dq = lax.fori_loop(0, ranks - 2, hop, (_sent(keys), d_kv, dq))
-        came = _sent(d_kv)
+        keys, d_kv, dq = lax.fori_loop(0, ranks - 2, hop, (_sent(*keys), d_kv, dq))
+        (came,) = _sent(d_kv)
         more, d_here = meet(keys)
-        dq, d_kv = dq + more, _sent(came + d_here)  # home
+        dq, (d_kv,) = dq + more, _sent(came + d_here)  # home
     dk, dv = d_kv
     return dq.astype(grad_dtype), dk.astype(grad_dtype), dv.astype(grad_dtype)
 
 
-def _packed(k_BxSkxKxD, v_BxSkxKxD, visibility: KeyVisibility) -> tuple[jax.Array, jax.Array]:
-    """[2, B, Sk, K, D] and int32 [2, B, Sk]: each is one message, since every message costs latency."""
-    return jnp.stack([k_BxSkxKxD, v_BxSkxKxD]), jnp.stack(visibility)
-
-
-def _unpacked(keys: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, KeyVisibility]:
-    kv_2xBxSkxKxD, marks_2xBxSk = keys
-    return *kv_2xBxSkxKxD, KeyVisibility(*marks_2xBxSk)
-
-
-def _sent(arrays):
-    """What the device before this one in the ring sends, when this one sends `arrays` on: one message an array."""
+def _sent(*messages: jax.Array) -> list[jax.Array]:
+    """What the device before this one in the ring sends, when this one sends its `messages` on."""
     ranks = lax.axis_size(AXIS)
     to_next = [(rank, (rank + 1) % ranks) for rank in range(ranks)]
-    return jax.tree.map(functools.partial(lax.ppermute, axis_name=AXIS, perm=to_next), arrays)
+    return send(lambda message: lax.ppermute(message, AXIS, to_next), *messages)
