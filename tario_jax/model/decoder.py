@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tario_jax.config import ModelConfig
+from tario_jax.model.cache import DecoderCache, kept_at
 from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.streams import Streams, Visibility, context_ranks
 from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_strategy
@@ -47,22 +48,59 @@ class Decoder(nnx.Module):
         seen_xy_um [B, S, 2], query_xy_um [B, Q, 2]: places; visibility: that of "global" and of "local" layers.
         """
         config = self.config
-        stacked = {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
-        period = len(config.pattern)
-        stacked = {name: value.reshape(-1, period, *value.shape[1:]) for name, value in stacked.items()}
         streams = Streams(seen_BxSxd.shape[1], queries_BxQxd.shape[1], context_ranks())
         xy_um = streams.together(seen_xy_um, query_xy_um)
-        sees = {kind: streams.looking(fields) for kind, fields in visibility.items()}
+        sees = {kind: (streams.looking(fields), fields.keys) for kind, fields in visibility.items()}
 
         def layers_of_a_period(x, weights):
-            for number, kind in enumerate(config.pattern):
-                layer = {name: value[number] for name, value in weights.items()}
-                x = _layer(layer, x, streams, xy_um, (sees[kind], visibility[kind].keys), config)
+            for kind, layer in zip(config.pattern, weights, strict=True):
+                x = _layer(layer, x, streams, xy_um, config, lambda *qkv, kind=kind: _attend(config, *qkv, *sees[kind]))
             return x, None
 
         x = streams.together(seen_BxSxd, queries_BxQxd)
-        x, _ = jax.lax.scan(_remat(config.remat)(layers_of_a_period), x, stacked)
+        x, _ = jax.lax.scan(_remat(config.remat)(layers_of_a_period), x, self._by_period())
         return streams.seen(x), streams.queries(x)
+
+    def extend(self, cache: DecoderCache, slot_Bxn, seen_Bxnxd, queries_BxQxd, seen_xy_um, query_xy_um,
+               visibility: dict[str, Visibility]) -> tuple[DecoderCache, jax.Array]:  # fmt: skip
+        """Writes more seen tokens into the cache, and reads it with them and with queries.
+
+        Returns the cache, and the queries [B, Q, d] after all layers.
+
+        slot_Bxn: int32, where in the cache each of the n tokens belongs; a negative one is padding and is not kept.
+        Written group by group, first the H&E and then the contents of one group after the other, queries come out as
+        from one pass over all of them: what is not yet written is not visible to anyone.
+        """
+        config = self.config
+        streams = Streams(seen_Bxnxd.shape[1], queries_BxQxd.shape[1], ranks=1)
+        xy_um = streams.together(seen_xy_um, query_xy_um)
+        looking = {kind: streams.looking(fields) for kind, fields in visibility.items()}
+        cache = cache.marked(slot_Bxn, {kind: fields.keys for kind, fields in visibility.items()})
+
+        def layers_of_a_period(x, of_period):
+            weights, kept_PxBxSxKxD = of_period
+            written = []
+            for kind, layer, kept in zip(config.pattern, weights, zip(*kept_PxBxSxKxD, strict=True), strict=True):
+
+                def attend(q, k, v, kind=kind, kept=kept):
+                    written.append(cached := kept_at(slot_Bxn, kept, (k, v)))
+                    return _attend(config, q, *cached, looking[kind], cache.visibility[kind])
+
+                x = _layer(layer, x, streams, xy_um, config, attend)
+            return x, tuple(jnp.stack(parts) for parts in zip(*written, strict=True))
+
+        x = streams.together(seen_Bxnxd, queries_BxQxd)
+        period = len(config.pattern)
+        kept = tuple(y.reshape(-1, period, *y.shape[1:]) for y in (cache.k_LxBxSxKxD, cache.v_LxBxSxKxD))
+        x, kept = jax.lax.scan(layers_of_a_period, x, (self._by_period(), kept))
+        k, v = (y.reshape(-1, *y.shape[2:]) for y in kept)
+        return cache._replace(k_LxBxSxKxD=k, v_LxBxSxKxD=v), streams.queries(x)
+
+    def _by_period(self) -> list[dict[str, jax.Array]]:
+        """Weights of each layer of a period, [L / period, …] each."""
+        stacked = {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+        period = len(self.config.pattern)
+        return [{name: value[number::period] for name, value in stacked.items()} for number in range(period)]
 
 
 def choose_attention(config: ModelConfig, rows: int, seen: int, queries: int) -> Choice:
@@ -81,23 +119,23 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
     return jnp.dtype(choice)
 
 
-def _layer(p: dict, x_BxAxd, streams: Streams, xy_um, visibility: tuple[QueryVisibility, KeyVisibility],
-           config: ModelConfig):  # fmt: skip
-    """One layer over all A tokens; the seen ones have keys and values."""
+def _layer(p: dict, x_BxAxd, streams: Streams, xy_um, config: ModelConfig, attend):
+    """One layer over all A tokens; the seen ones have keys and values. `attend(q, k, v)` -> [B, A, H, D]."""
     dtype = x_BxAxd.dtype
     h = rms_norm(x_BxAxd, p["attention_norm"])
     turn = functools.partial(rotate, shortest_um=_SHORTEST_UM, longest_um=_LONGEST_UM)
     q = rms_norm(jnp.einsum("bad,dhk->bahk", h, p["q"].astype(dtype)), p["q_norm"])
     k = rms_norm(jnp.einsum("bsd,dhk->bshk", streams.seen(h), p["k"].astype(dtype)), p["k_norm"])
     v = jnp.einsum("bsd,dhk->bshk", streams.seen(h), p["v"].astype(dtype))
-    read = attention(
-        turn(q, xy_um), turn(k, streams.seen(xy_um)), v, *visibility,
-        strategy=config.attention, block=config.attention_block,
-    )  # fmt: skip
+    read = attend(turn(q, xy_um), turn(k, streams.seen(xy_um)), v)
     x = x_BxAxd + jnp.einsum("bahk,hkd->bad", read, p["attention_out"].astype(dtype))
     h = rms_norm(x, p["mlp_norm"])
     hidden = jax.nn.silu(h @ p["mlp_gate"].astype(dtype)) * (h @ p["mlp_in"].astype(dtype))
     return x + hidden @ p["mlp_out"].astype(dtype)
+
+
+def _attend(config: ModelConfig, q, k, v, looking: QueryVisibility, keys: KeyVisibility) -> jax.Array:
+    return attention(q, k, v, looking, keys, strategy=config.attention, block=config.attention_block)
 
 
 def _remat(policy: str):

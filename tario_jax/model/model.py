@@ -10,7 +10,7 @@ from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.decoder import Decoder, compute_dtype
 from tario_jax.model.encoders import BinEncoder, HEEncoder
-from tario_jax.model.streams import Visibility
+from tario_jax.model.streams import Visibility, context_ranks, side_by_side
 from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, count_nll, log_rates
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 from tario_jax.tokens.batch import Batch
@@ -50,9 +50,9 @@ class Tario(nnx.Module):
         if self.reads_content:
             tokens.append(self.bin_encoder.content(batch, self.gene_table[...], self.gene_bias[...], dtype))
             places.append(batch.bin_xy_um_BxTxNx2)
-        # tile by tile: a tile's H&E beside its contents
-        seen = jnp.concatenate(tokens, 2).reshape(B, -1, d)
-        seen_xy = jnp.concatenate(places, 2).reshape(B, -1, 2)
+        # by modality, tile by tile within: blocks of attention hold one modality, whatever their size
+        seen, seen_xy = (side_by_side(context_ranks(), *(x.reshape(B, -1, x.shape[-1]) for x in parts))
+                         for parts in (tokens, places))  # fmt: skip
         visibility = {kind: visibilities(batch, self.reads_content, local=kind == "local")
                       for kind in dict.fromkeys(self.config.pattern)}  # fmt: skip
         _, queries = self.decoder(seen, queries.reshape(B, T * N, d), seen_xy,
@@ -92,21 +92,23 @@ def _window_of_bin(batch: Batch) -> jax.Array:
 
 
 def visibilities(batch: Batch, content: bool, *, local: bool) -> Visibility:
-    """The three integers of all tokens: seen ones (tile by tile its H&E, then its contents), and queries.
+    """The three integers of all tokens: seen ones (H&E, then contents, tile by tile on each rank), and queries.
 
     H&E reads and writes at 0; content of group s reads and writes at s; a query of group s reads at s − 1.
-    Padding has segment −1. Local layers take the tile's number in place of the window's.
+    Padding has segment −1. Local layers take the tile's place in the row in place of the window: numbers that rise with
+    the tokens, so that a block of tokens holds a narrow range of them.
     """
     B, T, N = batch.bin_step_BxTxN.shape
     P = batch.he_BxTxPxYxXx3.shape[2]
-    segment_BxT = jnp.where(batch.segment_BxT >= 0, batch.tile_BxT if local else batch.segment_BxT, -1)
-    he_segment = jnp.broadcast_to(segment_BxT[:, :, None], (B, T, P))
-    bin_segment = jnp.where(batch.bin_measured_BxTxN > 0, segment_BxT[:, :, None], -1)
+    segment_BxT = jnp.where(batch.segment_BxT >= 0, jnp.arange(T), -1) if local else batch.segment_BxT
+    he_segment = jnp.broadcast_to(segment_BxT[:, :, None], (B, T, P)).reshape(B, -1)
+    bin_segment = jnp.where(batch.bin_measured_BxTxN > 0, segment_BxT[:, :, None], -1).reshape(B, -1)
+    bin_step = batch.bin_step_BxTxN.reshape(B, -1)
     segments, steps = [he_segment], [jnp.zeros_like(he_segment)]
     if content:
         segments.append(bin_segment)
-        steps.append(batch.bin_step_BxTxN)
-    segment = jnp.concatenate(segments, 2).reshape(B, -1)
-    step = jnp.concatenate(steps, 2).reshape(B, -1)
-    of_queries = QueryVisibility(bin_segment.reshape(B, -1), batch.bin_step_BxTxN.reshape(B, -1) - 1)
-    return Visibility(QueryVisibility(segment, step), of_queries, KeyVisibility(segment, step))
+        steps.append(bin_step)
+    segment, step = (side_by_side(context_ranks(), *parts) for parts in (segments, steps))
+    return Visibility(
+        QueryVisibility(segment, step), QueryVisibility(bin_segment, bin_step - 1), KeyVisibility(segment, step)
+    )

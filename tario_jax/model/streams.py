@@ -27,9 +27,7 @@ class Streams(NamedTuple):
     ranks: int
 
     def together(self, seen_BxSx___: jax.Array, queries_BxQx___: jax.Array) -> jax.Array:
-        parts = [x.reshape(x.shape[0], self.ranks, -1, *x.shape[2:]) for x in (seen_BxSx___, queries_BxQx___)]
-        x_BxCxAx___ = jnp.concatenate(parts, 2)
-        return x_BxCxAx___.reshape(x_BxCxAx___.shape[0], -1, *x_BxCxAx___.shape[3:])
+        return side_by_side(self.ranks, seen_BxSx___, queries_BxQx___)
 
     def seen(self, x_BxAx___: jax.Array) -> jax.Array:
         return self._part(x_BxAx___, slice(None, self.seen_length // self.ranks))
@@ -44,6 +42,13 @@ class Streams(NamedTuple):
     def _part(self, x_BxAx___: jax.Array, of_rank: slice) -> jax.Array:
         x_BxCxAx___ = x_BxAx___.reshape(x_BxAx___.shape[0], self.ranks, -1, *x_BxAx___.shape[2:])[:, :, of_rank]
         return x_BxCxAx___.reshape(x_BxCxAx___.shape[0], -1, *x_BxCxAx___.shape[3:])
+
+
+def side_by_side(ranks: int, *parts_BxSx___: jax.Array) -> jax.Array:
+    """Parts [B, S, …] as one array: on each rank its share of the first, then its share of the next."""
+    parts = [x.reshape(x.shape[0], ranks, -1, *x.shape[2:]) for x in parts_BxSx___]
+    x_BxCxAx___ = jnp.concatenate(parts, 2)
+    return x_BxCxAx___.reshape(x_BxCxAx___.shape[0], -1, *x_BxCxAx___.shape[3:])
 
 
 def context_ranks() -> int:
