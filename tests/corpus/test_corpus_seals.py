@@ -237,6 +237,12 @@ def test_a_patient_on_two_sides_is_refused(two_sections_each):
     table.write_text(before + "A\theld_out\n")
     try:
         refused(split(), str(table), "patient 'A'")
+        # as spreadsheets save it
+        for content in (before.encode("utf-8-sig"), before.replace("\n", "\r\n").encode()):
+            table.write_bytes(content)
+            assert ids(split()().train) == ids(split_corpus(two_sections_each, SplitConfig()).train)
+        table.write_bytes(before.encode("utf-16"))
+        refused(split(), str(table), "is not UTF-8")
     finally:
         table.write_text(before)
 
