@@ -184,6 +184,7 @@ def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:
             barcode_B = pa.array(matrix["barcodes"][:].astype(object), pa.binary()).cast(pa.string())
             indptr, row_E = matrix["indptr"][:].astype(np.int64), matrix["indices"][:].astype(np.int32)
             count_E = whole_numbers(path, matrix["data"][:])
+            _check_form(path, len(barcode_B), ids, symbols, kinds, indptr, row_E, len(count_E))
     except (OSError, KeyError, pa.ArrowInvalid, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -202,6 +203,21 @@ def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:
     return Matrix(path, barcode_B, panel, indptr, gene_R[row_E], count_E, counts)
 
 
+def _check_form(path: Path, barcodes: int, ids, symbols, kinds, indptr: np.ndarray, row_E: np.ndarray, entries: int):
+    """Raises `InputError` where parts of a matrix do not fit each other, as in a file that was cut and mended."""
+    wrong = None
+    if not barcodes or not entries:
+        wrong = f"{barcodes} barcodes and {entries} counts"
+    elif not len(ids) == len(symbols) == len(kinds):
+        wrong = f"{len(ids)} ids, {len(symbols)} names and {len(kinds)} types of features"
+    elif len(indptr) != barcodes + 1 or indptr[0] or indptr[-1] != entries or (np.diff(indptr) < 0).any():
+        wrong = f"'indptr' of {len(indptr)} values up to {indptr[-1:]} for {barcodes} barcodes and {entries} counts"
+    elif len(row_E) != entries or row_E.min() < 0 or row_E.max() >= len(ids):
+        wrong = f"{len(row_E)} 'indices' from {row_E.min()} to {row_E.max()} for {entries} counts, {len(ids)} features"
+    if wrong:
+        raise InputError(f"{path}: holds {wrong}; expected Space Ranger's file unchanged")
+
+
 def _no_gene(gene_id: str, kind: str) -> str:
     if kind != _EXPRESSION:
         return f"feature type {kind}, not a gene"
@@ -215,6 +231,9 @@ def place_of_barcodes(
 
     `what` names them in the report, spots or squares. Its tally stays open, as that of the counts.
     """
+    twice = len(matrix.barcode_B) - pc.count_distinct(matrix.barcode_B).as_py()
+    if twice:
+        raise InputError(f"{matrix.path}: {twice} of {len(matrix.barcode_B)} barcodes stand twice; expected each once")
     row_B = pc.fill_null(pc.index_in(matrix.barcode_B, value_set=positions.barcode_P), -1).to_numpy()
     if (row_B < 0).all():
         raise InputError(f"{matrix.path}: barcode {matrix.barcode_B[0].as_py()!r} and all others are not in "

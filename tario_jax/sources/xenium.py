@@ -95,9 +95,9 @@ def _pixel_um(path: Path) -> float:
         value = json.loads(path.read_text())["pixel_size"]
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{path}: not JSON; expected the vendor's file unchanged") from None
-    except KeyError:
+    except (KeyError, TypeError, IndexError):
         raise InputError(f"{path}: no 'pixel_size'; expected µm per px of the morphology image") from None
-    if not isinstance(value, int | float) or not 0.05 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.05 <= value <= 1:
         raise InputError(f"{path}: 'pixel_size' is {value!r}; expected µm per px of 0.05 to 1, such as 0.2125")
     return float(value)
 

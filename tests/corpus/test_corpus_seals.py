@@ -182,6 +182,12 @@ def test_an_edited_corpus_seal_is_noticed(sealed, name):
         assert any(str(path) in fault for fault in found), found
 
 
+def test_a_corpus_seal_that_is_no_object_is_refused(sealed, tmp_path):
+    shutil.copytree(sealed, tmp_path / "c")
+    (tmp_path / "c/corpus.json").write_text("[]")
+    refused(lambda: Corpus.open(tmp_path / "c"), "corpus.json: holds a list")
+
+
 def test_a_missing_array_is_named(sealed, tmp_path):
     copy = tmp_path / "c"
     shutil.copytree(sealed, copy)

@@ -139,5 +139,7 @@ def test_files_that_are_no_counts_or_no_h5ad_are_refused(release):
     del data.obsm["spatial"]
     data.write_h5ad(path)
     refused(lambda: list(read_hest(folder, samples=("TENX1",)).sections), "no obsm['spatial']")
+    anndata.AnnData(None, data.obs, data.var).write_h5ad(path)
+    refused(lambda: list(read_hest(folder, samples=("TENX1",)).sections), "TENX1.h5ad: has no X")
     path.write_bytes(b"no h5ad")
     refused(lambda: read_hest(folder, samples=("TENX1",)), "TENX1.h5ad: cannot be read as h5ad")

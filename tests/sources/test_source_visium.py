@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -145,6 +146,24 @@ def test_what_is_no_visium_folder_is_answered_in_one_line(tmp_path):
     refused(lambda: read(made), "2 files of tissue_positions.parquet")
     (made.folder / "binned_outputs").mkdir()
     refused(lambda: read(made), "--source=visium_hd")
+
+
+@pytest.mark.parametrize(("name", "change", "words"), [
+    ("indices", lambda values: np.where(np.arange(len(values)) == 3, 99, values), "to 99 for"),
+    ("indices", lambda values: np.where(np.arange(len(values)) == 3, -1, values), "'indices' from -1"),
+    ("indptr", lambda values: values[:-2], "'indptr' of 29 values"),
+    ("indptr", lambda values: np.where(np.arange(len(values)) == 3, 10**6, values), "'indptr'"),
+    ("data", lambda values: values[:-2], "'indptr'"),
+    ("features/name", lambda values: values[:-1], "8 ids, 7 names"),
+    ("barcodes", lambda values: values[[1, 1, *range(2, len(values))]], "stand twice"),
+])  # fmt: skip
+def test_a_matrix_whose_parts_do_not_fit_is_refused(tmp_path, name, change, words):
+    made = made_visium(tmp_path / "outs")
+    with h5py.File(made.folder / "filtered_feature_bc_matrix.h5", "r+") as file:
+        values = file["matrix"][name][:]
+        del file["matrix"][name]
+        file["matrix"][name] = change(values)
+    refused(lambda: read(made), "filtered_feature_bc_matrix.h5", words)
 
 
 def test_swapped_pixel_columns_are_said(tmp_path):

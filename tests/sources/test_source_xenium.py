@@ -180,6 +180,12 @@ def test_missing_and_broken_files_and_columns_are_named(tmp_path):
     refused(tmp_path, "column 'x_location'", "expected numbers")
     rows.assign(feature_name=1).to_parquet(tmp_path / "transcripts.parquet")
     refused(tmp_path, "column 'feature_name'", "gene symbols")
+    for column, value, words in (
+        ("is_gene", "True", "expected true and false"), ("overlaps_nucleus", "x", "expected 0 and 1"),
+        ("codeword_category", 1, "expected words"), ("feature_name", b"\xff", "not UTF-8"),
+    ):  # fmt: skip
+        rows.assign(**{column: value}).to_parquet(tmp_path / "transcripts.parquet")
+        refused(tmp_path, "transcripts.parquet", f"column '{column}'", words)
     (tmp_path / "transcripts.parquet").write_bytes(b"PAR1 no")
     refused(tmp_path, "transcripts.parquet: cannot be read")
     rows.to_parquet(tmp_path / "transcripts.parquet")
@@ -189,8 +195,11 @@ def test_missing_and_broken_files_and_columns_are_named(tmp_path):
         refused(tmp_path, "a_he_image.ome.tif", "cannot be read")
     save_image(tmp_path, np.zeros((*HE_PX, 3), np.uint16))
     refused(tmp_path, "a_he_image.ome.tif", "expected uint8 RGB")
-    (tmp_path / "experiment.xenium").write_text('{"run": 1}')
-    refused(tmp_path, "experiment.xenium", "no 'pixel_size'")
+    for content in ('{"run": 1}', "[]"):
+        (tmp_path / "experiment.xenium").write_text(content)
+        refused(tmp_path, "experiment.xenium", "no 'pixel_size'")
+    (tmp_path / "experiment.xenium").write_text('{"pixel_size": true}')
+    refused(tmp_path, "experiment.xenium", "'pixel_size' is True")
     (tmp_path / "experiment.xenium").unlink()
     refused(tmp_path, "no file like experiment.xenium")
 
