@@ -24,6 +24,7 @@ TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
 _TABLE, _OFFSET = "detections/place_and_gene", "detections/offset"
 _TILE_STEPS = 1 << 16
 _COUNTED_AT_ONCE = 4 << 20  # detections
+_GLASS = 0.01  # of the mean tile
 Places = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
@@ -159,6 +160,7 @@ class Section:
         """Lets go of what `begin` opened; whatever is asked for later opens it again."""
         self._opening.clear()
         self._reading.clear()
+        self.__dict__.pop("tissue", None)
 
     @property
     def gene_totals_G(self) -> np.ndarray:
@@ -240,6 +242,14 @@ class Section:
             if len(ends) > 1 and ends[-1] > ends[0]:
                 found.append((row, np.diff(ends), slice(int(ends[0]), int(ends[-1]))))
         return found
+
+    @functools.cached_property
+    def tissue(self) -> np.ndarray:
+        """Tiles of detections that hold tissue, bool [rows, columns]: glass holds next to nothing, what was not imaged
+        nothing at all. A tile is tissue from a hundredth of the mean of those that hold any detection."""
+        columns = int(np.ceil(self.width_um / layout.DETECTION_TILE_UM))
+        held_RxC = np.diff(self._whole(_OFFSET)).reshape(-1, columns)
+        return held_RxC > _GLASS * held_RxC.sum() / max(np.count_nonzero(held_RxC), 1)
 
     def begin_places(
         self, x_um: float, y_um: float, width_um: float, height_um: float, others: tuple[str, ...] = ()
