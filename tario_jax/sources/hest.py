@@ -70,7 +70,7 @@ def read_hest(
 
     def generate() -> Iterator[SectionData]:
         for sample, own in zip(read, genes, strict=True):
-            yield _section(sample, own, panel, report)
+            yield from _sections(sample, own, panel, report)
 
     return Ingested(panel, generate(), len(read), report)
 
@@ -251,7 +251,7 @@ def _union(panels: list[Panel], report: IngestReport) -> Panel:
     return Panel.of_ids(symbols, ("".join(ids[symbol] - doubtful) for symbol in symbols))
 
 
-def _section(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -> SectionData:
+def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -> Iterator[SectionData]:
     import scipy.sparse
 
     data = _open(sample.table, backed=False)
@@ -277,8 +277,8 @@ def _section(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -
     )  # fmt: skip
     measured_gene_G = np.zeros(len(panel), bool)
     measured_gene_G[to_panel] = True
-    return table.section((sample.name, sample.patient, sample.cohort), Picture(sample.image, sample.um_per_px),
-                         len(panel), measured_gene_G)  # fmt: skip
+    yield from table.sections((sample.name, sample.patient, sample.cohort), Picture(sample.image, sample.um_per_px),
+                              len(panel), measured_gene_G)  # fmt: skip
 
 
 def _whole_places(array_xy_Nx2: np.ndarray) -> np.ndarray | None:

@@ -1,9 +1,10 @@
 """What Space Ranger writes for Visium and Visium HD alike: matrix, positions, scale factors and pictures."""
 
 import dataclasses
-import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,8 @@ from tario_jax.sources.picture import Picture
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _EXPRESSION = "Gene Expression"
 _FEATURES = ("id", "name", "feature_type")
+_ENTRIES = 1 << 22  # of a matrix that are read at once
+_BARCODES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,27 +39,60 @@ class Positions:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """Counts of genes as they stand in the file, by barcode; B barcodes, E entries, G genes of `panel`."""
+    """Counts of genes as they stand in the file, by barcode; B barcodes, R features, G genes of `panel`.
+
+    The counts themselves stay in the file: they are read block by block, any number of times.
+    """
 
     path: Path
-    barcode_B: pa.Array
+    barcode_B: pa.ChunkedArray
     panel: Panel
-    indptr: np.ndarray  # int64 [B + 1]
-    gene_E: np.ndarray  # int32; several entries of a barcode may be of one gene
-    count_E: np.ndarray  # int32
+    indptr: np.ndarray  # int64 [B + 1], of the file's entries
+    gene_R: np.ndarray  # int32, position in the panel; −1 for what is no gene
+    total_B: np.ndarray  # int64, counts of genes
     counts: Tally  # what was read, and dropped as no gene
 
-    @functools.cached_property
-    def total_B(self) -> np.ndarray:
-        """Counts of each barcode, int64."""
-        return np.diff(np.concatenate([[0], np.cumsum(self.count_E, dtype=np.int64)])[self.indptr])
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+        """(barcodes, their indptr, gene, count) of some hundred thousand barcodes at a time, in the file's order.
+
+        Several entries of a barcode may be of one gene. Raises `InputError` where the file cannot be read.
+        """
+        for barcodes, indptr, row_E, count_E in _entries(self.path, self.indptr):
+            gene_E = self.gene_R[row_E]
+            kept_E = gene_E >= 0
+            yield barcodes, np.concatenate([[0], np.cumsum(kept_E)])[indptr], gene_E[kept_E], count_E[kept_E]
 
     def of(self, barcodes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indptr, gene, count) of these barcodes."""
-        size_N = np.diff(self.indptr)[barcodes_N]
-        indptr = np.concatenate([[0], np.cumsum(size_N)])
-        entry_E = np.arange(indptr[-1]) + np.repeat(self.indptr[barcodes_N] - indptr[:-1], size_N)
-        return indptr, self.gene_E[entry_E], self.count_E[entry_E]
+        """(indptr, gene, count) of these barcodes, in memory."""
+        blocks = list(self.blocks())
+        size_B = np.concatenate([np.diff(indptr) for _, indptr, *_ in blocks])
+        gene_E, count_E = (np.concatenate([block[part] for block in blocks]) for part in (2, 3))
+        start_B = np.cumsum(size_B) - size_B
+        indptr = np.concatenate([[0], np.cumsum(size_B[barcodes_N])])
+        entry_E = np.arange(indptr[-1]) + np.repeat(start_B[barcodes_N] - indptr[:-1], size_B[barcodes_N])
+        return indptr, gene_E[entry_E], count_E[entry_E]
+
+
+def _entries(path: Path, indptr: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """(barcodes, their indptr from 0, feature, count) of the file, at most about `_ENTRIES` at a time."""
+    import h5py
+
+    first, barcodes = 0, len(indptr) - 1
+    try:
+        with h5py.File(path) as file:
+            matrix = file["matrix"]
+            while first < barcodes:
+                end = max(first + 1, int(np.searchsorted(indptr, indptr[first] + _ENTRIES, side="right")) - 1)
+                part = slice(int(indptr[first]), int(indptr[end]))
+                count_E = whole_numbers(path, matrix["data"][part])
+                yield slice(first, end), indptr[first : end + 1] - part.start, matrix["indices"][part], count_E
+                first = end
+    except (OSError, KeyError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read: {reason_of(error)}; expected Space Ranger's file unchanged")
 
 
 def read_positions(folder: Path) -> Positions:
@@ -181,29 +217,38 @@ def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:
                                  "the h5 of Space Ranger (or Cell Ranger 3 and newer)")  # fmt: skip
             matrix = file["matrix"]
             ids, symbols, kinds = (matrix[f"features/{name}"].asstr()[:].tolist() for name in _FEATURES)
-            barcode_B = pa.array(matrix["barcodes"][:].astype(object), pa.binary()).cast(pa.string())
-            indptr, row_E = matrix["indptr"][:].astype(np.int64), matrix["indices"][:].astype(np.int32)
-            count_E = whole_numbers(path, matrix["data"][:])
-            _check_form(path, len(barcode_B), ids, symbols, kinds, indptr, row_E, len(count_E))
+            barcode_B, indptr = _barcodes(matrix["barcodes"]), matrix["indptr"][:].astype(np.int64)
+            entries = len(matrix["data"])
+            _check_form(path, len(barcode_B), ids, symbols, kinds, indptr, len(matrix["indices"]), entries)
     except (OSError, KeyError, pa.ArrowInvalid, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{path}: cannot be read: {reason_of(error)}; expected Space Ranger's file unchanged"
-        ) from None
-    counts = report.open("counts", section_id, count_E.sum(dtype=np.int64))
+        raise _unreadable(path, error) from None
     reason_R = np.array([_no_gene(gene_id, kind) for gene_id, kind in zip(ids, kinds, strict=True)], object)
-    for reason in sorted(set(reason_R) - {""}):
-        counts.drop(reason, count_E[(reason_R == reason)[row_E]].sum(dtype=np.int64))
+    counts = report.open("counts", section_id, 0)
     panel, gene_R = gene_panel(path, section_id, symbols, ids, reason_R, report)
-    kept_E = gene_R[row_E] >= 0
-    if not kept_E.all():
-        indptr = np.concatenate([[0], np.cumsum(kept_E)])[indptr]
-        row_E, count_E = row_E[kept_E], count_E[kept_E]
-    return Matrix(path, barcode_B, panel, indptr, gene_R[row_E], count_E, counts)
+    by_row_R, total_B = np.zeros(len(ids), np.int64), np.zeros(len(barcode_B), np.int64)
+    for barcodes, starts, row_E, count_E in _entries(path, indptr):
+        if len(row_E) and not 0 <= row_E.min() <= row_E.max() < len(ids):
+            raise InputError(f"{path}: holds 'indices' from {row_E.min()} to {row_E.max()} for {len(ids)} features; "
+                             "expected Space Ranger's file unchanged")  # fmt: skip
+        by_row_R += np.bincount(row_E, count_E, len(ids)).astype(np.int64)
+        of_genes_E = np.where(gene_R[row_E] >= 0, count_E, 0)
+        total_B[barcodes] = np.diff(np.concatenate([[0], np.cumsum(of_genes_E, dtype=np.int64)])[starts])
+    counts.read = int(by_row_R.sum())
+    for reason in sorted(set(reason_R) - {""}):
+        counts.drop(reason, by_row_R[reason_R == reason].sum())
+    return Matrix(path, barcode_B, panel, indptr, gene_R, total_B, counts)
 
 
-def _check_form(path: Path, barcodes: int, ids, symbols, kinds, indptr: np.ndarray, row_E: np.ndarray, entries: int):
+def _barcodes(stored: Any) -> pa.ChunkedArray:
+    """A million at a time: as objects of Python all of a slide's would take gigabytes."""
+    parts = [stored[first : first + _BARCODES] for first in range(0, len(stored), _BARCODES)]
+    return pa.chunked_array([pa.array(part.astype(object), pa.binary()).cast(pa.string()) for part in parts],
+                            pa.string())  # fmt: skip
+
+
+def _check_form(path: Path, barcodes: int, ids, symbols, kinds, indptr: np.ndarray, rows: int, entries: int) -> None:
     """Raises `InputError` where parts of a matrix do not fit each other, as in a file that was cut and mended."""
     wrong = None
     if not barcodes or not entries:
@@ -212,8 +257,8 @@ def _check_form(path: Path, barcodes: int, ids, symbols, kinds, indptr: np.ndarr
         wrong = f"{len(ids)} ids, {len(symbols)} names and {len(kinds)} types of features"
     elif len(indptr) != barcodes + 1 or indptr[0] or indptr[-1] != entries or (np.diff(indptr) < 0).any():
         wrong = f"'indptr' of {len(indptr)} values up to {indptr[-1:]} for {barcodes} barcodes and {entries} counts"
-    elif len(row_E) != entries or row_E.min() < 0 or row_E.max() >= len(ids):
-        wrong = f"{len(row_E)} 'indices' from {row_E.min()} to {row_E.max()} for {entries} counts, {len(ids)} features"
+    elif rows != entries:
+        wrong = f"{rows} 'indices' for {entries} counts"
     if wrong:
         raise InputError(f"{path}: holds {wrong}; expected Space Ranger's file unchanged")
 

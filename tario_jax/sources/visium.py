@@ -72,6 +72,6 @@ def read_visium(
             positions.array_xy_Px2[row_N], DIAMETER_UM, *matrix.of(kept), spots, matrix.counts,
         )  # fmt: skip
         quality = {"he_is_preview": 1.0} if image is None else {}
-        yield table.section((section_id, patient_id, cohort), picture, len(matrix.panel), quality=quality)
+        yield from table.sections((section_id, patient_id, cohort), picture, len(matrix.panel), quality=quality)
 
     return Ingested(matrix.panel, generate(), 1, report)

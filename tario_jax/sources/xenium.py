@@ -75,17 +75,18 @@ def read_xenium(
 
     def generate() -> Iterator[SectionData]:
         covered = None if he is None else he.covered(origin_um, end_um)
-        yield SectionData(
-            section_id, patient_id, cohort,
-            **extent_of(he, origin_um, end_um),
-            detections=DetectionBlocks(blocks),
-            measured=None if covered is None or covered.all() else covered,
-            registration="none" if he is None else registration or "same_section_after",
-            quality=seen.quality(file) | {
-                "vendor_origin_x_um": float(origin_um[0]),
-                "vendor_origin_y_um": float(origin_um[1]),
-            },
-        )  # fmt: skip
+        with extent_of(he, origin_um, end_um) as extent:
+            yield SectionData(
+                section_id, patient_id, cohort,
+                **extent,
+                detections=DetectionBlocks(blocks),
+                measured=None if covered is None or covered.all() else covered,
+                registration="none" if he is None else registration or "same_section_after",
+                quality=seen.quality(file) | {
+                    "vendor_origin_x_um": float(origin_um[0]),
+                    "vendor_origin_y_um": float(origin_um[1]),
+                },
+            )  # fmt: skip
 
     return Ingested(panel, generate(), 1, report)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from tiny_tissue import tiny_section, write_corpus
+from whole_sections import whole_sections
 
 from tario_jax.corpus import read
 from tario_jax.corpus.read import Section
@@ -19,8 +20,8 @@ from tario_jax.sources.xenium import read_xenium
 @pytest.fixture(scope="module")
 def excerpt(real_data):
     """(H&E, µm per px, x_um, y_um of detections inside nuclei)."""
-    section = next(read_xenium(real_data / "xenium_excerpt", patient_id="X", cohort="breast").sections)
-    found = section.detections.gathered()
+    (section,) = whole_sections(read_xenium(real_data / "xenium_excerpt", patient_id="X", cohort="breast"))
+    found = section.detections
     inside = found.in_nucleus_D
     return section.he, section.he_um_per_px, found.x_um_D[inside], found.y_um_D[inside]
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from whole_sections import whole_sections
 
 from tario_jax.config import InputError
 from tario_jax.sources.cosmx import read_cosmx
@@ -43,8 +44,8 @@ def save(folder, tx, positions, suffix=".csv"):
 
 def read(folder, **arguments):
     ingested = read_cosmx(folder, **WHO, **arguments)
-    (section,) = ingested.sections
-    return ingested, dataclasses.replace(section, detections=section.detections.gathered())
+    (section,) = whole_sections(ingested)
+    return ingested, section
 
 
 def refused(folder, *words):

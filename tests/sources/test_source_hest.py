@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 import tifffile
 from refusals import refused
+from whole_sections import whole_sections
 
 from tario_jax.sources.hest import read_hest, read_patients
 
@@ -63,7 +64,7 @@ def release(tmp_path):
 def test_samples_become_sections_with_their_counts_places_and_genes(release):
     folder, counts = release
     ingested = read_hest(folder, samples=("TENX1", "TENX2"))
-    sections = {section.section_id: section for section in ingested.sections}
+    sections = {section.section_id: section for section in whole_sections(ingested)}
     assert ingested.panel.symbols == ("EGFR", "MYC", "NKX2-1", "TP53")
     assert ingested.panel.ensembl == ("", "", "ENSG00000000003", "ENSG00000000000")
     first, second = sections["TENX1"], sections["TENX2"]

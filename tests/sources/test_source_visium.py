@@ -10,6 +10,7 @@ from made_visium import FEATURES, UM_PER_PX, made_visium, write_h5, write_image,
 from PIL import Image
 from refusals import refused
 from tiny_tissue import write_corpus
+from whole_sections import whole_sections
 
 from tario_jax.corpus.check import check_corpus
 from tario_jax.sources.visium import read_visium
@@ -20,7 +21,7 @@ GENES = [row for row, feature in enumerate(FEATURES) if feature[1] not in ("CD3"
 
 def read(made, **arguments):
     ingested = read_visium(made.folder, **WHO, **{"image": made.image} | arguments)
-    (section,) = ingested.sections
+    (section,) = whole_sections(ingested)
     return ingested, section
 
 
@@ -180,7 +181,7 @@ def test_the_visium_excerpt_adds_up(real_data):
     import h5py
 
     ingested = read_visium(real_data / "visium_excerpt", **WHO)
-    (section,) = ingested.sections
+    (section,) = whole_sections(ingested)
     with h5py.File(real_data / "visium_excerpt/filtered_feature_bc_matrix.h5") as file:
         matrix = file["matrix"]
         ids = matrix["features/id"].asstr()[:]

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tifffile
 from skimage.filters import gaussian
+from whole_sections import whole_sections
 
 from tario_jax.config import InputError
 from tario_jax.sources.alignment import read_alignment
@@ -62,8 +63,8 @@ def save_image(folder, he, um_per_px=1.7 * PIXEL_UM):
 
 def read(folder, **arguments):
     ingested = read_xenium(folder, **WHO, **arguments)
-    (section,) = ingested.sections
-    return ingested, dataclasses.replace(section, detections=section.detections.gathered())
+    (section,) = whole_sections(ingested)
+    return ingested, section
 
 
 def refused(folder, *words):
@@ -192,9 +193,9 @@ def test_missing_and_broken_files_and_columns_are_named(tmp_path):
     whole = (tmp_path / "a_he_image.ome.tif").read_bytes()
     for content in (b"not a tiff", whole[: len(whole) // 3], b""):
         (tmp_path / "a_he_image.ome.tif").write_bytes(content)
-        refused(tmp_path, "a_he_image.ome.tif", "cannot be read")
+        refused(tmp_path, "a_he_image.ome.tif", "copy or export it again")
     save_image(tmp_path, np.zeros((*HE_PX, 3), np.uint16))
-    refused(tmp_path, "a_he_image.ome.tif", "expected uint8 RGB")
+    refused(tmp_path, "a_he_image.ome.tif", "expected 8-bit RGB")
     for content in ('{"run": 1}', "[]"):
         (tmp_path / "experiment.xenium").write_text(content)
         refused(tmp_path, "experiment.xenium", "no 'pixel_size'")
