@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
 from tario_jax.config import InputError
 from tario_jax.panel import Panel
+from tario_jax.sources.barcodes import Barcodes
 from tario_jax.sources.delimited import require_columns
 from tario_jax.sources.gene_rows import gene_panel, whole_numbers
 from tario_jax.sources.images import reason_of
@@ -31,7 +31,7 @@ class Positions:
     """Every spot or square of the slide, in tissue or not; P rows."""
 
     path: Path
-    barcode_P: pa.ChunkedArray
+    barcode_P: Barcodes
     in_tissue_P: np.ndarray  # bool
     array_xy_Px2: np.ndarray  # int32: column, row
     pixel_xy_Px2: np.ndarray  # float64, px of the full-resolution image
@@ -45,7 +45,7 @@ class Matrix:
     """
 
     path: Path
-    barcode_B: pa.ChunkedArray
+    barcode_B: Barcodes
     panel: Panel
     indptr: np.ndarray  # int64 [B + 1], of the file's entries
     gene_R: np.ndarray  # int32, position in the panel; −1 for what is no gene
@@ -106,36 +106,49 @@ def read_positions(folder: Path) -> Positions:
         raise InputError(f"{folder}: {len(found)} files of {', '.join(names)}; expected one")
     path = found[0]
     numbers = dict(zip(_COLUMNS[1:], (pa.int8(), pa.int32(), pa.int32(), pa.float64(), pa.float64()), strict=True))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in numbers}
+
+    def barcodes() -> Iterator[pa.Array]:
+        """Of one batch after the other, whose numbers are kept meanwhile."""
+        for batch in _position_batches(path):
+            empty = [name for name in _COLUMNS if batch[name].null_count]
+            if empty:
+                raise InputError(f"{path}: column {empty[0]!r} has an empty value; expected one in each row")
+            for name, kind in numbers.items():
+                found[name].append(batch[name].cast(kind, safe=False).to_numpy(zero_copy_only=False))
+            yield batch["barcode"].cast(pa.string())
+
     try:
-        if path.suffix == ".parquet":
-            require_columns(path, parquet.read_schema(path).names, _COLUMNS)
-            table = parquet.read_table(path, columns=list(_COLUMNS))
-        else:
-            with path.open("rb") as file:  # what the file is called does not tell whether it has a header
-                first_row = file.readline().decode("utf-8-sig", "replace").strip().split(",")
-            has_header = first_row[0] == "barcode"
-            if has_header:
-                require_columns(path, first_row, _COLUMNS)
-            table = csv.read_csv(
-                path, csv.ReadOptions(column_names=first_row if has_header else _COLUMNS, skip_rows=int(has_header)),
-                convert_options=csv.ConvertOptions(column_types={"barcode": pa.string()}, include_columns=_COLUMNS),
-            )  # fmt: skip
-        columns = {name: table[name].cast(kind, safe=False).to_numpy() for name, kind in numbers.items()}
+        barcode_P = Barcodes(barcodes())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}; expected the columns "
                          f"{', '.join(_COLUMNS)} unchanged") from None  # fmt: skip
-    empty = [name for name in _COLUMNS if table[name].null_count]
-    if empty:
-        raise InputError(f"{path}: column {empty[0]!r} has an empty value; expected one in each row")
-    barcode_P = table["barcode"].cast(pa.string())
-    twice = len(barcode_P) - pc.count_distinct(barcode_P).as_py()
+    twice = barcode_P.repeated()
     if twice or not len(barcode_P):
         raise InputError(f"{path}: {twice} of {len(barcode_P)} barcodes stand twice; expected each once")
-    pixel_xy_Px2 = np.stack([columns["pxl_col_in_fullres"], columns["pxl_row_in_fullres"]], 1)
+    in_tissue_P, row_P, column_P, down_P, right_P = (np.concatenate(found.pop(name)) for name in numbers)
+    pixel_xy_Px2 = np.stack([right_P, down_P], 1)
     if not np.isfinite(pixel_xy_Px2).all():
         raise InputError(f"{path}: column 'pxl_row_in_fullres' or 'pxl_col_in_fullres' holds no number; expected px")
-    array_xy_Px2 = np.stack([columns["array_col"], columns["array_row"]], 1).astype(np.int32)
-    return Positions(path, barcode_P, columns["in_tissue"] != 0, array_xy_Px2, pixel_xy_Px2)
+    return Positions(path, barcode_P, in_tissue_P != 0, np.stack([column_P, row_P], 1), pixel_xy_Px2)
+
+
+def _position_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if path.suffix == ".parquet":
+        with parquet.ParquetFile(path) as file:
+            require_columns(path, file.schema_arrow.names, _COLUMNS)
+            yield from file.iter_batches(_BARCODES, columns=list(_COLUMNS))
+        return
+    with path.open("rb") as file:  # what the file is called does not tell whether it has a header
+        first_row = file.readline().decode("utf-8-sig", "replace").strip().split(",")
+    has_header = first_row[0] == "barcode"
+    if has_header:
+        require_columns(path, first_row, _COLUMNS)
+    table = csv.read_csv(
+        path, csv.ReadOptions(column_names=first_row if has_header else _COLUMNS, skip_rows=int(has_header)),
+        convert_options=csv.ConvertOptions(column_types={"barcode": pa.string()}, include_columns=_COLUMNS),
+    )  # fmt: skip
+    yield from table.to_batches()
 
 
 def read_scale_factors(folder: Path, *names: str) -> dict[str, float]:
@@ -159,9 +172,9 @@ def fit_lattice(positions: Positions, step_um: tuple[float, float]) -> tuple[np.
 
     Raises `InputError` where the pixels do not follow the array, or it cannot be told.
     """
-    array_um_Px3 = np.column_stack([positions.array_xy_Px2 * step_um, np.ones(len(positions.array_xy_Px2))])
-    thinned = slice(None, None, max(1, len(array_um_Px3) // 200_000))
-    design, target = array_um_Px3[thinned], positions.pixel_xy_Px2[thinned]
+    thinned = slice(None, None, max(1, len(positions.array_xy_Px2) // 200_000))
+    array_xy_Tx2, target = positions.array_xy_Px2[thinned], positions.pixel_xy_Px2[thinned]
+    design = np.column_stack([array_xy_Tx2 * step_um, np.ones(len(array_xy_Tx2))])
     if len(design) < 3 or np.linalg.matrix_rank(design - design.mean(0)) < 2:
         raise InputError(f"{positions.path}: {len(design)} places; expected at least 3, not in one line")
     affine = np.linalg.lstsq(design, target, rcond=None)[0]
@@ -217,7 +230,7 @@ def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:
                                  "the h5 of Space Ranger (or Cell Ranger 3 and newer)")  # fmt: skip
             matrix = file["matrix"]
             ids, symbols, kinds = (matrix[f"features/{name}"].asstr()[:].tolist() for name in _FEATURES)
-            barcode_B, indptr = _barcodes(matrix["barcodes"]), matrix["indptr"][:].astype(np.int64)
+            barcode_B, indptr = Barcodes(_barcodes(matrix["barcodes"])), matrix["indptr"][:].astype(np.int64)
             entries = len(matrix["data"])
             _check_form(path, len(barcode_B), ids, symbols, kinds, indptr, len(matrix["indices"]), entries)
     except (OSError, KeyError, pa.ArrowInvalid, UnicodeDecodeError, ValueError) as error:
@@ -241,11 +254,10 @@ def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:
     return Matrix(path, barcode_B, panel, indptr, gene_R, total_B, counts)
 
 
-def _barcodes(stored: Any) -> pa.ChunkedArray:
+def _barcodes(stored: Any) -> Iterator[pa.Array]:
     """A million at a time: as objects of Python all of a slide's would take gigabytes."""
-    parts = [stored[first : first + _BARCODES] for first in range(0, len(stored), _BARCODES)]
-    return pa.chunked_array([pa.array(part.astype(object), pa.binary()).cast(pa.string()) for part in parts],
-                            pa.string())  # fmt: skip
+    for first in range(0, len(stored), _BARCODES):
+        yield pa.array(stored[first : first + _BARCODES].astype(object), pa.binary()).cast(pa.string())
 
 
 def _check_form(path: Path, barcodes: int, ids, symbols, kinds, indptr: np.ndarray, rows: int, entries: int) -> None:
@@ -276,13 +288,14 @@ def place_of_barcodes(
 
     `what` names them in the report, spots or squares. Its tally stays open, as that of the counts.
     """
-    twice = len(matrix.barcode_B) - pc.count_distinct(matrix.barcode_B).as_py()
+    twice = matrix.barcode_B.repeated()
     if twice:
         raise InputError(f"{matrix.path}: {twice} of {len(matrix.barcode_B)} barcodes stand twice; expected each once")
-    row_B = pc.fill_null(pc.index_in(matrix.barcode_B, value_set=positions.barcode_P), -1).to_numpy()
+    row_B = matrix.barcode_B.places_in(positions.barcode_P)
     if (row_B < 0).all():
-        raise InputError(f"{matrix.path}: barcode {matrix.barcode_B[0].as_py()!r} and all others are not in "
-                         f"{positions.path.name}; expected the files of one run")  # fmt: skip
+        first = matrix.barcode_B.names(np.arange(1))[0].as_py()
+        raise InputError(f"{matrix.path}: barcode {first!r} and all others are not in {positions.path.name}; expected "
+                         "the files of one run")  # fmt: skip
     tally = report.open(what, section_id, len(row_B))
     keep_B = np.ones(len(row_B), bool)
     for reason, bad_B in (

@@ -62,37 +62,10 @@ def read_visium_hd(
     report.notes.append(f"{section_id}: squares of {square_um} µm: a place is known to one square, and bins of less "
                         f"than {2 * square_um} µm are refused")  # fmt: skip
 
-    def generate() -> Iterator[SectionData]:
-        quality = {"he_is_preview": 1.0} if image is None else {}
-        quality["place_precision_um"] = float(square_um)
-        kept, row_N, squares = place_of_barcodes(matrix, positions, "squares", section_id, report)
-        with picture.cut(positions.pixel_xy_Px2[row_N]) as (he, corner_px_2, inside_N):
-            squares.drop("outside the image", np.sum(~inside_N))
-            squares.close(inside_N.sum())
-            matrix.counts.drop("squares outside the image", matrix.total_B[kept[~inside_N]].sum())
-            place_um_Nx2 = picture.to_um(positions.pixel_xy_Px2[row_N[inside_N]], corner_px_2).astype(np.float32)
-            detections = _Counts(matrix, kept[inside_N], place_um_Nx2)
-            matrix.counts.close(len(detections))
-            height_um, width_um = he.height_px * picture.um_per_px, he.width_px * picture.um_per_px
-            yield SectionData(
-                section_id, patient_id, cohort,
-                width_um=width_um,
-                height_um=height_um,
-                he_um_per_px=picture.um_per_px,
-                he=he,
-                detections=DetectionBlocks(detections.blocks),
-                measured=_in_tissue(positions, picture, affine, square_um, corner_px_2, width_um, height_um),
-                measured_um_per_px=MEASURED_UM_PER_PX,
-                registration="same_section_before",
-                quality={
-                    "squares_dropped": float(sum(squares.dropped.values())),
-                    "counts_dropped": float(sum(matrix.counts.dropped.values())),
-                    "he_origin_x_px": float(corner_px_2[0]),
-                    "he_origin_y_px": float(corner_px_2[1]),
-                } | quality,
-            )  # fmt: skip
-
-    return Ingested(matrix.panel, generate(), 1, report)
+    identity = section_id, patient_id, cohort
+    quality = {"he_is_preview": 1.0} if image is None else {}
+    sections = _sections(matrix, positions, picture, affine, square_um, identity, report, quality)
+    return Ingested(matrix.panel, sections, 1, report)
 
 
 def _squares(folder: Path, square_um: int) -> Path:
@@ -107,6 +80,43 @@ def _squares(folder: Path, square_um: int) -> Path:
         fix = f"--square-um={there[0]} reads what is there" if there else "is it a Visium HD output?"
         raise InputError(f"{outer}: no folder {found.name}; {fix}")
     return found
+
+
+def _sections(
+    matrix: Matrix, positions: Positions, picture: Picture, affine: np.ndarray, square_um: int,
+    identity: tuple[str, str, str], report: IngestReport, quality: dict[str, float],
+) -> Iterator[SectionData]:  # fmt: skip
+    """The one section. Its H&E and counts are read from the files until the next one is asked for."""
+    kept, row_N, squares = place_of_barcodes(matrix, positions, "squares", identity[0], report)
+    fullres_xy_Nx2 = positions.pixel_xy_Px2[row_N]
+    with picture.cut(fullres_xy_Nx2) as (he, corner_px_2, inside_N):
+        squares.drop("outside the image", np.sum(~inside_N))
+        squares.close(inside_N.sum())
+        matrix.counts.drop("squares outside the image", matrix.total_B[kept[~inside_N]].sum())
+        place_um_Nx2 = picture.to_um(fullres_xy_Nx2[inside_N], corner_px_2).astype(np.float32)
+        detections = _Counts(matrix, kept[inside_N], place_um_Nx2)
+        matrix.counts.close(len(detections))
+        height_um, width_um = he.height_px * picture.um_per_px, he.width_px * picture.um_per_px
+        measured = _in_tissue(positions, picture, affine, square_um, corner_px_2, width_um, height_um)
+        del positions, fullres_xy_Nx2, row_N, kept  # hundreds of MB that are not needed while the section is written
+        yield SectionData(
+            *identity,
+            width_um=width_um,
+            height_um=height_um,
+            he_um_per_px=picture.um_per_px,
+            he=he,
+            detections=DetectionBlocks(detections.blocks),
+            measured=measured,
+            measured_um_per_px=MEASURED_UM_PER_PX,
+            registration="same_section_before",
+            quality={
+                "place_precision_um": float(square_um),
+                "squares_dropped": float(sum(squares.dropped.values())),
+                "counts_dropped": float(sum(matrix.counts.dropped.values())),
+                "he_origin_x_px": float(corner_px_2[0]),
+                "he_origin_y_px": float(corner_px_2[1]),
+            } | quality,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
