@@ -123,6 +123,7 @@ def read_positions(folder: Path) -> Positions:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}; expected the columns "
                          f"{', '.join(_COLUMNS)} unchanged") from None  # fmt: skip
+    pa.default_memory_pool().release_unused()  # of the strings: hundreds of MB of a whole slide of Visium HD
     twice = barcode_P.repeated()
     if twice or not len(barcode_P):
         raise InputError(f"{path}: {twice} of {len(barcode_P)} barcodes stand twice; expected each once")

@@ -134,6 +134,22 @@ def test_the_shift_of_a_large_section_is_found_to_a_micron(monkeypatch):
     np.testing.assert_allclose(report.shift_um, (6, -2), atol=0.5)
 
 
+@pytest.mark.parametrize(("off_um", "verdict"), [(4.0, "registered"), (5.0, "registered"), (6.2, "shifted")])
+def test_a_shift_at_the_tolerance_is_no_fault_of_its_own_measurement(off_um, verdict):
+    """Virtual tissue is off by up to 5 µm, on purpose: what is found of it is a few hundredths more or less."""
+    rng = np.random.default_rng(1)
+    nuclei = rng.uniform(20, 380, (160, 2))
+    mask = np.zeros((800, 800), bool)
+    column, row = (nuclei / 0.5).astype(int).T
+    mask[row, column] = True
+    near = ndimage.distance_transform_edt(~mask) * 0.5 < 4
+    he = np.where(near[..., None], np.array([90, 60, 150]), np.array([225, 160, 200])).astype(np.uint8)
+    places = np.repeat(nuclei, 12, 0) + rng.normal(0, 1.5, (1920, 2))
+    for turn in np.linspace(0, 2 * np.pi, 5)[:-1]:
+        x_um, y_um = (places + off_um * np.array([np.cos(turn), np.sin(turn)])).T
+        assert check_registration(he, 0.5, x_um, y_um).verdict == verdict
+
+
 def test_correlation_over_the_overlap_equals_a_plain_loop():
     rng = np.random.default_rng(0)
     fixed, moving = rng.normal(5, 1, (14, 11)), rng.normal(-3, 2, (14, 11))
