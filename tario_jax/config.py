@@ -102,7 +102,7 @@ class DataConfig:
     turn: bool = True
     stain_jitter: float = 0.1  # standard deviation of the log gain of each stain; a third of it mixes the stains
     force_adjacent: bool = False  # bins under 36 µm although a section's H&E is of an adjacent section
-    min_measured: float = 0.9  # a bin counts if this share of it is measured (no tissue mask is applied)
+    min_measured: float = 0.9  # a bin counts if this share of it is measured (bins off the tissue count too)
     max_spots: int = 0  # capacity for spots in a window; 0 = from the corpus
     count_capacity: int = 0  # entries (bin, gene, count) a row; 0 = from the corpus
     seed: int = 0

@@ -108,6 +108,8 @@ class Panel:
         if not lines or lines[0] not in ("symbol", "symbol\tensembl"):
             raise InputError(f"{where}: first line is {lines[:1]}; expected the header 'symbol', or 'symbol' and "
                              "'ensembl' with a tab between them")  # fmt: skip
+        if len(lines) == 1:
+            raise InputError(f"{where}: holds a header and no gene; expected a symbol a line")
         if lines[0] == "symbol":
             return cls(tuple(lines[1:]))
         rows = [line.split("\t") for line in lines[1:]]

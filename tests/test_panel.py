@@ -32,4 +32,5 @@ def test_ids_that_are_none_or_stand_twice_are_refused():
     refused(lambda: Panel(("A",), ("P04637",)), "gene 'A' has the id 'P04637'")
     refused(lambda: Panel(("A", "B"), ("ENSG00000000001",)), "1 Ensembl ids of 2 genes")
     refused(lambda: Panel.from_text("symbol\tensembl\nA\n", "panel.tsv"), "panel.tsv: line 2 has 1 columns")
+    refused(lambda: Panel.from_text("symbol\n", "panel.tsv"), "panel.tsv", "no gene")
     refused(lambda: Panel.from_text("gene\tensembl\nA\t\n", "panel.tsv"), "expected the header 'symbol'")

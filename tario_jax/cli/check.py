@@ -67,13 +67,18 @@ def _capacity(options: argparse.Namespace) -> int:
     """What the densest windows of a config need, before a run meets them."""
     from tario_jax.corpus.read import Corpus
     from tario_jax.corpus.split import split_corpus
-    from tario_jax.tokens.capacity import count_capacity
+    from tario_jax.tokens.batch import square_bins_per_tile
+    from tario_jax.tokens.capacity import count_capacity, refuse_fine_bins
 
     if options.config is None:
         raise InputError("--capacity: depends on windows and bins; name a --config")
     config = config_of(options)
     split = split_corpus(Corpus.open(corpus_of(options)), config.split)
-    found = count_capacity(split.train + split.validation, config.data)
+    sections, data = split.train + split.validation, config.data
+    refuse_fine_bins(sections, min(data.trained_bins_um), force=data.force_adjacent)  # as a run would
+    if any(section.spots is None for section in sections):
+        square_bins_per_tile(data)
+    found = count_capacity(sections, data)
     text = (
         f"entries (bin, gene, count) a row of {config.data.windows_per_row} windows of {config.data.window_um:g} µm in "
         f"bins of {config.data.bin_um:g} µm\n"

@@ -54,12 +54,16 @@ def _split(options: argparse.Namespace) -> int:
         raise InputError("corpus split: --held-out is missing; say how many patients are held out")
     if place.exists() and not options.replace:
         raise InputError(f"{place}: is there already; edit it, or give --replace")
-    cohort_of = {row["patient"]: row["cohort"] for row in corpus.patients}
+    # who has H&E alone stands on no side: nothing of theirs can be learnt or measured
+    counted = {section.patient for section in corpus.sections if section.has_counts}
+    cohort_of = {row["patient"]: row["cohort"] for row in corpus.patients if row["patient"] in counted}
     sides = draw_split(cohort_of, options.validation or 0, options.held_out, options.seed or 0)
     write_split(corpus.root, sides)
-    counted = {cohort: {side: sum(sides[patient] == side for patient in cohort_of if cohort_of[patient] == cohort)
+    held = {cohort: {side: sum(sides[patient] == side for patient in cohort_of if cohort_of[patient] == cohort)
                         for side in SIDES} for cohort in sorted(set(cohort_of.values()))}  # fmt: skip
     lines = [f"{'cohort':<16}" + "".join(f"{side:>12}" for side in SIDES)]
-    lines += [f"{cohort:<16}" + "".join(f"{row[side]:>12,}" for side in SIDES) for cohort, row in counted.items()]
+    lines += [f"{cohort:<16}" + "".join(f"{row[side]:>12,}" for side in SIDES) for cohort, row in held.items()]
+    if without := len(corpus.patients) - len(cohort_of):
+        lines.append(f"{without} patients have H&E alone and stand on no side")
     return finish(options, "\n".join([*lines, f"written to {place}; review it, and edit it as you like"]),
-                  {"split": str(place), "cohorts": counted})  # fmt: skip
+                  {"split": str(place), "cohorts": held, "without_counts": without})  # fmt: skip

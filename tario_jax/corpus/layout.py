@@ -193,11 +193,14 @@ def write_json(place: Place, value: Any) -> None:
 def read_json(place: Place) -> dict[str, Any]:
     """Raises `InputError` where the file is missing or no whole JSON."""
     try:
-        return json.loads(place.read())
+        value = json.loads(place.read())
     except FileNotFoundError:
         raise InputError(f"{place}: no such file; restore it or ingest again") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{place}: is not whole JSON ({error}); restore it or ingest again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: holds a {type(value).__name__}; expected an object; restore it or ingest again")
+    return value
 
 
 def array_sha256(arrays: dict[str, Rows | BlockImage]) -> str:

@@ -17,13 +17,14 @@ from tario_jax.config import InputError
 from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.resample import box_means, crop_later
-from tario_jax.corpus.section import Detections, Spots
+from tario_jax.corpus.section import BlockImage, DetectionBlocks, Detections, Spots
 from tario_jax.panel import Panel
 
 TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
 _TABLE, _OFFSET = "detections/place_and_gene", "detections/offset"
 _TILE_STEPS = 1 << 16
 _COUNTED_AT_ONCE = 4 << 20  # detections
+_GLASS = 0.01  # of the mean tile
 Places = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
@@ -159,6 +160,7 @@ class Section:
         """Lets go of what `begin` opened; whatever is asked for later opens it again."""
         self._opening.clear()
         self._reading.clear()
+        self.__dict__.pop("tissue", None)
 
     @property
     def gene_totals_G(self) -> np.ndarray:
@@ -177,6 +179,12 @@ class Section:
         if not self.holds("he"):
             raise InputError(f"section {self.id!r}: has no H&E")
         return self._begin("he", self._array("he"))()
+
+    def he_blocks(self) -> BlockImage:
+        """The H&E, read block by block."""
+        if not self.holds("he"):
+            raise InputError(f"section {self.id!r}: has no H&E")
+        return layout.stored_image(self.place / "he")
 
     def he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> np.ndarray:
         """H&E of a square whose top left corner is (x_um, y_um): uint8 [side_px, side_px, 3], averaged by area.
@@ -241,6 +249,14 @@ class Section:
                 found.append((row, np.diff(ends), slice(int(ends[0]), int(ends[-1]))))
         return found
 
+    @functools.cached_property
+    def tissue(self) -> np.ndarray:
+        """Tiles of detections that hold tissue, bool [rows, columns]: glass holds next to nothing, what was not imaged
+        nothing at all. A tile is tissue from a hundredth of the mean of those that hold any detection."""
+        columns = int(np.ceil(self.width_um / layout.DETECTION_TILE_UM))
+        held_RxC = np.diff(self._whole(_OFFSET)).reshape(-1, columns)
+        return held_RxC > _GLASS * held_RxC.sum() / max(np.count_nonzero(held_RxC), 1)
+
     def begin_places(
         self, x_um: float, y_um: float, width_um: float, height_um: float, others: tuple[str, ...] = ()
     ) -> Callable[[], Iterator[Places]]:
@@ -281,9 +297,21 @@ class Section:
         return counted_G
 
     def all_detections(self) -> Detections:
-        # one tile more: the last place of a section may be read a thousandth of a µm beyond its edge
+        """All of them in memory, with their flags."""
+        return DetectionBlocks(self.detection_blocks).gathered()
+
+    def detection_blocks(self) -> Iterator[Detections]:
+        """All of them with their flags, rows of tiles by rows of tiles: some million at once, one block at least."""
         side = layout.DETECTION_TILE_UM
-        return self.detections(0.0, 0.0, self.width_um + side, self.height_um + side, flags=True)
+        columns = int(np.ceil(self.width_um / side))
+        ends = self._whole(_OFFSET)[::columns]  # of the rows of tiles
+        first, rows = 0, len(ends) - 1
+        while first < max(rows, 1):
+            end = max(first + 1, int(np.searchsorted(ends, ends[first] + _COUNTED_AT_ONCE, side="right")) - 1)
+            # one tile more at the end: a section's last place may be read a thousandth of a µm beyond its edge
+            yield self.detections(0.0, first * side, self.width_um + side, (end - first + (end >= rows)) * side,
+                                  flags=True)  # fmt: skip
+            first = end
 
     @functools.cached_property
     def spots(self) -> Spots | None:

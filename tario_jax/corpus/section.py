@@ -135,6 +135,13 @@ class Spots:
         return counts_NxG
 
 
+def check_section_id(name: str) -> None:
+    """A section's name becomes a folder of the corpus. Raises `InputError` for one that would lie elsewhere."""
+    if not name.strip(".") or any(letter in "/\\" or letter.isspace() or not letter.isprintable() for letter in name):
+        raise InputError(f"section {name!r}: a section's name becomes a folder's; expected letters, digits, '-', '_' "
+                         "and '.', and not dots alone")  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class SectionData:
     """One region of tissue, as a source yields it."""
@@ -158,10 +165,13 @@ class SectionData:
 
     def __post_init__(self):
         where = f"section {self.section_id!r}"
-        if not self.section_id or any(letter in self.section_id for letter in "/\\ \t"):
-            raise InputError(f"{where}: a section id is a file name: letters, digits, '-', '_' and '.' only")
+        check_section_id(self.section_id)
         if not self.patient_id:
             raise InputError(f"{where}: no patient; name one, since patients are the unit of splitting")
+        for what, name in (("patient", self.patient_id), ("cohort", self.cohort)):
+            # split.tsv has a patient a line; and 'P1 ' beside 'P1' would be one person on two sides of a split
+            if name != name.strip() or not name.isprintable():
+                raise InputError(f"{where}: {what} {name!r}; expected a name without spaces around it, and in one line")
         if (self.he is None) != (self.he_um_per_px is None):
             raise InputError(f"{where}: H&E and its µm per px belong together")
         if self.he is not None and (self.he.dtype != np.uint8 or self.he.ndim != 3 or self.he.shape[2] != 3):

@@ -94,7 +94,9 @@ def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
 def read_split(path: Place) -> dict[str, list[str]]:
     """Reads `split.tsv` (columns patient, split); a patient on two lines with different sides stays on both."""
     try:
-        lines = path.read().decode().splitlines()
+        lines = path.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8; save it as text with tabs, in UTF-8") from None
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; write one with the columns patient and split, or set config.split"

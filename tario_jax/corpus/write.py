@@ -21,7 +21,7 @@ from tario_jax.config import InputError
 from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import TABLES, Corpus
-from tario_jax.corpus.section import BlockImage, SectionData, Spots
+from tario_jax.corpus.section import BlockImage, SectionData, Spots, check_section_id
 from tario_jax.corpus.sort import check_genes, sorted_detections
 from tario_jax.corpus.split import write_split
 from tario_jax.panel import Panel
@@ -80,8 +80,7 @@ def same_as_sealed(root: Place | Path, panel: Panel, kind: Kind, section: Sectio
 
 def write_section(root: Place | Path, panel: Panel, kind: Kind, section: SectionData) -> None:
     """Writes one section and its seal; whatever an interrupted write left there is removed first."""
-    if Path(section.section_id).name != section.section_id:
-        raise InputError(f"section {section.section_id!r}: expected a name that can be a folder's, without '/'")
+    check_section_id(section.section_id)  # once more: everything below that folder is removed
     place = Place(root) / f"sections/{section.section_id}"
     (place / "seal.json").remove()  # first: what is half removed is not sealed
     place.remove_below()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 from skimage.transform import AffineTransform, warp
 
 from tario_jax.config import InputError
-from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage
 from tario_jax.sources.delimited import header, numbers, read_columns
 
 _KEY_POINTS = ("fixedX", "fixedY", "alignmentX", "alignmentY")
@@ -100,34 +101,80 @@ def _from_key_points(path: Path, pixel_um: float) -> Alignment:
     return Alignment(path, affine, pixel_um, note)
 
 
-def resample(he: np.ndarray, alignment: Alignment, origin_um: np.ndarray, end_um: np.ndarray) -> np.ndarray:
-    """H&E in the frame with its origin at `origin_um`, at the H&E's own µm per px; uint8, white where there is none.
+def resampled(he: BlockImage, alignment: Alignment, origin_um: np.ndarray, end_um: np.ndarray) -> BlockImage:
+    """H&E in the frame with its origin at `origin_um`, at the H&E's own µm per px; white where there is none.
 
-    Bilinear, block by block, so that a whole slide is never held in double precision. A pixel's place is its centre,
-    (column + 0.5, row + 0.5), in both images.
+    Bilinear, computed as it is read: neither image is ever whole in memory. A pixel's place is its centre,
+    (column + 0.5, row + 0.5), in both images. It is always computed in the same blocks, so that its rounding does not
+    depend on what is read of it.
     """
     um_per_px = alignment.um_per_px
-    width_px, height_px = np.ceil((end_um - origin_um) / um_per_px - 1e-6).astype(int)
+    width_px, height_px = np.ceil((end_um - origin_um) / um_per_px - 1e-6).astype(int).tolist()
     # section px -> µm -> H&E px, then from places of centres to indices of pixels on both sides
     to_um = np.array([[um_per_px, 0, origin_um[0]], [0, um_per_px, origin_um[1]], [0, 0, 1]])
     scale = np.diag([1 / alignment.pixel_um, 1 / alignment.pixel_um, 1])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     matrix = np.linalg.inv(half) @ np.linalg.inv(alignment.affine) @ scale @ to_um @ half
-    out = np.full((height_px, width_px, 3), 255, np.uint8)
-    for top in range(0, height_px, _BLOCK_PX):
-        for left in range(0, width_px, _BLOCK_PX):
-            bottom, right = min(top + _BLOCK_PX, height_px), min(left + _BLOCK_PX, width_px)
-            corners = np.array([[left, top, 1], [right, top, 1], [right, bottom, 1], [left, bottom, 1]]) @ matrix.T
-            low = np.maximum(np.floor(corners[:, :2].min(0)).astype(int) - 2, 0)
-            high = np.minimum(np.ceil(corners[:, :2].max(0)).astype(int) + 3, (he.shape[1], he.shape[0]))
-            if (high <= low).any():
-                continue
-            source = he[low[1] : high[1], low[0] : high[0]]
-            to_source = np.array([[1, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]]) @ matrix
-            to_source = to_source @ np.array([[1, 0, left], [0, 1, top], [0, 0, 1]])
-            block = warp(
-                source, AffineTransform(to_source), output_shape=(bottom - top, right - left),
-                order=1, mode="constant", cval=255, preserve_range=True,
-            )  # fmt: skip
-            out[top:bottom, left:right] = np.rint(block)
-    return out
+    held: dict[tuple[int, int], np.ndarray] = {}  # of the last row of blocks, which the next rows may ask for again
+
+    def size_of(block: tuple[int, int]) -> tuple[int, int]:
+        return min(_BLOCK_PX, height_px - block[0]), min(_BLOCK_PX, width_px - block[1])
+
+    def box_of(block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """First and last (x, y) of the H&E px that a block needs."""
+        (top, left), (rows, columns) = block, size_of(block)
+        corners = np.array([[left, top, 1], [left + columns, top, 1], [left + columns, top + rows, 1],
+                            [left, top + rows, 1]]) @ matrix.T  # fmt: skip
+        low = np.maximum(np.floor(corners[:, :2].min(0)).astype(int) - 2, 0)
+        return low, np.minimum(np.ceil(corners[:, :2].max(0)).astype(int) + 3, (he.width_px, he.height_px))
+
+    def compute(block: tuple[int, int], source: np.ndarray, low: np.ndarray) -> np.ndarray:
+        to_source = np.array([[1, 0, -low[0]], [0, 1, -low[1]], [0, 0, 1]]) @ matrix
+        to_source = to_source @ np.array([[1, 0, block[1]], [0, 1, block[0]], [0, 0, 1]])
+        warped = warp(
+            source, AffineTransform(to_source), output_shape=size_of(block), order=1, mode="constant", cval=255,
+            preserve_range=True,
+        )  # fmt: skip
+        return np.rint(warped).astype(np.uint8)
+
+    def blocks_of(wanted: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """Those blocks, in order. What several of them need is read once where it is not much more than they are."""
+        boxes = {block: box_of(block) for block in wanted if block not in held}
+        there = {block: (low, high) for block, (low, high) in boxes.items() if (high > low).all()}
+        first = np.min([low for low, _ in there.values()], 0) if there else np.zeros(2, int)
+        last = np.max([high for _, high in there.values()], 0) if there else first
+        together = np.prod(last - first) <= 1.5 * sum(np.prod(high - low) for low, high in there.values())
+        read = he[first[1] : last[1], first[0] : last[0]] if there and together else None
+        for block in wanted:
+            if block in held:
+                yield block, held[block]
+            elif block not in there:
+                yield block, np.full((*size_of(block), 3), 255, np.uint8)
+            else:
+                low, high = there[block]
+                if read is None:
+                    source = he[low[1] : high[1], low[0] : high[0]]
+                else:
+                    source = read[low[1] - first[1] : high[1] - first[1], low[0] - first[0] : high[0] - first[0]]
+                yield block, compute(block, source, low)
+
+    def part(rows: slice, columns: slice) -> np.ndarray:
+        out = np.empty((rows.stop - rows.start, columns.stop - columns.start, 3), np.uint8)
+        first_row, last_row = rows.start // _BLOCK_PX, (rows.stop - 1) // _BLOCK_PX
+        wanted = [(row * _BLOCK_PX, column * _BLOCK_PX) for row in range(first_row, last_row + 1)
+                  for column in range(columns.start // _BLOCK_PX, (columns.stop - 1) // _BLOCK_PX + 1)]  # fmt: skip
+        kept = {}
+        for block, pixels in blocks_of(wanted):
+            (top, left), (height, width) = block, pixels.shape[:2]
+            y0, y1 = max(rows.start, top), min(rows.stop, top + height)
+            x0, x1 = max(columns.start, left), min(columns.stop, left + width)
+            out[y0 - rows.start : y1 - rows.start, x0 - columns.start : x1 - columns.start] = pixels[
+                y0 - top : y1 - top, x0 - left : x1 - left
+            ]
+            if y1 < top + height:
+                kept[block] = pixels
+        held.clear()
+        held.update(kept)
+        return out
+
+    return BlockImage(height_px, width_px, part)

@@ -1,21 +1,24 @@
 """An H&E that lies beside an assay's files: where it covers the assay, and its pixels in the section's frame."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.sources.alignment import Alignment, resample
-from tario_jax.sources.images import he_size_px, read_he
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage
+from tario_jax.sources.alignment import Alignment, resampled
+from tario_jax.sources.slide_files import opened_slide
 
 MEASURED_UM_PER_PX = 4.0  # of the mask of the measured area
 
 
 @dataclasses.dataclass(frozen=True)
 class HeBeside:
-    """An H&E on the disk and where it lies in the assay's µm. Its pixels are read when its section is."""
+    """An H&E on the disk and where it lies in the assay's µm. Its pixels are read when its section is written."""
 
     path: Path
     alignment: Alignment
@@ -25,8 +28,15 @@ class HeBeside:
     @classmethod
     def at(cls, path: Path, alignment: Alignment) -> "HeBeside":
         """Raises `InputError` for a file that is no H&E, and where it states another scale than its alignment."""
-        width_px, height_px, stated_um_per_px = he_size_px(path)
-        if stated_um_per_px is not None and not 0.95 < stated_um_per_px / alignment.um_per_px < 1.05:
+        with opened_slide(path) as file:
+            width_px, height_px = file.levels[0].width_px, file.levels[0].height_px
+            stated_um_per_px = None if file.um_per_px is None else file.um_per_px[0]
+        low_um, high_um = PLAUSIBLE_UM_PER_PX  # beyond them it is no scale: a TIFF may say 72 px an inch
+        if (
+            stated_um_per_px is not None
+            and low_um <= stated_um_per_px <= high_um
+            and not 0.95 < stated_um_per_px / alignment.um_per_px < 1.05
+        ):
             raise InputError(
                 f"{alignment.path}: gives {alignment.um_per_px:.4g} µm per px of H&E, but {path.name} says "
                 f"{stated_um_per_px:.4g}; expected the affine from H&E px to {alignment.frame}; is it the inverse?"
@@ -58,15 +68,23 @@ class HeBeside:
         # the last row and column reach beyond the extent: their centres are held inside it
         return self.covers(np.minimum(centre_um, end_um)).reshape(rows, columns)
 
-    def pixels(self, origin_um: np.ndarray, end_um: np.ndarray) -> np.ndarray:
-        """The extent at the H&E's own µm per px, uint8 [H, W, 3]; white where there is none."""
-        return resample(read_he(self.path), self.alignment, origin_um, end_um)
+    @contextlib.contextmanager
+    def opened(self, origin_um: np.ndarray, end_um: np.ndarray) -> Iterator[BlockImage]:
+        """The extent at the H&E's own µm per px, white where there is none; it can be read until this is left."""
+        with opened_slide(self.path) as file:
+            yield resampled(file.levels[0], self.alignment, origin_um, end_um)
 
 
-def extent_of(he: HeBeside | None, origin_um: np.ndarray, end_um: np.ndarray) -> dict[str, Any]:
-    """The fields of `SectionData` that say how large a section from `origin_um` to `end_um` is, and its H&E."""
+@contextlib.contextmanager
+def extent_of(he: HeBeside | None, origin_um: np.ndarray, end_um: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The fields of `SectionData` that say how large a section from `origin_um` to `end_um` is, and its H&E.
+
+    The H&E is read block by block, until this is left.
+    """
     width_um, height_um = (float(extent) for extent in end_um - origin_um)
     sides = {"width_um": width_um, "height_um": height_um, "measured_um_per_px": MEASURED_UM_PER_PX}
     if he is None:
-        return sides
-    return sides | {"he_um_per_px": he.alignment.um_per_px, "he": he.pixels(origin_um, end_um)}
+        yield sides
+        return
+    with he.opened(origin_um, end_um) as image:
+        yield sides | {"he_um_per_px": he.alignment.um_per_px, "he": image}

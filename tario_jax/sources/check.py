@@ -9,8 +9,9 @@ import numpy as np
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus.check import Finding, check_corpus
 from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.section import Detections
 from tario_jax.corpus.split import split_corpus
-from tario_jax.sources.registration import RegistrationReport, check_registration
+from tario_jax.sources.registration import RegistrationReport, check_detections, check_registration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,11 @@ def _split(corpus: Corpus) -> list[Finding]:
 
 
 def registration_of(section: Section) -> RegistrationReport:
-    """The registration of a stored section: its detections (those in nuclei where known), or its spots' totals."""
-    he, scale = section.he(), section.he_um_per_px
+    """The registration of a stored section: its detections (those in nuclei where known), or its spots' totals.
+
+    H&E and detections are read block by block: a section may be larger than memory.
+    """
+    he, scale = section.he_blocks(), section.he_um_per_px
     spots = section.spots
     if spots is not None:
         spot_E = np.repeat(np.arange(len(spots)), np.diff(spots.indptr))
@@ -94,8 +98,13 @@ def registration_of(section: Section) -> RegistrationReport:
         return check_registration(
             he, scale, spots.x_um_N, spots.y_um_N, weights=totals_N, diameter_um=spots.diameter_um
         )
-    found = section.all_detections()
-    inside = np.ones(len(found), bool) if found.in_nucleus_D is None else found.in_nucleus_D
     quality = section.record["quality"]
     field_um = (quality["fov_width_um"], quality["fov_height_um"]) if "fov_width_um" in quality else None
-    return check_registration(he, scale, found.x_um_D[inside], found.y_um_D[inside], field_um=field_um)
+    blocks = section.detection_blocks()
+    return check_detections(he, scale, map(_in_nuclei, blocks), field_um=field_um)
+
+
+def _in_nuclei(found: Detections) -> tuple[np.ndarray, np.ndarray]:
+    """Places of those in nuclei, of all where that is not known."""
+    inside = slice(None) if found.in_nucleus_D is None else found.in_nucleus_D
+    return found.x_um_D[inside], found.y_um_D[inside]

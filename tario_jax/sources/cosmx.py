@@ -15,8 +15,8 @@ from tario_jax.sources.beside import MEASURED_UM_PER_PX, HeBeside, extent_of
 from tario_jax.sources.delimited import Names, column_batches, header, numbers, one_file, require_columns
 from tario_jax.sources.fov_survey import FovSurvey, cell_key, lost_genes, lost_many
 from tario_jax.sources.fovs import Frame, place_fovs
-from tario_jax.sources.images import he_size_px
 from tario_jax.sources.ingested import Ingested, IngestReport
+from tario_jax.sources.slide_files import opened_slide
 from tario_jax.sources.targets import Targets, read_symbol_map, sort_targets
 
 VENDOR_UM_PER_PX = 0.12028  # of the vendor's pages; earlier instruments had another
@@ -141,14 +141,15 @@ def read_cosmx(
 
     def generate() -> Iterator[SectionData]:
         measured = frame.measured(MEASURED_UM_PER_PX, origin_um, end_um)
-        yield SectionData(
-            section_id, patient_id, cohort,
-            **extent_of(he, origin_um, end_um),
-            detections=DetectionBlocks(blocks),
-            measured=measured if he is None else measured & he.covered(origin_um, end_um),
-            registration=registration or "none",
-            quality=quality,
-        )  # fmt: skip
+        with extent_of(he, origin_um, end_um) as extent:
+            yield SectionData(
+                section_id, patient_id, cohort,
+                **extent,
+                detections=DetectionBlocks(blocks),
+                measured=measured if he is None else measured & he.covered(origin_um, end_um),
+                registration=registration or "none",
+                quality=quality,
+            )  # fmt: skip
 
     return Ingested(targets.panel, generate(), 1, report)
 
@@ -170,7 +171,8 @@ def _he_in_px(image, alignment, registration: Registration | None) -> HeBeside |
     affine = read_affine(alignment)
     if not np.linalg.det(affine):
         raise InputError(f"{alignment}: its affine has no inverse; expected H&E px to global px")
-    width_px, height_px, _ = he_size_px(image)
+    with opened_slide(image) as file:
+        width_px, height_px = file.levels[0].width_px, file.levels[0].height_px
     return HeBeside(image, Alignment(alignment, affine, 1.0, frame="global px"), width_px, height_px)
 
 

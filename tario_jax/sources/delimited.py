@@ -114,8 +114,10 @@ def _invalid(path: Path, names: list[str], message: str) -> InputError:
     where, _, rest = message.partition(": ")
     number = where.rpartition("#")[2]
     if where.startswith("In CSV column") and number.isdigit() and int(number) < len(names):
-        value = rest.rpartition("invalid value ")[2]
         row = f" ({rest.split(':')[0].strip()})" if rest.startswith("Row") else ""
+        if "invalid UTF8" in rest:
+            return InputError(f"{path}: column {names[int(number)]!r} is not UTF-8{row}; save it as UTF-8")
+        value = rest.rpartition("invalid value ")[2]
         return InputError(f"{path}: column {names[int(number)]!r} holds {value}{row}; expected a number")
     return InputError(f"{path}: not a table of {len(names)} columns: {message}; expected the vendor's file unchanged")
 

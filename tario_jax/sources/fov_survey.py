@@ -35,6 +35,8 @@ class FovSurvey:
         cell_id_N: np.ndarray | None,
     ) -> None:  # fmt: skip
         """Adds rows that have a field and finite places; target −1 is none, a cell id of 0 or less is no cell."""
+        if not len(fov_N):
+            return
         (x_N, y_N), (across_N, up_N) = local_px_Nx2.T, global_px_Nx2.T
         values_Nx7 = np.stack([x_N, y_N, across_N, up_N, across_N - x_N, up_N - y_N, up_N + y_N], 1)
         order = np.argsort(fov_N, kind="stable")

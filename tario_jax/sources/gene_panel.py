@@ -20,6 +20,8 @@ def read_gene_panel(path: Path) -> tuple[dict[str, str], int]:
         raise InputError(f"{path}: no payload.targets with type.descriptor and type.data.name; expected the vendor's "
                          "file unchanged, or none") from None  # fmt: skip
     for symbol, identifier in named:
+        if not isinstance(symbol, str) or not isinstance(identifier, str) or not symbol.strip():
+            raise InputError(f"{path}: a gene is named {symbol!r} and has the id {identifier!r}; expected a symbol")
         before = ensembl.setdefault(symbol, identifier)
         if before != identifier:
             raise InputError(f"{path}: gene {symbol!r} is {before} and {identifier}; expected one id a symbol, since "

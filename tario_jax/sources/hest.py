@@ -70,7 +70,7 @@ def read_hest(
 
     def generate() -> Iterator[SectionData]:
         for sample, own in zip(read, genes, strict=True):
-            yield _section(sample, own, panel, report)
+            yield from _sections(sample, own, panel, report)
 
     return Ingested(panel, generate(), len(read), report)
 
@@ -251,10 +251,12 @@ def _union(panels: list[Panel], report: IngestReport) -> Panel:
     return Panel.of_ids(symbols, ("".join(ids[symbol] - doubtful) for symbol in symbols))
 
 
-def _section(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -> SectionData:
+def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -> Iterator[SectionData]:
     import scipy.sparse
 
     data = _open(sample.table, backed=False)
+    if data.X is None:
+        raise InputError(f"{sample.table}: has no X; expected raw counts of spots")
     counts_NxR = scipy.sparse.csr_array(data.X)
     if "spatial" not in data.obsm or np.shape(data.obsm["spatial"])[1:] != (2,):
         raise InputError(f"{sample.table}: has no obsm['spatial'] of two columns; expected px of the full image")
@@ -267,7 +269,7 @@ def _section(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -
     spots = report.open("spots", sample.name, counts_NxR.shape[0])
     array_xy_Nx2 = None
     if {"array_col", "array_row"} <= set(data.obs):
-        array_xy_Nx2 = data.obs[["array_col", "array_row"]].to_numpy().astype(np.int32)
+        array_xy_Nx2 = _whole_places(data.obs[["array_col", "array_row"]].to_numpy())
     table = SpotTable(
         tuple(str(name) for name in data.obs_names), np.asarray(data.obsm["spatial"], np.float64), array_xy_Nx2,
         sample.diameter_um, np.concatenate([[0], np.cumsum(kept_E)])[counts_NxR.indptr], to_panel[gene_E[kept_E]],
@@ -275,5 +277,14 @@ def _section(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -
     )  # fmt: skip
     measured_gene_G = np.zeros(len(panel), bool)
     measured_gene_G[to_panel] = True
-    return table.section((sample.name, sample.patient, sample.cohort), Picture(sample.image, sample.um_per_px),
-                         len(panel), measured_gene_G)  # fmt: skip
+    yield from table.sections((sample.name, sample.patient, sample.cohort), Picture(sample.image, sample.um_per_px),
+                              len(panel), measured_gene_G)  # fmt: skip
+
+
+def _whole_places(array_xy_Nx2: np.ndarray) -> np.ndarray | None:
+    """Array coordinates as int32; None where they are none, since they are wanted by nobody but their reader."""
+    try:
+        array_xy_Nx2 = array_xy_Nx2.astype(np.float64)
+    except (TypeError, ValueError):
+        return None
+    return array_xy_Nx2.astype(np.int32) if np.isfinite(array_xy_Nx2).all() else None

@@ -61,23 +61,6 @@ def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:
     return pixels, um_per_px
 
 
-def read_he(path: Path) -> np.ndarray:
-    """A whole H&E, TIFF or any other image, uint8 [H, W, 3]."""
-    return read_ome_tiff(path)[0] if _is_tiff(path) else read_rgb(path)
-
-
-def he_size_px(path: Path) -> tuple[int, int, float | None]:
-    """(width, height) of what `read_he` gives, and its µm per px where the file says so; reads no pixels."""
-    if not _is_tiff(path):
-        return *image_size_px(path), None
-    with _finest_level(path) as (level, axes, um_per_px):
-        return level.shape[axes.index("X")], level.shape[axes.index("Y")], um_per_px
-
-
-def _is_tiff(path: Path) -> bool:
-    return path.suffix.lower() in (".tif", ".tiff", ".btf")
-
-
 @contextlib.contextmanager
 def _finest_level(path: Path) -> Iterator[tuple]:
     """(highest level, its axes, µm per px). Raises `InputError` where it is no H&E or cannot be read."""

@@ -1,12 +1,15 @@
 """The H&E image of spots or squares whose places are px of it, cut to where they lie."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.sources.images import read_he
+from tario_jax.corpus.section import BlockImage
+from tario_jax.sources.slide_files import opened_slide
 
 MARGIN_UM = 300.0  # of H&E kept around the places' centres; the rest of the slide is not stored
 
@@ -19,13 +22,18 @@ class Picture:
     um_per_px: float  # of this file's px
     per_fullres: float = 1.0
 
-    def cut(self, fullres_xy_Nx2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @contextlib.contextmanager
+    def cut(self, fullres_xy_Nx2: np.ndarray) -> Iterator[tuple[BlockImage, np.ndarray, np.ndarray]]:
         """The H&E around these places with a margin of 300 µm; its top left corner (x, y) in px; who lies inside [N].
 
-        Raises `InputError` where more than half of the places lie outside, or the file is no H&E.
+        The H&E is read block by block, until this is left. Raises `InputError` where more than half of the places lie
+        outside, or the file is no H&E.
         """
-        whole = read_he(self.path)
-        size_px = (whole.shape[1], whole.shape[0])
+        with opened_slide(self.path) as file:
+            yield self._cut(file.levels[0], fullres_xy_Nx2)
+
+    def _cut(self, whole: BlockImage, fullres_xy_Nx2: np.ndarray) -> tuple[BlockImage, np.ndarray, np.ndarray]:
+        size_px = (whole.width_px, whole.height_px)
         pixel_xy_Nx2 = fullres_xy_Nx2 * self.per_fullres
         inside_N = ((pixel_xy_Nx2 >= 0) & (pixel_xy_Nx2 < size_px)).all(1)
         if 2 * inside_N.sum() < len(inside_N):
@@ -34,7 +42,11 @@ class Picture:
                 f"x {size_px[1]} px; expected the image, in full resolution, that the places are px of"
             )
         left, top, right, bottom = box_around(pixel_xy_Nx2[inside_N], MARGIN_UM / self.um_per_px, *size_px)
-        return np.ascontiguousarray(whole[top:bottom, left:right]), np.array([left, top]), inside_N
+
+        def read(rows: slice, columns: slice) -> np.ndarray:
+            return whole[rows.start + top : rows.stop + top, columns.start + left : columns.stop + left]
+
+        return BlockImage(bottom - top, right - left, read), np.array([left, top]), inside_N
 
     def to_um(self, fullres_xy_Nx2: np.ndarray, corner_px_2: np.ndarray) -> np.ndarray:
         """Places in the frame of the cut, µm."""

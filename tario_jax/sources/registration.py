@@ -6,12 +6,15 @@ stands out from scores of places that cannot be right.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 from scipy import fft, ndimage, signal
 from skimage.color import rgb2hed
 from skimage.transform import downscale_local_mean
+
+from tario_jax.corpus.section import BlockImage
 
 Verdict = Literal["registered", "shifted", "turned", "mirrored", "not checkable"]
 
@@ -27,11 +30,14 @@ _ORIENTATIONS = (
     "mirrored along the other diagonal",
 )
 _TOLERANCE_UM = 5.0
+_ERROR_UM = 0.5  # of a shift of detections as it is found: one of 5 µm, as virtual tissue has, is no fault at 5.02
 _COARSE_PX = 1024  # longest side of the maps
 _FINE_UM = 1.0
 _BLUR_UM, _BACKGROUND_UM = 1.5, 15.0  # a nucleus is between them: finer is noise, coarser is tissue and its edge
 _NULL_PLACES = 99
 _MIN_OVERLAP = 0.5
+_LEAST_DETECTIONS = 200
+_STRIP_PX = 16 << 20  # of H&E that is averaged at once
 _BLOCK_DIAMETERS = 6.0  # side of a block of spots that is resampled as one: three spots of an ST array
 
 
@@ -62,7 +68,7 @@ class RegistrationReport:
         """One line for people."""
         dx, dy = self.shift_um
         what = {
-            "registered": f"registered: best shift ({dx:+.1f}, {dy:+.1f}) µm, within {self.tolerance_um:.0f} of zero",
+            "registered": f"registered: best shift ({dx:+.1f}, {dy:+.1f}) µm, within {self.tolerance_um:.3g} of zero",
             "shifted": f"shifted: detections lie {np.hypot(dx, dy):.1f} µm off, ({dx:+.1f} right, {dy:+.1f} down) µm"
             + (f": {self.reason}" if self.reason else ""),
             "turned": f"turned: detections fit the H&E when {self.orientation}",
@@ -79,7 +85,7 @@ class RegistrationReport:
 
 
 def check_registration(
-    he: np.ndarray,
+    he: np.ndarray | BlockImage,
     he_um_per_px: float,
     x_um: np.ndarray,
     y_um: np.ndarray,
@@ -87,17 +93,15 @@ def check_registration(
     weights: np.ndarray | None = None,
     diameter_um: float | None = None,
     max_shift_um: float | None = None,
-    field_um: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> RegistrationReport:
     """Checks the places against the H&E in the section's frame.
 
     Args:
-        he: uint8 [H, W, 3].
+        he: uint8 [H, W, 3]; one that is read block by block is never held whole.
         x_um, y_um: [D] detections (pass those inside nuclei where that is known), or [N] centres of spots.
         weights, diameter_um: for spots: total counts [N] and the diameter. Both or neither.
         max_shift_um: of the search; 30 for detections, two diameters for spots.
-        field_um: width and height of an imaging field: detections are sought one field off, too.
 
     Detections are compared as densities at about 1 µm, blurred by 1.5 µm and freed of what varies over more than
     15 µm, by the correlation over the overlap at every shift (Padfield 2012, doi:10.1109/TIP.2011.2181402). Spots are
@@ -109,12 +113,32 @@ def check_registration(
     if (weights is None) != (diameter_um is None):
         raise ValueError("check_registration: weights and diameter_um describe spots and belong together")
     x_um, y_um = np.asarray(x_um, np.float64), np.asarray(y_um, np.float64)
+    if weights is None:
+        return check_detections(he, he_um_per_px, [(x_um, y_um)], max_shift_um=max_shift_um, seed=seed)
+    return _report(_Spots(he, he_um_per_px, x_um, y_um, np.asarray(weights, np.float64), diameter_um,
+                          max_shift_um or 2 * diameter_um), seed)  # fmt: skip
+
+
+def check_detections(
+    he: np.ndarray | BlockImage,
+    he_um_per_px: float,
+    places: Iterable[tuple[np.ndarray, np.ndarray]],
+    *,
+    max_shift_um: float | None = None,
+    field_um: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> RegistrationReport:
+    """`check_registration` of detections that come in blocks (x_um, y_um), read once and never held together.
+
+    field_um: width and height of an imaging field: detections are sought one field off, too.
+    """
+    return _report(_Density(he, he_um_per_px, places, max_shift_um or 30.0), seed, field_um)
+
+
+def _report(
+    search: "_Density | _Spots", seed: int, field_um: tuple[float, float] | None = None
+) -> RegistrationReport:  # fmt: skip
     rng = np.random.Generator(np.random.Philox(seed))
-    if weights is not None:
-        search = _Spots(he, he_um_per_px, x_um, y_um, np.asarray(weights, np.float64), diameter_um,
-                        max_shift_um or 2 * diameter_um)  # fmt: skip
-    else:
-        search = _Density(he, he_um_per_px, x_um, y_um, max_shift_um or 30.0)
     if search.problem:
         return RegistrationReport(
             "not checkable", (0.0, 0.0), _ORIENTATIONS[0], np.nan, np.nan, np.nan, np.nan, 0,
@@ -127,7 +151,7 @@ def check_registration(
     winner = int(scores.argmax())
     best, shift_um, at_edge = found[winner]
     reason, tolerance_um = "", search.tolerance_um
-    if weights is None and field_um is not None:
+    if field_um is not None:
         by_field, field_shift_um = max(search.best_about(*at_um) for at_um in _one_off(field_um))
         # by chance one of the wrong places may be the right one: their median is not moved by it
         if by_field > 3 * max(best, np.median(null)):
@@ -157,19 +181,20 @@ def check_registration(
     )  # fmt: skip
 
 
-def haematoxylin(he: np.ndarray, he_um_per_px: float, um_per_px: float) -> tuple[np.ndarray, float]:
+def haematoxylin(he: np.ndarray | BlockImage, he_um_per_px: float, um_per_px: float) -> tuple[np.ndarray, float]:
     """Haematoxylin (Ruifrok and Johnston) [rows, columns] at about `um_per_px`, and the µm per px that came of it."""
     factor = max(1, round(um_per_px / he_um_per_px))
     if factor > 1:  # whole blocks only: padding would draw a dark border
         height, width = (size // factor * factor for size in he.shape[:2])
         if not height or not width:
             return np.zeros((0, 0), np.float32), factor * he_um_per_px
+        step = factor * max(1, _STRIP_PX // (factor * width))
         he = np.concatenate(  # in strips: the mean is taken in double precision
-            [downscale_local_mean(he[top : min(top + 64 * factor, height), :width], (factor, factor, 1))
-             for top in range(0, height, 64 * factor)]
+            [downscale_local_mean(he[top : min(top + step, height), :width], (factor, factor, 1))
+             for top in range(0, height, step)]
         )  # fmt: skip
     else:
-        he = he.astype(np.float64)
+        he = he[:, :].astype(np.float64)
     return rgb2hed(he / 255.0)[..., 0].astype(np.float32), factor * he_um_per_px
 
 
@@ -191,14 +216,12 @@ def _turn(orientation: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, n
 class _Density:
     """Search for detections: haematoxylin and detections as maps, correlated at every shift."""
 
-    def __init__(self, he, he_um_per_px, x_um, y_um, max_shift_um):
-        self.x_um, self.y_um, self.max_shift_um = x_um, y_um, max_shift_um
+    def __init__(self, he, he_um_per_px, places, max_shift_um):
+        self.max_shift_um = max_shift_um
         self.width_um, self.height_um = he.shape[1] * he_um_per_px, he.shape[0] * he_um_per_px
         coarse_um = max(_FINE_UM, self.width_um / _COARSE_PX, self.height_um / _COARSE_PX)
         self.problem, self.tolerance_um = "", _TOLERANCE_UM
-        if len(x_um) < 200:
-            self.problem = f"{len(x_um)} detections; at least 200 are needed"
-        elif min(self.width_um, self.height_um) < 4 * max_shift_um:
+        if min(self.width_um, self.height_um) < 4 * max_shift_um:
             self.problem = (
                 f"the section is {self.width_um:.0f} x {self.height_um:.0f} µm; at least {4 * max_shift_um:.0f} µm "
                 "each way are needed"
@@ -210,10 +233,29 @@ class _Density:
         self.stain_YxX = _band(stain_YxX, self.um)
         if self.stain_YxX.std() < 1e-6:
             self.problem = "the H&E has no contrast in haematoxylin"
+            return
+        number = self._count(places)
+        if number < _LEAST_DETECTIONS:
+            self.problem = f"{number} detections; at least {_LEAST_DETECTIONS} are needed"
+
+    def _count(self, places) -> int:
+        """Maps of the detections in every orientation, in one pass over them; returns how many there are."""
+        rows, columns = self.stain_YxX.shape
+        counts_8xM, number = np.zeros((8, rows * columns), np.int32), 0
+        for x_um, y_um in places:
+            number += len(x_um)
+            for orientation in range(8):
+                x, y = _turn(orientation, x_um - self.width_um / 2, y_um - self.height_um / 2)
+                column, row = (np.floor((at + side / 2) / self.um) for at, side in
+                               ((x, self.width_um), (y, self.height_um)))  # fmt: skip
+                inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+                cell = (row[inside] * columns + column[inside]).astype(np.int64)
+                counts_8xM[orientation] += np.bincount(cell, minlength=rows * columns).astype(np.int32)
+        self._counts_8xYxX = counts_8xM.reshape(8, rows, columns)
+        return number
 
     def _density(self, orientation: int) -> np.ndarray:
-        x, y = _turn(orientation, self.x_um - self.width_um / 2, self.y_um - self.height_um / 2)
-        return _histogram(x + self.width_um / 2, y + self.height_um / 2, self.stain_YxX.shape, self.um)
+        return self._counts_8xYxX[orientation].astype(np.float32)
 
     def score_at_zero(self) -> float:
         density_YxX = _band(self._density(0), self.um)
@@ -253,13 +295,7 @@ class _Density:
 
     def settle(self, rng: np.random.Generator, shift_um: tuple[float, float]) -> tuple[tuple[float, float], float]:
         """The shift as found: the summit between px errs by less than half a µm even on px of 10 µm."""
-        return shift_um, self.tolerance_um
-
-
-def _histogram(x_um: np.ndarray, y_um: np.ndarray, shape: tuple[int, int], um: float) -> np.ndarray:
-    rows, columns = shape
-    edges = (np.arange(rows + 1) * um, np.arange(columns + 1) * um)
-    return np.histogram2d(y_um, x_um, edges)[0].astype(np.float32)
+        return shift_um, self.tolerance_um + _ERROR_UM
 
 
 def _band(map_YxX: np.ndarray, um: float) -> np.ndarray:

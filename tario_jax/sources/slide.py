@@ -8,7 +8,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.resample import square_means
-from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage, SectionData
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage, SectionData, check_section_id
 from tario_jax.panel import Panel
 from tario_jax.sources.ingested import ALL_SECTIONS, Ingested, IngestReport
 from tario_jax.sources.slide_files import DICOM, PLAIN, TIFF, VENDORS, SlideFile, opened_slide
@@ -117,7 +117,7 @@ def _holds_dicom(folder: Path) -> bool:
 def _owners(table: Path, path: Path, slides: list[Path]) -> list[_Owner]:
     """Whose each slide is. Raises `InputError` for a slide without a line, and a line without a slide."""
     try:
-        lines = table.read_text().splitlines()
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--patients-file={table}: cannot be read ({type(error).__name__}); expected a table of text "
                          "with tabs") from None  # fmt: skip
@@ -152,9 +152,10 @@ def _check_names(slides: list[Path], owners: list[_Owner]) -> None:
         if other != slide:
             raise InputError(f"{slide.name} and {other.name}: both would be section {owner.section_id!r}; name them in "
                              "the column 'section' of --patients-file")  # fmt: skip
-        if any(letter in owner.section_id for letter in "/\\ \t"):
-            raise InputError(f"{slide}: {owner.section_id!r} cannot be a section's name (a space or a slash); give "
-                             "--section, or the column 'section' of --patients-file")  # fmt: skip
+        try:
+            check_section_id(owner.section_id)
+        except InputError as error:
+            raise InputError(f"{slide}: {error}; give --section, or the column 'section' of --patients-file") from None
 
 
 def _check_scale(um_per_px: float, what: str, force: bool, fix: str) -> None:

@@ -69,6 +69,8 @@ def _open(path: Path, stack: contextlib.ExitStack) -> SlideFile:
         file = _open_tiff(path, stack)
         if file.is_ome or _vendor(path) in (None, "generic-tiff"):
             return _tiff(path, file)
+    elif path.is_file() and path.suffix.lower() not in (*VENDORS, DICOM) and _vendor(path) is None:
+        return _plain(path, stack)  # of another name: BMP, JPEG 2000, …
     return _vendors_own(path, stack)
 
 

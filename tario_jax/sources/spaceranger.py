@@ -1,17 +1,18 @@
 """What Space Ranger writes for Visium and Visium HD alike: matrix, positions, scale factors and pictures."""
 
 import dataclasses
-import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
 from tario_jax.config import InputError
 from tario_jax.panel import Panel
+from tario_jax.sources.barcodes import Barcodes
 from tario_jax.sources.delimited import require_columns
 from tario_jax.sources.gene_rows import gene_panel, whole_numbers
 from tario_jax.sources.images import reason_of
@@ -21,6 +22,8 @@ from tario_jax.sources.picture import Picture
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _EXPRESSION = "Gene Expression"
 _FEATURES = ("id", "name", "feature_type")
+_ENTRIES = 1 << 22  # of a matrix that are read at once
+_BARCODES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Positions:
     """Every spot or square of the slide, in tissue or not; P rows."""
 
     path: Path
-    barcode_P: pa.ChunkedArray
+    barcode_P: Barcodes
     in_tissue_P: np.ndarray  # bool
     array_xy_Px2: np.ndarray  # int32: column, row
     pixel_xy_Px2: np.ndarray  # float64, px of the full-resolution image
@@ -36,27 +39,60 @@ class Positions:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """Counts of genes as they stand in the file, by barcode; B barcodes, E entries, G genes of `panel`."""
+    """Counts of genes as they stand in the file, by barcode; B barcodes, R features, G genes of `panel`.
+
+    The counts themselves stay in the file: they are read block by block, any number of times.
+    """
 
     path: Path
-    barcode_B: pa.Array
+    barcode_B: Barcodes
     panel: Panel
-    indptr: np.ndarray  # int64 [B + 1]
-    gene_E: np.ndarray  # int32; several entries of a barcode may be of one gene
-    count_E: np.ndarray  # int32
+    indptr: np.ndarray  # int64 [B + 1], of the file's entries
+    gene_R: np.ndarray  # int32, position in the panel; −1 for what is no gene
+    total_B: np.ndarray  # int64, counts of genes
     counts: Tally  # what was read, and dropped as no gene
 
-    @functools.cached_property
-    def total_B(self) -> np.ndarray:
-        """Counts of each barcode, int64."""
-        return np.diff(np.concatenate([[0], np.cumsum(self.count_E, dtype=np.int64)])[self.indptr])
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+        """(barcodes, their indptr, gene, count) of some hundred thousand barcodes at a time, in the file's order.
+
+        Several entries of a barcode may be of one gene. Raises `InputError` where the file cannot be read.
+        """
+        for barcodes, indptr, row_E, count_E in _entries(self.path, self.indptr):
+            gene_E = self.gene_R[row_E]
+            kept_E = gene_E >= 0
+            yield barcodes, np.concatenate([[0], np.cumsum(kept_E)])[indptr], gene_E[kept_E], count_E[kept_E]
 
     def of(self, barcodes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indptr, gene, count) of these barcodes."""
-        size_N = np.diff(self.indptr)[barcodes_N]
-        indptr = np.concatenate([[0], np.cumsum(size_N)])
-        entry_E = np.arange(indptr[-1]) + np.repeat(self.indptr[barcodes_N] - indptr[:-1], size_N)
-        return indptr, self.gene_E[entry_E], self.count_E[entry_E]
+        """(indptr, gene, count) of these barcodes, in memory."""
+        blocks = list(self.blocks())
+        size_B = np.concatenate([np.diff(indptr) for _, indptr, *_ in blocks])
+        gene_E, count_E = (np.concatenate([block[part] for block in blocks]) for part in (2, 3))
+        start_B = np.cumsum(size_B) - size_B
+        indptr = np.concatenate([[0], np.cumsum(size_B[barcodes_N])])
+        entry_E = np.arange(indptr[-1]) + np.repeat(start_B[barcodes_N] - indptr[:-1], size_B[barcodes_N])
+        return indptr, gene_E[entry_E], count_E[entry_E]
+
+
+def _entries(path: Path, indptr: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """(barcodes, their indptr from 0, feature, count) of the file, at most about `_ENTRIES` at a time."""
+    import h5py
+
+    first, barcodes = 0, len(indptr) - 1
+    try:
+        with h5py.File(path) as file:
+            matrix = file["matrix"]
+            while first < barcodes:
+                end = max(first + 1, int(np.searchsorted(indptr, indptr[first] + _ENTRIES, side="right")) - 1)
+                part = slice(int(indptr[first]), int(indptr[end]))
+                count_E = whole_numbers(path, matrix["data"][part])
+                yield slice(first, end), indptr[first : end + 1] - part.start, matrix["indices"][part], count_E
+                first = end
+    except (OSError, KeyError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read: {reason_of(error)}; expected Space Ranger's file unchanged")
 
 
 def read_positions(folder: Path) -> Positions:
@@ -70,36 +106,50 @@ def read_positions(folder: Path) -> Positions:
         raise InputError(f"{folder}: {len(found)} files of {', '.join(names)}; expected one")
     path = found[0]
     numbers = dict(zip(_COLUMNS[1:], (pa.int8(), pa.int32(), pa.int32(), pa.float64(), pa.float64()), strict=True))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in numbers}
+
+    def barcodes() -> Iterator[pa.Array]:
+        """Of one batch after the other, whose numbers are kept meanwhile."""
+        for batch in _position_batches(path):
+            empty = [name for name in _COLUMNS if batch[name].null_count]
+            if empty:
+                raise InputError(f"{path}: column {empty[0]!r} has an empty value; expected one in each row")
+            for name, kind in numbers.items():
+                found[name].append(batch[name].cast(kind, safe=False).to_numpy(zero_copy_only=False))
+            yield batch["barcode"].cast(pa.string())
+
     try:
-        if path.suffix == ".parquet":
-            require_columns(path, parquet.read_schema(path).names, _COLUMNS)
-            table = parquet.read_table(path, columns=list(_COLUMNS))
-        else:
-            with path.open("rb") as file:  # what the file is called does not tell whether it has a header
-                first_row = file.readline().decode("utf-8-sig", "replace").strip().split(",")
-            has_header = first_row[0] == "barcode"
-            if has_header:
-                require_columns(path, first_row, _COLUMNS)
-            table = csv.read_csv(
-                path, csv.ReadOptions(column_names=first_row if has_header else _COLUMNS, skip_rows=int(has_header)),
-                convert_options=csv.ConvertOptions(column_types={"barcode": pa.string()}, include_columns=_COLUMNS),
-            )  # fmt: skip
-        columns = {name: table[name].cast(kind, safe=False).to_numpy() for name, kind in numbers.items()}
+        barcode_P = Barcodes(barcodes())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}; expected the columns "
                          f"{', '.join(_COLUMNS)} unchanged") from None  # fmt: skip
-    empty = [name for name in _COLUMNS if table[name].null_count]
-    if empty:
-        raise InputError(f"{path}: column {empty[0]!r} has an empty value; expected one in each row")
-    barcode_P = table["barcode"].cast(pa.string())
-    twice = len(barcode_P) - pc.count_distinct(barcode_P).as_py()
+    pa.default_memory_pool().release_unused()  # of the strings: hundreds of MB of a whole slide of Visium HD
+    twice = barcode_P.repeated()
     if twice or not len(barcode_P):
         raise InputError(f"{path}: {twice} of {len(barcode_P)} barcodes stand twice; expected each once")
-    pixel_xy_Px2 = np.stack([columns["pxl_col_in_fullres"], columns["pxl_row_in_fullres"]], 1)
+    in_tissue_P, row_P, column_P, down_P, right_P = (np.concatenate(found.pop(name)) for name in numbers)
+    pixel_xy_Px2 = np.stack([right_P, down_P], 1)
     if not np.isfinite(pixel_xy_Px2).all():
         raise InputError(f"{path}: column 'pxl_row_in_fullres' or 'pxl_col_in_fullres' holds no number; expected px")
-    array_xy_Px2 = np.stack([columns["array_col"], columns["array_row"]], 1).astype(np.int32)
-    return Positions(path, barcode_P, columns["in_tissue"] != 0, array_xy_Px2, pixel_xy_Px2)
+    return Positions(path, barcode_P, in_tissue_P != 0, np.stack([column_P, row_P], 1), pixel_xy_Px2)
+
+
+def _position_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if path.suffix == ".parquet":
+        with parquet.ParquetFile(path) as file:
+            require_columns(path, file.schema_arrow.names, _COLUMNS)
+            yield from file.iter_batches(_BARCODES, columns=list(_COLUMNS))
+        return
+    with path.open("rb") as file:  # what the file is called does not tell whether it has a header
+        first_row = file.readline().decode("utf-8-sig", "replace").strip().split(",")
+    has_header = first_row[0] == "barcode"
+    if has_header:
+        require_columns(path, first_row, _COLUMNS)
+    table = csv.read_csv(
+        path, csv.ReadOptions(column_names=first_row if has_header else _COLUMNS, skip_rows=int(has_header)),
+        convert_options=csv.ConvertOptions(column_types={"barcode": pa.string()}, include_columns=_COLUMNS),
+    )  # fmt: skip
+    yield from table.to_batches()
 
 
 def read_scale_factors(folder: Path, *names: str) -> dict[str, float]:
@@ -123,9 +173,9 @@ def fit_lattice(positions: Positions, step_um: tuple[float, float]) -> tuple[np.
 
     Raises `InputError` where the pixels do not follow the array, or it cannot be told.
     """
-    array_um_Px3 = np.column_stack([positions.array_xy_Px2 * step_um, np.ones(len(positions.array_xy_Px2))])
-    thinned = slice(None, None, max(1, len(array_um_Px3) // 200_000))
-    design, target = array_um_Px3[thinned], positions.pixel_xy_Px2[thinned]
+    thinned = slice(None, None, max(1, len(positions.array_xy_Px2) // 200_000))
+    array_xy_Tx2, target = positions.array_xy_Px2[thinned], positions.pixel_xy_Px2[thinned]
+    design = np.column_stack([array_xy_Tx2 * step_um, np.ones(len(array_xy_Tx2))])
     if len(design) < 3 or np.linalg.matrix_rank(design - design.mean(0)) < 2:
         raise InputError(f"{positions.path}: {len(design)} places; expected at least 3, not in one line")
     affine = np.linalg.lstsq(design, target, rcond=None)[0]
@@ -181,25 +231,49 @@ def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:
                                  "the h5 of Space Ranger (or Cell Ranger 3 and newer)")  # fmt: skip
             matrix = file["matrix"]
             ids, symbols, kinds = (matrix[f"features/{name}"].asstr()[:].tolist() for name in _FEATURES)
-            barcode_B = pa.array(matrix["barcodes"][:].astype(object), pa.binary()).cast(pa.string())
-            indptr, row_E = matrix["indptr"][:].astype(np.int64), matrix["indices"][:].astype(np.int32)
-            count_E = whole_numbers(path, matrix["data"][:])
+            barcode_B, indptr = Barcodes(_barcodes(matrix["barcodes"])), matrix["indptr"][:].astype(np.int64)
+            entries = len(matrix["data"])
+            _check_form(path, len(barcode_B), ids, symbols, kinds, indptr, len(matrix["indices"]), entries)
     except (OSError, KeyError, pa.ArrowInvalid, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{path}: cannot be read: {reason_of(error)}; expected Space Ranger's file unchanged"
-        ) from None
-    counts = report.open("counts", section_id, count_E.sum(dtype=np.int64))
+        raise _unreadable(path, error) from None
     reason_R = np.array([_no_gene(gene_id, kind) for gene_id, kind in zip(ids, kinds, strict=True)], object)
-    for reason in sorted(set(reason_R) - {""}):
-        counts.drop(reason, count_E[(reason_R == reason)[row_E]].sum(dtype=np.int64))
+    counts = report.open("counts", section_id, 0)
     panel, gene_R = gene_panel(path, section_id, symbols, ids, reason_R, report)
-    kept_E = gene_R[row_E] >= 0
-    if not kept_E.all():
-        indptr = np.concatenate([[0], np.cumsum(kept_E)])[indptr]
-        row_E, count_E = row_E[kept_E], count_E[kept_E]
-    return Matrix(path, barcode_B, panel, indptr, gene_R[row_E], count_E, counts)
+    by_row_R, total_B = np.zeros(len(ids), np.int64), np.zeros(len(barcode_B), np.int64)
+    for barcodes, starts, row_E, count_E in _entries(path, indptr):
+        if len(row_E) and not 0 <= row_E.min() <= row_E.max() < len(ids):
+            raise InputError(f"{path}: holds 'indices' from {row_E.min()} to {row_E.max()} for {len(ids)} features; "
+                             "expected Space Ranger's file unchanged")  # fmt: skip
+        by_row_R += np.bincount(row_E, count_E, len(ids)).astype(np.int64)
+        of_genes_E = np.where(gene_R[row_E] >= 0, count_E, 0)
+        total_B[barcodes] = np.diff(np.concatenate([[0], np.cumsum(of_genes_E, dtype=np.int64)])[starts])
+    counts.read = int(by_row_R.sum())
+    for reason in sorted(set(reason_R) - {""}):
+        counts.drop(reason, by_row_R[reason_R == reason].sum())
+    return Matrix(path, barcode_B, panel, indptr, gene_R, total_B, counts)
+
+
+def _barcodes(stored: Any) -> Iterator[pa.Array]:
+    """A million at a time: as objects of Python all of a slide's would take gigabytes."""
+    for first in range(0, len(stored), _BARCODES):
+        yield pa.array(stored[first : first + _BARCODES].astype(object), pa.binary()).cast(pa.string())
+
+
+def _check_form(path: Path, barcodes: int, ids, symbols, kinds, indptr: np.ndarray, rows: int, entries: int) -> None:
+    """Raises `InputError` where parts of a matrix do not fit each other, as in a file that was cut and mended."""
+    wrong = None
+    if not barcodes or not entries:
+        wrong = f"{barcodes} barcodes and {entries} counts"
+    elif not len(ids) == len(symbols) == len(kinds):
+        wrong = f"{len(ids)} ids, {len(symbols)} names and {len(kinds)} types of features"
+    elif len(indptr) != barcodes + 1 or indptr[0] or indptr[-1] != entries or (np.diff(indptr) < 0).any():
+        wrong = f"'indptr' of {len(indptr)} values up to {indptr[-1:]} for {barcodes} barcodes and {entries} counts"
+    elif rows != entries:
+        wrong = f"{rows} 'indices' for {entries} counts"
+    if wrong:
+        raise InputError(f"{path}: holds {wrong}; expected Space Ranger's file unchanged")
 
 
 def _no_gene(gene_id: str, kind: str) -> str:
@@ -215,10 +289,14 @@ def place_of_barcodes(
 
     `what` names them in the report, spots or squares. Its tally stays open, as that of the counts.
     """
-    row_B = pc.fill_null(pc.index_in(matrix.barcode_B, value_set=positions.barcode_P), -1).to_numpy()
+    twice = matrix.barcode_B.repeated()
+    if twice:
+        raise InputError(f"{matrix.path}: {twice} of {len(matrix.barcode_B)} barcodes stand twice; expected each once")
+    row_B = matrix.barcode_B.places_in(positions.barcode_P)
     if (row_B < 0).all():
-        raise InputError(f"{matrix.path}: barcode {matrix.barcode_B[0].as_py()!r} and all others are not in "
-                         f"{positions.path.name}; expected the files of one run")  # fmt: skip
+        first = matrix.barcode_B.names(np.arange(1))[0].as_py()
+        raise InputError(f"{matrix.path}: barcode {first!r} and all others are not in {positions.path.name}; expected "
+                         "the files of one run")  # fmt: skip
     tally = report.open(what, section_id, len(row_B))
     keep_B = np.ones(len(row_B), bool)
     for reason, bad_B in (

@@ -1,6 +1,7 @@
 """Counted spots at px of an H&E image, made into a section: what Visium and HEST-1k have in common."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -23,12 +24,19 @@ class SpotTable:
     spots: Tally  # still open, as `counts`
     counts: Tally
 
-    def section(
+    def sections(
         self, identity: tuple[str, str, str], picture: Picture, genes: int, measured_gene_G: np.ndarray | None = None,
         quality: dict[str, float] | None = None,
-    ) -> SectionData:  # fmt: skip
-        """The section (id, patient, cohort) of these spots on its H&E; spots outside of the image are dropped."""
-        he, corner_px_2, inside_N = picture.cut(self.fullres_xy_Nx2)
+    ) -> Iterator[SectionData]:  # fmt: skip
+        """The one section (id, patient, cohort) of these spots; spots outside of the image are dropped.
+
+        Its H&E is read from the file until the next one is asked for.
+        """
+        with picture.cut(self.fullres_xy_Nx2) as cut:
+            yield self._on(cut, identity, picture, genes, measured_gene_G, quality)
+
+    def _on(self, cut, identity, picture: Picture, genes: int, measured_gene_G, quality) -> SectionData:
+        he, corner_px_2, inside_N = cut
         spot_E = np.repeat(np.arange(len(self.name_N)), np.diff(self.indptr))
         kept_E = inside_N[spot_E]
         self.spots.drop("outside the image", np.sum(~inside_N))

@@ -65,6 +65,12 @@ def read_spots(
     stands twice, pixels that are not of this image, or a section without a patient.
     """
     folder = Path(folder)
+    for flag, value_um in (("--pitch-um", pitch_um), ("--diameter-um", diameter_um)):
+        if not 1 <= value_um <= 1000:
+            raise InputError(f"{flag}={value_um:g}: expected 1 to 1000 µm")
+    if diameter_um > pitch_um:
+        raise InputError(f"--diameter-um={diameter_um:g}: spots would overlap at a pitch of {pitch_um:g} µm; expected "
+                         "less than --pitch-um")  # fmt: skip
     report = IngestReport("spots (ST)", str(folder))
     names = _section_names(folder, sections)
     owners = {name: _owner(folder, name, patients) for name in names}
@@ -217,7 +223,7 @@ def _read_counts(path: Path, report: IngestReport) -> tuple[list[str], list[str]
     if len(row_names) < len(row_N) or (row_N < 0).any():
         raise InputError(f"{path}: {len(row_N)} rows but {len(row_names)} spot names; expected each spot once")
     counts_NxC = np.stack([numbers(column) for column in table.columns[1:]], 1)
-    wrong = ~((counts_NxC >= 0) & (counts_NxC == np.rint(counts_NxC)))
+    wrong = ~((counts_NxC >= 0) & (counts_NxC < 2**31) & (counts_NxC == np.rint(counts_NxC)))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise InputError(

@@ -13,7 +13,10 @@ from tario_jax.panel import Panel
 CONTROL = re.compile(r"^(NegPrb\d+|Negative\d+|SystemControl\d+|FalseCode\d*)$", re.ASCII)
 _MONTHS = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec"
 # What a spreadsheet makes of MARCHF1, SEPTIN2, DEC1: which of them it was cannot be known.
-DATE = re.compile(rf"^(\d{{1,2}}-({_MONTHS})|({_MONTHS})-\d{{1,4}}|\d{{4}}-\d\d-\d\d.*)$", re.ASCII | re.IGNORECASE)
+DATE = re.compile(
+    rf"^(\d{{1,2}}-({_MONTHS})(-\d{{2,4}})?|({_MONTHS})-\d{{1,4}}|\d{{4}}-\d\d-\d\d.*|\d{{1,2}}/\d{{1,2}}/\d{{2,4}})$",
+    re.ASCII | re.IGNORECASE,
+)
 _SHOWN = 8
 
 

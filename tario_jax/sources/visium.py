@@ -68,10 +68,10 @@ def read_visium(
 
     def generate() -> Iterator[SectionData]:
         table = SpotTable(
-            tuple(matrix.barcode_B.take(kept).to_pylist()), positions.pixel_xy_Px2[row_N],
+            tuple(matrix.barcode_B.names(kept).to_pylist()), positions.pixel_xy_Px2[row_N],
             positions.array_xy_Px2[row_N], DIAMETER_UM, *matrix.of(kept), spots, matrix.counts,
         )  # fmt: skip
         quality = {"he_is_preview": 1.0} if image is None else {}
-        yield table.section((section_id, patient_id, cohort), picture, len(matrix.panel), quality=quality)
+        yield from table.sections((section_id, patient_id, cohort), picture, len(matrix.panel), quality=quality)
 
     return Ingested(matrix.panel, generate(), 1, report)

@@ -1,12 +1,13 @@
 """Visium HD: squares of 2, 8 or 16 µm without gaps, as detections whose places are known to one square."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.section import Detections, SectionData
+from tario_jax.corpus.section import DetectionBlocks, Detections, SectionData
 from tario_jax.sources.beside import MEASURED_UM_PER_PX
 from tario_jax.sources.ingested import Ingested, IngestReport
 from tario_jax.sources.picture import Picture
@@ -61,12 +62,10 @@ def read_visium_hd(
     report.notes.append(f"{section_id}: squares of {square_um} µm: a place is known to one square, and bins of less "
                         f"than {2 * square_um} µm are refused")  # fmt: skip
 
-    def generate() -> Iterator[SectionData]:
-        quality = {"he_is_preview": 1.0} if image is None else {}
-        quality["place_precision_um"] = float(square_um)
-        yield _section(matrix, positions, picture, affine, square_um, (section_id, patient_id, cohort), report, quality)
-
-    return Ingested(matrix.panel, generate(), 1, report)
+    identity = section_id, patient_id, cohort
+    quality = {"he_is_preview": 1.0} if image is None else {}
+    sections = _sections(matrix, positions, picture, affine, square_um, identity, report, quality)
+    return Ingested(matrix.panel, sections, 1, report)
 
 
 def _squares(folder: Path, square_um: int) -> Path:
@@ -83,42 +82,63 @@ def _squares(folder: Path, square_um: int) -> Path:
     return found
 
 
-def _section(
+def _sections(
     matrix: Matrix, positions: Positions, picture: Picture, affine: np.ndarray, square_um: int,
     identity: tuple[str, str, str], report: IngestReport, quality: dict[str, float],
-) -> SectionData:  # fmt: skip
+) -> Iterator[SectionData]:  # fmt: skip
+    """The one section. Its H&E and counts are read from the files until the next one is asked for."""
     kept, row_N, squares = place_of_barcodes(matrix, positions, "squares", identity[0], report)
-    he, corner_px_2, inside_N = picture.cut(positions.pixel_xy_Px2[row_N])
-    squares.drop("outside the image", np.sum(~inside_N))
-    squares.close(inside_N.sum())
-    matrix.counts.drop("squares outside the image", matrix.total_B[kept[~inside_N]].sum())
-    kept, row_N = kept[inside_N], row_N[inside_N]
-    _, gene_E, count_E = matrix.of(kept)
-    place_um_Nx2 = picture.to_um(positions.pixel_xy_Px2[row_N], corner_px_2).astype(np.float32)
-    square_D = np.repeat(np.arange(len(kept), dtype=np.int32), matrix.total_B[kept])
-    matrix.counts.close(len(square_D))
-    height_um, width_um = he.shape[0] * picture.um_per_px, he.shape[1] * picture.um_per_px
-    return SectionData(
-        *identity,
-        width_um=width_um,
-        height_um=height_um,
-        he_um_per_px=picture.um_per_px,
-        he=he,
-        detections=Detections(
-            x_um_D=place_um_Nx2[square_D, 0],
-            y_um_D=place_um_Nx2[square_D, 1],
-            gene_D=np.repeat(gene_E, count_E),
-        ),
-        measured=_in_tissue(positions, picture, affine, square_um, corner_px_2, width_um, height_um),
-        measured_um_per_px=MEASURED_UM_PER_PX,
-        registration="same_section_before",
-        quality={
-            "squares_dropped": float(sum(squares.dropped.values())),
-            "counts_dropped": float(sum(matrix.counts.dropped.values())),
-            "he_origin_x_px": float(corner_px_2[0]),
-            "he_origin_y_px": float(corner_px_2[1]),
-        } | quality,
-    )  # fmt: skip
+    fullres_xy_Nx2 = positions.pixel_xy_Px2[row_N]
+    with picture.cut(fullres_xy_Nx2) as (he, corner_px_2, inside_N):
+        squares.drop("outside the image", np.sum(~inside_N))
+        squares.close(inside_N.sum())
+        matrix.counts.drop("squares outside the image", matrix.total_B[kept[~inside_N]].sum())
+        place_um_Nx2 = picture.to_um(fullres_xy_Nx2[inside_N], corner_px_2).astype(np.float32)
+        detections = _Counts(matrix, kept[inside_N], place_um_Nx2)
+        matrix.counts.close(len(detections))
+        height_um, width_um = he.height_px * picture.um_per_px, he.width_px * picture.um_per_px
+        measured = _in_tissue(positions, picture, affine, square_um, corner_px_2, width_um, height_um)
+        del positions, fullres_xy_Nx2, row_N, kept  # hundreds of MB that are not needed while the section is written
+        yield SectionData(
+            *identity,
+            width_um=width_um,
+            height_um=height_um,
+            he_um_per_px=picture.um_per_px,
+            he=he,
+            detections=DetectionBlocks(detections.blocks),
+            measured=measured,
+            measured_um_per_px=MEASURED_UM_PER_PX,
+            registration="same_section_before",
+            quality={
+                "place_precision_um": float(square_um),
+                "squares_dropped": float(sum(squares.dropped.values())),
+                "counts_dropped": float(sum(matrix.counts.dropped.values())),
+                "he_origin_x_px": float(corner_px_2[0]),
+                "he_origin_y_px": float(corner_px_2[1]),
+            } | quality,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """The counts of N barcodes, rising, each at one place, as detections."""
+
+    matrix: Matrix
+    barcode_N: np.ndarray
+    place_um_Nx2: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.matrix.total_B[self.barcode_N].sum())
+
+    def blocks(self) -> Iterator[Detections]:
+        for barcodes, indptr, gene_E, count_E in self.matrix.blocks():
+            here = slice(*np.searchsorted(self.barcode_N, (barcodes.start, barcodes.stop)))
+            place_B = np.full(barcodes.stop - barcodes.start, -1, np.int64)
+            place_B[self.barcode_N[here] - barcodes.start] = np.arange(here.start, here.stop)
+            place_E = np.repeat(place_B, np.diff(indptr))
+            kept_E = place_E >= 0
+            place_um_Dx2 = self.place_um_Nx2[np.repeat(place_E[kept_E], count_E[kept_E])]
+            yield Detections(place_um_Dx2[:, 0], place_um_Dx2[:, 1], np.repeat(gene_E[kept_E], count_E[kept_E]))
 
 
 def _in_tissue(

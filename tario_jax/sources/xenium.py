@@ -75,17 +75,18 @@ def read_xenium(
 
     def generate() -> Iterator[SectionData]:
         covered = None if he is None else he.covered(origin_um, end_um)
-        yield SectionData(
-            section_id, patient_id, cohort,
-            **extent_of(he, origin_um, end_um),
-            detections=DetectionBlocks(blocks),
-            measured=None if covered is None or covered.all() else covered,
-            registration="none" if he is None else registration or "same_section_after",
-            quality=seen.quality(file) | {
-                "vendor_origin_x_um": float(origin_um[0]),
-                "vendor_origin_y_um": float(origin_um[1]),
-            },
-        )  # fmt: skip
+        with extent_of(he, origin_um, end_um) as extent:
+            yield SectionData(
+                section_id, patient_id, cohort,
+                **extent,
+                detections=DetectionBlocks(blocks),
+                measured=None if covered is None or covered.all() else covered,
+                registration="none" if he is None else registration or "same_section_after",
+                quality=seen.quality(file) | {
+                    "vendor_origin_x_um": float(origin_um[0]),
+                    "vendor_origin_y_um": float(origin_um[1]),
+                },
+            )  # fmt: skip
 
     return Ingested(panel, generate(), 1, report)
 
@@ -95,9 +96,9 @@ def _pixel_um(path: Path) -> float:
         value = json.loads(path.read_text())["pixel_size"]
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{path}: not JSON; expected the vendor's file unchanged") from None
-    except KeyError:
+    except (KeyError, TypeError, IndexError):
         raise InputError(f"{path}: no 'pixel_size'; expected µm per px of the morphology image") from None
-    if not isinstance(value, int | float) or not 0.05 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.05 <= value <= 1:
         raise InputError(f"{path}: 'pixel_size' is {value!r}; expected µm per px of 0.05 to 1, such as 0.2125")
     return float(value)
 

@@ -57,7 +57,11 @@ class XeniumFile:
         names = [*_COLUMNS, *([category] if category else [])]
         names += [name for name in _FLAGS if flags and name in self._present]
         for table in self._parquet_batches(names) if self._is_parquet else self._csv_batches(names):
-            feature_N = self.features.codes(table["feature_name"])
+            try:
+                feature_N = self.features.codes(table["feature_name"])
+            except UnicodeDecodeError as error:
+                raise InputError(f"{self.path}: column 'feature_name' holds {error.object!r}, which is not UTF-8; "
+                                 "expected gene symbols") from None  # fmt: skip
             control_F = np.array([*(bool(CONTROL.match(name)) for name in self.features), False])
             control_N = control_F[feature_N]
             if category == "is_gene":
@@ -111,6 +115,16 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
     if not any(test(value) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary,
                                         pa.types.is_large_binary)):  # fmt: skip
         raise InputError(f"{path}: column 'feature_name' is {value}; expected gene symbols")
+    for name, expected, fits in (
+        ("overlaps_nucleus", "0 and 1", _is_flag), ("is_gene", "true and false", _is_flag),
+        ("codeword_category", "words", lambda kind: not _is_flag(kind)),
+    ):  # fmt: skip
+        if name in schema.names and not fits(schema.field(name).type):
+            raise InputError(f"{path}: column {name!r} is {schema.field(name).type}; expected {expected}")
+
+
+def _is_flag(kind: pa.DataType) -> bool:
+    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or kind == pa.null()
 
 
 def _true(column: pa.ChunkedArray) -> np.ndarray:

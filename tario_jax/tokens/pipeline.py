@@ -14,6 +14,7 @@ import grain
 import numpy as np
 
 from tario_jax.config import DataConfig, InputError
+from tario_jax.corpus.layout import DETECTION_TILE_UM
 from tario_jax.corpus.read import Section
 from tario_jax.tokens.batch import Batch, Layout, tokenise
 from tario_jax.tokens.memory import BatchMemory
@@ -36,6 +37,15 @@ class Draw(NamedTuple):
     bin_um: float  # of squares; spots are as they are
     groups: int
     rng: np.random.Generator  # goes on to draw the order of writing
+
+
+class _Chosen(NamedTuple):
+    """What is drawn of a window before its section is read."""
+
+    section: Section
+    bin_um: float
+    groups: int
+    rng: np.random.Generator
 
 
 class BatchSource:
@@ -78,7 +88,6 @@ class BatchSource:
     def batch(self, t: int, into: Batch) -> Batch:
         """The batch of step t. into: one of the same sizes, which is written over and returned."""
         draws = self.draws(t)
-        self._open([draw.section for row in draws for draw in row])
         begun = [[self._begin(draw) for draw in row] for row in draws]  # all reads of the batch at once
         windows = [[end() for end in row] for row in begun]
         groups = [[draw.groups for draw in row] for row in draws]
@@ -87,18 +96,27 @@ class BatchSource:
 
     def draws(self, t: int) -> list[list[Draw]]:
         """The windows of step t, by row: a pure function of (corpus, data config, seed, t)."""
-        return [self._draw_row(t, row) for row in self.rows]
+        rngs = [[self._rng(t, row, slot) for slot in range(self.data.windows_per_row)] for row in self.rows]
+        of_patient = self.data.sequence == "patient"  # then the first window of a row says whose the others are
+        chosen = [[self._choose(rng, self._sections, self._up_to) for rng in row[: 1 if of_patient else None]]
+                  for row in rngs]  # fmt: skip
+        sections = [one.section for row in chosen for one in row]
+        if of_patient:
+            sections = [section for one in sections for section in self._of_patient[one.patient]]
+        self._open(sections)  # side by side: where tissue lies is asked of each
+        rows = [[self._placed(one) for one in row] for row in chosen]
+        return [
+            self._further(row[0], others[1:]) if of_patient else row for row, others in zip(rows, rngs, strict=True)
+        ]
 
-    def _draw_row(self, t: int, row: int) -> list[Draw]:
-        rngs = [self._rng(t, row, slot) for slot in range(self.data.windows_per_row)]
-        if self.data.sequence == "window":
-            return [self._draw(rng, self._sections, self._up_to) for rng in rngs]
-        found = [self._draw(rngs[0], self._sections, self._up_to)]
-        sections = self._of_patient[found[0].section.patient]
+    def _further(self, first: Draw, rngs: list[np.random.Generator]) -> list[Draw]:
+        """The windows of a row that is one sequence."""
+        found = [first]
+        sections = self._of_patient[first.section.patient]
         up_to = _shares(_tissue(sections))
-        for rng in rngs[1:]:
+        for rng in rngs:
             for _ in range(_TRIES):
-                draw = self._draw(rng, sections, up_to)
+                draw = self._placed(self._choose(rng, sections, up_to))
                 if not any(_overlap(draw, other, self.data.window_um) for other in found):
                     # one sequence is written in one order of one length, and stained in one laboratory
                     found.append(draw._replace(groups=found[0].groups, stain_mix_3x3=found[0].stain_mix_3x3))
@@ -121,11 +139,14 @@ class BatchSource:
         key = [self.data.seed << 32 | self._stream, t << 32 | row << 12 | slot]
         return np.random.Generator(np.random.Philox(key=key))
 
-    def _draw(self, rng: np.random.Generator, sections: list[Section], up_to: np.ndarray) -> Draw:
+    def _choose(self, rng: np.random.Generator, sections: list[Section], up_to: np.ndarray) -> "_Chosen":
         groups, _ = self.data.groups[_drawn(self._k_up_to, rng)]
         bins_um = self.data.trained_bins_um
         bin_um = bins_um[_drawn(self._bins_up_to, rng)] if len(bins_um) > 1 else bins_um[0]
-        section = sections[_drawn(up_to, rng)]
+        return _Chosen(sections[_drawn(up_to, rng)], bin_um, groups, rng)
+
+    def _placed(self, chosen: "_Chosen") -> Draw:
+        section, bin_um, groups, rng = chosen
         quarter_turns = int(rng.integers(4)) if self._augment and self.data.turn else 0
         flip = bool(rng.integers(2)) if self._augment and self.data.flip else False
         x_um, y_um = self._corner(section, rng)
@@ -141,7 +162,12 @@ class BatchSource:
         return lambda: dataclasses.replace(end(), stain_mix_3x3=draw.stain_mix_3x3)
 
     def _corner(self, section: Section, rng: np.random.Generator) -> tuple[float, float]:
-        """A random corner on whole px of the stored H&E, so that most reads need no interpolation."""
+        """A random corner on whole px of the stored H&E, so that most reads need no interpolation.
+
+        The middle of the window lies in tissue: a place on glass, or where nothing was imaged, is drawn once more from
+        the tiles of tissue. So every place of tissue is as likely as another, and a section that is all tissue gives
+        the windows that it would give without this.
+        """
         side, step = self.data.window_um, section.he_um_per_px or 1.0
         if section.spots is not None:  # around a spot, anywhere in the window: never a window without any
             spot = int(rng.integers(len(section.spots)))
@@ -151,7 +177,21 @@ class BatchSource:
         else:
             spans = (section.width_um - side, section.height_um - side)
             corner = [rng.uniform(0.0, span) if span > 0 else span / 2 for span in spans]
+            if section.has_detections and max(spans) > 0:
+                corner = self._in_tissue(corner, spans, section, rng)
         return tuple(math.floor(value / step) * step for value in corner)
+
+    def _in_tissue(self, corner: list[float], spans: tuple[float, float], section: Section,
+                   rng: np.random.Generator) -> list[float]:  # fmt: skip
+        """The corner (x, y), or another one where the middle of its window is not in tissue."""
+        tissue, half = section.tissue, self.data.window_um / 2
+        column, row = (int((at + half) // DETECTION_TILE_UM) for at in corner)
+        if tissue[row, column] or not tissue.any():
+            return corner
+        tile = np.flatnonzero(tissue)[rng.integers(np.count_nonzero(tissue))]
+        middle = [(at + rng.random()) * DETECTION_TILE_UM for at in (tile % tissue.shape[1], tile // tissue.shape[1])]
+        return [min(max(at - half, 0.0), span) if span > 0 else span / 2
+                for at, span in zip(middle, spans, strict=True)]  # fmt: skip
 
 
 def _overlap(draw: Draw, other: Draw, side_um: float) -> bool:

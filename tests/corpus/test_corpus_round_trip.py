@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections, SectionData
+from tario_jax.corpus.write import write_section
 
 
 def assert_same_detections(read: Detections, written: Detections, within_um: float = 0.001):
@@ -160,3 +162,18 @@ def test_genes_beyond_the_panel_are_refused(tmp_path):
     found = Detections(np.ones(2), np.ones(2), np.array([0, len(PANEL)], np.int32))
     with pytest.raises(InputError, match="gene numbers 0..12; the panel has 12 genes"):
         write_corpus(tmp_path / "c", [SectionData("A1", "A", "LUAD", 180.0, 150.0, detections=found)])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a\nb"])
+def test_a_section_whose_name_is_no_folder_of_its_own_is_refused_and_the_corpus_stays(name, tmp_path):
+    corpus = write_corpus(tmp_path / "c", [tiny_section("A1", "A", 0)], kind="real")
+    refused(lambda: tiny_section(name, "P1", 0), "a section's name becomes a folder's")
+    section = tiny_section("new", "P1", 0)
+    object.__setattr__(section, "section_id", name)  # by another way: the writer removes what is below that folder
+    refused(lambda: write_section(tmp_path / "c", PANEL, "real", section), "a section's name becomes a folder's")
+    assert Corpus.open(tmp_path / "c").seal == corpus.seal
+
+
+@pytest.mark.parametrize("name", ["P1 ", " P1", "P\t1", "P\n1"])
+def test_a_patient_whose_name_looks_like_anothers_is_refused(name):
+    refused(lambda: tiny_section("s", name, 0), "section 's'", repr(name), "without spaces around it")

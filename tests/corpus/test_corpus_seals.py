@@ -182,6 +182,12 @@ def test_an_edited_corpus_seal_is_noticed(sealed, name):
         assert any(str(path) in fault for fault in found), found
 
 
+def test_a_corpus_seal_that_is_no_object_is_refused(sealed, tmp_path):
+    shutil.copytree(sealed, tmp_path / "c")
+    (tmp_path / "c/corpus.json").write_text("[]")
+    refused(lambda: Corpus.open(tmp_path / "c"), "corpus.json: holds a list")
+
+
 def test_a_missing_array_is_named(sealed, tmp_path):
     copy = tmp_path / "c"
     shutil.copytree(sealed, copy)
@@ -237,6 +243,12 @@ def test_a_patient_on_two_sides_is_refused(two_sections_each):
     table.write_text(before + "A\theld_out\n")
     try:
         refused(split(), str(table), "patient 'A'")
+        # as spreadsheets save it
+        for content in (before.encode("utf-8-sig"), before.replace("\n", "\r\n").encode()):
+            table.write_bytes(content)
+            assert ids(split()().train) == ids(split_corpus(two_sections_each, SplitConfig()).train)
+        table.write_bytes(before.encode("utf-16"))
+        refused(split(), str(table), "is not UTF-8")
     finally:
         table.write_text(before)
 

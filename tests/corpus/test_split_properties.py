@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from refusals import refused
 from tiny_tissue import tiny_section, write_corpus
 
+from tario_jax.cli.main import main
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus.split import draw_split, split_corpus, stratified_order
 
@@ -77,3 +78,20 @@ def test_fewer_training_patients_are_a_part_of_more_and_held_out_ones_stay(corpu
     refused(lambda: split_corpus(corpus, SplitConfig(train_patients=8)), "names 7 training patients", "asks for 8")
     by_section = SplitConfig(by="section", train=("p3_0",), held_out=("p4_0",), train_patients=1)
     refused(lambda: split_corpus(corpus, by_section), "by='patient' only")
+
+
+def test_the_command_draws_a_map_that_is_kept_until_it_is_said_and_leaves_out_who_has_he_alone(tmp_path, capsys):
+    sections = [tiny_section(f"p{k}_0", f"p{k}", k, detections=20) for k in range(6)]
+    slides = [dataclasses.replace(tiny_section(f"q{k}", f"q{k}", 10 + k), detections=None) for k in range(9)]
+    corpus = write_corpus(tmp_path / "c", [*sections, *slides], kind="real")
+    words = ["corpus", "split", str(corpus.root), "--validation=1", "--held-out=2"]
+    assert main(words) == 0 and "9 patients have H&E alone" in capsys.readouterr().out
+    drawn = (tmp_path / "c/split.tsv").read_text()
+    split = split_corpus(corpus, SplitConfig())
+    assert [len(side) for side in (split.train, split.validation, split.held_out)] == [3, 1, 2]
+    assert main(words) == 2 and "is there already; edit it, or give --replace" in capsys.readouterr().err
+    assert main([*words, "--replace", "--seed=1"]) == 0 and (tmp_path / "c/split.tsv").read_text() != drawn
+    assert main([*words, "--replace"]) == 0 and (tmp_path / "c/split.tsv").read_text() == drawn
+    capsys.readouterr()
+    assert main([*words[:3], "--held-out=6", "--replace"]) == 2
+    assert "6 held out of 6 patients" in capsys.readouterr().err

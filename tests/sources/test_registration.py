@@ -1,9 +1,17 @@
 """The registration check finds shifts, mirrors and turns, and says so where it cannot."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
+from tiny_tissue import tiny_section, write_corpus
+from whole_sections import whole_sections
 
+from tario_jax.corpus import read
+from tario_jax.corpus.read import Section
+from tario_jax.sources import registration
+from tario_jax.sources.check import registration_of
 from tario_jax.sources.registration import check_registration, correlate_over_overlap, haematoxylin
 from tario_jax.sources.spots import read_spots
 from tario_jax.sources.xenium import read_xenium
@@ -12,8 +20,8 @@ from tario_jax.sources.xenium import read_xenium
 @pytest.fixture(scope="module")
 def excerpt(real_data):
     """(H&E, µm per px, x_um, y_um of detections inside nuclei)."""
-    section = next(read_xenium(real_data / "xenium_excerpt", patient_id="X", cohort="breast").sections)
-    found = section.detections.gathered()
+    (section,) = whole_sections(read_xenium(real_data / "xenium_excerpt", patient_id="X", cohort="breast"))
+    found = section.detections
     inside = found.in_nucleus_D
     return section.he, section.he_um_per_px, found.x_um_D[inside], found.y_um_D[inside]
 
@@ -61,11 +69,48 @@ def test_detections_without_relation_to_the_image_are_not_checkable(excerpt):
     assert far.verdict == "not checkable" and "far better" in far.line()
 
 
+def test_a_section_is_checked_block_by_block_as_at_once(tmp_path, monkeypatch):
+    """A section may be larger than memory: neither its H&E nor its detections are ever held whole."""
+    made = tiny_section("A1", "A", 3, width_um=400.0, height_um=300.0, detections=40_000)
+    nucleus = np.random.default_rng(0).random(40_000) < 0.5
+    made = dataclasses.replace(made, registration="same_section_after",
+                               detections=dataclasses.replace(made.detections, in_nucleus_D=nucleus))  # fmt: skip
+    section = write_corpus(tmp_path / "c", [made], kind="real").sections[0]
+    found = section.all_detections()
+    inside = found.in_nucleus_D
+    assert 15_000 < inside.sum() < 25_000
+    at_once = check_registration(section.he(), section.he_um_per_px, found.x_um_D[inside], found.y_um_D[inside])
+    largest = []
+    read_part, read_blocks = Section.detections, Section.he_blocks
+
+    def part_of(self, *box, **more):
+        part = read_part(self, *box, **more)
+        largest.append(len(part))
+        return part
+
+    def blocks_of(self):
+        image = read_blocks(self)
+        return dataclasses.replace(image, read=lambda *part: largest.append(part[0].stop - part[0].start) or
+                                   image.read(*part))  # fmt: skip
+
+    monkeypatch.setattr(Section, "detections", part_of)
+    monkeypatch.setattr(Section, "he_blocks", blocks_of)
+    monkeypatch.setattr(Section, "he", None)
+    monkeypatch.setattr(read, "_COUNTED_AT_ONCE", 10_000)
+    monkeypatch.setattr(registration, "_STRIP_PX", 800 * 40)
+    assert registration_of(section) == at_once
+    parts = [size for size in largest if size > 100]
+    assert len(parts) == 5 and max(parts) < 15_000 and sum(parts) == 40_000  # a row of tiles each
+    assert max(set(largest) - set(parts)) <= 40 and sum(set(largest) - set(parts)) > 0
+
+
 def test_too_little_to_check_is_said_without_a_score():
     he = np.full((400, 400, 3), 230, np.uint8)
     place = np.random.default_rng(0).uniform(0, 400, (2, 1000))
     assert "no contrast" in check_registration(he, 1.0, *place).line()
-    assert "at least 200" in check_registration(he, 1.0, *place[:, :10]).line()
+    dotted = he.copy()
+    dotted[::7, ::7] = (90, 60, 150)
+    assert "at least 200" in check_registration(dotted, 1.0, *place[:, :10]).line()
     assert "at least 120 µm" in check_registration(he[:100], 1.0, *place).line()
     assert check_registration(he, 1.0, *place).to_dict()["best_score"] is None
     with pytest.raises(ValueError, match="belong together"):
@@ -87,6 +132,22 @@ def test_the_shift_of_a_large_section_is_found_to_a_micron(monkeypatch):
     report = check_registration(he, um_per_px, x_um + 6, y_um - 2)
     assert report.verdict == "shifted"
     np.testing.assert_allclose(report.shift_um, (6, -2), atol=0.5)
+
+
+@pytest.mark.parametrize(("off_um", "verdict"), [(4.0, "registered"), (5.0, "registered"), (6.2, "shifted")])
+def test_a_shift_at_the_tolerance_is_no_fault_of_its_own_measurement(off_um, verdict):
+    """Virtual tissue is off by up to 5 µm, on purpose: what is found of it is a few hundredths more or less."""
+    rng = np.random.default_rng(1)
+    nuclei = rng.uniform(20, 380, (160, 2))
+    mask = np.zeros((800, 800), bool)
+    column, row = (nuclei / 0.5).astype(int).T
+    mask[row, column] = True
+    near = ndimage.distance_transform_edt(~mask) * 0.5 < 4
+    he = np.where(near[..., None], np.array([90, 60, 150]), np.array([225, 160, 200])).astype(np.uint8)
+    places = np.repeat(nuclei, 12, 0) + rng.normal(0, 1.5, (1920, 2))
+    for turn in np.linspace(0, 2 * np.pi, 5)[:-1]:
+        x_um, y_um = (places + off_um * np.array([np.cos(turn), np.sin(turn)])).T
+        assert check_registration(he, 0.5, x_um, y_um).verdict == verdict
 
 
 def test_correlation_over_the_overlap_equals_a_plain_loop():

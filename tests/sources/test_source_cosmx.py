@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from whole_sections import whole_sections
 
 from tario_jax.config import InputError
 from tario_jax.sources.cosmx import read_cosmx
@@ -43,8 +44,8 @@ def save(folder, tx, positions, suffix=".csv"):
 
 def read(folder, **arguments):
     ingested = read_cosmx(folder, **WHO, **arguments)
-    (section,) = ingested.sections
-    return ingested, dataclasses.replace(section, detections=section.detections.gathered())
+    (section,) = whole_sections(ingested)
+    return ingested, section
 
 
 def refused(folder, *words):
@@ -109,7 +110,7 @@ def test_scale_comes_from_the_flag_then_mm_columns_then_the_stated_default(tmp_p
 def test_dates_are_dropped_and_several_genes_reported(tmp_path):
     tx, positions = made_up()
     tx.loc[:9, "target"] = "1-Mar"
-    tx.loc[10:14, "target"] = "Sep-01"
+    tx.loc[10:14, "target"] = ["Sep-01", "2-Sep-2024", "01-Dec-24", "3/1/2021", "2021-03-01"]
     tx.loc[20:22, "x_local_px"] = np.nan
     save(tmp_path, tx, positions)
     ingested, section = read(tmp_path)
@@ -118,7 +119,19 @@ def test_dates_are_dropped_and_several_genes_reported(tmp_path):
     assert tally.dropped["without a place, FOV or target"] == 3
     assert tally.read == len(tx) == len(section.detections) + sum(tally.dropped.values())
     assert "1-Mar" not in ingested.panel.index and "CCL3/L1" in ingested.panel.index
-    assert "1 targets name several genes" in ingested.report.table() and "1-Mar, Sep-01" in ingested.report.table()
+    said = ingested.report.table()
+    assert "1 targets name several genes" in said
+    assert "01-Dec-24, 1-Mar, 2-Sep-2024, 2021-03-01, 3/1/2021, Sep-01" in said
+
+
+def test_rows_without_places_and_text_that_is_no_utf_8_are_answered_in_one_line(tmp_path):
+    tx, positions = made_up()
+    save(tmp_path, tx.assign(x_local_px=np.nan), positions)
+    refused(tmp_path, "S1_tx_file.csv", "no row has fov, local and global place")
+    save(tmp_path, tx, positions)
+    path = tmp_path / "S1_tx_file.csv"
+    path.write_bytes(path.read_bytes().replace(b"NEGR1", b"NEGR\xe9"))
+    refused(tmp_path, "S1_tx_file.csv: column 'target' is not UTF-8")
 
 
 def test_an_fov_that_was_cut_is_not_zero_where_nothing_was_seen(tmp_path):

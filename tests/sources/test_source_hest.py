@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 import tifffile
 from refusals import refused
+from whole_sections import whole_sections
 
 from tario_jax.sources.hest import read_hest, read_patients
 
@@ -63,7 +64,7 @@ def release(tmp_path):
 def test_samples_become_sections_with_their_counts_places_and_genes(release):
     folder, counts = release
     ingested = read_hest(folder, samples=("TENX1", "TENX2"))
-    sections = {section.section_id: section for section in ingested.sections}
+    sections = {section.section_id: section for section in whole_sections(ingested)}
     assert ingested.panel.symbols == ("EGFR", "MYC", "NKX2-1", "TP53")
     assert ingested.panel.ensembl == ("", "", "ENSG00000000003", "ENSG00000000000")
     first, second = sections["TENX1"], sections["TENX2"]
@@ -139,5 +140,7 @@ def test_files_that_are_no_counts_or_no_h5ad_are_refused(release):
     del data.obsm["spatial"]
     data.write_h5ad(path)
     refused(lambda: list(read_hest(folder, samples=("TENX1",)).sections), "no obsm['spatial']")
+    anndata.AnnData(None, data.obs, data.var).write_h5ad(path)
+    refused(lambda: list(read_hest(folder, samples=("TENX1",)).sections), "TENX1.h5ad: has no X")
     path.write_bytes(b"no h5ad")
     refused(lambda: read_hest(folder, samples=("TENX1",)), "TENX1.h5ad: cannot be read as h5ad")

@@ -185,6 +185,17 @@ def test_values_that_are_not_counts_are_refused(tmp_path):
 
 
 @pytest.mark.real_data
+def test_counts_without_end_and_impossible_diameters_are_refused(tmp_path):
+    _, counts = write_section(tmp_path)
+    for diameter_um, words in ((0.0, "--diameter-um=0"), (np.nan, "--diameter-um=nan"), (300.0, "would overlap")):
+        refused(tmp_path, words, diameter_um=diameter_um)
+    refused(tmp_path, "--pitch-um=-200", pitch_um=-200.0)
+    counts = counts.astype(float)
+    counts.iloc[3, 2] = np.inf
+    save(tmp_path, "A1", counts=counts)
+    refused(tmp_path, "A1.tsv.gz", "'NEGR1'", "holds inf", "expected raw counts")
+
+
 def test_her2st_scale_and_totals(real_data):
     ingested = read_spots(real_data / "her2st", patients=(("C", "breast"),), sections=("C5",))
     (section,) = ingested.sections

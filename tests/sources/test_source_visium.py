@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from made_visium import FEATURES, UM_PER_PX, made_visium, write_h5, write_image,
 from PIL import Image
 from refusals import refused
 from tiny_tissue import write_corpus
+from whole_sections import whole_sections
 
 from tario_jax.corpus.check import check_corpus
 from tario_jax.sources.visium import read_visium
@@ -19,7 +21,7 @@ GENES = [row for row, feature in enumerate(FEATURES) if feature[1] not in ("CD3"
 
 def read(made, **arguments):
     ingested = read_visium(made.folder, **WHO, **{"image": made.image} | arguments)
-    (section,) = ingested.sections
+    (section,) = whole_sections(ingested)
     return ingested, section
 
 
@@ -147,6 +149,24 @@ def test_what_is_no_visium_folder_is_answered_in_one_line(tmp_path):
     refused(lambda: read(made), "--source=visium_hd")
 
 
+@pytest.mark.parametrize(("name", "change", "words"), [
+    ("indices", lambda values: np.where(np.arange(len(values)) == 3, 99, values), "to 99 for"),
+    ("indices", lambda values: np.where(np.arange(len(values)) == 3, -1, values), "'indices' from -1"),
+    ("indptr", lambda values: values[:-2], "'indptr' of 29 values"),
+    ("indptr", lambda values: np.where(np.arange(len(values)) == 3, 10**6, values), "'indptr'"),
+    ("data", lambda values: values[:-2], "'indptr'"),
+    ("features/name", lambda values: values[:-1], "8 ids, 7 names"),
+    ("barcodes", lambda values: values[[1, 1, *range(2, len(values))]], "stand twice"),
+])  # fmt: skip
+def test_a_matrix_whose_parts_do_not_fit_is_refused(tmp_path, name, change, words):
+    made = made_visium(tmp_path / "outs")
+    with h5py.File(made.folder / "filtered_feature_bc_matrix.h5", "r+") as file:
+        values = file["matrix"][name][:]
+        del file["matrix"][name]
+        file["matrix"][name] = change(values)
+    refused(lambda: read(made), "filtered_feature_bc_matrix.h5", words)
+
+
 def test_swapped_pixel_columns_are_said(tmp_path):
     made = made_visium(tmp_path / "outs")
     swapped = {"pxl_row_in_fullres": "pxl_col_in_fullres", "pxl_col_in_fullres": "pxl_row_in_fullres"}
@@ -161,7 +181,7 @@ def test_the_visium_excerpt_adds_up(real_data):
     import h5py
 
     ingested = read_visium(real_data / "visium_excerpt", **WHO)
-    (section,) = ingested.sections
+    (section,) = whole_sections(ingested)
     with h5py.File(real_data / "visium_excerpt/filtered_feature_bc_matrix.h5") as file:
         matrix = file["matrix"]
         ids = matrix["features/id"].asstr()[:]

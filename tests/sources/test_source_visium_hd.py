@@ -10,8 +10,10 @@ import scipy.spatial
 from made_visium import FEATURES, UM_PER_PX, made_visium_hd
 from refusals import refused
 from tiny_tissue import tiny_config, write_corpus
+from whole_sections import whole_sections
 
 from tario_jax.evaluate.bins import grid_counts
+from tario_jax.sources import spaceranger
 from tario_jax.sources.visium_hd import read_visium_hd
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.window import read_window
@@ -22,7 +24,7 @@ GENES = [row for row, feature in enumerate(FEATURES) if feature[1] not in ("CD3"
 
 def read(made, **arguments):
     ingested = read_visium_hd(made.folder, **WHO, image=made.image, **arguments)
-    (section,) = ingested.sections
+    (section,) = whole_sections(ingested)
     return ingested, section
 
 
@@ -41,6 +43,21 @@ def test_each_count_is_a_detection_at_its_squares_centre(tmp_path):
     ours = pd.crosstab(square, np.array(symbol)[found.gene_D])
     theirs = made.counts[GENES].T.groupby([FEATURES[row][1] for row in GENES]).sum().T.to_numpy()
     np.testing.assert_array_equal(ours.reindex(range(len(theirs)), columns=list(symbol), fill_value=0), theirs)
+
+
+def test_counts_are_read_in_blocks_as_at_once(tmp_path, monkeypatch):
+    """A slide of squares of 2 µm holds more counts than memory: they stay in the file."""
+    made = made_visium_hd(tmp_path / "outs")
+    ingested, whole = read(made)
+    monkeypatch.setattr(spaceranger, "_ENTRIES", 100)
+    monkeypatch.setattr(spaceranger, "_BARCODES", 70)
+    again = read_visium_hd(made.folder, **WHO, image=made.image)
+    for section in again.sections:
+        assert len(list(section.detections)) > 20 and max(map(len, section.detections)) < 400
+        found = section.detections.gathered()
+        for field in dataclasses.fields(found):
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(whole.detections, field.name))
+    assert again.report == ingested.report and again.panel == ingested.panel
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tifffile
 from skimage.filters import gaussian
+from whole_sections import whole_sections
 
 from tario_jax.config import InputError
 from tario_jax.sources.alignment import read_alignment
@@ -62,8 +63,8 @@ def save_image(folder, he, um_per_px=1.7 * PIXEL_UM):
 
 def read(folder, **arguments):
     ingested = read_xenium(folder, **WHO, **arguments)
-    (section,) = ingested.sections
-    return ingested, dataclasses.replace(section, detections=section.detections.gathered())
+    (section,) = whole_sections(ingested)
+    return ingested, section
 
 
 def refused(folder, *words):
@@ -180,17 +181,26 @@ def test_missing_and_broken_files_and_columns_are_named(tmp_path):
     refused(tmp_path, "column 'x_location'", "expected numbers")
     rows.assign(feature_name=1).to_parquet(tmp_path / "transcripts.parquet")
     refused(tmp_path, "column 'feature_name'", "gene symbols")
+    for column, value, words in (
+        ("is_gene", "True", "expected true and false"), ("overlaps_nucleus", "x", "expected 0 and 1"),
+        ("codeword_category", 1, "expected words"), ("feature_name", b"\xff", "not UTF-8"),
+    ):  # fmt: skip
+        rows.assign(**{column: value}).to_parquet(tmp_path / "transcripts.parquet")
+        refused(tmp_path, "transcripts.parquet", f"column '{column}'", words)
     (tmp_path / "transcripts.parquet").write_bytes(b"PAR1 no")
     refused(tmp_path, "transcripts.parquet: cannot be read")
     rows.to_parquet(tmp_path / "transcripts.parquet")
     whole = (tmp_path / "a_he_image.ome.tif").read_bytes()
     for content in (b"not a tiff", whole[: len(whole) // 3], b""):
         (tmp_path / "a_he_image.ome.tif").write_bytes(content)
-        refused(tmp_path, "a_he_image.ome.tif", "cannot be read")
+        refused(tmp_path, "a_he_image.ome.tif", "copy or export it again")
     save_image(tmp_path, np.zeros((*HE_PX, 3), np.uint16))
-    refused(tmp_path, "a_he_image.ome.tif", "expected uint8 RGB")
-    (tmp_path / "experiment.xenium").write_text('{"run": 1}')
-    refused(tmp_path, "experiment.xenium", "no 'pixel_size'")
+    refused(tmp_path, "a_he_image.ome.tif", "expected 8-bit RGB")
+    for content in ('{"run": 1}', "[]"):
+        (tmp_path / "experiment.xenium").write_text(content)
+        refused(tmp_path, "experiment.xenium", "no 'pixel_size'")
+    (tmp_path / "experiment.xenium").write_text('{"pixel_size": true}')
+    refused(tmp_path, "experiment.xenium", "'pixel_size' is True")
     (tmp_path / "experiment.xenium").unlink()
     refused(tmp_path, "no file like experiment.xenium")
 

@@ -11,6 +11,7 @@ import pytest
 from tiny_tissue import PANEL, spot_section, tiny_config, tiny_section, write_corpus
 
 from tario_jax.config import InputError, to_dict
+from tario_jax.corpus.section import Detections
 from tario_jax.tokens import pipeline
 from tario_jax.tokens.batch import Batch, empty_batch, make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.capacity import corpus_layout
@@ -228,3 +229,29 @@ def test_a_cohort_larger_than_what_is_held_open_gives_the_same(tiny_corpus, sour
         one_row[t]
     assert set(one_row._opened) == {draw.section.id for draw in one_row.draws(11)[0]}
     assert all(bool(section._opening) == (section.id in one_row._opened) for section in tiny_corpus.sections)
+
+
+def test_windows_are_chosen_in_tissue_and_a_section_that_is_all_tissue_gives_what_it_gave(tmp_path):
+    """Tissue on a third of a slide: every window has its middle there, and no part of it is left out."""
+    whole = tiny_section("A1", "A", 0, width_um=1152.0, height_um=384.0, um_per_px=1.0, detections=60_000)
+    found = whole.detections
+    left, stray = found.x_um_D < 384.0, np.arange(len(found)) < 20  # and a few on the glass
+    on_third = Detections(*(values[left | stray] for values in (found.x_um_D, found.y_um_D, found.gene_D)))
+    cut = dataclasses.replace(whole, section_id="B1", patient_id="B", detections=on_third)
+    corpus = write_corpus(tmp_path / "c", [whole, cut])
+    data = dataclasses.replace(tiny_config().data, rows=64)
+    layout = corpus_layout(corpus.sections, data, len(PANEL))
+
+    def middles(section):
+        rows = BatchSource([section], data, layout, steps=1).draws(0)
+        return np.array([(row[0].x_um, row[0].y_um) for row in rows]) + data.window_um / 2
+
+    everywhere, third = (middles(section) for section in corpus.sections)
+    assert everywhere[:, 0].max() > 1000 and third[:, 0].max() < 385
+    kept = everywhere[:, 0] < 384
+    np.testing.assert_array_equal(third[kept], everywhere[kept])
+    assert np.histogram(third[:, 0], 3, (36, 384))[0].min() > 8 and np.histogram(third[:, 1], 3, (36, 348))[0].min() > 8
+    # what was not imaged holds nothing, and a section without detections is drawn from as it is
+    nothing = dataclasses.replace(whole, section_id="C1", patient_id="C", detections=Detections(*np.zeros((3, 0), int)))
+    empty = write_corpus(tmp_path / "empty", [nothing]).sections[0]
+    assert len(middles(empty)) == 64

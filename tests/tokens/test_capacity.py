@@ -44,5 +44,7 @@ def test_check_says_which_capacity_a_run_would_stop_at(corpus, tmp_path, capsys)
     source = BatchSource(corpus.sections, small, corpus_layout(corpus.sections, small, len(PANEL)), steps=1)
     with pytest.raises(InputError, match="raise --config.data.count_capacity"):
         source[0]
+    assert cli.main([*words, "--config.data.bin_um=100"]) == 2  # as a run would be refused
+    assert "bins of 100 µm do not fit" in capsys.readouterr().err
     assert cli.main(["check", str(corpus.root), "--capacity"]) == 2
     assert "name a --config" in capsys.readouterr().err
