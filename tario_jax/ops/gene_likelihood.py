@@ -114,7 +114,10 @@ def _slots(bin_BxC: jax.Array, first: jax.Array | int) -> jax.Array:
 def masked_logits(h_Bxnxd, table_gxd, bias_g, gene_mask_BxWxg, mask_of_bin_Bxn) -> jax.Array:
     """h tableᵀ + bias, float32 [B, n, g]; `LOWEST` for genes outside the bin's mask."""
     logits_Bxnxg = jnp.einsum("bnd,gd->bng", h_Bxnxd, table_gxd, preferred_element_type=jnp.float32)
-    allowed_Bxnxg = jax.vmap(lambda mask_Wxg, window_n: mask_Wxg[window_n])(gene_mask_BxWxg, mask_of_bin_Bxn)
+    if gene_mask_BxWxg.shape[1] == 1:  # nothing to look up: the mask is broadcast as it is
+        allowed_Bxnxg = gene_mask_BxWxg
+    else:
+        allowed_Bxnxg = jax.vmap(lambda mask_Wxg, window_n: mask_Wxg[window_n])(gene_mask_BxWxg, mask_of_bin_Bxn)
     return jnp.where(allowed_Bxnxg, logits_Bxnxg + bias_g.astype(jnp.float32), LOWEST)
 
 
@@ -300,9 +303,9 @@ class _Entries(NamedTuple):
     is one exchange, and not one a chunk.
     """
 
-    slot_BxC: jax.Array
+    slot_BxC: jax.Array  # these three with a piece more at the end, so that every piece is whole
     gene_BxC: jax.Array
-    count_BxC: jax.Array  # float32; 0 in bins of total 0, which are the bins that are not valid
+    count_BxC: jax.Array  # float32; 0 in bins of total 0, as those are that are not valid
     start_TxB: jax.Array
     end_TxB: jax.Array
     pieces_T: jax.Array
@@ -319,7 +322,8 @@ class _Entries(NamedTuple):
         pieces_T = -(-(edge_TxB[1:] - edge_TxB[:-1]).max(-1) // piece)
         n_BxC = jnp.take_along_axis(n_BxN, jnp.clip(counts.bin_BxC, 0, bins - 1), 1)
         count_BxC = jnp.where(n_BxC > 0, counts.count_BxC.astype(jnp.float32), 0)
-        return cls(counts.bin_BxC, counts.gene_BxC, count_BxC, edge_TxB[:-1], edge_TxB[1:], pieces_T, piece)
+        whole = (jnp.pad(x_BxC, ((0, 0), (0, piece))) for x_BxC in (counts.bin_BxC, counts.gene_BxC, count_BxC))
+        return cls(*whole, edge_TxB[:-1], edge_TxB[1:], pieces_T, piece)
 
     def picked(self, logits_Bxnxg: jax.Array, step, first, part: _Genes) -> jax.Array:
         """Σ count · logit over the entries of a chunk of bins and of genes, float32 scalar."""
@@ -347,11 +351,13 @@ class _Entries(NamedTuple):
     def _piece(self, number, shape, step, first, part: _Genes) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Slot and gene within the chunk, and count, each [B, E]; an entry of another chunk lies past its end."""
         _, chunk, genes = shape
-        entry_BxE = self.start_TxB[step][:, None] + number * self.piece + jnp.arange(self.piece)
-        at_BxE = jnp.minimum(entry_BxE, self.slot_BxC.shape[1] - 1)
+        first_B = self.start_TxB[step] + number * self.piece
+        # slices, and so contiguous reads: an accelerator looks single elements up much more slowly
+        cut = jax.vmap(lambda x_C, first: lax.dynamic_slice_in_dim(x_C, first, self.piece))
         slot_BxE, gene_BxE, count_BxE = (
-            jnp.take_along_axis(x_BxC, at_BxE, 1) for x_BxC in (self.slot_BxC, self.gene_BxC, self.count_BxC)
+            cut(x_BxC, first_B) for x_BxC in (self.slot_BxC, self.gene_BxC, self.count_BxC)
         )
+        entry_BxE = first_B[:, None] + jnp.arange(self.piece)
         ours = (entry_BxE < self.end_TxB[step][:, None]) & (gene_BxE >= part.new) & (gene_BxE < part.first + genes)
         return (jnp.where(ours, slot_BxE - first, chunk), jnp.where(ours, gene_BxE - part.first, genes),
                 jnp.where(ours, count_BxE, 0))  # fmt: skip

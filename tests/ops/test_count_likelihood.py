@@ -102,6 +102,17 @@ def test_a_window_without_genes_and_a_row_without_counts():
     assert all(np.isfinite(x).all() for x in gradients)
 
 
+def test_one_window_a_row_is_one_of_two_that_are_the_same():
+    inputs, dense = case()
+    inputs["mask_of_bin_BxN"][:] = 1
+    dense *= allowed_genes(inputs)
+    inputs["counts"] = sparse(dense)
+    one = inputs | {"gene_mask_BxWxG": inputs["gene_mask_BxWxG"][:, 1:]}
+    one["mask_of_bin_BxN"] = np.zeros_like(one["mask_of_bin_BxN"])
+    assert_near(loss_and_gradients(one, 8), oracle(inputs, dense), 2e-6)
+    np.testing.assert_array_equal(rates_of(one), rates_of(inputs))
+
+
 def test_permuting_genes_permutes_gradients_and_rates():
     inputs, dense = case()
     order = np.random.default_rng(5).permutation(G)
