@@ -34,7 +34,6 @@ def get_config() -> Config:
             pattern=("local", "local", "local", "global"),
             attention_block=512,
             remat="save_attention",
-            loss_chunk=256,
         ),
         optim=OptimConfig(learning_rate=0.0005, warmup_steps=1000),
         train=TrainConfig(steps=60000, log_every=50, validate_every=1000, validation_rows=128, checkpoint_every=500),

@@ -165,14 +165,17 @@ class ModelConfig:
     attention_block: int = 256  # most tokens of a block in plain XLA
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device has it
     remat: Literal["none", "full", "save_attention"] = "none"
-    loss_chunk: int = 64  # bins of a row whose logits exist at once
+    loss_chunk: int = 0  # bins of a row whose logits exist at once; 0: a budget of memory says (ops/gene_likelihood.py)
+    loss_gene_chunk: int = 0  # genes of a device whose logits exist at once; 0: the same, mostly all of them
 
     def __post_init__(self):
         for name in (
             "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "stem_width", "gene_dim",
-            "attention_block", "loss_chunk",
+            "attention_block",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; expected more than 0")
+        for name in ("loss_chunk", "loss_gene_chunk"):
+            _check(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}; expected at least 0")
         _check(
             self.heads % self.kv_heads == 0,
             f"model.kv_heads is {self.kv_heads}; expected a divisor of model.heads = {self.heads}",

@@ -7,10 +7,9 @@ It imports what it needs within `run`: `tario --help` starts neither jax nor num
 import argparse
 import os
 import sys
-import textwrap
-from pathlib import Path
 
 from tario_jax.cli import bench, check, corpus, evaluate, ingest, predict, run, simulate, train
+from tario_jax.cli.options import add_command
 from tario_jax.config import InputError
 
 JOBS = {
@@ -87,11 +86,5 @@ def parser() -> argparse.ArgumentParser:
     whole = _Parser(prog="tario", description="H&E in, the expression of every gene out.", allow_abbrev=False)
     jobs = whole.add_subparsers(dest="job", required=True, metavar="JOB", parser_class=_Parser)
     for name, job in JOBS.items():
-        added = jobs.add_parser(
-            name, help=job.SUMMARY, description=job.SUMMARY, allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog="examples:\n" + textwrap.indent(textwrap.dedent(job.EXAMPLES).strip(), "  "),
-        )  # fmt: skip
-        added.add_argument("--json", type=Path, metavar="PATH", help="write the result as JSON too")
-        job.flags(added)
+        add_command(jobs, name, job)
     return whole

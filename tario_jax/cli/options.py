@@ -3,11 +3,26 @@
 import argparse
 import json
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tario_jax.config import Config, EvaluateConfig, InputError, load_config, override
+
+
+def add_command(commands, name: str, command, json: object = None) -> None:
+    """The parser of a job, or of one of a job's commands: a module with SUMMARY, EXAMPLES and `flags(parser)`.
+
+    json: what --json is where it is not given; a command within a job leaves the job's own (`argparse.SUPPRESS`).
+    """
+    added = commands.add_parser(
+        name, help=command.SUMMARY, description=command.SUMMARY, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n" + textwrap.indent(textwrap.dedent(command.EXAMPLES).strip(), "  "),
+    )  # fmt: skip
+    added.add_argument("--json", type=Path, metavar="PATH", default=json, help="write the result as JSON too")
+    command.flags(added)
 
 
 def config_flags(parser: argparse.ArgumentParser, *, required: bool = True, workdir: bool = True) -> None:

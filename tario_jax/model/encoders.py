@@ -7,6 +7,7 @@ from flax import nnx
 from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic, weight
 from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
+from tario_jax.ops.count_likelihood import chunk_sizes
 from tario_jax.tokens.batch import Batch
 
 
@@ -88,18 +89,19 @@ class BinEncoder(nnx.Module):
         table = head_table_Gxr if self.tied else self.gene_table[...]
         frequency_G = jax.lax.stop_gradient(jax.nn.softmax(gene_bias_G))
         window_BxQ = jnp.repeat(batch.window_BxT, N, axis=1)
-        chunks = -(-T * N // self.chunk)
-        window_BxQ = jnp.pad(window_BxQ, ((0, 0), (0, chunks * self.chunk - T * N)))
+        chunk = chunk_sizes(B, T * N, table.shape[0], chunk=self.chunk).bins
+        chunks = -(-T * N // chunk)
+        window_BxQ = jnp.pad(window_BxQ, ((0, 0), (0, chunks * chunk - T * N)))
 
         @jax.checkpoint  # the dense counts of a chunk are made again in the backward pass
         def one(first):
             slot = batch.count_bin_BxC - first
-            slot = jnp.where((slot >= 0) & (slot < self.chunk), slot, self.chunk)
+            slot = jnp.where((slot >= 0) & (slot < chunk), slot, chunk)
             row = jnp.arange(B)[:, None]
-            zeros = jnp.zeros((B, self.chunk, table.shape[0]), jnp.float32)
+            zeros = jnp.zeros((B, chunk, table.shape[0]), jnp.float32)
             counts_BxNxG = zeros.at[row, slot, batch.count_gene_BxC].add(batch.count_BxC, mode="drop")
             total = counts_BxNxG.sum(-1, keepdims=True)
-            window = jax.lax.dynamic_slice_in_dim(window_BxQ, first, self.chunk, axis=1)
+            window = jax.lax.dynamic_slice_in_dim(window_BxQ, first, chunk, axis=1)
             measured_BxNxG = batch.measured_gene_BxWxG[row, window]
             share = jnp.where(measured_BxNxG, frequency_G, 0.0)  # of the genes that this window measured
             share = share / jnp.maximum(share.sum(-1, keepdims=True), 1e-9)
@@ -108,7 +110,7 @@ class BinEncoder(nnx.Module):
             held = residual.astype(dtype) @ table.astype(dtype)
             return held, total[..., 0]
 
-        held, total = jax.lax.map(one, jnp.arange(chunks) * self.chunk)
+        held, total = jax.lax.map(one, jnp.arange(chunks) * chunk)
         held = held.transpose(1, 0, 2, 3).reshape(B, -1, table.shape[1])[:, : T * N].reshape(B, T, N, -1)
         total = total.transpose(1, 0, 2).reshape(B, -1)[:, : T * N].reshape(B, T, N)
         size = batch.bin_size_um_BxTxN

@@ -76,6 +76,7 @@ class Tario(nnx.Module):
             said.gene_BxQxr, self.gene_table[...].astype(said.gene_BxQxr.dtype), self.gene_bias[...],
             log_total_BxQ, counts, batch.bin_measured_BxTxN.reshape(B, T * N) > 0,
             batch.measured_gene_BxWxG, _window_of_bin(batch), chunk=self.config.loss_chunk,
+            gene_chunk=self.config.loss_gene_chunk,
         )  # fmt: skip
 
     def rates(self, batch: Batch) -> jax.Array:

@@ -100,7 +100,7 @@ class Checkpoints:
 _FREE = ("mesh", "evaluate", "source", "name")
 _FREE_FIELDS = (  # capacities, and how the same numbers are computed
     "data.count_capacity", "data.max_spots", "data.prefetch", "model.attention", "model.attention_block", "model.remat",
-    "model.loss_chunk",
+    "model.loss_chunk", "model.loss_gene_chunk",
 )  # fmt: skip
 _FREE_TRAIN = ("log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints")
 

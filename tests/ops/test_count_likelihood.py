@@ -6,111 +6,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from count_case import (
+    DIFFERENTIABLE,
+    GENES,
+    G,
+    allowed_genes,
+    assert_near,
+    case,
+    compiled,
+    loss_and_gradients,
+    oracle,
+    sparse,
+)
 from scipy import special
 
 from tario_jax.config import InputError
-from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, check_counts, count_nll, log_rates
-
-B, N, WIDTH, G, CAPACITY = 3, 22, 12, 128, 1500
-GENES = 100  # the rest of the axis is padding
+from tario_jax.ops.count_likelihood import SparseCounts, check_counts, chunk_sizes, count_nll, log_rates
 
 
-def case(seed=0):
-    """Inputs of count_nll by name, and dense counts [B, N, G]."""
-    rng = np.random.default_rng(seed)
-    gene_mask = np.zeros((B, 2, G), bool)
-    gene_mask[:, :, :GENES] = rng.random((B, 2, GENES)) < 0.8  # two windows of sections with other panels
-    mask_of_bin = rng.integers(0, 2, (B, N))
-    bin_valid = rng.random((B, N)) < 0.8
-    bin_valid[:, 0], bin_valid[:, -1] = True, False
-    allowed = gene_mask[np.arange(B)[:, None], mask_of_bin]
-    dense = rng.poisson(1.5, (B, N, G)) * allowed * (rng.random((B, N, 1)) < 0.9)  # some bins are empty
-    dense[0, 0, np.flatnonzero(allowed[0, 0])[0]] = 40000  # uint16 holds it; bfloat16 sums would not
-    dense[~bin_valid] = 0
-    inputs = {
-        "h_BxNxd": rng.normal(size=(B, N, WIDTH)).astype(np.float32),
-        "table_Gxd": rng.normal(size=(G, WIDTH)).astype(np.float32),
-        "bias_G": rng.normal(size=G).astype(np.float32),
-        "log_total_BxN": rng.normal(3, 1, (B, N)).astype(np.float32),
-        "counts": sparse(dense),
-        "bin_valid_BxN": bin_valid,
-        "gene_mask_BxWxG": gene_mask,
-        "mask_of_bin_BxN": mask_of_bin.astype(np.int32),
-    }
-    return inputs, dense
-
-
-def sparse(dense):
-    fields = np.zeros((3, len(dense), CAPACITY), np.int32)
-    fields[0] = -1
-    for row, counts_NxG in enumerate(dense):
-        bins, genes = np.nonzero(counts_NxG)
-        order = np.lexsort((np.random.default_rng(row).random(len(bins)), bins))  # genes in any order within a bin
-        entries = np.stack([bins, genes, counts_NxG[bins, genes]])[:, order]
-        fields[:, row, : len(bins)] = entries
-    return SparseCounts(fields[0], fields[1], fields[2].astype(np.uint16))
-
-
-def oracle(inputs, dense):
-    """CountNLL and the gradients of total_nats and gene_nats in float64."""
-    h, table, bias, log_total = (np.asarray(inputs[name], np.float64) for name in DIFFERENTIABLE)
-    valid = inputs["bin_valid_BxN"]
-    allowed = inputs["gene_mask_BxWxG"][np.arange(B)[:, None], inputs["mask_of_bin_BxN"]]
-    logits = np.where(allowed, h @ table.T + bias, -np.inf)
-    log_share = logits - special.logsumexp(logits, -1, keepdims=True)
-    n = dense.sum(-1)
-    total = (np.exp(log_total) - n * log_total + special.gammaln(n + 1))[valid].sum()
-    gene = -(dense[dense > 0] * log_share[dense > 0]).sum()
-    d_logits = (np.exp(log_share) * n[..., None] - dense) * valid[..., None]
-    gradients = d_logits @ table, np.einsum("bng,bnd->gd", d_logits, h), d_logits.sum((0, 1))
-    return CountNLL(total, gene, n.sum()), (*gradients, (np.exp(log_total) - n) * valid)
-
-
-DIFFERENTIABLE = ("h_BxNxd", "table_Gxd", "bias_G", "log_total_BxN")
-
-
-def loss_and_gradients(inputs, chunk, weight=1.0):
-    return compiled(inputs, weight, chunk)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def compiled(inputs, weight, chunk):
-    """The sums, and the gradients of weight · (total + gene)."""
-
-    def loss(*moving):
-        sums = count_nll(**{**inputs, **dict(zip(DIFFERENTIABLE, moving, strict=True))}, chunk=chunk)
-        return weight * (sums.total_nats + sums.gene_nats), sums
-
-    moving = [inputs[name] for name in DIFFERENTIABLE]
-    (_, sums), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(*moving)
-    return sums, gradients
-
-
-def assert_near(found, expected, tolerance):
-    for name, x, y in zip((*CountNLL._fields, *DIFFERENTIABLE), (*found[0], *found[1]),
-                          (*expected[0], *expected[1]), strict=True):  # fmt: skip
-        error = np.abs(np.asarray(x, np.float64) - y).max() / np.abs(y).max()
-        assert error < tolerance, f"{name}: relative error {error:.2e}"
-
-
-@pytest.mark.parametrize("chunk", (8, 100))  # 22 bins: uneven, and more than there are
-def test_loss_and_gradients(chunk):
+# 22 bins and 128 genes: in even and uneven parts, one at a time, and fewer than would fit
+@pytest.mark.parametrize(("chunk", "gene_chunk"), ((8, 128), (100, 1000), (8, 64), (5, 50), (1, 7), (100, 30)))
+def test_loss_and_gradients(chunk, gene_chunk):
     inputs, dense = case()
-    found = loss_and_gradients(inputs, chunk)
-    assert (np.asarray(inputs["counts"].bin_BxC) >= 0).sum(-1).max() > 512  # entries that are scattered at once
+    found = loss_and_gradients(inputs, chunk, gene_chunk)
+    assert (np.asarray(inputs["counts"].bin_BxC) >= 0).sum(-1).max() > 512  # entries that are looked up together
     assert_near(found, oracle(inputs, dense), 2e-6)
     never = ~inputs["gene_mask_BxWxG"].any((0, 1))
     assert never[GENES:].all()
     assert not np.asarray(found[1][1])[never].any() and not np.asarray(found[1][2])[never].any()
 
 
-def test_loss_alone_is_the_same_and_computes_no_gradient():
+@pytest.mark.parametrize(("gene_chunk", "products"), ((G, [1, 3]), (50, [1, 4])))
+def test_loss_alone_is_the_same_and_computes_no_gradient(gene_chunk, products):
     inputs, dense = case()
-    alone = jax.jit(functools.partial(count_nll, chunk=8))
+    alone = jax.jit(functools.partial(count_nll, chunk=8, gene_chunk=gene_chunk))
     for x, y in zip(alone(**inputs), oracle(inputs, dense)[0], strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-6)
-    traced = alone.trace(**inputs), compiled.trace(inputs, 1.0, 8)
-    assert [str(each.jaxpr).count("dot_general") for each in traced] == [1, 3]
+    traced = alone.trace(**inputs), compiled.trace(inputs, 1.0, 8, gene_chunk)
+    assert [str(each.jaxpr).count("dot_general") for each in traced] == products
+
+
+def test_a_bin_of_most_entries_is_read_whole():
+    """Its entries are many times those of a mean chunk, so they are looked up in several pieces."""
+    inputs, dense = case()
+    dense[:] = 0
+    dense[:, 0] = np.where(allowed_genes(inputs)[:, 0], 15, 0)
+    once = sparse(dense // 15)
+    fields = np.stack([np.tile(field[:, :100].astype(np.int32), 15) for field in once])  # a gene in 15 entries
+    order_BxC = np.argsort(fields[0] < 0, axis=1, kind="stable")  # padding to the end
+    inputs["counts"] = SparseCounts(*np.take_along_axis(fields, order_BxC[None], 2))
+    assert (inputs["counts"].bin_BxC == 0).sum(-1).min() > 2 * 512
+    assert_near(loss_and_gradients(inputs, 4), oracle(inputs, dense), 2e-6)
 
 
 def test_gradients_follow_the_cotangent():
@@ -120,10 +66,11 @@ def test_gradients_follow_the_cotangent():
         assert np.abs(x + 0.37 * y).max() < 2e-6 * np.abs(y).max()
 
 
-def test_bfloat16():
+@pytest.mark.parametrize("gene_chunk", (G, 30))
+def test_bfloat16(gene_chunk):
     inputs, dense = case()
     inputs |= {name: jnp.asarray(inputs[name], jnp.bfloat16) for name in ("h_BxNxd", "table_Gxd")}
-    found = loss_and_gradients(inputs, 8)
+    found = loss_and_gradients(inputs, 8, gene_chunk)
     assert [x.dtype for x in found[1]] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
     assert_near(found, oracle(inputs, dense), 1e-2)
     np.testing.assert_allclose(found[0], oracle(inputs, dense)[0], rtol=2e-6)  # the sums are in float32
@@ -155,6 +102,17 @@ def test_a_window_without_genes_and_a_row_without_counts():
     assert all(np.isfinite(x).all() for x in gradients)
 
 
+def test_one_window_a_row_is_one_of_two_that_are_the_same():
+    inputs, dense = case()
+    inputs["mask_of_bin_BxN"][:] = 1
+    dense *= allowed_genes(inputs)
+    inputs["counts"] = sparse(dense)
+    one = inputs | {"gene_mask_BxWxG": inputs["gene_mask_BxWxG"][:, 1:]}
+    one["mask_of_bin_BxN"] = np.zeros_like(one["mask_of_bin_BxN"])
+    assert_near(loss_and_gradients(one, 8), oracle(inputs, dense), 2e-6)
+    np.testing.assert_array_equal(rates_of(one), rates_of(inputs))
+
+
 def test_permuting_genes_permutes_gradients_and_rates():
     inputs, dense = case()
     order = np.random.default_rng(5).permutation(G)
@@ -174,7 +132,7 @@ def rates_of(inputs):
 def test_rates_are_those_that_the_loss_scores():
     inputs, dense = case()
     rates = rates_of(inputs)
-    allowed = inputs["gene_mask_BxWxG"][np.arange(B)[:, None], inputs["mask_of_bin_BxN"]]
+    allowed = allowed_genes(inputs)
     assert np.isneginf(rates[~allowed]).all() and np.isfinite(rates[allowed]).all()
     np.testing.assert_allclose(np.exp(rates).sum(-1), np.exp(inputs["log_total_BxN"]), rtol=1e-5)
     # Poisson of every gene = Poisson of the total + multinomial, up to the coefficient, which no rate is in.
@@ -185,7 +143,7 @@ def test_rates_are_those_that_the_loss_scores():
     np.testing.assert_allclose(sums.total_nats + sums.gene_nats - constant, poisson, rtol=1e-5)
 
 
-def test_temporaries_are_smaller_than_dense_logits():
+def test_temporaries_are_those_of_one_chunk():
     bins, genes, width, capacity = 512, 2048, 16, 4096
     shape = jax.ShapeDtypeStruct
     inputs = {
@@ -198,15 +156,30 @@ def test_temporaries_are_smaller_than_dense_logits():
         "gene_mask_BxWxG": shape((1, 1, genes), jnp.bool),
         "mask_of_bin_BxN": shape((1, bins), jnp.int32),
     }
-    sizes = [compiled.lower(inputs, 1.0, chunk).compile().memory_analysis().temp_size_in_bytes for chunk in (32, bins)]
+
+    def temporaries(*chunk):
+        return compiled.lower(inputs, 1.0, *chunk).compile().memory_analysis().temp_size_in_bytes
+
     logits = bins * genes * 4
-    assert sizes[0] < logits / 2 < logits < sizes[1]
+    few_bins, few_genes, whole = temporaries(32, genes), temporaries(256, 256), temporaries(bins, genes)
+    assert max(few_bins, few_genes) < logits / 4 < logits < whole
+
+
+def test_the_chunk_is_what_a_budget_of_memory_holds():
+    assert chunk_sizes(1, 4096, 19456) == (208, 19456)  # 16 MiB of float32 logits, in even parts of whole registers
+    assert chunk_sizes(8, 512, 19456) == (24, 19456)  # of all rows together
+    assert chunk_sizes(1, 64, 1024) == (64, 1024)
+    assert chunk_sizes(1, 4096, 65536) == (128, 32768)  # genes are split before a chunk has fewer than 128 bins
+    assert chunk_sizes(500, 4096, 19456) == (1, 19456)
+    assert chunk_sizes(1, 4096, 19456, chunk=1000, gene_chunk=5000) == (824, 4864)
+    for bins, most in ((22, 8), (100, 64), (4096, 1000), (7, 3)):
+        assert chunk_sizes(1, bins, 1024, chunk=most).bins <= most
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     (
-        ("bin_BxC", N, "batch 3: row 1, entry 4 .*does not exist; expected 0 <= bin < 22"),
+        ("bin_BxC", 22, "batch 3: row 1, entry 4 .*does not exist; expected 0 <= bin < 22"),
         ("bin_BxC", 5, "entry 5 .*out of order; expected ascending"),
         ("bin_BxC", -1, "entry 5 .*out of order; expected ascending bins, padding at the end"),
         ("gene_BxC", G, "gene 128.*does not exist"),
@@ -224,6 +197,7 @@ def test_counts_are_checked(field, value, message):
         check_counts(inputs["counts"]._replace(**{field: wrong}), *others, "batch 3")
 
 
-def test_chunk_must_be_positive():
-    with pytest.raises(InputError, match="loss_chunk is 0; expected at least 1"):
-        count_nll(**case()[0], chunk=0)
+@pytest.mark.parametrize("name", ("chunk", "gene_chunk"))
+def test_a_chunk_is_not_negative(name):
+    with pytest.raises(InputError, match=f"loss_{name} is -1; expected at least 1, or 0 for what the budget"):
+        count_nll(**case()[0], **{name: -1})
