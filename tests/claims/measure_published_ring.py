@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--width", type=int, default=64, help="of a head")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--beside", type=Path, help="result of 'tario bench attention': ours beside the published one")
     parser.add_argument("--inside", action="store_true", help="measure with the Python that runs this")
     options = parser.parse_args()
     for name in ("tokens", "heads", "width", "rounds"):
@@ -57,6 +58,11 @@ def main() -> None:
         except RuntimeError as failure:
             why = str(failure)
             result = {"ran": False, "why": why, "table": f"ringattention {PINNED['ringattention']}: not run: {why}"}
+    if options.beside and result["ran"]:
+        ours = json.loads(options.beside.read_text())
+        result["ours_of_matmul"] = ours["ways"]["ring"]["share_of_matmul"]
+        result["beside_ours"] = result["ours_of_matmul"] / result["share_of_matmul"]
+        result["table"] += f"\nours, in its own process: {result['ours_of_matmul']:.2f} of its matmul\n" + ours["table"]
     print(result["table"])
     options.json.write_text(json.dumps(result, indent=1))
 
