@@ -43,10 +43,12 @@ class _Peer(NamedTuple):
     why: str = ""  # it is not run
 
 
-def bench_attention(shape: Shape, mask: str, devices: int, rounds: int, say: Callable[[str], None] = print) -> dict:
+def bench_attention(shape: Shape, mask: str, devices: int, rounds: int, leave_out: tuple[str, ...] = (),
+                    say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
     """Seconds, temporary MiB and counted TFLOP/s of each way, medians over rounds. JSON-like, with a "table".
 
-    devices: the first of those here, along the axis context. Raises `InputError` where there are not so many.
+    devices: the first of those here, along the axis context; leave_out: ways that are not to be run. Raises
+    `InputError` where there are not so many devices, and for a way that there is not.
     """
     mesh = _mesh(devices)
     sequences = {dealt: make_sequence(mask, shape.tokens, devices if dealt else 1, shape.block)
@@ -56,7 +58,12 @@ def bench_attention(shape: Shape, mask: str, devices: int, rounds: int, say: Cal
     programs, rows, left_out = {}, {}, {}
     with jax.set_mesh(mesh):
         arrays = _arrays(shape, sequences[True], mesh)
-        for peer in _peers(shape, mask, devices, sequences[False]):
+        peers = _peers(shape, mask, devices, sequences[False])
+        for name in set(leave_out) - {peer.name for peer in peers}:
+            raise InputError(f"--leave-out={name}: expected some of {', '.join(peer.name for peer in peers)}")
+        for peer in peers:
+            if peer.name in leave_out:
+                continue
             if peer.function is None:
                 left_out[peer.name] = peer.why
                 continue

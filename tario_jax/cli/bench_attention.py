@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
     elif options.memory:
         result = bench_memory(shape, options.mask, options.memory, say)
     else:
-        result = bench_attention(shape, options.mask, options.devices, options.rounds, say)
+        result = bench_attention(
+            shape, options.mask, options.devices, options.rounds, tuple(filter(None, options.leave_out.split(","))), say
+        )
     return finish(options, result["table"], result)
 
 
