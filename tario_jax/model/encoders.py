@@ -46,12 +46,13 @@ class HEEncoder(nnx.Module):
         texture = jnp.clip(texture, -6.0, 6.0).astype(dtype)
         B, T, P = density.shape[:3]
         n, s = self.cells, self.stride
-        cells = density.astype(dtype).reshape(B * T * P, n, s, n, s, 3).transpose(0, 1, 3, 2, 4, 5)
-        cells = jax.nn.gelu(cells.reshape(-1, n, n, s * s * 3) @ self.stem_in[...].astype(dtype)
+        # rows and tiles stay two axes: merged, XLA would gather the pixels of all tiles on each device of a mesh
+        cells = density.astype(dtype).reshape(B, T, P, n, s, n, s, 3).transpose(0, 1, 2, 3, 5, 4, 6, 7)
+        cells = jax.nn.gelu(cells.reshape(B, T, P, n, n, s * s * 3) @ self.stem_in[...].astype(dtype)
                             + self.stem_bias[...].astype(dtype))  # fmt: skip
         # a 3 × 3 convolution as one product: XLA's gradient of small convolutions on CPU is many times slower
-        padded = jnp.pad(cells, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        around = jnp.concatenate([padded[:, i : i + n, j : j + n] for i in range(3) for j in range(3)], -1)
+        padded = jnp.pad(cells, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        around = jnp.concatenate([padded[..., i : i + n, j : j + n, :] for i in range(3) for j in range(3)], -1)
         mixed = around @ self.stem_conv[...].astype(dtype)
         cells = cells + jax.nn.gelu(mixed + self.stem_conv_bias[...].astype(dtype))
         seen = cells.reshape(B, T, P, -1) @ self.stem_out[...].astype(dtype)
