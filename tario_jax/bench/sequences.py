@@ -1,7 +1,7 @@
 """Sequences that attention is measured on, and what a ring over them costs, counted."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -105,7 +105,22 @@ def ring_balance(sequence: Sequence, ranks: int, block: int) -> Balance:
             met = KeyVisibility(*(x[(rank - hop) % ranks] for x in keys))
             work[hop, rank] = np.asarray(possible(of_rank, met)).sum() * block**2
     allowed = allowed_pairs(sequence)
-    return Balance(allowed, work.sum() / allowed, work.max(1).sum() / (allowed / ranks))
+    return Balance(allowed, float(work.sum() / allowed), float(work.max(1).sum() / (allowed / ranks)))
+
+
+def bench_balance(mask: str, tokens: int, ranks: int, block: int) -> dict[str, Any]:
+    """`ring_balance` of a made sequence dealt in stripes of a block; JSON-like, with a "table"."""
+    sequence = make_sequence(mask, tokens, ranks, block)
+    balance = ring_balance(sequence, ranks, block)
+    queries, keys = (x[0].shape[1] for x in sequence)
+    table = (
+        f"{mask}: {queries:,} tokens look at {keys:,} on {ranks} ranks, in blocks of {block}: "
+        f"{balance.allowed:,} allowed pairs\n"
+        f"computed pairs: {balance.computed:.3f} of the allowed ones\n"
+        f"critical path, the busiest rank of every hop: {balance.critical_path:.3f} of an equal share of them"
+    )
+    return {"mask": mask, "queries": queries, "keys": keys, "ranks": ranks, "block": block, **balance._asdict(),
+            "table": table}  # fmt: skip
 
 
 def _of_one_stream(segment_S: np.ndarray, step_S: np.ndarray) -> Sequence:

@@ -1,6 +1,7 @@
 """The ambient mesh (`jax.set_mesh`) for an operation: which axes split something, and how to run on the parts."""
 
 import dataclasses
+import math
 
 import jax
 from jax import lax
@@ -16,19 +17,24 @@ class Ranks:
     sizes: tuple[tuple[str, int], ...]
 
     @classmethod
-    def ambient(cls) -> "Ranks":
+    def ambient(cls, keep: str = "") -> "Ranks":
+        """keep: an axis that counts, if the mesh has it, even with one device."""
         shape = jax.sharding.get_abstract_mesh().shape
-        return cls(tuple((axis, shape[axis]) for axis in MESH_AXES if shape.get(axis, 1) > 1))
+        return cls(
+            tuple((axis, shape[axis]) for axis in MESH_AXES if shape.get(axis, 1) > 1 or axis in shape and axis == keep)
+        )
 
     def present(self, *axes: str) -> tuple[str, ...]:
         """Those of `axes` that split something."""
         return tuple(axis for axis, _ in self.sizes if axis in axes)
 
+    def count(self, *axes: str) -> int:
+        """Parts that these axes cut something into."""
+        return math.prod(devices for axis, devices in self.sizes if axis in axes)
+
     def part(self, size: int, what: str, *axes: str) -> int:
         """The share of `size` that one device has. Raises `InputError` where it does not divide."""
-        parts = 1
-        for axis, devices in self.sizes:
-            parts *= devices if axis in axes else 1
+        parts = self.count(*axes)
         if size % parts:
             raise InputError(f"--config.mesh: {size} {what} do not divide over {' × '.join(axes)} = {parts}; "
                              "expected a multiple")  # fmt: skip

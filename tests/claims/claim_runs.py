@@ -190,7 +190,10 @@ def _gpu_names() -> list[str]:
 
 
 def commit(root: Path) -> str:
-    """The commit of the working tree; "+" behind it where code, configs or claims differ from it."""
+    """The commit of the working tree; "+" behind it where code, configs or claims differ from it.
+
+    Of a copy without git, what CLAIMS_COMMIT says: a machine lent for a measurement may have nothing else.
+    """
 
     def git(*words: str) -> str:
         asked = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
@@ -198,7 +201,7 @@ def commit(root: Path) -> str:
 
     head = git("rev-parse", "--short=10", "HEAD")
     if not head:
-        return "uncommitted"
+        return os.environ.get("CLAIMS_COMMIT", "uncommitted")
     # The pages hold the figures themselves: they change with every measurement.
     return head + ("+" if git("status", "--porcelain", "--", ".", ":!docs", ":!README.md") else "")
 

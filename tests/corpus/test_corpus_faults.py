@@ -81,24 +81,27 @@ def test_the_same_section_under_two_names_is_refused(tmp_path):
 
 
 def test_killed_again_and_again_it_ends_as_the_unbroken_one(whole, tmp_path):
-    """Killed at ever later moments, whatever it is doing then."""
+    """Killed at ever later moments, whatever it is doing then: as soon as so many files are there."""
     root, kills = tmp_path / "killed", 0
-    began = time.monotonic()
-    assert tario(*SIMULATE, f"--out={tmp_path / 'unbroken'}").returncode == 0
-    unbroken_s = time.monotonic() - began
-    for share in (0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+    last = files_of(whole)
+    for files in (0, 1, last // 6, last // 3, last // 2, 2 * last // 3, 5 * last // 6):
         process = subprocess.Popen([TARIO, *SIMULATE, f"--out={root}"], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-        time.sleep(share * unbroken_s)
+        while process.poll() is None and files_of(root) < files:
+            time.sleep(0.001)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1
             if not (root / "corpus.json").exists() and root.exists():
                 one_line(tario("check", root), str(root))
         process.wait()
-    assert kills >= 2
+    assert kills >= 4
     assert tario(*SIMULATE, f"--out={root}").returncode == 0
     assert seal(root) == seal(whole) and tario("check", root).returncode == 0
+
+
+def files_of(root: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(root))
 
 
 def test_a_full_disk_is_said_and_the_same_command_completes_once_there_is_room(whole, tmp_path):

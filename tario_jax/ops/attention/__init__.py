@@ -9,10 +9,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from tario_jax.config import InputError
+from tario_jax.config import BATCH_AXES, InputError
 from tario_jax.ops.attention.inner import Inner, blockwise_inner, kernel
-from tario_jax.ops.attention.plan import ATTENTION_OUT, Plan, check_divides, mesh_axes, planned_attention
+from tario_jax.ops.attention.plan import ATTENTION_OUT, Plan, planned_attention
 from tario_jax.ops.attention.reference import reference_attention
+from tario_jax.ops.ranks import Ranks
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 __all__ = ["ATTENTION_OUT", "STRATEGIES", "Choice", "attention", "choose_strategy"]
@@ -54,24 +55,25 @@ def choose_strategy(
     if strategy != "auto" and strategy not in STRATEGIES:
         raise InputError(f"attention strategy is {strategy!r}; expected one of auto, {', '.join(STRATEGIES)}")
     mesh = jax.sharding.get_abstract_mesh()
-    context = mesh.shape.get("context") if not mesh.empty and "context" in mesh.auto_axes else None
+    ranks = Ranks.ambient(keep="context")
+    context = ranks.count("context")
     sq, sk = q_BxSqxHxD.shape[1], k_BxSkxKxD.shape[1]
     if strategy == "auto":
-        if (context or 1) > 1:
+        if context > 1:
             strategy = "ring" if sk > _LONGEST_GATHERED else "all_gather"
         elif sq * sk <= _LARGEST_DENSE:
             strategy = "reference"
     if strategy == "reference":
         return Choice(strategy, None)
-    if strategy in ("ring", "all_gather") and context is None:
+    if strategy in ("ring", "all_gather") and not ranks.present("context"):
         raise InputError(f"attention strategy is {strategy!r} without a mesh; expected one with the axis context")
-    if strategy in ("blockwise", "pallas") and (context or 1) > 1:
+    if strategy in ("blockwise", "pallas") and context > 1:
         raise InputError(f"attention strategy is {strategy!r} with context={context}; expected ring or all_gather")
     platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
     inner, why = _inner(strategy, platform, q_BxSqxHxD, k_BxSkxKxD, block)
-    spread = strategy if strategy in ("ring", "all_gather") else "none"
-    axes = () if mesh.empty else mesh_axes(mesh, spread)
-    return Choice(strategy if strategy != "auto" else inner.strategy, Plan(spread, inner, axes), why)
+    if strategy in ("ring", "all_gather"):
+        return Choice(strategy, Plan(strategy, inner, ranks), why)
+    return Choice(inner.strategy, Plan("none", inner, Ranks.ambient()), why)
 
 
 def _inner(strategy: str, platform: str, q, k, block: int) -> tuple[Inner, str]:
@@ -114,8 +116,9 @@ def attention(
     arrays = (q_BxSqxHxD, k_BxSkxKxD, v_BxSkxKxD, q_visibility, kv_visibility)
     if choice.plan is None:
         return jax.ad_checkpoint.checkpoint_name(reference_attention(*arrays, scale), ATTENTION_OUT)
-    check_divides(choice.plan, q_BxSqxHxD.shape[0], q_BxSqxHxD.shape[2], k_BxSkxKxD.shape[2])
-    context = choice.plan.ranks("context")
+    choice.plan.ranks.part(q_BxSqxHxD.shape[0], "rows", *BATCH_AXES)
+    choice.plan.ranks.part(k_BxSkxKxD.shape[2], "key heads", "tensor")
+    context = choice.plan.ranks.count("context")
     q, k, v = (_padded(x, context, 0) for x in arrays[:3])
     q_visibility, kv_visibility = jax.tree.map(lambda x: _padded(x, context, -1), arrays[3:])
     out = planned_attention(q, k, v, q_visibility, kv_visibility, choice.plan, scale)

@@ -5,17 +5,16 @@ The derivative is our own: loops whose trip counts are known only at run time ha
 
 import dataclasses
 import functools
-import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AbstractMesh, PartitionSpec
 
-from tario_jax.config import BATCH_AXES, InputError
+from tario_jax.config import BATCH_AXES
 from tario_jax.ops.attention import all_gather, ring
 from tario_jax.ops.attention.inner import Inner
+from tario_jax.ops.ranks import Ranks
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 # The name under which a remat policy finds what attention's backward pass needs: its output and log-sum-exp.
@@ -25,14 +24,11 @@ ATTENTION_OUT = "attention_out"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the work is spread over `context`, what computes it on a device, and the mesh's axes that matter."""
+    """How the work is spread over `context`, what computes it on a device, and the axes of the mesh."""
 
     spread: Literal["none", "ring", "all_gather"]
     inner: Inner
-    axes: tuple[tuple[str, int], ...]
-
-    def ranks(self, *names: str) -> int:
-        return math.prod(size for axis, size in self.axes if axis in names)
+    ranks: Ranks
 
     def forward(self, *arrays, **numbers):
         return self._on_mesh(functools.partial(self._way("forward"), **numbers), arrays, (4, 3))
@@ -47,33 +43,10 @@ class Plan:
 
     def _on_mesh(self, function, arrays, out_ndims: tuple[int, ...]):
         """`function` on what each device holds: every array's axes are rows, tokens, heads, width."""
-        if not self.axes:
-            return function(*arrays)
-        names = [axis for axis, _ in self.axes]
-        by_axis = [
-            tuple(axis for axis in of if axis in names) or None for of in (BATCH_AXES, ("context",), ("tensor",))
-        ]
-        in_specs = jax.tree.map(lambda x: PartitionSpec(*by_axis[: x.ndim]), arrays)
-        out_specs = tuple(PartitionSpec(*by_axis[:ndim]) for ndim in out_ndims)
-        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
-
-
-def mesh_axes(mesh: AbstractMesh, spread: str) -> tuple[tuple[str, int], ...]:
-    """Axes of the ambient mesh (`jax.set_mesh`) that matter: those of more than one device, and the one of the ring."""
-    return tuple(
-        (axis, mesh.shape[axis])
-        for axis in mesh.auto_axes
-        if mesh.shape[axis] > 1 or (axis == "context" and spread != "none")
-    )
-
-
-def check_divides(plan: Plan, batch: int, heads: int, kv_heads: int) -> None:
-    """Raises `InputError` where rows or heads cannot be shared equally."""
-    rows, tensor = plan.ranks(*BATCH_AXES), plan.ranks("tensor")
-    if batch % rows:
-        raise InputError(f"attention: {batch} rows; expected a multiple of replica × fsdp = {rows}")
-    if kv_heads % tensor:
-        raise InputError(f"attention: {heads} heads on {kv_heads} key heads; expected a multiple of tensor = {tensor}")
+        axes = (BATCH_AXES, "context", "tensor", None)
+        in_specs = jax.tree.map(lambda x: self.ranks.spec(*axes[: x.ndim]), arrays)
+        out_specs = tuple(self.ranks.spec(*axes[:ndim]) for ndim in out_ndims)
+        return self.ranks.run(function, in_specs, out_specs)(*arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

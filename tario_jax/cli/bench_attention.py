@@ -1,0 +1,56 @@
+"""tario bench attention."""
+
+import argparse
+
+from tario_jax.cli.options import at_least_one, finish, say
+
+SUMMARY = "attention, forward and backward, beside its peers and a plain matmul; its memory; the balance of a ring"
+EXAMPLES = """
+    tario bench attention --devices=8 --tokens=8192
+    tario bench attention --mask=tario --heads=8 --kv-heads=2 --dtype=bfloat16
+    tario bench attention --memory=1,2,4,8,16 --tokens=2048
+    tario bench attention --balance --mask=tario --devices=8 --tokens=65536 --block=128
+"""
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tokens", type=at_least_one, default=8192, help="that are seen; with --memory, a device (8192)"
+    )
+    parser.add_argument("--mask", default="causal", help="causal, full, packed (documents of 2k to 8k tokens), tario "
+                        "(tiles of H&E and bins, written in random order) (causal)")  # fmt: skip
+    parser.add_argument("--heads", type=at_least_one, default=2, help="(2)")
+    parser.add_argument("--kv-heads", type=at_least_one, help="(as many as heads)")
+    parser.add_argument("--width", type=at_least_one, default=64, help="of a head (64)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(float32)")
+    parser.add_argument("--block", type=at_least_one, default=256, help="tokens of a block in plain XLA (256)")
+    parser.add_argument("--devices", type=at_least_one, default=1, help="along context; on a CPU they are virtual (1)")
+    parser.add_argument("--rounds", type=at_least_one, default=5, help="all take turns; medians are told (5)")
+    parser.add_argument(
+        "--memory", type=_counts, metavar="N,N,…", help="compile rings of so many devices: MiB a device"
+    )
+    parser.add_argument("--balance", action="store_true", help="count the pairs that a ring computes; nothing is timed")
+    parser.set_defaults(config=None)
+
+
+def run(options: argparse.Namespace) -> int:
+    import jax
+
+    if not options.balance:
+        jax.config.update("jax_num_cpu_devices", max([options.devices, *(options.memory or ())]))
+    from tario_jax.bench.attention import Shape, bench_attention, bench_memory
+    from tario_jax.bench.sequences import bench_balance
+
+    shape = Shape(options.tokens, options.heads, options.kv_heads or options.heads, options.width, options.dtype,
+                  options.block)  # fmt: skip
+    if options.balance:
+        result = bench_balance(options.mask, options.tokens, options.devices, options.block)
+    elif options.memory:
+        result = bench_memory(shape, options.mask, options.memory, say)
+    else:
+        result = bench_attention(shape, options.mask, options.devices, options.rounds, say)
+    return finish(options, result["table"], result)
+
+
+def _counts(text: str) -> list[int]:
+    return [at_least_one(part) for part in text.split(",")]
