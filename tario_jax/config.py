@@ -165,7 +165,7 @@ class ModelConfig:
     attention_block: int = 256  # most tokens of a block in plain XLA
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device has it
     remat: Literal["none", "full", "save_attention"] = "none"
-    loss_chunk: int = 0  # bins of a row whose logits exist at once; 0: a budget of memory says (ops/gene_likelihood.py)
+    loss_chunk: int = 0  # bins of a row whose logits exist at once; 0: a budget of memory says (ops/sparse_counts.py)
     loss_gene_chunk: int = 0  # genes of a device whose logits exist at once; 0: the same, mostly all of them
 
     def __post_init__(self):

@@ -7,7 +7,9 @@ from flax import nnx
 from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic, weight
 from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
-from tario_jax.ops.count_likelihood import chunk_sizes
+from tario_jax.ops.count_content import count_content
+from tario_jax.ops.pooling import weighted_means
+from tario_jax.ops.sparse_counts import SparseCounts
 from tario_jax.tokens.batch import Batch
 
 
@@ -44,12 +46,13 @@ class HEEncoder(nnx.Module):
         texture = jnp.clip(texture, -6.0, 6.0).astype(dtype)
         B, T, P = density.shape[:3]
         n, s = self.cells, self.stride
-        cells = density.astype(dtype).reshape(B * T * P, n, s, n, s, 3).transpose(0, 1, 3, 2, 4, 5)
-        cells = jax.nn.gelu(cells.reshape(-1, n, n, s * s * 3) @ self.stem_in[...].astype(dtype)
+        # rows and tiles stay two axes: merged, XLA would gather the pixels of all tiles on each device of a mesh
+        cells = density.astype(dtype).reshape(B, T, P, n, s, n, s, 3).transpose(0, 1, 2, 3, 5, 4, 6, 7)
+        cells = jax.nn.gelu(cells.reshape(B, T, P, n, n, s * s * 3) @ self.stem_in[...].astype(dtype)
                             + self.stem_bias[...].astype(dtype))  # fmt: skip
         # a 3 × 3 convolution as one product: XLA's gradient of small convolutions on CPU is many times slower
-        padded = jnp.pad(cells, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        around = jnp.concatenate([padded[:, i : i + n, j : j + n] for i in range(3) for j in range(3)], -1)
+        padded = jnp.pad(cells, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+        around = jnp.concatenate([padded[..., i : i + n, j : j + n, :] for i in range(3) for j in range(3)], -1)
         mixed = around @ self.stem_conv[...].astype(dtype)
         cells = cells + jax.nn.gelu(mixed + self.stem_conv_bias[...].astype(dtype))
         seen = cells.reshape(B, T, P, -1) @ self.stem_out[...].astype(dtype)
@@ -82,37 +85,17 @@ class BinEncoder(nnx.Module):
     def content(self, batch: Batch, head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Content tokens [B, T, N, d]: the bin's counts against the mean composition, its total and its size.
 
-        A bin's composition enters as variance-stabilised residuals (square roots) of its measured genes from the mean
-        composition at its total, read through the gene table; dense counts exist for one chunk of bins at a time.
+        A bin's composition enters as variance-stabilised residuals of its measured genes from the mean composition at
+        its total, read through the gene table (ops/count_content.py).
         """
         B, T, N = batch.bin_step_BxTxN.shape
         table = head_table_Gxr if self.tied else self.gene_table[...]
-        frequency_G = jax.lax.stop_gradient(jax.nn.softmax(gene_bias_G))
-        window_BxQ = jnp.repeat(batch.window_BxT, N, axis=1)
-        chunk = chunk_sizes(B, T * N, table.shape[0], chunk=self.chunk).bins
-        chunks = -(-T * N // chunk)
-        window_BxQ = jnp.pad(window_BxQ, ((0, 0), (0, chunks * chunk - T * N)))
-
-        @jax.checkpoint  # the dense counts of a chunk are made again in the backward pass
-        def one(first):
-            slot = batch.count_bin_BxC - first
-            slot = jnp.where((slot >= 0) & (slot < chunk), slot, chunk)
-            row = jnp.arange(B)[:, None]
-            zeros = jnp.zeros((B, chunk, table.shape[0]), jnp.float32)
-            counts_BxNxG = zeros.at[row, slot, batch.count_gene_BxC].add(batch.count_BxC, mode="drop")
-            total = counts_BxNxG.sum(-1, keepdims=True)
-            window = jax.lax.dynamic_slice_in_dim(window_BxQ, first, chunk, axis=1)
-            measured_BxNxG = batch.measured_gene_BxWxG[row, window]
-            share = jnp.where(measured_BxNxG, frequency_G, 0.0)  # of the genes that this window measured
-            share = share / jnp.maximum(share.sum(-1, keepdims=True), 1e-9)
-            residual = jnp.sqrt(counts_BxNxG + 0.375) - jnp.sqrt(total * share + 0.375)
-            residual = jnp.where(measured_BxNxG, residual, 0.0)
-            held = residual.astype(dtype) @ table.astype(dtype)
-            return held, total[..., 0]
-
-        held, total = jax.lax.map(one, jnp.arange(chunks) * chunk)
-        held = held.transpose(1, 0, 2, 3).reshape(B, -1, table.shape[1])[:, : T * N].reshape(B, T, N, -1)
-        total = total.transpose(1, 0, 2).reshape(B, -1)[:, : T * N].reshape(B, T, N)
+        counts = SparseCounts(batch.count_bin_BxC, batch.count_gene_BxC, batch.count_BxC)
+        held, total = count_content(
+            table.astype(dtype), jax.nn.softmax(gene_bias_G), counts, batch.measured_gene_BxWxG,
+            jnp.repeat(batch.window_BxT, N, axis=1), chunk=self.chunk,
+        )  # fmt: skip
+        held, total = held.reshape(B, T, N, -1), total.reshape(B, T, N)
         size = batch.bin_size_um_BxTxN
         density = jnp.log((total + 0.5) / (size * size * jnp.maximum(batch.bin_measured_BxTxN, 0.05)))
         place = jnp.stack([density, jnp.log(size / 36.0)], -1).astype(dtype)
@@ -121,10 +104,9 @@ class BinEncoder(nnx.Module):
     def query(self, batch: Batch, he_BxTxPxd: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Query tokens [B, T, N, d]: the bin's size and the mean of the H&E tokens under it."""
         B, T, P, d = he_BxTxPxd.shape
-        flat = he_BxTxPxd.reshape(B, T * P, d)
         patch, share = batch.pool_patch_BxTxNxM, batch.pool_weight_BxTxNxM
-        under = jnp.take_along_axis(flat, patch.reshape(B, -1, 1), axis=1).reshape(*patch.shape, d)
-        under = jnp.einsum("btnmd,btnm->btnd", under, share.astype(dtype))
+        of_bins = (x.reshape(B, -1, x.shape[-1]) for x in (patch, share))
+        under = weighted_means(he_BxTxPxd.reshape(B, T * P, d), *of_bins).reshape(*patch.shape[:3], d)
         under = rms_norm(under, self.query_norm[...]) @ self.query_he[...].astype(dtype)
         size = jnp.log(batch.bin_size_um_BxTxN / 36.0)
         place = jnp.stack([jnp.ones_like(size), size], -1).astype(dtype)

@@ -19,16 +19,9 @@ import numpy as np
 from jax import lax
 
 from tario_jax.config import BATCH_AXES, InputError
-from tario_jax.ops.gene_likelihood import (
-    LOWEST,
-    Partition,
-    SparseCounts,
-    bin_totals,
-    chunk_sizes,
-    gene_nats,
-    masked_logits,
-)
+from tario_jax.ops.gene_likelihood import LOWEST, Partition, gene_nats, masked_logits
 from tario_jax.ops.ranks import Ranks
+from tario_jax.ops.sparse_counts import SparseCounts, bin_totals, chunk_sizes
 
 __all__ = ("CountNLL", "SparseCounts", "check_counts", "chunk_sizes", "count_nll", "log_rates")
 

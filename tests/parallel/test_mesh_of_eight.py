@@ -15,7 +15,7 @@ from tario_jax.train.checkpoint import Checkpoints
 from tario_jax.train.state import abstract_state, make_optimiser
 
 _PROGRAM = """
-import json, sys
+import dataclasses, json, sys
 from pathlib import Path
 import jax, numpy as np
 from tario_jax.config import MeshConfig, from_dict
@@ -29,7 +29,11 @@ from tario_jax.train.state import TrainState, make_optimiser, make_train_step, s
 
 corpus, config = Corpus.open(sys.argv[1]), from_dict(json.loads(sys.argv[2]))
 genes = len(corpus.panel)
-built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
+def build_with(attention):
+    model = dataclasses.replace(config.model, attention=attention)
+    return build(model, genes, config.data.patch_px, content=not config.data.one_shot)
+
+built = build_with(config.model.attention)
 optimiser = make_optimiser(config.optim, 6, built)
 batches = BatchSource(corpus.sections, config.data, corpus_layout(corpus.sections, config.data, genes), steps=3)
 rng = np.random.default_rng(0)
@@ -38,7 +42,7 @@ parameters, calibration = jax.tree.map(
 calibration = jax.tree.map(lambda leaf: 1 + abs(leaf), calibration)
 start = TrainState(np.int32(0), parameters, calibration, jax.device_get(optimiser.init(parameters)))
 
-def run(mesh):
+def run(mesh, built):
     state = jax.device_put(start, state_shardings(built, optimiser, mesh))
     step = make_train_step(built, optimiser, mesh)
     losses = []
@@ -48,9 +52,9 @@ def run(mesh):
     table = state.parameters["gene_table"]
     return np.array(losses), jax.device_get(state.parameters), table.sharding.shard_shape(table.shape), state
 
-alone = run(make_mesh(MeshConfig(), jax.devices()[:1]))
+alone = run(make_mesh(MeshConfig(), jax.devices()[:1]), build_with("reference"))
 for replica, fsdp, context, tensor in json.loads(sys.argv[3]):
-    losses, parameters, shard, state = run(make_mesh(MeshConfig(replica, fsdp, context, tensor)))
+    losses, parameters, shard, state = run(make_mesh(MeshConfig(replica, fsdp, context, tensor)), built)
     error = max(jax.tree.leaves(jax.tree.map(
         lambda a, b: np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6), parameters, alone[1])))
     loss_error = abs(losses / alone[0] - 1).max()
@@ -67,19 +71,38 @@ print(json.dumps({"moved": float(max(jax.tree.leaves(jax.tree.map(
 """
 
 
+# Bins of 24 µm reach over the edges of tiles of 36 µm; two windows of four tiles are in a row.
+_CONTENT = {"groups": ((1, 1.0), (4, 1.0)), "windows_per_row": 2, "bin_um": 24.0}
+
+
 @pytest.mark.parametrize(
-    "meshes",
+    ("meshes", "data", "attention"),
     [
-        pytest.param({(2, 2, 1, 2): [512, 8]}, id="three axes at once"),
+        pytest.param({(2, 2, 1, 2): [512, 8]}, {}, "auto", id="three axes at once"),
+        pytest.param({(1, 2, 2, 2): [512, 8]}, _CONTENT, "ring", id="content, ring"),
         pytest.param(
             {(8, 1, 1, 1): [1024, 16], (1, 8, 1, 1): [1024, 2], (1, 4, 1, 2): [512, 4], (1, 2, 2, 2): [512, 8]},
-            id="each axis, and context", marks=pytest.mark.slow,
+            {}, "auto", id="each axis, and context", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {(1, 1, 4, 2): [512, 16], (2, 1, 2, 2): [512, 16], (1, 1, 8, 1): [1024, 16]},
+            _CONTENT, "ring", id="content, ring, other meshes", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {(1, 2, 2, 2): [512, 8], (1, 1, 4, 2): [512, 16], (1, 1, 8, 1): [1024, 16]},
+            _CONTENT, "all_gather", id="content, all-gather", marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip
-def test_three_steps_are_those_of_one_device_and_resume_on_one(devices8, tiny_corpus, tmp_path, meshes):
-    """meshes: (replica, fsdp, context, tensor) and what each device then holds of the gene table."""
-    config = tiny_config(data={"rows": 8}, model={"kv_heads": 2})
+def test_three_steps_are_those_of_one_device_and_resume_on_one(
+    devices8, tiny_corpus, tmp_path, meshes, data, attention
+):
+    """meshes: (replica, fsdp, context, tensor) and what each device then holds of the gene table.
+
+    On the one device attention is dense: on all of the mesh it is to be the same.
+    """
+    model = {"kv_heads": 2, "pattern": ("local", "global") if data else ("global",), "attention": attention}
+    config = tiny_config(data={"rows": 8} | data, model=model)
     said = devices8(_PROGRAM, str(tiny_corpus.root), json.dumps(to_dict(config)), json.dumps(list(meshes)),
                     str(tmp_path))  # fmt: skip
     *found, moved = map(json.loads, said.splitlines())
@@ -88,7 +111,7 @@ def test_three_steps_are_those_of_one_device_and_resume_on_one(devices8, tiny_co
         assert result["parameters"] < 1e-5 and result["loss"] < 1e-5, result
     assert [result["table_shard"] for result in found] == list(meshes.values())
     # the state of the last mesh, saved from eight devices, is bit for bit that which one device restores
-    built = build(config.model, 12, config.data.patch_px, content=False)
+    built = build(config.model, 12, config.data.patch_px, content=not config.data.one_shot)
     abstract = abstract_state(built, make_optimiser(config.optim, 6, built), make_mesh(MeshConfig()))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 3 and checkpoints.provenance(3).panel == PANEL
