@@ -43,7 +43,7 @@ def kernel(platform: str, q_BxSqxHxD: jax.Array, k_BxSkxKxD: jax.Array) -> Inner
     if platform == "tpu":
         from tario_jax.ops.attention import tpu  # imported where it is used: Pallas takes a second
 
-        return tpu.unsupported(q_BxSqxHxD, k_BxSkxKxD) or Inner("pallas", "TPU kernel", tpu, silences=False)
+        return tpu.unsupported(q_BxSqxHxD, k_BxSkxKxD) or Inner("pallas", "TPU kernel", tpu)
     if platform in ("gpu", "cuda"):
         from tario_jax.ops.attention import gpu
 
