@@ -60,19 +60,36 @@ def tario(tokens: int, ranks: int, stripe: int, rng: np.random.Generator) -> Seq
     A stripe is a tile, whatever `stripe` says: 256 H&E tokens and 64 contents, and 64 queries. On each rank the H&E of
     its tiles comes first, then their contents, as in the model.
     """
-    tiles = max(round(tokens / (_PATCHES + _BINS) / ranks), 1) * ranks
-    step_TxN = 1 + rng.permutation(tiles * _BINS).reshape(tiles, _BINS)
-    step_RxB = step_TxN.reshape(-1, ranks, _BINS).swapaxes(0, 1).reshape(ranks, -1)
-    seen_RxS = np.concatenate([np.zeros((ranks, tiles // ranks * _PATCHES), int), step_RxB], 1)
-    read_RxA = np.concatenate([seen_RxS, step_RxB - 1], 1)
+    seen_RxS, read_RxA, _, _ = _tissue(tokens, ranks, rng)
     return Sequence(
         QueryVisibility(_row(np.zeros_like(read_RxA)), _row(read_RxA)),
         KeyVisibility(_row(np.zeros_like(seen_RxS)), _row(seen_RxS)),
     )
 
 
+def tario_local(tokens: int, ranks: int, stripe: int, rng: np.random.Generator) -> Sequence:
+    """The same in a local layer: a token sees its own tile alone."""
+    seen_RxS, read_RxA, tile_of_seen_RxS, tile_RxA = _tissue(tokens, ranks, rng)
+    return Sequence(
+        QueryVisibility(_row(tile_RxA), _row(read_RxA)), KeyVisibility(_row(tile_of_seen_RxS), _row(seen_RxS))
+    )
+
+
+def _tissue(tokens: int, ranks: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Steps of the seen tokens and of all that look, and their tiles, by rank: [R, S], [R, A], [R, S], [R, A]."""
+    tiles = max(round(tokens / (_PATCHES + _BINS) / ranks), 1) * ranks
+    step_TxN = 1 + rng.permutation(tiles * _BINS).reshape(tiles, _BINS)
+    step_RxB = step_TxN.reshape(-1, ranks, _BINS).swapaxes(0, 1).reshape(ranks, -1)
+    seen_RxS = np.concatenate([np.zeros((ranks, tiles // ranks * _PATCHES), int), step_RxB], 1)
+    place_RxT = np.arange(tiles).reshape(ranks, -1)
+    of_patches, of_bins = (np.repeat(place_RxT, each, axis=1) for each in (_PATCHES, _BINS))
+    tile_RxS = np.concatenate([of_patches, of_bins], 1)
+    read_RxA = np.concatenate([seen_RxS, step_RxB - 1], 1)
+    return seen_RxS, read_RxA, tile_RxS, np.concatenate([tile_RxS, of_bins], 1)
+
+
 SEQUENCES: dict[str, Callable[[int, int, int, np.random.Generator], Sequence]] = {
-    "causal": causal, "full": full, "packed": packed, "tario": tario,
+    "causal": causal, "full": full, "packed": packed, "tario": tario, "tario_local": tario_local,
 }  # fmt: skip
 
 

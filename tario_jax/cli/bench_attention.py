@@ -18,7 +18,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=at_least_one, default=8192, help="that are seen; with --memory, a device (8192)"
     )
     parser.add_argument("--mask", default="causal", help="causal, full, packed (documents of 2k to 8k tokens), tario "
-                        "(tiles of H&E and bins, written in random order) (causal)")  # fmt: skip
+                        "(tiles of H&E and bins, written in random order), tario_local (the same in a local "
+                        "layer) (causal)")  # fmt: skip
     parser.add_argument("--heads", type=at_least_one, default=2, help="(2)")
     parser.add_argument("--kv-heads", type=at_least_one, help="(as many as heads)")
     parser.add_argument("--width", type=at_least_one, default=64, help="of a head (64)")

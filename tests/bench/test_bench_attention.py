@@ -20,7 +20,7 @@ def mask_of(sequence):
 def test_allowed_pairs_are_those_of_the_rule_however_tokens_are_dealt(kind):
     dealt, natural = make_sequence(kind, 1280, RANKS, BLOCK), make_sequence(kind, 1280, 1, BLOCK)
     assert allowed_pairs(dealt) == mask_of(dealt).sum()
-    if kind != "tario":  # its tiles are rounded to the ranks, and its order of writing is drawn
+    if not kind.startswith("tario"):  # its tiles are rounded to the ranks, and its order of writing is drawn
         assert allowed_pairs(dealt) == allowed_pairs(natural)
 
 
@@ -37,6 +37,7 @@ def test_balance_counts_the_blocks_that_hold_a_visible_pair(kind):
             of_blocks = part.reshape(part.shape[0] // BLOCK, BLOCK, part.shape[1] // BLOCK, BLOCK).any((1, 3))
             work[hop, rank] = of_blocks.sum() * BLOCK**2
     balance = ring_balance(sequence, RANKS, BLOCK)
+    assert 1 <= balance.computed <= 1.5
     # ranges of segments and steps may call an empty pair of blocks partial, never the other way round
     assert work.sum() / mask.sum() <= balance.computed <= 1.1 * work.sum() / mask.sum()
     path = work.max(1).sum() / (mask.sum() / RANKS)
@@ -54,8 +55,16 @@ def test_a_window_of_tissue_has_pure_blocks_and_queries_that_look_one_step_back(
     np.testing.assert_array_equal(np.sort(seen[:, 4 * bins :].ravel()), np.arange(1, RANKS * bins + 1))
 
 
+def test_a_local_layer_costs_in_proportion_to_the_tissue():
+    def computed(tokens):
+        balance = ring_balance(make_sequence("tario_local", tokens, RANKS, BLOCK), RANKS, BLOCK)
+        return balance.computed * balance.allowed
+
+    assert computed(5120) == 2 * computed(2560) == 4 * computed(1280)
+
+
 def test_a_mask_that_there_is_not_is_refused():
-    with pytest.raises(InputError, match="--mask=banded: expected one of causal, full, packed, tario"):
+    with pytest.raises(InputError, match="--mask=banded: expected one of causal, full, packed, tario, tario_local"):
         make_sequence("banded", 1024, 1, BLOCK)
 
 
