@@ -28,6 +28,8 @@ def supported(q_BxSqxHxD: jax.Array, k_BxSkxKxD: jax.Array) -> str | None:
         return f"the GPU kernels take heads of width {' or '.join(map(str, FORWARD_TILES))}, not {width}"
     if jax.default_backend() != "gpu":
         return f"the GPU kernels need an NVIDIA GPU; jax runs on {jax.default_backend()}"
+    if jax.__version_info__ < (0, 11):
+        return f"the GPU kernels are tested from jax 0.11 on; this is {jax.__version__}"
     capability = getattr(jax.local_devices()[0], "compute_capability", "unknown")
     if capability != "9.0":
         return f"the GPU kernels need compute capability 9.0 (Hopper); this GPU has {capability}"
@@ -51,6 +53,7 @@ def forward(
     A query that sees nothing gives exactly 0 and +inf. `scale` is positive. `interpret` takes the parameters of jax's
     interpreter of GPU kernels, for a machine without one.
     """
+    _check_scale(scale)
     tiles = tiles or FORWARD_TILES[q_BxSqxHxD.shape[-1]]
     sq = q_BxSqxHxD.shape[1]
     pairs = plan(q_visibility, kv_visibility, tiles.block_q, tiles.block_k)
@@ -88,6 +91,7 @@ def backward(
     `delta` is the sum over the width of d_out · out, float32. `lse` may be of more keys than these, as in ring
     attention; +inf is a query that sees nothing, whose q and d_out must be 0. `scale` is positive.
     """
+    _check_scale(scale)
     tiles = tiles or BACKWARD_TILES[q_BxSqxHxD.shape[-1]]
     sq, sk = q_BxSqxHxD.shape[1], k_BxSkxKxD.shape[1]
     pairs = plan(q_visibility, kv_visibility, tiles.block_q, tiles.block_k)
@@ -106,3 +110,8 @@ def backward(
     dq_BxSqxHxD = gradient_of_queries(*arguments, pairs.by_queries(), **static)
     dk_BxSkxKxD, dv_BxSkxKxD = gradients_of_keys(*arguments, pairs.by_keys(), **static)
     return dq_BxSqxHxD[:, :sq], dk_BxSkxKxD[:, :sk], dv_BxSkxKxD[:, :sk]
+
+
+def _check_scale(scale: float) -> None:
+    if not scale > 0:  # the kernels scale after they take the maximum
+        raise ValueError(f"attention scale is {scale}; the GPU kernels take a positive one")

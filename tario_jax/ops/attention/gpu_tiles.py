@@ -8,6 +8,7 @@ column).
 copies, barriers and threads, but not accumulators that are read while another product runs.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -50,6 +51,17 @@ def down(x_columns: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return lax.broadcast_in_dim(x_columns, shape, (1,))
 
 
+def folded(x: jax.Array, combine: Callable) -> jax.Array:
+    """A tile [64, n] folded to [64, 8] by halves: every thread combines its own numbers, none waits for a neighbour.
+
+    Eight columns are what the four threads of a row hold of the smallest tile.
+    """
+    while x.shape[1] > 8:
+        half = x.shape[1] // 2
+        x = combine(x[:, :half], x[:, half:])
+    return x
+
+
 def _nothing():
     pass
 
@@ -86,16 +98,26 @@ class Hopper:
         return pl.run_scoped(issue, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
 
     @staticmethod
-    def add_products(*terms) -> tuple[jax.Array, ...]:
-        """total + a @ b of each term (total, a, b), all under way together."""
+    def add_products(*terms, start: Callable = _nothing, use: Callable = _nothing, wait: Callable = _nothing):
+        """(use(), total + a @ b of each term (total, a, b), …), all under way together; a total of None is 0.
+
+        `start` runs when they are under way, then `use`, which does not need them, then `wait`.
+        """
 
         def issue(*accs):
             for acc, (total, a, b) in zip(accs, terms, strict=True):
-                acc[...] = total
+                if total is not None:
+                    acc[...] = total
                 plgpu.wgmma(acc, a, b)
-            return tuple(acc[...] for acc in accs)
+            start()
+            used = use()
+            if used is not None:
+                used = lax.optimization_barrier(used)
+            wait()
+            return used, *(acc[...] for acc in accs)
 
-        return pl.run_scoped(issue, *(plgpu.ACC(total.shape, jnp.float32) for total, _, _ in terms))
+        shapes = ((a.shape[0], b.shape[1]) for _, a, b in terms)
+        return pl.run_scoped(issue, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
 
     @staticmethod
     def product_beside(first, second, use: Callable, start: Callable = _nothing, wait: Callable = _nothing):
@@ -154,8 +176,12 @@ class Interpreted:
         return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
     @classmethod
-    def add_products(cls, *terms):
-        return tuple(total + cls.product(a, b) for total, a, b in terms)
+    def add_products(cls, *terms, start=_nothing, use=_nothing, wait=_nothing):
+        start()
+        used = use()
+        wait()
+        products = (cls.product(a, b) if total is None else total + cls.product(a, b) for total, a, b in terms)
+        return used, *products
 
     @classmethod
     def product_beside(cls, first, second, use, start=_nothing, wait=_nothing):
@@ -192,15 +218,15 @@ class Masks:
 
     def blank_unseen(self, buffer, slot, tokens_slot, warpgroup, warpgroups: int, blanked):
         """Sets the rows of buffer[slot] that belong to keys that nobody sees to 0; the warpgroups share the work."""
+
+        def blank(part):
+            unseen = self.core.load(self.columns.at[tokens_slot, 0, part], ROWS) == NOBODY
+            x = self.core.load(buffer.at[slot, part], TILE)
+            buffer[slot, part] = jnp.where(across(unseen, x.shape), jnp.zeros_like(x), x)
+
         for i in range(buffer.shape[1] // WARPGROUP_ROWS):
-
-            @pl.when(warpgroup == i % warpgroups)
-            def _share():
-                part = pl.ds(i * WARPGROUP_ROWS, WARPGROUP_ROWS)
-                unseen = self.core.load(self.columns.at[tokens_slot, 0, part], ROWS) == NOBODY
-                x = self.core.load(buffer.at[slot, part], TILE)
-                buffer[slot, part] = jnp.where(across(unseen, x.shape), jnp.zeros_like(x), x)
-
+            share = functools.partial(blank, pl.ds(i * WARPGROUP_ROWS, WARPGROUP_ROWS))
+            pl.when(warpgroup == i % warpgroups)(share)
         plgpu.commit_smem()
         plgpu.barrier_arrive(blanked)
         plgpu.barrier_wait(blanked)
