@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-from tario_jax.ops.attention import gpu
+from tario_jax.ops.attention import attention, choose_strategy, gpu
 from tario_jax.ops.attention.gpu_backward import BackwardTiles
 from tario_jax.ops.attention.gpu_forward import ForwardTiles
 from tario_jax.ops.attention.gpu_work import plan
@@ -174,13 +174,13 @@ def test_what_is_not_supported_is_said():
     def arrays(dtype, width):
         return (jax.ShapeDtypeStruct((1, 256, 2, width), dtype),) * 2
 
-    assert "bfloat16, not float32" in gpu.supported(*arrays(jnp.float32, 64))
-    assert "width 64 or 128, not 96" in gpu.supported(*arrays(jnp.bfloat16, 96))
+    assert "bfloat16, not float32" in gpu.unsupported(*arrays(jnp.float32, 64))
+    assert "width 64 or 128, not 96" in gpu.unsupported(*arrays(jnp.bfloat16, 96))
     if jax.default_backend() == "cpu":
-        assert "need an NVIDIA GPU; jax runs on cpu" in gpu.supported(*arrays(jnp.bfloat16, 64))
+        assert "need an NVIDIA GPU; jax runs on cpu" in gpu.unsupported(*arrays(jnp.bfloat16, 64))
 
 
-REASON = gpu.supported(*(jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16),) * 2)
+REASON = gpu.unsupported(*(jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16),) * 2)
 LARGE = [(2, 1000, 900, 4, 2, 64), (2, 1000, 900, 4, 2, 128), (1, 512, 1024, 3, 1, 128)]
 
 
@@ -193,6 +193,32 @@ def test_on_the_gpu(kind, shape):
         check_forward(jax.jit(run), kind, shape)
         run = functools.partial(gpu.backward, scale=shape[-1] ** -0.5, grad_dtype=dtype)
         check_backward(jax.jit(run), kind, shape)
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+@pytest.mark.parametrize("strategy", ("auto", "ring"))
+@pytest.mark.parametrize("kind", ("packed", "random_order"))
+def test_through_attention_on_the_gpu(kind, strategy):
+    """As the kernel of one device and as the inner block of a ring of one; blind queries may hold anything."""
+    visibility, mask = case(kind, LARGE[0])
+    (q, k, v, d_out, *_), (out, dq, dk, dv, _) = oracle(LARGE[0], mask)
+    blind = ~jnp.asarray(mask.any(2))[:, :, None, None]
+    q, d_out = jnp.where(blind, jnp.nan, q), jnp.where(blind, jnp.inf, d_out)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("context",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        chosen = choose_strategy(q, k, strategy=strategy)
+        assert chosen.plan.inner.name == "GPU kernel" and chosen.plan.spread == (
+            "ring" if strategy == "ring" else "none"
+        )
+
+        @jax.jit
+        def out_and_gradients(q, k, v, d_out):
+            found, pull = jax.vjp(lambda *qkv: attention(*qkv, *visibility, strategy=strategy), q, k, v)
+            return found, *pull(d_out)
+
+        found = out_and_gradients(q, k, v, d_out)
+    for name, x, y in zip(("out", "dq", "dk", "dv"), found, (out, dq, dk, dv), strict=True):
+        assert error(x, y) < 1e-2, name
 
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))

@@ -18,7 +18,7 @@ from tario_jax.ops.attention.gpu_work import padded, plan
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 
-def supported(q_BxSqxHxD: jax.Array, k_BxSkxKxD: jax.Array) -> str | None:
+def unsupported(q_BxSqxHxD: jax.Array, k_BxSkxKxD: jax.Array) -> str | None:
     """None where the kernels can run on these arrays on this machine, or the reason why they cannot."""
     width = q_BxSqxHxD.shape[-1]
     for x in (q_BxSqxHxD, k_BxSkxKxD):
