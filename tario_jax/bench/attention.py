@@ -192,8 +192,9 @@ def _arrays(shape: Shape, sequence: Sequence, mesh: Mesh, abstract: bool = False
     shapes = _shapes(shape, sequence)
     if abstract:
         return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_token) for x in shapes]
-    rng = np.random.default_rng(0)
-    return [jax.device_put(jnp.asarray(rng.normal(size=x.shape), x.dtype), by_token) for x in shapes]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.device_put(jax.random.normal(key, x.shape, x.dtype), by_token)
+            for key, x in zip(keys, shapes, strict=True)]  # fmt: skip
 
 
 def _placed(sequence: Sequence, mesh: Mesh, abstract: bool = False) -> Sequence:
