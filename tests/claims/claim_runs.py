@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -161,6 +162,8 @@ def absent(need: str, root: Path) -> bool:
     match need:
         case "gpu":
             return not _gpu_names()
+        case "libtpu":
+            return importlib.util.find_spec("libtpu") is None
         case "real-data":
             return real_data(root) is None
         case "chromium":
