@@ -90,6 +90,22 @@ large = [30 * inputs[0], 10 * inputs[1], *inputs[2:]]
 with jax.set_mesh(mesh_of(8)):
     assert max(relative_errors(out_and_gradients(*large, visibility), oracle(*large, mask))) < 1e-4
 
+# a packed row is its sequences alone: two of them, tokens interleaved, each with steps of its own, then padding
+rng = np.random.default_rng(2)
+sq, sk = inputs[0].shape[1], inputs[1].shape[1]
+of_q, of_k = (rng.permuted(np.tile(np.repeat([0, 1, -1], (24, 20, s - 44)), (2, 1)), axis=1) for s in (sq, sk))
+read, write = rng.integers(0, 5, of_q.shape), rng.integers(0, 5, of_k.shape)
+with jax.set_mesh(mesh_of(4)):
+    whole = out_and_gradients(*inputs, as_visibility(of_q, read, of_k, write))
+    for segment in (0, 1):
+        here = [(0, where[0] == segment) for where in (of_q, of_k, of_k, of_q)]
+        alone = [x[row, some][None] for x, (row, some) in zip(inputs, here, strict=True)]
+        fields = [np.zeros(part.shape[1])[None] for part in alone[:2]]
+        steps = read[:1, here[0][1]], write[:1, here[1][1]]
+        found = out_and_gradients(*alone, as_visibility(fields[0], steps[0], fields[1], steps[1]))
+        for x, y, (row, some) in zip(whole, found, (here[0], here[0], here[1], here[1]), strict=True):
+            np.testing.assert_allclose(np.asarray(x)[row, some], y[0], rtol=2e-5, atol=2e-6)
+
 # heads over tensor, rows over fsdp, tokens over context, all at once
 mesh = jax.make_mesh((1, 2, 2, 2), ("replica", "fsdp", "context", "tensor"), axis_types=(AxisType.Auto,) * 4)
 visibility, mask = case("random_order")

@@ -134,7 +134,6 @@ class _Walk:
     """
 
     def __init__(self, q_visibility: QueryVisibility, kv_visibility: KeyVisibility, block: int):
-        self._sk = kv_visibility.segment_BxS.shape[1]
         self.block_q, self._block_k = (
             _block_size(x.segment_BxS.shape[1], block) for x in (q_visibility, kv_visibility)
         )
