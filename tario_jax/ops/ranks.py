@@ -10,6 +10,12 @@ from jax.sharding import PartitionSpec
 from tario_jax.config import MESH_AXES, InputError
 
 
+def ambient_platform() -> str:
+    """Of the devices of the ambient mesh, which need not be here, or else the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 @dataclasses.dataclass(frozen=True)
 class Ranks:
     """The axes of `config.MESH_AXES` that have more than one device. Without any (or without a mesh): plain code."""

@@ -5,6 +5,7 @@ of the project's own; `ring` and `all_gather` spread them over the mesh axis `co
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from tario_jax.config import BATCH_AXES, InputError
 from tario_jax.ops.attention.inner import Inner, blockwise_inner, kernel
 from tario_jax.ops.attention.plan import ATTENTION_OUT, Plan, planned_attention
 from tario_jax.ops.attention.reference import reference_attention
-from tario_jax.ops.ranks import Ranks
+from tario_jax.ops.ranks import Ranks, ambient_platform
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 __all__ = ["ATTENTION_OUT", "STRATEGIES", "Choice", "attention", "choose_strategy"]
@@ -54,7 +55,6 @@ def choose_strategy(
     """
     if strategy != "auto" and strategy not in STRATEGIES:
         raise InputError(f"attention strategy is {strategy!r}; expected one of auto, {', '.join(STRATEGIES)}")
-    mesh = jax.sharding.get_abstract_mesh()
     ranks = Ranks.ambient(keep="context")
     context = ranks.count("context")
     sq, sk = q_BxSqxHxD.shape[1], k_BxSkxKxD.shape[1]
@@ -69,18 +69,27 @@ def choose_strategy(
         raise InputError(f"attention strategy is {strategy!r} without a mesh; expected one with the axis context")
     if strategy in ("blockwise", "pallas") and context > 1:
         raise InputError(f"attention strategy is {strategy!r} with context={context}; expected ring or all_gather")
-    platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
-    inner, why = _inner(strategy, platform, q_BxSqxHxD, k_BxSkxKxD, block)
+    tokens = () if strategy == "all_gather" else ("context",)
+    q, k = _of_a_device(q_BxSqxHxD, ranks, "context"), _of_a_device(k_BxSkxKxD, ranks, *tokens)
+    inner, why = _inner(strategy, q, k, block)
     if strategy in ("ring", "all_gather"):
         return Choice(strategy, Plan(strategy, inner, ranks), why)
     return Choice(inner.strategy, Plan("none", inner, Ranks.ambient()), why)
 
 
-def _inner(strategy: str, platform: str, q, k, block: int) -> tuple[Inner, str]:
-    """What computes on a device, and why it is not the kernel."""
+def _of_a_device(x_BxSxHxD, ranks: Ranks, *of_tokens: str) -> jax.ShapeDtypeStruct:
+    """What a device meets at once of an array whose tokens are split over the axes `of_tokens`."""
+    (rows, tokens, heads, width), dtype = x_BxSxHxD.shape, x_BxSxHxD.dtype
+    parts = ranks.count(*BATCH_AXES), ranks.count(*of_tokens), ranks.count("tensor")
+    here = (math.ceil(size / part) for size, part in zip((rows, tokens, heads), parts, strict=True))
+    return jax.ShapeDtypeStruct((*here, width), dtype)
+
+
+def _inner(strategy: str, q, k, block: int) -> tuple[Inner, str]:
+    """What computes on a device, where it meets q and k of these shapes, and why it is not the kernel."""
     if strategy == "blockwise":
         return blockwise_inner(block), ""
-    found = kernel(platform, q, k)
+    found = kernel(ambient_platform(), q, k)
     if isinstance(found, Inner):
         return found, ""
     if strategy == "pallas":
