@@ -6,6 +6,7 @@ of the project's own; `ring` and `all_gather` spread them over the mesh axis `co
 
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 __all__ = ["ATTENTION_OUT", "STRATEGIES", "Choice", "attention", "choose_strategy"]
 
 STRATEGIES = ("reference", "blockwise", "pallas", "ring", "all_gather")
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _LARGEST_DENSE = 256**2  # scores of a head
 _LONGEST_GATHERED = 8192  # keys: up to here all of them on every device are cheaper than a ring
 
@@ -110,20 +112,24 @@ def attention(
 ) -> jax.Array:
     """Softmax attention [B, Sq, H, D] in the dtype of q, where each query sees what the visibility rule grants it.
 
-    Head h reads key head h // (H / K). `scale` defaults to 1 / sqrt(D); `block` is the greatest number of tokens of a
-    block in plain XLA. The softmax is in float32 throughout. Under an ambient mesh (`jax.set_mesh`) rows are split
-    over replica × fsdp, tokens over context, heads over tensor; tokens are best dealt in `stripes`.
+    Arrays are float32, bfloat16 or float16, visibilities int32. Head h reads key head h // (H / K). `scale` is above 0
+    and by default 1 / sqrt(D); `block` is the greatest number of tokens of a block in plain XLA. The softmax is in
+    float32 throughout. But for `reference`, derivatives are the first ones in reverse mode alone.
+
+    Under an ambient mesh (`jax.set_mesh`) rows are split over replica × fsdp, tokens over context, heads over tensor;
+    tokens are best dealt in `stripes`.
 
     A query that sees nothing gives exactly 0, and sends and receives gradients of exactly 0. A key that nobody sees
     does not matter, whatever it holds: NaN and inf in it reach neither outputs nor gradients.
 
     Raises `InputError` for an unknown strategy or one that cannot be had, and for arrays that do not fit together.
     """
-    _check_arrays(q_BxSqxHxD, k_BxSkxKxD, v_BxSkxKxD, q_visibility, kv_visibility, block)
-    scale = q_BxSqxHxD.shape[-1] ** -0.5 if scale is None else scale
-    choice = choose_strategy(q_BxSqxHxD, k_BxSkxKxD, strategy=strategy, block=block)
-    arrays = (q_BxSqxHxD, k_BxSkxKxD, v_BxSkxKxD, q_visibility, kv_visibility)
-    if choice.plan is None:
+    arrays = jax.tree.map(jnp.asarray, (q_BxSqxHxD, k_BxSkxKxD, v_BxSkxKxD, q_visibility, kv_visibility))
+    _check_arrays(*arrays)
+    _check_numbers(block, scale)
+    scale = q_BxSqxHxD.shape[-1] ** -0.5 if scale is None else float(scale)
+    choice = choose_strategy(*arrays[:2], strategy=strategy, block=block)
+    if choice.plan is None or 0 in (*q_BxSqxHxD.shape, *k_BxSkxKxD.shape):  # nothing to cut into blocks
         return jax.ad_checkpoint.checkpoint_name(reference_attention(*arrays, scale), ATTENTION_OUT)
     choice.plan.ranks.part(q_BxSqxHxD.shape[0], "rows", *BATCH_AXES)
     choice.plan.ranks.part(k_BxSkxKxD.shape[2], "key heads", "tensor")
@@ -142,20 +148,29 @@ def _padded(x_BxSx___: jax.Array, ranks: int, fill: int) -> jax.Array:
     return jnp.pad(x_BxSx___, [(0, 0), (0, rest)] + [(0, 0)] * (x_BxSx___.ndim - 2), constant_values=fill)
 
 
-def _check_arrays(q, k, v, q_visibility: QueryVisibility, kv_visibility: KeyVisibility, block: int) -> None:
-    if block < 1:
-        raise InputError(f"attention block is {block}; expected at least 1")
-    batch, sq, heads, width = q.shape
-    sk, kv_heads = k.shape[1:3]
-    if heads % kv_heads:
-        raise InputError(f"attention has {heads} heads on {kv_heads} key heads; expected a multiple of the key heads")
-    if k.shape != (batch, sk, kv_heads, width) or v.shape != k.shape:
+def _check_arrays(q, k, v, q_visibility: QueryVisibility, kv_visibility: KeyVisibility) -> None:
+    fits = q.ndim == k.ndim == 4 and k.shape == v.shape and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+    if not fits:
         raise InputError(
             f"attention: q is {q.shape}, k {k.shape}, v {v.shape}; expected [B, Sq, H, D] and twice [B, Sk, K, D]"
         )
+    heads, kv_heads = q.shape[2], k.shape[2]
+    if not kv_heads or heads % kv_heads:
+        raise InputError(f"attention has {heads} heads on {kv_heads} key heads; expected a multiple of the key heads")
     if not q.dtype == k.dtype == v.dtype:
         raise InputError(f"attention: q is {q.dtype}, k {k.dtype}, v {v.dtype}; expected one dtype")
-    for name, fields, length in (("q", q_visibility, sq), ("kv", kv_visibility, sk)):
+    if q.dtype not in _DTYPES:
+        raise InputError(f"attention: q, k and v are {q.dtype}; expected float32, bfloat16 or float16")
+    for name, fields, of in (("q", q_visibility, q), ("kv", kv_visibility, k)):
         for field in fields:
-            if field.shape != (batch, length):
-                raise InputError(f"attention: {name}_visibility is {field.shape}; expected {(batch, length)}")
+            if field.shape != of.shape[:2]:
+                raise InputError(f"attention: {name}_visibility is {field.shape}; expected {of.shape[:2]}")
+            if field.dtype != jnp.int32:  # −1 is padding; mixed types would be rounded where they travel as one message
+                raise InputError(f"attention: {name}_visibility is {field.dtype}; expected int32")
+
+
+def _check_numbers(block: int, scale: float | None) -> None:
+    if block < 1:
+        raise InputError(f"attention block is {block}; expected at least 1")
+    if scale is not None and not (isinstance(scale, numbers.Real) and 0 < scale < math.inf):
+        raise InputError(f"attention scale is {scale}; expected a positive number that is known before tracing")
