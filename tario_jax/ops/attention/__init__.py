@@ -10,6 +10,7 @@ import numbers
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 from tario_jax.config import BATCH_AXES, InputError
 from tario_jax.ops.attention.inner import Inner, blockwise_inner, kernel
@@ -57,6 +58,8 @@ def choose_strategy(
     """
     if strategy != "auto" and strategy not in STRATEGIES:
         raise InputError(f"attention strategy is {strategy!r}; expected one of auto, {', '.join(STRATEGIES)}")
+    if "context" in jax.sharding.get_abstract_mesh().manual_axes:
+        raise InputError("attention is inside a jax.shard_map over context; expected outside: it maps over it itself")
     ranks = Ranks.ambient(keep="context")
     context = ranks.count("context")
     sq, sk = q_BxSqxHxD.shape[1], k_BxSkxKxD.shape[1]
@@ -117,7 +120,8 @@ def attention(
     float32 throughout. But for `reference`, derivatives are the first ones in reverse mode alone.
 
     Under an ambient mesh (`jax.set_mesh`) rows are split over replica × fsdp, tokens over context, heads over tensor;
-    tokens are best dealt in `stripes`.
+    tokens are best dealt in `stripes`. Inside a `jax.shard_map` (with check_vma=False) over some of these axes, but not
+    context, what it is given is one part.
 
     A query that sees nothing gives exactly 0, and sends and receives gradients of exactly 0. A key that nobody sees
     does not matter, whatever it holds: NaN and inf in it reach neither outputs nor gradients.
@@ -134,8 +138,14 @@ def attention(
     choice.plan.ranks.part(q_BxSqxHxD.shape[0], "rows", *BATCH_AXES)
     choice.plan.ranks.part(k_BxSkxKxD.shape[2], "key heads", "tensor")
     context = choice.plan.ranks.count("context")
+    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    if explicit:
+        for length, what in ((q_BxSqxHxD.shape[1], "queries"), (k_BxSkxKxD.shape[1], "keys")):
+            choice.plan.ranks.part(length, f"{what} on a mesh of Explicit axes", "context")
     q, k, v = (_padded(x, context, 0) for x in arrays[:3])
     q_visibility, kv_visibility = jax.tree.map(lambda x: _padded(x, context, -1), arrays[3:])
+    if explicit:  # where axes are Auto, XLA places them by itself
+        q, k, v, q_visibility, kv_visibility = choice.plan.placed((q, k, v, q_visibility, kv_visibility))
     out = planned_attention(q, k, v, q_visibility, kv_visibility, choice.plan, scale)
     return out[:, : q_BxSqxHxD.shape[1]]
 
