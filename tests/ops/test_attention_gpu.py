@@ -172,6 +172,15 @@ def test_lists_hold_every_visible_pair_once_and_full_ones_are_full(kind):
             assert not listed_blocks[b, x, other[b, x, listed:]].any()
 
 
+def test_padding_of_any_negative_segment_sees_nothing():
+    """A key that nobody sees has a segment that no query may have: the kernels compare segments alone."""
+    low = np.iinfo(np.int32).min
+    segment, step = jnp.asarray([[low, -7, -1, 0]], jnp.int32), jnp.zeros((1, 4), jnp.int32)
+    tokens = plan(QueryVisibility(segment, step), KeyVisibility(segment, step), 4, 4).tokens
+    same = np.asarray(tokens.segment_q_BxSq)[:, :, None] == np.asarray(tokens.segment_kv_BxSk)[:, None]
+    np.testing.assert_array_equal(same[0], np.diag([False, False, False, True]))
+
+
 def test_what_is_not_supported_is_said():
     def arrays(dtype, width):
         return (jax.ShapeDtypeStruct((1, 256, 2, width), dtype),) * 2
