@@ -27,7 +27,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block", type=at_least_one, default=256, help="tokens of a block in plain XLA (256)")
     parser.add_argument("--devices", type=at_least_one, default=1, help="along context; on a CPU they are virtual (1)")
     parser.add_argument("--rounds", type=at_least_one, default=5, help="all take turns; medians are told (5)")
-    parser.add_argument("--leave-out", default="", metavar="WAY,WAY", help="not run, e.g. blockwise: slow on a GPU")
+    parser.add_argument("--leave-out", action="append", default=[], metavar="WAY",
+                        help="not run, e.g. blockwise: slow on a GPU; may be given again")  # fmt: skip
     parser.add_argument(
         "--memory", type=_counts, metavar="N,N,…", help="compile rings of so many devices: MiB a device"
     )
@@ -50,9 +51,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.memory:
         result = bench_memory(shape, options.mask, options.memory, say)
     else:
-        result = bench_attention(
-            shape, options.mask, options.devices, options.rounds, tuple(filter(None, options.leave_out.split(","))), say
-        )
+        result = bench_attention(shape, options.mask, options.devices, options.rounds, tuple(options.leave_out), say)
     return finish(options, result["table"], result)
 
 

@@ -15,6 +15,7 @@ from tario_jax.model.cache import DecoderCache, kept_at
 from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.streams import Streams, Visibility, context_ranks
 from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_strategy
+from tario_jax.ops.ranks import ambient_platform
 from tario_jax.ops.rotary import rotate
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
@@ -115,7 +116,7 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
     """Of the layers' arithmetic; parameters and accumulators are float32."""
     choice = config.compute_dtype
     if choice == "auto":
-        choice = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        choice = "float32" if ambient_platform() == "cpu" else "bfloat16"
     return jnp.dtype(choice)
 
 

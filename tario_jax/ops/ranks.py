@@ -10,6 +10,12 @@ from jax.sharding import PartitionSpec
 from tario_jax.config import MESH_AXES, InputError
 
 
+def ambient_platform() -> str:
+    """Of the devices of the ambient mesh, which need not be here, or else the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 @dataclasses.dataclass(frozen=True)
 class Ranks:
     """The axes of `config.MESH_AXES` that have more than one device. Without any (or without a mesh): plain code."""
@@ -18,10 +24,14 @@ class Ranks:
 
     @classmethod
     def ambient(cls, keep: str = "") -> "Ranks":
-        """keep: an axis that counts, if the mesh has it, even with one device."""
-        shape = jax.sharding.get_abstract_mesh().shape
+        """keep: an axis that counts, if the mesh has it, even with one device.
+
+        Inside a caller's own `jax.shard_map`, axes that it maps over do not count: what is given here is one part.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        sizes = {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
         return cls(
-            tuple((axis, shape[axis]) for axis in MESH_AXES if shape.get(axis, 1) > 1 or axis in shape and axis == keep)
+            tuple((axis, sizes[axis]) for axis in MESH_AXES if sizes.get(axis, 1) > 1 or axis in sizes and axis == keep)
         )
 
     def present(self, *axes: str) -> tuple[str, ...]:

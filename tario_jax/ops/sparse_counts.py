@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tario_jax.config import BATCH_AXES, InputError
-from tario_jax.ops.ranks import Ranks
+from tario_jax.ops.ranks import Ranks, ambient_platform
 
 _BUDGET_BYTES = {"cpu": 16 << 20}
 _BUDGET_BYTES_ELSEWHERE = 64 << 20
@@ -59,9 +59,7 @@ def chunk_sizes(rows: int, bins: int, genes: int, *, chunk: int = 0, gene_chunk:
     rows = ranks.part(rows, "rows", *BATCH_AXES)
     bins = ranks.part(bins, "bins of a row", "context")
     genes = ranks.part(genes, "genes", "tensor")
-    device = jax.sharding.get_abstract_mesh().abstract_device  # a program for a pod is compiled on a laptop
-    platform = jax.default_backend() if device is None else device.platform
-    logits = _BUDGET_BYTES.get(platform, _BUDGET_BYTES_ELSEWHERE) // 4
+    logits = _BUDGET_BYTES.get(ambient_platform(), _BUDGET_BYTES_ELSEWHERE) // 4
     gene_share = _even_share(genes, gene_chunk or logits // _FEWEST_BINS, 128)
     return Chunk(_even_share(bins, chunk or max(logits // (gene_share * rows), 1), 8), gene_share)
 

@@ -1,10 +1,12 @@
 """tario bench attention: what it counts is what the rule says, and its figures stand beside each other."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
+from tario_jax.bench.attention import Shape, bench_attention
 from tario_jax.bench.sequences import SEQUENCES, allowed_pairs, make_sequence, ring_balance
 from tario_jax.config import InputError
 from tario_jax.ops.visibility import visible
@@ -68,18 +70,39 @@ def test_a_mask_that_there_is_not_is_refused():
         make_sequence("banded", 1024, 1, BLOCK)
 
 
+@pytest.mark.parametrize(
+    ("leave_out", "message"),
+    [
+        (("ring",), "--leave-out=ring: expected one of blockwise | pallas | dense XLA | jax.nn XLA"),
+        (("blockwise", "pallas", "dense XLA", "jax.nn XLA"), "nothing is left to run"),
+    ],
+)
+def test_ways_that_cannot_be_left_out_are_refused(leave_out, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        bench_attention(Shape(64, 2, 2, 16, "float32", 32), "causal", 1, 1, leave_out)
+
+
 def test_through_the_command_line(cli_tario, tmp_path):
     small = ("--tokens=256", "--heads=2", "--width=16", "--block=32")
-    done = cli_tario("bench", "attention", "--devices=2", "--rounds=2", *small, f"--json={tmp_path / 'time.json'}")
+    # so short that each is called hundreds of times in a measurement
+    done = cli_tario("bench", "attention", "--devices=2", "--rounds=2", *small[1:], "--tokens=64",
+                     f"--json={tmp_path / 'time.json'}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "time.json").read_text())
     assert list(told["ways"]) == ["ring", "all_gather", "dense XLA", "jax.nn XLA"]
-    assert told["allowed_pairs"] == 256 * 257 // 2
+    assert told["allowed_pairs"] == 64 * 65 // 2
     ring = told["ways"]["ring"]
     rate = 14 * 16 * 2 * told["allowed_pairs"] / ring["seconds"]
     assert ring["share_of_matmul"] == pytest.approx(1e-12 * rate / told["matmul_tflops"], rel=2e-3)
     assert told["beside"]["ring"]["both"] == 1 and "all-gather over context" in told["chosen"]
     assert "jax.nn XLA" in done.stdout
+
+    # tissue is rounded to whole tiles for every device, and its peers get as many; names are given one by one
+    left_out = ("--leave-out=all_gather", "--leave-out=dense XLA")
+    done = cli_tario("bench", "attention", "--devices=2", "--mask=tario", "--rounds=1", *small[1:], "--tokens=1000",
+                     *left_out, f"--json={tmp_path / 'tissue.json'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads((tmp_path / "tissue.json").read_text())["ways"]) == ["ring", "jax.nn XLA"]
 
     done = cli_tario("bench", "attention", "--memory=1,4", *small, f"--json={tmp_path / 'memory.json'}")
     assert done.returncode == 0, done.stderr

@@ -95,6 +95,50 @@ def test_a_packed_row_equals_its_sequences_alone(strategy):
             np.testing.assert_allclose(x[:1, of], y, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize(("sq", "sk"), ((1, 1), (1, 52), (75, 1), (3, 2)))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_shortest_lengths(strategy, sq, sk):
+    visibility, mask = case("random_order", sq=sq, sk=sk, seed=4)
+    inputs = arrays(sq=sq, sk=sk)
+    expected = oracle(*inputs, mask)
+    for x, y in zip(out_and_gradients(*inputs, visibility, strategy=strategy), expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(("rows", "sq", "sk"), ((2, 5, 0), (2, 0, 5), (0, 5, 5)))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_keys_no_queries_and_no_rows(strategy, rows, sq, sk):
+    visibility = as_visibility(*(np.zeros((rows, s)) for s in (sq, sq, sk, sk)))
+    q, k = np.ones((rows, sq, H, D), np.float32), np.ones((rows, sk, K, D), np.float32)
+    out, *gradients = out_and_gradients(q, k, k, q, visibility, strategy=strategy)
+    assert out.shape == q.shape and not np.asarray(out).any()
+    assert [x.shape for x in gradients] == [q.shape, k.shape, k.shape]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_segments_and_steps_up_to_the_ends_of_int32(strategy):
+    rng, (low, high) = np.random.default_rng(5), (-(2**31), 2**31 - 1)
+    segments, steps = [low, -7, -1, 0, 1, high - 1, high], [low, low + 1, -5, 0, 5, high - 1, high]
+    fields = []
+    for length in (SQ, SK):  # in runs, so that there are full, partial and empty pairs of blocks
+        segment = np.sort(rng.choice(segments, (B, length)), axis=1)
+        fields += [segment, np.sort(rng.choice(steps, (B, length)), axis=1)]
+    segment_q, read, segment_k, write = fields
+    mask = (segment_q[:, :, None] == segment_k[:, None]) & (segment_q[:, :, None] >= 0)
+    mask &= write[:, None] <= read[:, :, None]
+    inputs = arrays()
+    found = out_and_gradients(*inputs, as_visibility(*fields), strategy=strategy, block=8)
+    assert_near(found, oracle(*inputs, mask), 2e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_numpy_arrays_are_taken(strategy):
+    visibility, mask = case("causal")
+    q, k, v, d_out = arrays()
+    out = attention(q, k, v, *jax.tree.map(np.asarray, visibility), strategy=strategy, block=BLOCK)
+    np.testing.assert_allclose(out, oracle(q, k, v, d_out, mask)[0], rtol=2e-5, atol=2e-6)
+
+
 def test_auto_is_dense_while_scores_are_few():
     def chosen(sq, sk, **options):
         q, k = (jax.ShapeDtypeStruct((B, s, heads, D), jnp.float32) for s, heads in ((sq, H), (sk, K)))
@@ -154,12 +198,29 @@ def test_blockwise_inside_scan_and_remat():
     assert [str(each.jaxpr).count("while[") for each in traced] == [6, 4]
 
 
-def test_mistakes_get_one_line():
-    visibility, _ = case("full")
-    q, k, v, _ = arrays()
-    with pytest.raises(InputError, match="'flash'; expected one of auto, reference, blockwise"):
-        attention(q, k, v, *visibility, strategy="flash")
-    with pytest.raises(InputError, match="4 heads on 3 key heads"):
-        attention(q, np.zeros((B, SK, 3, D)), np.zeros((B, SK, 3, D)), *visibility)
-    with pytest.raises(InputError, match="kv_visibility is"):
-        attention(q, k, v, visibility[0], KeyVisibility(*visibility[0]))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategy": "flash"}, "'flash'; expected one of auto, reference, blockwise"),
+        ({"scale": 0}, "scale is 0; expected a positive number"),
+        ({"scale": -1.0}, "scale is -1.0; expected a positive number"),
+        ({"scale": np.nan}, "scale is nan; expected a positive number"),
+        ({"scale": jnp.float32(1)}, "scale is 1.0; expected a positive number that is known before tracing"),
+        ({"block": 0}, "block is 0; expected at least 1"),
+        ({"q": np.zeros((SQ, H, D), np.float32)}, r"q is \(75, 4, 8\), k .* expected \[B, Sq, H, D\]"),
+        ({"v": np.zeros((B, SK, K, 16), np.float32)}, r"v \(2, 52, 2, 16\); expected"),
+        (dict.fromkeys("kv", np.zeros((B, SK, 3, D), np.float32)), "4 heads on 3 key heads"),
+        (dict.fromkeys("kv", np.zeros((B, SK, 0, D), np.float32)), "4 heads on 0 key heads"),
+        ({"q": np.zeros((B, SQ, H, D), jnp.bfloat16)}, "q is bfloat16, k float32, v float32; expected one dtype"),
+        (dict.fromkeys("qkv", np.zeros((B, SQ, H, D), np.int32)), "q, k and v are int32; expected float32, bf"),
+        ({"kv_visibility": KeyVisibility(*[np.zeros((B, SQ), np.int32)] * 2)}, r"kv_visibility is \(2, 75\); expect"),
+        ({"q_visibility": QueryVisibility(*[np.zeros((B, SQ), np.uint32)] * 2)}, "q_visibility is uint32; expected"),
+        ({"kv_visibility": KeyVisibility(*[np.zeros((B, SK), np.float32)] * 2)}, "kv_visibility is float32; expected"),
+    ],
+)
+def test_mistakes_get_one_line(change, message):
+    names = ("q", "k", "v", "q_visibility", "kv_visibility")
+    given = dict(zip(names, (*arrays()[:3], *case("full")[0]), strict=True)) | change
+    with pytest.raises(InputError, match=message) as mistake:
+        attention(*[given.pop(name) for name in names], **given)
+    assert "\n" not in str(mistake.value)

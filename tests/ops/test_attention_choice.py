@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from tario_jax.config import InputError
 from tario_jax.ops.attention import attention, choose_strategy
@@ -20,9 +20,10 @@ def chosen(tokens, strategy="auto", context=None, **axes):
         return choose_strategy(q, k, strategy=strategy)
 
 
-def _mesh(context, tensor=1):
-    one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("context", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    return one.abstract_mesh.update(axis_sizes=(context, tensor))
+def _mesh(context, tensor=1, fsdp=1):
+    axes = ("fsdp", "context", "tensor")
+    one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), axes, axis_types=(AxisType.Auto,) * 3)
+    return one.abstract_mesh.update(axis_sizes=(fsdp, context, tensor))
 
 
 def test_over_context_a_ring_once_there_are_many_keys():
@@ -30,6 +31,23 @@ def test_over_context_a_ring_once_there_are_many_keys():
     assert str(chosen(16384, context=8)) == "ring over context, blocks in plain XLA (no kernel for cpu)"
     assert chosen(16384, context=1).strategy == "blockwise"  # nothing to spread
     assert chosen(16384, "ring", context=1).strategy == "ring"  # a ring of one
+
+
+def test_a_kernel_is_asked_for_what_one_device_meets(monkeypatch):
+    """512 rows of 16,384 tokens are more blocks than the TPU kernels can number; a device of a pod has few of them."""
+    monkeypatch.setattr("tario_jax.ops.attention.ambient_platform", lambda: "tpu")
+    q, k = (jax.ShapeDtypeStruct((512, 16384, heads, 128), jnp.bfloat16) for heads in (16, 4))
+    assert "too many to number" in str(choose_strategy(q, k))
+    with jax.sharding.use_abstract_mesh(_mesh(1, fsdp=256)):
+        assert str(choose_strategy(q, k)) == "TPU kernel"
+    with jax.sharding.use_abstract_mesh(_mesh(16, fsdp=16)):
+        assert str(choose_strategy(q, k)) == "ring over context, TPU kernel"
+        assert str(choose_strategy(q, k, strategy="all_gather")) == "all-gather over context, TPU kernel"
+
+
+def test_a_mesh_without_devices_is_taken_as_of_this_machine():
+    with jax.sharding.use_abstract_mesh(AbstractMesh((8,), ("context",), axis_types=(AxisType.Auto,))):
+        assert str(chosen(16384)) == "ring over context, blocks in plain XLA (no kernel for cpu)"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import functools, json, re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh
 from attention_cases import MASKS, arrays, as_visibility, case, oracle, relative_errors
+from tario_jax.config import InputError
 from tario_jax.ops.attention import ATTENTION_OUT, attention
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
@@ -117,6 +118,46 @@ print("held")
 
 def test_poison_large_scores_and_other_axes(devices8):
     assert devices8(_PREAMBLE + _POISON).split() == ["held"]
+
+
+_OTHER_CALLERS = """
+# on a mesh of Explicit axes, which jax.make_mesh makes by default, wherever the arrays lie
+def errors(q, k, v, visibility, mask, expected, strategy):
+    out, pull = jax.vjp(lambda *qkv: attention(*qkv, *visibility, strategy=strategy, block=8), q, k, v)
+    return relative_errors((out, *pull(jax.device_put(d_out, out.sharding))), expected)
+
+visibility, mask = case("random_order", sq=76, sk=52)
+q, k, v, d_out = arrays(sq=76, sk=52)
+expected = oracle(q, k, v, d_out, mask)
+mesh = jax.make_mesh((2, 4), ("fsdp", "context"))
+with jax.set_mesh(mesh):
+    for strategy in ("ring", "all_gather"):
+        assert max(errors(q, k, v, visibility, mask, expected, strategy)) < 2e-6
+        placed = jax.device_put((q, k, v), jax.NamedSharding(mesh, jax.P("fsdp", "context")))
+        assert max(errors(*placed, visibility, mask, expected, strategy)) < 2e-6
+    try:
+        attention(*arrays(sq=75, sk=52)[:3], *case("causal", sq=75, sk=52)[0], strategy="ring")
+    except InputError as mistake:
+        assert "75 queries on a mesh of Explicit axes do not divide over context = 4" in str(mistake)
+        print("refused")
+
+# inside a caller's own shard_map over rows; over context it is refused
+mesh = jax.make_mesh((2, 4), ("fsdp", "context"), axis_types=(AxisType.Auto,) * 2)
+def mapped(spec, axes):
+    inside = lambda q, k, v, visibility: attention(q, k, v, *visibility, strategy="ring", block=8)
+    run = jax.shard_map(inside, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=axes, check_vma=False)
+    return jax.jit(run)(q, k, v, visibility)
+assert max(relative_errors([mapped(jax.P("fsdp"), {"fsdp"})], expected[:1])) < 2e-6
+try:
+    mapped(jax.P("fsdp", "context"), {"fsdp", "context"})
+except InputError as mistake:
+    assert "inside a jax.shard_map over context; expected outside" in str(mistake)
+    print("refused")
+"""
+
+
+def test_explicit_axes_and_inside_a_shard_map(devices8):
+    assert devices8(_PREAMBLE + _OTHER_CALLERS).split() == ["refused", "refused"]
 
 
 _REMAT = """

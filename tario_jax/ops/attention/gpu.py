@@ -50,10 +50,9 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention [B, Sq, H, D] in `out_dtype`, and its natural log-sum-exp float32 [B, Sq, H].
 
-    A query that sees nothing gives exactly 0 and +inf. `scale` is positive. `interpret` takes the parameters of jax's
-    interpreter of GPU kernels, for a machine without one.
+    A query that sees nothing gives exactly 0 and +inf. `scale` is positive: the kernel scales after it takes the
+    maximum. `interpret` takes the parameters of jax's interpreter of GPU kernels, for a machine without one.
     """
-    _check_scale(scale)
     tiles = tiles or FORWARD_TILES[q_BxSqxHxD.shape[-1]]
     sq = q_BxSqxHxD.shape[1]
     pairs = plan(q_visibility, kv_visibility, tiles.block_q, tiles.block_k)
@@ -91,7 +90,6 @@ def backward(
     `delta` is the sum over the width of d_out · out, float32. `lse` may be of more keys than these, as in ring
     attention; +inf is a query that sees nothing, whose q and d_out must be 0. `scale` is positive.
     """
-    _check_scale(scale)
     tiles = tiles or BACKWARD_TILES[q_BxSqxHxD.shape[-1]]
     sq, sk = q_BxSqxHxD.shape[1], k_BxSkxKxD.shape[1]
     pairs = plan(q_visibility, kv_visibility, tiles.block_q, tiles.block_k)
@@ -110,8 +108,3 @@ def backward(
     dq_BxSqxHxD = gradient_of_queries(*arguments, pairs.by_queries(), **static)
     dk_BxSkxKxD, dv_BxSkxKxD = gradients_of_keys(*arguments, pairs.by_keys(), **static)
     return dq_BxSqxHxD[:, :sq], dk_BxSkxKxD[:, :sk], dv_BxSkxKxD[:, :sk]
-
-
-def _check_scale(scale: float) -> None:
-    if not scale > 0:  # the kernels scale after they take the maximum
-        raise ValueError(f"attention scale is {scale}; the GPU kernels take a positive one")

@@ -52,7 +52,8 @@ class Plan(NamedTuple):
 
 def plan(q: QueryVisibility, kv: KeyVisibility, block_q: int, block_k: int) -> Plan:
     """Pairs of blocks of `block_q` queries and `block_k` keys, and the tokens, padded to whole blocks."""
-    q = QueryVisibility(padded(q.segment_BxS, block_q, -1), padded(q.read_step_BxS, block_q))
+    segment_q_BxS = jnp.maximum(q.segment_BxS, -1)  # whatever stands for padding, it is not NOBODY
+    q = QueryVisibility(padded(segment_q_BxS, block_q, -1), padded(q.read_step_BxS, block_q))
     kv = KeyVisibility(padded(kv.segment_BxS, block_k, -1), padded(kv.write_step_BxS, block_k))
     kv = KeyVisibility(jnp.where(_seen(q, kv, block_q), kv.segment_BxS, NOBODY), kv.write_step_BxS)
     pairs = block_pairs(q, kv, block_q, block_k)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from tario_jax.ops.ranks import ambient_platform
 from tario_jax.ops.visibility import KeyVisibility
 
 AXIS = "context"
@@ -27,7 +28,7 @@ def send(collective: Callable[[jax.Array], jax.Array], *messages: jax.Array) -> 
     Virtual devices share a few threads, and a message holds one until all devices have theirs: several at once can
     take them all, and wait for ever. There, each starts when the one before has come.
     """
-    one_by_one = jax.sharding.get_abstract_mesh().abstract_device.platform == "cpu"
+    one_by_one = ambient_platform() == "cpu"
     came: list[jax.Array] = []
     for message in messages:
         came.append(collective(_after(came[-1], message) if one_by_one and came else message))

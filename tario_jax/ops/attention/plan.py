@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from tario_jax.config import BATCH_AXES
 from tario_jax.ops.attention import all_gather, ring
@@ -42,11 +43,18 @@ class Plan:
         return functools.partial(getattr(ring if self.spread == "ring" else all_gather, direction), self.inner)
 
     def _on_mesh(self, function, arrays, out_ndims: tuple[int, ...]):
-        """`function` on what each device holds: every array's axes are rows, tokens, heads, width."""
-        axes = (BATCH_AXES, "context", "tensor", None)
-        in_specs = jax.tree.map(lambda x: self.ranks.spec(*axes[: x.ndim]), arrays)
-        out_specs = tuple(self.ranks.spec(*axes[:ndim]) for ndim in out_ndims)
+        """`function` on what each device holds."""
+        in_specs = jax.tree.map(lambda x: self._spec(x.ndim), arrays)
+        out_specs = tuple(self._spec(ndim) for ndim in out_ndims)
         return self.ranks.run(function, in_specs, out_specs)(*arrays)
+
+    def placed(self, arrays):
+        """The same where the devices want them, on a mesh with Explicit axes."""
+        return jax.tree.map(lambda x: jax.sharding.reshard(x, self._spec(x.ndim)), arrays)
+
+    def _spec(self, ndim: int) -> PartitionSpec:
+        """Every array's axes are rows, tokens, heads, width."""
+        return self.ranks.spec(*(BATCH_AXES, "context", "tensor", None)[:ndim])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
