@@ -16,6 +16,7 @@ from tario_jax.config import BATCH_AXES, InputError
 from tario_jax.ops.attention.inner import Inner, blockwise_inner, kernel
 from tario_jax.ops.attention.plan import ATTENTION_OUT, Plan, planned_attention
 from tario_jax.ops.attention.reference import reference_attention
+from tario_jax.ops.attention.work import padded
 from tario_jax.ops.ranks import Ranks, ambient_platform
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
@@ -142,20 +143,12 @@ def attention(
     if explicit:
         for length, what in ((q_BxSqxHxD.shape[1], "queries"), (k_BxSkxKxD.shape[1], "keys")):
             choice.plan.ranks.part(length, f"{what} on a mesh of Explicit axes", "context")
-    q, k, v = (_padded(x, context, 0) for x in arrays[:3])
-    q_visibility, kv_visibility = jax.tree.map(lambda x: _padded(x, context, -1), arrays[3:])
+    q, k, v = (padded(x, context, 0) for x in arrays[:3])
+    q_visibility, kv_visibility = jax.tree.map(lambda x: padded(x, context, -1), arrays[3:])
     if explicit:  # where axes are Auto, XLA places them by itself
         q, k, v, q_visibility, kv_visibility = choice.plan.placed((q, k, v, q_visibility, kv_visibility))
     out = planned_attention(q, k, v, q_visibility, kv_visibility, choice.plan, scale)
     return out[:, : q_BxSqxHxD.shape[1]]
-
-
-def _padded(x_BxSx___: jax.Array, ranks: int, fill: int) -> jax.Array:
-    """Lengthened to a multiple of `ranks`."""
-    rest = -x_BxSx___.shape[1] % ranks
-    if not rest:
-        return x_BxSx___
-    return jnp.pad(x_BxSx___, [(0, 0), (0, rest)] + [(0, 0)] * (x_BxSx___.ndim - 2), constant_values=fill)
 
 
 def _check_arrays(q, k, v, q_visibility: QueryVisibility, kv_visibility: KeyVisibility) -> None:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from tario_jax.ops.attention.gpu_backward import BACKWARD_TILES, BackwardTiles, gradient_of_queries, gradients_of_keys
 from tario_jax.ops.attention.gpu_forward import FORWARD_TILES, ForwardTiles, attention_forward
 from tario_jax.ops.attention.gpu_tiles import LOG2_E
-from tario_jax.ops.attention.gpu_work import padded, plan
+from tario_jax.ops.attention.gpu_work import plan
+from tario_jax.ops.attention.work import padded
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 

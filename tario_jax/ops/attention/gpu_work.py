@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tario_jax.ops.attention.work import block_pairs, blocked
+from tario_jax.ops.attention.work import block_pairs, blocked, padded
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 NOBODY = jnp.iinfo(jnp.int32).min  # the segment of a key that nobody sees; no query has it
@@ -61,15 +61,6 @@ def plan(q: QueryVisibility, kv: KeyVisibility, block_q: int, block_k: int) -> P
     partial_BxQxJ = jnp.where(unseen_BxJ[:, None], 2, 1)
     rank_BxQxJ = jnp.where(pairs.full_BxQxJ, 0, jnp.where(pairs.possible_BxQxJ, partial_BxQxJ, 3))
     return Plan(Tokens(*q, *kv), rank_BxQxJ)
-
-
-def padded(x_BxSx___: jax.Array, block: int, fill=0) -> jax.Array:
-    """[B, S, …] with `fill` at the end, to whole blocks."""
-    missing = -x_BxSx___.shape[1] % block
-    if not missing:
-        return x_BxSx___
-    padding = [(0, 0), (0, missing)] + [(0, 0)] * (x_BxSx___.ndim - 2)
-    return jnp.pad(x_BxSx___, padding, constant_values=fill)
 
 
 def _seen(q: QueryVisibility, kv: KeyVisibility, block_q: int) -> jax.Array:

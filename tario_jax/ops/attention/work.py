@@ -63,14 +63,19 @@ def block_pairs(q: QueryVisibility, kv: KeyVisibility, block_q: int, block_k: in
     return Pairs(possible, full)
 
 
+def padded(x_BxSx___: jax.Array, tokens: int, fill: int | float = 0) -> jax.Array:
+    """[B, S, …] with `fill` at the end, to a multiple of so many tokens."""
+    missing = -x_BxSx___.shape[1] % tokens
+    if not missing:
+        return x_BxSx___
+    padding = [(0, 0), (0, missing)] + [(0, 0)] * (x_BxSx___.ndim - 2)
+    return jnp.pad(x_BxSx___, padding, constant_values=fill)
+
+
 def blocked(x_BxSx___: jax.Array, block: int, fill: int = 0) -> jax.Array:
     """[B, S, …] -> [B, blocks, block, …], padded at the end with `fill`."""
     batch, length, *rest = x_BxSx___.shape
-    blocks = math.ceil(length / block)
-    if length != blocks * block:
-        padding = [(0, 0), (0, blocks * block - length)] + [(0, 0)] * len(rest)
-        x_BxSx___ = jnp.pad(x_BxSx___, padding, constant_values=fill)
-    return x_BxSx___.reshape(batch, blocks, block, *rest)
+    return padded(x_BxSx___, block, fill).reshape(batch, math.ceil(length / block), block, *rest)
 
 
 def _ranges(segment_BxS: jax.Array, step_BxS: jax.Array, block: int) -> _Range:
