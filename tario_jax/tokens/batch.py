@@ -7,7 +7,7 @@ M patches under a bin, C entries (bin slot, gene, count) of a row, W windows of 
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from tario_jax.config import DataConfig, InputError
 from tario_jax.panel import padded_genes
 from tario_jax.tokens.order import write_steps, writing_ranks
-from tario_jax.tokens.window import Window, grid_centres
+from tario_jax.tokens.window import Bins, Window, grid_centres
 
 _WHITE = 255
 
@@ -101,7 +101,7 @@ def square_bins_per_tile(data: DataConfig) -> int:
     return most
 
 
-def tokenise(windows: list[list[Window]], data: DataConfig, layout: Layout, groups: Sequence[Sequence[int]],
+def tokenise(windows: Iterable[Iterable[Window]], data: DataConfig, layout: Layout, groups: Sequence[Sequence[int]],
              rngs: list[list[np.random.Generator]], into: Batch | None = None) -> Batch:  # fmt: skip
     """Rows of windows as a batch.
 
@@ -109,16 +109,18 @@ def tokenise(windows: list[list[Window]], data: DataConfig, layout: Layout, grou
     rngs: the generator of each window, for its order of writing; into: a batch of these sizes to write over. Raises
     `InputError` where a capacity overflows.
     """
+    fields = _fields(len(groups), layout)
     if into is None:
-        into = Batch(*(np.empty(shape, kind) for shape, kind, _ in _fields(len(windows), layout)))
-    for name, array, (*_, padding) in zip(Batch._fields, into, _fields(len(windows), layout), strict=True):
+        into = Batch(*(np.empty(shape, kind) for shape, kind, _ in fields))
+    for name, array, (*_, padding) in zip(Batch._fields, into, fields, strict=True):
         if name not in _WRITTEN_WHOLE:
             array[...] = padding
     for row, row_windows in enumerate(windows):
-        used = 0
+        used = slots = 0
         for slot, window in enumerate(row_windows):
             used = _fill(into, row, slot, window, data, layout, int(groups[row][slot]), rngs[row][slot], used)
-        into.he_BxTxPxYxXx3[row, len(row_windows) * layout.tiles_per_window :] = _WHITE
+            slots = slot + 1
+        into.he_BxTxPxYxXx3[row, slots * layout.tiles_per_window :] = _WHITE
         into.count_bin_BxC[row, used:] = -1
         into.count_gene_BxC[row, used:] = into.count_BxC[row, used:] = 0
     return into
@@ -206,14 +208,7 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     patches_per_side = round(data.tile_um / data.patch_um)
     first_tile = slot * layout.tiles_per_window
     tiles = slice(first_tile, first_tile + layout.tiles_per_window)
-    px = data.patch_px
-
-    shape = (layout.tiles_per_window, layout.patches_per_tile)
-    grid = (tiles_per_side, patches_per_side, px, tiles_per_side, patches_per_side, px)
-    pixels = window.he.reshape(*grid, 3).transpose(0, 3, 1, 4, 2, 5, 6)
-    patches = batch.he_BxTxPxYxXx3[row, tiles].reshape(pixels.shape)
-    for colour in range(3):  # where the window is turned, a plane at a time is several times faster than all at once
-        patches[..., colour] = pixels[..., colour]
+    _write_pixels(batch.he_BxTxPxYxXx3[row, tiles], window.he, (tiles_per_side, patches_per_side, data.patch_px))
     centre = (np.arange(tiles_per_side * patches_per_side) + 0.5) * data.patch_um
     centre = centre.reshape(tiles_per_side, patches_per_side)
     places = np.empty((tiles_per_side, tiles_per_side, patches_per_side, patches_per_side, 2), np.float32)
@@ -222,7 +217,7 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     beside_um = 2 * data.window_um * slot if in_one else 0.0
     places[..., 0] = centre[None, :, None, :] + beside_um
     places[..., 1] = centre[:, None, :, None]
-    batch.patch_xy_um_BxTxPx2[row, tiles] = places.reshape(*shape, 2)
+    batch.patch_xy_um_BxTxPx2[row, tiles] = places.reshape(layout.tiles_per_window, -1, 2)
     batch.segment_BxT[row, tiles] = 0 if in_one else slot
     batch.stain_mix_BxTx3x3[row, tiles] = window.stain_mix_3x3
     batch.measured_gene_BxWxG[row, slot, : len(window.measured_gene_G)] = window.measured_gene_G
@@ -248,25 +243,47 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     batch.pool_patch_BxTxNxM[at] = slots.patch_NxM + first_tile * layout.patches_per_tile
     batch.pool_weight_BxTxNxM[at] = slots.weight_NxM
 
-    if len(bins.bin_E):
-        slot_of_bin = np.full(len(bins.x_um_N), -1, np.int64)
-        slot_of_bin[counted] = (first_tile + slots.tile_N) * layout.bins_per_tile + slots.place_N
-        entry_slot = slot_of_bin[bins.bin_E]
-        entries = bins.gene_E, bins.count_E
-        if (np.diff(slot_of_bin[counted]) < 0).any():  # bins of several tiles, row by row; else they are in order
-            if layout.tiles * layout.bins_per_tile <= 1 << 16:
-                entry_slot = entry_slot.astype(np.uint16)  # sorted by digits, in a third of the time
-            ascending = np.argsort(entry_slot, kind="stable")
-            entry_slot, *entries = (part_E[ascending] for part_E in (entry_slot, *entries))
-        end = used + len(entry_slot)
-        if end > layout.count_capacity:
-            raise InputError(
-                f"a row holds {end} or more (bin, gene, count) entries, more than its capacity "
-                f"{layout.count_capacity}; raise --config.data.count_capacity"
-            )
-        batch.count_bin_BxC[row, used:end] = entry_slot
-        batch.count_gene_BxC[row, used:end], batch.count_BxC[row, used:end] = entries
-        used = end
+    slot_K = (first_tile + slots.tile_N) * layout.bins_per_tile + slots.place_N
+    return _write_counts(batch, row, used, bins, np.flatnonzero(counted).astype(np.int32), slot_K, layout)
+
+
+def _write_pixels(he_TxPxYxXx3: np.ndarray, he: np.ndarray, sides: tuple[int, int, int]) -> None:
+    """Writes the H&E of a window patch by patch. sides: tiles across, patches across a tile, px across a patch."""
+    across = (*sides, *sides)
+    if he.strides[1:] == (3, 1):  # each row as it was scanned: a patch's pixels of a row are copied as one
+        of_row = np.dtype((np.void, 3 * sides[2]))
+        rows = he.reshape(len(he), -1).view(of_row).reshape(across[:-1]).transpose(0, 3, 1, 4, 2)
+        he_TxPxYxXx3.reshape(-1).view(of_row).reshape(rows.shape)[...] = rows
+        return
+    pixels = he.reshape(*across, 3).transpose(0, 3, 1, 4, 2, 5, 6)
+    patches = he_TxPxYxXx3.reshape(pixels.shape)
+    for colour in range(3):  # where the window is turned, a plane at a time is several times faster than all at once
+        patches[..., colour] = pixels[..., colour]
+
+
+def _write_counts(batch: Batch, row: int, used: int, bins: Bins, bin_K: np.ndarray, slot_K: np.ndarray,
+                  layout: Layout) -> int:  # fmt: skip
+    """Writes the entries of bins that lie in these slots, slot by slot; returns the number used in the row so far.
+
+    Entries lie bin by bin: neighbours that are neighbours in slots too are copied together, a row of a tile at once.
+    """
+    first_K, end_K = (np.searchsorted(bins.bin_E, bin_K, side) for side in ("left", "right"))
+    ascending = np.argsort(slot_K)
+    slot_K, first_K, end_K = (part[ascending] for part in (slot_K, first_K, end_K))
+    end = used + int((end_K - first_K).sum())
+    if end > layout.count_capacity:
+        raise InputError(
+            f"a row holds {end} or more (bin, gene, count) entries, more than its capacity "
+            f"{layout.count_capacity}; raise --config.data.count_capacity"
+        )
+    batch.count_bin_BxC[row, used:end] = np.repeat(slot_K, end_K - first_K)
+    begins = np.flatnonzero(first_K != np.append(-1, end_K[:-1]))
+    ends = np.flatnonzero(end_K != np.append(first_K[1:], -1))
+    for first, last in zip(first_K[begins].tolist(), end_K[ends].tolist(), strict=True):
+        copied = slice(used, used + last - first)
+        batch.count_gene_BxC[row, copied] = bins.gene_E[first:last]
+        batch.count_BxC[row, copied] = bins.count_E[first:last]
+        used = copied.stop
     return used
 
 

@@ -89,7 +89,7 @@ class BatchSource:
         """The batch of step t. into: one of the same sizes, which is written over and returned."""
         draws = self.draws(t)
         begun = [[self._begin(draw) for draw in row] for row in draws]  # all reads of the batch at once
-        windows = [[end() for end in row] for row in begun]
+        windows = [_ended(row) for row in begun]
         groups = [[draw.groups for draw in row] for row in draws]
         rngs = [[draw.rng for draw in row] for row in draws]
         return tokenise(windows, self.data, self.layout, groups, rngs, into)
@@ -192,6 +192,13 @@ class BatchSource:
         middle = [(at + rng.random()) * DETECTION_TILE_UM for at in (tile % tissue.shape[1], tile // tissue.shape[1])]
         return [min(max(at - half, 0.0), span) if span > 0 else span / 2
                 for at, span in zip(middle, spans, strict=True)]  # fmt: skip
+
+
+def _ended(begun: list[Callable[[], Window]]) -> Iterator[Window]:
+    """One window after the other: what was read for one is let go before the next asks for memory."""
+    begun.reverse()
+    while begun:
+        yield begun.pop()()
 
 
 def _overlap(draw: Draw, other: Draw, side_um: float) -> bool:

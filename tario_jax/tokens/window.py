@@ -145,18 +145,19 @@ def _count(runs: Iterable[Places], corner_um: tuple[float, float], side_um: floa
         key_D += column_D
         key_D <<= wide(16)
         key_D |= gene_D
-        keys.append(key_D[np.maximum(column_D, row_D) < columns])
+        # numbers of those that are kept, then those: half the time of a mask, whose branches are hard to foresee
+        keys.append(key_D.take(np.flatnonzero(np.maximum(column_D, row_D) < columns)))
     key_D = np.concatenate(keys)
     key_D.sort()
     is_first_D = np.ones(len(key_D), bool)
     np.not_equal(key_D[1:], key_D[:-1], out=is_first_D[1:])
     first_E = np.flatnonzero(is_first_D)
-    key_E, count_E = key_D[first_E], np.diff(first_E, append=len(key_D))
-    bin_E, gene_E = (part_E.astype(np.int32) for part_E in (key_E >> wide(16), key_E & wide(0xFFFF)))
+    key_E, count_E = key_D.take(first_E), np.diff(first_E, append=len(key_D)).astype(np.int32)
+    bin_E, gene_E = ((key_E >> wide(16)).astype(np.int32), (key_E & wide(0xFFFF)).astype(np.int32))
     if counts_N.all():
-        return bin_E, gene_E, count_E.astype(np.int32)
-    kept_E = counts_N[bin_E]
-    return bin_E[kept_E], gene_E[kept_E], count_E[kept_E].astype(np.int32)
+        return bin_E, gene_E, count_E
+    kept = np.flatnonzero(counts_N.take(bin_E))
+    return bin_E.take(kept), gene_E.take(kept), count_E.take(kept)
 
 
 def _line(step_D: np.ndarray, bin_steps: float) -> np.ndarray:
