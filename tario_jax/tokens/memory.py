@@ -10,7 +10,6 @@ import numpy as np
 
 from tario_jax.tokens.batch import Batch, Layout, batch_bytes, batch_in
 
-
 _KEPT_BYTES = 31 << 20  # just below the most that glibc learns, 32 MiB
 
 
