@@ -43,7 +43,7 @@ print(json.dumps({"patients": len({s.patient for s in split.train}), "start_seco
                   "capacity": asked.count_capacity,
                   "batch_ms": 1e3 * float(np.median(seconds[batches // 3:])), "resident_mb": resident / 1024}))
 """
-ROUNDS, BATCHES = 4, 240
+ROUNDS, BATCHES = 7, 240
 
 
 def main() -> None:
