@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
+TPU := $(VENV)/.installed-tpu
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Compiled programs outlive the process: the second `make test` is much faster than the first.
@@ -33,7 +34,7 @@ lint: $(DEV) ## ruff, its format, and the floors of the imports
 test: lint ## lint and the fast tests
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow"
 
-test-all: lint ## lint and every test
+test-all: lint $(TPU) ## lint and every test, with the compiler for TPUs (700 MB more)
 	$(TEST_ENV) $(BIN)/python -m pytest -q
 
 claims: $(DEV) ## measure what is claimed: ONLY=group,group/name … (* allowed); LONG=1 runs the long ones too
@@ -53,6 +54,11 @@ $(DEV): pyproject.toml | $(BIN)/pip
 	@echo "installing tario-jax with its test tools into $(VENV) (a minute or two, once)"
 	@$(PIP) -e '.[io,eval,dev]'
 	@touch $(RUNTIME) $@
+
+$(TPU): $(DEV)
+	@echo "installing the compiler for TPUs into $(VENV) (700 MB, once)"
+	@$(PIP) -e '.[tpu]'
+	@touch $@
 
 $(BIN)/pip:
 	@command -v $(PYTHON) >/dev/null || \

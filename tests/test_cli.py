@@ -22,7 +22,7 @@ from tiny_tissue import st_folder
 from tario_jax.cli import main as cli
 from tario_jax.config import Config, load_config, override
 
-JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate", "bench")
+JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate", "bench", "compile")
 TRAIN = ("train", "--config=configs/quickstart.py")
 SLIDE = ("ingest", "--source=slide", "--path={}", "--out={}/c")
 

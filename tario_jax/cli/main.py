@@ -8,13 +8,13 @@ import argparse
 import os
 import sys
 
-from tario_jax.cli import bench, check, corpus, evaluate, ingest, predict, run, simulate, train
+from tario_jax.cli import bench, check, compile, corpus, evaluate, ingest, predict, run, simulate, train
 from tario_jax.cli.options import add_command
 from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "evaluate": evaluate, "bench": bench,
+    "predict": predict, "evaluate": evaluate, "bench": bench, "compile": compile,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 

@@ -5,6 +5,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import BATCH_AXES, MESH_AXES, InputError, MeshConfig
@@ -14,7 +15,9 @@ from tario_jax.tokens.batch import Batch, has_tiles
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices of the run; −1 takes what the other axes leave.
 
-    Raises `InputError` where the sizes do not multiply to the number of devices.
+    On TPUs the axes are laid along the grid of chips; where there are several slices, `replica` crosses them, and no
+    other axis does. Raises `InputError` where the sizes do not multiply to the number of devices, or `replica` not
+    to that of the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
@@ -24,7 +27,21 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if -1 in sizes or math.prod(sizes) != len(devices):
         stated = ", ".join(f"{axis}={getattr(config, axis)}" for axis in MESH_AXES)
         raise InputError(f"--config.mesh: {stated} does not multiply to {len(devices)} devices")
-    return Mesh(np.array(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    placed = _on_grid(devices, sizes) if devices[0].platform == "tpu" else np.array(devices).reshape(sizes)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _on_grid(devices: list[jax.Device], sizes: list[int]) -> np.ndarray:
+    """Chips as an array of `sizes`, so that neighbours along an axis are neighbours on the grid where they can be."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise InputError(f"--config.mesh: replica={sizes[0]} on {slices} slices; expected a multiple of them")
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    within = (sizes[0] // slices, *sizes[1:])
+    return mesh_utils.create_hybrid_device_mesh(
+        within, (slices, *[1] * (len(sizes) - 1)), devices, allow_split_physical_axes=True
+    )
 
 
 def traced_on(mesh: Mesh, function):

@@ -158,6 +158,13 @@ def empty_batch(rows: int, layout: Layout) -> Batch:
     return Batch(*(np.full(shape, padding, kind) for shape, kind, padding in _fields(rows, layout)))
 
 
+def batch_arrays(rows: int, layout: Layout) -> Batch:
+    """Shapes and types of a batch, `jax.ShapeDtypeStruct` each: for a program that is compiled without one."""
+    import jax
+
+    return Batch(*(jax.ShapeDtypeStruct(shape, np.dtype(kind)) for shape, kind, _ in _fields(rows, layout)))
+
+
 def batch_bytes(rows: int, layout: Layout) -> int:
     """Bytes of a batch, each array rounded up to whole lines of 64."""
     return sum(_lines(shape, kind) for shape, kind, _ in _fields(rows, layout))

@@ -1,0 +1,55 @@
+"""tario compile."""
+
+import argparse
+import os
+
+from tario_jax.cli.options import at_least_one, config_flags, config_of, finish, say
+from tario_jax.config import MESH_AXES, InputError, override
+
+SUMMARY = "the training step compiled for a pod that is not here: does it fit, what is sent, how fast can it be"
+EXAMPLES = """
+    tario compile --config=configs/tario2_200m.py --topology=v5e:16x16
+    tario compile --config=configs/tario2_1b.py --topology=v5p:4x8x8 --mesh=fsdp=32,context=8 --batch=64
+    tario compile --config=configs/tario2_4b.py --topology=v5p:8x8x8 --slices=2 --mesh=replica=2,fsdp=64,context=8
+"""
+GROUPS_READ = None
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    config_flags(parser, workdir=False)
+    parser.add_argument("--topology", required=True, help="chip and grid, as v5p:4x8x8, which is 256 chips")
+    parser.add_argument(
+        "--slices", type=at_least_one, default=1, help="so many such pods; the axis replica crosses them"
+    )
+    parser.add_argument("--mesh", metavar="AXIS=N,…",
+                        help=f"chips along {', '.join(MESH_AXES)}; that of the config by default")  # fmt: skip
+    parser.add_argument("--batch", type=at_least_one, help="rows of the global batch; those of the config by default")
+    parser.add_argument("--genes", type=at_least_one, default=18963, help="of the panel (18963)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from tario_jax.parallel.topology import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
+    # a program for a chip that is not here could be stored, but not loaded again
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    from tario_jax.train.aot import compile_step
+
+    config = config_of(options)
+    if options.mesh:
+        config = override(config, {f"mesh.{axis}": size for axis, size in _mesh(options.mesh).items()})
+    if options.batch:
+        config = override(config, {"data.rows": str(options.batch)})
+    result = compile_step(config, options.topology, slices=options.slices, genes=options.genes, say=say)
+    return finish(options, result["table"], result)
+
+
+def _mesh(text: str) -> dict[str, str]:
+    """Sizes by axis; those that are not named are 1."""
+    sizes = dict.fromkeys(MESH_AXES, "1")
+    for part in text.split(","):
+        axis, equals, size = part.partition("=")
+        if axis not in MESH_AXES or not equals:
+            raise InputError(f"--mesh={text}: expected AXIS=N with commas between them, axes {', '.join(MESH_AXES)}")
+        sizes[axis] = size
+    return sizes

@@ -1,0 +1,73 @@
+"""FLOPs of a training step, counted from the model and not from a compiled program.
+
+Convention: two FLOPs a multiply-add; a weight costs two a row forward and four backward; attention costs 4 D a pair of
+tokens and head forward and 8 D backward, for the pairs that the visibility rule allows. What a remat policy computes
+again, softmax, norms, pooling and the optimiser are not counted: this is what MFU is told of.
+"""
+
+import dataclasses
+
+from tario_jax.config import Config
+from tario_jax.model.encoders import stem_stride
+from tario_jax.model.stain import texture_count
+from tario_jax.tokens.batch import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """Of one step, all rows."""
+
+    decoder: float  # its weights
+    encoders: float  # H&E, contents and queries of bins
+    gene_head: float  # and reading contents through the gene table
+    attention: float
+    exponentials: float  # of the softmax, forward and once more backward; no FLOPs, but a bound of their own
+
+    @property
+    def total(self) -> float:
+        return self.decoder + self.encoders + self.gene_head + self.attention
+
+
+def step_flops(config: Config, layout: Layout) -> StepFlops:
+    """FLOPs of a step of `config.data.rows` rows that are full."""
+    model, rows = config.model, config.data.rows
+    d, r, genes = model.width, model.gene_dim, layout.genes_padded
+    patches, bins = layout.tiles * layout.patches_per_tile, layout.tiles * layout.bins_per_tile
+    contents = 0 if config.data.one_shot else bins
+    seen = patches + contents
+    of_query = 2 * d * model.heads * model.head_dim + 3 * d * model.mlp_width
+    of_key = 2 * d * model.kv_heads * model.head_dim
+    decoder = model.layers * ((seen + bins) * of_query + seen * of_key)
+    stride, c = stem_stride(layout.patch_px), model.stem_width
+    cells, features = (layout.patch_px // stride) ** 2, texture_count(layout.patch_px)
+    patch = cells * (3 * stride**2 * c + 9 * c * c + c * d) + features * d + d * d
+    encoders = patches * patch + bins * (d * d + 2 * d) + contents * (r * d + 2 * d)
+    head = bins * (d * r + r * genes) + contents * r * genes
+    pairs = sum(
+        model.layers // len(model.pattern) * allowed_pairs(config, layout, local=kind == "local")
+        for kind in model.pattern
+    )
+    heads = model.heads * pairs * rows
+    return StepFlops(
+        6.0 * rows * decoder, 6.0 * rows * encoders, 6.0 * rows * head, 12.0 * model.head_dim * heads, 2.0 * heads
+    )
+
+
+def allowed_pairs(config: Config, layout: Layout, *, local: bool) -> int:
+    """Pairs of tokens of a row that a layer allows, all of its bins measured: the same for every order of writing.
+
+    H&E sees the H&E of its segment, and so do contents and queries. A content sees itself. Of two bins of one group
+    each content sees the other and no query does; of different groups the later content and the later query see the
+    earlier one: two pairs either way.
+    """
+    data = config.data
+    if local:
+        segments, tiles = layout.tiles, 1
+    elif data.sequence == "patient":
+        segments, tiles = 1, layout.tiles
+    else:
+        segments, tiles = layout.windows_per_row, layout.tiles_per_window
+    patches, bins = tiles * layout.patches_per_tile, tiles * layout.bins_per_tile
+    if data.one_shot:
+        return segments * patches * (patches + bins)
+    return segments * (patches * patches + 2 * patches * bins + bins * bins)

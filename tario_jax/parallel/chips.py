@@ -1,0 +1,46 @@
+"""What a chip can do, of its vendor's page: the numbers that a roofline is drawn from.
+
+TPU: cloud.google.com/tpu/docs/v5e, v5p, v6e ("System architecture"), peak bf16 FLOP/s, HBM size and bandwidth, and the
+bandwidth of the inter-chip interconnect by chip, both ways, here divided by its links and ways. H100: the vendor's data
+sheet (SXM); one NVLink to a switch counts as a link to each neighbour of a ring.
+"""
+
+import dataclasses
+
+from tario_jax.config import InputError
+
+_GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peaks of one chip."""
+
+    name: str
+    bf16_flops: float  # FLOP/s
+    memory_bytes: float  # that a program may take; of a TPU as its compiler counts it
+    memory_bytes_per_second: float
+    link_bytes_per_second: float  # of one link, one way
+    links: int
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", 197e12, 15.75 * _GIB, 819e9, 50e9, 4),
+        Chip("v5p", 459e12, 95.74 * _GIB, 2765e9, 100e9, 6),
+        Chip("v6e", 918e12, 31.25 * _GIB, 1640e9, 112e9, 4),
+        Chip("h100", 989.4e12, 80e9, 3350e9, 450e9, 1),
+    )
+}
+SLICE_LINK_BYTES_PER_SECOND = 6.25e9
+"""Between slices, by chip and one way: a host of four chips has 200 Gbit/s to the data centre's network."""
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a topology such as v5p:4x8x8. Raises `InputError` for one that is not known."""
+    name = topology.partition(":")[0]
+    if name not in CHIPS:
+        raise InputError(f"--topology={topology}: no such chip; expected one of {', '.join(CHIPS)}, then its grid, as "
+                         "in v5p:4x8x8")  # fmt: skip
+    return CHIPS[name]

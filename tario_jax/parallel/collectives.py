@@ -1,0 +1,189 @@
+"""The collectives of a compiled program: how often, how many bytes, and along which axes of the mesh.
+
+Read from the text of the optimised HLO. Loops count as often as they run; that of a loop whose trip count the compiler
+did not find counts once, and is told. Between slices of a TPU the compiler writes a collective as a host's send and
+receive: those are on the axis that crosses slices.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all"
+_COLLECTIVE = re.compile(rf"= (.+?) ({_KINDS})(?:-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|called_computations|branch_computations|true_computation|"
+                     r"false_computation)=\{?((?:%[\w.\-]+(?:, )?)+)")  # fmt: skip
+_BETWEEN_SLICES = re.compile(r"= \((.+?), u32\[\].* recv\(.*_xla_megascale_transfer_type=\"(\w+)\"")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_SHAPE = re.compile(r"(pred|[suf]\d+|bf16|f8\w*|c64)\[([\d,]*)\]")
+_BITS = {"pred": 8, "bf16": 16, "c64": 64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind along the same axes, summed over a run of the program."""
+
+    kind: str
+    axes: tuple[str, ...]  # of the mesh, along which devices exchange
+    count: int
+    bytes: int  # received by one device
+
+
+def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> tuple[list[Collective], int]:
+    """Those of the optimised HLO `text`, most bytes first, and the number of loops with collectives of unknown length.
+
+    mesh_shape: axes in the order in which the devices were assigned; the first one crosses slices.
+    """
+    bodies = _computations(text)
+    times = _times(bodies)
+    found: dict[tuple[str, tuple[str, ...]], list[int]] = collections.defaultdict(lambda: [0, 0])
+    unknown = set()
+    for name, lines in bodies.items():
+        at = times.get(name, _Times(0, False))
+        if not at.count:
+            continue
+        for line in lines:
+            if match := _COLLECTIVE.search(line):
+                shape, kind = match.groups()
+                group = _groups(line, kind, math.prod(mesh_shape.values()))
+                if group is None:
+                    continue
+                axes, size = _axes(group, mesh_shape), _received(kind, shape, "-start(" in line, len(group[0]))
+            elif match := _BETWEEN_SLICES.search(line):
+                shape, kind = match[1], match[2].lower().replace("_", "-")
+                axes, size = (next(iter(mesh_shape)),), _received(kind, shape, False, slices)
+            else:
+                continue
+            if at.unknown:
+                unknown.add(name)
+            entry = found[kind, axes]
+            entry[0] += at.count
+            entry[1] += at.count * size
+    told = [Collective(kind, axes, count, size) for (kind, axes), (count, size) in found.items()]
+    return sorted(told, key=lambda one: -one.bytes), len(unknown)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Times:
+    count: int
+    unknown: bool  # within a loop whose trip count is not known
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """Lines of each computation by its name; "ENTRY" is the first that runs."""
+    found: dict[str, list[str]] = {}
+    name = None
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line):
+            name = "ENTRY" if head[1] else head[2]
+            found[name] = []
+        elif line.startswith("}"):
+            name = None
+        elif name is not None:
+            found[name].append(line)
+    return found
+
+
+def _times(bodies: dict[str, list[str]]) -> dict[str, _Times]:
+    """How often each computation runs."""
+    found: dict[str, _Times] = {}
+
+    def visit(name: str, count: int, unknown: bool) -> None:
+        before = found.get(name, _Times(0, False))
+        found[name] = _Times(before.count + count, before.unknown or unknown)
+        for line in bodies.get(name, ()):
+            is_loop = " while(" in line
+            trips = _trips(line, bodies[name], bodies) if is_loop else 1
+            for called in _called(line):
+                visit(called, count * (trips or 1), unknown or trips is None)
+
+    visit("ENTRY", 1, False)
+    return found
+
+
+def _trips(line: str, around: list[str], bodies: dict[str, list[str]]) -> int | None:
+    """How often a loop runs: as the compiler says, or by its condition, a counter below a constant. None: neither."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = bodies.get(re.search(r"condition=%?([\w.\-]+)", line)[1], ())
+    constants, elements = {}, {}
+    for each in condition:
+        if match := re.match(r"\s*%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)", each):
+            constants[match[1]] = int(match[2])
+        elif match := re.match(r"\s*%([\w.\-]+) = .*get-tuple-element\(.*index=(\d+)", each):
+            elements[match[1]] = int(match[2])
+        elif match := re.match(r"\s*ROOT .*compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", each):
+            counter, end = elements.get(match[1]), constants.get(match[2])
+            return None if counter is None or end is None else end - _start(line, counter, around)
+    return None
+
+
+def _start(line: str, counter: int, around: list[str]) -> int:
+    """What a loop's counter begins with; 0 where it is no plain constant, as in every loop of jax."""
+    made = {match[1]: each for each in around if (match := re.match(r"\s*%([\w.\-]+) = ", each))}
+    carried = made.get(re.search(r" while\(%([\w.\-]+)\)", line)[1], "")
+    operands = re.findall(r"%([\w.\-]+)", carried.partition(" tuple(")[2])
+    value = made.get(operands[counter], "") if counter < len(operands) else ""
+    while copied := re.search(r" (?:copy|bitcast)\(%([\w.\-]+)\)", value):
+        value = made.get(copied[1], "")
+    constant = re.search(r" constant\((\d+)\)", value)
+    return int(constant[1]) if constant else 0
+
+
+def _called(line: str) -> Iterator[str]:
+    for match in _CALLED.finditer(line):
+        yield from (name.strip().lstrip("%") for name in match[1].split(","))
+
+
+def _groups(line: str, kind: str, devices: int) -> list[list[int]] | None:
+    """Devices that exchange with each other; None where nobody does."""
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", line)
+        found = [[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])] if pairs else []
+        return [pair for pair in found if pair[0] != pair[1]] or None
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        sizes, shape = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
+        order = np.arange(math.prod(shape)).reshape(shape)
+        if iota[3]:
+            order = order.transpose([int(n) for n in iota[3].split(",")])
+        groups = order.reshape(sizes).tolist()
+    elif explicit := re.search(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", line):
+        groups = [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit[1])]
+    else:
+        groups = [list(range(devices))]
+    return groups if len(groups[0]) > 1 else None
+
+
+def _axes(groups: list[list[int]], mesh_shape: dict[str, int]) -> tuple[str, ...]:
+    """Axes along which the devices of a group differ."""
+    differs = np.zeros(len(mesh_shape), bool)
+    for group in groups:
+        places = np.stack(np.unravel_index(group, tuple(mesh_shape.values())), 1)
+        differs |= (places != places[0]).any(0)
+    return tuple(axis for axis, is_one in zip(mesh_shape, differs, strict=True) if is_one)
+
+
+def _received(kind: str, shape: str, started: bool, members: int) -> int:
+    """Bytes that one device receives, of a ring algorithm; `shape`: of the result, or of operands and results."""
+    sizes = [_bytes(*match.groups()) for match in _SHAPE.finditer(shape)]
+    if not sizes:
+        return 0
+    share = (members - 1) / members
+    if kind == "collective-permute":
+        return max(sizes)
+    if kind == "all-reduce":
+        return round(2 * share * (sum(sizes) / 2 if started and shape.startswith("((") else sum(sizes)))
+    if kind == "reduce-scatter":
+        return round((members - 1) * (min(sizes) if started else sum(sizes)))
+    if kind == "all-gather":
+        return round(share * (max(sizes) if started else sum(sizes)))
+    return round(share * max(sizes))
+
+
+def _bytes(kind: str, shape: str) -> int:
+    bits = _BITS.get(kind) or int(re.match(r"[a-z]+(\d+)", kind)[1])
+    return math.prod(int(n) for n in shape.split(",") if n) * bits // 8

@@ -1,0 +1,104 @@
+"""Collectives of compiled programs, counted: against programs whose messages are known."""
+
+import json
+
+from tario_jax.parallel.collectives import Collective, collectives
+
+_PROGRAM = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+mesh = Mesh(np.array(jax.devices()).reshape(2, 1, 4, 1), ("replica", "fsdp", "context", "tensor"),
+            axis_types=(AxisType.Auto,) * 4)
+
+def ring(x):  # three hops round context, then a sum over replica and a gather over both
+    to_next = [(i, (i + 1) % 4) for i in range(4)]
+    x = lax.fori_loop(0, 3, lambda _, x: lax.ppermute(x, "context", to_next) * 1.5, x)
+    x = lax.psum(x, "replica")
+    return lax.all_gather(jnp.sin(x), ("replica", "context"), tiled=True)
+
+def unknown(x, n):
+    return lax.fori_loop(0, n, lambda _, x: lax.psum(x, "context") / 4, x)
+
+spread = NamedSharding(mesh, P(("replica", "context")))
+x = jax.ShapeDtypeStruct((8 * 1000,), jnp.float32, sharding=spread)
+programs = [
+    jax.jit(jax.shard_map(ring, mesh=mesh, in_specs=P(("replica", "context")), out_specs=P(),
+                          check_vma=False)).lower(x),
+    jax.jit(jax.shard_map(unknown, mesh=mesh, in_specs=(P(("replica", "context")), P()), out_specs=P("replica"),
+                          check_vma=False)).lower(x, jax.ShapeDtypeStruct((), jnp.int32)),
+]
+print(json.dumps([program.compile().as_text() for program in programs]))
+"""
+MESH = {"replica": 2, "fsdp": 1, "context": 4, "tensor": 1}
+
+
+def test_of_eight_devices(devices8):
+    known, unknown = json.loads(devices8(_PROGRAM).splitlines()[-1])
+    found, loops = collectives(known, MESH)
+    assert loops == 0
+    assert sorted(found, key=lambda one: one.kind) == [
+        Collective("all-gather", ("replica", "context"), 1, 7 * 4000),
+        Collective("all-reduce", ("replica",), 1, 4000),  # 2 (n - 1) / n of 1,000 float32
+        Collective("collective-permute", ("context",), 3, 3 * 4000),
+    ]
+    found, loops = collectives(unknown, MESH)
+    assert loops == 1 and [(one.kind, one.axes, one.count) for one in found] == [("all-reduce", ("context",), 1)]
+
+
+def test_groups_as_the_tpu_compiler_writes_them():
+    text = """
+%body.1 (p: (s32[], bf16[512,4])) -> (s32[], bf16[512,4]) {
+  %g = (bf16[128,4]{1,0}, bf16[512,4]{1,0}) all-gather-start(%x), replica_groups=[2,4]<=[2,4], dimensions={0}
+  %r = f32[100]{0} reduce-scatter(%y), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
+  %e = bf16[8]{0} all-reduce(%z), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
+}
+
+ENTRY %main (a: bf16[512,4]) -> bf16[512,4] {
+  %w = (s32[], bf16[512,4]) while(%t), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"16"}}
+  %p = (u32[10], u32[10], u32[], u32[]) collective-permute-start(%q), source_target_pairs={{0,4},{4,0},{1,5},{5,1}}
+}
+"""
+    found, loops = collectives(text, MESH)
+    assert loops == 0
+    assert set(found) == {
+        Collective("all-gather", ("context",), 16, 16 * 3 * 128 * 4 * 2),
+        Collective("reduce-scatter", ("replica",), 16, 16 * 400),
+        Collective("collective-permute", ("replica",), 1, 40),
+    }  # an all-reduce of each device with itself sends nothing
+
+
+def test_between_slices_the_host_sends_and_receives():
+    text = """
+ENTRY %main (a: f32[512,1024]) -> f32[512,1024] {
+  %recv.2 = (f32[64,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all.2), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv-done.2 = (f32[64,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv.2), channel_id=1, is_host_transfer=true
+}
+"""
+    assert collectives(text, MESH, slices=2) == ([Collective("all-reduce", ("replica",), 1, 64 * 8 * 128 * 4)], 0)
+
+
+def test_a_loop_runs_from_its_start_to_the_constant_of_its_condition():
+    text = """
+%cond.1 (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[], f32[8]) parameter(0)
+  %end = s32[]{:T(128)} constant(9)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %end), direction=LT
+}
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %r = f32[8]{0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %begin = s32[] constant(2)
+  %copy.1 = s32[] copy(%begin)
+  %tuple.1 = (s32[], f32[8]) tuple(%copy.1, %a)
+  %while.1 = (s32[], f32[8]) while(%tuple.1), condition=%cond.1, body=%body.1
+}
+"""
+    assert collectives(text, MESH) == ([Collective("all-reduce", ("context",), 7, 7 * 48)], 0)

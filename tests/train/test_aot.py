@@ -1,0 +1,78 @@
+"""The step compiled for pods that are not here. Needs libtpu; bad input does not."""
+
+import json
+import subprocess
+
+import pytest
+from refusals import refused
+
+from tario_jax.parallel.topology import topology_devices, why_not
+
+_SMALL = ("--config.model.width=256", "--config.model.layers=4", "--config.model.mlp_width=512",
+          "--config.model.gene_dim=128", "--config.model.stem_width=32")  # fmt: skip
+
+
+def compile_(cli_tario, *arguments: str) -> subprocess.CompletedProcess:
+    return cli_tario("compile", "--config=configs/tario2_200m.py", *_SMALL, *arguments)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--topology=v9:2x2",), ("--topology=v9:2x2", "no such chip", "v5e, v5p, v6e")),
+    (("--topology=v5p-512",), ("no such chip",)),
+    (("--topology=v5p:512",), ("expected a chip and its grid",)),
+    (("--topology=v5e:2x2", "--mesh=fsdp:4"), ("--mesh=fsdp:4", "expected AXIS=N")),
+    (("--topology=v5e:2x2", "--mesh=rows=4"), ("axes replica, fsdp, context, tensor",)),
+])  # fmt: skip
+def test_one_line_where_it_cannot_be(cli_tario, arguments, words):
+    done = compile_(cli_tario, *arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert all(word in line for word in words), line
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    import importlib.metadata
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    refused(lambda: topology_devices("v5e:2x2"), "libtpu", "is not installed", "pip install 'tario-jax[tpu]'")
+
+
+needs_libtpu = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_libtpu
+def test_a_small_step_on_eight_chips(cli_tario, tmp_path):
+    """State falls as 1 / (fsdp x tensor), the ring's messages are on context, and a wrong mesh is one line."""
+    told = {}
+    for name, mesh in (("ring", "fsdp=2,context=4"), ("spread", "fsdp=4,tensor=2")):
+        done = compile_(cli_tario, "--topology=v5e:2x4", f"--mesh={mesh}", "--batch=8", f"--json={tmp_path / name}",
+                        "--config.model.attention=ring")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "verdict: fits" in done.stdout
+        told[name] = json.loads((tmp_path / name).read_text())
+    assert any(one["kind"] == "collective-permute" and one["axes"] == ["context"]
+               for one in told["ring"]["collectives"])  # fmt: skip
+    state = {name: told[name]["state_bytes"] for name in told}
+    assert state["spread"] == pytest.approx(state["ring"] / 4, rel=0.05)
+    assert {axis for one in told["spread"]["collectives"] for axis in one["axes"]} <= {"fsdp", "tensor"}
+    done = compile_(cli_tario, "--topology=v5e:2x4", "--mesh=fsdp=8", "--batch=12")
+    assert done.returncode == 2 and "--config.data.rows=12: expected a multiple of replica × fsdp = 8" in done.stderr
+    done = compile_(cli_tario, "--topology=v5e:2x4", "--mesh=fsdp=3", "--batch=12")
+    assert done.returncode == 2 and "does not multiply to 8 devices" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_libtpu
+def test_what_does_not_fit_is_told_with_its_bytes(cli_tario, tmp_path):
+    done = cli_tario("compile", "--config=configs/tario2_1b.py", "--topology=v5e:2x2", "--mesh=fsdp=4", "--batch=16",
+                     f"--json={tmp_path / 'told'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "told").read_text())
+    assert not told["fits"] and told["memory_bytes"]["total"] > told["chip_memory_bytes"]
+    assert "verdict: does not fit" in done.stdout
