@@ -1,8 +1,9 @@
 """The collectives of a compiled program: how often, how many bytes, and along which axes of the mesh.
 
 Read from the text of the optimised HLO. Loops count as often as they run; that of a loop whose trip count the compiler
-did not find counts once, and is told. Between slices of a TPU the compiler writes a collective as a host's send and
-receive: those are on the axis that crosses slices.
+did not find counts once, and is told. The TPU's compiler spreads a collective over several fusions, to overlap it with
+what they compute: of those with one channel and chain, one counts. Between slices it writes a collective as a host's
+send and receive: those are on the axis that crosses slices.
 """
 
 import collections
@@ -12,6 +13,8 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+
+from tario_jax.config import InputError
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all"
 _COLLECTIVE = re.compile(rf"= (.+?) ({_KINDS})(?:-start)?\(")
@@ -36,12 +39,13 @@ class Collective:
 def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> tuple[list[Collective], int]:
     """Those of the optimised HLO `text`, most bytes first, and the number of loops with collectives of unknown length.
 
-    mesh_shape: axes in the order in which the devices were assigned; the first one crosses slices.
+    mesh_shape: axes in the order in which the devices were assigned; the first one crosses slices. Raises `InputError`
+    for groups of devices that a newer compiler writes in another way.
     """
     bodies = _computations(text)
     times = _times(bodies)
     found: dict[tuple[str, tuple[str, ...]], list[int]] = collections.defaultdict(lambda: [0, 0])
-    unknown = set()
+    unknown, spread = set(), set()
     for name, lines in bodies.items():
         at = times.get(name, _Times(0, False))
         if not at.count:
@@ -49,6 +53,10 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> tuple
         for line in lines:
             if match := _COLLECTIVE.search(line):
                 shape, kind = match.groups()
+                part = re.search(r"channel_id=(\d+).*chain_id=\"(\d+)\".*async_collective_fusion", line)
+                if part and part.groups() in spread:
+                    continue
+                spread.update([part.groups()] if part else [])
                 group = _groups(line, kind, math.prod(mesh_shape.values()))
                 if group is None:
                     continue
@@ -151,8 +159,19 @@ def _groups(line: str, kind: str, devices: int) -> list[list[int]] | None:
         if iota[3]:
             order = order.transpose([int(n) for n in iota[3].split(",")])
         groups = order.reshape(sizes).tolist()
+    elif named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", named[1])}
+        among = named[2].split(",")
+        if not set(among) <= set(sizes):
+            raise InputError(f"compile: groups of devices that are not understood: {named[0]}")
+        apart = [i for i, name in enumerate(sizes) if name not in among]
+        order = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        order = order.transpose(*apart, *(list(sizes).index(name) for name in among))
+        groups = order.reshape(-1, math.prod(sizes[name] for name in among)).tolist()
     elif explicit := re.search(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", line):
         groups = [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit[1])]
+    elif re.search(r"replica_groups=(?!\{\})", line):
+        raise InputError(f"compile: groups of devices that are not understood: {line.strip()[:200]}")
     else:
         groups = [list(range(devices))]
     return groups if len(groups[0]) > 1 else None

@@ -2,6 +2,8 @@
 
 import json
 
+from refusals import refused
+
 from tario_jax.parallel.collectives import Collective, collectives
 
 _PROGRAM = """
@@ -102,3 +104,22 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 }
 """
     assert collectives(text, MESH) == ([Collective("all-reduce", ("context",), 7, 7 * 48)], 0)
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    def part(number: int, chain: int) -> str:
+        return (
+            f"  %all-gather.{number} = bf16[64]{{0}} all-gather(%p.{number}), channel_id=3, "
+            "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}, "
+            f'frontend_attributes={{chain_id="{chain}"}}, backend_config={{"async_collective_fusion_config":{{}}}}'
+        )
+
+    text = "\n".join(["ENTRY %main (a: f32[8]) -> f32[8] {", part(1, 7), part(2, 7), part(3, 8), "}"])
+    assert collectives(text, MESH) == ([Collective("all-gather", ("context",), 2, 2 * 96)], 0)
+
+
+def test_groups_of_a_new_kind_are_not_guessed():
+    text = (
+        "ENTRY %main (a: f32[8]) -> f32[8] {\n  %r = f32[8]{0} all-reduce(%x), replica_groups=new<8>, to_apply=%add\n}"
+    )
+    refused(lambda: collectives(text, MESH), "groups of devices that are not understood", "new<8>")
