@@ -154,20 +154,18 @@ def _groups(line: str, kind: str, devices: int) -> list[list[int]] | None:
         found = [[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])] if pairs else []
         return [pair for pair in found if pair[0] != pair[1]] or None
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        sizes, shape = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
-        order = np.arange(math.prod(shape)).reshape(shape)
-        if iota[3]:
-            order = order.transpose([int(n) for n in iota[3].split(",")])
-        groups = order.reshape(sizes).tolist()
-    elif named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
-        sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", named[1])}
-        among = named[2].split(",")
-        if not set(among) <= set(sizes):
+        groups = _iota(iota[2], iota[3]).reshape(_numbers(iota[1])).tolist()
+    elif named := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", line
+    ):
+        axes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", named[1])}
+        among = named[4].split(",")
+        if not set(among) <= set(axes):
             raise InputError(f"compile: groups of devices that are not understood: {named[0]}")
-        apart = [i for i, name in enumerate(sizes) if name not in among]
-        order = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-        order = order.transpose(*apart, *(list(sizes).index(name) for name in among))
-        groups = order.reshape(-1, math.prod(sizes[name] for name in among)).tolist()
+        order = _iota(named[2], named[3]) if named[2] else np.arange(math.prod(axes.values()))
+        apart = [i for i, name in enumerate(axes) if name not in among]
+        order = order.reshape(tuple(axes.values())).transpose(*apart, *(list(axes).index(name) for name in among))
+        groups = order.reshape(-1, math.prod(axes[name] for name in among)).tolist()
     elif explicit := re.search(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", line):
         groups = [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit[1])]
     elif re.search(r"replica_groups=(?!\{\})", line):
@@ -175,6 +173,16 @@ def _groups(line: str, kind: str, devices: int) -> list[list[int]] | None:
     else:
         groups = [list(range(devices))]
     return groups if len(groups[0]) > 1 else None
+
+
+def _iota(shape: str, turned: str | None) -> np.ndarray:
+    """Devices in the order of an array of `shape` whose axes are `turned`."""
+    order = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return (order.transpose(_numbers(turned)) if turned else order).ravel()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _axes(groups: list[list[int]], mesh_shape: dict[str, int]) -> tuple[str, ...]:

@@ -118,6 +118,21 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
     assert collectives(text, MESH) == ([Collective("all-gather", ("context",), 2, 2 * 96)], 0)
 
 
+def test_groups_by_axes_of_turned_devices():
+    """Devices 0 … 7 as 4 × 2, turned to 2 × 4: along its first axis are neighbours, which differ in context."""
+    text = """
+ENTRY %main (a: f32[]) -> f32[] {
+  %r = f32[2]{0} all-reduce(%x), channel_id=4, replica_groups=mesh['axis_0'=2,'axis_1'=4], \
+device_ids=([4,2]T(1,0)) {'axis_0'}, use_global_device_ids=true, to_apply=%add
+  %s = f32[2]{0} all-reduce(%x), channel_id=5, replica_groups=mesh['axis_0'=2,'axis_1'=4], \
+device_ids=([4,2]T(1,0)) {'axis_0','axis_1'}, use_global_device_ids=true, to_apply=%add
+}
+"""
+    found, _ = collectives(text, MESH)
+    assert set(found) == {Collective("all-reduce", ("context",), 1, 8),
+                          Collective("all-reduce", ("replica", "context"), 1, 14)}  # fmt: skip
+
+
 def test_groups_of_a_new_kind_are_not_guessed():
     text = (
         "ENTRY %main (a: f32[8]) -> f32[8] {\n  %r = f32[8]{0} all-reduce(%x), replica_groups=new<8>, to_apply=%add\n}"

@@ -58,7 +58,7 @@ def test_a_small_step_on_eight_chips(cli_tario, tmp_path):
     assert any(one["kind"] == "collective-permute" and one["axes"] == ["context"]
                for one in told["ring"]["collectives"])  # fmt: skip
     state = {name: told[name]["state_bytes"] for name in told}
-    assert state["spread"] == pytest.approx(state["ring"] / 4, rel=0.05)
+    assert 3.5 < state["ring"] / state["spread"] <= 4  # of a model this small, vectors are a part
     assert {axis for one in told["spread"]["collectives"] for axis in one["axes"]} <= {"fsdp", "tensor"}
     done = compile_(cli_tario, "--topology=v5e:2x4", "--mesh=fsdp=8", "--batch=12")
     assert done.returncode == 2 and "--config.data.rows=12: expected a multiple of replica × fsdp = 8" in done.stderr
