@@ -117,9 +117,10 @@ def tokenise(windows: Iterable[Iterable[Window]], data: DataConfig, layout: Layo
             array[...] = padding
     for row, row_windows in enumerate(windows):
         used = slots = 0
-        for slot, window in enumerate(row_windows):
-            used = _fill(into, row, slot, window, data, layout, int(groups[row][slot]), rngs[row][slot], used)
-            slots = slot + 1
+        for window in row_windows:
+            used = _fill(into, row, slots, window, data, layout, int(groups[row][slots]), rngs[row][slots], used)
+            slots += 1
+            del window  # it would live until the next one is read
         into.he_BxTxPxYxXx3[row, slots * layout.tiles_per_window :] = _WHITE
         into.count_bin_BxC[row, used:] = -1
         into.count_gene_BxC[row, used:] = into.count_BxC[row, used:] = 0

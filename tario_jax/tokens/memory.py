@@ -14,8 +14,9 @@ _KEPT_BYTES = 31 << 20  # just below the most that glibc learns, 32 MiB
 
 
 def _keep_freed_memory() -> None:
-    """Lets the allocator keep what is freed, up to 62 MiB, for the whole process: a window's arrays are made anew for
-    each, and giving their pages back in between takes a tenth of the loader's time.
+    """Lets the allocator keep what is freed, for the whole process and up to 62 MiB an arena, of which threads have
+    their own: a window's arrays are made anew for each, and giving their pages back in between takes a tenth of the
+    loader's time.
 
     glibc learns from what is freed: from then on blocks below that size come from the heap, whose top is given back
     when twice as much is free (mallopt(3), M_MMAP_THRESHOLD). Elsewhere it does nothing.

@@ -1,7 +1,9 @@
 """Memory of batches comes back when nobody refers to it any more, and never before."""
 
+import dataclasses
 import gc
 import pickle
+import weakref
 
 import numpy as np
 from tiny_tissue import PANEL, tiny_config
@@ -46,3 +48,26 @@ def test_batches_that_are_kept_are_not_written_over(tiny_corpus):
         assert all(np.array_equal(a, b) for a, b in zip(batch, copy, strict=True))
     again = pickle.loads(pickle.dumps(source))
     assert all(np.array_equal(a, b) for a, b in zip(again[3], kept[3], strict=True))
+
+
+def test_a_window_is_let_go_before_the_next_one_is_read(tiny_corpus, monkeypatch):
+    """Its memory is then what the next one is read into."""
+    data = dataclasses.replace(DATA, windows_per_row=3)
+    layout = corpus_layout(tiny_corpus.sections, data, len(PANEL))
+    source, windows, alive = BatchSource(tiny_corpus.sections, data, layout, steps=1), [], []
+    begin = source._begin
+
+    def watched(draw):
+        end = begin(draw)
+
+        def ended():
+            alive.append(sum(window() is not None for window in windows))
+            window = end()
+            windows.append(weakref.ref(window))
+            return window
+
+        return ended
+
+    monkeypatch.setattr(source, "_begin", watched)
+    source[0]
+    assert alive == [0] * data.rows * data.windows_per_row
