@@ -258,7 +258,8 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
 def _write_pixels(he_TxPxYxXx3: np.ndarray, he: np.ndarray, sides: tuple[int, int, int]) -> None:
     """Writes the H&E of a window patch by patch. sides: tiles across, patches across a tile, px across a patch."""
     across = (*sides, *sides)
-    if he.strides[1:] == (3, 1):  # each row as it was scanned: a patch's pixels of a row are copied as one
+    # each row as it was scanned: a patch's pixels of a row are copied as one
+    if he.strides[1:] == (3, 1) and he_TxPxYxXx3.flags.c_contiguous:
         of_row = np.dtype((np.void, 3 * sides[2]))
         rows = he.reshape(len(he), -1).view(of_row).reshape(across[:-1]).transpose(0, 3, 1, 4, 2)
         he_TxPxYxXx3.reshape(-1).view(of_row).reshape(rows.shape)[...] = rows
