@@ -6,6 +6,15 @@ from tario_jax.config import InputError
 from tario_jax.tokens.batch import Batch, has_tiles
 
 
+def check_tiles(tiles: int, ranks: int) -> None:
+    """Raises `InputError` where `ranks` devices along context cannot share the tiles of a row equally."""
+    if tiles % ranks:
+        raise InputError(
+            f"--config.mesh.context={ranks}: a row holds {tiles} tiles; expected a multiple: change data.tile_um, "
+            "data.window_um or data.windows_per_row"
+        )
+
+
 def deal(batch: Batch, ranks: int) -> Batch:
     """The same rows with their tiles in another order: of `ranks` equal parts, part r holds tiles r, r + ranks, ….
 
@@ -17,11 +26,7 @@ def deal(batch: Batch, ranks: int) -> Batch:
     if ranks == 1:
         return batch
     tiles = batch.segment_BxT.shape[1]
-    if tiles % ranks:
-        raise InputError(
-            f"--config.mesh.context={ranks}: a row holds {tiles} tiles; expected a multiple: change data.tile_um, "
-            "data.window_um or data.windows_per_row"
-        )
+    check_tiles(tiles, ranks)
     order_T = np.arange(tiles).reshape(-1, ranks).T.ravel()
     place_T = np.argsort(order_T)
     dealt = {name: array[:, order_T] if has_tiles(name) else array for name, array in batch._asdict().items()}

@@ -17,6 +17,7 @@ from tario_jax.parallel.collectives import Collective, collectives
 from tario_jax.parallel.mesh import batch_shardings, check_rows, make_mesh
 from tario_jax.parallel.topology import topology_devices
 from tario_jax.tokens.batch import Layout, batch_arrays, make_layout, square_bins_per_tile
+from tario_jax.tokens.deal import check_tiles
 from tario_jax.train.state import abstract_state, make_optimiser, make_train_step
 
 _GIB = 1 << 30
@@ -49,13 +50,15 @@ def compile_step(config: Config, topology: str, *, slices: int = 1, genes: int =
     mesh = make_mesh(config.mesh, devices)
     check_rows(mesh, config.data.rows)
     layout = pod_layout(config, genes)
+    check_tiles(layout.tiles, mesh.shape["context"])
     built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
     optimiser = make_optimiser(config.optim, config.train.steps, built)
     batch = jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         batch_arrays(config.data.rows, layout), batch_shardings(mesh),
     )  # fmt: skip
-    say(f"compile: {model_sizes(config, genes)}, for {len(devices)} chips of {chip.name}: minutes for a large model")
+    sizes = model_sizes(config, genes)
+    say(f"compile: {sizes}, for {len(devices)} chips of {chip.name}: minutes for a large model")
     began = time.monotonic()
     arrays = abstract_state(built, optimiser, mesh), batch
     lowered = make_train_step(built, optimiser, mesh).lower(*arrays)
@@ -74,7 +77,6 @@ def compile_step(config: Config, topology: str, *, slices: int = 1, genes: int =
                         told.temp_size_in_bytes, told.generated_code_size_in_bytes)  # fmt: skip
         found, loops = collectives(program.as_text(), dict(mesh.shape), slices)
     flops = step_flops(config, layout)
-    sizes = model_sizes(config, genes)
     result: dict[str, Any] = {
         "topology": topology, "slices": slices, "chips": len(devices), "mesh": dict(mesh.shape),
         "rows": config.data.rows, "tokens_a_row": layout.tiles * layout.patches_per_tile

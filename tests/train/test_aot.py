@@ -64,6 +64,8 @@ def test_a_small_step_on_eight_chips(cli_tario, tmp_path):
     assert done.returncode == 2 and "--config.data.rows=12: expected a multiple of replica × fsdp = 8" in done.stderr
     done = compile_(cli_tario, "--topology=v5e:2x4", "--mesh=fsdp=3", "--batch=12")
     assert done.returncode == 2 and "does not multiply to 8 devices" in done.stderr
+    done = compile_(cli_tario, "--topology=v5e:2x4", "--mesh=context=8", "--config.data.tile_um=1152")
+    assert done.returncode == 2 and "--config.mesh.context=8: a row holds 1 tiles" in done.stderr
 
 
 @pytest.mark.slow
