@@ -21,7 +21,6 @@ class StepFlops:
     encoders: float  # H&E, contents and queries of bins
     gene_head: float  # and reading contents through the gene table
     attention: float
-    exponentials: float  # of the softmax, forward and once more backward; no FLOPs, but a bound of their own
 
     @property
     def total(self) -> float:
@@ -47,10 +46,8 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
         model.layers // len(model.pattern) * allowed_pairs(config, layout, local=kind == "local")
         for kind in model.pattern
     )
-    heads = model.heads * pairs * rows
-    return StepFlops(
-        6.0 * rows * decoder, 6.0 * rows * encoders, 6.0 * rows * head, 12.0 * model.head_dim * heads, 2.0 * heads
-    )
+    attention = 12.0 * model.head_dim * model.heads * pairs
+    return StepFlops(6.0 * rows * decoder, 6.0 * rows * encoders, 6.0 * rows * head, rows * attention)
 
 
 def allowed_pairs(config: Config, layout: Layout, *, local: bool) -> int:

@@ -1,8 +1,7 @@
-"""What a chip can do, of its vendor's page: the numbers that a roofline is drawn from.
+"""What a chip can do, of its vendor's page: the numbers that bounds are drawn from.
 
-TPU: cloud.google.com/tpu/docs/v5e, v5p, v6e ("System architecture"), peak bf16 FLOP/s, HBM size and bandwidth, and the
-bandwidth of the inter-chip interconnect by chip, both ways, here divided by its links and ways. H100: the vendor's data
-sheet (SXM); one NVLink to a switch counts as a link to each neighbour of a ring.
+cloud.google.com/tpu/docs/v5e, v5p, v6e ("System architecture"): peak bf16 FLOP/s, and the bandwidth of the inter-chip
+interconnect by chip, both ways, here divided by its links (4, 6 and 4) and ways.
 """
 
 import dataclasses
@@ -18,19 +17,16 @@ class Chip:
 
     name: str
     bf16_flops: float  # FLOP/s
-    memory_bytes: float  # that a program may take; of a TPU as its compiler counts it
-    memory_bytes_per_second: float
+    memory_bytes: float  # that a program may take, as the compiler counts it
     link_bytes_per_second: float  # of one link, one way
-    links: int
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 15.75 * _GIB, 819e9, 50e9, 4),
-        Chip("v5p", 459e12, 95.74 * _GIB, 2765e9, 100e9, 6),
-        Chip("v6e", 918e12, 31.25 * _GIB, 1640e9, 112e9, 4),
-        Chip("h100", 989.4e12, 80e9, 3350e9, 450e9, 1),
+        Chip("v5e", 197e12, 15.75 * _GIB, 50e9),
+        Chip("v5p", 459e12, 95.74 * _GIB, 100e9),
+        Chip("v6e", 918e12, 31.25 * _GIB, 112e9),
     )
 }
 SLICE_LINK_BYTES_PER_SECOND = 6.25e9

@@ -3,15 +3,14 @@
 Needs the compiler that is in libtpu (`pip install -e '.[tpu]'`, 700 MB), in the version that goes with jax.
 """
 
-import fnmatch
-import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
 
 import pytest
+
+from tario_jax.parallel.topology import ENVIRONMENT, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -71,10 +70,10 @@ ODD = [
     ],
 )
 def test_kernels_compile_and_hold_no_scores(topology, cases):
-    refused = _why_not()
+    refused = why_not()
     if refused:
         pytest.skip(refused)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    environment = os.environ | ENVIRONMENT
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # programs for a chip that is not here cannot be loaded again
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", _PROGRAM, topology, json.dumps(cases)],
@@ -90,16 +89,3 @@ def test_kernels_compile_and_hold_no_scores(topology, cases):
         assert kernels == {"forward": parts, "backward": 2 * parts}[name]
         assert not square
         assert temporary < 1.5 * held  # operands and results in the kernels' layout, once
-
-
-def _why_not() -> str | None:
-    """Why libtpu cannot be used here. Another version than jax asks for compiles, but its programs may not print."""
-    asked = filter(None, (re.match(r"libtpu==([\d.*]+)", each) for each in importlib.metadata.requires("jax")))
-    wanted = next(asked)[1]
-    try:
-        installed = importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        return f"libtpu {wanted} is not installed: pip install -e '.[tpu]'"
-    if not fnmatch.fnmatch(installed, wanted):
-        return f"libtpu is {installed}, jax asks for {wanted}: pip install -e '.[tpu]'"
-    return None
