@@ -13,6 +13,7 @@ from flax import nnx
 from tario_jax.config import ModelConfig
 from tario_jax.model.cache import DecoderCache, kept_at
 from tario_jax.model.declare import constant, rms_norm, weight
+from tario_jax.model.project import project
 from tario_jax.model.streams import Streams, Visibility, context_ranks
 from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_strategy
 from tario_jax.ops.ranks import ambient_platform
@@ -122,17 +123,16 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
 
 def _layer(p: dict, x_BxAxd, streams: Streams, xy_um, config: ModelConfig, attend):
     """One layer over all A tokens; the seen ones have keys and values. `attend(q, k, v)` -> [B, A, H, D]."""
-    dtype = x_BxAxd.dtype
     h = rms_norm(x_BxAxd, p["attention_norm"])
     turn = functools.partial(rotate, shortest_um=_SHORTEST_UM, longest_um=_LONGEST_UM)
-    q = rms_norm(jnp.einsum("bad,dhk->bahk", h, p["q"].astype(dtype)), p["q_norm"])
-    k = rms_norm(jnp.einsum("bsd,dhk->bshk", streams.seen(h), p["k"].astype(dtype)), p["k_norm"])
-    v = jnp.einsum("bsd,dhk->bshk", streams.seen(h), p["v"].astype(dtype))
+    q = rms_norm(project("bad,dhk->bahk", h, p["q"]), p["q_norm"])
+    k = rms_norm(project("bsd,dhk->bshk", streams.seen(h), p["k"]), p["k_norm"])
+    v = project("bsd,dhk->bshk", streams.seen(h), p["v"])
     read = attend(turn(q, xy_um), turn(k, streams.seen(xy_um)), v)
-    x = x_BxAxd + jnp.einsum("bahk,hkd->bad", read, p["attention_out"].astype(dtype))
+    x = x_BxAxd + project("bahk,hkd->bad", read, p["attention_out"])
     h = rms_norm(x, p["mlp_norm"])
-    hidden = jax.nn.silu(h @ p["mlp_gate"].astype(dtype)) * (h @ p["mlp_in"].astype(dtype))
-    return x + hidden @ p["mlp_out"].astype(dtype)
+    hidden = jax.nn.silu(project("bad,df->baf", h, p["mlp_gate"])) * project("bad,df->baf", h, p["mlp_in"])
+    return x + project("baf,fd->bad", hidden, p["mlp_out"])
 
 
 def _attend(config: ModelConfig, q, k, v, looking: QueryVisibility, keys: KeyVisibility) -> jax.Array:

@@ -6,6 +6,7 @@ from flax import nnx
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic, weight
+from tario_jax.model.project import project
 from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
 from tario_jax.ops.count_content import count_content
 from tario_jax.ops.pooling import weighted_means
@@ -48,16 +49,20 @@ class HEEncoder(nnx.Module):
         n, s = self.cells, self.stride
         # rows and tiles stay two axes: merged, XLA would gather the pixels of all tiles on each device of a mesh
         cells = density.astype(dtype).reshape(B, T, P, n, s, n, s, 3).transpose(0, 1, 2, 3, 5, 4, 6, 7)
-        cells = jax.nn.gelu(cells.reshape(B, T, P, n, n, s * s * 3) @ self.stem_in[...].astype(dtype)
-                            + self.stem_bias[...].astype(dtype))  # fmt: skip
+        cells = _gelu(project("btpyxi,ic->btpyxc", cells.reshape(B, T, P, n, n, s * s * 3), self.stem_in[...]),
+                      self.stem_bias[...])  # fmt: skip
         # a 3 × 3 convolution as one product: XLA's gradient of small convolutions on CPU is many times slower
         padded = jnp.pad(cells, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
         around = jnp.concatenate([padded[..., i : i + n, j : j + n, :] for i in range(3) for j in range(3)], -1)
-        mixed = around @ self.stem_conv[...].astype(dtype)
-        cells = cells + jax.nn.gelu(mixed + self.stem_conv_bias[...].astype(dtype))
-        seen = cells.reshape(B, T, P, -1) @ self.stem_out[...].astype(dtype)
-        known = jax.nn.gelu(texture @ self.texture_in[...].astype(dtype) + self.texture_bias[...].astype(dtype))
-        return seen + known @ self.texture_hidden[...].astype(dtype)
+        cells = cells + _gelu(project("btpyxi,ic->btpyxc", around, self.stem_conv[...]), self.stem_conv_bias[...])
+        seen = project("btpi,id->btpd", cells.reshape(B, T, P, -1), self.stem_out[...])
+        known = _gelu(project("btpf,fd->btpd", texture, self.texture_in[...]), self.texture_bias[...])
+        return seen + project("btpd,de->btpe", known, self.texture_hidden[...])
+
+
+def _gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """gelu(x + bias) in x's type; the bias is added, and its gradient summed, in its own."""
+    return jax.nn.gelu(x + bias).astype(x.dtype)
 
 
 def stem_stride(patch_px: int) -> int:
@@ -92,14 +97,16 @@ class BinEncoder(nnx.Module):
         table = head_table_Gxr if self.tied else self.gene_table[...]
         counts = SparseCounts(batch.count_bin_BxC, batch.count_gene_BxC, batch.count_BxC)
         held, total = count_content(
-            table.astype(dtype), jax.nn.softmax(gene_bias_G), counts, batch.measured_gene_BxWxG,
-            jnp.repeat(batch.window_BxT, N, axis=1), chunk=self.chunk,
+            table, jax.nn.softmax(gene_bias_G), counts, batch.measured_gene_BxWxG,
+            jnp.repeat(batch.window_BxT, N, axis=1), dtype=dtype, chunk=self.chunk,
         )  # fmt: skip
         held, total = held.reshape(B, T, N, -1), total.reshape(B, T, N)
         size = batch.bin_size_um_BxTxN
         density = jnp.log((total + 0.5) / (size * size * jnp.maximum(batch.bin_measured_BxTxN, 0.05)))
         place = jnp.stack([density, jnp.log(size / 36.0)], -1).astype(dtype)
-        return held @ self.content_in[...].astype(dtype) + place @ self.content_total[...].astype(dtype)
+        return project("btnr,rd->btnd", held, self.content_in[...]) + project(
+            "btnf,fd->btnd", place, self.content_total[...]
+        )
 
     def query(self, batch: Batch, he_BxTxPxd: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Query tokens [B, T, N, d]: the bin's size and the mean of the H&E tokens under it."""
@@ -107,7 +114,7 @@ class BinEncoder(nnx.Module):
         patch, share = batch.pool_patch_BxTxNxM, batch.pool_weight_BxTxNxM
         of_bins = (x.reshape(B, -1, x.shape[-1]) for x in (patch, share))
         under = weighted_means(he_BxTxPxd.reshape(B, T * P, d), *of_bins).reshape(*patch.shape[:3], d)
-        under = rms_norm(under, self.query_norm[...]) @ self.query_he[...].astype(dtype)
+        under = project("btnd,de->btne", rms_norm(under, self.query_norm[...]), self.query_he[...])
         size = jnp.log(batch.bin_size_um_BxTxN / 36.0)
         place = jnp.stack([jnp.ones_like(size), size], -1).astype(dtype)
-        return under + place @ self.query_size[...].astype(dtype)
+        return under + project("btnf,fd->btnd", place, self.query_size[...])

@@ -10,6 +10,7 @@ from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.decoder import Decoder, compute_dtype
 from tario_jax.model.encoders import BinEncoder, HEEncoder
+from tario_jax.model.project import project
 from tario_jax.model.streams import Visibility, context_ranks, side_by_side
 from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, count_nll, log_rates
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
@@ -60,7 +61,9 @@ class Tario(nnx.Module):
         h = rms_norm(queries, self.head_norm[...])
         log_density = h.astype(jnp.float32) @ self.total_weight[...] + self.total_bias[...]
         area_um2 = batch.bin_size_um_BxTxN**2 * jnp.maximum(batch.bin_measured_BxTxN, 1e-3)
-        return Predicted(h @ self.gene_in[...].astype(dtype), log_density + jnp.log(area_um2).reshape(B, T * N))
+        return Predicted(
+            project("bqd,dr->bqr", h, self.gene_in[...]), log_density + jnp.log(area_um2).reshape(B, T * N)
+        )
 
     def loss(self, batch: Batch) -> CountNLL:
         """Negative log-likelihood of the batch's counts, as sums over its bins."""
@@ -73,18 +76,16 @@ class Tario(nnx.Module):
         measured_BxQ = jnp.take_along_axis(measured_BxW, _window_of_bin(batch), axis=1)
         log_total_BxQ = said.log_total_BxQ + jnp.log(jnp.maximum(measured_BxQ, 1e-9))
         return count_nll(
-            said.gene_BxQxr, self.gene_table[...].astype(said.gene_BxQxr.dtype), self.gene_bias[...],
-            log_total_BxQ, counts, batch.bin_measured_BxTxN.reshape(B, T * N) > 0,
-            batch.measured_gene_BxWxG, _window_of_bin(batch), chunk=self.config.loss_chunk,
-            gene_chunk=self.config.loss_gene_chunk,
+            said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], log_total_BxQ, counts,
+            batch.bin_measured_BxTxN.reshape(B, T * N) > 0, batch.measured_gene_BxWxG, _window_of_bin(batch),
+            chunk=self.config.loss_chunk, gene_chunk=self.config.loss_gene_chunk,
         )  # fmt: skip
 
     def rates(self, batch: Batch) -> jax.Array:
         """Expected detections in every bin slot, float32 [B, T·N, G]; 0 for genes that the window does not measure."""
         said = self(batch)
-        return jnp.exp(log_rates(said.gene_BxQxr, self.gene_table[...].astype(said.gene_BxQxr.dtype),
-                                 self.gene_bias[...], said.log_total_BxQ, batch.measured_gene_BxWxG,
-                                 _window_of_bin(batch)))  # fmt: skip
+        return jnp.exp(log_rates(said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], said.log_total_BxQ,
+                                 batch.measured_gene_BxWxG, _window_of_bin(batch)))  # fmt: skip
 
 
 def _window_of_bin(batch: Batch) -> jax.Array:

@@ -44,17 +44,19 @@ def count_content(
     gene_mask_BxWxG: jax.Array,
     mask_of_bin_BxN: jax.Array,
     *,
+    dtype: jnp.dtype,
     chunk: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """What each bin holds, [B, N, r] in the table's dtype, and its total counts, float32 [B, N].
+    """What each bin holds, [B, N, r] in `dtype`, and its total counts, float32 [B, N].
 
     frequency_G: mean composition, float32, at least 0; of each window it is taken among the genes that it measured.
     Bin b of a row has the gene mask `gene_mask_BxWxG[row, mask_of_bin_BxN[row, b]]` (bool, int32); genes outside it add
     nothing. Entries of one bin and gene are added up. The gradient is that of the table; the frequency has none.
 
-    The table may be bfloat16: residuals are rounded to it, products are summed in float32. Never more dense counts
-    exist than [rows, chunk, G] of one device: `chunk` bins of each row; 0 takes what a budget of memory holds
-    (`chunk_sizes`). Under `jax.set_mesh` the work is split as that of `count_nll`.
+    Table and residuals are rounded to `dtype`, products are summed in float32; the table's gradient is of the table's
+    own type, in which devices add it up. Never more dense counts exist than [rows, chunk, G] of one device: `chunk`
+    bins of each row; 0 takes what a budget of memory holds (`chunk_sizes`). Under `jax.set_mesh` the work is split as
+    that of `count_nll`.
 
     Raises `InputError` for a negative chunk, and where rows, bins, genes or the width of the table do not divide over
     the mesh.
@@ -65,39 +67,40 @@ def count_content(
     Ranks.ambient().part(width, "columns of the gene table", "fsdp")
     total_BxN = bin_totals(counts, bins)
     frequency_G = lax.stop_gradient(frequency_G.astype(jnp.float32))
-    return _held(table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN, size), total_BxN
+    return _held(table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN, size,
+                 jnp.dtype(dtype)), total_BxN  # fmt: skip
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _held(table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _held(table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN, chunk, dtype):
     def local(ranks, residuals, table_Gxr):
         def one(step, held_BxNxr):
-            first, new_n, residual_BxnxG = residuals.of_chunk(step, table_Gxr.dtype)
+            first, new_n, residual_BxnxG = residuals.of_chunk(step, dtype)
             held_Bxnxr = jnp.einsum("bng,gr->bnr", residual_BxnxG, table_Gxr, preferred_element_type=jnp.float32)
             before_Bxnxr = lax.dynamic_slice_in_dim(held_BxNxr, first, chunk, 1)
             held_Bxnxr = jnp.where(new_n[:, None], held_Bxnxr.astype(held_BxNxr.dtype), before_Bxnxr)
             return lax.dynamic_update_slice_in_dim(held_BxNxr, held_Bxnxr, first, 1)
 
         # what devices add up stays float32 until they have
-        dtype = jnp.float32 if ranks.present("tensor") else table_Gxr.dtype
-        held_BxNxr = jnp.zeros((*residuals.total_BxN.shape, table_Gxr.shape[1]), dtype)
-        return ranks.sum(lax.fori_loop(0, residuals.steps, one, held_BxNxr), "tensor").astype(table_Gxr.dtype)
+        summed = jnp.float32 if ranks.present("tensor") else dtype
+        held_BxNxr = jnp.zeros((*residuals.total_BxN.shape, table_Gxr.shape[1]), summed)
+        return ranks.sum(lax.fori_loop(0, residuals.steps, one, held_BxNxr), "tensor").astype(dtype)
 
     data = frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN
-    return _on_mesh(local, data, chunk, table_Gxr)
+    return _on_mesh(local, data, chunk, dtype, table_Gxr)
 
 
-def _forward(table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN, chunk):
+def _forward(table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN, chunk, dtype):
     given = table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN
-    return _held(*given, chunk), given
+    return _held(*given, chunk, dtype), given
 
 
-def _backward(chunk, given, d_held_BxNxr):
+def _backward(chunk, dtype, given, d_held_BxNxr):
     table_Gxr, *data = given
 
     def local(ranks, residuals, table_Gxr, d_held_BxNxr):
         def one(step, d_table_Gxr):
-            first, new_n, residual_BxnxG = residuals.of_chunk(step, table_Gxr.dtype)
+            first, new_n, residual_BxnxG = residuals.of_chunk(step, dtype)
             d_held_Bxnxr = lax.dynamic_slice_in_dim(d_held_BxNxr, first, chunk, 1)
             d_held_Bxnxr = jnp.where(new_n[:, None], d_held_Bxnxr, 0)
             return d_table_Gxr + jnp.einsum(
@@ -106,16 +109,17 @@ def _backward(chunk, given, d_held_BxNxr):
 
         d_table_Gxr = lax.fori_loop(0, residuals.steps, one, jnp.zeros(table_Gxr.shape, jnp.float32))
         d_table_Gxr = ranks.sum_scattered(d_table_Gxr, "fsdp", 1)  # first: the other sums then move a part of it
-        return ranks.sum(d_table_Gxr, "replica", "context").astype(table_Gxr.dtype)
+        return ranks.sum(d_table_Gxr, "replica", "context")
 
-    return _on_mesh(local, data, chunk, table_Gxr, d_held_BxNxr), None, None, None, None, None
+    d_table_Gxr = _on_mesh(local, data, chunk, dtype, table_Gxr, d_held_BxNxr)
+    return d_table_Gxr.astype(table_Gxr.dtype), None, None, None, None, None
 
 
 _held.defvjp(_forward, _backward)
 
 
-def _on_mesh(local, data, chunk: int, table_Gxr, d_held_BxNxr=None):
-    """`local(ranks, residuals, table, d_held)` on each device's bins and genes, with the whole width of the table.
+def _on_mesh(local, data, chunk: int, dtype: jnp.dtype, table_Gxr, d_held_BxNxr=None):
+    """`local(ranks, residuals, table, d_held)` on each device's bins and genes; the table in `dtype`, its whole width.
 
     Gives what is placed as the table where d_held is given, as d_held where not.
     """
@@ -125,7 +129,7 @@ def _on_mesh(local, data, chunk: int, table_Gxr, d_held_BxNxr=None):
     backward = d_held_BxNxr is not None
 
     def on_device(data, table_Gxr, *d_held):
-        table_Gxr = ranks.gather(table_Gxr, "fsdp", 1)
+        table_Gxr = ranks.gather(table_Gxr.astype(dtype), "fsdp", 1)
         return local(ranks, _Residuals.of(ranks, *data, chunk), table_Gxr, *d_held)
 
     specs = ((ranks.spec("tensor"), SparseCounts(rows, rows, rows), of_bins, of_masks, of_bins), of_table)

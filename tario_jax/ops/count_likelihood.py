@@ -52,8 +52,8 @@ def count_nll(
     Bin b of a row has the gene mask `gene_mask_BxWxG[row, mask_of_bin_BxN[row, b]]` (bool, int32). A gene outside it
     (not measured in the section, or padding of the gene axis) is outside the softmax: its logit is −inf.
     `log_total` holds the log of the expected detections of the whole bin, its measured share included. Bins that are
-    not valid give no loss and no gradient, whatever they hold. h and table may be bfloat16; products are summed in
-    float32.
+    not valid give no loss and no gradient, whatever they hold. Products are of h's type (bfloat16 or float32), summed
+    in float32; the table's gradient is of the table's own, in which devices add it up.
 
     Never more logits exist than [rows, chunk, gene_chunk] of one device: `chunk` bins of each row, `gene_chunk` genes;
     0 takes what a budget of memory holds (`chunk_sizes`). If a derivative is asked for, the gradients of gene_nats are
@@ -101,7 +101,8 @@ def log_rates(
     ranks.part(width, "columns of the gene table", "fsdp")
 
     def local(h, table, bias, log_total_BxN, gene_mask, mask_of_bin):
-        logits_BxNxG = masked_logits(h, ranks.gather(table, "fsdp", 1), bias, gene_mask, mask_of_bin)
+        table = ranks.gather(table.astype(h.dtype), "fsdp", 1)
+        logits_BxNxG = masked_logits(h, table, bias, gene_mask, mask_of_bin)
         lse_BxN = Partition.empty(log_total_BxN.shape).with_genes(logits_BxNxG).of_all(ranks).log()
         rates_BxNxG = logits_BxNxG + (log_total_BxN.astype(jnp.float32) - lse_BxN)[:, :, None]
         return jnp.where(logits_BxNxG == LOWEST, -jnp.inf, rates_BxNxG)

@@ -95,7 +95,8 @@ def _on_mesh(h_BxNxd, table_Gxd, bias_G, counts, n_BxN, gene_mask_BxWxG, mask_of
     ranks.part(table_Gxd.shape[1], "columns of the gene table", "fsdp")
 
     def local(h, table, bias, counts, *of_bins):
-        table = ranks.gather(table, "fsdp", 1)
+        # its gradient stays in the table's own type, as which it is summed over devices
+        table = ranks.gather(table.astype(h.dtype), "fsdp", 1)
         slot_BxC = slots_from(counts.bin_BxC, h.shape[1] * ranks.index("context"))
         gene_BxC = counts.gene_BxC - table.shape[0] * ranks.index("tensor")
         counts = SparseCounts(slot_BxC, gene_BxC, counts.count_BxC)
@@ -135,7 +136,6 @@ def _walk(h_BxNxd, table_Gxd, bias_G, counts, n_BxN, gene_mask_BxWxG, mask_of_bi
     gene_steps = -(-genes // chunk.genes)
     n_BxC = jnp.take_along_axis(n_BxN, jnp.clip(counts.bin_BxC, 0, bins - 1), 1)
     entries = Entries.of(counts._replace(count_BxC=jnp.where(n_BxC > 0, counts.count_BxC, 0)), bins, chunk.bins)
-    dtype = jnp.promote_types(h_BxNxd.dtype, table_Gxd.dtype)
     adds_partition = ranks.index("tensor") == 0  # one of the devices that share a bin
 
     def genes_of(gene_step) -> _Genes:
@@ -180,7 +180,7 @@ def _walk(h_BxNxd, table_Gxd, bias_G, counts, n_BxN, gene_mask_BxWxG, mask_of_bi
             d_logits = weight_Bxnxg * (n_Bxn / partition.total_Bxn)[:, :, None]
             d_logits = entries.added_to(d_logits, step, first, some.part, times=-1)
             d_bias_G = add_at(d_bias_G, d_logits.sum((0, 1)), some.part.first, 0)
-            d_logits = d_logits.astype(dtype)
+            d_logits = d_logits.astype(h_BxNxd.dtype)
             part_Bxnxd = jnp.einsum("bng,gd->bnd", d_logits, some.table_gxd, preferred_element_type=jnp.float32)
             part_gxd = jnp.einsum("bng,bnd->gd", d_logits, h_Bxnxd, preferred_element_type=jnp.float32)
             return d_h_Bxnxd + part_Bxnxd, add_at(d_table_Gxd, part_gxd, some.part.first, 0), d_bias_G

@@ -61,6 +61,8 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> tuple
                 if group is None:
                     continue
                 axes, size = _axes(group, mesh_shape), _received(kind, shape, "-start(" in line, len(group[0]))
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                    kind, size = "reduce-scatter", size // 2  # as TPUs run it: each chip keeps its part of the sum
             elif match := _BETWEEN_SLICES.search(line):
                 shape, kind = match[1], match[2].lower().replace("_", "-")
                 axes, size = (next(iter(mesh_shape)),), _received(kind, shape, False, slices)

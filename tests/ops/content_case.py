@@ -28,7 +28,8 @@ def case(B=3, N=22, seed=0):
 def compiled(given, chunk):
     """What is held, totals, and the table's gradient of Σ held · weights."""
     rest = {name: value for name, value in given.items() if name != "table_Gxr"}
-    (held, total), pull = jax.vjp(lambda table: count_content(table, **rest, chunk=chunk), given["table_Gxr"])
+    table = given["table_Gxr"]
+    (held, total), pull = jax.vjp(lambda table: count_content(table, **rest, dtype=table.dtype, chunk=chunk), table)
     (d_table,) = pull((_weights(held.shape).astype(held.dtype), jax.numpy.zeros_like(total)))
     return held, total, d_table
 

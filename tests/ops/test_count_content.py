@@ -56,4 +56,4 @@ def test_dense_counts_exist_of_a_chunk_only():
 def test_a_negative_chunk_is_refused():
     given, _ = case()
     with pytest.raises(InputError, match=r"model.loss_chunk is -1; expected at least 1, or 0"):
-        jax.eval_shape(functools.partial(count_content, chunk=-1), *given.values())
+        jax.eval_shape(functools.partial(count_content, dtype="float32", chunk=-1), *given.values())

@@ -118,6 +118,20 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
     assert collectives(text, MESH) == ([Collective("all-gather", ("context",), 2, 2 * 96)], 0)
 
 
+def test_a_sum_of_which_a_chip_keeps_its_part_is_a_reduce_scatter():
+    text = """
+%all-reduce-scatter.1.clone (input: f32[512,64]) -> f32[128,64] {
+  %all-reduce.3 = f32[512,64]{1,0} all-reduce(%input), channel_id=4, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %part = f32[128,64]{1,0} dynamic-slice(%all-reduce.3, %begin, %zero), dynamic_slice_sizes={128,64}
+}
+
+ENTRY %main (a: f32[512,64]) -> f32[128,64] {
+  ROOT %sum = f32[128,64]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1.clone
+}
+"""
+    assert collectives(text, MESH) == ([Collective("reduce-scatter", ("context",), 1, 3 * 128 * 64 * 4)], 0)
+
+
 def test_groups_by_axes_of_turned_devices():
     """Devices 0 … 7 as 4 × 2, turned to 2 × 4: along its first axis are neighbours, which differ in context."""
     text = """

@@ -1,0 +1,31 @@
+"""Products with weights: compute in the tokens' type, gradients of weights in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def project(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`einsum(equation, x, weight)` in x's type, of a float32 weight.
+
+    The weight's gradient leaves the product as the float32 that it is accumulated in: summed over the devices of a mesh
+    as bfloat16, it would lose with every device what the accumulator has kept.
+    """
+    return jnp.einsum(equation, x, weight.astype(x.dtype))
+
+
+def _forward(equation: str, x, weight):
+    return project(equation, x, weight), (x, weight)
+
+
+def _backward(equation: str, kept, dy):
+    x, weight = kept
+    x_axes, weight_axes, y_axes = *equation.partition("->")[0].split(","), equation.partition("->")[2]
+    dx = jnp.einsum(f"{y_axes},{weight_axes}->{x_axes}", dy, weight.astype(x.dtype))
+    dweight = jnp.einsum(f"{x_axes},{y_axes}->{weight_axes}", x, dy, preferred_element_type=jnp.float32)
+    return dx, dweight.astype(weight.dtype)
+
+
+project.defvjp(_forward, _backward)
