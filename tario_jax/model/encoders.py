@@ -30,8 +30,8 @@ class HEEncoder(nnx.Module):
         self.stem_bias = constant((c,), ("vector",), 0.0)
         self.stem_conv = weight(rngs, (9 * c, c), ("pixels", "stem"), 9 * c)
         self.stem_conv_bias = constant((c,), ("vector",), 0.0)
-        self.stem_out = weight(rngs, (self.cells**2 * c, d), ("pixels", "embed"), self.cells**2 * c, gain=0.5)
-        self.texture_in = weight(rngs, (features, d), ("features", "embed"), features)
+        self.stem_out = weight(rngs, (self.cells**2 * c, d), ("pixels", "hidden"), self.cells**2 * c, gain=0.5)
+        self.texture_in = weight(rngs, (features, d), ("features", "hidden"), features)
         self.texture_bias = constant((d,), ("vector",), 0.0)
         self.texture_hidden = weight(rngs, (d, d), ("hidden", "stem"), d)
 
@@ -76,7 +76,7 @@ class BinEncoder(nnx.Module):
     def __init__(self, config: ModelConfig, genes_padded: int, rngs: nnx.Rngs, *, content: bool):
         d, r = config.width, config.gene_dim
         self.chunk = config.loss_chunk
-        self.query_size = start_at_zero(weight(rngs, (2, d), ("features", "embed"), 2), row=1)
+        self.query_size = start_at_zero(weight(rngs, (2, d), ("features", "hidden"), 2), row=1)
         self.query_he = weight(rngs, (d, d), ("hidden", "stem"), d)
         self.query_norm = constant((d,), ("vector",), 1.0)
         if not content:
@@ -84,8 +84,8 @@ class BinEncoder(nnx.Module):
         self.tied = config.tie_genes
         if not self.tied:
             self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r)
-        self.content_in = weight(rngs, (r, d), ("gene_dim", "stem"), r)
-        self.content_total = start_at_zero(weight(rngs, (2, d), ("features", "embed"), 2), row=1)
+        self.content_in = weight(rngs, (r, d), ("hidden", "stem"), r)
+        self.content_total = start_at_zero(weight(rngs, (2, d), ("features", "hidden"), 2), row=1)
 
     def content(self, batch: Batch, head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Content tokens [B, T, N, d]: the bin's counts against the mean composition, its total and its size.

@@ -11,21 +11,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import InputError
 
-# logical axis -> mesh axis; None = whole on every device
-RULES: dict[str, str | None] = {
-    "layers": None,
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "mlp": "tensor",
-    "genes": "tensor",
-    "gene_dim": "fsdp",
-    "pixels": None,
-    "stem": None,
-    "features": None,
-    "hidden": "fsdp",
-    "vector": None,
+# logical axis -> mesh axes; () = whole on every device. Weights that have no axis to be multiplied in parts over `tensor`
+# are stored in parts over it all the same: what a device holds falls with both.
+RULES: dict[str, tuple[str, ...]] = {
+    "layers": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "genes": ("tensor",),
+    "gene_dim": ("fsdp",),
+    "hidden": ("fsdp", "tensor"),
+    "pixels": (),
+    "stem": (),
+    "features": (),
+    "vector": (),
 }
 
 
@@ -36,20 +37,21 @@ def partition_spec(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, na
     """
     if len(axes) != len(shape):
         raise InputError(f"parameter {name}: axes {axes} for shape {shape}; expected one axis a dimension")
-    spec: list[str | None] = []
+    spec: list[tuple[str, ...] | None] = []
+    laid: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
         if axis not in RULES:
             raise InputError(f"parameter {name}: logical axis {axis!r} has no rule; expected one of {', '.join(RULES)}")
-        target = RULES[axis]
-        if target is not None and mesh.shape[target] == 1:
-            target = None  # one device along this axis: nothing to split
-        if target is not None and target in spec:
-            raise InputError(f"parameter {name}: axes {axes} lay {target!r} twice; change the rule of {axis!r}")
-        if target is not None and size % mesh.shape[target]:
-            raise InputError(
-                f"parameter {name}: axis {axis!r} of size {size} does not divide over {target}={mesh.shape[target]}"
-            )
-        spec.append(target)
+        targets = tuple(target for target in RULES[axis] if mesh.shape[target] > 1)  # of one device: nothing to split
+        for target in targets:
+            if target in laid:
+                raise InputError(f"parameter {name}: axes {axes} lay {target!r} twice; change the rule of {axis!r}")
+        parts = math.prod(mesh.shape[target] for target in targets)
+        if size % parts:
+            along = " × ".join(f"{target}={mesh.shape[target]}" for target in targets)
+            raise InputError(f"parameter {name}: axis {axis!r} of size {size} does not divide over {along}")
+        laid.update(targets)
+        spec.append(targets[0] if len(targets) == 1 else targets or None)
     return PartitionSpec(*spec)
 
 

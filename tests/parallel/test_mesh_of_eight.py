@@ -145,10 +145,14 @@ def test_a_parameter_is_laid_out_by_its_logical_axes():
     assert tuple(spec) == (None, "fsdp", "tensor", None)
     with pytest.raises(InputError, match="parameter k: axis 'kv_heads' of size 1 does not divide over tensor=2"):
         partition_spec(("layers", "embed", "kv_heads", "head_dim"), (2, 32, 1, 16), _Shape, "k")
+    spec = partition_spec(("pixels", "hidden"), (32, 64), _Shape, "stem_out")
+    assert tuple(spec) == (None, ("fsdp", "tensor"))  # stored in eight parts, though it is multiplied whole
+    with pytest.raises(InputError, match="axis 'hidden' of size 36 does not divide over fsdp=4 × tensor=2"):
+        partition_spec(("pixels", "hidden"), (32, 36), _Shape, "stem_out")
     with pytest.raises(InputError, match="lay 'fsdp' twice"):
         partition_spec(("embed", "hidden"), (32, 32), _Shape, "w")
     with pytest.raises(InputError, match="logical axis 'embd' has no rule"):
         partition_spec(("embd",), (32,), _Shape, "w")
     with pytest.raises(InputError, match="expected one axis a dimension"):
         partition_spec(("embed",), (32, 2), _Shape, "w")
-    assert set(RULES.values()) <= {None, *_Shape.shape}
+    assert {axis for axes in RULES.values() for axis in axes} <= set(_Shape.shape)
