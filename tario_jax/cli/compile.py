@@ -11,6 +11,7 @@ EXAMPLES = """
     tario compile --config=configs/tario2_200m.py --topology=v5e:16x16
     tario compile --config=configs/tario2_1b.py --topology=v5p:4x8x8 --mesh=fsdp=32,context=8 --batch=64
     tario compile --config=configs/tario2_4b.py --topology=v5p:8x8x8 --slices=2 --mesh=replica=2,fsdp=64,context=8
+    tario compile --config=configs/tario2_1b.py --topology=v5p:4x8x8 --search --tries=6 --json=found.json
 """
 GROUPS_READ = None
 
@@ -25,6 +26,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help=f"chips along {', '.join(MESH_AXES)}; that of the config by default")  # fmt: skip
     parser.add_argument("--batch", type=at_least_one, help="rows of the global batch; those of the config by default")
     parser.add_argument("--genes", type=at_least_one, default=18963, help="of the panel (18963)")
+    parser.add_argument("--search", action="store_true",
+                        help="rank all meshes of these chips, and compile the best until one fits")  # fmt: skip
+    parser.add_argument("--tries", type=at_least_one, help="with --search: at most so many compiles (4)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,14 +37,24 @@ def run(options: argparse.Namespace) -> int:
     os.environ.update(ENVIRONMENT)
     # a program for a chip that is not here could be stored, but not loaded again
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-    from tario_jax.train.aot import compile_step
+    from tario_jax.train.aot import Pod, compile_step
 
     config = config_of(options)
+    if options.search and options.mesh:
+        raise InputError(f"--mesh={options.mesh}: --search chooses the mesh; leave one of them out")
+    if options.tries and not options.search:
+        raise InputError(f"--tries={options.tries}: only --search tries several meshes; add it, or leave this out")
     if options.mesh:
         config = override(config, {f"mesh.{axis}": size for axis, size in _mesh(options.mesh).items()})
     if options.batch:
         config = override(config, {"data.rows": str(options.batch)})
-    result = compile_step(config, options.topology, slices=options.slices, genes=options.genes, say=say)
+    pod = Pod.of(options.topology, options.slices)
+    if options.search:
+        from tario_jax.train.mesh_search import search_mesh
+
+        result = search_mesh(config, pod, genes=options.genes, tries=options.tries or 4, say=say)
+    else:
+        result = compile_step(config, pod, genes=options.genes, say=say)
     return finish(options, result["table"], result)
 
 

@@ -13,9 +13,9 @@ from flax import nnx
 from tario_jax.config import ModelConfig
 from tario_jax.model.cache import DecoderCache, kept_at
 from tario_jax.model.declare import constant, rms_norm, weight
-from tario_jax.model.project import project
 from tario_jax.model.streams import Streams, Visibility, context_ranks
 from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_strategy
+from tario_jax.ops.project import project
 from tario_jax.ops.ranks import ambient_platform
 from tario_jax.ops.rotary import rotate
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility

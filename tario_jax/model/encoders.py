@@ -6,10 +6,11 @@ from flax import nnx
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic, weight
-from tario_jax.model.project import project
 from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
+from tario_jax.ops.convolution import convolve3x3
 from tario_jax.ops.count_content import count_content
 from tario_jax.ops.pooling import weighted_means
+from tario_jax.ops.project import project
 from tario_jax.ops.sparse_counts import SparseCounts
 from tario_jax.tokens.batch import Batch
 
@@ -51,10 +52,7 @@ class HEEncoder(nnx.Module):
         cells = density.astype(dtype).reshape(B, T, P, n, s, n, s, 3).transpose(0, 1, 2, 3, 5, 4, 6, 7)
         cells = _gelu(project("btpyxi,ic->btpyxc", cells.reshape(B, T, P, n, n, s * s * 3), self.stem_in[...]),
                       self.stem_bias[...])  # fmt: skip
-        # a 3 × 3 convolution as one product: XLA's gradient of small convolutions on CPU is many times slower
-        padded = jnp.pad(cells, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-        around = jnp.concatenate([padded[..., i : i + n, j : j + n, :] for i in range(3) for j in range(3)], -1)
-        cells = cells + _gelu(project("btpyxi,ic->btpyxc", around, self.stem_conv[...]), self.stem_conv_bias[...])
+        cells = cells + _gelu(convolve3x3(cells, self.stem_conv[...]), self.stem_conv_bias[...])
         seen = project("btpi,id->btpd", cells.reshape(B, T, P, -1), self.stem_out[...])
         known = _gelu(project("btpf,fd->btpd", texture, self.texture_in[...]), self.texture_bias[...])
         return seen + project("btpd,de->btpe", known, self.texture_hidden[...])

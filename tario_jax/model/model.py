@@ -10,9 +10,9 @@ from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.decoder import Decoder, compute_dtype
 from tario_jax.model.encoders import BinEncoder, HEEncoder
-from tario_jax.model.project import project
 from tario_jax.model.streams import Visibility, context_ranks, side_by_side
 from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, count_nll, log_rates
+from tario_jax.ops.project import project
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 from tario_jax.tokens.batch import Batch
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import InputError
 
-# logical axis -> mesh axes; () = whole on every device. Weights that have no axis to be multiplied in parts over `tensor`
+# logical axis -> mesh axes; () = whole on every device. Weights without an axis to be multiplied in parts over `tensor`
 # are stored in parts over it all the same: what a device holds falls with both.
 RULES: dict[str, tuple[str, ...]] = {
     "layers": (),

@@ -1,0 +1,192 @@
+"""What one device does in a training step, part by part: the estimate that stands beside the counted FLOPs.
+
+Counted FLOPs (model/flops.py) say what a step is worth. Here is what it takes: what remat computes again, products that
+a kernel makes twice, exponentials, what is read from memory and written to it, and what devices send each other.
+
+Memory: a product reads its operands and writes its result once, and so does a loop over elements. The compiler of an
+accelerator joins a loop to the product before or after it: then only what the product would not have read is counted.
+Blocks of a kernel's attention do not leave the chip; nothing else is assumed to stay in a cache.
+
+Axes of a device: A tokens of both streams that it holds, of all its rows, S of them seen and Q queries, d width.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from tario_jax.config import MESH_AXES, Config, ModelConfig
+from tario_jax.model.encoders import stem_stride
+from tario_jax.model.flops import allowed_pairs
+from tario_jax.model.stain import texture_count
+from tario_jax.tokens.batch import Layout
+
+_F32 = 4
+
+
+class Part(NamedTuple):
+    """Of one device and step."""
+
+    name: str
+    flops: float = 0.0
+    exponentials: float = 0.0  # and logarithms, roots and tangents: what a chip's table of functions computes
+    bytes: float = 0.0
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(self.name, *(a + b for a, b in zip(self[1:], other[1:], strict=True)))
+
+    def times(self, factor: float) -> "Part":
+        return Part(self.name, *(factor * value for value in self[1:]))
+
+
+class Machine(NamedTuple):
+    """What the program's shape depends on, beside the mesh."""
+
+    element_bytes: int  # of the compute type
+    kernel_block: int  # tokens of a block of the attention kernel; 0: plain XLA, whose blocks of scores meet memory
+    joins: bool  # whether loops over elements are joined to products, and a convolution is an instruction
+
+
+def device_work(
+    config: Config, layout: Layout, mesh: Mapping[str, int], machine: Machine, parameters: int
+) -> list[Part]:
+    """Parts of a step of one device of a mesh of this shape. parameters: all that the optimiser updates."""
+    model = config.model
+    rows = config.data.rows / (mesh["replica"] * mesh["fsdp"])
+    patches = layout.tiles * layout.patches_per_tile * rows / mesh["context"]
+    bins = layout.tiles * layout.bins_per_tile * rows / mesh["context"]
+    contents = 0 if config.data.one_shot else bins
+    seen, tensor = patches + contents, mesh["tensor"]
+    stored = parameters / (mesh["fsdp"] * tensor)
+    again = 0 if model.remat == "none" else 1
+    return [
+        _projections(model, seen, bins, tensor, again, machine),
+        _elementwise(model, seen, bins, tensor, again, machine),
+        _attention(config, layout, rows / mesh["context"], seen + bins, seen, tensor, machine),
+        _gene_head(model, layout.genes_padded, bins, contents, tensor, machine),
+        _encoders(model, layout, patches, bins, contents, machine),
+        # parameters, two moments and gradients are read, the first three written; the norm reads the gradients before
+        Part("optimiser", bytes=8 * _F32 * stored),
+    ]
+
+
+def _product(name: str, m: float, k: float, n: float, again: float, machine: Machine, *, inputs: bool = True) -> Part:
+    """[m, k] × [k, n] with weights in the middle: forward, `again` times more, and backward.
+
+    inputs: whether the gradient of the left side is asked for.
+    """
+    backward = 2 if inputs else 1
+    operands = m * k + k * n + m * n
+    moved = machine.element_bytes * ((1 + again) * operands + (backward - 1) * operands + m * k + m * n) + _F32 * k * n
+    return Part(name, 2 * m * k * n * (1 + again + backward), bytes=moved)
+
+
+def _projections(model: ModelConfig, seen, queries, tensor: int, again: int, machine: Machine) -> Part:
+    d, heads, keys = model.width, model.heads * model.head_dim / tensor, model.kv_heads * model.head_dim / tensor
+    tokens, hidden, period = seen + queries, model.mlp_width / tensor, len(model.pattern)
+    name = "projections and MLP"
+    layer = _product(name, tokens, d, heads, again, machine) + _product(name, tokens, heads, d, again, machine)
+    layer += _product(name, seen, d, keys, again, machine).times(2)
+    layer += _product(name, tokens, d, hidden, again, machine).times(2)
+    # the last product of what is computed again is wanted by nobody
+    layer += _product(name, tokens, hidden, d, again * (period - 1) / period, machine)
+    return layer.times(model.layers)
+
+
+def _elementwise(model: ModelConfig, seen, queries, tensor: int, again: int, machine: Machine) -> Part:
+    """Norms, rotary places, the gate, residual sums, and parting the streams: elements read and written."""
+    d, heads, keys = model.width, model.heads * model.head_dim / tensor, model.kv_heads * model.head_dim / tensor
+    tokens, hidden = seen + queries, model.mlp_width / tensor
+    turned = tokens * heads + seen * keys  # norms of heads and rotary places, which attention wants written
+    if machine.joins:
+        forward = 2 * tokens * d + tokens * hidden + 2 * turned
+        backward = 2 * 4 * tokens * d + tokens * d + 3 * tokens * hidden + 3 * turned
+    else:
+        forward = 2 * (2 + 2) * tokens * d + 3 * tokens * hidden + 2 * seen * d + 2 * turned
+        backward = 2 * 4 * tokens * d + 2 * tokens * d + 5 * tokens * hidden + 3 * turned
+    exponentials = tokens * hidden * (2 + again)
+    return Part("norms, gate, rotary", 0.0, exponentials,
+                machine.element_bytes * ((1 + again) * forward + backward)).times(model.layers)  # fmt: skip
+
+
+def _attention(config: Config, layout: Layout, rows: float, tokens, seen, tensor: int, machine: Machine) -> Part:
+    """Of all layers. rows: of a device, a part of one where its tokens are split over context."""
+    model = config.model
+    of_kind = model.layers / len(model.pattern)
+    pairs = rows * model.heads / tensor * of_kind * sum(
+        allowed_pairs(config, layout, local=kind == "local") for kind in model.pattern
+    )  # fmt: skip
+    width, group = model.head_dim, model.heads / model.kv_heads
+    again = int(model.remat == "full")
+    ends = model.layers * width / tensor * (tokens * model.heads + seen * model.kv_heads)  # q and out, k and v: halves
+    b = machine.element_bytes
+    if machine.kernel_block:
+        # backward: scores and dP are made twice, for dQ and for dK with dV
+        products, exponentials = 2 * (1 + again) + 7, (1 + again) + 2
+        blocks = pairs / machine.kernel_block * width * b
+        moved = b * ends * 2 * (1 + again) + 5 * b * ends + 2 * blocks * ((1 + again + 1) / group + 1)
+    else:
+        products, exponentials = 2 * (1 + again) + 5, (1 + again) + 1
+        moved = b * ends * 2 * (1 + again) + 5 * b * ends + pairs * (_F32 * (3 * (1 + again) + 5) + b * 2)
+    return Part("attention", 2.0 * width * pairs * products, pairs * exponentials, moved)
+
+
+def _gene_head(model: ModelConfig, genes: int, bins, contents, tensor: int, machine: Machine) -> Part:
+    """Projection to the gene table's width, likelihood with its gradients, and contents read through the table."""
+    name, d, r, b = "gene head", model.width, model.gene_dim, machine.element_bytes
+    logits, residuals = bins * genes / tensor, contents * genes / tensor
+    head = _product(name, bins, d, r, 0, machine) + _product(name, bins, r, genes / tensor, 0, machine)
+    # logits: written, read for the largest, for the sum, for the gradient, which is written and read twice
+    # in float32; the products count three of these as the compute type already
+    head += Part(name, 0.0, 2 * logits, logits * (4 * _F32 + 3 * b) - 6 * b * logits)
+    # residuals are made in both passes: zeros written, counts added, read; then written and read
+    return head + Part(name, 4.0 * residuals * r, 4 * residuals, 2 * residuals * (2 * _F32 + 2 * b))
+
+
+def _encoders(model: ModelConfig, layout: Layout, patches, bins, contents, machine: Machine) -> Part:
+    name, d, c, b = "encoders", model.width, model.stem_width, machine.element_bytes
+    stride, pixels = stem_stride(layout.patch_px), patches * layout.patch_px**2
+    cells = (layout.patch_px // stride) ** 2
+    features = texture_count(layout.patch_px)
+    part = _product(name, patches * cells, 3 * stride**2, c, 0, machine, inputs=False)
+    part += _product(name, patches, cells * c, d, 0, machine) + _product(name, patches, d, d, 0, machine)
+    part += _product(name, patches, features, d, 0, machine, inputs=False)
+    part += _product(name, bins, d, d, 0, machine) + _product(name, contents, model.gene_dim, d, 0, machine)
+    stem = _product(name, patches * cells, 9 * c, c, 0, machine)
+    if machine.joins:  # a convolution reads each cell once
+        stem = stem._replace(bytes=stem.bytes - 3 * b * 8 * patches * cells * c)
+    else:  # the nine neighbours of each cell are written side by side, and their gradients read
+        stem += Part(name, 0.0, 0.0, 2 * b * 9 * patches * cells * c)
+    # densities: uint8 in, float32 out, read by three statistics and by the stem
+    return part + stem + Part(name, 0.0, 3 * pixels + 2 * (2 * patches * cells * c + patches * d),
+                              pixels * 3 * (1 + 5 * _F32 + 2 * b))  # fmt: skip
+
+
+def device_links(
+    config: Config, layout: Layout, mesh: Mapping[str, int], machine: Machine, parameters: int
+) -> dict[str, float]:
+    """Bytes that one device receives in a step along each axis, as the program is written: to rank meshes by.
+
+    What the compiler makes of it (`parallel/collectives.py`) differs by weights that it gathers once more, and by sums
+    that it takes together.
+    """
+    model, b = config.model, machine.element_bytes
+    rows = config.data.rows / (mesh["replica"] * mesh["fsdp"])
+    patches, bins = layout.tiles * layout.patches_per_tile, layout.tiles * layout.bins_per_tile
+    contents = 0 if config.data.one_shot else bins
+    here = rows / mesh["context"]
+    stored = parameters / (mesh["fsdp"] * mesh["tensor"])
+    others = {axis: (mesh[axis] - 1) for axis in MESH_AXES}
+    share = {axis: others[axis] / mesh[axis] for axis in MESH_AXES}
+    # weights gathered forward and backward, gradients scattered in float32
+    of_fsdp = (2 * b + _F32) * stored * others["fsdp"]
+    summed = 2 * _F32 * stored
+    keys = 2 * here * (patches + contents) * model.kv_heads * model.head_dim / mesh["tensor"]
+    again = {"none": 0, "full": 1}.get(model.remat, 0)
+    hops = keys * others["context"] * ((2 + again) * b + _F32)
+    token = here * (patches + contents + bins) * model.width * b
+    products = 4 + (model.remat != "none")  # whose results lie in parts over `tensor`: two forward, two backward
+    return {
+        "replica": summed * share["replica"],
+        "fsdp": of_fsdp,
+        "context": model.layers * hops + summed * share["context"],
+        "tensor": model.layers * products * 2 * share["tensor"] * token,
+    }
