@@ -1,24 +1,48 @@
-"""TARIO-2 at 200M: a trunk of 201M parameters; gene tables come on top, by panel.
+"""TARIO-2 at 200M: a trunk of 201M parameters; gene tables come on top, by panel. Heads of 128.
 
-Windows of 1,152 µm at 36 µm bins: 5,184 H&E tokens, 1,024 contents and 1,024 queries a row. Three local layers to a
-global one. Cost: 6 x trunk x tokens = 2.2e19 FLOPs for 40,000 steps of 64 rows, attention not counted. Outcome: not
-run here (this needs a pod and a real cohort), so none is promised; needs --corpus or --config.source.path.
+Without an argument: rows of 5,184 H&E tokens, 1,024 contents and 1,024 queries, which are windows of 1,152 µm at 36 µm
+bins, and a mesh of what is there. With one it is set up for what it names, as in
+--config=configs/tario2_200m.py:v5e:16x16 (docs/pods.md tells how each was tried):
+
+    on          window, µm tokens  rows  mesh                                remat
+    v5e:16x16     1,728   16,272   128  fsdp 128 × context 2                none
+    v6e:16x16     1,728   16,272   256  replica 2 × fsdp 128                none
+    v5p:4x8x8     1,728   16,272   256  replica 2 × fsdp 128                none
+    v5p:8x8x8     1,728   16,272   256  replica 2 × fsdp 128 × context 2    none
+    8xH100        1,728   16,272    16  fsdp 8                              none
+
+Three local layers to a global one. Any window of whole tiles does, from one tile on (256 µm: --config.data.tile_um=128
+--config.data.window_um=256). Cost: 6 x trunk x tokens = 2.2e19 FLOPs for 40,000 steps of 64 rows,
+attention not counted. Outcome: not run here (this needs a pod and a real cohort), so none is promised; needs
+--corpus or --config.source.path.
 """
 
-from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig
+from tario_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig, chosen
+
+# what it runs on: mesh, rows of the global batch, window in µm, remat
+ON = {
+    "": (MeshConfig(), 64, 1152.0, "save_attention"),
+    "v5e:16x16": (MeshConfig(fsdp=128, context=2), 128, 1728.0, "none"),
+    "v6e:16x16": (MeshConfig(replica=2, fsdp=128), 256, 1728.0, "none"),
+    "v5p:4x8x8": (MeshConfig(replica=2, fsdp=128), 256, 1728.0, "none"),
+    "v5p:8x8x8": (MeshConfig(replica=2, fsdp=128, context=2), 256, 1728.0, "none"),
+    "8xH100": (MeshConfig(fsdp=8), 16, 1728.0, "none"),
+}
 
 
-def get_config() -> Config:
+def get_config(on: str = "") -> Config:
+    mesh, rows, window_um, remat = chosen(on, ON)
     return Config(
         name="tario2_200m",
         source=SourceConfig(kind="corpus", path="$TARIO_CORPUS"),
+        mesh=mesh,
         data=DataConfig(
             bin_um=36.0,
-            window_um=1152.0,
+            window_um=window_um,
             tile_um=144.0,
             he_um_per_px=0.5,
             patch_px=32,
-            rows=64,
+            rows=rows,
             groups=((1, 0.5), (4, 0.2), (16, 0.2), (0, 0.1)),
             prefetch=8,
         ),
@@ -33,7 +57,7 @@ def get_config() -> Config:
             stem_width=128,
             pattern=("local", "local", "local", "global"),
             attention_block=512,
-            remat="save_attention",
+            remat=remat,
         ),
         optim=OptimConfig(learning_rate=0.0008, warmup_steps=1000),
         train=TrainConfig(steps=40000, log_every=50, validate_every=1000, validation_rows=64, checkpoint_every=500),

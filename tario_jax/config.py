@@ -315,6 +315,15 @@ def load_config(spec: str, overrides: dict[str, str] | None = None) -> Config:
     return override(config, overrides or {})
 
 
+def chosen(name: str, choices: dict[str, Any]) -> Any:
+    """What a config file offers under its argument: `--config=FILE.py:name`. Raises `InputError` where it does not."""
+    if name not in choices:
+        near = difflib.get_close_matches(name, filter(None, choices), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"--config=…:{name}: expected one of {', '.join(filter(None, choices))}{hint}")
+    return choices[name]
+
+
 def _line_in(path: Path, error: Exception) -> str:
     """The line of the config file that raised `error`, as ", line N"."""
     if isinstance(error, SyntaxError):

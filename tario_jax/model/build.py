@@ -87,7 +87,7 @@ def model_sizes(config: Config, genes: int) -> Sizes:
     built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
     tables = trunk = 0
     for _, variable in nnx.to_flat_state(built.parameters):
-        if "genes" in variable.axes:
+        if {"genes", "gene_bias"} & set(variable.axes):
             tables += count(variable)
         else:
             trunk += count(variable)

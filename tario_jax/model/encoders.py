@@ -29,7 +29,7 @@ class HEEncoder(nnx.Module):
         inside = self.stride**2 * 3
         self.stem_in = weight(rngs, (inside, c), ("pixels", "stem"), inside)
         self.stem_bias = constant((c,), ("vector",), 0.0)
-        self.stem_conv = weight(rngs, (9 * c, c), ("pixels", "stem"), 9 * c)
+        self.stem_conv = weight(rngs, (9 * c, c), ("neighbours", "stem"), 9 * c)
         self.stem_conv_bias = constant((c,), ("vector",), 0.0)
         self.stem_out = weight(rngs, (self.cells**2 * c, d), ("pixels", "hidden"), self.cells**2 * c, gain=0.5)
         self.texture_in = weight(rngs, (features, d), ("features", "hidden"), features)

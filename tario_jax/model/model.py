@@ -37,7 +37,7 @@ class Tario(nnx.Module):
         self.head_norm = constant((d,), ("vector",), 1.0)
         self.gene_in = weight(rngs, (d, r), ("hidden", "stem"), d)
         self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r, gain=0.5)
-        self.gene_bias = constant((genes_padded,), ("genes",), 0.0)
+        self.gene_bias = constant((genes_padded,), ("gene_bias",), 0.0)
         self.total_weight = weight(rngs, (d,), ("vector",), d, gain=0.1)
         self.total_bias = constant((), (), 0.0)  # log detections per µm²
 

@@ -34,7 +34,9 @@ for line in step.lower(abstract_state(built, optimiser, mesh), batch).compile().
         in_layers = "/while/body/" in re.search(r'op_name="(.*?)"', line)[1]
         for shape in re.findall(r"[a-z][a-z0-9]+\\[([0-9,]*)\\]", found[1]):
             moved.append([found[2], in_layers, [int(size) for size in shape.split(",") if size]])
-print(json.dumps({"moved": moved, "layout": [layout.tiles, layout.bins_per_tile, layout.patches_per_bin]}))
+stacks = [variable.shape for variable in jax.tree.leaves(built.abstract()[0]["decoder"])]
+print(json.dumps({"moved": moved, "layout": [layout.tiles, layout.bins_per_tile, layout.patches_per_bin],
+                  "stacks": stacks}))
 """
 
 
@@ -49,6 +51,11 @@ def test_in_layers_only_the_ring_moves_tokens_and_pixels_never_move(devices8):
     of_batch = [(kind, in_layers, tuple(shape)) for kind, in_layers, shape in said["moved"] if rows in shape]
     of_parameters = {kind for kind, in_layers, shape in said["moved"] if in_layers and rows not in shape}
     assert "all-gather" in of_parameters and "all-to-all" not in of_parameters
+    # a stack of all layers' weights is never whole anywhere: one layer's at a time, within the scan
+    period = len(config.model.pattern)
+    stacks = {(layers // every, *shape) for layers, *shape in said["stacks"] for every in (1, period) if len(shape) > 1}
+    gathered = {tuple(shape) for kind, in_layers, shape in said["moved"] if kind == "all-gather" and not in_layers}
+    assert stacks and not stacks & gathered
     # keys with values, the integers, and the gradients of keys with values
     tiles, bins, under = said["layout"]
     seen = tiles * round(config.data.tile_um / config.data.patch_um) ** 2 + tiles * bins
