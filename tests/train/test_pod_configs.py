@@ -1,4 +1,4 @@
-"""Every config on every pod that it names: the mesh divides its batch, its rows and its parameters. Nothing compiled."""
+"""Every config on every pod that it names: mesh, batch, rows and parameters fit together. Nothing is compiled."""
 
 import json
 from pathlib import Path
