@@ -63,11 +63,12 @@ def batch_shardings(mesh: Mesh) -> Batch:
     ))  # fmt: skip
 
 
-def check_rows(mesh: Mesh, rows: int) -> None:
-    """Raises `InputError` where the rows of a batch cannot be split over replica × fsdp."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def check_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> None:
+    """Raises `InputError` where the rows of a batch cannot be split over replica × fsdp, and there into parts."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * accumulate
     if rows % parts:
-        raise InputError(f"--config.data.rows={rows}: expected a multiple of replica × fsdp = {parts}")
+        of = "replica × fsdp" + " × train.accumulate" * (accumulate > 1)
+        raise InputError(f"--config.data.rows={rows}: expected a multiple of {of} = {parts}")
 
 
 def local_rows(mesh: Mesh, rows: int) -> range:

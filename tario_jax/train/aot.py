@@ -14,11 +14,11 @@ from tario_jax.model.build import build, model_sizes
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.chips import SLICE_LINK_BYTES_PER_SECOND, Chip, chip_of
 from tario_jax.parallel.collectives import Collective, collectives
-from tario_jax.parallel.mesh import batch_shardings, check_rows, make_mesh
+from tario_jax.parallel.mesh import check_rows, make_mesh
 from tario_jax.parallel.topology import topology_devices
-from tario_jax.tokens.batch import Layout, batch_arrays, make_layout, square_bins_per_tile
+from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
 from tario_jax.tokens.deal import check_tiles
-from tario_jax.train.state import abstract_state, make_optimiser, make_train_step
+from tario_jax.train.state import abstract_batch, abstract_state, make_optimiser, make_train_step
 
 _GIB = 1 << 30
 _ENTRIES_PER_UM2 = 0.6  # (bin, gene, count) of dense tissue, 770 a bin of 36 µm; only where no corpus says better
@@ -32,6 +32,7 @@ class Memory:
     outputs: int  # beyond what the old state's memory holds
     temporaries: int
     program: int
+    host: int = 0  # of the host's memory, beside: what remat "offload" keeps there
 
     @property
     def total(self) -> int:
@@ -48,20 +49,16 @@ def compile_step(config: Config, topology: str, *, slices: int = 1, genes: int =
     chip = chip_of(topology)
     devices = topology_devices(topology, slices)
     mesh = make_mesh(config.mesh, devices)
-    check_rows(mesh, config.data.rows)
+    check_rows(mesh, config.data.rows, config.train.accumulate)
     layout = pod_layout(config, genes)
     check_tiles(layout.tiles, mesh.shape["context"])
     built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
     optimiser = make_optimiser(config.optim, config.train.steps, built)
-    batch = jax.tree.map(
-        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-        batch_arrays(config.data.rows, layout), batch_shardings(mesh),
-    )  # fmt: skip
     sizes = model_sizes(config, genes)
     say(f"compile: {sizes}, for {len(devices)} chips of {chip.name}: minutes for a large model")
     began = time.monotonic()
-    arrays = abstract_state(built, optimiser, mesh), batch
-    lowered = make_train_step(built, optimiser, mesh).lower(*arrays)
+    arrays = abstract_state(built, optimiser, mesh), abstract_batch(config.data.rows, layout, mesh)
+    lowered = make_train_step(built, optimiser, mesh, config.train.accumulate).lower(*arrays)
     asked, found = None, []
     memory = Memory(0, 0, 0, 0)
     loops = 0
@@ -74,7 +71,8 @@ def compile_step(config: Config, topology: str, *, slices: int = 1, genes: int =
     else:
         told = program.memory_analysis()
         memory = Memory(told.argument_size_in_bytes, told.output_size_in_bytes - told.alias_size_in_bytes,
-                        told.temp_size_in_bytes, told.generated_code_size_in_bytes)  # fmt: skip
+                        told.temp_size_in_bytes, told.generated_code_size_in_bytes,
+                        told.host_temp_size_in_bytes)  # fmt: skip
         found, loops = collectives(program.as_text(), dict(mesh.shape), slices)
     flops = step_flops(config, layout)
     result: dict[str, Any] = {
@@ -148,7 +146,8 @@ def table(result: dict[str, Any]) -> str:
     if result["fits"]:
         lines += [f"memory of a chip: {memory['total'] / _GIB:.2f} of {held / _GIB:.1f} GiB: arguments "
                   f"{memory['arguments'] / _GIB:.2f}, temporaries {memory['temporaries'] / _GIB:.2f}, outputs "
-                  f"{memory['outputs'] / _GIB:.2f}, program {memory['program'] / _GIB:.2f}"]  # fmt: skip
+                  f"{memory['outputs'] / _GIB:.2f}, program {memory['program'] / _GIB:.2f}"
+                  + (f"; of its host {memory['host'] / _GIB:.2f}" if memory["host"] else "")]  # fmt: skip
         lines += [f"{'a chip receives in a step':<28}{'axes':<20}{'times':>8}{'MiB':>12}"]
         lines += [f"{one['kind']:<28}{' × '.join(one['axes']):<20}{one['count']:>8,}{one['bytes'] / 2**20:>12,.1f}"
                   for one in result["collectives"]] or ["nothing"]  # fmt: skip
