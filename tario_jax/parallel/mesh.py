@@ -71,6 +71,15 @@ def check_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> None:
         raise InputError(f"--config.data.rows={rows}: expected a multiple of {of} = {parts}")
 
 
+def check_host_memory(devices: list[jax.Device], remat: str) -> None:
+    """Raises `InputError` where remat "offload" is asked of devices that cannot keep arrays in their host's memory."""
+    if remat == "offload":
+        kinds = {memory.kind for memory in devices[0].addressable_memories()}
+        if "pinned_host" not in kinds:
+            raise InputError(f"--config.model.remat=offload: {devices[0].device_kind} reaches no memory of its host "
+                             f"(only {', '.join(sorted(kinds))}); expected full or save_attention")  # fmt: skip
+
+
 def local_rows(mesh: Mesh, rows: int) -> range:
     """Rows of the global batch that the devices of this process hold."""
     return _local(NamedSharding(mesh, PartitionSpec(BATCH_AXES)), rows, "rows of the batch")

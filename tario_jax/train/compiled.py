@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ _HIT = "/jax/compilation_cache/cache_hits"
 def compiled_kept(workdir: Path) -> Iterator[None]:
     """What jax compiles meanwhile is kept in `<workdir>/compiled/<this kind of machine>`, and read from there.
 
-    Where a folder is named already (`JAX_COMPILATION_CACHE_DIR`, or by whoever calls), it is that one.
+    Where a folder is named already (`JAX_COMPILATION_CACHE_DIR`, or by whoever calls), it is that one; in a workdir
+    that may only be read, nothing is kept.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.jax_compilation_cache_dir is not None or not os.access(workdir, os.W_OK):
         yield
         return
     # of the small programs there are many, and a start waits for all of them

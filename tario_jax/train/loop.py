@@ -19,7 +19,7 @@ from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
 from tario_jax.model.build import build, model_sizes
 from tario_jax.model.decoder import choose_attention
-from tario_jax.parallel.mesh import check_rows, local_rows, make_mesh, traced_on
+from tario_jax.parallel.mesh import check_host_memory, check_rows, local_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
@@ -57,6 +57,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
     )  # fmt: skip
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.rows, config.train.accumulate)
+    check_host_memory(jax.local_devices(), config.model.remat)
     built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot)
     optimiser = make_optimiser(config.optim, config.train.steps, built)
     with compiled_kept(workdir), Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
