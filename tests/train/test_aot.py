@@ -89,7 +89,8 @@ def test_offload_takes_what_layers_leave_from_the_chip_to_its_host(cli_tario, tm
     for remat in ("save_attention", "offload"):
         done = compile_(cli_tario, "--topology=v5e:2x2", "--mesh=fsdp=2,context=2", "--batch=4",
                         f"--json={tmp_path / remat}", f"--config.model.remat={remat}", "--config.model.attention=ring",
-                        "--config.model.layers=64", "--config.data.window_um=576")  # fmt: skip
+                        "--config.model.layers=64", '--config.model.pattern=("global",)',
+                        "--config.data.window_um=576")  # fmt: skip
         assert done.returncode == 0, done.stderr
         told[remat] = json.loads((tmp_path / remat).read_text())["memory_bytes"]
         assert ("; of its host " in done.stdout) == (remat == "offload")
