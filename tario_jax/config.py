@@ -164,7 +164,7 @@ class ModelConfig:
     attention: Literal["auto", "reference", "blockwise", "pallas", "ring", "all_gather"] = "auto"
     attention_block: int = 256  # most tokens of a block in plain XLA
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device has it
-    remat: Literal["none", "full", "save_attention"] = "none"
+    remat: Literal["none", "full", "save_attention", "offload"] = "none"  # see model/decoder.py
     loss_chunk: int = 0  # bins of a row whose logits exist at once; 0: a budget of memory says (ops/sparse_counts.py)
     loss_gene_chunk: int = 0  # genes of a device whose logits exist at once; 0: the same, mostly all of them
 
@@ -231,6 +231,7 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     steps: int = 500
+    accumulate: int = 1  # parts of a batch, one after the other: the memory of a part, the step of the whole
     log_every: int = 10
     validate_every: int = 100
     validation_rows: int = 32  # fixed windows of validation
@@ -241,8 +242,8 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in (
-            "steps", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints",
-            "calibration_rows",
+            "steps", "accumulate", "log_every", "validate_every", "validation_rows", "checkpoint_every",
+            "keep_checkpoints", "calibration_rows",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; expected more than 0")
 

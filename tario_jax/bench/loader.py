@@ -213,7 +213,7 @@ def _wait_share(config: Config, corpus: Corpus, source: BatchSource, steps: int,
     built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot)
     optimiser = make_optimiser(config.optim, config.train.steps, built)
     state = initial_state(built, optimiser, mesh, config.train.seed)
-    train_step = make_train_step(built, optimiser, mesh)
+    train_step = make_train_step(built, optimiser, mesh, config.train.accumulate)
     batches = load_batches(source, first=0, prefetch=config.data.prefetch, workers=config.data.workers)
     state, metrics = train_step(state, to_devices(next(batches), mesh))
     jax.block_until_ready(metrics)

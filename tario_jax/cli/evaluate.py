@@ -23,13 +23,15 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.job import evaluate_checkpoint, headline_table
     from tario_jax.predict.predictor import load
+    from tario_jax.train.compiled import compiled_kept
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(corpus_of(options))
     folder = options.out or options.workdir
-    evaluation = evaluate_checkpoint(
-        predictor, corpus, evaluation_of(options, predictor.provenance), folder, bin_um=options.bin_um, say=say,
-        title=f"{predictor.provenance.config.name} on {corpus.root.name}",
-    )  # fmt: skip
+    with compiled_kept(options.workdir):
+        evaluation = evaluate_checkpoint(
+            predictor, corpus, evaluation_of(options, predictor.provenance), folder, bin_um=options.bin_um, say=say,
+            title=f"{predictor.provenance.config.name} on {corpus.root.name}",
+        )  # fmt: skip
     page = (folder / "report.html").resolve()
     return finish(options, f"\n{headline_table(evaluation.report)}\n\nreport: {page}", evaluation.report)

@@ -28,7 +28,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     _check(options)
-    maps = _maps_of_image(options) if options.image is not None else _maps_of_section(options)
+    from tario_jax.train.compiled import compiled_kept
+
+    with compiled_kept(options.workdir):
+        maps = _maps_of_image(options) if options.image is not None else _maps_of_section(options)
     if options.out is not None:
         maps.write_h5ad(options.out)
     if options.table is not None:

@@ -13,6 +13,7 @@ from tario_jax.evaluate.tables import Evaluation
 from tario_jax.predict.predictor import load
 from tario_jax.sources.ingest import ingest
 from tario_jax.sources.spots import read_spots
+from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.loop import train
 from tario_jax.virtual.cohort import simulate_cohort
 
@@ -42,29 +43,31 @@ def expand(path: str) -> str:
 def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Evaluation:
     """Simulates or ingests, trains, predicts the held-out sections, evaluates; run again, it continues.
 
-    Writes corpus/, checkpoints/, metrics.jsonl, maps/<section>.h5ad, report.html and report.json into `workdir`.
+    Writes corpus/, checkpoints/, compiled/, metrics.jsonl, maps/<section>.h5ad, report.html and report.json into
+    `workdir`.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     clock = _Clock(workdir / "seconds.json")
     corpus = make_corpus(config.source, workdir / "corpus", say)
     clock.note("corpus")
-    train(config, corpus, workdir, say)
-    clock.note("train")
-    predictor = load(workdir)
-    maps = {}
-    for number, name in enumerate(predictor.provenance.held_out, 1):
-        section = corpus.section(name)
-        maps[name] = predictor.predict_section(section, tissue=corpus.kind, overlap=config.evaluate.overlap)
-        maps[name].write_h5ad(workdir / "maps" / f"{name}.h5ad")
-        if number % 10 == 0 or number == len(predictor.provenance.held_out):
-            say(f"predict: {number}/{len(predictor.provenance.held_out)} held-out sections")
-    clock.note("predict")
-    evaluation = evaluate_checkpoint(
-        predictor, corpus, config.evaluate, workdir, title=config.name, maps=maps, say=say,
-        began=time.monotonic() - clock.total(),
-    )  # fmt: skip
-    clock.note("evaluate")
-    return evaluation
+    with compiled_kept(workdir):
+        train(config, corpus, workdir, say)
+        clock.note("train")
+        predictor = load(workdir)
+        maps = {}
+        for number, name in enumerate(predictor.provenance.held_out, 1):
+            section = corpus.section(name)
+            maps[name] = predictor.predict_section(section, tissue=corpus.kind, overlap=config.evaluate.overlap)
+            maps[name].write_h5ad(workdir / "maps" / f"{name}.h5ad")
+            if number % 10 == 0 or number == len(predictor.provenance.held_out):
+                say(f"predict: {number}/{len(predictor.provenance.held_out)} held-out sections")
+        clock.note("predict")
+        evaluation = evaluate_checkpoint(
+            predictor, corpus, config.evaluate, workdir, title=config.name, maps=maps, say=say,
+            began=time.monotonic() - clock.total(),
+        )  # fmt: skip
+        clock.note("evaluate")
+        return evaluation
 
 
 class _Clock:

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.cache import DecoderCache, kept_at
@@ -21,6 +22,7 @@ from tario_jax.ops.rotary import rotate
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 _SHORTEST_UM, _LONGEST_UM = 16.0, 8192.0
+_PERIOD_IN = "period_in"  # the name under which a remat policy finds what enters a period of layers
 
 
 class Decoder(nnx.Module):
@@ -55,6 +57,7 @@ class Decoder(nnx.Module):
         sees = {kind: (streams.looking(fields), fields.keys) for kind, fields in visibility.items()}
 
         def layers_of_a_period(x, weights):
+            x = checkpoint_name(x, _PERIOD_IN)
             for kind, layer in zip(config.pattern, weights, strict=True):
                 x = _layer(layer, x, streams, xy_um, config, lambda *qkv, kind=kind: _attend(config, *qkv, *sees[kind]))
             return x, None
@@ -140,8 +143,22 @@ def _attend(config: ModelConfig, q, k, v, looking: QueryVisibility, keys: KeyVis
 
 
 def _remat(policy: str):
-    if policy == "none":
-        return lambda layer: layer
-    if policy == "full":
-        return jax.checkpoint
-    return functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT))
+    """What the backward pass finds of a period of layers; it computes the rest again.
+
+    none: everything; full: what entered the period; save_attention: that, and attention's output with its sums;
+    offload: the same as save_attention, but in the memory of the host.
+    """
+    policies = jax.checkpoint_policies
+    match policy:
+        case "none":
+            return lambda layers: layers
+        case "full":
+            kept = policies.nothing_saveable
+        case "save_attention":
+            kept = policies.save_only_these_names(ATTENTION_OUT)
+        case "offload":  # what enters is among them: else the scan would keep its carry of every period on the device
+            kept = policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[], names_which_can_be_offloaded=[_PERIOD_IN, ATTENTION_OUT],
+                offload_src="device", offload_dst="pinned_host",
+            )  # fmt: skip
+    return functools.partial(jax.checkpoint, policy=kept)

@@ -176,8 +176,8 @@ def device_links(
     stored = parameters / (mesh["fsdp"] * mesh["tensor"])
     others = {axis: (mesh[axis] - 1) for axis in MESH_AXES}
     share = {axis: others[axis] / mesh[axis] for axis in MESH_AXES}
-    # weights gathered forward and backward, gradients scattered in float32
-    of_fsdp = (2 * b + _F32) * stored * others["fsdp"]
+    # weights gathered forward and backward, gradients scattered in float32: of each part of a batch
+    of_fsdp = config.train.accumulate * (2 * b + _F32) * stored * others["fsdp"]
     summed = 2 * _F32 * stored
     keys = 2 * here * (patches + contents) * model.kv_heads * model.head_dim / mesh["tensor"]
     again = {"none": 0, "full": 1}.get(model.remat, 0)

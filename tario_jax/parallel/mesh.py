@@ -63,11 +63,21 @@ def batch_shardings(mesh: Mesh) -> Batch:
     ))  # fmt: skip
 
 
-def check_rows(mesh: Mesh, rows: int) -> None:
-    """Raises `InputError` where the rows of a batch cannot be split over replica × fsdp."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def check_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> None:
+    """Raises `InputError` where the rows of a batch cannot be split over replica × fsdp, and there into parts."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * accumulate
     if rows % parts:
-        raise InputError(f"--config.data.rows={rows}: expected a multiple of replica × fsdp = {parts}")
+        of = "replica × fsdp" + " × train.accumulate" * (accumulate > 1)
+        raise InputError(f"--config.data.rows={rows}: expected a multiple of {of} = {parts}")
+
+
+def check_host_memory(devices: list[jax.Device], remat: str) -> None:
+    """Raises `InputError` where remat "offload" is asked of devices that cannot keep arrays in their host's memory."""
+    if remat == "offload":
+        kinds = {memory.kind for memory in devices[0].addressable_memories()}
+        if "pinned_host" not in kinds:
+            raise InputError(f"--config.model.remat=offload: {devices[0].device_kind} reaches no memory of its host "
+                             f"(only {', '.join(sorted(kinds))}); expected full or save_attention")  # fmt: skip
 
 
 def local_rows(mesh: Mesh, rows: int) -> range:

@@ -15,13 +15,13 @@ from tario_jax.model.build import Built, build, model_sizes
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.chips import Chip, chip_of
 from tario_jax.parallel.collectives import Collective, collectives
-from tario_jax.parallel.mesh import batch_shardings, check_rows, make_mesh
+from tario_jax.parallel.mesh import check_rows, make_mesh
 from tario_jax.parallel.topology import topology_devices
-from tario_jax.tokens.batch import Layout, batch_arrays, make_layout, square_bins_per_tile
+from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.train.aot_table import table
 from tario_jax.train.roofline import estimate, link_seconds
-from tario_jax.train.state import abstract_state, make_optimiser, make_train_step
+from tario_jax.train.state import abstract_batch, abstract_state, make_optimiser, make_train_step
 
 _ENTRIES_PER_UM2 = 0.6  # (bin, gene, count) of dense tissue, 770 a bin of 36 µm; only where no corpus says better
 
@@ -49,6 +49,7 @@ class Memory:
     outputs: int  # beyond what the old state's memory holds
     temporaries: int
     program: int
+    host: int  # of its host, where remat sends to it; no part of the total
 
     @property
     def total(self) -> int:
@@ -70,14 +71,11 @@ class Plan:
     def of(cls, config: Config, genes: int, devices: list[jax.Device]) -> "Plan":
         """Raises `InputError` where the mesh does not fit the devices, the batch or the model."""
         mesh = make_mesh(config.mesh, devices)
-        check_rows(mesh, config.data.rows)
+        check_rows(mesh, config.data.rows, config.train.accumulate)
         layout = pod_layout(config, genes)
         check_tiles(layout.tiles, mesh.shape["context"])
         built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
-        batch = jax.tree.map(
-            lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-            batch_arrays(config.data.rows, layout), batch_shardings(mesh),
-        )  # fmt: skip
+        batch = abstract_batch(config.data.rows, layout, mesh)
         state = abstract_state(built, make_optimiser(config.optim, config.train.steps, built), mesh)
         return cls(config, genes, mesh, layout, built, (state, batch))
 
@@ -88,7 +86,7 @@ class Plan:
 
     def lowered(self):
         optimiser = make_optimiser(self.config.optim, self.config.train.steps, self.built)
-        return make_train_step(self.built, optimiser, self.mesh).lower(*self.arrays)
+        return make_train_step(self.built, optimiser, self.mesh, self.config.train.accumulate).lower(*self.arrays)
 
 
 def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -102,7 +100,7 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
     say(f"compile: {sizes}, for {mesh.size} chips of {pod.chip.name}: minutes for a large model")
     began = time.monotonic()
     lowered = plan.lowered()
-    asked, loops, memory = None, 0, Memory(0, 0, 0, 0)
+    asked, loops, memory = None, 0, Memory(0, 0, 0, 0, 0)
     found: list[Collective] = []
     try:
         program = lowered.compile()
@@ -113,7 +111,8 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
     else:
         told = program.memory_analysis()
         memory = Memory(told.argument_size_in_bytes, told.output_size_in_bytes - told.alias_size_in_bytes,
-                        told.temp_size_in_bytes, told.generated_code_size_in_bytes)  # fmt: skip
+                        told.temp_size_in_bytes, told.generated_code_size_in_bytes,
+                        told.host_temp_size_in_bytes)  # fmt: skip
         found, loops = collectives(program.as_text(), dict(mesh.shape), pod.slices)
     flops = step_flops(config, layout)
     by_axis = {axis: sum(one.bytes / len(one.axes) for one in found if axis in one.axes) for axis in MESH_AXES}

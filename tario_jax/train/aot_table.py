@@ -25,7 +25,8 @@ def table(result: dict[str, Any]) -> str:
     if result["fits"]:
         lines += [f"memory of a chip: {memory['total'] / _GIB:.2f} of {held / _GIB:.1f} GiB: arguments "
                   f"{memory['arguments'] / _GIB:.2f}, temporaries {memory['temporaries'] / _GIB:.2f}, outputs "
-                  f"{memory['outputs'] / _GIB:.2f}, program {memory['program'] / _GIB:.2f}"]  # fmt: skip
+                  f"{memory['outputs'] / _GIB:.2f}, program {memory['program'] / _GIB:.2f}"
+                  + (f"; of its host {memory['host'] / _GIB:.2f}" if memory["host"] else "")]  # fmt: skip
         lines += [f"{'a chip receives in a step':<28}{'axes':<20}{'times':>8}{'MiB':>12}"]
         lines += [f"{one['kind']:<28}{' × '.join(one['axes']):<20}{one['count']:>8,}{one['bytes'] / 2**20:>12,.1f}"
                   for one in result["collectives"]] or ["nothing"]  # fmt: skip

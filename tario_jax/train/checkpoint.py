@@ -102,7 +102,7 @@ _FREE_FIELDS = (  # capacities, and how the same numbers are computed
     "data.count_capacity", "data.max_spots", "data.prefetch", "model.attention", "model.attention_block", "model.remat",
     "model.loss_chunk", "model.loss_gene_chunk",
 )  # fmt: skip
-_FREE_TRAIN = ("log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints")
+_FREE_TRAIN = ("accumulate", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints")
 
 
 def refuse_other_run(found: Provenance, now: Provenance, where: str) -> None:

@@ -19,15 +19,17 @@ from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
 from tario_jax.model.build import build, model_sizes
 from tario_jax.model.decoder import choose_attention
-from tario_jax.parallel.mesh import check_rows, local_rows, make_mesh, traced_on
+from tario_jax.parallel.mesh import check_host_memory, check_rows, local_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
 from tario_jax.train.calibrate import calibrate
 from tario_jax.train.checkpoint import Checkpoints, Provenance, refuse_other_run
+from tario_jax.train.compiled import compiled, compiled_kept
 from tario_jax.train.state import (
     StepMetrics,
     TrainState,
+    abstract_batch,
     abstract_state,
     initial_state,
     make_loss,
@@ -42,8 +44,8 @@ _VALIDATION_STREAM, _CALIBRATION_STREAM = 1, 2
 def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], None] = print) -> TrainState:
     """Trains `config` on `corpus` until its last step, resuming from the newest checkpoint of `workdir`.
 
-    Writes config.json, metrics.jsonl and checkpoints/ into `workdir`. Raises `InputError` where the workdir belongs to
-    another run.
+    Writes config.json, metrics.jsonl, checkpoints/ and compiled/ into `workdir`. Raises `InputError` where the workdir
+    belongs to another run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     split = split_corpus(corpus, config.split)
@@ -54,10 +56,11 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
         tuple(sorted({s.patient for s in split.train + split.validation})), trained_bin_um(split.train, config.data),
     )  # fmt: skip
     mesh = make_mesh(config.mesh)
-    check_rows(mesh, config.data.rows)
+    check_rows(mesh, config.data.rows, config.train.accumulate)
+    check_host_memory(jax.local_devices(), config.model.remat)
     built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot)
     optimiser = make_optimiser(config.optim, config.train.steps, built)
-    with Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
+    with compiled_kept(workdir), Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
         first = checkpoints.latest_step or 0
         if first:
             refuse_other_run(checkpoints.provenance(first), provenance, f"{workdir}/checkpoints/{first}")
@@ -69,13 +72,18 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
         (workdir / "config.json").write_text(json.dumps(provenance.to_json()["config"], indent=1))
         rows = local_rows(mesh, config.data.rows)
         source = BatchSource(split.train, config.data, layout, steps=config.train.steps, rows=rows)
-        train_step = make_train_step(built, optimiser, mesh)
+        if first < config.train.steps:
+            arrays = abstract_state(built, optimiser, mesh), abstract_batch(config.data.rows, layout, mesh)
+            train_step = compiled(make_train_step(built, optimiser, mesh, config.train.accumulate), arrays, say)
         validate = _Validation(config, split, layout, built, mesh)
         with _Log(workdir / "metrics.jsonl", config, first, layout, say) as log:
             pending: StepMetrics | None = None
             batches = load_batches(source, first=first, prefetch=config.data.prefetch, workers=config.data.workers)
             for t in range(first, config.train.steps):
-                state, metrics = train_step(state, to_devices(next(batches), mesh))
+                batch = to_devices(next(batches), mesh)
+                # an array of numpy that slips into the step would be sent at each one, and the device wait for it
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, batch)
                 if pending is not None:
                     log.step(t, pending)
                 pending = metrics
@@ -107,7 +115,8 @@ def _start(config: Config, built, optimiser, mesh, split: Split, layout: Layout,
 def _describe(config: Config, layout: Layout, genes: int, split: Split, mesh, say) -> None:
     bins = layout.tiles * layout.bins_per_tile
     seen = layout.tiles * layout.patches_per_tile + (0 if config.data.one_shot else bins)
-    attention = traced_on(mesh, choose_attention)(config.model, config.data.rows, seen, bins)
+    rows = config.data.rows // config.train.accumulate
+    attention = traced_on(mesh, choose_attention)(config.model, rows, seen, bins)
     say(
         f"{config.name}: {model_sizes(config, genes)}; {genes} genes; a row holds {layout.windows_per_row} windows = "
         f"{seen} tokens and {bins} queries; {config.data.rows} rows a step; attention: {attention}; "
@@ -138,7 +147,7 @@ class _Validation:
             source = BatchSource(split.validation, one_shot, layout, steps=steps, stream=_VALIDATION_STREAM,
                                  rows=local_rows(mesh, config.data.rows), augment=False)  # fmt: skip
             self._batches = [source[t] for t in range(steps)]
-            self._loss = make_loss(built, mesh)
+            self._loss = make_loss(built, mesh, config.train.accumulate)
 
     def __call__(self, state: TrainState) -> float | None:
         if not self._batches:

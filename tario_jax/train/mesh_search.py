@@ -93,7 +93,7 @@ def _carried_bytes(plan: Plan) -> int:
     model, mesh, layout = plan.config.model, plan.mesh.shape, plan.layout
     bins = layout.bins_per_tile * (1 if plan.config.data.one_shot else 2)
     tokens = plan.config.data.rows * layout.tiles * (layout.patches_per_tile + bins)
-    here = tokens // (mesh["replica"] * mesh["fsdp"] * mesh["context"])
+    here = tokens // (mesh["replica"] * mesh["fsdp"] * mesh["context"] * plan.config.train.accumulate)
     size = traced_on(plan.mesh, lambda: compute_dtype(model).itemsize)()
     kept = {"none": model.layers * (model.width + 2 * model.mlp_width // mesh["tensor"]), "offload": 0}
     of_token = kept.get(model.remat, model.layers // len(model.pattern) * model.width)

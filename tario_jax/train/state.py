@@ -1,5 +1,6 @@
 """What a run carries from step to step, and the step itself."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -7,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tario_jax.config import OptimConfig
+from tario_jax.config import BATCH_AXES, OptimConfig
 from tario_jax.model.build import Built, Tree
 from tario_jax.parallel.mesh import batch_shardings, local_tiles, traced_on
 from tario_jax.parallel.rules import like_parameters
-from tario_jax.tokens.batch import Batch, has_tiles
+from tario_jax.tokens.batch import Batch, Layout, batch_arrays, has_tiles
 from tario_jax.tokens.deal import deal
 
 
@@ -64,6 +65,14 @@ def initial_state(built: Built, optimiser: optax.GradientTransformation, mesh: M
     return TrainState(step, parameters, calibration, moments)
 
 
+def abstract_batch(rows: int, layout: Layout, mesh: Mesh) -> Batch:
+    """Shapes, types and places of a batch of `rows` rows in all."""
+    return jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+        batch_arrays(rows, layout), batch_shardings(mesh),
+    )  # fmt: skip
+
+
 class StepMetrics(NamedTuple):
     """Sums over the global batch, float32 scalars."""
 
@@ -73,32 +82,69 @@ class StepMetrics(NamedTuple):
     gradient_norm: jax.Array
 
 
-def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh):
-    """The jitted step: (state, batch) -> (state, metrics). The old state's memory is given to the new one."""
+def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh, parts: int = 1):
+    """The jitted step: (state, batch) -> (state, metrics). The old state's memory is given to the new one.
+
+    The gradients of `parts` parts of the batch are made one after the other and summed in float32: what exists between
+    the passes is of one part, the step is that of the whole.
+    """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        def loss(parameters):
-            nll = built.merge(parameters, state.calibration).loss(batch)
-            return (nll.total_nats + nll.gene_nats) / jnp.maximum(nll.detections, 1.0), nll
+        def nats(parameters, part: Batch):
+            nll = built.merge(parameters, state.calibration).loss(part)
+            return nll.total_nats + nll.gene_nats, nll
 
-        (_, nll), gradients = jax.value_and_grad(loss, has_aux=True)(state.parameters)
+        sums, nll = _sum_over_parts(
+            lambda part: jax.grad(nats, has_aux=True)(state.parameters, part),
+            batch, parts, mesh, (shardings.parameters, whole),
+        )  # fmt: skip
+        gradients = jax.tree.map(lambda x: x / jnp.maximum(nll.detections, 1.0), sums)  # a detection of the whole batch
         updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         metrics = StepMetrics(nll.total_nats, nll.gene_nats, nll.detections, optax.tree.norm(gradients))
         return TrainState(state.step + 1, parameters, state.calibration, moments), metrics
 
-    shardings = state_shardings(built, optimiser, mesh)
+    shardings, whole = state_shardings(built, optimiser, mesh), NamedSharding(mesh, PartitionSpec())
     return jax.jit(traced_on(mesh, step), donate_argnums=0, in_shardings=(shardings, batch_shardings(mesh)),
-                   out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))  # fmt: skip
+                   out_shardings=(shardings, whole))  # fmt: skip
 
 
-def make_loss(built: Built, mesh: Mesh):
-    """The jitted loss without gradients: (parameters, calibration, batch) -> CountNLL sums."""
+def make_loss(built: Built, mesh: Mesh, parts: int = 1):
+    """The jitted loss without gradients: (parameters, calibration, batch) -> CountNLL sums, part by part."""
 
     def loss(parameters: Tree, calibration: Tree, batch: Batch):
-        return built.merge(parameters, calibration).loss(batch)
+        return _sum_over_parts(built.merge(parameters, calibration).loss, batch, parts, mesh, whole)
 
+    whole = NamedSharding(mesh, PartitionSpec())
     return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_shardings(mesh)))
+
+
+def _sum_over_parts(function, batch: Batch, parts: int, mesh: Mesh, shardings):
+    """`function` of each part of a batch, summed: a tree that lies as `shardings` say (a prefix of it)."""
+    if parts == 1:
+        return function(batch)
+
+    def placed(tree):
+        return jax.lax.with_sharding_constraint(tree, shardings)
+
+    def add(total, number):
+        return placed(jax.tree.map(jnp.add, total, function(_part(batch, number, parts, mesh)))), None
+
+    shapes = jax.eval_shape(lambda: function(_part(batch, 0, parts, mesh)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, placed(zeros), jnp.arange(parts))[0]
+
+
+def _part(batch: Batch, number: jax.Array | int, parts: int, mesh: Mesh) -> Batch:
+    """Part `number` of a batch: of each device some of the rows that it holds, so that none travels."""
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+    def cut(x_Bx, sharding: NamedSharding):
+        of_devices = x_Bx.reshape(devices, parts, -1, *x_Bx.shape[1:])
+        part = jax.lax.dynamic_index_in_dim(of_devices, number, axis=1, keepdims=False)
+        return jax.lax.with_sharding_constraint(part.reshape(-1, *x_Bx.shape[1:]), sharding)
+
+    return jax.tree.map(cut, batch, batch_shardings(mesh))
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> Batch:

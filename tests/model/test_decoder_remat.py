@@ -34,7 +34,7 @@ def gradients_and_program(remat: str):
     return jax.jit(jax.value_and_grad(loss))(weights), str(jax.make_jaxpr(jax.grad(loss))(weights))
 
 
-@pytest.mark.parametrize("remat", ["full", "save_attention"])
+@pytest.mark.parametrize("remat", ["full", "save_attention", "offload"])
 def test_remat_keeps_loss_and_gradients(remat):
     (loss, gradients), _ = gradients_and_program("none")
     (again, others), program = gradients_and_program(remat)

@@ -9,7 +9,7 @@ from tiny_tissue import PANEL, tiny_config
 
 from tario_jax.config import InputError, MeshConfig, to_dict
 from tario_jax.model.build import build
-from tario_jax.parallel.mesh import check_rows, make_mesh
+from tario_jax.parallel.mesh import check_host_memory, check_rows, make_mesh
 from tario_jax.parallel.rules import RULES, partition_spec
 from tario_jax.train.checkpoint import Checkpoints
 from tario_jax.train.state import abstract_state, make_optimiser
@@ -132,6 +132,19 @@ def test_a_mesh_that_does_not_fit_is_answered_in_one_line():
     with pytest.raises(InputError, match="at most one −1"):
         MeshConfig(replica=-1, fsdp=-1)
     check_rows(mesh, 7)
+
+
+def test_devices_without_their_hosts_memory_do_not_offload():
+    class Chip:
+        device_kind = "chip"
+
+        def addressable_memories(self):
+            return jax.devices()[0].addressable_memories()[:1]
+
+    check_host_memory(jax.devices(), "offload")
+    check_host_memory([Chip()], "full")
+    with pytest.raises(InputError, match="--config.model.remat=offload: chip reaches no memory of its host"):
+        check_host_memory([Chip()], "offload")
 
 
 class _Shape:

@@ -78,3 +78,23 @@ def test_what_does_not_fit_is_told_with_its_bytes(cli_tario, tmp_path):
     told = json.loads((tmp_path / "told").read_text())
     assert not told["fits"] and told["memory_bytes"]["total"] > told["chip_memory_bytes"]
     assert "verdict: does not fit" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@needs_libtpu
+def test_offload_takes_what_layers_leave_from_the_chip_to_its_host(cli_tario, tmp_path):
+    """Of many thin layers, so that what they leave is most of the memory; over context too, by the ring."""
+    told = {}
+    for remat in ("save_attention", "offload"):
+        done = compile_(cli_tario, "--topology=v5e:2x2", "--mesh=fsdp=2,context=2", "--batch=4",
+                        f"--json={tmp_path / remat}", f"--config.model.remat={remat}", "--config.model.attention=ring",
+                        "--config.model.layers=64", '--config.model.pattern=("global",)',
+                        "--config.data.window_um=576")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        told[remat] = json.loads((tmp_path / remat).read_text())["memory_bytes"]
+        assert ("; of its host " in done.stdout) == (remat == "offload")
+    kept, sent = told["save_attention"], told["offload"]
+    assert kept["host"] == 0 < sent["host"]
+    assert sent["temporaries"] < kept["temporaries"] - 0.5 * sent["host"]
+    assert sent["total"] < kept["total"]
