@@ -98,7 +98,8 @@ def make_loss(built: Built, mesh: Mesh):
     def loss(parameters: Tree, calibration: Tree, batch: Batch):
         return built.merge(parameters, calibration).loss(batch)
 
-    return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_shardings(mesh)))
+    return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_shardings(mesh)),
+                   out_shardings=NamedSharding(mesh, PartitionSpec()))  # fmt: skip
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> Batch:
