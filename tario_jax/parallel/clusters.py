@@ -119,12 +119,13 @@ def _slurm(environment: Mapping[str, str]) -> Cluster | None:
 
 def expand_nodes(text: str) -> tuple[str, ...]:
     """The nodes of a Slurm list: `node[01-03,7],login` is node01, node02, node03, node7, login."""
-    if not re.fullmatch(r"(?:[^\[\],]|\[[\d,\-]+\]|,(?=.))+", text):
+    part = r"(?:[^\[\],]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\])+"
+    if not re.fullmatch(f"{part}(?:,{part})*", text):
         raise InputError(f"SLURM_STEP_NODELIST={text!r} in the environment: not a list of nodes")
     found = []
-    for part in re.findall(r"(?:[^\[\],]|\[[^\]]*\])+", text):
+    for pattern in re.findall(part, text):
         names = [""]
-        for plain, ranges in re.findall(r"([^\[\]]+)|\[([^\]]*)\]", part):
+        for plain, ranges in re.findall(r"([^\[\]]+)|\[([^\]]*)\]", pattern):
             ends = [plain] if plain else [number for span in ranges.split(",") for number in _numbers(span)]
             names = [name + end for name in names for end in ends]
         found += names

@@ -26,6 +26,9 @@ def join(cluster: Cluster, timeout_s: float, say: Callable[[str], None], first: 
     """
     made = roll_call(cluster, timeout_s, first)
     host, port = cluster.coordinator
+    # gRPC would go to it through http_proxy, and jax abort when nothing came back
+    os.environ["no_grpc_proxy"] = host
+    jax.config.update("jax_check_proxy_envs", False)
     jax.distributed.initialize(
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}", len(cluster), cluster.process,
         local_device_ids=cluster.local_devices, cluster_detection_method="deactivate",

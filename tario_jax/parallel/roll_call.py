@@ -33,18 +33,18 @@ def roll_call(cluster: Cluster, timeout_s: float, first: Callable[[], Made]) -> 
 
 def _hear(cluster: Cluster, timeout_s: float, first: Callable[[], Made]) -> Made:
     deadline = time.monotonic() + timeout_s
-    came: dict[int, socket.socket] = {}
+    heard: dict[socket.socket, bytes] = {}  # what each connection said so far
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(_listen(cluster))
         try:
-            _gather(cluster, listening, came, deadline, timeout_s, opened)
-            _tell(came.values(), present=len(cluster))
+            _gather(cluster, listening, heard, deadline, timeout_s, opened)
+            _tell(heard, present=len(cluster))
             made = first()
         except InputError as error:
-            _tell(came.values(), refused=f"{error} (said by process 0)")
+            _tell(heard, refused=f"{error} (said by process 0)")
             raise
         listening.close()  # jax listens here next
-        _tell(came.values(), go=True)
+        _tell(heard, go=True)
         return made
 
 
@@ -63,11 +63,10 @@ def _listen(cluster: Cluster) -> socket.socket:
         ) from None
 
 
-def _gather(cluster: Cluster, listening: socket.socket, came: dict[int, socket.socket], deadline: float,
+def _gather(cluster: Cluster, listening: socket.socket, heard: dict[socket.socket, bytes], deadline: float,
             timeout_s: float, opened: contextlib.ExitStack) -> None:  # fmt: skip
-    """Fills `came`: the connections of all other processes by number."""
-    heard: dict[socket.socket, bytes] = {}
-    names: dict[int, str] = {}
+    """Returns when all other processes have said who they are; `heard` then holds their connections."""
+    came: dict[int, tuple[socket.socket, str]] = {}  # connection and host of each process
     ready = opened.enter_context(selectors.DefaultSelector())
     ready.register(listening, selectors.EVENT_READ)
     while len(came) < len(cluster) - 1:
@@ -85,17 +84,16 @@ def _gather(cluster: Cluster, listening: socket.socket, came: dict[int, socket.s
             heard[connection] += text
             if not text or len(heard[connection]) > _LONGEST:  # gone: it may come again
                 ready.unregister(connection)
-                came_as = [number for number, other in came.items() if other is connection]
-                for number in came_as:
-                    del came[number]
+                came = {number: other for number, other in came.items() if other[0] is not connection}
+                del heard[connection]
                 connection.close()
             elif heard[connection].endswith(b"\n"):
                 said = _read(heard[connection])
                 if not {"process", "processes", "host"} <= said.keys():
                     continue  # not one of ours
                 number = said["process"]
-                _refuse_stranger(cluster, said, names.get(number) if number in came else None)
-                came[number], names[number] = connection, said["host"]
+                _refuse_stranger(cluster, said, came[number][1] if number in came else None)
+                came[number] = connection, said["host"]
 
 
 def _refuse_stranger(cluster: Cluster, said: dict[str, Any], twin: str | None) -> None:
