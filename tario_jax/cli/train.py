@@ -13,8 +13,6 @@ EXAMPLES = """
     srun tario train --config=configs/tario2_200m.py --corpus=gs://tissue/corpus --workdir=runs/c
     tario train --config=configs/quickstart.py --workdir=runs/d --coordinator=node01:12321 --processes=2 --process=0
     tario train --config=configs/quickstart.py --workdir=runs/d --coordinator=node01:12321 --processes=2 --process=1
-several processes are one run: Slurm, GKE and Cloud TPU are found, elsewhere the flags say it;
-the workdir and the corpus are on a disk that all share
 """
 GROUPS_READ = None  # all of a config
 
@@ -23,7 +21,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
     config_flags(parser)
     parser.add_argument("--corpus", metavar="PLACE",
                         help="sealed corpus (a folder, gs://… or s3://…); by default the config's")  # fmt: skip
-    several = parser.add_argument_group("several processes")
+    several = parser.add_argument_group(
+        "several processes", "They are one run, and share the disk of workdir and corpus. Slurm, GKE and Cloud TPU are "
+        "found; elsewhere say it to each:",
+    )  # fmt: skip
     several.add_argument("--coordinator", metavar="HOST:PORT",
                          help="where process 0 is reached; under Slurm, GKE and Cloud TPU it is known")  # fmt: skip
     several.add_argument("--processes", type=at_least_one, metavar="N",
