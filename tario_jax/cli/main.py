@@ -7,6 +7,7 @@ It imports what it needs within `run`: `tario --help` starts neither jax nor num
 import argparse
 import os
 import sys
+import traceback
 
 from tario_jax.cli import bench, check, compile, corpus, evaluate, ingest, predict, run, simulate, train
 from tario_jax.cli.options import add_command
@@ -21,6 +22,31 @@ _CONFIG_PREFIX = "--config."
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a job. Exit status: 0 done, 1 a check found a fault, 2 a mistake in what was given (one line says which)."""
+    try:
+        status = _run(argv)
+    except Exception:
+        if not _has_others():
+            raise
+        traceback.print_exc()
+        print(
+            "tario: this process ends, and the run with it; where a connection broke, another process ended first: its "
+            "log says why; the same command on all continues from the newest checkpoint", file=sys.stderr,
+        )  # fmt: skip
+        status = 1
+    if status and _has_others():
+        from tario_jax.parallel.hosts import end
+
+        end(status)
+    return status
+
+
+def _has_others() -> bool:
+    """Whether this is one of several processes of a run: then the module that starts them is there."""
+    hosts = sys.modules.get("tario_jax.parallel.hosts")
+    return hosts is not None and hosts.has_others()
+
+
+def _run(argv: list[str] | None) -> int:
     assignments, arguments = split_assignments(sys.argv[1:] if argv is None else argv)
     try:
         options = parser().parse_args(arguments)

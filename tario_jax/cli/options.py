@@ -110,6 +110,10 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def say_nothing(text: str) -> None:
+    """For the processes of a run that leave telling to the first."""
+
+
 def say_about_ten_times(what: str, of: str) -> Callable[[int, int], None]:
     """progress(done, total) that says how far it is about ten times in all."""
     said = 0

@@ -20,7 +20,8 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
     """Sets the H&E encoder's scales from `batches`, and the head's biases from the training sections' totals.
 
     The head then starts at the mean composition and the mean density of detections, so that the first steps are spent
-    on differences between places. Returns new parameters and calibration.
+    on differences between places. Returns new parameters and calibration. Of `parameters` only the shapes are read:
+    they may lie on devices of other processes; those that are set are arrays of this one, as is all of calibration.
     """
     densities, textures = _Moments(), _Moments()
     for batch in batches:

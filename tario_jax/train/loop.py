@@ -9,16 +9,19 @@ import dataclasses
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 from tario_jax.config import Config, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
 from tario_jax.model.build import build, model_sizes
 from tario_jax.model.decoder import choose_attention
+from tario_jax.parallel.hosts import is_first, refuse_different
 from tario_jax.parallel.mesh import check_host_memory, check_rows, local_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
@@ -44,8 +47,9 @@ _VALIDATION_STREAM, _CALIBRATION_STREAM = 1, 2
 def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], None] = print) -> TrainState:
     """Trains `config` on `corpus` until its last step, resuming from the newest checkpoint of `workdir`.
 
-    Writes config.json, metrics.jsonl, checkpoints/ and compiled/ into `workdir`. Raises `InputError` where the workdir
-    belongs to another run.
+    Writes config.json, metrics.jsonl, checkpoints/ and compiled/ into `workdir`; where the run has several processes, the
+    first one does, and all write their shards of the checkpoints. Raises `InputError` where the workdir belongs to
+    another run, or the processes differ in it, in the config or in the corpus.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     split = split_corpus(corpus, config.split)
@@ -62,6 +66,8 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
     optimiser = make_optimiser(config.optim, config.train.steps, built)
     with compiled_kept(workdir), Checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
         first = checkpoints.latest_step or 0
+        of_run = zlib.crc32(json.dumps(provenance.to_json(), sort_keys=True).encode()) >> 1
+        refuse_different({"the config or the corpus": of_run, "the newest checkpoint of --workdir": first})
         if first:
             refuse_other_run(checkpoints.provenance(first), provenance, f"{workdir}/checkpoints/{first}")
             state = checkpoints.restore(first, abstract_state(built, optimiser, mesh))
@@ -69,7 +75,8 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
         else:
             state = _start(config, built, optimiser, mesh, split, layout, len(corpus.panel))
         _describe(config, layout, len(corpus.panel), split, mesh, say)
-        (workdir / "config.json").write_text(json.dumps(provenance.to_json()["config"], indent=1))
+        if is_first():
+            (workdir / "config.json").write_text(json.dumps(provenance.to_json()["config"], indent=1))
         rows = local_rows(mesh, config.data.rows)
         source = BatchSource(split.train, config.data, layout, steps=config.train.steps, rows=rows)
         if first < config.train.steps:
@@ -104,8 +111,12 @@ def _start(config: Config, built, optimiser, mesh, split: Split, layout: Layout,
     source = BatchSource(split.train, config.data, layout, steps=steps, stream=_CALIBRATION_STREAM, augment=False)
     batches = [source[t] for t in range(steps)]
     parameters, calibration = calibrate(
-        built, jax.device_get(state.parameters), jax.device_get(state.calibration), batches, list(split.train), genes
+        built, state.parameters, jax.device_get(state.calibration), batches, list(split.train), genes
     )
+    # every process read the same batches; where their processors round differently, the first one's numbers count
+    ours = {name: parameters[name] for name in ("gene_bias", "total_bias")}
+    ours, calibration = multihost_utils.broadcast_one_to_all((ours, calibration))
+    parameters = {**parameters, **ours}
     shardings = built.shardings(mesh)
     return state._replace(
         parameters=jax.device_put(parameters, shardings[0]), calibration=jax.device_put(calibration, shardings[1])
@@ -161,13 +172,16 @@ class _Validation:
 
 
 class _Log:
-    """metrics.jsonl and the progress line."""
+    """metrics.jsonl, by the first process, and the progress line."""
 
     def __init__(self, path: Path, config: Config, first: int, layout: Layout, say: Callable[[str], None]):
         self._config, self._say, self._first = config, say, first
         self._tokens = config.data.rows * layout.tiles * (
             layout.patches_per_tile + layout.bins_per_tile * (1 if config.data.one_shot else 2)
         )  # fmt: skip
+        self._file = None
+        if not is_first():
+            return
         kept = []
         if path.exists():  # steps after the checkpoint are done again: their old lines go
             kept = [
@@ -186,7 +200,8 @@ class _Log:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def step(self, step: int, metrics: StepMetrics) -> None:
         if step % self._config.train.log_every and step != self._config.train.steps:
@@ -217,5 +232,6 @@ class _Log:
             self._say(f"step {step:>6}/{self._config.train.steps}  validation {loss:.4f} nats/detection")
 
     def _write(self, **values) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()

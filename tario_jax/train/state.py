@@ -116,7 +116,8 @@ def make_loss(built: Built, mesh: Mesh, parts: int = 1):
         return _sum_over_parts(built.merge(parameters, calibration).loss, batch, parts, mesh, whole)
 
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_shardings(mesh)))
+    return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_shardings(mesh)),
+                   out_shardings=whole)  # fmt: skip
 
 
 def _sum_over_parts(function, batch: Batch, parts: int, mesh: Mesh, shardings):

@@ -103,7 +103,9 @@ def test_meshes_are_ranked_by_their_estimated_step(monkeypatch):
     # every way to part four chips that four rows, four tiles and four key heads allow
     assert len(ranked) == 10 and "best mesh that fits" in result["table"] and "what was compiled" in result["table"]
     monkeypatch.setattr(mesh_search, "compile_step", lambda *_, **__: compile_step(config, pod, genes=0, say=None))
-    assert "none of the 1 meshes compiled fits" in mesh_search.search_mesh(config, pod, tries=1, say=said.append)["table"]
+    assert (
+        "none of the 1 meshes compiled fits" in mesh_search.search_mesh(config, pod, tries=1, say=said.append)["table"]
+    )
     refused(lambda: mesh_search.search_mesh(override(config, {"data.rows": "3"}), pod), "--search: no mesh of 4 chips")
 
 
