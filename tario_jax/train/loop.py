@@ -47,8 +47,8 @@ _VALIDATION_STREAM, _CALIBRATION_STREAM = 1, 2
 def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], None] = print) -> TrainState:
     """Trains `config` on `corpus` until its last step, resuming from the newest checkpoint of `workdir`.
 
-    Writes config.json, metrics.jsonl, checkpoints/ and compiled/ into `workdir`; where the run has several processes, the
-    first one does, and all write their shards of the checkpoints. Raises `InputError` where the workdir belongs to
+    Writes config.json, metrics.jsonl, checkpoints/ and compiled/ into `workdir`; where the run has several processes,
+    the first one does, and all write their shards of the checkpoints. Raises `InputError` where the workdir belongs to
     another run, or the processes differ in it, in the config or in the corpus.
     """
     workdir.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,11 @@
 """The step compiled for pods that are not here. Needs libtpu; bad input does not."""
 
-import dataclasses
 import json
 import subprocess
 
-import jax
-import numpy as np
 import pytest
 from refusals import refused
 
-from tario_jax.config import MESH_AXES, load_config, override
-from tario_jax.parallel.chips import chip_of
 from tario_jax.parallel.topology import topology_devices, why_not
 
 _SMALL = ("--config.model.width=256", "--config.model.layers=4", "--config.model.mlp_width=512",
@@ -75,38 +70,17 @@ def test_a_small_step_on_eight_chips(cli_tario, tmp_path):
     assert done.returncode == 2 and "--config.mesh.context=8: a row holds 1 tiles" in done.stderr
 
 
-def test_meshes_are_ranked_by_their_estimated_step(monkeypatch):
-    """Without a compiler: the first that fits is compiled last, and is what is told."""
-    from tario_jax.train import mesh_search
-    from tario_jax.train.aot import Pod
-
-    config = load_config("configs/tario2_200m.py", {"data.rows": "4", "data.window_um": "288"})
-    compiled = []
-
-    def compile_step(config, pod, *, genes, say):
-        mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
-        compiled.append(mesh)
-        line = {"mfu": 0.5, "bound_by": "products"}
-        return {"mesh": mesh, "fits": len(compiled) == 2, "roofline": line, "memory_bytes": {"total": 1 << 30},
-                "table": "what was compiled"}  # fmt: skip
-
-    monkeypatch.setattr(mesh_search, "compile_step", compile_step)
-    pod = Pod("v5e:2x2", 1, chip_of("v5e:2x2"), jax.devices() * 4)
-    monkeypatch.setattr(mesh_search.Plan, "of", _on_shape(mesh_search.Plan.of))
-    said = []
-    result = mesh_search.search_mesh(config, pod, say=said.append)
-    assert len(compiled) == 2 and result["mesh"] == compiled[-1]
-    ranked = result["candidates"]
-    assert [one["verdict"] for one in ranked[:3]] == ["does not fit", "fits", "not tried"]
-    seconds = [one["estimated_seconds"] for one in ranked]
-    assert all(later > 0.98 * before for before, later in zip(seconds, seconds[1:], strict=False))
-    # every way to part four chips that four rows, four tiles and four key heads allow
-    assert len(ranked) == 10 and "best mesh that fits" in result["table"] and "what was compiled" in result["table"]
-    monkeypatch.setattr(mesh_search, "compile_step", lambda *_, **__: compile_step(config, pod, genes=0, say=None))
-    assert (
-        "none of the 1 meshes compiled fits" in mesh_search.search_mesh(config, pod, tries=1, say=said.append)["table"]
-    )
-    refused(lambda: mesh_search.search_mesh(override(config, {"data.rows": "3"}), pod), "--search: no mesh of 4 chips")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_libtpu
+def test_search_compiles_the_best_until_one_fits(cli_tario, tmp_path):
+    done = compile_(cli_tario, "--topology=v5e:2x2", "--batch=4", "--search", f"--json={tmp_path / 'found'}",
+                    "--config.data.window_um=576")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found").read_text())
+    assert found["fits"] and found["mesh"] == found["candidates"][0]["mesh"] and "verdict: fits" in done.stdout
+    refusal = compile_(cli_tario, "--topology=v5e:2x2", "--batch=3", "--search", "--config.data.tile_um=1152")
+    assert refusal.returncode == 2 and "--search: no mesh of 4 chips divides" in refusal.stderr
 
 
 @pytest.mark.slow

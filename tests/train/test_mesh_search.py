@@ -1,0 +1,50 @@
+"""Ranking the meshes of a pod, on eight virtual devices with a TPU's rates; nothing is compiled."""
+
+import json
+
+_PROGRAM = """
+import json
+import jax
+from tario_jax.config import InputError, MESH_AXES, load_config, override
+from tario_jax.parallel.chips import chip_of
+from tario_jax.train import mesh_search
+from tario_jax.train.aot import Pod
+
+config = load_config("CONFIGS/tario2_200m.py", {"data.rows": "4", "data.window_um": "288"})
+pod = Pod("v5e:2x4", 1, chip_of("v5e:2x4"), jax.devices())
+
+def told(fits):
+    compiled = []
+    def compile_step(config, pod, *, genes, say):
+        mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
+        compiled.append(mesh)
+        return {"mesh": mesh, "fits": len(compiled) == fits, "roofline": {"mfu": 0.5, "bound_by": "products"},
+                "memory_bytes": {"total": 1 << 30}, "table": "what was compiled"}
+    mesh_search.compile_step = compile_step
+    found = mesh_search.search_mesh(config, pod, tries=3, say=lambda _: None)
+    return {"compiled": compiled, **found}
+
+second, none = told(2), told(9)
+try:
+    mesh_search.search_mesh(override(config, {"data.rows": "3", "data.tile_um": "288"}), pod)
+except InputError as refused:
+    print(json.dumps([second, none, str(refused)]))
+"""
+
+
+def test_the_best_that_fits_is_told(devices8, repository):
+    said = devices8(_PROGRAM.replace("CONFIGS", str(repository / "configs")))
+    second, none, refused = json.loads(said.splitlines()[-1])
+    ranked = second["candidates"]
+    # replica is that of one slice; rows and tiles are four, key heads four: every way to part eight chips among them
+    assert {tuple(one["mesh"].values()) for one in ranked} == {
+        (1, fsdp, context, tensor) for fsdp in (1, 2, 4) for context in (1, 2, 4) for tensor in (1, 2, 4)
+        if fsdp * context * tensor == 8
+    }  # fmt: skip
+    seconds = [one["estimated_seconds"] for one in ranked]
+    assert all(later > 0.98 * before for before, later in zip(seconds[:-1], seconds[1:], strict=True))
+    assert [one["verdict"] for one in ranked[:3]] == ["does not fit", "fits", "not tried"]
+    assert second["compiled"] == [one["mesh"] for one in ranked[:2]] and second["mesh"] == ranked[1]["mesh"]
+    assert "best mesh that fits: " in second["table"] and "what was compiled" in second["table"]
+    assert len(none["compiled"]) == 3 and "none of the 3 meshes compiled fits" in none["table"]
+    assert "--search: no mesh of 8 chips divides the batch and the model" in refused
