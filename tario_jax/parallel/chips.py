@@ -5,6 +5,7 @@ interconnect by chip, both ways, here divided by its links (4, 6 and 4) and ways
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from tario_jax.config import InputError
 
@@ -40,3 +41,25 @@ def chip_of(topology: str) -> Chip:
         raise InputError(f"--topology={topology}: no such chip; expected one of {', '.join(CHIPS)}, then its grid, as "
                          "in v5p:4x8x8")  # fmt: skip
     return CHIPS[name]
+
+
+_DEVICE_KINDS = {
+    "TPU v5 lite": CHIPS["v5e"], "TPU v5e": CHIPS["v5e"], "TPU v5": CHIPS["v5p"], "TPU v5p": CHIPS["v5p"],
+    "TPU v6 lite": CHIPS["v6e"], "TPU v6e": CHIPS["v6e"],
+    # nvidia.com, data sheets of the SXM boards: dense bf16, and NVLink's 18 links of 25 GB/s each way
+    "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 79.6 * _GIB, 25e9),
+    "NVIDIA H200": Chip("H200", 989e12, 140.4 * _GIB, 25e9),
+}  # fmt: skip
+
+
+def chip_of_device(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so; None where its peaks are not known here, as those of a CPU."""
+    return _DEVICE_KINDS.get(device_kind)
+
+
+class Rates(NamedTuple):
+    """What one device of this machine does, measured (`tario_jax.bench.rates`) and not of a vendor's page."""
+
+    matmul_flops: float  # FLOP/s of a plain large product
+    memory_bytes: float  # bytes/s read and written by a plain large sum
+    exponentials: float  # a second, of an array that fits the caches

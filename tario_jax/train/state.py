@@ -82,9 +82,10 @@ def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh:
             return (nll.total_nats + nll.gene_nats) / jnp.maximum(nll.detections, 1.0), nll
 
         (_, nll), gradients = jax.value_and_grad(loss, has_aux=True)(state.parameters)
-        updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
-        metrics = StepMetrics(nll.total_nats, nll.gene_nats, nll.detections, optax.tree.norm(gradients))
+        with jax.named_scope("optimiser"):
+            updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
+            parameters = optax.apply_updates(state.parameters, updates)
+            metrics = StepMetrics(nll.total_nats, nll.gene_nats, nll.detections, optax.tree.norm(gradients))
         return TrainState(state.step + 1, parameters, state.calibration, moments), metrics
 
     shardings = state_shardings(built, optimiser, mesh)
