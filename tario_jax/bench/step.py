@@ -54,8 +54,7 @@ class _Ours:
 
     def steps(self, number: int) -> TrainState:
         for _ in range(number):
-            self.state, metrics = self.program(self.state, self.batch)
-        self.loss = metrics
+            self.state, self.metrics = self.program(self.state, self.batch)
         return jax.block_until_ready(self.state)
 
     def weights(self) -> tuple[dict, dict]:
@@ -79,16 +78,18 @@ def bench_step(config: Config, *, genes: int, rounds: int, steps: int, leave_out
     if "torch" not in left_out:
         peer = _torch_peer(config, ours, batch, dtype, devices, left_out)
     ours.steps(1)
+    at_start = _loss_and_norm(ours)
     plain = matmul(dtype)
     flops = step_flops(config, layout)
     seconds: dict[str, list[float]] = {"tario": []} | ({"torch": []} if peer else {})
     calls = {"tario": ours.steps} | ({"torch": peer} if peer else {})
     if peer:
-        peer(1)
+        theirs_at_start = [float(x) for x in peer(1)]
     matmul_rates = []
     for number in range(rounds):
         matmul_rates.append(plain.rate())
         for name in list(calls)[:: 1 if number % 2 else -1]:
+            calls[name](1)  # not counted: it finds memory and caches as another program left them
             began = time.perf_counter()
             calls[name](steps)
             seconds[name].append((time.perf_counter() - began) / steps)
@@ -116,13 +117,15 @@ def bench_step(config: Config, *, genes: int, rounds: int, steps: int, leave_out
         "mfu": None if chip is None else rate_a_device / chip.bf16_flops,
         "memory_bytes": _memory(ours), "compile_seconds": ours.compile_seconds,
         "phases": _phases(traced, of_step), "left_out": left_out,
-        "nats_per_detection": float((ours.loss.total_nats + ours.loss.gene_nats) / ours.loss.detections),
+        "nats_per_detection": _loss_and_norm(ours)[0],
     }  # fmt: skip
     if peer:
         ratios = [theirs / taken for taken, theirs in zip(seconds["tario"], seconds["torch"], strict=True)]
         result["beside_torch"] = {
             "seconds_a_step": statistics.median(seconds["torch"]), "tokens_ratio": statistics.median(ratios),
             "least_ratio": min(ratios), "largest_ratio": max(ratios),
+            "difference": {name: abs(x / y - 1) for name, x, y
+                           in zip(("loss", "gradient_norm"), theirs_at_start, at_start, strict=True)},
         }  # fmt: skip
     result["table"] = table(result)
     return result
@@ -145,12 +148,19 @@ def _torch_peer(config: Config, ours: _Ours, batch: Batch, dtype: str, devices: 
         left_out["torch"] = f"this PyTorch runs on {step.device.type}, JAX on {jax.default_backend()}"
         return None
 
-    def run(number: int) -> None:
+    def run(number: int):
         for _ in range(number):
-            step.step()
+            found = step.step()
         step.wait()
+        return found
 
     return run
+
+
+def _loss_and_norm(ours: _Ours) -> tuple[float, float]:
+    """Of the last step, at the weights before it."""
+    told = ours.metrics
+    return float((told.total_nats + told.gene_nats) / told.detections), float(told.gradient_norm)
 
 
 def _tokens(config: Config, layout: Layout) -> dict[str, int]:
@@ -200,6 +210,8 @@ def table(result: dict[str, Any]) -> str:
     if beside:
         lines.append(f"tokens/s beside PyTorch's: {beside['tokens_ratio']:.2f} ({beside['least_ratio']:.2f} to "
                      f"{beside['largest_ratio']:.2f} in the rounds)")  # fmt: skip
+        lines.append("at the same weights the two differ, relative: " + ", ".join(
+            f"{name.replace('_', ' ')} {x:.1e}" for name, x in beside["difference"].items()))  # fmt: skip
     lines += [f"{name}: not run: {why}" for name, why in result["left_out"].items()]
     rates = result["rates"]
     lines += [

@@ -23,7 +23,7 @@ from tario_jax.config import Config
 from tario_jax.model.build import Tree
 from tario_jax.model.decoder import LONGEST_UM, SHORTEST_UM
 from tario_jax.model.encoders import stem_stride
-from tario_jax.model.stain import LAGS_PX, STAINS_3x3, THRESHOLDS
+from tario_jax.model.stain import LAGS_PX, THRESHOLDS, STAINS_3x3
 from tario_jax.tokens.batch import Batch
 
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}
@@ -70,9 +70,12 @@ class TorchStep:
             groups, config.optim.learning_rate, (config.optim.b1, config.optim.b2), fused=True
         )
         self.shape = batch.bin_step_BxTxN.shape, batch.he_BxTxPxYxXx3.shape[2]
+        self.stride = stem_stride(config.data.patch_px)
         self.tokens = self._tokens(batch)
         self._steps = 0
-        self._loss = torch.compile(self.nats) if self.device.type == "cuda" else self.nats
+        self._loss = (
+            torch.compile(self.nats, fullgraph=True, dynamic=False) if self.device.type == "cuda" else self.nats
+        )
 
     def leaves(self) -> list[torch.Tensor]:
         return [*self.weights.values(), *(x for layer in self.layers for x in layer.values())]
@@ -100,7 +103,7 @@ class TorchStep:
 
     def nats(self) -> torch.Tensor:
         """Negative log-likelihood a detection; the multinomial coefficient left out, as ours does."""
-        model, tokens = self.config.model, self.tokens
+        tokens = self.tokens
         he = self._he_tokens()
         queries = self._query_tokens(he)
         parts = [he, queries] if self.config.data.one_shot else [he, self._content_tokens(), queries]
@@ -126,7 +129,6 @@ class TorchStep:
             # where all logits fit they are kept, else made again
             part = _gene_nats(*given) if len(chunks) == 1 else checkpoint(_gene_nats, *given, use_reentrant=False)
             gene_nats = gene_nats + part
-        assert model.gene_dim == table.shape[1]
         return (total_nats + gene_nats) / n_Q.sum().clamp(min=1.0)
 
     # --- encoders
@@ -138,7 +140,7 @@ class TorchStep:
             density = self._density()
             texture = (_texture(density) - self.calibration["texture_mean"]) / self.calibration["texture_scale"]
             texture = texture.clamp(-6.0, 6.0).to(self.dtype)
-            s = stem_stride(density.shape[-1])
+            s = self.stride
             n, c = density.shape[-1] // s, self.config.model.stem_width
             cells = density.to(self.dtype).view(-1, 3, n, s, n, s).permute(0, 2, 4, 3, 5, 1).reshape(-1, s * s * 3)
         cells = F.gelu(torch.addmm(w["stem_bias"], cells, w["stem_in"]), approximate="tanh")
@@ -211,7 +213,9 @@ class TorchStep:
             return x.unflatten(0, (X, -1)).transpose(1, 2)
 
         def attend(q, k, v, mask=None):
-            out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+            if mask is not None and q.is_cuda:  # the GPU kernel that takes a mask takes no shared heads
+                k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+            out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=q.shape[1] != k.shape[1])
             return out.transpose(1, 2).reshape(-1, out.shape[1] * out.shape[3])
 
         he_k, he_v = by_sequence(k[:patches]), by_sequence(v[:patches])
@@ -268,9 +272,8 @@ class TorchStep:
         xy_um = [patch_xy, bin_xy] if self.config.data.one_shot else [patch_xy, bin_xy, bin_xy]
         windows = batch.measured_gene_BxWxG.shape[1]
         window = np.repeat(batch.window_BxT + windows * np.arange(B)[:, None], N, axis=1).reshape(-1)
-        he = np.ascontiguousarray(np.moveaxis(batch.he_BxTxPxYxXx3, -1, 3)).reshape(
-            B * T * P, 3, *[self._side(batch)] * 2
-        )
+        side = batch.he_BxTxPxYxXx3.shape[3]
+        he = np.moveaxis(batch.he_BxTxPxYxXx3, -1, 3).reshape(B * T * P, 3, side, side)
         return Tokens(
             self._tensor(he), self._tensor(np.repeat(batch.stain_mix_BxTx3x3.reshape(-1, 3, 3), P, 0)),
             self._tensor(pool_BxQxS).to(self.dtype), self._tensor(np.concatenate(xy_um)),
@@ -278,10 +281,6 @@ class TorchStep:
             self._tensor(window), self._tensor(batch.bin_step_BxTxN.reshape(-1)), self._tensor(counts_QxG),
             self._tensor(batch.measured_gene_BxWxG.reshape(-1, G)), bool((batch.bin_step_BxTxN == 1).all()),
         )  # fmt: skip
-
-    @staticmethod
-    def _side(batch: Batch) -> int:
-        return batch.he_BxTxPxYxXx3.shape[3]
 
     def _of(self, part: str) -> dict[str, torch.Tensor]:
         return {path[1]: self._cast(x) for path, x in self.weights.items() if path[0] == part}

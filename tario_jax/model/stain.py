@@ -21,7 +21,9 @@ def stain_densities(he_BxTxPxYxXx3: jax.Array, mix_BxTx3x3: jax.Array) -> jax.Ar
     mix_BxTx3x3 takes the densities of a tile to those of another staining (augmentation); the identity leaves them.
     """
     optical = -jnp.log((he_BxTxPxYxXx3.astype(jnp.float32) + 1.0) / 256.0)
-    return jnp.einsum("btpyxc,btcs->btpyxs", optical, STAINS_3x3 @ mix_BxTx3x3)
+    # a sum of three, not a product: one with a contracted axis of 3 is slow everywhere, and rounds its inputs on a TPU
+    of_tile_BxTx1x1x1x3x3 = (STAINS_3x3 @ mix_BxTx3x3)[:, :, None, None, None]
+    return sum(optical[..., colour, None] * of_tile_BxTx1x1x1x3x3[..., colour, :] for colour in range(3))
 
 
 def texture_count(patch_px: int) -> int:
