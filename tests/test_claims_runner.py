@@ -121,6 +121,12 @@ def test_needs_leave_a_claim_open(house, monkeypatch, capsys):
     assert stored(house)["slides/page"]["status"] == "met"
 
 
+def test_a_package_that_is_needed_is_looked_for(house, monkeypatch):
+    for need in ("torch", "libtpu"):
+        monkeypatch.setattr(claim_runs.importlib.util, "find_spec", lambda name, need=need: None if name == need else 1)
+        assert [claim_runs.absent(one, house) for one in ("torch", "libtpu")] == [need == "torch", need == "libtpu"]
+
+
 @pytest.mark.parametrize(
     ("command", "figure", "reason"),
     [
@@ -260,7 +266,7 @@ def test_a_marker_without_claim_or_end_is_refused(house, text, capsys):
         ('figure = "[a for a in b]"', "arithmetic over fields"),
         ('figure = "a ** 9"', "arithmetic over fields"),
         ('figure = "a -"', "expected arithmetic"),
-        ('needs = ["luck"]', "one of gpu, libtpu, real-data, chromium"),
+        ('needs = ["luck"]', "one of gpu, libtpu, torch, real-data, chromium"),
         ('show = "no place"', "a format of one number"),
         ('command = "{pyhton} x"', "placeholder {pyhton}"),
         ('minutes = "3"', "int or float"),

@@ -21,7 +21,7 @@ from tario_jax.ops.ranks import ambient_platform
 from tario_jax.ops.rotary import rotate
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
-_SHORTEST_UM, _LONGEST_UM = 16.0, 8192.0
+SHORTEST_UM, LONGEST_UM = 16.0, 8192.0
 _PERIOD_IN = "period_in"  # the name under which a remat policy finds what enters a period of layers
 
 
@@ -127,7 +127,7 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
 def _layer(p: dict, x_BxAxd, streams: Streams, xy_um, config: ModelConfig, attend):
     """One layer over all A tokens; the seen ones have keys and values. `attend(q, k, v)` -> [B, A, H, D]."""
     h = rms_norm(x_BxAxd, p["attention_norm"])
-    turn = functools.partial(rotate, shortest_um=_SHORTEST_UM, longest_um=_LONGEST_UM)
+    turn = functools.partial(rotate, shortest_um=SHORTEST_UM, longest_um=LONGEST_UM)
     q = rms_norm(project("bad,dhk->bahk", h, p["q"]), p["q_norm"])
     k = rms_norm(project("bsd,dhk->bshk", streams.seen(h), p["k"]), p["k_norm"])
     v = project("bsd,dhk->bshk", streams.seen(h), p["v"])
@@ -139,7 +139,8 @@ def _layer(p: dict, x_BxAxd, streams: Streams, xy_um, config: ModelConfig, atten
 
 
 def _attend(config: ModelConfig, q, k, v, looking: QueryVisibility, keys: KeyVisibility) -> jax.Array:
-    return attention(q, k, v, looking, keys, strategy=config.attention, block=config.attention_block)
+    with jax.named_scope("attention"):
+        return attention(q, k, v, looking, keys, strategy=config.attention, block=config.attention_block)
 
 
 def _remat(policy: str):

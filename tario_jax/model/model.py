@@ -44,26 +44,29 @@ class Tario(nnx.Module):
     def __call__(self, batch: Batch) -> Predicted:
         """Every bin slot of the batch, predicted from what its query may see."""
         dtype = compute_dtype(self.config)
-        he_BxTxPxd = self.he_encoder(batch, dtype)
-        queries = self.bin_encoder.query(batch, he_BxTxPxd, dtype)
+        with jax.named_scope("encoders"):
+            he_BxTxPxd = self.he_encoder(batch, dtype)
+            queries = self.bin_encoder.query(batch, he_BxTxPxd, dtype)
         B, T, N, d = queries.shape
         tokens, places = [he_BxTxPxd], [batch.patch_xy_um_BxTxPx2]
         if self.reads_content:
-            tokens.append(self.bin_encoder.content(batch, self.gene_table[...], self.gene_bias[...], dtype))
+            with jax.named_scope("encoders"):
+                tokens.append(self.bin_encoder.content(batch, self.gene_table[...], self.gene_bias[...], dtype))
             places.append(batch.bin_xy_um_BxTxNx2)
         # by modality, tile by tile within: blocks of attention hold one modality, whatever their size
         seen, seen_xy = (side_by_side(context_ranks(), *(x.reshape(B, -1, x.shape[-1]) for x in parts))
                          for parts in (tokens, places))  # fmt: skip
         visibility = {kind: visibilities(batch, self.reads_content, local=kind == "local")
                       for kind in dict.fromkeys(self.config.pattern)}  # fmt: skip
-        _, queries = self.decoder(seen, queries.reshape(B, T * N, d), seen_xy,
-                                  batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility)  # fmt: skip
-        h = rms_norm(queries, self.head_norm[...])
-        log_density = h.astype(jnp.float32) @ self.total_weight[...] + self.total_bias[...]
-        area_um2 = batch.bin_size_um_BxTxN**2 * jnp.maximum(batch.bin_measured_BxTxN, 1e-3)
-        return Predicted(
-            project("bqd,dr->bqr", h, self.gene_in[...]), log_density + jnp.log(area_um2).reshape(B, T * N)
-        )
+        with jax.named_scope("decoder"):
+            _, queries = self.decoder(seen, queries.reshape(B, T * N, d), seen_xy,
+                                      batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility)  # fmt: skip
+        with jax.named_scope("gene_head"):
+            h = rms_norm(queries, self.head_norm[...])
+            log_density = h.astype(jnp.float32) @ self.total_weight[...] + self.total_bias[...]
+            area_um2 = batch.bin_size_um_BxTxN**2 * jnp.maximum(batch.bin_measured_BxTxN, 1e-3)
+            log_total = log_density + jnp.log(area_um2).reshape(B, T * N)
+            return Predicted(project("bqd,dr->bqr", h, self.gene_in[...]), log_total)
 
     def loss(self, batch: Batch) -> CountNLL:
         """Negative log-likelihood of the batch's counts, as sums over its bins."""
@@ -75,11 +78,12 @@ class Tario(nnx.Module):
         measured_BxW = jnp.where(batch.measured_gene_BxWxG, frequency_G, 0.0).sum(-1)
         measured_BxQ = jnp.take_along_axis(measured_BxW, _window_of_bin(batch), axis=1)
         log_total_BxQ = said.log_total_BxQ + jnp.log(jnp.maximum(measured_BxQ, 1e-9))
-        return count_nll(
-            said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], log_total_BxQ, counts,
-            batch.bin_measured_BxTxN.reshape(B, T * N) > 0, batch.measured_gene_BxWxG, _window_of_bin(batch),
-            chunk=self.config.loss_chunk, gene_chunk=self.config.loss_gene_chunk,
-        )  # fmt: skip
+        with jax.named_scope("gene_head"):
+            return count_nll(
+                said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], log_total_BxQ, counts,
+                batch.bin_measured_BxTxN.reshape(B, T * N) > 0, batch.measured_gene_BxWxG, _window_of_bin(batch),
+                chunk=self.config.loss_chunk, gene_chunk=self.config.loss_gene_chunk,
+            )  # fmt: skip
 
     def rates(self, batch: Batch) -> jax.Array:
         """Expected detections in every bin slot, float32 [B, T·N, G]; 0 for genes that the window does not measure."""

@@ -10,9 +10,9 @@ import numpy as np
 from skimage.color import hed_from_rgb
 
 # Optical density -> haematoxylin, eosin, rest (Ruifrok and Johnston 2001, as in scikit-image).
-_STAINS_3x3 = np.asarray(hed_from_rgb, np.float32)
-_THRESHOLDS = (-0.75, 0.0, 0.75, 1.5, 2.5)  # deviations from the mean of training tissue
-_LAGS_PX = (1, 2, 4)
+STAINS_3x3 = np.asarray(hed_from_rgb, np.float32)
+THRESHOLDS = (-0.75, 0.0, 0.75, 1.5, 2.5)  # deviations from the mean of training tissue
+LAGS_PX = (1, 2, 4)
 
 
 def stain_densities(he_BxTxPxYxXx3: jax.Array, mix_BxTx3x3: jax.Array) -> jax.Array:
@@ -21,17 +21,19 @@ def stain_densities(he_BxTxPxYxXx3: jax.Array, mix_BxTx3x3: jax.Array) -> jax.Ar
     mix_BxTx3x3 takes the densities of a tile to those of another staining (augmentation); the identity leaves them.
     """
     optical = -jnp.log((he_BxTxPxYxXx3.astype(jnp.float32) + 1.0) / 256.0)
-    return jnp.einsum("btpyxc,btcs->btpyxs", optical, _STAINS_3x3 @ mix_BxTx3x3)
+    # a sum of three, not a product: one with a contracted axis of 3 is slow everywhere, and rounds its inputs on a TPU
+    of_tile_BxTx1x1x1x3x3 = (STAINS_3x3 @ mix_BxTx3x3)[:, :, None, None, None]
+    return sum(optical[..., colour, None] * of_tile_BxTx1x1x1x3x3[..., colour, :] for colour in range(3))
 
 
 def texture_count(patch_px: int) -> int:
     """Length of `texture_statistics`'s last axis for patches of this side."""
-    return 3 + 3 + 1 + 2 * len(_THRESHOLDS) + 4 * len(_lags(patch_px)) + 1
+    return 3 + 3 + 1 + 2 * len(THRESHOLDS) + 4 * len(_lags(patch_px)) + 1
 
 
 def _lags(patch_px: int) -> tuple[int, ...]:
     """Lags that leave a middle in a patch of this side."""
-    return tuple(lag for lag in _LAGS_PX if 2 * lag < patch_px)
+    return tuple(lag for lag in LAGS_PX if 2 * lag < patch_px)
 
 
 def texture_statistics(density: jax.Array) -> jax.Array:
@@ -46,7 +48,7 @@ def texture_statistics(density: jax.Array) -> jax.Array:
     together = (centred[..., 0] * centred[..., 1]).mean((-2, -1)) / (deviation[..., 0] * deviation[..., 1] + 1e-3)
     parts = [mean, deviation, together[..., None]]
     stains = density[..., :2]
-    for threshold in _THRESHOLDS:
+    for threshold in THRESHOLDS:
         parts.append(jnp.clip(1.5 * (stains - threshold) + 0.5, 0.0, 1.0).mean((-3, -2)))
     for lag in _lags(density.shape[-2]):
         along_x = stains[..., :, lag:, :] - stains[..., :, :-lag, :]

@@ -51,3 +51,19 @@ def chip_of(topology: str) -> Chip:
         raise InputError(f"--topology={topology}: no such chip; expected one of {', '.join(CHIPS)}, then its grid, as "
                          "in v5p:4x8x8")  # fmt: skip
     return CHIPS[name]
+
+
+_DEVICE_KINDS = {
+    "TPU v5 lite": CHIPS["v5e"], "TPU v5e": CHIPS["v5e"], "TPU v5": CHIPS["v5p"], "TPU v5p": CHIPS["v5p"],
+    "TPU v6 lite": CHIPS["v6e"], "TPU v6e": CHIPS["v6e"],
+    # nvidia.com, data sheets of the SXM boards: dense bf16, memory, and NVLink's 18 links of 25 GB/s each way;
+    # exponentials: FlashAttention-3 (Shah et al. 2024), 3.9 T a second of special functions
+    "NVIDIA H100 80GB HBM3": Chip("H100", Rates(989e12, 3.35e12, 3.9e12), 79.6 * _GIB, 25e9),
+    "NVIDIA H200": Chip("H200", Rates(989e12, 4.8e12, 3.9e12), 140.4 * _GIB, 25e9),
+}  # fmt: skip
+
+
+def chip_of_device(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so; None where its peaks are not known here, as those of a CPU."""
+    return _DEVICE_KINDS.get(device_kind)
+

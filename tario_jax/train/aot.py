@@ -23,7 +23,7 @@ from tario_jax.train.aot_table import table
 from tario_jax.train.roofline import estimate, link_seconds
 from tario_jax.train.state import abstract_batch, abstract_state, make_optimiser, make_train_step
 
-_ENTRIES_PER_UM2 = 0.6  # (bin, gene, count) of dense tissue, 770 a bin of 36 µm; only where no corpus says better
+ENTRIES_PER_UM2 = 0.6  # (bin, gene, count) of dense tissue, 770 a bin of 36 µm; only where no corpus says better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def pod_layout(config: Config, genes: int) -> Layout:
     data = config.data
     area_um2 = data.windows_per_row * data.window_um**2
     return make_layout(data, genes, bins_per_tile=square_bins_per_tile(data), largest_bin_um=max(data.trained_bins_um),
-                       count_capacity=data.count_capacity or math.ceil(_ENTRIES_PER_UM2 * area_um2))  # fmt: skip
+                       count_capacity=data.count_capacity or math.ceil(ENTRIES_PER_UM2 * area_um2))  # fmt: skip
 
 
 def _asked_bytes(message: str, arguments: int) -> int | None:

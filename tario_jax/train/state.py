@@ -98,10 +98,11 @@ def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh:
             lambda part: jax.grad(nats, has_aux=True)(state.parameters, part),
             batch, parts, mesh, (shardings.parameters, whole),
         )  # fmt: skip
-        gradients = jax.tree.map(lambda x: x / jnp.maximum(nll.detections, 1.0), sums)  # a detection of the whole batch
-        updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
-        metrics = StepMetrics(nll.total_nats, nll.gene_nats, nll.detections, optax.tree.norm(gradients))
+        with jax.named_scope("optimiser"):
+            gradients = jax.tree.map(lambda x: x / jnp.maximum(nll.detections, 1.0), sums)  # of the whole batch's
+            updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
+            parameters = optax.apply_updates(state.parameters, updates)
+            metrics = StepMetrics(nll.total_nats, nll.gene_nats, nll.detections, optax.tree.norm(gradients))
         return TrainState(state.step + 1, parameters, state.calibration, moments), metrics
 
     shardings, whole = state_shardings(built, optimiser, mesh), NamedSharding(mesh, PartitionSpec())

@@ -162,8 +162,8 @@ def absent(need: str, root: Path) -> bool:
     match need:
         case "gpu":
             return not _gpu_names()
-        case "libtpu":
-            return importlib.util.find_spec("libtpu") is None
+        case "libtpu" | "torch":
+            return importlib.util.find_spec(need) is None
         case "real-data":
             return real_data(root) is None
         case "chromium":
