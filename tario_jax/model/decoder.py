@@ -16,6 +16,7 @@ from tario_jax.model.cache import DecoderCache, kept_at
 from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.streams import Streams, Visibility, context_ranks
 from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_strategy
+from tario_jax.ops.attention.tiles import Tiles, tile_attention
 from tario_jax.ops.project import project
 from tario_jax.ops.ranks import ambient_platform
 from tario_jax.ops.rotary import rotate
@@ -46,20 +47,29 @@ class Decoder(nnx.Module):
         self.mlp_in = weight(rngs, (L, d, F), ("layers", "embed", "mlp"), d)
         self.mlp_out = weight(rngs, (L, F, d), ("layers", "mlp", "embed"), F, out_gain)
 
-    def __call__(self, seen_BxSxd, queries_BxQxd, seen_xy_um, query_xy_um, visibility: dict[str, Visibility]):
+    def __call__(self, seen_BxSxd, queries_BxQxd, seen_xy_um, query_xy_um, visibility: dict[str, Visibility],
+                 tiles: Tiles | None = None):  # fmt: skip
         """Both streams after all layers.
 
-        seen_xy_um [B, S, 2], query_xy_um [B, Q, 2]: places; visibility: that of "global" and of "local" layers.
+        seen_xy_um [B, S, 2], query_xy_um [B, Q, 2]: places; visibility: that of "global" and of "local" layers; tiles:
+        how they lie on each device, for local layers to attend tile by tile.
         """
         config = self.config
         streams = Streams(seen_BxSxd.shape[1], queries_BxQxd.shape[1], context_ranks())
         xy_um = streams.together(seen_xy_um, query_xy_um)
         sees = {kind: (streams.looking(fields), fields.keys) for kind, fields in visibility.items()}
+        small = tiles if tiles is not None and tiles.are_small else None
+
+        def attend(kind, *qkv):
+            if kind == "local" and small is not None:
+                with jax.named_scope("attention"):
+                    return tile_attention(*qkv, *sees[kind], small)
+            return _attend(config, *qkv, *sees[kind])
 
         def layers_of_a_period(x, weights):
             x = checkpoint_name(x, _PERIOD_IN)
             for kind, layer in zip(config.pattern, weights, strict=True):
-                x = _layer(layer, x, streams, xy_um, config, lambda *qkv, kind=kind: _attend(config, *qkv, *sees[kind]))
+                x = _layer(layer, x, streams, xy_um, config, functools.partial(attend, kind))
             return x, None
 
         x = streams.together(seen_BxSxd, queries_BxQxd)

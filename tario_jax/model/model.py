@@ -11,6 +11,7 @@ from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.decoder import Decoder, compute_dtype
 from tario_jax.model.encoders import BinEncoder, HEEncoder
 from tario_jax.model.streams import Visibility, context_ranks, side_by_side
+from tario_jax.ops.attention.tiles import Tiles
 from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, count_nll, log_rates
 from tario_jax.ops.project import project
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
@@ -59,8 +60,10 @@ class Tario(nnx.Module):
         visibility = {kind: visibilities(batch, self.reads_content, local=kind == "local")
                       for kind in dict.fromkeys(self.config.pattern)}  # fmt: skip
         with jax.named_scope("decoder"):
+            P = he_BxTxPxd.shape[2]
+            tiles = Tiles((P, N, N), (P, N)) if self.reads_content else Tiles((P, N), (P,))
             _, queries = self.decoder(seen, queries.reshape(B, T * N, d), seen_xy,
-                                      batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility)  # fmt: skip
+                                      batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility, tiles)  # fmt: skip
         with jax.named_scope("gene_head"):
             h = rms_norm(queries, self.head_norm[...])
             log_density = h.astype(jnp.float32) @ self.total_weight[...] + self.total_bias[...]

@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from tario_jax.ops.ranks import ambient_platform
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def project(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -23,7 +25,13 @@ def _forward(equation: str, x, weight):
 def _backward(equation: str, kept, dy):
     x, weight = kept
     x_axes, weight_axes, y_axes = *equation.partition("->")[0].split(","), equation.partition("->")[2]
-    dx = jnp.einsum(f"{y_axes},{weight_axes}->{x_axes}", dy, weight.astype(x.dtype))
+    weight_, axes = weight.astype(x.dtype), weight_axes
+    if ambient_platform() == "cpu":  # XLA's CPU products are several times slower where they turn the weight themselves
+        axes = "".join(axis for axis in weight_axes if axis in y_axes) + "".join(
+            axis for axis in weight_axes if axis not in y_axes
+        )
+        weight_ = jax.lax.optimization_barrier(jnp.einsum(f"{weight_axes}->{axes}", weight_))
+    dx = jnp.einsum(f"{y_axes},{axes}->{x_axes}", dy, weight_)
     dweight = jnp.einsum(f"{x_axes},{y_axes}->{weight_axes}", x, dy, preferred_element_type=jnp.float32)
     return dx, dweight.astype(weight.dtype)
 

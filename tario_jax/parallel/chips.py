@@ -66,4 +66,3 @@ _DEVICE_KINDS = {
 def chip_of_device(device_kind: str) -> Chip | None:
     """The chip that JAX calls so; None where its peaks are not known here, as those of a CPU."""
     return _DEVICE_KINDS.get(device_kind)
-
