@@ -1,5 +1,6 @@
-"""What one device of this machine does: a plain product, a plain sum, exponentials."""
+"""What one device of this machine does: products, loops over memory, exponentials."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -9,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tario_jax.model.declare import rms_norm
+from tario_jax.ops.project import project
 from tario_jax.parallel.chips import Rates
 
 _LEAST_SECONDS = 0.2  # of a measurement
-_STREAMED = {"cpu": 1 << 25, "elsewhere": 1 << 28}  # elements of an array that no cache holds
 _CACHED = {"cpu": 1 << 18, "elsewhere": 1 << 24}  # 1 MiB of float32 on a CPU: the scores of a few blocks of attention
 _SIDE = {"cpu": 2048, "elsewhere": 8192}  # of a product's squares
 
@@ -36,17 +38,48 @@ class Work(NamedTuple):
         return calls * self.amount / (time.perf_counter() - began)
 
 
-def measure_rates(dtype: str, rounds: int = 5) -> Rates:
+class Sizes(NamedTuple):
+    """Of a product [tokens, inputs] × [inputs, outputs]."""
+
+    tokens: int
+    inputs: int
+    outputs: int
+
+
+def measure_rates(dtype: str, product: Sizes, rounds: int = 5) -> Rates:
     """Medians over rounds in which the three take turns.
 
-    The product and the sum are of `dtype`. The sum is x + y of arrays that no cache holds, two read and one written;
-    the exponentials are float32 and of an array that the caches hold, as those of attention are.
+    All are of the sizes of a step, which are smaller than peaks ask for: products, forward and for both gradients;
+    memory by a norm of the tokens and its gradient, two arrays read or written forward and three backward; exponentials
+    in float32, of an array that the caches hold, as those of attention are.
     """
-    streamed, cached = (sizes.get(jax.default_backend(), sizes["elsewhere"]) for sizes in (_STREAMED, _CACHED))
-    x, y, scores = _placed((streamed,), dtype), _placed((streamed,), dtype), _placed((cached,), "float32")
-    works = (matmul(dtype), _sum(x, y), _work(jnp.exp, scores, amount=float(cached)))
+    cached = _CACHED.get(jax.default_backend(), _CACHED["elsewhere"])
+    exponentials = _work(jnp.exp, _placed((cached,), "float32"), amount=float(cached))
+    works = (_three_products(dtype, product), _norm(dtype, product), exponentials)
     found = [[work.rate() for work in works] for _ in range(rounds)]
     return Rates(*map(statistics.median, zip(*found, strict=True)), overlap=jax.default_backend() != "cpu")
+
+
+def _three_products(dtype: str, sizes: Sizes) -> Work:
+    x, dy = _placed((sizes.tokens, sizes.inputs), dtype), _placed((sizes.tokens, sizes.outputs), dtype)
+    weight = _placed((sizes.inputs, sizes.outputs), "float32")
+
+    def three(x, weight, dy):
+        y, pull = jax.vjp(functools.partial(project, "ad,df->af"), x, weight)
+        return y, *pull(dy)
+
+    return _work(three, x, weight, dy, amount=6.0 * sizes.tokens * sizes.inputs * sizes.outputs)
+
+
+def _norm(dtype: str, sizes: Sizes) -> Work:
+    x, dy = (_placed((sizes.tokens, sizes.inputs), dtype) for _ in range(2))
+    scale = _placed((sizes.inputs,), "float32")
+
+    def both(x, scale, dy):
+        y, pull = jax.vjp(rms_norm, x, scale)
+        return y, *pull(dy)
+
+    return _work(both, x, scale, dy, amount=5.0 * x.nbytes)
 
 
 def matmul(dtype: str) -> Work:
@@ -54,18 +87,6 @@ def matmul(dtype: str) -> Work:
     side = _SIDE.get(jax.default_backend(), _SIDE["elsewhere"])
     given = [_placed((side, side), dtype) for _ in range(2)]
     return _work(jnp.matmul, *given, amount=2.0 * side**3)
-
-
-def _sum(x: jax.Array, y: jax.Array) -> Work:
-    """Bytes that x + y moves, into the memory of x: fresh memory costs its pages, too."""
-    program = jax.jit(jnp.add, donate_argnums=0).lower(x, y).compile()
-    held = [x]
-
-    def call() -> jax.Array:
-        held[0] = program(held[0], y)
-        return held[0]
-
-    return Work(call, 3.0 * x.nbytes)
 
 
 def _work(function, *given: jax.Array, amount: float) -> Work:

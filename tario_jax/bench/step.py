@@ -6,6 +6,7 @@ model (model/flops.py).
 """
 
 import importlib.util
+import math
 import os
 import statistics
 import time
@@ -18,21 +19,27 @@ import numpy as np
 
 from tario_jax.bench.made_batch import made_batch
 from tario_jax.bench.phases import PHASES, PhaseSeconds, trace_phases
-from tario_jax.bench.rates import matmul, measure_rates
-from tario_jax.config import Config, InputError
+from tario_jax.bench.rates import Sizes, matmul, measure_rates
+from tario_jax.config import BATCH_AXES, Config, InputError
 from tario_jax.model.build import build, model_sizes
 from tario_jax.model.decoder import compute_dtype
 from tario_jax.model.flops import step_flops
-from tario_jax.parallel.chips import chip_of_device
+from tario_jax.parallel.chips import Chip, Rates, chip_of_device
+from tario_jax.parallel.collectives import collectives, received_by_axis
 from tario_jax.parallel.mesh import check_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Batch, Layout
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.train.aot import pod_layout
+from tario_jax.train.roofline import estimate, link_seconds
 from tario_jax.train.state import TrainState, initial_state, make_optimiser, make_train_step, to_devices
 
 PEERS = ("torch",)
 _GIB = 1 << 30
 _BATCH_SEED = 0
+_PHASE_OF_PART = {"projections and MLP": "MLP & projections", "norms, gate, rotary": "MLP & projections",
+                  "attention": "attention", "gene head": "gene head & likelihood", "encoders": "encoders",
+                  "optimiser": "optimiser"}  # fmt: skip
+"""Where a part of the estimate (model/work.py) is traced."""
 
 
 class _Ours:
@@ -102,8 +109,12 @@ def bench_step(config: Config, *, genes: int, rounds: int, steps: int, leave_out
     say("bench: tracing a step")
     traced = trace_phases(lambda: ours.steps(1), ours.program.as_text(), trace)
     say("bench: rates of this machine")
-    rates = measure_rates(dtype)
+    tokens = _tokens(config, layout)["tokens"] // (config.data.rows * ours.mesh.shape["context"])
+    product = Sizes(max(1, tokens * config.data.rows // math.prod(ours.mesh.shape[axis] for axis in BATCH_AXES)),
+                    config.model.width, config.model.mlp_width // ours.mesh.shape["tensor"])  # fmt: skip
+    rates = measure_rates(dtype, product)
     rate_a_device = flops.total / of_step / devices
+    expected = estimate(config, layout, genes, ours.mesh, *_shared(rates, ours, chip))
     result: dict[str, Any] = {
         "config": config.name, "device": jax.devices()[0].device_kind, "devices": devices,
         "mesh": dict(ours.mesh.shape), "dtype": dtype, "rows": config.data.rows, **_tokens(config, layout),
@@ -116,7 +127,8 @@ def bench_step(config: Config, *, genes: int, rounds: int, steps: int, leave_out
                                              in zip(seconds["tario"], matmul_rates, strict=True)),
         "mfu": None if chip is None else rate_a_device / chip.rates.matmul_flops,
         "memory_bytes": _memory(ours), "compile_seconds": ours.compile_seconds,
-        "phases": _phases(traced, of_step), "left_out": left_out,
+        "phases": _phases(traced, of_step), "left_out": left_out, "estimate": expected.told(),
+        "estimated_share": expected.seconds / of_step,
         "nats_per_detection": _loss_and_norm(ours)[0],
     }  # fmt: skip
     if peer:
@@ -129,6 +141,19 @@ def bench_step(config: Config, *, genes: int, rounds: int, steps: int, leave_out
         }  # fmt: skip
     result["table"] = table(result)
     return result
+
+
+def _shared(rates: Rates, ours: _Ours, chip: Chip | None) -> tuple[Rates, dict[str, float]]:
+    """Rates of one device of several, and seconds that its messages take by axis, of the compiled program.
+
+    Virtual devices of a CPU share its cores, and a message between them is a copy.
+    """
+    found, _ = collectives(ours.program.as_text(), dict(ours.mesh.shape))
+    received = received_by_axis(found)
+    if chip is not None:
+        return rates, link_seconds(received, chip, slices=1)
+    shared = Rates(*(rate / ours.mesh.size for rate in rates[:3]), rates.overlap)
+    return shared, {axis: 2 * size / shared.memory_bytes for axis, size in received.items()}
 
 
 def _torch_peer(config: Config, ours: _Ours, batch: Batch, dtype: str, devices: int, left_out: dict[str, str]):
@@ -218,13 +243,18 @@ def table(result: dict[str, Any]) -> str:
         f"memory of a device, GiB: {memory}",
         f"rates of a device: product {rates['matmul_flops'] * 1e-12:.3g} TFLOP/s, memory "
         f"{rates['memory_bytes'] * 1e-9:.3g} GB/s, exponentials {rates['exponentials'] * 1e-9:.3g} G/s",
-        f"{'a step by phase':<26}{'share':>10}{'s':>12}{'forward':>10}{'backward':>10}",
+        f"{'a step by phase':<26}{'share':>10}{'s':>12}{'forward':>10}{'backward':>10}{'estimated':>11}",
     ]
+    estimated = dict.fromkeys(PHASES, 0.0)
+    for name, part in result["estimate"]["parts"].items():
+        estimated[_PHASE_OF_PART[name]] += part["seconds"]
     for phase in PHASES:
         of = result["phases"][phase]
         if of["share"]:
             lines.append(f"{phase:<26}{of['share']:>10.1%}{of['seconds']:>12.3g}{of['forward_seconds']:>10.3g}"
-                         f"{of['backward_seconds']:>10.3g}")  # fmt: skip
+                         f"{of['backward_seconds']:>10.3g}{estimated[phase]:>11.3g}")  # fmt: skip
+    lines.append(f"estimated from these rates: {result['estimate']['seconds']:.3g} s a step, "
+                 f"{result['estimated_share']:.2f} of what was measured")  # fmt: skip
     return "\n".join(lines)
 
 

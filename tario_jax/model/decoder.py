@@ -19,7 +19,7 @@ from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_str
 from tario_jax.ops.attention.tiles import Tiles, tile_attention
 from tario_jax.ops.project import project
 from tario_jax.ops.ranks import ambient_platform
-from tario_jax.ops.rotary import rotate
+from tario_jax.ops.rotary import Turns, rotate, turns_at
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
 SHORTEST_UM, LONGEST_UM = 16.0, 8192.0
@@ -56,7 +56,7 @@ class Decoder(nnx.Module):
         """
         config = self.config
         streams = Streams(seen_BxSxd.shape[1], queries_BxQxd.shape[1], context_ranks())
-        xy_um = streams.together(seen_xy_um, query_xy_um)
+        turns = _turns(config, streams.together(seen_xy_um, query_xy_um))
         sees = {kind: (streams.looking(fields), fields.keys) for kind, fields in visibility.items()}
         small = tiles if tiles is not None and tiles.are_small else None
 
@@ -69,7 +69,7 @@ class Decoder(nnx.Module):
         def layers_of_a_period(x, weights):
             x = checkpoint_name(x, _PERIOD_IN)
             for kind, layer in zip(config.pattern, weights, strict=True):
-                x = _layer(layer, x, streams, xy_um, config, functools.partial(attend, kind))
+                x = _layer(layer, x, streams, turns, functools.partial(attend, kind))
             return x, None
 
         x = streams.together(seen_BxSxd, queries_BxQxd)
@@ -88,7 +88,7 @@ class Decoder(nnx.Module):
         """
         config = self.config
         streams = Streams(seen_Bxnxd.shape[1], queries_BxQxd.shape[1], ranks=1)
-        xy_um = streams.together(seen_xy_um, query_xy_um)
+        turns = _turns(config, streams.together(seen_xy_um, query_xy_um))
         looking = {kind: streams.looking(fields) for kind, fields in visibility.items()}
         cache = cache.marked(slot_Bxn, {kind: fields.keys for kind, fields in visibility.items()})
 
@@ -101,7 +101,7 @@ class Decoder(nnx.Module):
                     written.append(cached := kept_at(slot_Bxn, kept, (k, v)))
                     return _attend(config, q, *cached, looking[kind], cache.visibility[kind])
 
-                x = _layer(layer, x, streams, xy_um, config, attend)
+                x = _layer(layer, x, streams, turns, attend)
             return x, tuple(jnp.stack(parts) for parts in zip(*written, strict=True))
 
         x = streams.together(seen_Bxnxd, queries_BxQxd)
@@ -134,18 +134,21 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
     return jnp.dtype(choice)
 
 
-def _layer(p: dict, x_BxAxd, streams: Streams, xy_um, config: ModelConfig, attend):
+def _layer(p: dict, x_BxAxd, streams: Streams, turns: Turns, attend):
     """One layer over all A tokens; the seen ones have keys and values. `attend(q, k, v)` -> [B, A, H, D]."""
     h = rms_norm(x_BxAxd, p["attention_norm"])
-    turn = functools.partial(rotate, shortest_um=SHORTEST_UM, longest_um=LONGEST_UM)
     q = rms_norm(project("bad,dhk->bahk", h, p["q"]), p["q_norm"])
     k = rms_norm(project("bsd,dhk->bshk", streams.seen(h), p["k"]), p["k_norm"])
     v = project("bsd,dhk->bshk", streams.seen(h), p["v"])
-    read = attend(turn(q, xy_um), turn(k, streams.seen(xy_um)), v)
+    read = attend(rotate(q, turns), rotate(k, jax.tree.map(streams.seen, turns)), v)
     x = x_BxAxd + project("bahk,hkd->bad", read, p["attention_out"])
     h = rms_norm(x, p["mlp_norm"])
     hidden = jax.nn.silu(project("bad,df->baf", h, p["mlp_gate"])) * project("bad,df->baf", h, p["mlp_in"])
     return x + project("baf,fd->bad", hidden, p["mlp_out"])
+
+
+def _turns(config: ModelConfig, xy_um_BxAx2: jax.Array) -> Turns:
+    return turns_at(xy_um_BxAx2, config.head_dim, shortest_um=SHORTEST_UM, longest_um=LONGEST_UM)
 
 
 def _attend(config: ModelConfig, q, k, v, looking: QueryVisibility, keys: KeyVisibility) -> jax.Array:

@@ -17,6 +17,7 @@ from tario_jax.config import MESH_AXES, Config, ModelConfig
 from tario_jax.model.encoders import stem_stride
 from tario_jax.model.flops import allowed_pairs
 from tario_jax.model.stain import texture_count
+from tario_jax.ops.attention.tiles import Tiles
 from tario_jax.tokens.batch import Layout
 
 _F32 = 4
@@ -27,7 +28,7 @@ class Part(NamedTuple):
 
     name: str
     flops: float = 0.0
-    exponentials: float = 0.0  # and logarithms, roots and tangents: what a chip's table of functions computes
+    exponentials: float = 0.0  # and logarithms, roots, tangents and quotients: what takes more than a sum or a product
     bytes: float = 0.0
 
     def __add__(self, other: "Part") -> "Part":
@@ -63,8 +64,9 @@ def device_work(
         _attention(config, layout, rows / mesh["context"], seen + bins, seen, tensor, machine),
         _gene_head(model, layout.genes_padded, bins, contents, tensor, machine),
         _encoders(model, layout, patches, bins, contents, machine),
-        # parameters, two moments and gradients are read, the first three written; the norm reads the gradients before
-        Part("optimiser", bytes=8 * _F32 * stored),
+        # parameters, two moments and gradients are read, the first three written; the norm reads the gradients before,
+        # and where nothing is joined they are read and written to be scaled, and read for the norm that is told
+        Part("optimiser", exponentials=2 * stored, bytes=(8 if machine.joins else 11) * _F32 * stored),
     ]
 
 
@@ -88,6 +90,10 @@ def _projections(model: ModelConfig, seen, queries, tensor: int, again: int, mac
     layer += _product(name, tokens, d, hidden, again, machine).times(2)
     # the last product of what is computed again is wanted by nobody
     layer += _product(name, tokens, hidden, d, again * (period - 1) / period, machine)
+    if not machine.joins:
+        # weights are cut from their stack, and turned for the backward product; gradients are laid into a stack, and
+        # that is parted by the layers of a period: read and written each
+        layer += Part(name, bytes=4 * 2 * _F32 * d * (2 * heads + 2 * keys + 3 * hidden))
     return layer.times(model.layers)
 
 
@@ -102,31 +108,44 @@ def _elementwise(model: ModelConfig, seen, queries, tensor: int, again: int, mac
     else:
         forward = 2 * (2 + 2) * tokens * d + 3 * tokens * hidden + 2 * seen * d + 2 * turned
         backward = 2 * 4 * tokens * d + 2 * tokens * d + 5 * tokens * hidden + 3 * turned
-    exponentials = tokens * hidden * (2 + again)
+    exponentials = 2 * tokens * hidden * (2 + again)  # and the quotient of each
     return Part("norms, gate, rotary", 0.0, exponentials,
                 machine.element_bytes * ((1 + again) * forward + backward)).times(model.layers)  # fmt: skip
 
 
 def _attention(config: Config, layout: Layout, rows: float, tokens, seen, tensor: int, machine: Machine) -> Part:
     """Of all layers. rows: of a device, a part of one where its tokens are split over context."""
-    model = config.model
-    of_kind = model.layers / len(model.pattern)
-    pairs = rows * model.heads / tensor * of_kind * sum(
-        allowed_pairs(config, layout, local=kind == "local") for kind in model.pattern
-    )  # fmt: skip
-    width, group = model.head_dim, model.heads / model.kv_heads
-    again = int(model.remat == "full")
-    ends = model.layers * width / tensor * (tokens * model.heads + seen * model.kv_heads)  # q and out, k and v: halves
-    b = machine.element_bytes
-    if machine.kernel_block:
-        # backward: scores and dP are made twice, for dQ and for dK with dV
-        products, exponentials = 2 * (1 + again) + 7, (1 + again) + 2
-        blocks = pairs / machine.kernel_block * width * b
-        moved = b * ends * 2 * (1 + again) + 5 * b * ends + 2 * blocks * ((1 + again + 1) / group + 1)
-    else:
-        products, exponentials = 2 * (1 + again) + 5, (1 + again) + 1
-        moved = b * ends * 2 * (1 + again) + 5 * b * ends + pairs * (_F32 * (3 * (1 + again) + 5) + b * 2)
-    return Part("attention", 2.0 * width * pairs * products, pairs * exponentials, moved)
+    model, b = config.model, machine.element_bytes
+    again, width, heads = int(model.remat == "full"), model.head_dim, model.heads / tensor
+    kinds = {kind: model.layers * model.pattern.count(kind) / len(model.pattern) for kind in set(model.pattern)}
+    ends = width * (tokens * heads + seen * model.kv_heads / tensor)  # q and out, k and v: halves
+    whole = Part("attention")
+    for kind, layers in kinds.items():
+        tiles = tiles_of(layout, one_shot=config.data.one_shot)
+        pairs = allowed_pairs(config, layout, local=kind == "local")
+        moved = b * ends * (2 * (1 + again) + 5)
+        if kind == "local" and tiles.are_small:
+            pairs = layout.tiles * sum(tiles.queries) * sum(tiles.keys)  # dense, whatever the order of writing
+            products, exponentials = 2 * (1 + again) + 5, (1 + again) + 1
+            # scores: written, read for the largest and for the sum; weights written and read; backward dP and dS too
+            of_scores = (1 + again) * (3 * _F32 + 2 * b) + 4 * _F32 + 5 * b
+        elif machine.kernel_block:
+            # backward: scores and dP are made twice, for dQ and for dK with dV
+            products, exponentials = 2 * (1 + again) + 7, (1 + again) + 2
+            group = model.heads / model.kv_heads  # heads that share a block of keys
+            of_scores = 2 * width * b / machine.kernel_block * ((2 + again) / group + 1)
+        else:
+            products, exponentials = 2 * (1 + again) + 5, (1 + again) + 1
+            of_scores = (1 + again) * (3 * _F32 + 2 * b) + 4 * _F32 + 5 * b
+        pairs *= rows * heads
+        whole += Part("", 2.0 * width * pairs * products, pairs * exponentials, moved + pairs * of_scores).times(layers)
+    return whole
+
+
+def tiles_of(layout: Layout, *, one_shot: bool) -> Tiles:
+    """Tokens of a tile in each stretch of a row, as the model lays it."""
+    patches, bins = layout.patches_per_tile, layout.bins_per_tile
+    return Tiles((patches, bins), (patches,)) if one_shot else Tiles((patches, bins, bins), (patches, bins))
 
 
 def _gene_head(model: ModelConfig, genes: int, bins, contents, tensor: int, machine: Machine) -> Part:
@@ -182,11 +201,12 @@ def device_links(
     keys = 2 * here * (patches + contents) * model.kv_heads * model.head_dim / mesh["tensor"]
     again = {"none": 0, "full": 1}.get(model.remat, 0)
     hops = keys * others["context"] * ((2 + again) * b + _F32)
+    ring = [kind for kind in model.pattern if kind == "global" or not tiles_of(layout, one_shot=not contents).are_small]
     token = here * (patches + contents + bins) * model.width * b
     products = 4 + (model.remat != "none")  # whose results lie in parts over `tensor`: two forward, two backward
     return {
         "replica": summed * share["replica"],
         "fsdp": of_fsdp,
-        "context": model.layers * hops + summed * share["context"],
+        "context": model.layers * len(ring) / len(model.pattern) * hops + summed * share["context"],
         "tensor": model.layers * products * 2 * share["tensor"] * token,
     }

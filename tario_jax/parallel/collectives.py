@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tario_jax.config import InputError
+from tario_jax.config import MESH_AXES, InputError
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all"
 _COLLECTIVE = re.compile(rf"= (.+?) ({_KINDS})(?:-start)?\(")
@@ -75,6 +75,11 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> tuple
             entry[1] += at.count * size
     told = [Collective(kind, axes, count, size) for (kind, axes), (count, size) in found.items()]
     return sorted(told, key=lambda one: -one.bytes), len(unknown)
+
+
+def received_by_axis(found: list[Collective]) -> dict[str, float]:
+    """Bytes that one device receives along each axis of the mesh; what goes along several is shared among them."""
+    return {axis: sum(one.bytes / len(one.axes) for one in found if axis in one.axes) for axis in MESH_AXES}
 
 
 @dataclasses.dataclass(frozen=True)

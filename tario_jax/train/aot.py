@@ -10,11 +10,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from tario_jax.config import MESH_AXES, Config, InputError
+from tario_jax.config import Config, InputError
 from tario_jax.model.build import Built, build, model_sizes
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.chips import Chip, chip_of
-from tario_jax.parallel.collectives import Collective, collectives
+from tario_jax.parallel.collectives import Collective, collectives, received_by_axis
 from tario_jax.parallel.mesh import check_rows, make_mesh
 from tario_jax.parallel.topology import topology_devices
 from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
@@ -115,8 +115,8 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
                         told.host_temp_size_in_bytes)  # fmt: skip
         found, loops = collectives(program.as_text(), dict(mesh.shape), pod.slices)
     flops = step_flops(config, layout)
-    by_axis = {axis: sum(one.bytes / len(one.axes) for one in found if axis in one.axes) for axis in MESH_AXES}
-    line = estimate(config, layout, genes, mesh, pod.chip.rates, link_seconds(by_axis, pod.chip, pod.slices))
+    links = link_seconds(received_by_axis(found), pod.chip, pod.slices)
+    line = estimate(config, layout, genes, mesh, pod.chip.rates, links)
     bins = layout.tiles * layout.bins_per_tile
     result: dict[str, Any] = {
         "topology": pod.topology, "slices": pod.slices, "chips": mesh.size, "mesh": dict(mesh.shape),
