@@ -4,18 +4,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from tario_jax.ops.ranks import ambient_platform
+from tario_jax.config import BATCH_AXES
+from tario_jax.ops.ranks import Ranks, ambient_platform
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def project(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`einsum(equation, x, weight)` in x's type, of a float32 weight.
+    """`einsum(equation, x, weight)` in x's type, of a float32 weight. x has rows first, and tokens or tiles after them.
 
-    The weight's gradient leaves the product as the float32 that it is accumulated in: summed over the devices of a mesh
-    as bfloat16, it would lose with every device what the accumulator has kept.
+    On a mesh they stay where they are, rows over replica × fsdp and tokens over context, and weights come to them: left
+    to itself XLA sometimes sends the tokens. The weight's gradient leaves the product as the float32 that it is
+    accumulated in: summed over devices as bfloat16, it would lose with each of them what the accumulator has kept.
     """
-    return jnp.einsum(equation, x, weight.astype(x.dtype))
+    return _in_place(jnp.einsum(equation, x, weight.astype(x.dtype)))
 
 
 def _forward(equation: str, x, weight):
@@ -31,9 +34,17 @@ def _backward(equation: str, kept, dy):
             axis for axis in weight_axes if axis not in y_axes
         )
         weight_ = jax.lax.optimization_barrier(jnp.einsum(f"{weight_axes}->{axes}", weight_))
-    dx = jnp.einsum(f"{y_axes},{axes}->{x_axes}", dy, weight_)
+    dx = _in_place(jnp.einsum(f"{y_axes},{axes}->{x_axes}", dy, weight_))
     dweight = jnp.einsum(f"{x_axes},{y_axes}->{weight_axes}", x, dy, preferred_element_type=jnp.float32)
     return dx, dweight.astype(weight.dtype)
 
 
 project.defvjp(_forward, _backward)
+
+
+def _in_place(x: jax.Array) -> jax.Array:
+    ranks = Ranks.ambient()
+    if not ranks.sizes:
+        return x
+    laid = [ranks.present(*axes) or None for axes in (BATCH_AXES, ("context",))]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*laid, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 2)))

@@ -81,8 +81,8 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 
 def test_rates_are_of_this_machine():
     rates = measure_rates("float32", Sizes(64, 32, 48), rounds=1)
-    assert all(rate > 1e6 for rate in rates)
-    assert chip_of_device("NVIDIA H100 80GB HBM3").bf16_flops == 989e12 and chip_of_device("cpu") is None
+    assert all(rate > 1e6 for rate in rates[:3]) and not rates.overlap
+    assert chip_of_device("NVIDIA H100 80GB HBM3").rates.matmul_flops == 989e12 and chip_of_device("cpu") is None
 
 
 @pytest.mark.slow

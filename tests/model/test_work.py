@@ -18,7 +18,7 @@ _GENES = 2000
 
 def tissue(**model) -> Config:
     """Every bin from the H&E alone: then a dense mask hides nothing."""
-    sizes = {"width": 128, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 32, "mlp_width": 320, "gene_dim": 64,
+    sizes = {"width": 320, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 32, "mlp_width": 1280, "gene_dim": 64,
              "stem_width": 16, "pattern": ("global", "global"), "attention": "reference",
              "loss_chunk": 10**6}  # fmt: skip
     return Config(data=DataConfig(window_um=288.0, tile_um=144.0, he_um_per_px=0.5, patch_px=32, rows=2),

@@ -16,8 +16,8 @@ from tario_jax.parallel.topology import why_not
 
 GOLDEN = Path(__file__).with_name("golden_programs.json")
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--config.model.width=256", "--config.model.layers=4", "--config.model.heads=4", "--config.model.kv_heads=2",
-         "--config.model.head_dim=64", "--config.model.mlp_width=512", "--config.model.gene_dim=128",
+SMALL = ("--config.model.width=512", "--config.model.layers=4", "--config.model.heads=4", "--config.model.kv_heads=2",
+         "--config.model.head_dim=128", "--config.model.mlp_width=1024", "--config.model.gene_dim=128",
          "--config.model.stem_width=32", "--config.model.pattern=('local','global')", "--batch=16")  # fmt: skip
 PROGRAMS = {
     "ring, remat": ("--topology=v5e:2x4", "--mesh=fsdp=2,context=2,tensor=2", "--config.model.attention=ring"),
