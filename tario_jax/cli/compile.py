@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     os.environ.update(ENVIRONMENT)
     # a program for a chip that is not here could be stored, but not loaded again
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-    from tario_jax.train.aot import Pod, compile_step
+    from tario_jax.train.aot import Pod, compile_apart
 
     config = config_of(options)
     if options.search and options.mesh:
@@ -48,13 +48,13 @@ def run(options: argparse.Namespace) -> int:
         config = override(config, {f"mesh.{axis}": size for axis, size in _mesh(options.mesh).items()})
     if options.batch:
         config = override(config, {"data.rows": str(options.batch)})
-    pod = Pod.of(options.topology, options.slices)
     if options.search:
         from tario_jax.train.mesh_search import search_mesh
 
+        pod = Pod.of(options.topology, options.slices)
         result = search_mesh(config, pod, genes=options.genes, tries=options.tries or 4, say=say)
     else:
-        result = compile_step(config, pod, genes=options.genes, say=say)
+        result = compile_apart(config, options.topology, options.slices, genes=options.genes, say=say)
     return finish(options, result["table"], result)
 
 

@@ -1,7 +1,9 @@
 """A training step compiled for a pod that is not here: what it holds, what it sends, how fast it can be at best."""
 
+import concurrent.futures.process
 import dataclasses
 import math
+import multiprocessing
 import re
 import time
 from collections.abc import Callable
@@ -131,6 +133,30 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
         "roofline": line.told(), "compile_seconds": time.monotonic() - began,
     }  # fmt: skip
     return result | {"table": table(result)}
+
+
+class CompilerCrash(InputError):
+    """The compiler ended the process that it ran in."""
+
+
+def compile_apart(config: Config, topology: str, slices: int, *, genes: int = 18963,
+                  say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
+    """`compile_step` in a process of its own, which alone a crash of the compiler ends.
+
+    Raises what `compile_step` does, and `CompilerCrash`. `say` is one that another process can import.
+    """
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_compile_here, config, topology, slices, genes, say).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise CompilerCrash(
+                f"--topology={topology}: libtpu's compiler crashed on this program (above is what it said), or was "
+                "killed for want of memory; try another mesh, or heads of 128"
+            ) from None
+
+
+def _compile_here(config: Config, topology: str, slices: int, genes: int, say) -> dict[str, Any]:
+    return compile_step(config, Pod.of(topology, slices), genes=genes, say=say)
 
 
 def pod_layout(config: Config, genes: int) -> Layout:

@@ -8,7 +8,7 @@ from typing import Any
 from tario_jax.config import MESH_AXES, Config, InputError, override
 from tario_jax.model.decoder import compute_dtype
 from tario_jax.parallel.mesh import traced_on
-from tario_jax.train.aot import Plan, Pod, compile_step
+from tario_jax.train.aot import CompilerCrash, Plan, Pod, compile_apart
 from tario_jax.train.aot_table import mesh_words
 from tario_jax.train.roofline import estimate, written_links
 
@@ -20,7 +20,7 @@ def search_mesh(config: Config, pod: Pod, *, genes: int = 18963, tries: int = 4,
     """Compiles the step on the meshes of the shortest estimated steps, in their order, until one fits.
 
     tries: at most so many compiles, some minutes each. Returns what `compile_step` does of the mesh that fits (or of
-    the last one tried), with "candidates" and a "table" that begins with them. Raises `InputError` where no mesh
+    the last one compiled), with "candidates" and a "table" that begins with them. Raises `InputError` where no mesh
     divides the batch and the model.
     """
     ranked, refusals = _ranked(config, pod, genes)
@@ -38,7 +38,11 @@ def search_mesh(config: Config, pod: Pod, *, genes: int = 18963, tries: int = 4,
             break
         left -= 1
         of_mesh = override(config, {f"mesh.{axis}": str(size) for axis, size in candidate["mesh"].items()})
-        result = compile_step(of_mesh, pod, genes=genes, say=lambda _: None)
+        try:
+            result = compile_apart(of_mesh, pod.topology, pod.slices, genes=genes, say=say)
+        except CompilerCrash:
+            candidate["verdict"] = "compiler crashed"
+            continue
         candidate |= {"verdict": "fits" if result["fits"] else "does not fit", "mfu": result["roofline"]["mfu"],
                       "bound_by": result["roofline"]["bound_by"],
                       "memory_bytes": result["memory_bytes"]["total"]}  # fmt: skip

@@ -1,12 +1,15 @@
 """The step compiled for pods that are not here. Needs libtpu; bad input does not."""
 
 import json
+import os
 import subprocess
 
 import pytest
 from refusals import refused
 
+from tario_jax.config import Config
 from tario_jax.parallel.topology import topology_devices, why_not
+from tario_jax.train import aot
 
 _SMALL = ("--config.model.width=256", "--config.model.layers=4", "--config.model.mlp_width=512",
           "--config.model.gene_dim=128", "--config.model.stem_width=32")  # fmt: skip
@@ -113,3 +116,12 @@ def test_offload_takes_what_layers_leave_from_the_chip_to_its_host(cli_tario, tm
     assert kept["host"] == 0 < sent["host"]
     assert sent["temporaries"] < kept["temporaries"] - 0.5 * sent["host"]
     assert sent["total"] < kept["total"]
+
+
+def _crash(*_):
+    os.abort()
+
+
+def test_a_crash_of_the_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr(aot, "_compile_here", _crash)
+    refused(lambda: aot.compile_apart(Config(), "v5e:2x2", 1), "--topology=v5e:2x2", "crashed", "another mesh")

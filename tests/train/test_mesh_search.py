@@ -8,33 +8,36 @@ import jax
 from tario_jax.config import InputError, MESH_AXES, load_config, override
 from tario_jax.parallel.chips import chip_of
 from tario_jax.train import mesh_search
-from tario_jax.train.aot import Pod
+from tario_jax.train.aot import CompilerCrash, Pod
 
 config = load_config("CONFIGS/tario2_200m.py", {"data.rows": "4", "data.window_um": "288"})
 pod = Pod("v5e:2x4", 1, chip_of("v5e:2x4"), jax.devices())
 
 def told(fits):
     compiled = []
-    def compile_step(config, pod, *, genes, say):
+    def compile_apart(config, topology, slices, *, genes, say):
         mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
         compiled.append(mesh)
-        return {"mesh": mesh, "fits": len(compiled) == fits, "roofline": {"mfu": 0.5, "bound_by": "products"},
+        if fits == "crash" and len(compiled) == 1:
+            raise CompilerCrash("what it said")
+        that = 2 if fits == "crash" else fits
+        return {"mesh": mesh, "fits": len(compiled) == that, "roofline": {"mfu": 0.5, "bound_by": "products"},
                 "memory_bytes": {"total": 1 << 30}, "table": "what was compiled"}
-    mesh_search.compile_step = compile_step
+    mesh_search.compile_apart = compile_apart
     found = mesh_search.search_mesh(config, pod, tries=3, say=lambda _: None)
     return {"compiled": compiled, **found}
 
-second, none = told(2), told(9)
+second, none, crash = told(2), told(9), told("crash")
 try:
     mesh_search.search_mesh(override(config, {"data.rows": "3", "data.tile_um": "288"}), pod)
 except InputError as refused:
-    print(json.dumps([second, none, str(refused)]))
+    print(json.dumps([second, none, crash, str(refused)]))
 """
 
 
 def test_the_best_that_fits_is_told(devices8, repository):
     said = devices8(_PROGRAM.replace("CONFIGS", str(repository / "configs")))
-    second, none, refused = json.loads(said.splitlines()[-1])
+    second, none, crash, refused = json.loads(said.splitlines()[-1])
     ranked = second["candidates"]
     # replica is that of one slice; rows and tiles are four, key heads four: every way to part eight chips among them
     assert {tuple(one["mesh"].values()) for one in ranked} == {
@@ -47,4 +50,5 @@ def test_the_best_that_fits_is_told(devices8, repository):
     assert second["compiled"] == [one["mesh"] for one in ranked[:2]] and second["mesh"] == ranked[1]["mesh"]
     assert "best mesh that fits: " in second["table"] and "what was compiled" in second["table"]
     assert len(none["compiled"]) == 3 and "none of the 3 meshes compiled fits" in none["table"]
+    assert [one["verdict"] for one in crash["candidates"][:2]] == ["compiler crashed", "fits"]
     assert "--search: no mesh of 8 chips divides the batch and the model" in refused
