@@ -2,7 +2,7 @@
 
 Without an argument: rows of 5,184 H&E tokens, 1,024 contents and 1,024 queries, which are windows of 1,152 µm at 36 µm
 bins, and a mesh of what is there. With one it is set up for what it names, as in
---config=configs/tario2_4b.py:v5e:16x16 (docs/pods.md tells how each was tried):
+--config=configs/tario2_4b.py:v5e:16x16 (docs/pods.md tells which were compiled):
 
     on          window, µm tokens  rows  mesh                                remat
     v5e:16x16     1,728   16,272   128  fsdp 128 × context 2                full

@@ -161,6 +161,7 @@ class ModelConfig:
     stem_width: int = 48
     gene_dim: int = 64  # factored gene tables: [genes, gene_dim] and [gene_dim, width]
     tie_genes: bool = True  # the bin encoder reads with the head's table
+    # of global layers; local ones attend tile by tile, but for reference
     attention: Literal["auto", "reference", "blockwise", "pallas", "ring", "all_gather"] = "auto"
     attention_block: int = 256  # most tokens of a block in plain XLA
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device has it

@@ -62,7 +62,7 @@ def test_the_help_of_a_job_shows_examples_that_parse(job, cli_tario, repository)
     lines = examples.strip().splitlines()
     assert found and lines
     for line in lines:
-        program, *words = shlex.split(line)
+        program, *words = shlex.split(line.strip().removeprefix("srun "))
         assignments, rest = cli.split_assignments(words)
         options = cli.parser().parse_args(rest)
         assert (program, options.job) == ("tario", job)

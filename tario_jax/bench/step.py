@@ -47,7 +47,7 @@ class _Ours:
 
     def __init__(self, config: Config, genes: int, batch: Batch, say: Callable[[str], None]):
         self.mesh = make_mesh(config.mesh)
-        check_rows(self.mesh, config.data.rows)
+        check_rows(self.mesh, config.data.rows, config.train.accumulate)
         check_tiles(batch.tile_BxT.shape[1], self.mesh.shape["context"])
         built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
         optimiser = make_optimiser(config.optim, config.train.steps, built)
@@ -56,7 +56,8 @@ class _Ours:
         say(f"bench: compiling the step of {model_sizes(config, genes)} for {len(self.mesh.devices.flat)} x "
             f"{jax.devices()[0].device_kind}")  # fmt: skip
         began = time.monotonic()
-        self.program = make_train_step(built, optimiser, self.mesh).lower(self.state, self.batch).compile()
+        step = make_train_step(built, optimiser, self.mesh, config.train.accumulate)
+        self.program = step.lower(self.state, self.batch).compile()
         self.compile_seconds = time.monotonic() - began
 
     def steps(self, number: int) -> TrainState:
@@ -121,7 +122,8 @@ def bench_step(config: Config, *, genes: int, rounds: int, steps: int, leave_out
         "seconds_a_step": of_step, "seconds": seconds, "tokens_per_second": _tokens(config, layout)["tokens"] / of_step,
         "flops": {"decoder": flops.decoder, "encoders": flops.encoders, "gene_head": flops.gene_head,
                   "attention": flops.attention, "total": flops.total},
-        "flops_per_second": flops.total / of_step, "rates": rates._asdict(),
+        "flops_per_second": flops.total / of_step,
+        "rates": {name: rate for name, rate in rates._asdict().items() if name != "overlap"},
         "matmul_flops": statistics.median(matmul_rates),
         "share_of_matmul": statistics.median(flops.total / taken / devices / rate for taken, rate
                                              in zip(seconds["tario"], matmul_rates, strict=True)),

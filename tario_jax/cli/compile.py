@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--mesh={options.mesh}: --search chooses the mesh; leave one of them out")
     if options.tries and not options.search:
         raise InputError(f"--tries={options.tries}: only --search tries several meshes; add it, or leave this out")
-    if options.mesh:
+    if options.mesh is not None:
         config = override(config, {f"mesh.{axis}": size for axis, size in _mesh(options.mesh).items()})
     if options.batch:
         config = override(config, {"data.rows": str(options.batch)})
@@ -55,14 +55,19 @@ def run(options: argparse.Namespace) -> int:
         result = search_mesh(config, pod, genes=options.genes, tries=options.tries or 4, say=say)
     else:
         result = compile_apart(config, options.topology, options.slices, genes=options.genes, say=say)
-    return finish(options, result["table"], result)
+    finish(options, result["table"], result)
+    return 0 if result.get("fits") else 1
 
 
 def _mesh(text: str) -> dict[str, str]:
     """Sizes by axis; those that are not named are 1."""
     sizes = dict.fromkeys(MESH_AXES, "1")
+    named: set[str] = set()
     for part in text.split(","):
         axis, equals, size = part.partition("=")
+        if axis in named:
+            raise InputError(f"--mesh={text}: {axis} stands twice; expected each axis once")
+        named.add(axis)
         if axis not in MESH_AXES or not equals:
             raise InputError(f"--mesh={text}: expected AXIS=N with commas between them, axes {', '.join(MESH_AXES)}")
         sizes[axis] = size

@@ -58,7 +58,8 @@ class Decoder(nnx.Module):
         streams = Streams(seen_BxSxd.shape[1], queries_BxQxd.shape[1], context_ranks())
         turns = _turns(config, streams.together(seen_xy_um, query_xy_um))
         sees = {kind: (streams.looking(fields), fields.keys) for kind, fields in visibility.items()}
-        small = tiles if tiles is not None and tiles.are_small else None
+        dense = config.attention == "reference"  # of whole rows, in all layers
+        small = tiles if tiles is not None and tiles.are_small and not dense else None
 
         def attend(kind, *qkv):
             if kind == "local" and small is not None:
@@ -119,7 +120,7 @@ class Decoder(nnx.Module):
 
 
 def choose_attention(config: ModelConfig, rows: int, seen: int, queries: int) -> Choice:
-    """How the decoder's layers attend on the ambient mesh: what a log tells."""
+    """How global layers attend on the ambient mesh, and local ones with large tiles: what a log tells."""
     dtype = compute_dtype(config)
     q = jax.ShapeDtypeStruct((rows, seen + queries, config.heads, config.head_dim), dtype)
     k = jax.ShapeDtypeStruct((rows, seen, config.kv_heads, config.head_dim), dtype)

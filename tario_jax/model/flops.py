@@ -2,7 +2,8 @@
 
 Convention: two FLOPs a multiply-add; a weight costs two a row forward and four backward; attention costs 4 D a pair of
 tokens and head forward and 8 D backward, for the pairs that the visibility rule allows. What a remat policy computes
-again, softmax, norms, pooling and the optimiser are not counted: this is what MFU is told of.
+again, softmax, norms, pooling and the optimiser are not counted: this is what MFU is told of. Slots of bins count as
+full: of 36 µm bins in tiles of 144 µm they are, in tiles of 128 µm a fifth stays empty.
 """
 
 import dataclasses

@@ -43,6 +43,7 @@ class Machine(NamedTuple):
 
     element_bytes: int  # of the compute type
     kernel_block: int  # tokens of a block of the attention kernel; 0: plain XLA, whose blocks of scores meet memory
+    parts: int  # of a batch, one after the other
     joins: bool  # whether loops over elements are joined to products, and a convolution is an instruction
 
 
@@ -66,7 +67,12 @@ def device_work(
         _encoders(model, layout, patches, bins, contents, machine),
         # parameters, two moments and gradients are read, the first three written; the norm reads the gradients before,
         # and where nothing is joined they are read and written to be scaled, and read for the norm that is told
-        Part("optimiser", exponentials=2 * stored, bytes=(8 if machine.joins else 11) * _F32 * stored),
+        # parts of a batch are added up: read, read and written
+        Part(
+            "optimiser",
+            exponentials=2 * stored,
+            bytes=((8 if machine.joins else 11) + 3 * (machine.parts - 1)) * _F32 * stored,
+        ),
     ]
 
 
@@ -76,8 +82,9 @@ def _product(name: str, m: float, k: float, n: float, again: float, machine: Mac
     inputs: whether the gradient of the left side is asked for.
     """
     backward = 2 if inputs else 1
-    operands = m * k + k * n + m * n
-    moved = machine.element_bytes * ((1 + again) * operands + (backward - 1) * operands + m * k + m * n) + _F32 * k * n
+    weights = machine.parts * k * n  # read, and their gradients written, for each part of a batch
+    operands = m * k + weights + m * n
+    moved = machine.element_bytes * ((again + backward) * operands + m * k + m * n) + _F32 * weights
     return Part(name, 2 * m * k * n * (1 + again + backward), bytes=moved)
 
 
@@ -93,7 +100,7 @@ def _projections(model: ModelConfig, seen, queries, tensor: int, again: int, mac
     if not machine.joins:
         # weights are cut from their stack, and turned for the backward product; gradients are laid into a stack, and
         # that is parted by the layers of a period: read and written each
-        layer += Part(name, bytes=4 * 2 * _F32 * d * (2 * heads + 2 * keys + 3 * hidden))
+        layer += Part(name, bytes=machine.parts * 4 * 2 * _F32 * d * (2 * heads + 2 * keys + 3 * hidden))
     return layer.times(model.layers)
 
 
@@ -197,7 +204,7 @@ def device_links(
     share = {axis: others[axis] / mesh[axis] for axis in MESH_AXES}
     # weights gathered forward and backward, gradients scattered in float32: of each part of a batch
     of_fsdp = config.train.accumulate * (2 * b + _F32) * stored * others["fsdp"]
-    summed = 2 * _F32 * stored
+    summed = config.train.accumulate * 2 * _F32 * stored
     keys = 2 * here * (patches + contents) * model.kv_heads * model.head_dim / mesh["tensor"]
     again = {"none": 0, "full": 1}.get(model.remat, 0)
     hops = keys * others["context"] * ((2 + again) * b + _F32)

@@ -1,7 +1,7 @@
 """What a chip can do, of its vendor's page: the numbers that bounds are drawn from.
 
 cloud.google.com/tpu/docs/v5e, v5p, v6e ("System architecture"): peak bf16 FLOP/s, bandwidth of the memory, and that of
-the inter-chip interconnect by chip, both ways, here divided by its links (4, 6 and 4) and ways. Exponentials are on no
+the inter-chip interconnect by chip, here divided by its links (4, 6 and 4). Exponentials are on no
 such page: assumed is one a lane and cycle, of 1,024 lanes a core (two cores of a v5p) at 1.5 GHz (v5e) and 1.75 GHz.
 """
 
@@ -30,14 +30,15 @@ class Chip:
     rates: Rates  # of products in bfloat16
     memory_bytes: float  # that a program may take, as the compiler counts it
     link_bytes_per_second: float  # of one link, one way
+    largest_grid: tuple[int, ...] = ()  # of a slice, its sides in ascending order
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", Rates(197e12, 819e9, 1.5e12), 15.75 * _GIB, 50e9),
-        Chip("v5p", Rates(459e12, 2765e9, 3.6e12), 95.74 * _GIB, 100e9),
-        Chip("v6e", Rates(918e12, 1640e9, 1.8e12), 31.25 * _GIB, 112e9),
+        Chip("v5e", Rates(197e12, 819e9, 1.5e12), 15.75 * _GIB, 50e9, (16, 16)),
+        Chip("v5p", Rates(459e12, 2765e9, 3.6e12), 95.74 * _GIB, 100e9, (16, 20, 28)),
+        Chip("v6e", Rates(918e12, 1600e9, 1.8e12), 31.25 * _GIB, 100e9, (16, 16)),
     )
 }
 SLICE_LINK_BYTES_PER_SECOND = 6.25e9

@@ -68,7 +68,8 @@ def why_alone(environment: Mapping[str, str]) -> str | None:
 
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+    is_port = port.isdecimal() and 0 < int(port) < 65536
+    if not (colon and host and is_port) or host.startswith("[") != host.endswith("]"):
         raise InputError(f"--coordinator={text}: expected HOST:PORT of process 0, as node01:12321")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -113,7 +114,10 @@ def _slurm(environment: Mapping[str, str]) -> Cluster | None:
     if not by_block:  # then only the first is where it would be by block
         hosts[1:] = [None] * (processes - 1)
     port = _number(environment, "SLURM_JOB_ID") % 4096 + 61440  # jax's
-    here = tasks[_number(environment, "SLURM_NODEID")] if "SLURM_NODEID" in environment else max(tasks)
+    node = _number(environment, "SLURM_NODEID") if "SLURM_NODEID" in environment else tasks.index(max(tasks))
+    if node >= len(tasks):
+        raise InputError(f"SLURM_NODEID={node} in the environment: expected 0 to {len(tasks) - 1}, the step's nodes")
+    here = tasks[node]
     return Cluster("Slurm", process, tuple(hosts), (nodes[0], port), _gpus_of_task(environment, here))
 
 

@@ -34,6 +34,7 @@ def join(cluster: Cluster, timeout_s: float, say: Callable[[str], None], first: 
     jax.distributed.initialize(
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}", len(cluster), cluster.process,
         local_device_ids=cluster.local_devices, cluster_detection_method="deactivate",
+        initialization_timeout=max(1, round(timeout_s)),
     )  # fmt: skip
     say(f"process {cluster.process} of {len(cluster)} on {socket.gethostname()}, started by {cluster.started_by}")
     return made

@@ -19,6 +19,7 @@ from tario_jax.parallel.clusters import Cluster
 Made = TypeVar("Made")
 _LONGEST = 65536  # bytes of a message
 _NAMED = 32  # of those that did not come
+_SAID = {"process": int, "processes": int, "host": str}
 _PATIENCE_S = 10.0  # for process 0's answer after its own deadline
 
 
@@ -89,7 +90,7 @@ def _gather(cluster: Cluster, listening: socket.socket, heard: dict[socket.socke
                 connection.close()
             elif heard[connection].endswith(b"\n"):
                 said = _read(heard[connection])
-                if not {"process", "processes", "host"} <= said.keys():
+                if {name: type(value) for name, value in said.items()} != _SAID:
                     continue  # not one of ours
                 number = said["process"]
                 _refuse_stranger(cluster, said, came[number][1] if number in came else None)

@@ -26,10 +26,14 @@ def topology_devices(topology: str, slices: int = 1) -> list[jax.Device]:
     Raises `InputError` for a topology that does not exist, and where libtpu is missing or of another version than jax
     asks for.
     """
-    chip_of(topology)
+    chip = chip_of(topology)
     if not re.fullmatch(r"\w+:\d+(x\d+){1,2}", topology):
         raise InputError(f"--topology={topology}: expected a chip and its grid, as v5e:16x16 or v5p:4x8x8; names of "
                          "clouds count cores or hosts, a grid counts chips")  # fmt: skip
+    sides = sorted(int(side) for side in topology.partition(":")[2].split("x"))
+    if len(sides) != len(chip.largest_grid) or any(a > b for a, b in zip(sides, chip.largest_grid, strict=True)):
+        largest = "x".join(map(str, chip.largest_grid))
+        raise InputError(f"--topology={topology}: no slice of {chip.name} has this grid; the largest is {largest}")
     refused = why_not()
     if refused:
         raise InputError(f"--topology={topology}: {refused}")

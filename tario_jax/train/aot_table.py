@@ -48,6 +48,7 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             f"bound by {line['bound_by']}: a step of {line['seconds']:.3g} s, MFU at most {line['mfu']:.0%}; "
             f"{line['mfu_without_overlap']:.0%} if nothing that is sent overlapped with what is computed",
+            *(["what goes to the host and back is not counted in that"] if memory["host"] else []),
             "verdict: fits",
         ]
     else:

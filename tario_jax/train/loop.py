@@ -25,6 +25,7 @@ from tario_jax.parallel.hosts import is_first, refuse_different
 from tario_jax.parallel.mesh import check_host_memory, check_rows, local_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.deal import check_tiles
 from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
 from tario_jax.train.calibrate import calibrate
 from tario_jax.train.checkpoint import Checkpoints, Provenance, refuse_other_run
@@ -61,6 +62,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
     )  # fmt: skip
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.data.rows, config.train.accumulate)
+    check_tiles(layout.tiles, mesh.shape["context"])
     check_host_memory(jax.local_devices(), config.model.remat)
     built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot)
     optimiser = make_optimiser(config.optim, config.train.steps, built)

@@ -23,6 +23,7 @@ def search_mesh(config: Config, pod: Pod, *, genes: int = 18963, tries: int = 4,
     the last one compiled), with "candidates" and a "table" that begins with them. Raises `InputError` where no mesh
     divides the batch and the model.
     """
+    say(f"search: ranking the meshes of {len(pod.devices)} chips: a minute or two for hundreds")
     ranked, refusals = _ranked(config, pod, genes)
     if not ranked:
         raise InputError(f"--search: no mesh of {len(pod.devices)} chips divides the batch and the model; the last one "
@@ -43,9 +44,10 @@ def search_mesh(config: Config, pod: Pod, *, genes: int = 18963, tries: int = 4,
         except CompilerCrash:
             candidate["verdict"] = "compiler crashed"
             continue
-        candidate |= {"verdict": "fits" if result["fits"] else "does not fit", "mfu": result["roofline"]["mfu"],
-                      "bound_by": result["roofline"]["bound_by"],
-                      "memory_bytes": result["memory_bytes"]["total"]}  # fmt: skip
+        candidate |= {"verdict": "does not fit", "memory_bytes": result["memory_bytes"]["total"]}
+        if result["fits"]:
+            line = result["roofline"]
+            candidate |= {"verdict": "fits", "mfu": line["mfu"], "bound_by": line["bound_by"]}
         say(f"search: {mesh_words(candidate['mesh'])}: {candidate['verdict']}")
         if result["fits"]:
             break
@@ -79,10 +81,11 @@ def _ranked(config: Config, pod: Pod, genes: int) -> tuple[list[dict[str, Any]],
 
 
 def _meshes(chips: int, slices: int) -> Iterator[tuple[int, ...]]:
-    """Sizes of the axes; beyond the slices, more rows of `replica` bring nothing that `fsdp` does not."""
-    for context, tensor in itertools.product(_divisors(chips // slices), repeat=2):
-        if (chips // slices) % (context * tensor) == 0:
-            yield slices, chips // slices // (context * tensor), context, tensor
+    """Sizes of the axes: `replica` crosses the slices, and within one it takes what `fsdp` cannot divide."""
+    within = chips // slices
+    for replica, context, tensor in itertools.product(_divisors(within), repeat=3):
+        if within % (replica * context * tensor) == 0:
+            yield slices * replica, within // (replica * context * tensor), context, tensor
 
 
 def _divisors(number: int) -> list[int]:

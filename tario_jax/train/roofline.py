@@ -131,6 +131,7 @@ def _machine(config: Config, layout: Layout, mesh: Mesh) -> Machine:
     def chosen() -> Machine:
         plan = choose_attention(config.model, config.data.rows, seen, bins).plan
         kernel = plan is not None and plan.inner.strategy == "pallas"
-        return Machine(compute_dtype(config.model).itemsize, BLOCK if kernel else 0, ambient_platform() != "cpu")
+        return Machine(compute_dtype(config.model).itemsize, BLOCK if kernel else 0, config.train.accumulate,
+                       ambient_platform() != "cpu")  # fmt: skip
 
     return traced_on(mesh, chosen)()

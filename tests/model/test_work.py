@@ -11,8 +11,8 @@ from tario_jax.model.flops import step_flops
 from tario_jax.model.work import Machine, device_links, device_work
 from tario_jax.train.aot import Plan, pod_layout
 
-_CPU = Machine(element_bytes=4, kernel_block=0, joins=False)
-_TPU = Machine(element_bytes=2, kernel_block=512, joins=True)
+_CPU = Machine(element_bytes=4, kernel_block=0, parts=1, joins=False)
+_TPU = Machine(element_bytes=2, kernel_block=512, parts=1, joins=True)
 _GENES = 2000
 
 

@@ -1,12 +1,14 @@
 """Every config on every pod that it names: mesh, batch, rows and parameters fit together. Nothing is compiled."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from refusals import refused
 
 from tario_jax.config import load_config
+from tario_jax.train.mesh_search import _meshes
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = ("10m", "50m", "200m", "1b", "4b")
@@ -71,6 +73,13 @@ def test_windows_from_256_to_4096_um(window_um):
                              {"data.tile_um": "128", "data.window_um": str(window_um)})  # fmt: skip
         layout = pod_layout(config, 18963)
         assert layout.tiles == (window_um / 128) ** 2 and layout.patches_per_tile == 64
+
+
+def test_a_search_tries_the_mesh_of_every_config(told):
+    tried = {(chips, slices): set(_meshes(chips, slices)) for chips, slices in ((256, 1), (512, 1), (1024, 2), (8, 1))}
+    for one in told:
+        sizes, slices = tuple(one["mesh"].values()), 2 if one["on"].startswith("2x") else 1
+        assert sizes in tried[math.prod(sizes), slices], one
 
 
 def test_a_pod_that_a_config_does_not_name():

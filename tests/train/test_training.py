@@ -166,6 +166,18 @@ def test_rows_that_the_mesh_cannot_split_are_refused(tiny_corpus, tmp_path, monk
         train(tiny_config(), tiny_corpus, tmp_path / "run", silent)
 
 
+def test_tiles_that_context_does_not_divide_are_refused(tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("tario_jax.train.loop.make_mesh", lambda config: _ContextOfEight)
+    with pytest.raises(InputError, match=r"--config.mesh.context=8: a row holds \d+ tiles; expected a multiple"):
+        train(tiny_config(), tiny_corpus, tmp_path / "run", silent)
+
+
+class _ContextOfEight:
+    """As much of a mesh as the checks read."""
+
+    shape = {"replica": 1, "fsdp": 1, "context": 8, "tensor": 1}
+
+
 def test_vectors_and_gene_biases_do_not_decay():
     config = tiny_config()
     built = build(config.model, len(PANEL), config.data.patch_px, content=False)
