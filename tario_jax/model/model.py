@@ -60,8 +60,7 @@ class Tario(nnx.Module):
         visibility = {kind: visibilities(batch, self.reads_content, local=kind == "local")
                       for kind in dict.fromkeys(self.config.pattern)}  # fmt: skip
         with jax.named_scope("decoder"):
-            P = he_BxTxPxd.shape[2]
-            tiles = Tiles((P, N, N), (P, N)) if self.reads_content else Tiles((P, N), (P,))
+            tiles = Tiles.of(he_BxTxPxd.shape[2], N, content=self.reads_content)
             _, queries = self.decoder(seen, queries.reshape(B, T * N, d), seen_xy,
                                       batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility, tiles)  # fmt: skip
         with jax.named_scope("gene_head"):

@@ -127,32 +127,29 @@ def _attention(config: Config, layout: Layout, rows: float, tokens, seen, tensor
     kinds = {kind: model.layers * model.pattern.count(kind) / len(model.pattern) for kind in set(model.pattern)}
     ends = width * (tokens * heads + seen * model.kv_heads / tensor)  # q and out, k and v: halves
     whole = Part("attention")
+    tiles = _tiles(config, layout)
     for kind, layers in kinds.items():
-        tiles = tiles_of(layout, one_shot=config.data.one_shot)
+        in_tiles = kind == "local" and tiles.are_small
         pairs = allowed_pairs(config, layout, local=kind == "local")
+        if in_tiles:  # dense, whatever the order of writing
+            pairs = layout.tiles * sum(tiles.queries) * sum(tiles.keys)
         moved = b * ends * (2 * (1 + again) + 5)
-        if kind == "local" and tiles.are_small:
-            pairs = layout.tiles * sum(tiles.queries) * sum(tiles.keys)  # dense, whatever the order of writing
-            products, exponentials = 2 * (1 + again) + 5, (1 + again) + 1
-            # scores: written, read for the largest and for the sum; weights written and read; backward dP and dS too
-            of_scores = (1 + again) * (3 * _F32 + 2 * b) + 4 * _F32 + 5 * b
-        elif machine.kernel_block:
+        if machine.kernel_block and not in_tiles:
             # backward: scores and dP are made twice, for dQ and for dK with dV
             products, exponentials = 2 * (1 + again) + 7, (1 + again) + 2
             group = model.heads / model.kv_heads  # heads that share a block of keys
             of_scores = 2 * width * b / machine.kernel_block * ((2 + again) / group + 1)
         else:
             products, exponentials = 2 * (1 + again) + 5, (1 + again) + 1
+            # scores: written, read for the largest and for the sum; weights written and read; backward dP and dS too
             of_scores = (1 + again) * (3 * _F32 + 2 * b) + 4 * _F32 + 5 * b
         pairs *= rows * heads
         whole += Part("", 2.0 * width * pairs * products, pairs * exponentials, moved + pairs * of_scores).times(layers)
     return whole
 
 
-def tiles_of(layout: Layout, *, one_shot: bool) -> Tiles:
-    """Tokens of a tile in each stretch of a row, as the model lays it."""
-    patches, bins = layout.patches_per_tile, layout.bins_per_tile
-    return Tiles((patches, bins), (patches,)) if one_shot else Tiles((patches, bins, bins), (patches, bins))
+def _tiles(config: Config, layout: Layout) -> Tiles:
+    return Tiles.of(layout.patches_per_tile, layout.bins_per_tile, content=not config.data.one_shot)
 
 
 def _gene_head(model: ModelConfig, genes: int, bins, contents, tensor: int, machine: Machine) -> Part:
@@ -208,7 +205,7 @@ def device_links(
     keys = 2 * here * (patches + contents) * model.kv_heads * model.head_dim / mesh["tensor"]
     again = {"none": 0, "full": 1}.get(model.remat, 0)
     hops = keys * others["context"] * ((2 + again) * b + _F32)
-    ring = [kind for kind in model.pattern if kind == "global" or not tiles_of(layout, one_shot=not contents).are_small]
+    ring = [kind for kind in model.pattern if kind == "global" or not _tiles(config, layout).are_small]
     token = here * (patches + contents + bins) * model.width * b
     products = 4 + (model.remat != "none")  # whose results lie in parts over `tensor`: two forward, two backward
     return {

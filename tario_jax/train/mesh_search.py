@@ -23,7 +23,7 @@ def search_mesh(config: Config, pod: Pod, *, genes: int = 18963, tries: int = 4,
     the last one compiled), with "candidates" and a "table" that begins with them. Raises `InputError` where no mesh
     divides the batch and the model.
     """
-    say(f"search: ranking the meshes of {len(pod.devices)} chips: a minute or two for hundreds")
+    say(f"search: ranking the meshes of {len(pod.devices)} chips")
     ranked, refusals = _ranked(config, pod, genes)
     if not ranked:
         raise InputError(f"--search: no mesh of {len(pod.devices)} chips divides the batch and the model; the last one "

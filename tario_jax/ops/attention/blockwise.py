@@ -20,7 +20,7 @@ from jax import lax
 from tario_jax.ops.attention.work import Work, block_pairs, blocked
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility, visible
 
-_LOWEST = jnp.finfo(jnp.float32).min  # finite, so that the difference of two is never NaN
+LOWEST = jnp.finfo(jnp.float32).min  # finite, so that the difference of two is never NaN
 
 
 def forward(
@@ -50,17 +50,17 @@ def forward(
         def one_pair(n, carry, partial):
             top, total, out = carry
             k, v, mask = walk.pair(at, n, keys, partial)
-            scores = _dot("ksd,krd->ksr", k, q_KxrxD) * scale
-            scores = scores if mask is None else _masked(scores, mask, _LOWEST)
+            scores = dot("ksd,krd->ksr", k, q_KxrxD) * scale
+            scores = scores if mask is None else _masked(scores, mask, LOWEST)
             new_top = jnp.maximum(top, scores.max(1))
             weight = jnp.exp(scores - new_top[:, None])
             weight = weight if mask is None else _masked(weight, mask, 0)
             shrink = jnp.exp(top - new_top)
-            part = _dot("kds,ksr->kdr", _turned(v), weight.astype(v.dtype))
+            part = dot("kds,ksr->kdr", _turned(v), weight.astype(v.dtype))
             return new_top, shrink * total + weight.sum(1), shrink[:, None] * out + part
 
         start = (
-            jnp.full((kv_heads, rows), _LOWEST, jnp.float32),
+            jnp.full((kv_heads, rows), LOWEST, jnp.float32),
             jnp.zeros((kv_heads, rows), jnp.float32),
             jnp.zeros((kv_heads, width, rows), jnp.float32),
         )
@@ -108,13 +108,13 @@ def backward(
         def one_pair(n, carry, partial):
             dq, dk, dv = carry
             k, v, mask = walk.pair(at, n, keys, partial)
-            weight = jnp.exp(_dot("ksd,krd->ksr", k, q_KxrxD) * scale - lse_Kxr[:, None])
+            weight = jnp.exp(dot("ksd,krd->ksr", k, q_KxrxD) * scale - lse_Kxr[:, None])
             weight = weight if mask is None else _masked(weight, mask, 0)
-            d_scores = scale * weight * (_dot("ksd,krd->ksr", v, d_out_KxrxD) - delta_Kxr[:, None])
+            d_scores = scale * weight * (dot("ksd,krd->ksr", v, d_out_KxrxD) - delta_Kxr[:, None])
             weight, d_scores = weight.astype(v.dtype), d_scores.astype(k.dtype)
-            dq = dq + _dot("kds,ksr->kdr", _turned(k), d_scores)
-            dk = walk.added(dk, at, n, _dot("ksr,krd->ksd", d_scores, q_KxrxD))
-            dv = walk.added(dv, at, n, _dot("ksr,krd->ksd", weight, d_out_KxrxD))
+            dq = dq + dot("kds,ksr->kdr", _turned(k), d_scores)
+            dk = walk.added(dk, at, n, dot("ksr,krd->ksd", d_scores, q_KxrxD))
+            dv = walk.added(dv, at, n, dot("ksr,krd->ksd", weight, d_out_KxrxD))
             return dq, dk, dv
 
         start = (jnp.zeros(q_KxrxD.swapaxes(1, 2).shape, jnp.float32), *d_keys)
@@ -218,7 +218,7 @@ def _turned(x_KxsxD: jax.Array) -> jax.Array:
     return lax.optimization_barrier(x_KxsxD.swapaxes(1, 2))
 
 
-def _dot(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def dot(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Products summed in float32; those of float32 arrays at full precision wherever they run."""
     precision = "highest" if a.dtype == jnp.float32 else None
     return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -17,13 +17,13 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from tario_jax.config import BATCH_AXES
+from tario_jax.ops.attention.blockwise import LOWEST, dot
 from tario_jax.ops.attention.plan import ATTENTION_OUT
 from tario_jax.ops.ranks import Ranks
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility, visible
 
 _LARGEST = 512**2  # scores of a tile and head: beyond, blocks of the row are cheaper
 _BUDGET_BYTES = 256 << 20  # of the scores that exist at once
-_LOWEST = jnp.finfo(jnp.float32).min  # finite, so that the difference of two is never NaN
 
 
 class Tiles(NamedTuple):
@@ -31,6 +31,11 @@ class Tiles(NamedTuple):
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
+
+    @classmethod
+    def of(cls, patches: int, bins: int, *, content: bool) -> "Tiles":
+        """Of tiles with so many H&E patches and bins: H&E, contents (where bins are ever read) and queries."""
+        return cls((patches, bins, bins), (patches, bins)) if content else cls((patches, bins), (patches,))
 
     @property
     def are_small(self) -> bool:
@@ -125,13 +130,13 @@ def _in_groups(function: Callable, arrays: tuple, bytes_a_tile: int) -> tuple:
 def _forward(q_XxqxHxD, k_XxsxKxD, v_XxsxKxD, q_visibility, kv_visibility) -> tuple[jax.Array, jax.Array]:
     """Output, and float32 log-sum-exp [X, q, H]: +inf where nothing is seen."""
     mask, q, k, v = _seen(q_XxqxHxD, k_XxsxKxD, v_XxsxKxD, q_visibility, kv_visibility)
-    scores = jnp.where(mask, _scores(q, k), _LOWEST)
+    scores = jnp.where(mask, _scores(q, k), LOWEST)
     top = scores.max(-1, keepdims=True)
     weight = jnp.where(mask, jnp.exp(scores - top), 0)
     total_XxKxRxqx1 = weight.sum(-1, keepdims=True)
     sees = total_XxKxRxqx1 > 0
     total_XxKxRxqx1 = jnp.where(sees, total_XxKxRxqx1, 1)
-    out = _dot("xkrqs,xskd->xkrqd", weight.astype(v.dtype), v) / total_XxKxRxqx1
+    out = dot("xkrqs,xskd->xkrqd", weight.astype(v.dtype), v) / total_XxKxRxqx1
     lse = jnp.where(sees, top + jnp.log(total_XxKxRxqx1), jnp.inf)
     return _by_token(out).astype(q_XxqxHxD.dtype), _by_token(lse)[..., 0]
 
@@ -144,10 +149,10 @@ def _backward(q_XxqxHxD, k_XxsxKxD, v_XxsxKxD, q_visibility, kv_visibility, out_
     delta_XxqxHx1 = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     d_out, delta, lse = (_by_key_head(x, k.shape[2]) for x in (d_out, delta_XxqxHx1, lse_XxqxH[..., None]))
     weight = jnp.where(mask, jnp.exp(_scores(q, k) - lse), 0)
-    d_scores = weight * (_dot("xkrqd,xskd->xkrqs", d_out, v) - delta) * q.shape[-1] ** -0.5
+    d_scores = weight * (dot("xkrqd,xskd->xkrqs", d_out, v) - delta) * q.shape[-1] ** -0.5
     weight, d_scores = weight.astype(v.dtype), d_scores.astype(k.dtype)
-    dq = _by_token(_dot("xkrqs,xskd->xkrqd", d_scores, k))
-    dk, dv = _dot("xkrqs,xkrqd->xskd", d_scores, q), _dot("xkrqs,xkrqd->xskd", weight, d_out)
+    dq = _by_token(dot("xkrqs,xskd->xkrqd", d_scores, k))
+    dk, dv = dot("xkrqs,xkrqd->xskd", d_scores, q), dot("xkrqs,xkrqd->xskd", weight, d_out)
     return tuple(x.astype(q_XxqxHxD.dtype) for x in (dq, dk, dv))
 
 
@@ -163,7 +168,7 @@ def _seen(q_XxqxHxD, k_XxsxKxD, v_XxsxKxD, q_visibility, kv_visibility):
 
 
 def _scores(q_XxKxRxqxD, k_XxsxKxD) -> jax.Array:
-    return _dot("xkrqd,xskd->xkrqs", q_XxKxRxqxD, k_XxsxKxD) * q_XxKxRxqxD.shape[-1] ** -0.5
+    return dot("xkrqd,xskd->xkrqs", q_XxKxRxqxD, k_XxsxKxD) * q_XxKxRxqxD.shape[-1] ** -0.5
 
 
 def _by_key_head(x_XxqxHx_: jax.Array, kv_heads: int) -> jax.Array:
@@ -175,9 +180,3 @@ def _by_token(x_XxKxRxqx_: jax.Array) -> jax.Array:
     """The inverse of `_by_key_head`."""
     tiles, kv_heads, group, tokens, width = x_XxKxRxqx_.shape
     return x_XxKxRxqx_.transpose(0, 3, 1, 2, 4).reshape(tiles, tokens, kv_heads * group, width)
-
-
-def _dot(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Products summed in float32; those of float32 arrays at full precision wherever they run."""
-    precision = "highest" if a.dtype == jnp.float32 else None
-    return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=jnp.float32)
