@@ -207,7 +207,8 @@ def _wait_share(config: Config, corpus: Corpus, source: BatchSource, steps: int,
 
     from tario_jax.model.build import build
     from tario_jax.parallel.mesh import make_mesh
-    from tario_jax.train.state import initial_state, make_optimiser, make_train_step, to_devices
+    from tario_jax.train.optimiser import make_optimiser
+    from tario_jax.train.state import initial_state, make_train_step, to_devices
 
     mesh = make_mesh(config.mesh)
     built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot)

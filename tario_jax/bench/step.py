@@ -30,8 +30,9 @@ from tario_jax.parallel.mesh import check_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Batch, Layout
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.train.aot import pod_layout
+from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.roofline import estimate, link_seconds
-from tario_jax.train.state import TrainState, initial_state, make_optimiser, make_train_step, to_devices
+from tario_jax.train.state import TrainState, initial_state, make_train_step, to_devices
 
 PEERS = ("torch",)
 _GIB = 1 << 30

@@ -18,7 +18,8 @@ from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.capacity import densest_spots
 from tario_jax.tokens.window import read_window
 from tario_jax.train.checkpoint import Checkpoints, Provenance, find_checkpoint
-from tario_jax.train.state import abstract_state, make_optimiser, to_devices
+from tario_jax.train.optimiser import make_optimiser
+from tario_jax.train.state import abstract_state, to_devices
 
 
 class Predictor:

@@ -22,8 +22,9 @@ from tario_jax.parallel.topology import topology_devices
 from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.train.aot_table import table
+from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.roofline import estimate, link_seconds
-from tario_jax.train.state import abstract_batch, abstract_state, make_optimiser, make_train_step
+from tario_jax.train.state import abstract_batch, abstract_state, make_train_step
 
 ENTRIES_PER_UM2 = 0.6  # (bin, gene, count) of dense tissue, 770 a bin of 36 µm; only where no corpus says better
 

@@ -30,6 +30,7 @@ from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
 from tario_jax.train.calibrate import calibrate
 from tario_jax.train.checkpoint import Checkpoints, Provenance, refuse_other_run
 from tario_jax.train.compiled import compiled, compiled_kept
+from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.state import (
     StepMetrics,
     TrainState,
@@ -37,7 +38,6 @@ from tario_jax.train.state import (
     abstract_state,
     initial_state,
     make_loss,
-    make_optimiser,
     make_train_step,
     to_devices,
 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tario_jax.config import BATCH_AXES, OptimConfig
+from tario_jax.config import BATCH_AXES
 from tario_jax.model.build import Built, Tree
 from tario_jax.parallel.mesh import batch_shardings, local_tiles, traced_on
 from tario_jax.parallel.rules import like_parameters
@@ -23,17 +23,6 @@ class TrainState(NamedTuple):
     parameters: Tree
     calibration: Tree
     optimiser: optax.OptState
-
-
-def make_optimiser(config: OptimConfig, steps: int, built: Built) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping, linear warm-up and a cosine to zero. Vectors and gene biases do not decay."""
-    warmup = min(config.warmup_steps, max(steps - 1, 0))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
-    decays = built.by_axes(lambda axes: len([axis for axis in axes if axis != "layers"]) > 1)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=decays),
-    )
 
 
 def state_shardings(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -113,7 +113,8 @@ def _on_mesh(config, corpus, layout, sizes: tuple[int, ...], attention: str, dev
     from tario_jax.parallel.collectives import collectives
     from tario_jax.parallel.mesh import batch_shardings, local_rows, make_mesh, traced_on
     from tario_jax.tokens.pipeline import BatchSource
-    from tario_jax.train.state import TrainState, make_optimiser, make_train_step, state_shardings, to_devices
+    from tario_jax.train.optimiser import make_optimiser
+    from tario_jax.train.state import TrainState, make_train_step, state_shardings, to_devices
 
     mesh = make_mesh(MeshConfig(*sizes), devices)
     model = dataclasses.replace(config.model, attention=attention)

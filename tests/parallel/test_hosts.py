@@ -23,7 +23,8 @@ from tario_jax.parallel.mesh import make_mesh
 from tario_jax.parallel.roll_call import roll_call
 from tario_jax.train.checkpoint import Checkpoints
 from tario_jax.train.loop import train
-from tario_jax.train.state import abstract_state, make_optimiser
+from tario_jax.train.optimiser import make_optimiser
+from tario_jax.train.state import abstract_state
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,8 @@ from tario_jax.model.build import build
 from tario_jax.parallel.mesh import check_host_memory, check_rows, make_mesh
 from tario_jax.parallel.rules import RULES, partition_spec
 from tario_jax.train.checkpoint import Checkpoints
-from tario_jax.train.state import abstract_state, make_optimiser
+from tario_jax.train.optimiser import make_optimiser
+from tario_jax.train.state import abstract_state
 
 _PROGRAM = """
 import dataclasses, json, sys
@@ -25,7 +26,8 @@ from tario_jax.parallel.mesh import make_mesh
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.checkpoint import Checkpoints, Provenance
-from tario_jax.train.state import TrainState, make_optimiser, make_train_step, state_shardings, to_devices
+from tario_jax.train.optimiser import make_optimiser
+from tario_jax.train.state import TrainState, make_train_step, state_shardings, to_devices
 
 corpus, config = Corpus.open(sys.argv[1]), from_dict(json.loads(sys.argv[2]))
 genes = len(corpus.panel)

@@ -16,7 +16,8 @@ from tario_jax.config import from_dict
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import batch_shardings, make_mesh
 from tario_jax.tokens.batch import empty_batch, make_layout, square_bins_per_tile
-from tario_jax.train.state import abstract_state, make_optimiser, make_train_step
+from tario_jax.train.optimiser import make_optimiser
+from tario_jax.train.state import abstract_state, make_train_step
 
 config = from_dict(json.loads(sys.argv[1]))
 genes, data = 12, config.data

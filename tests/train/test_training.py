@@ -17,7 +17,8 @@ from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.loop import train
-from tario_jax.train.state import abstract_state, make_optimiser
+from tario_jax.train.optimiser import make_optimiser
+from tario_jax.train.state import abstract_state
 
 
 class Killed(BaseException):
