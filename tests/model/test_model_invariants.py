@@ -14,7 +14,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.batch import Batch, tokenise
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.window import read_window
-from tario_jax.train.checkpoint import Provenance
+from tario_jax.train.provenance import Provenance
 
 GENES = len(PANEL)
 # Few models, since each is compiled: all tests of one kind share its programs.

@@ -30,7 +30,7 @@ optimiser = optax.sgd(1e6)
 rng = np.random.default_rng(0)
 parameters, calibration = jax.tree.map(
     lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), built.abstract())
-start = TrainState(np.int32(0), parameters, jax.tree.map(lambda leaf: 1 + abs(leaf), calibration),
+start = TrainState.begin(parameters, jax.tree.map(lambda leaf: 1 + abs(leaf), calibration),
                    jax.device_get(optimiser.init(parameters)))
 
 def run(mesh, parts):
@@ -41,7 +41,8 @@ def run(mesh, parts):
     state, metrics = step(state, here)
     moved = np.concatenate([(after - before).astype(np.float64).ravel() for after, before in zip(
         jax.tree.leaves(jax.device_get(state.parameters)), jax.tree.leaves(parameters), strict=True)])
-    return moved, np.array([float(x) for x in metrics]), np.array([float(x) for x in without]), step.as_text()
+    told = np.array([float(x) for x in (*metrics.sums, metrics.gradient_norm)])
+    return moved, told, np.array([float(x) for x in without]), step.as_text()
 
 whole, metrics, without, _ = run(make_mesh(MeshConfig(), jax.devices()[:1]), 1)
 for parts, sizes in json.loads(sys.argv[3]):
