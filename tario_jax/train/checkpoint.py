@@ -124,6 +124,7 @@ class CheckpointWriter(Checkpoints):
     """
 
     def __init__(self, workdir: Path, *, keep: int, keep_every: int, say: Callable[[str], None]):
+        self.saved: Callable[[int], None] = lambda step: None  # called when the checkpoint of a step is whole
         super().__init__(workdir)
         self._keep, self._keep_every, self._say = keep, keep_every, say
         self._saving: tuple[int, Provenance] | None = None
@@ -187,6 +188,7 @@ class CheckpointWriter(Checkpoints):
             self._failed(error)
         if self._saving is None:
             return
+        self.saved(self._saving[0])
         self._saving, self._failures = None, 0
         for step in self.steps[: -self._keep]:
             if not self._keep_every or step % self._keep_every:

@@ -79,6 +79,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
             workdir, config, run.layout, clock, first=first or 0, flops=step_flops(config, run.layout).total,
             schedule=learning_rate(config.optim, config.train.steps), stop=stop, say=say,
         ) as tell:  # fmt: skip
+            checkpoints.saved = lambda step: tell.event("saved", step, f"checkpoint of step {step}")
             if first is None and kept.spike_deviations:  # what a spike before the first checkpoint goes back to
                 checkpoints.save(state, run.provenance)
             state = _steps(run, state, checkpoints, tell, stop, say)
@@ -132,7 +133,7 @@ def _steps(run: "_Run", state: TrainState, checkpoints: CheckpointWriter, tell: 
         if saves:
             tell.enter("save")
             checkpoints.save(state, run.provenance)
-            tell.saved(t)
+            tell.saving(t)
         if leaves:
             checkpoints.finish()
             if validates:  # what is left of the grace is for it

@@ -124,9 +124,9 @@ class Telemetry:
         if loss is not None:
             self._metrics.validation(step, loss)
 
-    def saved(self, step: int) -> None:
+    def saving(self, step: int) -> None:
+        """A restart from here on does no step up to this one again."""
         self._ledger.saved(step)
-        self.event("saved", step, f"checkpoint of step {step}")
 
     def rolled_back(self, step: int, spike: int, text: str) -> None:
         """The run went from the spike back to the checkpoint of `step`."""
