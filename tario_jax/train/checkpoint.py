@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from tario_jax.config import InputError
 from tario_jax.model.build import Built, Tree
 from tario_jax.parallel.hosts import is_first
+from tario_jax.train.hush import Hush
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.seal import damage, seal
 from tario_jax.train.stability import Health
@@ -128,7 +129,7 @@ class CheckpointWriter(Checkpoints):
         super().__init__(workdir)
         self._keep, self._keep_every, self._say = keep, keep_every, say
         self._saving: tuple[int, Provenance] | None = None
-        self._failures = 0
+        self._failures, self._hush = 0, Hush()
         if is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
@@ -138,9 +139,15 @@ class CheckpointWriter(Checkpoints):
     def _begin_orbax(self) -> ocp.AsyncCheckpointer:
         return super()._begin_orbax(post_finalization_callback=self._complete)
 
+    def __enter__(self) -> "CheckpointWriter":
+        self._hush.begin()
+        return self
+
     def __exit__(self, *_) -> None:
         with contextlib.suppress(Exception):  # whoever wanted to know of a failed save has called `finish`
             self._orbax.close()
+        if not self._failures:  # what is left of a failed save speaks up as late as when the process ends
+            self._hush.end()
 
     def save(self, state: TrainState, provenance: Provenance) -> None:
         """Copies the state, and returns while it is written. A save that fails is told, and no checkpoint.
@@ -215,7 +222,7 @@ class CheckpointWriter(Checkpoints):
             f"step {newest}" if newest is not None else "none"
         )
         if jax.process_count() > 1 or self._failures == _FAILURES_IN_ROW:
-            raise InputError(f"{self.folder}: {told}; make room there, and run the same command again") from error
+            raise InputError(f"{self.folder}: {told}; make room there, and run the same command again") from None
         for path in self.folder.glob(f"{step}{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
         self._orbax = self._begin_orbax()

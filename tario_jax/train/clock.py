@@ -7,6 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from tario_jax.train.whole_file import write_whole
+
 STEP = ("place", "dispatch", "wait")
 """What a step is made of: a batch laid on devices, the program started, the numbers of the step before awaited."""
 WATCHED = (*STEP, "data", "validate", "log")
@@ -106,11 +108,9 @@ class Ledger:
                 "lost": {name: seconds for name, seconds in lost.items() if seconds}}  # fmt: skip
 
     def write(self) -> None:
-        partial = self._path.with_name(f"{self._path.name}.partial")
         with self._lock:  # a thread writes while the loop notes
             text = json.dumps(self.account())
-        partial.write_text(text)
-        partial.replace(self._path)
+        write_whole(self._path, text)
 
 
 def _do_again(start: dict[str, Any], step: int) -> None:

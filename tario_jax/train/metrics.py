@@ -14,6 +14,7 @@ from tario_jax.parallel.hosts import is_first
 from tario_jax.tokens.batch import Layout
 from tario_jax.train.clock import STEP, Clock
 from tario_jax.train.state import StepMetrics
+from tario_jax.train.whole_file import write_whole
 
 _SILENT_S = 60.0  # a heartbeat older than this says nothing of now
 _GIB = 1 << 30
@@ -28,9 +29,7 @@ class JsonLines:
     def keep_until(self, step: int) -> None:
         """Drops lines of later steps, which are done again, and a torn last one."""
         kept = [line for line in self.read() if line["step"] <= step]
-        partial = self._path.with_name(f"{self._path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self._path)  # killed here, it is the old one or the new one
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, Any]]:
         if not self._path.exists():

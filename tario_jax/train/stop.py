@@ -22,12 +22,13 @@ class Stop:
     """Whether the run was told to end; all processes of it are told so at the same step.
 
     One process: the first signal is kept until a step is done, a second one ends it at once. Several: jax hears of
-    SIGTERM on any of them and names the step to all.
+    SIGTERM on any of them and names the step to all; what comes before the first step is heard after it.
     """
 
     def __init__(self):
         self.told_s: float | None = None  # monotonic, when the first signal came
         self.signal = signal.SIGTERM
+        self.has_work = False  # of this start, that would be lost: before, a signal ends it at once
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Stop":
@@ -43,6 +44,8 @@ class Stop:
         if self.told_s is not None:  # again: whoever sends it does not want to wait
             raise KeyboardInterrupt
         self.told_s, self.signal = time.monotonic(), signal.Signals(number)
+        if not self.has_work:
+            raise Stopped(f"{self.signal.name}: before a step of this start; the same command continues", 128 + number)
 
     def asked(self, step: int) -> bool:
         """Whether to end after `step`. Every process is to ask after each step."""

@@ -1,5 +1,6 @@
 """What a run tells of itself while it trains, and to whom: one object that the loop talks to."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from tario_jax.train.profile_request import ProfileRequest
 from tario_jax.train.state import StepMetrics
 from tario_jax.train.stop import Stop, Stopped
 from tario_jax.train.watch import Watch
+from tario_jax.train.whole_file import write_whole
 
 DONE = "done.json"
 """The marker of completion: whoever follows the run stops at it."""
@@ -67,7 +69,8 @@ class Telemetry:
             self.event("failed", self._step, " ".join(f"{kind.__name__}: {error}".split()))
         self._watch.__exit__()
         if is_first():
-            self._ledger.write()
+            with contextlib.suppress(OSError):  # an account, not a state; what went wrong before is to be told
+                self._ledger.write()
 
     def enter(self, doing: str) -> None:
         """What the process does from now on: see clock.py."""
@@ -140,10 +143,9 @@ class Telemetry:
         """Writes the marker of completion."""
         self.event("finished", step, f"step {step} is done and saved")
         if is_first():
-            partial = self._workdir / f"{DONE}.partial"
             wall = self._ledger.account()["wall_seconds"]
-            partial.write_text(json.dumps({"step": step, "unix": time.time(), "seconds": wall}))
-            partial.replace(self._workdir / DONE)
+            done = {"step": step, "unix": time.time(), "seconds": wall}
+            write_whole(self._workdir / DONE, json.dumps(done))
 
     def _progress(self) -> dict[str, Any]:
         """Of the heartbeat."""

@@ -17,13 +17,13 @@ from typing import Any
 
 import jax
 
+from tario_jax.tokens.workers import STACKS_SIGNAL
 from tario_jax.train.clock import WATCHED, Clock
+from tario_jax.train.whole_file import write_whole
 
 HUNG = 3
 """Exit status of a run that hung."""
 _EVERY_S = 1.0
-STACKS_SIGNAL = signal.SIGUSR1
-"""A worker process that gets it writes its stacks to its standard error."""
 
 
 class Watch:
@@ -73,14 +73,12 @@ class Watch:
             "pid": os.getpid(), "unix": now, "doing": self._clock.doing, "since_unix": now - self._clock.since_s(),
             **self._progress(),
         }  # fmt: skip
-        partial = self._path.with_name(f"{self._path.name}.partial")
-        partial.write_text(json.dumps(beat))
-        partial.replace(self._path)
+        write_whole(self._path, json.dumps(beat))
 
     def _end_hung(self, still_s: float) -> None:
         folder = self._workdir / "stacks"
         text = (
-            f"process {jax.process_index()} on {socket.gethostname()} hangs: for {still_s / 60:.1f} minutes in "
+            f"process {jax.process_index()} on {socket.gethostname()} hangs: for {still_s:.0f} s in "
             f"'{self._clock.doing}' after step {self._progress()['step']}; all stacks are above and in {folder}; the "
             "same command continues from the newest checkpoint"
         )

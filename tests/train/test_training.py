@@ -169,7 +169,7 @@ def test_rows_that_the_mesh_cannot_split_are_refused(tiny_corpus, tmp_path, monk
 
 
 def test_tiles_that_context_does_not_divide_are_refused(tiny_corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("tario_jax.train.loop.make_mesh", lambda config: _ContextOfEight)
+    monkeypatch.setattr("tario_jax.train.run.make_mesh", lambda config: _ContextOfEight)
     with pytest.raises(InputError, match=r"--config.mesh.context=8: a row holds \d+ tiles; expected a multiple"):
         train(tiny_config(), tiny_corpus, tmp_path / "run", silent)
 
