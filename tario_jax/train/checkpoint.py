@@ -221,10 +221,10 @@ class CheckpointWriter(Checkpoints):
         told = f"checkpoint of step {step} could not be written ({_reason(error)}); the newest one is " + (
             f"step {newest}" if newest is not None else "none"
         )
+        for path in self.folder.glob(f"{step}{_UNFINISHED}*") if is_first() else ():
+            shutil.rmtree(path, ignore_errors=True)
         if jax.process_count() > 1 or self._failures == _FAILURES_IN_ROW:
             raise InputError(f"{self.folder}: {told}; make room there, and run the same command again") from None
-        for path in self.folder.glob(f"{step}{_UNFINISHED}*"):
-            shutil.rmtree(path, ignore_errors=True)
         self._orbax = self._begin_orbax()
         self._say(f"{told}; training goes on, and the next one is tried")
 

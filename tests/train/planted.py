@@ -1,4 +1,4 @@
-"""Faults that a config file plants into a real run: `--config=planted_nan.py` and the like import from here."""
+"""Faults that a config file plants into a real run, in the process that reads it and in its workers."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ import numpy as np
 
 from tario_jax.tokens.batch import Batch
 from tario_jax.tokens.pipeline import BatchSource
-from tario_jax.train import run
+from tario_jax.train import checkpoint, run
 
 
 class Faulty(BatchSource):
@@ -70,5 +70,10 @@ class Spikes(Faulty):
         return made
 
 
-def plant(fault: type[BatchSource]) -> None:
-    run.BatchSource = fault
+def plant(fault: str) -> None:
+    """`fault`: one of this module, by name; '' is none."""
+    if fault == "SlowDisk":
+        seal = checkpoint.seal
+        checkpoint.seal = lambda folder: (time.sleep(60), seal(folder))
+    elif fault:
+        run.BatchSource = globals()[fault]
