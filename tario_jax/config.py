@@ -198,12 +198,13 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.98
     clip_norm: float = 1.0
+    z_loss: float = 0.0  # weight of log²Z of each detection, which keeps the softmax over genes near its scale
 
     def __post_init__(self):
         _check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}; expected more than 0")
         for name in ("b1", "b2"):
             _check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; expected 0 to below 1")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "z_loss"):
             _check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; expected at least 0")
         _check(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; expected more than 0")
 
