@@ -126,14 +126,17 @@ def _window_of_bin(batch: Batch) -> jax.Array:
 
 
 def _first_or_last(batch: Batch) -> jax.Array:
-    """0 for bins of the first group of their sequence, 1 for those of its last of several, −1 for others; [B, T·N]."""
+    """0 for bins of the first group of their sequence, 1 for those of its last of several, −1 for others; [B, T·N].
+
+    What it says of padding is of no effect.
+    """
     B, T, N = batch.bin_step_BxTxN.shape
     step_BxTxN = jnp.where(batch.bin_measured_BxTxN > 0, batch.bin_step_BxTxN, 0)
     sequences = batch.measured_gene_BxWxG.shape[1]  # at most one a window
     is_of_BxTxS = batch.segment_BxT[:, :, None] == jnp.arange(sequences)
     last_BxS = jnp.where(is_of_BxTxS, step_BxTxN.max(2)[:, :, None], 0).max(1)  # over all of its tiles, wherever
     last_BxT = jnp.where(is_of_BxTxS, last_BxS[:, None], 0).max(2)
-    is_last_BxTxN = (step_BxTxN > 1) & (step_BxTxN == last_BxT[:, :, None])
+    is_last_BxTxN = step_BxTxN == last_BxT[:, :, None]
     return jnp.where(step_BxTxN == 1, 0, jnp.where(is_last_BxTxN, 1, -1)).reshape(B, T * N)
 
 
