@@ -21,7 +21,7 @@ from count_case import (
 )
 from scipy import special
 
-from tario_jax.config import InputError
+from tario_jax.config import InputError, OptimConfig
 from tario_jax.ops.count_likelihood import SparseCounts, check_counts, chunk_sizes, count_nll, log_rates
 
 
@@ -259,3 +259,8 @@ def test_counts_are_checked(field, value, message):
 def test_a_chunk_is_not_negative(name):
     with pytest.raises(InputError, match=f"loss_{name} is -1; expected at least 1, or 0 for what the budget"):
         count_nll(**case()[0], **{name: -1})
+
+
+def test_the_weight_of_z_loss_is_not_negative():
+    with pytest.raises(InputError, match="optim.z_loss is -0.1; expected at least 0"):
+        OptimConfig(z_loss=-0.1)
