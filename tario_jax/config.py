@@ -198,7 +198,7 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.98
     clip_norm: float = 1.0
-    z_loss: float = 0.0  # weight of the squared log of the genes' softmax denominator, a detection; 1e-4 is usual
+    z_loss: float = 0.0  # weight of log²Z of each detection, which keeps the softmax over genes near its scale
 
     def __post_init__(self):
         _check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}; expected more than 0")

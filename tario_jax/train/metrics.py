@@ -101,6 +101,9 @@ class Metrics:
             "loss_nats_per_detection": float(sums.total_nats + sums.gene_nats) / detections,
             "gene_nats": float(sums.gene_nats) / detections,
             "total_nats": float(sums.total_nats) / detections,
+            "first_group_nats": _mean(sums.first_nats, sums.first_detections),
+            "last_group_nats": _mean(sums.last_nats, sums.last_detections),
+            **({"z_nats": float(sums.z_nats) / detections} if self._config.optim.z_loss else {}),
             "detections": float(sums.detections),
             "gradient_norm": float(told.gradient_norm),
             "learning_rate": learning_rate,
@@ -146,6 +149,11 @@ class Metrics:
             return None, None
         seconds, name = max(found)
         return name, seconds
+
+
+def _mean(nats, detections) -> float | None:
+    """Nats per detection; None where the batch has no bin of the kind."""
+    return float(nats) / float(detections) if detections else None
 
 
 def device_memory_gib() -> float | None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import BATCH_AXES
 from tario_jax.model.build import Built, Tree
-from tario_jax.ops.count_likelihood import CountNLL
+from tario_jax.model.model import Loss
 from tario_jax.parallel.mesh import batch_shardings, local_tiles, traced_on
 from tario_jax.parallel.rules import like_parameters
 from tario_jax.tokens.batch import Batch, Layout, batch_arrays, has_tiles
@@ -95,7 +95,7 @@ def abstract_batch(rows: int, layout: Layout, mesh: Mesh) -> Batch:
 class StepMetrics(NamedTuple):
     """What a step says of itself: scalars, over the global batch."""
 
-    sums: CountNLL
+    sums: Loss
     gradient_norm: jax.Array  # of the mean over detections, before it is clipped
     health: Health  # after the step
 
@@ -111,8 +111,8 @@ def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh:
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         def nats(parameters, part: Batch):
-            sums = built.merge(parameters, state.calibration).loss(part)
-            return sums.total_nats + sums.gene_nats, sums
+            sums = built.merge(parameters, state.calibration).loss(part, stability.z_loss)
+            return sums.total_nats + sums.gene_nats + sums.z_nats, sums
 
         gradients, sums = _sum_over_parts(
             lambda part: jax.grad(nats, has_aux=True)(state.parameters, part),
