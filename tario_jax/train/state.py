@@ -140,7 +140,7 @@ def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh:
 
 
 def make_loss(built: Built, mesh: Mesh, parts: int = 1):
-    """The jitted loss without gradients: (parameters, calibration, batch) -> CountNLL sums, part by part."""
+    """The jitted loss without gradients: (parameters, calibration, batch) -> `Loss`, summed part by part."""
 
     def loss(parameters: Tree, calibration: Tree, batch: Batch):
         return _sum_over_parts(built.merge(parameters, calibration).loss, batch, parts, mesh, whole)
