@@ -112,7 +112,7 @@ def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         def nats(parameters, part: Batch):
             sums = built.merge(parameters, state.calibration).loss(part, stability.z_loss)
-            return sums.total_nats + sums.gene_nats + sums.z_nats, sums
+            return sums.objective, sums
 
         gradients, sums = _sum_over_parts(
             lambda part: jax.grad(nats, has_aux=True)(state.parameters, part),

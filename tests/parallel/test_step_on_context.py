@@ -70,4 +70,5 @@ def test_in_layers_only_the_ring_moves_tokens_and_pixels_never_move(devices8):
     assert outside == sorted([
         ("all-gather", of_bins * under), ("all-gather", of_bins * under), ("all-gather", of_bins * width),
         ("reduce-scatter", of_bins * width // _CONTEXT),
+        ("all-reduce", rows * config.data.windows_per_row),  # the last step of writing of each sequence
     ])  # fmt: skip
