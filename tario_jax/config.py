@@ -229,6 +229,9 @@ class MeshConfig:
         )
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     steps: int = 500
@@ -239,6 +242,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     calibration_rows: int = 64  # windows that set the stain statistics' scale before step 0
+    track: tuple[Literal[TRACKERS], ...] = ()  # beside metrics.jsonl; extra [track]
     seed: int = 0
 
     def __post_init__(self):
@@ -247,6 +251,8 @@ class TrainConfig:
             "keep_checkpoints", "calibration_rows",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; expected more than 0")
+        for name in self.track:
+            _check(name in TRACKERS, f"train.track holds {name!r}; expected some of {', '.join(TRACKERS)}")
 
 
 @dataclasses.dataclass(frozen=True)
