@@ -100,7 +100,9 @@ def metrics(steps, done, starts, log_every, validate_every, step_seconds, floor_
                 "slowest_host": f"node{2 if processes > 2 else 0}", "slowest_host_seconds": step_seconds,
             })  # fmt: skip
         if step % validate_every == 0 or step == steps:
-            lines.append({"step": step, "validation_nats_per_detection": floor_nats + 0.05 + 1.6 * math.exp(-step / 45)})
+            lines.append(
+                {"step": step, "validation_nats_per_detection": floor_nats + 0.05 + 1.6 * math.exp(-step / 45)}
+            )
     return lines
 
 

@@ -9,13 +9,28 @@ import os
 import sys
 import traceback
 
-from tario_jax.cli import bench, check, compile, corpus, evaluate, ingest, predict, run, simulate, status, train
+from tario_jax.cli import (
+    bench,
+    check,
+    compare,
+    compile,
+    corpus,
+    evaluate,
+    ingest,
+    predict,
+    run,
+    simulate,
+    status,
+    trace,
+    train,
+)
 from tario_jax.cli.options import add_command
 from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
     "predict": predict, "evaluate": evaluate, "bench": bench, "compile": compile, "status": status,
+    "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 

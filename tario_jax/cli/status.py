@@ -72,8 +72,9 @@ def _follow(options: argparse.Namespace, console) -> int:
 
     from tario_jax.cli.status_page import title
 
-    seen = _look(options, None, console, rows=console.height - 1)  # one is the title's
+    seen = None
     try:
+        seen = _look(options, None, console, rows=console.height - 1)  # one is the title's
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             while not seen.over:
                 live.update(Group(title(options.workdir, time.time()), seen.page), refresh=True)
@@ -81,5 +82,6 @@ def _follow(options: argparse.Namespace, console) -> int:
                 seen = _look(options, seen.files, console, rows=console.height - 1)
     except KeyboardInterrupt:
         pass  # how one leaves
-    console.print(_look(options, seen.files, console).page)
+    if seen is not None:
+        console.print(_look(options, seen.files, console).page)
     return 0

@@ -80,7 +80,9 @@ def _warnings(status: Status) -> list[Text]:
         words.append(f"damaged lines of metrics.jsonl and events.jsonl, left out: {status.unread_lines:,}")
     silent = status.hosts.silent
     if silent:
-        named = ", ".join(f"{host} (process {process}) for {duration(age)}" for host, process, age in silent[:_NAMES_SHOWN])
+        named = ", ".join(
+            f"{host} (process {process}) for {duration(age)}" for host, process, age in silent[:_NAMES_SHOWN]
+        )
         more = f" and {len(silent) - _NAMES_SHOWN:,} more" if len(silent) > _NAMES_SHOWN else ""
         words.append(f"silent: {named}{more}")
     return [Text(f"! {word}", "bold red") for word in words]
@@ -192,7 +194,9 @@ def _checkpoints(status: Status) -> RenderableType | None:
     table.add_column()
     for saved in reversed(status.checkpoints[-_CHECKPOINTS_SHOWN:]):
         whole = Text("sealed", "green") if saved.sealed else Text("not sealed", "yellow")
-        table.add_row(f"step {saved.step:,}", f"{duration(status.unix - saved.unix)} ago", _size(saved.size_bytes), whole)
+        table.add_row(
+            f"step {saved.step:,}", f"{duration(status.unix - saved.unix)} ago", _size(saved.size_bytes), whole
+        )
     number = len(status.checkpoints)
     return Group(Text("checkpoints  ", "bold") + Text(f"{number:,} kept"), Padding(table, (0, 0, 0, 2)))
 

@@ -7,6 +7,7 @@ Starts neither jax nor numpy: `tario status` looks at a run in a blink. docs/tel
 import dataclasses
 import difflib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ class TrainingLine:
     """A line of metrics.jsonl about training. None: not known, or written by an older run that did not measure it."""
 
     step: int  # steps done
-    loss_nats_per_detection: float
+    loss_nats_per_detection: float  # NaN where it was not finite: JSON has null there
     gene_nats: float | None = None
     total_nats: float | None = None
     first_group_nats: float | None = None
@@ -176,11 +177,15 @@ def refuse_no_workdir(workdir: Path) -> None:
         others = [path.name for path in workdir.parent.iterdir()] if workdir.parent.is_dir() else []
         near = difflib.get_close_matches(workdir.name, others, 1)
         hint = f"; did you mean {workdir.parent / near[0]}?" if near else ""
-        raise InputError(f"{workdir}: {'is a file; expected a workdir' if workdir.exists() else 'no such workdir'}{hint}")
+        raise InputError(
+            f"{workdir}: {'is a file; expected a workdir' if workdir.exists() else 'no such workdir'}{hint}"
+        )
     if _is_workdir(workdir):
         return
     within = sorted(path.name for path in workdir.iterdir() if path.is_dir() and _is_workdir(path))
-    hint = f"; it holds the workdirs {', '.join(within[:5])}{' …' if len(within) > 5 else ''}: name one" if within else ""
+    hint = (
+        f"; it holds the workdirs {', '.join(within[:5])}{' …' if len(within) > 5 else ''}: name one" if within else ""
+    )
     raise InputError(
         f"{workdir}: holds no config.json and no metrics.jsonl; expected the workdir of 'tario train' or 'tario run'{hint}"
     )
@@ -215,9 +220,15 @@ def read_lines(path: Path, kind, before: Lines = Lines()) -> Lines:
 
 
 def _metrics_line(values: dict[str, Any]) -> TrainingLine | ValidationLine:
-    if "validation_nats_per_detection" in values:
-        return ValidationLine(int(values["step"]), float(values["validation_nats_per_detection"]))
-    return _fields(TrainingLine, values)
+    name = "validation_nats_per_detection"
+    if name in values:
+        return ValidationLine(int(values["step"]), _or_nan(values[name]))
+    loss = _or_nan(values["loss_nats_per_detection"])
+    return _fields(TrainingLine, values | {"loss_nats_per_detection": loss})
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _event(values: dict[str, Any]) -> Event:

@@ -60,13 +60,18 @@ def _live(files: RunFiles, freshest: Heartbeat, now: float) -> RunState:
     stuck = max(files.hosts, key=lambda beat: _busy_s(beat, now) - _patience_s(beat))
     if _busy_s(stuck, now) > _patience_s(stuck):
         whose = f"process {stuck.process} ({stuck.host}) is" if len(files.hosts) > 1 else "it is"
-        return RunState("hung", f"{whose} in '{stuck.doing}' for {duration(_busy_s(stuck, now))}, at step {stuck.step:,}")
+        busy = duration(_busy_s(stuck, now))
+        return RunState("hung", f"{whose} in '{_step_or(stuck.doing)}' for {busy}, after step {stuck.step:,}")
     if files.events and files.events[-1].event == "stopping":
         return RunState("saving", f"stopping: {files.events[-1].text}".rstrip(": "))
     busy = {"validate": "validating", "trace": "tracing"}.get(first.doing, "")
     if name != "training":
         busy = f"for {duration(_busy_s(first, now))}"
     return RunState(name, busy)
+
+
+def _step_or(doing: str) -> str:
+    return "step" if doing in ("place", "dispatch", "wait") else doing
 
 
 def _without_heartbeat(files: RunFiles, now: float) -> RunState:

@@ -120,7 +120,9 @@ class WeightsAndBiases:
         self._before = self._step  # the last step that it had from earlier starts
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(os.environ) else "offline")
         if "WANDB_MODE" not in os.environ and mode == "offline":
-            say(f"wandb: no key is found, so the run is kept in {workdir}/wandb for 'wandb sync'; 'wandb login' sends it")
+            say(
+                f"wandb: no key is found, so the run is kept in {workdir}/wandb for 'wandb sync'; 'wandb login' sends it"
+            )
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT), name=config.name, id=self._id, resume="allow",
