@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -58,7 +59,8 @@ def made_run(
         made_checkpoint(folder, step, unix=now - (done - step) * step_seconds)
     useful, wall = done * step_seconds, now - began
     lost = {"start": 9.0 * starts, "compile": 31.0 * starts, "save": 0.015 * done, "validate": 0.04 * done,
-            "data": done * 0.003, "repeated": 40 * step_seconds * (starts > 1), "between starts": 20.0 * (starts - 1)}  # fmt: skip
+            "data": done * 0.003, "repeated": 40 * step_seconds * (starts > 1),
+            "between starts": 20.0 * (starts - 1)}  # fmt: skip
     _json(folder / "goodput.json", {
         "starts": [{"began_unix": began + k * wall / starts, "last_unix": began + (k + 1) * wall / starts,
                     "first_step": k * done // starts, "last_step": (k + 1) * done // starts,
@@ -76,7 +78,8 @@ def made_run(
             "process": process, "processes": processes, "host": f"node{process}", "pid": 4000 + process,
             "unix": now - beat_ago_s, "step": done, "steps": steps, "doing": doing, "since_unix": now - stuck_s,
             "step_seconds": step_seconds if done else None, "data_wait_seconds": 0.004 + slow if done else None,
-            "host_seconds": 0.0011 if done else None, "probe_seconds": 0.0031 + process * 1e-6, "memory_gib": 3.2 + 0.1 * process,
+            "host_seconds": 0.0011 if done else None, "probe_seconds": 0.0031 + process * 1e-6,
+            "memory_gib": 3.2 + 0.1 * process,
         })  # fmt: skip
     return folder
 
@@ -108,8 +111,6 @@ def metrics(steps, done, starts, log_every, validate_every, step_seconds, floor_
 
 def made_checkpoint(workdir: Path, step: int, *, unix: float = NOW, sealed: bool = True, size_bytes: int = 14_000_000):
     """A folder of Orbax's name with a file of that size (a hole: it takes no room), and the seal."""
-    import os
-
     place = workdir / "checkpoints" / str(step)
     place.mkdir(parents=True)
     with (place / "array").open("wb") as file:

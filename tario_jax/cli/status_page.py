@@ -25,7 +25,7 @@ _EXCESS_WORTH_TELLING = 0.05
 
 
 def page(status: Status, training: list[TrainingLine], width: int, *, compact: bool = False) -> RenderableType:
-    """The whole page. training: the lines of the loss curve; width: of the console, in columns; compact: for 24 rows."""
+    """The whole page. training: the lines of the loss curve; width: in columns; compact: for a terminal of 24 rows."""
     wide = width >= WIDE
     curve = _curve(status, training, width // 2 - 2 if wide else width - 1, rows=4 if compact else 6)
     if compact:
@@ -104,8 +104,8 @@ def _curve(status: Status, training: list[TrainingLine], width: int, rows: int) 
     margin = max(map(len, marks))
     columns = max(10, width - margin - 2)
     drawn = plot(points, low, high, columns=columns, rows=rows)
-    lines = [Text("loss  ", "bold") + Text(f"{loss.last:.4f}", "bold green")
-             + Text(f" nats a detection at step {loss.last_step:,}; best {loss.best:.4f} at {loss.best_step:,}")]  # fmt: skip
+    where = f" nats a detection at step {loss.last_step:,}; best {loss.best:.4f} at {loss.best_step:,}"
+    lines = [Text("loss  ", "bold") + Text(f"{loss.last:.4f}", "bold green") + Text(where)]
     lines += [Text(f"{mark:>{margin}} ", "dim") + Text("│", "dim") + Text(row, "green")
               for mark, row in zip(marks, drawn, strict=True)]  # fmt: skip
     first, last = f"{points[0][0]:,}", f"{points[-1][0]:,}"
@@ -194,9 +194,8 @@ def _checkpoints(status: Status) -> RenderableType | None:
     table.add_column()
     for saved in reversed(status.checkpoints[-_CHECKPOINTS_SHOWN:]):
         whole = Text("sealed", "green") if saved.sealed else Text("not sealed", "yellow")
-        table.add_row(
-            f"step {saved.step:,}", f"{duration(status.unix - saved.unix)} ago", _size(saved.size_bytes), whole
-        )
+        age = f"{duration(status.unix - saved.unix)} ago"
+        table.add_row(f"step {saved.step:,}", age, _size(saved.size_bytes), whole)
     number = len(status.checkpoints)
     return Group(Text("checkpoints  ", "bold") + Text(f"{number:,} kept"), Padding(table, (0, 0, 0, 2)))
 
@@ -239,8 +238,8 @@ def _events(status: Status, number: int) -> RenderableType | None:
     table.add_column(overflow="ellipsis", no_wrap=True)
     for event in status.events[-number:]:
         style = "bold red" if event.event in _BAD_EVENTS else ""
-        table.add_row(_clock(event.unix, status.unix), f"step {event.step:,}", Text(event.event.replace("_", " "), style),
-                      Text(event.text.replace("\n", " "), style))  # fmt: skip
+        what, text = Text(event.event.replace("_", " "), style), Text(event.text.replace("\n", " "), style)
+        table.add_row(_clock(event.unix, status.unix), f"step {event.step:,}", what, text)
     return Group(Text("events", "bold"), Padding(table, (0, 0, 0, 2)))
 
 

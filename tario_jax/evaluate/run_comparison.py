@@ -1,7 +1,7 @@
 """Runs side by side: what they were told to do differently, and how far, how well and how fast they got.
 
-Losses are compared at equal steps (the last that all runs have logged) and after equal time of training. Time of training
-adds up a run's starts, without the breaks between them and without the steps that were done again.
+Losses are compared at equal steps (the last that all runs have logged) and after equal time of training. Time of
+training adds up a run's starts, without the breaks between them and without the steps that were done again.
 """
 
 import bisect
@@ -81,8 +81,10 @@ def compare_runs(runs: list[RunFiles], now: float) -> Comparison:
                       len(tail))  # fmt: skip
 
 
-def _compared(name: str, files: RunFiles, lines: dict[int, TrainingLine], check: ValidationLine | None,
-              step: int | None, loss_at_hours: float | None, difference: float | None, now: float) -> ComparedRun:  # fmt: skip
+def _compared(
+    name: str, files: RunFiles, lines: dict[int, TrainingLine], check: ValidationLine | None, step: int | None,
+    loss_at_hours: float | None, difference: float | None, now: float,
+) -> ComparedRun:  # fmt: skip
     status = status_of(files, now)
     up_to = [line for at, line in lines.items() if step is not None and at <= step]
     at_step = lines.get(step)

@@ -6,7 +6,7 @@ from tario_jax.evaluate.figures import COHORT_COLOURS, INK, SOFT, TITLE, new_fig
 from tario_jax.evaluate.run_comparison import losses_by_hours
 from tario_jax.train.run_files import RunFiles
 
-_SHOWN = 0.97  # of the losses lie within the axes: the first fall would flatten the rest
+_SHOWN = 0.92  # of the losses lie within the axes: the first fall would flatten the rest
 
 
 def draw_runs(path: Path, names: list[str], runs: list[RunFiles]) -> None:
@@ -32,7 +32,7 @@ def draw_runs(path: Path, names: list[str], runs: list[RunFiles]) -> None:
             axis.plot(*zip(*known, strict=True) if known else ([], []), linestyle="", marker="o", markersize=4.5,
                       color=colour, markeredgecolor="white", markeredgewidth=0.8)  # fmt: skip
         shown += sorted(loss for loss in losses if loss == loss)[: max(1, round(_SHOWN * len(losses)))]
-        shown += [nats for _, nats in checks[len(checks) // 20 :]]
+        shown += [nats for _, nats in checks[len(checks) // 10 :]]
     for axis, title, label in ((by_steps, "loss by steps", "steps"), (by_hours, "loss by time", "hours of training")):
         axis.set_title(title, **TITLE)
         axis.set_xlabel(label, fontsize=10, color=SOFT)

@@ -176,18 +176,16 @@ def refuse_no_workdir(workdir: Path) -> None:
     if not workdir.is_dir():
         others = [path.name for path in workdir.parent.iterdir()] if workdir.parent.is_dir() else []
         near = difflib.get_close_matches(workdir.name, others, 1)
-        hint = f"; did you mean {workdir.parent / near[0]}?" if near else ""
-        raise InputError(
-            f"{workdir}: {'is a file; expected a workdir' if workdir.exists() else 'no such workdir'}{hint}"
-        )
+        hint = f"; did you mean {workdir.parent / near[0]}?" if near and near[0] != workdir.name else ""
+        found = "is a file; expected a workdir" if workdir.exists() else "no such workdir"
+        raise InputError(f"{workdir}: {found}{hint}")
     if _is_workdir(workdir):
         return
     within = sorted(path.name for path in workdir.iterdir() if path.is_dir() and _is_workdir(path))
-    hint = (
-        f"; it holds the workdirs {', '.join(within[:5])}{' …' if len(within) > 5 else ''}: name one" if within else ""
-    )
+    hint = f"; it holds workdirs, name one: {', '.join(within[:5])}{' …' if len(within) > 5 else ''}" if within else ""
     raise InputError(
-        f"{workdir}: holds no config.json and no metrics.jsonl; expected the workdir of 'tario train' or 'tario run'{hint}"
+        f"{workdir}: holds no config.json and no metrics.jsonl; expected the workdir of 'tario train' or 'tario run'"
+        f"{hint}"
     )
 
 

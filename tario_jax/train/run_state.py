@@ -180,7 +180,7 @@ def hosts_of(files: RunFiles, now: float, *, live: bool) -> Hosts:
 
 
 def _slowest(beats: tuple[Heartbeat, ...], measure: str) -> tuple[Heartbeat, float, str, float, float] | None:
-    """All processes wait for the slowest, so their steps take equally long: only what each does alone tells them apart."""
+    """All wait for the slowest, so their steps take equally long: only what each does alone tells them apart."""
     known = [(value, beat) for beat in beats if (value := _alone_s(beat, measure)) is not None]
     if len(known) < 2:
         return None

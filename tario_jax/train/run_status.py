@@ -8,6 +8,8 @@ from tario_jax.train.run_files import Event, RunFiles, SavedStep
 from tario_jax.train.run_state import Hosts, RunState, hosts_of, last_known, run_state, seconds_a_step, steps_done
 
 _EVENTS = 20
+_NEWEST = ("first_group_nats", "last_group_nats", "gradient_norm", "learning_rate", "tokens_per_second", "mfu",
+           "step_seconds", "data_wait_seconds", "host_seconds", "memory_gib", "host_memory_gib")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +71,7 @@ def status_of(files: RunFiles, now: float) -> Status:
     going = state.live and None not in (steps, pace)
     goodput = files.goodput
     lost = {} if goodput is None else {name: seconds for name, seconds in goodput.lost.items() if seconds > 0}
-    newest = {
-        field: last_known(training, field)
-        for field in ("first_group_nats", "last_group_nats", "gradient_norm", "learning_rate", "tokens_per_second", "mfu",
-                      "step_seconds", "data_wait_seconds", "host_seconds", "memory_gib", "host_memory_gib")
-    }  # fmt: skip
+    newest = {field: last_known(training, field) for field in _NEWEST}
     return Status(
         files.name, str(files.workdir), now, state, step, steps, pace, (steps - step) * pace if going else None,
         low([(line.step, line.loss_nats_per_detection) for line in training]), low(files.validation),

@@ -120,9 +120,7 @@ class WeightsAndBiases:
         self._before = self._step  # the last step that it had from earlier starts
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(os.environ) else "offline")
         if "WANDB_MODE" not in os.environ and mode == "offline":
-            say(
-                f"wandb: no key is found, so the run is kept in {workdir}/wandb for 'wandb sync'; 'wandb login' sends it"
-            )
+            say(f"wandb: finds no key, so the run is kept in {workdir}/wandb for 'wandb sync'")
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT), name=config.name, id=self._id, resume="allow",
@@ -132,8 +130,8 @@ class WeightsAndBiases:
             )  # fmt: skip
         except Exception as error:  # no connection, a wrong key: whatever wandb raises
             text = " ".join(str(error).split())
-            raise InputError(f"train.track: wandb does not start: {text}; WANDB_MODE=offline keeps the run here, or leave "
-                             "'wandb' out") from error  # fmt: skip
+            raise InputError(f"train.track: wandb does not start: {text}; keep the run here with WANDB_MODE=offline, or "
+                             "leave 'wandb' out") from error  # fmt: skip
         self._keep()
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
