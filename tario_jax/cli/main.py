@@ -108,9 +108,10 @@ def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> 
     for name in assignments:
         if groups is not None and name.partition(".")[0] not in groups:
             raise InputError(
-                f"--config.{name}: 'tario {options.job}' reads {' and '.join(groups)} of a config only; the rest is "
-                "that of the run"
-            )
+                f"--config.{name}: 'tario {options.job}' "
+                + (f"reads {' and '.join(groups)} of a config only; the rest is that of the run" if groups else
+                   "reads no config; leave it out")
+            )  # fmt: skip
     if assignments and options.config is None and options.job not in ("predict", "evaluate"):
         raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
 

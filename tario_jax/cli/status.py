@@ -17,7 +17,6 @@ EXAMPLES = """
     tario status runs/quickstart
     tario status runs/quickstart --once
     tario status runs/quickstart --once --json=status.json
-    watch -n 60 tario status runs/quickstart --once
 """
 GROUPS_READ = ()
 _EVERY_S = 2.0
@@ -72,14 +71,16 @@ def _follow(options: argparse.Namespace, console) -> int:
 
     from tario_jax.cli.status_page import title
 
-    seen = None
+    seen, took_s = None, 0.0
     try:
         seen = _look(options, None, console, rows=console.height - 1)  # one is the title's
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             while not seen.over:
                 live.update(Group(title(options.workdir, time.time()), seen.page), refresh=True)
-                time.sleep(_EVERY_S)
+                time.sleep(max(_EVERY_S, 10 * took_s))  # thousands of heartbeats on a slow disk are read less often
+                began = time.monotonic()
                 seen = _look(options, seen.files, console, rows=console.height - 1)
+                took_s = time.monotonic() - began
     except KeyboardInterrupt:
         pass  # how one leaves
     if seen is not None:

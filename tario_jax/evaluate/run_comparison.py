@@ -103,15 +103,15 @@ def _compared(
 
 
 def unique_names(workdirs: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, equally long. Raises `InputError` for one given twice."""
-    whole = [Path(os.path.abspath(path)) for path in workdirs]
-    for path in whole:
-        if whole.count(path) > 1:
+    """Of each path the shortest end that no other one has. Raises `InputError` for a path that is given twice."""
+    parts = [Path(os.path.abspath(path)).parts for path in workdirs]
+    names = []
+    for path, own in zip(workdirs, parts, strict=True):
+        if parts.count(own) > 1:
             raise InputError(f"{path}: is given twice; a run is compared with another one")
-    length = 1
-    while len({path.parts[-length:] for path in whole}) < len(whole):
-        length += 1
-    return ["/".join(path.parts[-length:]) for path in whole]
+        length = next(n for n in range(1, len(own) + 1) if sum(one[-n:] == own[-n:] for one in parts) == 1)
+        names.append("/".join(own[-length:]))
+    return names
 
 
 def config_differences(configs: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:

@@ -130,7 +130,7 @@ class WeightsAndBiases:
             )  # fmt: skip
         except Exception as error:  # no connection, a wrong key: whatever wandb raises
             text = " ".join(str(error).split())
-            raise InputError(f"train.track: wandb does not start: {text}; keep the run here with WANDB_MODE=offline, or "
+            raise InputError(f"train.track: wandb does not start: {text}; WANDB_MODE=offline keeps the run here, or "
                              "leave 'wandb' out") from error  # fmt: skip
         self._keep()
 
