@@ -126,7 +126,8 @@ def _numbers(status: Status, across: int) -> RenderableType | None:
     if status.data_wait_seconds is not None:
         wait = _seconds(status.data_wait_seconds)
         if status.step_seconds:
-            wait += f" ({_percent(status.data_wait_seconds / status.step_seconds)})"
+            cycle = status.step_seconds + status.data_wait_seconds
+            wait += f" ({_percent(status.data_wait_seconds / cycle)})"
     pairs = [
         ("first group", _known(status.first_group_nats, "{:.4f}")),
         ("last group", _known(status.last_group_nats, "{:.4f}")),

@@ -190,7 +190,7 @@ def refuse_no_workdir(workdir: Path) -> None:
 
 
 def _is_workdir(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "metrics.jsonl"))
+    return any((folder / name).is_file() for name in ("config.json", "metrics.jsonl", "events.jsonl"))
 
 
 def read_lines(path: Path, kind, before: Lines = Lines()) -> Lines:

@@ -186,8 +186,13 @@ def _slowest(beats: tuple[Heartbeat, ...], measure: str) -> tuple[Heartbeat, flo
         return None
     seconds, beat = max(known, key=lambda one: one[0])
     median = statistics.median(value for value, _ in known)
-    whole = beat.step_seconds if measure == "own" else median
+    whole = _cycle_s(beat) if measure == "own" else median
     return (beat, (seconds - median) / whole, measure, seconds, median) if whole else None
+
+
+def _cycle_s(beat: Heartbeat) -> float | None:
+    """From one step to the next; `step_seconds` are without the wait for the batch."""
+    return None if beat.step_seconds is None else beat.step_seconds + (beat.data_wait_seconds or 0.0)
 
 
 def _alone_s(beat: Heartbeat, measure: str) -> float | None:
