@@ -182,9 +182,9 @@ def test_a_curve_is_where_its_points_are():
 
 def test_a_curve_has_a_gap_where_the_loss_was_not_finite_and_stays_within_its_edges():
     nan, inf = float("nan"), float("inf")
-    drawn = dots(
-        plot([(0, 1), (1, 1), (2, nan), (3, nan), (4, 1), (5, 99), (6, -99), (7, inf)], 0, 2, columns=4, rows=1)
-    )
+    points = [(0, 2), (1, 2), (2, nan), (3, nan), (4, 0), (5, 99), (6, -99), (7, inf)]
+    drawn = dots(plot(points, 0, 2, columns=4, rows=1))
+    assert [y for x, y in drawn if x in (0, 1, 4)] == [0, 0, 3]
     assert {x for x, _ in drawn} == {0, 1, 4, 5, 6} and {y for _, y in drawn} <= {0, 1, 2, 3}
     assert plot([(5, nan)], 0, 1, columns=2, rows=1) == ["  "]
     assert len(dots(plot([(5, 1.0)], 1.0, 1.0, columns=2, rows=1))) == 1

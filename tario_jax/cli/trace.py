@@ -5,9 +5,13 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tario_jax.cli.options import at_least_one, finish, say
 from tario_jax.config import InputError
+
+if TYPE_CHECKING:
+    from tario_jax.train.run_files import RunFiles
 
 SUMMARY = "asks a run that is going for a profiler trace of its next steps, and says where it lies"
 EXAMPLES = """
@@ -28,15 +32,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tario_jax.train.run_files import REQUEST, refuse_no_workdir
+    from tario_jax.train.run_files import REQUEST
 
     until = time.monotonic() + options.timeout_s
-    refuse_no_workdir(options.workdir)
-    _wait_for_a_run(options, until)
+    before = _wait_for_a_run(options, until)
     request = options.workdir / REQUEST
     _ask(request, options.steps)
     try:
-        folder = _traced(options, request, until)
+        say(f"asked for {options.steps} steps of {before.name}")
+        folder = _traced(options, before, request, until)
     finally:
         request.unlink(missing_ok=True)  # taken it is gone already; else nobody waits for the trace any more
     perfetto = sorted(folder.rglob("*.trace.json.gz"))
@@ -46,13 +50,12 @@ def run(options: argparse.Namespace) -> int:
         f"(tensorboard --logdir={folder})",
         *(f"or in Perfetto (https://ui.perfetto.dev): {path}" for path in perfetto[:1]),
     ]
-    return finish(
-        options, "\n".join(lines), {"folder": str(folder), "perfetto": str(perfetto[0]) if perfetto else None}
-    )
+    result = {"folder": str(folder), "perfetto": str(perfetto[0]) if perfetto else None}
+    return finish(options, "\n".join(lines), result)
 
 
-def _wait_for_a_run(options: argparse.Namespace, until: float) -> None:
-    """Until a process of the run beats, or at once without --wait. Raises `InputError` where none does."""
+def _wait_for_a_run(options: argparse.Namespace, until: float) -> "RunFiles":
+    """The files of the workdir once a process of the run beats, or at once without --wait; else `InputError`."""
     from tario_jax.train.run_files import read_run
     from tario_jax.train.run_state import run_state
 
@@ -61,7 +64,7 @@ def _wait_for_a_run(options: argparse.Namespace, until: float) -> None:
         files = read_run(options.workdir)
         state = run_state(files, time.time())
         if files.hosts and state.live:
-            return
+            return files
         how = state.name + (f": {state.why}" if state.why else "")
         if not options.wait:
             raise InputError(f"{options.workdir}: no run is going there ({how}); start it, or wait for it with --wait")
@@ -83,14 +86,12 @@ def _ask(request: Path, steps: int) -> None:
     os.replace(partial, request)
 
 
-def _traced(options: argparse.Namespace, request: Path, until: float) -> Path:
-    """The folder of the trace, once the run has written it. Raises `InputError` where it does not."""
+def _traced(options: argparse.Namespace, files: "RunFiles", request: Path, until: float) -> Path:
+    """The folder of the trace, once the run has written it. files: from before it was asked. Raises `InputError`."""
     from tario_jax.train.run_files import read_run
     from tario_jax.train.run_state import run_state
 
-    files = read_run(options.workdir)
     seen = len(files.events)
-    say(f"asked for {options.steps} steps of {files.name}")
     while True:
         files = read_run(options.workdir, files)
         if request.exists():

@@ -6,6 +6,7 @@ Starts neither jax nor numpy: `tario status` looks at a run in a blink. docs/tel
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -235,8 +236,13 @@ def _event(values: dict[str, Any]) -> Event:
 
 def _fields(kind: type, values: dict[str, Any]):
     """A dataclass from those of `values` that it knows; raises TypeError where one that it needs is missing."""
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = _names(kind)
     return kind(**{name: value for name, value in values.items() if name in known})
+
+
+@functools.cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(kind))
 
 
 def _only(kind: type, values: dict[str, Any] | None):

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tario_jax.config import Config, InputError, to_dict
 
-_FLUSH_S = 5  # a killed run leaves no more than that out of TensorBoard
+_FLUSH_S = 5  # where TensorFlow is installed too, tensorboard writes through its buffers; else at once
 _PROJECT = "tario-jax"  # in W&B, where WANDB_PROJECT names no other
 
 

@@ -69,11 +69,12 @@ def test_only_what_has_grown_is_read_again(tmp_path):
 def test_a_resumed_run_replaces_its_lines_and_they_are_read_anew(tmp_path):
     run = made_run(tmp_path / "run")
     files = read_run(run)
-    kept = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:30]
-    (run / "new").write_text("".join(kept))
-    os.replace(run / "new", run / "metrics.jsonl")
-    again = read_run(run, files)
-    assert len(again.metrics.values) == 30 and again.metrics == read_run(run).metrics
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for kept in (lines[:30], lines[:30] + 50 * ['{"step": 300, "loss_nats_per_detection": 5.0}\n']):  # fewer, and more
+        (run / "new").write_text("".join(kept))
+        os.replace(run / "new", run / "metrics.jsonl")
+        again = read_run(run, files)
+        assert len(again.metrics.values) == len(kept) and again.metrics == read_run(run).metrics
 
 
 def test_damaged_lines_are_counted_and_the_others_read(tmp_path):
@@ -223,9 +224,15 @@ def test_a_stopping_run_says_so(tmp_path):
 
 
 def test_the_estimate_is_of_the_last_lines_of_this_start(tmp_path):
-    files = read_run(made_run(tmp_path / "run", step_seconds=2.0))
+    run = made_run(tmp_path / "run", step_seconds=2.0)
+    files = read_run(run)
     assert seconds_a_step(files) == pytest.approx(2.1)  # made runs spend 5 % between steps
     assert status_of(files, NOW).eta_seconds == pytest.approx(140 * 2.1)
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    with (run / "metrics.jsonl").open("a") as file:  # from here on it is slower
+        for step in range(265, 321, 5):
+            file.write(json.dumps(last | {"step": step, "seconds": last["seconds"] + 9 * (step - 260)}) + "\n")
+    assert seconds_a_step(read_run(run)) == pytest.approx(9.0)
     assert status_of(read_run(made_run(tmp_path / "over", "stopped")), NOW).eta_seconds is None
 
 
