@@ -16,6 +16,7 @@ import pytest
 from made_run import STATES, add_event, made_checkpoint, made_run
 
 from tario_jax.cli import main as cli
+from tario_jax.cli import trace
 from tario_jax.cli.braille import plot
 
 
@@ -25,6 +26,7 @@ def tario(capsys, monkeypatch):
 
     def run(*arguments: object, columns: int = 80) -> tuple[int, str, str]:
         monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(trace, "_EVERY_S", 0.05)
         try:
             status = cli.main([str(argument) for argument in arguments])
         except SystemExit as left:
@@ -281,7 +283,7 @@ def test_wrong_flags_are_one_line(tario, tmp_path, words, answer):
 # --- trace
 
 
-def answer_requests(run: Path, stop: threading.Event, folder: str, *, after_s: float = 0.3) -> list[dict]:
+def answer_requests(run: Path, stop: threading.Event, folder: str, *, after_s: float = 0.2) -> list[dict]:
     """Stands in for a run that takes a request and writes a trace; returns what it was asked for."""
     taken = []
 
@@ -338,7 +340,7 @@ def test_trace_is_withdrawn_at_ctrl_c(tmp_path):
 
 def test_trace_of_a_run_that_ends_meanwhile_says_so(tario, tmp_path):
     run = live_run(tmp_path / "run")
-    threading.Timer(0.6, add_event, (run, "failed", "a planted fault"), {"unix": time.time() + 1}).start()
+    threading.Timer(0.2, add_event, (run, "failed", "a planted fault"), {"unix": time.time() + 1}).start()
     status, _, err = tario("trace", run)
     assert status == 2 and "the run is failed before it had written the trace (a planted fault)" in err
 
@@ -353,7 +355,7 @@ def test_trace_waits_for_a_run_to_begin(tario, tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {
             "doing": "step", "unix": time.time(), "since_unix": time.time()}))  # fmt: skip
 
-    threading.Timer(0.7, begin).start()
+    threading.Timer(0.2, begin).start()
     status, out, _ = tario("trace", run, "--wait", "--timeout-s=20")
     stop.set()
     assert status == 0 and "no run is going there yet (stopped" in out and "traces/step_1" in out

@@ -16,24 +16,27 @@ def draw_runs(path: Path, names: list[str], runs: list[RunFiles]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = new_figure(11.0, 4.6)
-    by_steps, by_hours = figure.subplots(1, 2, sharey=True)
+    by_steps, by_time = figure.subplots(1, 2, sharey=True)
     handles, shown = [], []
+    longest = max((hours for files in runs for hours in losses_by_hours(files)[1][-1:]), default=0.0)
+    unit, of_hour = ("hours", 1) if longest >= 1 else ("minutes", 60)
     for number, (name, files) in enumerate(zip(names, runs, strict=True)):
         colour = COHORT_COLOURS[number % len(COHORT_COLOURS)]
         style = ("-", "--", ":")[number // len(COHORT_COLOURS) % 3]
         steps, hours, losses = losses_by_hours(files)
+        times = [of_hour * one for one in hours]
         (line,) = by_steps.plot(steps, losses, color=colour, linestyle=style, linewidth=1.4, label=name)
-        by_hours.plot(hours, losses, color=colour, linestyle=style, linewidth=1.4)
+        by_time.plot(times, losses, color=colour, linestyle=style, linewidth=1.4)
         handles.append(line)
         checks = [(one.step, one.nats_per_detection) for one in files.validation]
-        hour_of = dict(zip(steps, hours, strict=True))
-        for axis, at in ((by_steps, dict(zip(steps, steps, strict=True))), (by_hours, hour_of)):
+        time_of = dict(zip(steps, times, strict=True))
+        for axis, at in ((by_steps, dict(zip(steps, steps, strict=True))), (by_time, time_of)):
             known = [(at[step], nats) for step, nats in checks if step in at]
             axis.plot(*zip(*known, strict=True) if known else ([], []), linestyle="", marker="o", markersize=4.5,
                       color=colour, markeredgecolor="white", markeredgewidth=0.8)  # fmt: skip
         shown += sorted(loss for loss in losses if loss == loss)[: max(1, round(_SHOWN * len(losses)))]
         shown += [nats for _, nats in checks[len(checks) // 10 :]]
-    for axis, title, label in ((by_steps, "loss by steps", "steps"), (by_hours, "loss by time", "hours of training")):
+    for axis, title, label in ((by_steps, "loss by steps", "steps"), (by_time, "loss by time", f"{unit} of training")):
         axis.set_title(title, **TITLE)
         axis.set_xlabel(label, fontsize=10, color=SOFT)
         axis.set_xlim(left=0)
