@@ -198,12 +198,13 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.98
     clip_norm: float = 1.0
+    z_loss: float = 0.0  # weight of log²Z of each detection, which keeps the softmax over genes near its scale
 
     def __post_init__(self):
         _check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}; expected more than 0")
         for name in ("b1", "b2"):
             _check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; expected 0 to below 1")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "z_loss"):
             _check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; expected at least 0")
         _check(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; expected more than 0")
 
@@ -240,7 +241,15 @@ class TrainConfig:
     validate_every: int = 100
     validation_rows: int = 32  # fixed windows of validation
     checkpoint_every: int = 100
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every: int = 0  # steps: checkpoints at a multiple of them stay for good; 0: none
+    grace_s: float = 20.0  # from SIGTERM to the end, in which a last checkpoint is written
+    ema_decay: float = 0.0  # of a running mean of the parameters, which is then what predicts; 0: none
+    skip_limit: int = 10  # steps in a row whose loss or gradients are not finite; they are skipped, more end the run
+    spike_deviations: float = 0.0  # a loss so many usual departures above the usual one is a spike; 0: none is
+    spike_steps: int = 3  # so many in a row: back to the checkpoint before, and past these batches
+    rollback_limit: int = 5  # more end the run
+    hang_minutes: float = 15.0  # without a step: all stacks are written, and the process ends
     calibration_rows: int = 64  # windows that set the stain statistics' scale before step 0
     track: tuple[Literal[TRACKERS], ...] = ()  # beside metrics.jsonl; extra [track]
     seed: int = 0
@@ -248,11 +257,15 @@ class TrainConfig:
     def __post_init__(self):
         for name in (
             "steps", "accumulate", "log_every", "validate_every", "validation_rows", "checkpoint_every",
-            "keep_checkpoints", "calibration_rows",
+            "keep_checkpoints", "calibration_rows", "grace_s", "skip_limit", "spike_steps", "rollback_limit",
+            "hang_minutes",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; expected more than 0")
         for name in self.track:
             _check(name in TRACKERS, f"train.track holds {name!r}; expected some of {', '.join(TRACKERS)}")
+        for name in ("keep_every", "spike_deviations"):
+            _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; expected at least 0")
+        _check(0 <= self.ema_decay < 1, f"train.ema_decay is {self.ema_decay}; expected 0 to below 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,4 +170,4 @@ def table_genes(workdir) -> list[str]:
     from tario_jax.train.checkpoint import Checkpoints
 
     with Checkpoints(workdir) as checkpoints:
-        return list(checkpoints.provenance(checkpoints.latest_step).panel.symbols)
+        return list(checkpoints.provenance(checkpoints.steps[-1]).panel.symbols)

@@ -188,7 +188,7 @@ def _torch_peer(config: Config, ours: _Ours, batch: Batch, dtype: str, devices: 
 def _loss_and_norm(ours: _Ours) -> tuple[float, float]:
     """Of the last step, at the weights before it."""
     told = ours.metrics
-    return float((told.total_nats + told.gene_nats) / told.detections), float(told.gradient_norm)
+    return float((told.sums.total_nats + told.sums.gene_nats) / told.sums.detections), float(told.gradient_norm)
 
 
 def _tokens(config: Config, layout: Layout) -> dict[str, int]:

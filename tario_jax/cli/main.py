@@ -36,10 +36,14 @@ _CONFIG_PREFIX = "--config."
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a job. Exit status: 0 done, 1 a check found a fault, 2 a mistake in what was given (one line says which)."""
+    """Runs a job. Exit status: 0 done, 1 a check found a fault, 2 a mistake in what was given (one line says which),
+    3 a run hung, 130 and 143 it was told to end (Ctrl-C, SIGTERM), and continues when it is started again."""
     try:
         status = _run(argv)
-    except Exception:
+    except Exception as error:
+        if (stopped := _stopped(error)) is not None:  # all processes alike: they end as those that are done
+            print(f"tario: {error}", file=sys.stderr)
+            return stopped
         if not _has_others():
             raise
         traceback.print_exc()
@@ -59,6 +63,12 @@ def _has_others() -> bool:
     """Whether this is one of several processes of a run: then the module that starts them is there."""
     hosts = sys.modules.get("tario_jax.parallel.hosts")
     return hosts is not None and hosts.has_others()
+
+
+def _stopped(error: Exception) -> int | None:
+    """The exit status of a run that was told to end, and did."""
+    stop = sys.modules.get("tario_jax.train.stop")
+    return error.status if stop is not None and isinstance(error, stop.Stopped) else None
 
 
 def _run(argv: list[str] | None) -> int:

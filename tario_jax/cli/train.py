@@ -64,4 +64,5 @@ def run(options: argparse.Namespace) -> int:
     lines = [json.loads(line) for line in (options.workdir / "metrics.jsonl").read_text().splitlines()]
     result = {"workdir": str(options.workdir), "corpus": str(found.root), "metrics": lines}
     last = next(line for line in reversed(lines) if "loss_nats_per_detection" in line)
-    return finish(options, "\n".join(f"{name:<28} {value:,.4f}" for name, value in last.items()), result)
+    told = {name: value for name, value in last.items() if isinstance(value, float)}
+    return finish(options, "\n".join(f"{name:<28} {value:,.4g}" for name, value in told.items()), result)

@@ -12,7 +12,7 @@ from tario_jax.model.decoder import Decoder, compute_dtype
 from tario_jax.model.encoders import BinEncoder, HEEncoder
 from tario_jax.model.streams import Visibility, context_ranks, side_by_side
 from tario_jax.ops.attention.tiles import Tiles
-from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, count_nll, log_rates
+from tario_jax.ops.count_likelihood import SparseCounts, count_nll, log_rates
 from tario_jax.ops.project import project
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 from tario_jax.tokens.batch import Batch
@@ -23,6 +23,28 @@ class Predicted(NamedTuple):
 
     gene_BxQxr: jax.Array
     log_total_BxQ: jax.Array
+
+
+class Loss(NamedTuple):
+    """Sums over the bins of a batch, float32 scalars: those of its parts add up to those of the whole.
+
+    First: bins of the first group of every sequence, predicted from the H&E alone. Last: bins of the last group of each
+    sequence that was written in more than one, predicted from nearly all the others.
+    """
+
+    total_nats: jax.Array
+    gene_nats: jax.Array
+    z_nats: jax.Array  # 0 without z-loss
+    detections: jax.Array
+    first_nats: jax.Array  # total and gene
+    first_detections: jax.Array
+    last_nats: jax.Array
+    last_detections: jax.Array
+
+    @property
+    def objective(self) -> jax.Array:
+        """What training brings down, and the only thing to differentiate where there is a z-loss."""
+        return self.total_nats + self.gene_nats + self.z_nats
 
 
 class Tario(nnx.Module):
@@ -70,8 +92,8 @@ class Tario(nnx.Module):
             log_total = log_density + jnp.log(area_um2).reshape(B, T * N)
             return Predicted(project("bqd,dr->bqr", h, self.gene_in[...]), log_total)
 
-    def loss(self, batch: Batch) -> CountNLL:
-        """Negative log-likelihood of the batch's counts, as sums over its bins."""
+    def loss(self, batch: Batch, z_loss: float = 0.0) -> Loss:
+        """Negative log-likelihood of the batch's counts; z_loss: weight of each detection's log²Z (`count_nll`)."""
         said = self(batch)
         B, T, N = batch.bin_step_BxTxN.shape
         counts = SparseCounts(batch.count_bin_BxC, batch.count_gene_BxC, batch.count_BxC)
@@ -81,11 +103,15 @@ class Tario(nnx.Module):
         measured_BxQ = jnp.take_along_axis(measured_BxW, _window_of_bin(batch), axis=1)
         log_total_BxQ = said.log_total_BxQ + jnp.log(jnp.maximum(measured_BxQ, 1e-9))
         with jax.named_scope("gene_head"):
-            return count_nll(
+            nll = count_nll(
                 said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], log_total_BxQ, counts,
                 batch.bin_measured_BxTxN.reshape(B, T * N) > 0, batch.measured_gene_BxWxG, _window_of_bin(batch),
-                chunk=self.config.loss_chunk, gene_chunk=self.config.loss_gene_chunk,
+                chunk=self.config.loss_chunk, gene_chunk=self.config.loss_gene_chunk, z_loss=z_loss,
+                group_of_bin_BxN=_first_or_last(batch), groups=2,
             )  # fmt: skip
+        (first, last), (first_detections, last_detections) = nll.group_nats_K, nll.group_detections_K
+        return Loss(nll.total_nats, nll.gene_nats, nll.z_nats, nll.detections, first, first_detections,
+                    last, last_detections)  # fmt: skip
 
     def rates(self, batch: Batch) -> jax.Array:
         """Expected detections in every bin slot, float32 [B, T·N, G]; 0 for genes that the window does not measure."""
@@ -97,6 +123,21 @@ class Tario(nnx.Module):
 def _window_of_bin(batch: Batch) -> jax.Array:
     """Window of the row that each bin slot belongs to, int32 [B, T·N]."""
     return jnp.repeat(batch.window_BxT, batch.bin_step_BxTxN.shape[2], axis=1)
+
+
+def _first_or_last(batch: Batch) -> jax.Array:
+    """0 for bins of the first group of their sequence, 1 for those of its last of several, −1 for others; [B, T·N].
+
+    What it says of padding is of no effect.
+    """
+    B, T, N = batch.bin_step_BxTxN.shape
+    step_BxTxN = jnp.where(batch.bin_measured_BxTxN > 0, batch.bin_step_BxTxN, 0)
+    sequences = batch.measured_gene_BxWxG.shape[1]  # at most one a window
+    is_of_BxTxS = batch.segment_BxT[:, :, None] == jnp.arange(sequences)
+    last_BxS = jnp.where(is_of_BxTxS, step_BxTxN.max(2)[:, :, None], 0).max(1)  # over all of its tiles, wherever
+    last_BxT = jnp.where(is_of_BxTxS, last_BxS[:, None], 0).max(2)
+    is_last_BxTxN = step_BxTxN == last_BxT[:, :, None]
+    return jnp.where(step_BxTxN == 1, 0, jnp.where(is_last_BxTxN, 1, -1)).reshape(B, T * N)
 
 
 def visibilities(batch: Batch, content: bool, *, local: bool) -> Visibility:

@@ -6,7 +6,8 @@ c splits, up to a constant of the counts alone (the multinomial coefficient), in
     total:  mu_b − n_b log mu_b + log n_b!      mu_b = exp(log_total[b]),  n_b = Σ_g c[b, g]
     gene:   −Σ_g c[b, g] log softmax_g(logits[b])
 
-and the second is next-token cross-entropy of the bin's detections over a vocabulary of genes (gene_likelihood.py).
+and the second is next-token cross-entropy of the bin's detections over a vocabulary of genes (gene_likelihood.py, with
+the z-loss that may be added).
 
 Axes: B rows, N bins of a row, d width, G padded gene axis, C entries of counts, W gene masks of a row (one a window).
 """
@@ -19,19 +20,27 @@ import numpy as np
 from jax import lax
 
 from tario_jax.config import BATCH_AXES, InputError
-from tario_jax.ops.gene_likelihood import LOWEST, Partition, gene_nats, masked_logits
+from tario_jax.ops.gene_likelihood import LOWEST, Asked, Bins, Partition, gene_nats, masked_logits
 from tario_jax.ops.ranks import Ranks
 from tario_jax.ops.sparse_counts import SparseCounts, bin_totals, chunk_sizes
+from tario_jax.ops.tally import group_sums
 
 __all__ = ("CountNLL", "SparseCounts", "check_counts", "chunk_sizes", "count_nll", "log_rates")
 
 
 class CountNLL(NamedTuple):
-    """Sums over the valid bins, float32 scalars. Loss in nats per detection: (total + gene) / detections."""
+    """Sums over the valid bins, float32. Loss in nats per detection: (total + gene) / detections.
+
+    What is differentiated is total + gene + z: with a z-loss, the derivative of a function that does not weigh gene and
+    z equally is NaN. What is told by group has no derivative.
+    """
 
     total_nats: jax.Array
     gene_nats: jax.Array
+    z_nats: jax.Array  # z_loss · Σ n_b log²Z_b
     detections: jax.Array
+    group_nats_K: jax.Array  # total + gene
+    group_detections_K: jax.Array
 
 
 def count_nll(
@@ -46,6 +55,9 @@ def count_nll(
     *,
     chunk: int = 0,
     gene_chunk: int = 0,
+    z_loss: float = 0.0,
+    group_of_bin_BxN: jax.Array | None = None,
+    groups: int = 0,
 ) -> CountNLL:
     """The negative log-likelihood of `counts` under logits = h tableᵀ + bias and expected totals exp(log_total).
 
@@ -58,6 +70,9 @@ def count_nll(
     Never more logits exist than [rows, chunk, gene_chunk] of one device: `chunk` bins of each row, `gene_chunk` genes;
     0 takes what a budget of memory holds (`chunk_sizes`). If a derivative is asked for, the gradients of gene_nats are
     computed in the forward pass and kept in place of the logits.
+
+    z_loss: weight of log²Z of each detection, Z being the denominator of its bin's softmax. groups: the sums are told
+    by group of bins too, where `group_of_bin` (int32) is 0 … groups − 1; a bin of any other number is in no group.
 
     Under `jax.set_mesh` the work is split, rows over replica × fsdp, bins over context (in order: rank r has the slots
     r N / ranks to (r + 1) N / ranks), genes over tensor; the entries of a row are whole on each of its devices, and the
@@ -75,8 +90,15 @@ def count_nll(
     log_total_BxN = jnp.where(bin_valid_BxN, log_total_BxN.astype(jnp.float32), 0)
     nats_BxN = jnp.exp(log_total_BxN) - n_BxN * log_total_BxN + lax.lgamma(n_BxN + 1)
     total_nats = jnp.sum(nats_BxN, where=bin_valid_BxN)
-    nats = gene_nats(h_BxNxd, table_Gxd, bias_G, counts, n_BxN, gene_mask_BxWxG, mask_of_bin_BxN, sizes)
-    return CountNLL(total_nats, nats, n_BxN.sum())
+    of_bins, asked = Bins(n_BxN, mask_of_bin_BxN, group_of_bin_BxN), Asked(sizes, z_loss, groups)
+    gene, z_nats = gene_nats(h_BxNxd, table_Gxd, bias_G, counts, of_bins, gene_mask_BxWxG, asked)
+    group_nats_K = group_detections_K = jnp.zeros(0)
+    if groups:
+        total_K = group_sums(jnp.where(bin_valid_BxN, nats_BxN, 0), group_of_bin_BxN, groups)
+        group_nats_K = lax.stop_gradient(total_K + gene.group_K)
+        group_detections_K = group_sums(n_BxN, group_of_bin_BxN, groups)
+    z_nats = jnp.zeros(()) if z_nats is None else z_nats
+    return CountNLL(total_nats, gene.whole, z_nats, n_BxN.sum(), group_nats_K, group_detections_K)
 
 
 def log_rates(

@@ -67,8 +67,8 @@ class Ranks:
     def index(self, axis: str) -> jax.Array | int:
         return lax.axis_index(axis) if self.present(axis) else 0
 
-    def sum(self, x: jax.Array, *axes: str) -> jax.Array:
-        """Over all devices of these axes."""
+    def sum(self, x, *axes: str):
+        """Over all devices of these axes. x: an array, or a tree of them."""
         axes = self.present(*axes)
         return lax.psum(x, axes) if axes else x
 

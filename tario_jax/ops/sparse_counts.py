@@ -22,6 +22,7 @@ from jax import lax
 
 from tario_jax.config import BATCH_AXES, InputError
 from tario_jax.ops.ranks import Ranks, ambient_platform
+from tario_jax.ops.tally import Tally
 
 _BUDGET_BYTES = {"cpu": 16 << 20}
 _BUDGET_BYTES_ELSEWHERE = 64 << 20
@@ -130,16 +131,17 @@ class Entries(NamedTuple):
     is one exchange, and not one a chunk.
     """
 
-    slot_BxC: jax.Array  # these three with a piece more at the end, so that every piece is whole
+    slot_BxC: jax.Array  # these four with a piece more at the end, so that every piece is whole
     gene_BxC: jax.Array
     count_BxC: jax.Array  # float32
+    group_BxC: jax.Array | None  # of the entry's bin; None where nobody asks
     start_TxB: jax.Array
     end_TxB: jax.Array
     pieces_T: jax.Array
     piece: int
 
     @classmethod
-    def of(cls, counts: SparseCounts, bins: int, chunk: int) -> "Entries":
+    def of(cls, counts: SparseCounts, bins: int, chunk: int, group_BxC: jax.Array | None = None) -> "Entries":
         """counts: bins and genes counted from the device's first ones, so that those of other devices lie outside."""
         capacity = counts.bin_BxC.shape[1]
         steps = -(-bins // chunk)
@@ -149,20 +151,21 @@ class Entries(NamedTuple):
         piece = min(capacity, max(_FEWEST_ENTRIES, 2 * -(-capacity // steps)))
         pieces_T = -(-(edge_TxB[1:] - edge_TxB[:-1]).max(-1) // piece)
         counts = counts._replace(count_BxC=counts.count_BxC.astype(jnp.float32))
-        whole = (jnp.pad(x_BxC, ((0, 0), (0, piece))) for x_BxC in counts)
+        whole = jax.tree.map(lambda x_BxC: jnp.pad(x_BxC, ((0, 0), (0, piece))), (*counts, group_BxC))
         return cls(*whole, edge_TxB[:-1], edge_TxB[1:], pieces_T, piece)
 
-    def picked(self, logits_Bxnxg: jax.Array, step, first, part: Part) -> jax.Array:
-        """Σ count · logit over the entries of a chunk of bins and of genes, float32 scalar."""
+    def picked(self, logits_Bxnxg: jax.Array, step, first, part: Part, groups: int = 0) -> Tally:
+        """Σ count · logit over the entries of a chunk of bins and of genes."""
 
         def add(number, picked):
             slot_BxE, gene_BxE, count_BxE = self._piece(number, logits_Bxnxg.shape, step, first, part)
             at_BxE = jax.vmap(lambda x_nxg, slot_E, gene_E: x_nxg.at[slot_E, gene_E].get(mode="fill", fill_value=0))(
                 logits_Bxnxg, slot_BxE, gene_BxE
             )
-            return picked + jnp.sum(count_BxE * at_BxE)
+            group_BxE = self._cut(self.group_BxC, self._begin(number, step)) if groups else None
+            return picked + Tally.of(count_BxE * at_BxE, group_BxE, groups)
 
-        return lax.fori_loop(0, self.pieces_T[step], add, jnp.zeros((), jnp.float32))
+        return lax.fori_loop(0, self.pieces_T[step], add, Tally.zero(groups))
 
     def added_to(self, x_Bxnxg: jax.Array, step, first, part: Part, times: int = 1) -> jax.Array:
         """x and `times` the counts of a chunk of bins and of genes."""
@@ -178,13 +181,19 @@ class Entries(NamedTuple):
     def _piece(self, number, shape, step, first, part: Part) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Slot and gene within the chunk, and count, each [B, E]; an entry of another chunk lies past its end."""
         _, chunk, genes = shape
-        first_B = self.start_TxB[step] + number * self.piece
-        # slices, and so contiguous reads: an accelerator looks single elements up much more slowly
-        cut = jax.vmap(lambda x_C, first: lax.dynamic_slice_in_dim(x_C, first, self.piece))
+        first_B = self._begin(number, step)
         slot_BxE, gene_BxE, count_BxE = (
-            cut(x_BxC, first_B) for x_BxC in (self.slot_BxC, self.gene_BxC, self.count_BxC)
+            self._cut(x_BxC, first_B) for x_BxC in (self.slot_BxC, self.gene_BxC, self.count_BxC)
         )
         entry_BxE = first_B[:, None] + jnp.arange(self.piece)
         ours = (entry_BxE < self.end_TxB[step][:, None]) & (gene_BxE >= part.new) & (gene_BxE < part.first + genes)
         return (jnp.where(ours, slot_BxE - first, chunk), jnp.where(ours, gene_BxE - part.first, genes),
                 jnp.where(ours, count_BxE, 0))  # fmt: skip
+
+    def _begin(self, number, step) -> jax.Array:
+        """Where this piece of a chunk begins in each row."""
+        return self.start_TxB[step] + number * self.piece
+
+    def _cut(self, x_BxC: jax.Array, first_B: jax.Array) -> jax.Array:
+        # slices, and so contiguous reads: an accelerator looks single elements up much more slowly
+        return jax.vmap(lambda x_C, first: lax.dynamic_slice_in_dim(x_C, first, self.piece))(x_BxC, first_B)

@@ -29,8 +29,8 @@ def join(cluster: Cluster, timeout_s: float, say: Callable[[str], None], first: 
     # gRPC would go to it through http_proxy, and jax abort when nothing came back
     os.environ["no_grpc_proxy"] = host
     jax.config.update("jax_check_proxy_envs", False)
-    # it would take SIGTERM as a notice that nobody here asks for: a process would not end when it is told to
-    jax.config.update("jax_enable_preemption_service", False)
+    # it hears SIGTERM on any process, and names all of them the step after which to end (train/stop.py)
+    jax.config.update("jax_enable_preemption_service", True)
     jax.distributed.initialize(
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}", len(cluster), cluster.process,
         local_device_ids=cluster.local_devices, cluster_detection_method="deactivate",

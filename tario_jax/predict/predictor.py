@@ -17,9 +17,9 @@ from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.capacity import densest_spots
 from tario_jax.tokens.window import read_window
-from tario_jax.train.checkpoint import Checkpoints, Provenance, find_checkpoint
-from tario_jax.train.optimiser import make_optimiser
-from tario_jax.train.state import abstract_state, to_devices
+from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
+from tario_jax.train.provenance import Provenance
+from tario_jax.train.state import to_devices
 
 
 class Predictor:
@@ -133,11 +133,9 @@ def load(path: Path | str, *, allow_virtual_model: bool = False) -> Predictor:
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
         config = provenance.config
-        mesh = _prediction_mesh()
         built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot)
-        optimiser = make_optimiser(config.optim, config.train.steps, built)
-        state = checkpoints.restore(step, abstract_state(built, optimiser, mesh))
-    return Predictor(provenance, state.parameters, state.calibration, allow_virtual_model=allow_virtual_model)
+        parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
+    return Predictor(provenance, parameters, calibration, allow_virtual_model=allow_virtual_model)
 
 
 def _prediction_mesh() -> Mesh:

@@ -236,13 +236,14 @@ def _restain(jitter: float, rng: np.random.Generator) -> np.ndarray:
     return mix.astype(np.float32)
 
 
-def load_batches(source: BatchSource, *, first: int, prefetch: int, workers: int = 0) -> Iterator[Batch]:
+def load_batches(source: BatchSource, *, first: int, prefetch: int, workers: int = 0,
+                 say: Callable[[str], None] = print) -> Iterator[Batch]:  # fmt: skip
     """Batches from step `first` on, read ahead by Grain's threads or by processes, which gives the same bits.
 
     prefetch: batches that are held ready, by each worker where there are some: so much memory and no more.
     """
     if workers:
-        return batches_of_processes(source, first=first, prefetch=prefetch, workers=workers)
+        return batches_of_processes(source, first=first, prefetch=prefetch, workers=workers, say=say)
     dataset = grain.MapDataset.source(source).slice(slice(first, len(source)))
     options = grain.ReadOptions(num_threads=min(prefetch, 16), prefetch_buffer_size=prefetch)
     return iter(dataset.to_iter_dataset(options))

@@ -1,146 +1,254 @@
-"""Checkpoints: Orbax, with what they were trained from beside the numbers."""
+"""Checkpoints: Orbax writes them while training goes on; a seal says that one is whole.
 
-import dataclasses
+`<workdir>/checkpoints/<step>/` holds the arrays (Orbax), provenance.json, and the seal, which is written last and
+becomes visible with all of it by one rename. One whose files are not what its seal says is damaged, and the one before
+it is used.
+"""
+
+import contextlib
 import difflib
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from tario_jax.config import Config, InputError, from_dict, to_dict
-from tario_jax.panel import Panel
-from tario_jax.tokens.batch import Layout
+from tario_jax.config import InputError
+from tario_jax.model.build import Built, Tree
+from tario_jax.parallel.hosts import is_first
+from tario_jax.train.hush import Hush
+from tario_jax.train.provenance import Provenance
+from tario_jax.train.seal import damage, seal
+from tario_jax.train.stability import Health
 from tario_jax.train.state import TrainState
 
-FORMAT_VERSION = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Provenance:
-    """What a checkpoint was trained from. It decides what the checkpoint may be used on."""
-
-    config: Config
-    panel: Panel
-    corpus_seal: str
-    trained_on: str  # kind of the corpus: virtual or real
-    split_by: str
-    train: tuple[str, ...]  # sections
-    held_out: tuple[str, ...]
-    layout: Layout
-    seen_patients: tuple[str, ...]  # of training and validation
-    bin_um: float  # side of the squares that were trained on; for spots, of the square of a spot's area
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "config": to_dict(self.config),
-            "panel_hash": self.panel.hash,
-            "panel": list(self.panel.symbols),
-            "corpus_seal": self.corpus_seal,
-            "trained_on": self.trained_on,
-            "split_by": self.split_by,
-            "train": list(self.train),
-            "held_out": list(self.held_out),
-            "layout": dataclasses.asdict(self.layout),
-            "seen_patients": list(self.seen_patients),
-            "bin_um": self.bin_um,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any], where: str) -> "Provenance":
-        if value.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                f"{where}: format version {value.get('format_version')}; this tario reads {FORMAT_VERSION}"
-            )
-        panel = Panel(tuple(value["panel"]))
-        if panel.hash != value["panel_hash"]:
-            raise InputError(f"{where}: panel hash {value['panel_hash']} does not fit its own genes ({panel.hash})")
-        return cls(from_dict(value["config"]), panel, value["corpus_seal"], value["trained_on"], value["split_by"],
-                   tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
-                   tuple(value["seen_patients"]), value["bin_um"])  # fmt: skip
+_PROVENANCE = "provenance.json"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not renamed yet
+_DELETING, _DAMAGED = ".deleting", ".damaged"
+_FAILURES_IN_ROW = 3  # of saves, after which a run stops
+_COMPARED = 64  # newest steps that processes agree on
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. A step counts only when it is whole (Orbax commits it by a rename)."""
+    """The checkpoints of a workdir, to read."""
 
-    def __init__(self, workdir: Path, *, keep: int = 2):
+    def __init__(self, workdir: Path):
         self.folder = (workdir / "checkpoints").resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._orbax = self._begin_orbax()
+
+    def _begin_orbax(self, **options) -> ocp.AsyncCheckpointer:
+        return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=ocp.AsyncOptions(**options))
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.close()
+        self._orbax.close()
 
     @property
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """All steps that Orbax has finished, in ascending order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    def save(self, state: TrainState, provenance: Provenance) -> None:
-        step = int(jax.device_get(state.step))
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()), provenance=ocp.args.JsonSave(provenance.to_json())
-        )
-        self._manager.save(step, args=items, force=True)
+    def newest(self, say: Callable[[str], None], before: int | None = None) -> int | None:
+        """The newest step (at most `before`) whose files are what was written; None where there is no checkpoint.
+
+        Says which ones are damaged. Raises `InputError` where there are checkpoints and none is whole. All processes
+        are to call it, and get the same.
+        """
+        steps = [step for step in self._agreed(self.steps) if before is None or step <= before]
+        faults = []
+        for step in reversed(steps):
+            if (fault := self.damage(step)) is None:
+                for line in faults:
+                    say(f"{line}; step {step} is used")
+                return step
+            faults.append(f"{self.folder / str(step)}: is damaged: {fault}")
+        if faults:
+            raise InputError(f"{'; '.join(faults)}; none is whole: restore the files, or use another --workdir")
+        return None
+
+    def damage(self, step: int) -> str | None:
+        """What of a checkpoint is not as it was written; None where it is whole. Processes share the reading."""
+        found = damage(self.folder / str(step), jax.process_index(), jax.process_count())
+        if jax.process_count() == 1:
+            return found
+        broken = multihost_utils.process_allgather(np.array(found is not None))
+        return (found or f"process {int(np.argmax(broken))} says which file") if broken.any() else None
 
     def provenance(self, step: int) -> Provenance:
-        found = self._manager.restore(step, args=ocp.args.Composite(provenance=ocp.args.JsonRestore()))
-        return Provenance.from_json(found["provenance"], f"{self.folder}/{step}")
+        where = self.folder / str(step)
+        return Provenance.from_json(json.loads((where / _PROVENANCE).read_text()), str(where))
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of `step`, on the mesh that `abstract`'s shardings name."""
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract._asdict()))
-        return TrainState(**self._manager.restore(step, args=items)["state"])
+        found = {"average": {}} | self._read(step, _items(abstract))
+        counters = found.pop("counters")
+        return TrainState(step=counters.pop("step"), health=Health(**counters), **found)
+
+    def model(self, step: int, built: Built, mesh: Mesh) -> tuple[Tree, Tree]:
+        """Parameters and calibration of `step` on `mesh`: the parameters' running mean where the run kept one."""
+        averaged = (self.folder / str(step) / "average").is_dir()
+        names = ("average" if averaged else "parameters", "calibration")
+        wanted = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            built.abstract(), built.shardings(mesh),
+        )  # fmt: skip
+        found = self._read(step, dict(zip(names, wanted, strict=True)))
+        return found[names[0]], found[names[1]]
+
+    def _read(self, step: int, abstract: dict[str, Tree]) -> dict[str, Tree]:
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        return dict(self._orbax.restore(self.folder / str(step), args=ocp.args.Composite(**args)))
+
+    def _agreed(self, steps: list[int]) -> list[int]:
+        """Those that process 0 sees: on a shared disk another one may see them a moment later."""
+        if jax.process_count() == 1:
+            return steps
+        newest = np.full(_COMPARED, -1, np.int32)
+        newest[: len(steps[-_COMPARED:])] = steps[-_COMPARED:]
+        return [int(step) for step in multihost_utils.broadcast_one_to_all(newest) if step >= 0]
 
 
-# A resumed run may differ in these; everything else decides the numbers.
-_FREE = ("mesh", "evaluate", "source", "name")
-_FREE_FIELDS = (  # capacities, and how the same numbers are computed
-    "data.count_capacity", "data.max_spots", "data.prefetch", "model.attention", "model.attention_block", "model.remat",
-    "model.loss_chunk", "model.loss_gene_chunk",
-)  # fmt: skip
-_FREE_TRAIN = ("accumulate", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints")
+class CheckpointWriter(Checkpoints):
+    """The checkpoints of the run that trains here. All processes of it make the same calls.
 
+    keep: so many of the newest stay, and for good those whose step is a multiple of `keep_every` (0: none). What a
+    killed run left half-written or half-deleted is removed.
+    """
 
-def refuse_other_run(found: Provenance, now: Provenance, where: str) -> None:
-    """Raises `InputError` naming what differs between a checkpoint and the run that wants to continue it."""
-    if found.panel.hash != now.panel.hash:
-        ours, theirs = set(now.panel.symbols), set(found.panel.symbols)
-        only = sorted(theirs - ours)[:3]
-        raise InputError(
-            f"{where}: was trained on panel {found.panel.hash} of {len(theirs)} genes, the corpus has "
-            f"{now.panel.hash} of {len(ours)} ({len(theirs & ours)} in common; only in the checkpoint: "
-            f"{', '.join(only) or 'none'}); "
-            "use another --workdir"
+    def __init__(self, workdir: Path, *, keep: int, keep_every: int, say: Callable[[str], None]):
+        self.saved: Callable[[int], None] = lambda step: None  # called when the checkpoint of a step is whole
+        super().__init__(workdir)
+        self._keep, self._keep_every, self._say = keep, keep_every, say
+        self._saving: tuple[int, Provenance] | None = None
+        self._failures, self._hush = 0, Hush()
+        if is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if _UNFINISHED in path.name or path.name.endswith(_DELETING):
+                    shutil.rmtree(path)
+
+    def _begin_orbax(self) -> ocp.AsyncCheckpointer:
+        return super()._begin_orbax(post_finalization_callback=self._complete)
+
+    def __enter__(self) -> "CheckpointWriter":
+        self._hush.begin()
+        return self
+
+    def __exit__(self, *_) -> None:
+        with contextlib.suppress(Exception):  # whoever wanted to know of a failed save has called `finish`
+            self._orbax.close()
+        if not self._failures:  # what is left of a failed save speaks up as late as when the process ends
+            self._hush.end()
+
+    def save(self, state: TrainState, provenance: Provenance) -> None:
+        """Copies the state, and returns while it is written. A save that fails is told, and no checkpoint.
+
+        Raises `InputError` where several in a row failed, or where one of several processes cannot save.
+        """
+        self._settle()
+        step = int(state.step)
+        if step in self.steps:  # of this run, or it would have been set aside
+            return
+        self._saving = step, provenance
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        try:
+            self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
+        except Exception as error:  # whatever Orbax, TensorStore or the system raise
+            self._failed(error)
+
+    def finish(self) -> None:
+        """Waits for the last save. Raises `InputError` where it failed."""
+        self._settle()
+        if self._failures:
+            raise InputError(f"{self.folder}: the last checkpoint could not be written; make room there, and run the "
+                             "same command: it continues from the newest one")  # fmt: skip
+
+    def set_aside(self, after: int) -> None:
+        """Damaged checkpoints after a step are renamed: the run writes its own there."""
+        for step in self.steps if is_first() else ():
+            if step > after:
+                aside = self.folder / f"{step}{_DAMAGED}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+
+    def forget(self, after: int) -> None:
+        """Removes the checkpoints after a step: the run goes back to it."""
+        self._settle()
+        for step in self.steps:
+            if step > after:
+                self._delete(step)
+
+    def _settle(self) -> None:
+        """Waits for the save in progress, and removes what is no longer to be kept."""
+        try:
+            self._orbax.wait_until_finished()
+        except Exception as error:
+            self._failed(error)
+        if self._saving is None:
+            return
+        self.saved(self._saving[0])
+        self._saving, self._failures = None, 0
+        for step in self.steps[: -self._keep]:
+            if not self._keep_every or step % self._keep_every:
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        if is_first():
+            gone = (self.folder / str(step)).rename(self.folder / f"{step}{_DELETING}")
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def _complete(self) -> None:
+        """What process 0 does in the background when all arrays are written, before Orbax renames the folder."""
+        step, provenance = self._saving
+        (folder,) = self.folder.glob(f"{step}{_UNFINISHED}*")
+        (folder / _PROVENANCE).write_text(json.dumps(provenance.to_json()))
+        seal(folder)
+
+    def _failed(self, error: Exception) -> None:
+        step, _ = self._saving
+        self._saving = None
+        self._failures += 1
+        newest = max(self.steps, default=None)
+        told = f"checkpoint of step {step} could not be written ({_reason(error)}); the newest one is " + (
+            f"step {newest}" if newest is not None else "none"
         )
-    for name in ("corpus_seal", "trained_on", "split_by", "train", "held_out"):
-        if getattr(found, name) != getattr(now, name):
-            raise InputError(f"{where}: was trained with another {name}; use another --workdir")
-    before, after = _deciding(found.config), _deciding(now.config)
-    for name in sorted(before | after):
-        if before.get(name) != after.get(name):
-            raise InputError(
-                f"{where}: was trained with {name} = {before.get(name)!r}, now {after.get(name)!r}; "
-                "use another --workdir or the same value"
-            )
+        for path in self.folder.glob(f"{step}{_UNFINISHED}*") if is_first() else ():
+            shutil.rmtree(path, ignore_errors=True)
+        if jax.process_count() > 1 or self._failures == _FAILURES_IN_ROW:
+            raise InputError(f"{self.folder}: {told}; make room there, and run the same command again") from None
+        self._orbax = self._begin_orbax()
+        self._say(f"{told}; training goes on, and the next one is tried")
 
 
-def _deciding(config: Config) -> dict[str, Any]:
-    flat = {
-        f"{group}.{name}": value
-        for group, fields in to_dict(config).items()
-        if group not in _FREE
-        for name, value in fields.items()
-    }
-    for name in (*_FREE_FIELDS, *(f"train.{name}" for name in _FREE_TRAIN)):
-        del flat[name]
-    return flat
+def _items(state: TrainState) -> dict[str, Tree]:
+    """What Orbax writes side by side: whoever only predicts reads two of them."""
+    items = {
+        "parameters": state.parameters, "calibration": state.calibration, "optimiser": state.optimiser,
+        "counters": {"step": state.step, **state.health._asdict()},
+    }  # fmt: skip
+    return items | ({"average": state.average} if state.average else {})
 
 
-def find_checkpoint(path: Path | str) -> tuple[Path, int]:
+def _reason(error: Exception) -> str:
+    """The cause, in a few words: TensorStore tells a page."""
+    text = " ".join(str(error).split())
+    for known in ("No space left on device", "Disk quota exceeded", "File too large", "Permission denied",
+                  "Read-only file system"):  # fmt: skip
+        if known in text:
+            return known
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def find_checkpoint(path: Path | str, say: Callable[[str], None] = print) -> tuple[Path, int]:
     """(workdir, step) of the newest whole checkpoint of a workdir; raises `InputError` where there is none."""
     path = Path(path)
     if not path.is_dir():
@@ -154,7 +262,7 @@ def find_checkpoint(path: Path | str) -> tuple[Path, int]:
     if not (path / "checkpoints").is_dir():
         raise InputError(f"{path}: holds no checkpoints; expected the workdir of 'tario train' or 'tario run'")
     with Checkpoints(path) as checkpoints:
-        step = checkpoints.latest_step
+        step = checkpoints.newest(say)
     if step is None:
         raise InputError(f"{path}/checkpoints: holds no whole checkpoint; train until the first one is saved")
     return path, step

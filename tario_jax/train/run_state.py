@@ -10,6 +10,7 @@ SILENT_S = 30.0  # a process that has not written its heartbeat for so long is n
 GONE_S = 60.0  # and where none has, the run hangs or was killed
 NO_STEP_S = 300.0  # one thing within a step takes that long: the run hangs, unless its steps are that long
 NO_STEP_STEPS = 20.0  # the same, in steps
+BETWEEN_S = 900.0  # for a validation, a save or a trace
 PREPARING_S = 3600.0  # for a start or a compilation
 _DOING = {"start": "starting", "compile": "compiling", "save": "saving"}
 _ENDS = {"stopped": "stopped", "failed": "failed", "hung": "hung", "finished": "finished"}
@@ -94,6 +95,8 @@ def _busy_s(beat: Heartbeat, now: float) -> float:
 def _patience_s(beat: Heartbeat) -> float:
     if beat.doing in ("start", "compile"):
         return PREPARING_S
+    if beat.doing in ("validate", "save", "trace"):
+        return BETWEEN_S
     return max(NO_STEP_S, NO_STEP_STEPS * (beat.step_seconds or 0.0))
 
 

@@ -5,15 +5,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import BATCH_AXES
 from tario_jax.model.build import Built, Tree
+from tario_jax.model.model import Loss
 from tario_jax.parallel.mesh import batch_shardings, local_tiles, traced_on
 from tario_jax.parallel.rules import like_parameters
 from tario_jax.tokens.batch import Batch, Layout, batch_arrays, has_tiles
 from tario_jax.tokens.deal import deal
+from tario_jax.train.stability import PLAIN, Health, Stability, averaged, judged
 
 
 class TrainState(NamedTuple):
@@ -23,35 +26,62 @@ class TrainState(NamedTuple):
     parameters: Tree
     calibration: Tree
     optimiser: optax.OptState
+    average: Tree  # running mean of the parameters; {} where none is asked for
+    health: Health
+
+    @classmethod
+    def begin(
+        cls, parameters: Tree, calibration: Tree, moments: optax.OptState, stability: Stability = PLAIN
+    ) -> "TrainState":
+        """Step 0."""
+        health = jax.tree.map(lambda kind: np.zeros((), kind.dtype), Health.abstract())
+        return cls(np.int32(0), parameters, calibration, moments, parameters if stability.ema_decay else {}, health)
 
 
-def state_shardings(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Where each part of the state lives: optimiser moments follow their parameters."""
+def state_shardings(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh,
+                    stability: Stability = PLAIN) -> TrainState:  # fmt: skip
+    """Where each part of the state lives: moments and the average follow their parameters."""
     parameters, calibration = built.shardings(mesh)
     abstract, _ = built.abstract()
     moments = jax.eval_shape(optimiser.init, abstract)
     whole = NamedSharding(mesh, PartitionSpec())
-    return TrainState(whole, parameters, calibration, like_parameters(moments, abstract, parameters, mesh))
-
-
-def abstract_state(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, types and places of a state, to restore into."""
-    parameters, calibration = built.abstract()
-    shapes = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), parameters, calibration, jax.eval_shape(optimiser.init, parameters)
-    )
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes, state_shardings(built, optimiser, mesh),
+    return TrainState(
+        whole, parameters, calibration, like_parameters(moments, abstract, parameters, mesh),
+        parameters if stability.ema_decay else {}, jax.tree.map(lambda _: whole, Health.abstract()),
     )  # fmt: skip
 
 
-def initial_state(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-    shardings = state_shardings(built, optimiser, mesh)
+def abstract_state(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh,
+                   stability: Stability = PLAIN) -> TrainState:  # fmt: skip
+    """Shapes, types and places of a state, to restore into."""
+    parameters, calibration = built.abstract()
+    moments = jax.eval_shape(optimiser.init, parameters)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    average = parameters if stability.ema_decay else {}
+    shapes = TrainState(step, parameters, calibration, moments, average, Health.abstract())
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes, state_shardings(built, optimiser, mesh, stability),
+    )  # fmt: skip
+
+
+def initial_state(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh, seed: int,
+                  stability: Stability = PLAIN) -> TrainState:  # fmt: skip
+    """Step 0, each array made where it lives."""
     parameters, calibration = built.initialise(seed, mesh)
+    return state_of(parameters, calibration, built, optimiser, mesh, stability)
+
+
+def state_of(parameters: Tree, calibration: Tree, built: Built, optimiser: optax.GradientTransformation, mesh: Mesh,
+             stability: Stability = PLAIN) -> TrainState:  # fmt: skip
+    """Step 0 of these parameters, which lie where they live."""
+    shardings = state_shardings(built, optimiser, mesh, stability)
     moments = jax.jit(optimiser.init, out_shardings=shardings.optimiser)(parameters)
-    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step, parameters, calibration, moments)
+    begun = TrainState.begin({}, {}, (), stability)
+    # of its own memory: the step gives that of the parameters away
+    average = jax.tree.map(jnp.copy, parameters) if stability.ema_decay else {}
+    return TrainState(jax.device_put(begun.step, shardings.step), parameters, calibration, moments, average,
+                      jax.device_put(begun.health, shardings.health))  # fmt: skip
 
 
 def abstract_batch(rows: int, layout: Layout, mesh: Mesh) -> Batch:
@@ -63,44 +93,54 @@ def abstract_batch(rows: int, layout: Layout, mesh: Mesh) -> Batch:
 
 
 class StepMetrics(NamedTuple):
-    """Sums over the global batch, float32 scalars."""
+    """What a step says of itself: scalars, over the global batch."""
 
-    total_nats: jax.Array
-    gene_nats: jax.Array
-    detections: jax.Array
-    gradient_norm: jax.Array
+    sums: Loss
+    gradient_norm: jax.Array  # of the mean over detections, before it is clipped
+    health: Health  # after the step
 
 
-def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh, parts: int = 1):
+def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh, parts: int = 1,
+                    stability: Stability = PLAIN):  # fmt: skip
     """The jitted step: (state, batch) -> (state, metrics). The old state's memory is given to the new one.
 
     The gradients of `parts` parts of the batch are made one after the other and summed in float32: what exists between
-    the passes is of one part, the step is that of the whole.
+    the passes is of one part, the step is that of the whole. A step whose loss or gradients are not finite changes
+    nothing but the number of steps and of those that were skipped.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         def nats(parameters, part: Batch):
-            nll = built.merge(parameters, state.calibration).loss(part)
-            return nll.total_nats + nll.gene_nats, nll
+            sums = built.merge(parameters, state.calibration).loss(part, stability.z_loss)
+            return sums.total_nats + sums.gene_nats + sums.z_nats, sums
 
-        sums, nll = _sum_over_parts(
+        gradients, sums = _sum_over_parts(
             lambda part: jax.grad(nats, has_aux=True)(state.parameters, part),
             batch, parts, mesh, (shardings.parameters, whole),
         )  # fmt: skip
         with jax.named_scope("optimiser"):
-            gradients = jax.tree.map(lambda x: x / jnp.maximum(nll.detections, 1.0), sums)  # of the whole batch's
+            gradients = jax.tree.map(lambda x: x / jnp.maximum(sums.detections, 1.0), gradients)  # of the whole batch's
+            norm = optax.tree.norm(gradients)
+            loss = (sums.total_nats + sums.gene_nats) / jnp.maximum(sums.detections, 1.0)
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
             updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
             parameters = optax.apply_updates(state.parameters, updates)
-            metrics = StepMetrics(nll.total_nats, nll.gene_nats, nll.detections, optax.tree.norm(gradients))
-        return TrainState(state.step + 1, parameters, state.calibration, moments), metrics
+            average = averaged(state.average, parameters, state.step, stability.ema_decay)
+            changed = parameters, moments, average
+            kept = state.parameters, state.optimiser, state.average
+            parameters, moments, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, kept)
+            health = judged(state.health, loss, finite, stability.spike_deviations)
+        state = TrainState(state.step + 1, parameters, state.calibration, moments, average, health)
+        return state, StepMetrics(sums, norm, health)
 
-    shardings, whole = state_shardings(built, optimiser, mesh), NamedSharding(mesh, PartitionSpec())
+    shardings = state_shardings(built, optimiser, mesh, stability)
+    whole = NamedSharding(mesh, PartitionSpec())
     return jax.jit(traced_on(mesh, step), donate_argnums=0, in_shardings=(shardings, batch_shardings(mesh)),
                    out_shardings=(shardings, whole))  # fmt: skip
 
 
 def make_loss(built: Built, mesh: Mesh, parts: int = 1):
-    """The jitted loss without gradients: (parameters, calibration, batch) -> CountNLL sums, part by part."""
+    """The jitted loss without gradients: (parameters, calibration, batch) -> `Loss`, summed part by part."""
 
     def loss(parameters: Tree, calibration: Tree, batch: Batch):
         return _sum_over_parts(built.merge(parameters, calibration).loss, batch, parts, mesh, whole)

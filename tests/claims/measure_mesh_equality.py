@@ -127,7 +127,7 @@ def _on_mesh(config, corpus, layout, sizes: tuple[int, ...], attention: str, dev
     calibration = jax.tree.map(lambda leaf: 1 + abs(leaf), calibration)
     moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimiser.init, parameters))
     shardings = state_shardings(built, optimiser, mesh)
-    state = jax.device_put(TrainState(np.int32(0), parameters, calibration, moments), shardings)
+    state = jax.device_put(TrainState.begin(parameters, calibration, moments), shardings)
     source = BatchSource(corpus.sections, config.data, layout, steps=_STEPS, rows=local_rows(mesh, config.data.rows))
 
     def loss(parameters, calibration, batch):

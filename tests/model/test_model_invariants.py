@@ -14,7 +14,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.batch import Batch, tokenise
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.window import read_window
-from tario_jax.train.checkpoint import Provenance
+from tario_jax.train.provenance import Provenance
 
 GENES = len(PANEL)
 # Few models, since each is compiled: all tests of one kind share its programs.
@@ -98,17 +98,19 @@ def layout(tiny_corpus):
     return dataclasses.replace(layout, bins_per_tile=layout.bins_per_tile + 1)
 
 
-def batch_of(rows, layout, *, groups: int = 4, shape: tuple[int, int] = (2, 2), sequence: str = "window",
+def batch_of(rows, layout, *, groups=4, shape: tuple[int, int] = (2, 2), sequence: str = "window",
              **sizes) -> Batch:  # fmt: skip
     """Rows of windows, with missing ones as padding; a window draws its order from a generator of its own.
 
+    groups: K of all, or by row and window.
     All batches have one shape (rows, windows a row) where they can: a model is compiled for each.
     """
     layout = dataclasses.replace(layout, windows_per_row=shape[1], count_capacity=512, **sizes)
     data = dataclasses.replace(config_of("content").data, windows_per_row=shape[1], sequence=sequence)
+    groups = np.broadcast_to(groups, shape)
     rows = [*rows, *[[]] * (shape[0] - len(rows))]
     rngs = [[np.random.default_rng(int(window.bins.count_E.sum())) for window in row] for row in rows]
-    return tokenise(rows, data, layout, np.full(shape, groups), rngs)
+    return tokenise(rows, data, layout, groups, rngs)
 
 
 def valid_bins(batch: Batch) -> np.ndarray:
@@ -239,7 +241,7 @@ def test_what_lies_in_padding_changes_nothing(kind, windows, layout):
     garbage = batch._replace(
         he_BxTxPxYxXx3=he,
         bin_xy_um_BxTxNx2=np.where(bin_BxTxN[..., None], places, batch.bin_xy_um_BxTxNx2),
-        bin_step_BxTxN=np.where(bin_BxTxN, rng.integers(0, 5, bin_BxTxN.shape, np.int32), batch.bin_step_BxTxN),
+        bin_step_BxTxN=np.where(bin_BxTxN, rng.integers(0, 9, bin_BxTxN.shape, np.int32), batch.bin_step_BxTxN),
     )
     valid = valid_bins(batch)
     np.testing.assert_array_equal(model.rates(garbage)[valid], model.rates(batch)[valid])
@@ -306,22 +308,74 @@ def test_blockwise_is_reference_in_the_whole_model(windows, layout):
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_loss_is_the_likelihood_of_the_rates(kind, windows, layout):
     """Poisson of the total and multinomial over genes, dense and in float64, from the rates that the model reports."""
-    model = model_of(kind)
     batch = batch_of([windows, windows[:1]], layout)
+    total_BxN, gene_BxN, n_BxN = nats_by_bin(model_of(kind), batch)
+    said = model_of(kind).loss(batch)
+    assert said.detections == n_BxN.sum() == sum(w.bins.count_E.sum() for w in (*windows, windows[0]))
+    assert said.total_nats == pytest.approx(total_BxN.sum(), rel=1e-5)
+    assert said.gene_nats == pytest.approx(gene_BxN.sum(), rel=1e-5)
+
+
+def nats_by_bin(model: Model, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nats of the total and of the genes, and detections, of each bin slot; 0 where there is no bin."""
     mu = model.rates(batch).astype(np.float64)
     counts = np.zeros(mu.shape)
     entries = batch.count_bin_BxC >= 0
     row = np.broadcast_to(np.arange(2)[:, None], entries.shape)[entries]
     np.add.at(counts, (row, batch.count_bin_BxC[entries], batch.count_gene_BxC[entries]), batch.count_BxC[entries])
     valid = valid_bins(batch)
+    total_nats, gene_nats, detections = np.zeros((3, *valid.shape))
     mu, counts = mu[valid], counts[valid]
     total, n = mu.sum(-1), counts.sum(-1)
-    total_nats = (total - n * np.log(total) + np.array([math.lgamma(k + 1) for k in n])).sum()
-    gene_nats = -(counts * np.log(mu / total[:, None])).sum()
+    total_nats[valid] = total - n * np.log(total) + np.array([math.lgamma(k + 1) for k in n])
+    gene_nats[valid] = -(counts * np.log(mu / total[:, None])).sum(-1)
+    detections[valid] = n
+    return total_nats, gene_nats, detections
+
+
+@pytest.mark.parametrize(
+    ("groups", "sequence", "steps"),
+    [
+        pytest.param(4, "window", [{1: 0, 4: 1}, {1: 0, 4: 1}, {1: 0, 4: 1}], id="one K"),
+        pytest.param([[2, 4], [1, 1]], "window", [{1: 0, 2: 1}, {1: 0, 4: 1}, {1: 0}], id="two K a row, and one group"),
+        pytest.param(1, "window", [{1: 0}] * 3, id="one-shot"),
+        pytest.param([[4, 3], [2, 2]], "patient", [{1: 0, 4: 1}, {1: 0, 4: 1}, {1: 0, 2: 1}], id="two windows of one"),
+    ],
+)
+def test_first_and_last_groups_are_told_apart(groups, sequence, steps, windows, layout):
+    """steps: of the windows, row by row, which steps are first (0) and last (1)."""
+    model = model_of("content")
+    batch = batch_of([windows, windows[:1]], layout, groups=groups, sequence=sequence)
+    total_BxN, gene_BxN, n_BxN = nats_by_bin(model, batch)
+    step_BxN = batch.bin_step_BxTxN.reshape(n_BxN.shape)
+    window_BxN = np.repeat(batch.window_BxT + [[0], [2]], batch.bin_step_BxTxN.shape[2], axis=1)
     said = model.loss(batch)
-    assert said.detections == counts.sum() == sum(w.bins.count_E.sum() for w in (*windows, windows[0]))
-    assert said.total_nats == pytest.approx(total_nats, rel=1e-5)
-    assert said.gene_nats == pytest.approx(gene_nats, rel=1e-5)
+    for which, nats, detections in ((0, said.first_nats, said.first_detections),
+                                    (1, said.last_nats, said.last_detections)):  # fmt: skip
+        of_which = [(window, step) for window, of_window in enumerate(steps)
+                    for step, is_ in of_window.items() if is_ == which]  # fmt: skip
+        chosen_BxN = np.zeros(n_BxN.shape, bool)
+        for window, step in of_which:
+            chosen_BxN |= (window_BxN == window) & (step_BxN == step)
+        assert nats == pytest.approx((total_BxN + gene_BxN)[chosen_BxN].sum(), rel=1e-5)
+        assert detections == n_BxN[chosen_BxN].sum() and (detections > 0) == bool(of_which)
+    assert (said.first_detections == said.detections) == (groups == 1)
+
+
+def test_z_loss_is_added_for_each_detection(windows, layout):
+    """A constant in every logit is a constant in log Z, and in nothing else that the loss reads."""
+    model, batch = model_of("content"), batch_of([windows, windows[:1]], layout)
+
+    @jax.jit
+    def loss(constant):
+        parameters = model.parameters | {"gene_bias": model.parameters["gene_bias"] + constant}
+        return model.built.merge(parameters, model.calibration).loss(batch, 0.1)
+
+    level, higher, highest = (jax.device_get(loss(constant)) for constant in (0.0, 1.0, 2.0))
+    np.testing.assert_allclose(higher[:2], level[:2], rtol=1e-5)
+    assert highest.z_nats - 2 * higher.z_nats + level.z_nats == pytest.approx(0.1 * 2 * level.detections, rel=1e-3)
+    assert level.objective == pytest.approx(level.total_nats + level.gene_nats + level.z_nats, rel=1e-6)
+    assert level.first_nats == pytest.approx(model.loss(batch).first_nats, rel=1e-5) and model.loss(batch).z_nats == 0
 
 
 def test_local_layers_see_their_own_tile_only(windows, layout):

@@ -11,6 +11,7 @@ from tario_jax.ops.count_likelihood import CountNLL, SparseCounts, count_nll
 DIFFERENTIABLE = ("h_BxNxd", "table_Gxd", "bias_G", "log_total_BxN")
 WIDTH, G, CAPACITY = 12, 128, 1600
 GENES = 100  # the rest of the axis is padding
+GROUPS = 3  # of bins, and bins of none
 
 
 def case(B=3, N=22, seed=0):
@@ -34,6 +35,7 @@ def case(B=3, N=22, seed=0):
         "bin_valid_BxN": bin_valid,
         "gene_mask_BxWxG": gene_mask,
         "mask_of_bin_BxN": mask_of_bin.astype(np.int32),
+        "group_of_bin_BxN": rng.integers(-1, GROUPS, (B, N), np.int32),
     }
     return inputs, dense
 
@@ -55,33 +57,41 @@ def allowed_genes(inputs):
     return inputs["gene_mask_BxWxG"][np.arange(len(window_BxN))[:, None], window_BxN]
 
 
-def oracle(inputs, dense):
-    """CountNLL and the gradients of total_nats and gene_nats in float64."""
+def oracle(inputs, dense, z_loss=0.0):
+    """CountNLL and the gradients of total_nats + gene_nats + z_nats in float64."""
     h, table, bias, log_total = (np.asarray(inputs[name], np.float64) for name in DIFFERENTIABLE)
     valid = inputs["bin_valid_BxN"]
     allowed = allowed_genes(inputs)
     logits = np.where(allowed, h @ table.T + bias, -np.inf)
-    log_share = logits - special.logsumexp(logits, -1, keepdims=True)
+    log_z = special.logsumexp(logits, -1, keepdims=True)
+    log_share = logits - log_z
     n = dense.sum(-1)
-    total = (np.exp(log_total) - n * log_total + special.gammaln(n + 1))[valid].sum()
-    gene = -(dense[dense > 0] * log_share[dense > 0]).sum()
-    d_logits = (np.exp(log_share) * n[..., None] - dense) * valid[..., None]
+    total = np.where(valid, np.exp(log_total) - n * log_total + special.gammaln(n + 1), 0)
+    gene = -(dense * np.where(dense > 0, log_share, 0)).sum(-1)
+    log_z = np.where(n > 0, log_z[..., 0], 0)
+    groups = [inputs["group_of_bin_BxN"] == group for group in range(GROUPS)]
+    sums = CountNLL(
+        total.sum(), gene.sum(), z_loss * (n * log_z**2).sum(), n.sum(),
+        np.array([(total + gene)[group].sum() for group in groups]), np.array([n[group].sum() for group in groups]),
+    )  # fmt: skip
+    softmax = np.exp(log_share)
+    d_logits = (softmax * n[..., None] - dense) * valid[..., None] + softmax * (2 * z_loss * n * log_z)[..., None]
     gradients = d_logits @ table, np.einsum("bng,bnd->gd", d_logits, h), d_logits.sum((0, 1))
-    return CountNLL(total, gene, n.sum()), (*gradients, (np.exp(log_total) - n) * valid)
+    return sums, (*gradients, (np.exp(log_total) - n) * valid)
 
 
-def loss_and_gradients(inputs, chunk, gene_chunk=G, weight=1.0):
-    return compiled(inputs, weight, chunk, gene_chunk)
+def loss_and_gradients(inputs, chunk, gene_chunk=G, weight=1.0, z_loss=0.0):
+    return compiled(inputs, weight, chunk, gene_chunk, z_loss)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def compiled(inputs, weight, chunk, gene_chunk=G):
-    """The sums, and the gradients of weight · (total + gene)."""
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def compiled(inputs, weight, chunk, gene_chunk=G, z_loss=0.0):
+    """The sums, and the gradients of weight · (total + gene + z)."""
 
     def loss(*moving):
         given = {**inputs, **dict(zip(DIFFERENTIABLE, moving, strict=True))}
-        sums = count_nll(**given, chunk=chunk, gene_chunk=gene_chunk)
-        return weight * (sums.total_nats + sums.gene_nats), sums
+        sums = count_nll(**given, chunk=chunk, gene_chunk=gene_chunk, z_loss=z_loss, groups=GROUPS)
+        return weight * (sums.total_nats + sums.gene_nats + sums.z_nats), sums
 
     moving = [inputs[name] for name in DIFFERENTIABLE]
     (_, sums), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(*moving)
@@ -91,5 +101,5 @@ def compiled(inputs, weight, chunk, gene_chunk=G):
 def assert_near(found, expected, tolerance):
     for name, x, y in zip((*CountNLL._fields, *DIFFERENTIABLE), (*found[0], *found[1]),
                           (*expected[0], *expected[1]), strict=True):  # fmt: skip
-        error = np.abs(np.asarray(x, np.float64) - y).max() / np.abs(y).max()
+        error = np.abs(np.asarray(x, np.float64) - y).max() / (np.abs(y).max() or 1.0)
         assert error < tolerance, f"{name}: relative error {error:.2e}"

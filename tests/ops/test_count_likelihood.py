@@ -9,6 +9,7 @@ import pytest
 from count_case import (
     DIFFERENTIABLE,
     GENES,
+    GROUPS,
     G,
     allowed_genes,
     assert_near,
@@ -20,7 +21,7 @@ from count_case import (
 )
 from scipy import special
 
-from tario_jax.config import InputError
+from tario_jax.config import InputError, OptimConfig
 from tario_jax.ops.count_likelihood import SparseCounts, check_counts, chunk_sizes, count_nll, log_rates
 
 
@@ -39,23 +40,76 @@ def test_loss_and_gradients(chunk, gene_chunk):
 @pytest.mark.parametrize(("gene_chunk", "products"), ((G, [1, 3]), (50, [1, 4])))
 def test_loss_alone_is_the_same_and_computes_no_gradient(gene_chunk, products):
     inputs, dense = case()
-    alone = jax.jit(functools.partial(count_nll, chunk=8, gene_chunk=gene_chunk))
+    alone = jax.jit(functools.partial(count_nll, chunk=8, gene_chunk=gene_chunk, groups=GROUPS))
     for x, y in zip(alone(**inputs), oracle(inputs, dense)[0], strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-6)
     traced = alone.trace(**inputs), compiled.trace(inputs, 1.0, 8, gene_chunk)
     assert [str(each.jaxpr).count("dot_general") for each in traced] == products
 
 
-def test_a_bin_of_most_entries_is_read_whole():
-    """Its entries are many times those of a mean chunk, so they are looked up in several pieces."""
+# chunks of bins and of genes that are even, uneven, and one of all
+@pytest.mark.parametrize(("chunk", "gene_chunk"), ((100, 1000), (5, 50), (1, 128)))
+def test_z_loss_and_its_gradients(chunk, gene_chunk):
     inputs, dense = case()
+    found, expected = loss_and_gradients(inputs, chunk, gene_chunk, z_loss=0.05), oracle(inputs, dense, 0.05)
+    assert_near(found, expected, 2e-6)
+    for x, y in zip(expected[1][:3], oracle(inputs, dense)[1][:3], strict=True):
+        assert np.abs(x - y).max() > 0.1 * np.abs(x).max()  # z-loss is much of what is compared
+
+
+def test_the_gradients_of_the_oracle_are_its_differences():
+    inputs, dense = case()
+    rng, step = np.random.default_rng(1), 1e-5
+    _, gradients = oracle(inputs, dense, 0.05)
+    for name, gradient in zip(DIFFERENTIABLE, gradients, strict=True):
+        direction = rng.normal(size=gradient.shape)
+        ahead, behind = (
+            sum(oracle(inputs | {name: inputs[name] + sign * step * direction}, dense, 0.05)[0][:3]) for sign in (1, -1)
+        )
+        assert (ahead - behind) / (2 * step) == pytest.approx((gradient * direction).sum(), rel=1e-5), name
+
+
+def test_gene_nats_and_z_nats_are_differentiated_together_or_not_at_all():
+    inputs, _ = case()
+
+    @jax.jit
+    def gradient(*weights):
+        def loss(h):
+            sums = count_nll(**{**inputs, "h_BxNxd": h}, z_loss=0.05)
+            return sum(weight * nats for weight, nats in zip(weights, sums, strict=False))
+
+        return jax.grad(loss)(inputs["h_BxNxd"])
+
+    together = gradient(1.0, 0.5, 0.5)
+    np.testing.assert_allclose(2 * together, gradient(1.0, 1.0, 1.0), rtol=1e-6)
+    assert np.isnan(gradient(1.0, 1.0, 0.0)).all() and not gradient(1.0, 0.0, 0.0).any()
+
+
+def test_groups_of_all_bins_add_up_and_change_nothing():
+    inputs, _ = case()
+    inputs["group_of_bin_BxN"] %= GROUPS
+    sums, gradients = loss_and_gradients(inputs, 5)
+    assert (np.asarray(sums.group_detections_K) > 0).all()
+    np.testing.assert_allclose(sums.group_nats_K.sum(), sums.total_nats + sums.gene_nats, rtol=1e-6)
+    assert sums.group_detections_K.sum() == sums.detections
+    inputs["group_of_bin_BxN"] = np.full_like(inputs["group_of_bin_BxN"], GROUPS)
+    of_none, same = loss_and_gradients(inputs, 5)
+    assert not of_none.group_nats_K.any() and not of_none.group_detections_K.any()
+    for x, y in zip((*of_none[:4], *same), (*sums[:4], *gradients), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_two_bins_of_most_entries_are_read_whole():
+    """Their entries are many times those of a mean chunk, so they are looked up in several pieces."""
+    inputs, dense = case()
+    inputs["bin_valid_BxN"][:, :2], inputs["group_of_bin_BxN"][:, :2] = True, (0, 1)
     dense[:] = 0
-    dense[:, 0] = np.where(allowed_genes(inputs)[:, 0], 15, 0)
-    once = sparse(dense // 15)
-    fields = np.stack([np.tile(field[:, :100].astype(np.int32), 15) for field in once])  # a gene in 15 entries
-    order_BxC = np.argsort(fields[0] < 0, axis=1, kind="stable")  # padding to the end
+    dense[:, :2] = np.where(allowed_genes(inputs)[:, :2], 8, 0)
+    once = sparse(dense // 8)
+    fields = np.stack([np.tile(field[:, :200].astype(np.int32), 8) for field in once])  # a gene in 8 entries
+    order_BxC = np.argsort(np.where(fields[0] < 0, 2, fields[0]), axis=1, kind="stable")  # padding to the end
     inputs["counts"] = SparseCounts(*np.take_along_axis(fields, order_BxC[None], 2))
-    assert (inputs["counts"].bin_BxC == 0).sum(-1).min() > 2 * 512
+    assert (inputs["counts"].bin_BxC >= 0).sum(-1).min() > 2 * 512
     assert_near(loss_and_gradients(inputs, 4), oracle(inputs, dense), 2e-6)
 
 
@@ -73,18 +127,19 @@ def test_bfloat16(gene_chunk):
     found = loss_and_gradients(inputs, 8, gene_chunk)
     assert [x.dtype for x in found[1]] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
     assert_near(found, oracle(inputs, dense), 1e-2)
-    np.testing.assert_allclose(found[0], oracle(inputs, dense)[0], rtol=2e-6)  # the sums are in float32
+    for x, y in zip(found[0], oracle(inputs, dense)[0], strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-6)  # the sums are in float32
 
 
 def test_bins_that_are_not_valid_do_not_matter():
     inputs, dense = case()
-    clean = loss_and_gradients(inputs, 8)
+    clean = loss_and_gradients(inputs, 8, z_loss=0.05)
     invalid = ~inputs["bin_valid_BxN"]
     dense[invalid, 0] = 7
     poisoned = inputs | {name: inputs[name].copy() for name in ("h_BxNxd", "log_total_BxN")}
     poisoned |= {"counts": sparse(dense)}
     poisoned["h_BxNxd"][invalid], poisoned["log_total_BxN"][invalid] = np.nan, np.inf
-    for x, y in zip(jax.tree.leaves(loss_and_gradients(poisoned, 8)), jax.tree.leaves(clean), strict=True):
+    for x, y in zip(jax.tree.leaves(loss_and_gradients(poisoned, 8, z_loss=0.05)), jax.tree.leaves(clean), strict=True):
         np.testing.assert_array_equal(x, y)
     for x in (clean[1][0], clean[1][3]):
         assert not np.asarray(x)[invalid].any()
@@ -96,9 +151,10 @@ def test_a_window_without_genes_and_a_row_without_counts():
     dense[0] = dense[2] = 0
     inputs["counts"] = sparse(dense)
     with np.errstate(invalid="ignore"):
-        expected, _ = oracle(inputs, dense)
-    found, gradients = loss_and_gradients(inputs, 8)
-    np.testing.assert_allclose(found, expected, rtol=2e-6)
+        expected, _ = oracle(inputs, dense, 0.05)
+    found, gradients = loss_and_gradients(inputs, 8, z_loss=0.05)
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-6)
     assert all(np.isfinite(x).all() for x in gradients)
 
 
@@ -119,7 +175,8 @@ def test_permuting_genes_permutes_gradients_and_rates():
     permuted = inputs | {"table_Gxd": inputs["table_Gxd"][order], "bias_G": inputs["bias_G"][order]}
     permuted |= {"gene_mask_BxWxG": inputs["gene_mask_BxWxG"][..., order], "counts": sparse(dense[..., order])}
     (sums, gradients), (sums_p, gradients_p) = loss_and_gradients(inputs, 8), loss_and_gradients(permuted, 8)
-    np.testing.assert_allclose(sums, sums_p, rtol=2e-6)
+    for x, y in zip(sums, sums_p, strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-6)
     for x, y in zip((gradients[0], gradients[1][order], gradients[2][order]), gradients_p[:3], strict=True):
         assert np.abs(x - y).max() < 2e-6 * np.abs(x).max()
     np.testing.assert_allclose(rates_of(inputs)[..., order], rates_of(permuted), rtol=1e-5, atol=1e-5)
@@ -155,6 +212,7 @@ def test_temporaries_are_those_of_one_chunk():
         "bin_valid_BxN": shape((1, bins), jnp.bool),
         "gene_mask_BxWxG": shape((1, 1, genes), jnp.bool),
         "mask_of_bin_BxN": shape((1, bins), jnp.int32),
+        "group_of_bin_BxN": shape((1, bins), jnp.int32),
     }
 
     def temporaries(*chunk):
@@ -201,3 +259,8 @@ def test_counts_are_checked(field, value, message):
 def test_a_chunk_is_not_negative(name):
     with pytest.raises(InputError, match=f"loss_{name} is -1; expected at least 1, or 0 for what the budget"):
         count_nll(**case()[0], **{name: -1})
+
+
+def test_the_weight_of_z_loss_is_not_negative():
+    with pytest.raises(InputError, match="optim.z_loss is -0.1; expected at least 0"):
+        OptimConfig(z_loss=-0.1)

@@ -9,7 +9,7 @@ _BEGIN = """
 import json, re, sys
 import jax, numpy as np
 sys.path.insert(0, sys.argv[1])
-from count_case import DIFFERENTIABLE, G, allowed_genes, assert_near, case, compiled, oracle
+from count_case import DIFFERENTIABLE, GROUPS, G, allowed_genes, assert_near, case, compiled, oracle
 from tario_jax.config import InputError, MeshConfig
 from tario_jax.ops.count_likelihood import count_nll, log_rates
 from tario_jax.parallel.mesh import make_mesh
@@ -25,8 +25,10 @@ for sizes in json.loads(sys.argv[2]):
     with jax.set_mesh(make_mesh(MeshConfig(*sizes))):
         for chunk, gene_chunk in ((2, G), (5, 7), (0, 0)):
             assert_near(compiled(inputs, 1.0, chunk, gene_chunk), expected, 2e-6)
-            sums = jax.jit(lambda x: count_nll(**x, chunk=chunk, gene_chunk=gene_chunk))(inputs)
-            np.testing.assert_allclose(np.array(sums), np.array(expected[0]), rtol=2e-6)
+            sums = jax.jit(lambda x: count_nll(**x, chunk=chunk, gene_chunk=gene_chunk, groups=GROUPS))(inputs)
+            for x, y in zip(sums, expected[0], strict=True):
+                np.testing.assert_allclose(x, y, rtol=2e-6)
+        assert_near(compiled(inputs, 1.0, 5, 7, 0.05), oracle(inputs, dense, 0.05), 2e-6)
         low = inputs | {name: jax.numpy.bfloat16(inputs[name]) for name in ("h_BxNxd", "table_Gxd")}
         assert_near(compiled(low, 1.0, 5, G), expected, 1e-2)
         rates = jax.jit(log_rates)(*(inputs[name] for name in (*DIFFERENTIABLE, "gene_mask_BxWxG", "mask_of_bin_BxN")))
@@ -66,6 +68,7 @@ inputs = {
     "bias_G": shape((genes,), np.float32), "log_total_BxN": shape((rows, bins), np.float32),
     "counts": SparseCounts(*[shape((rows, capacity), np.int32)] * 3), "bin_valid_BxN": shape((rows, bins), np.bool),
     "gene_mask_BxWxG": shape((rows, 1, genes), np.bool), "mask_of_bin_BxN": shape((rows, bins), np.int32),
+    "group_of_bin_BxN": shape((rows, bins), np.int32),
 }
 mesh = make_mesh(MeshConfig(*json.loads(sys.argv[2])))
 chunk, gene_chunk = json.loads(sys.argv[3])

@@ -141,7 +141,7 @@ def stored(workdir: Path, config):
     built = build(config.model, len(PANEL), config.data.patch_px, content=False)
     abstract = abstract_state(built, make_optimiser(config.optim, config.train.steps, built), make_mesh(MeshConfig()))
     with Checkpoints(workdir) as checkpoints:
-        assert checkpoints.latest_step == 4
+        assert checkpoints.steps[-1] == 4
         return jax.device_get(checkpoints.restore(4, abstract).parameters)
 
 

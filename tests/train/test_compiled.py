@@ -8,7 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny_tissue import tiny_config
 
 from tario_jax.train import loop
-from tario_jax.train.checkpoint import Checkpoints
+from tario_jax.train.checkpoint import CheckpointWriter
 
 
 class Killed(BaseException):
@@ -53,14 +53,14 @@ _SHORT = {"steps": 6, "validate_every": 3, "checkpoint_every": 3}
 
 def test_a_run_that_goes_on_compiles_nothing_anew(tiny_corpus, tmp_path, monkeypatch, no_folder_named, happened):
     config, said = tiny_config(train=_SHORT), []
-    save = Checkpoints.save
+    save = CheckpointWriter.save
 
     def saved_then_killed(self, state, provenance):
         save(self, state, provenance)
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(Checkpoints, "save", saved_then_killed)
+        patched.setattr(CheckpointWriter, "save", saved_then_killed)
         loop.train(config, tiny_corpus, tmp_path / "run", said.append)
     assert happened["traced"] == happened["compiled"] == 1
     (folder,) = (tmp_path / "run" / "compiled").iterdir()

@@ -178,7 +178,7 @@ def test_each_state_is_told_from_the_files(tmp_path, state, processes):
 @pytest.mark.parametrize(("doing", "for_s", "step_s", "hung"), [
     ("step", 200, 0.8, False), ("step", 400, 0.8, True), ("wait", 400, 0.8, True), ("data", 400, 0.8, True),
     ("step", 400, 60, False), ("step", 1300, 60, True), ("compile", 2000, None, False), ("compile", 4000, None, True),
-    ("save", 400, 0.8, True), ("end", 4000, 0.8, False),
+    ("save", 400, 0.8, False), ("validate", 1000, 0.8, True), ("end", 4000, 0.8, False),
 ])  # fmt: skip
 def test_a_run_hangs_when_one_thing_takes_too_long(tmp_path, doing, for_s, step_s, hung):
     run = made_run(tmp_path / "run", processes=2)

@@ -15,7 +15,7 @@ from tario_jax.panel import Panel
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource
-from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
+from tario_jax.train.checkpoint import Checkpoints, CheckpointWriter, find_checkpoint
 from tario_jax.train.loop import train
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.state import abstract_state
@@ -97,13 +97,14 @@ def test_the_same_command_gives_the_same_bits_however_often_it_is_killed(
     if killed != "never":
         with monkeypatch.context() as patched, pytest.raises(Killed):
             if killed.startswith("after"):
-                save = Checkpoints.save
+                save = CheckpointWriter.save
 
                 def saved_then_killed(self, state, provenance):
                     save(self, state, provenance)
+                    self._orbax.wait_until_finished()
                     raise Killed
 
-                patched.setattr(Checkpoints, "save", saved_then_killed)
+                patched.setattr(CheckpointWriter, "save", saved_then_killed)
             train(tiny_config(), tiny_corpus, workdir, say)
         assert find_checkpoint(workdir)[1] == 15
     said = []
@@ -168,7 +169,7 @@ def test_rows_that_the_mesh_cannot_split_are_refused(tiny_corpus, tmp_path, monk
 
 
 def test_tiles_that_context_does_not_divide_are_refused(tiny_corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("tario_jax.train.loop.make_mesh", lambda config: _ContextOfEight)
+    monkeypatch.setattr("tario_jax.train.run.make_mesh", lambda config: _ContextOfEight)
     with pytest.raises(InputError, match=r"--config.mesh.context=8: a row holds \d+ tiles; expected a multiple"):
         train(tiny_config(), tiny_corpus, tmp_path / "run", silent)
 

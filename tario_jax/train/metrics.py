@@ -1,0 +1,172 @@
+"""What a run tells while it trains: metrics.jsonl, events.jsonl, and the line of progress. By the first process."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tario_jax.config import Config
+from tario_jax.parallel.hosts import is_first
+from tario_jax.tokens.batch import Layout
+from tario_jax.train.clock import STEP, Clock
+from tario_jax.train.state import StepMetrics
+from tario_jax.train.whole_file import write_whole
+
+_SILENT_S = 60.0  # a heartbeat older than this says nothing of now
+_GIB = 1 << 30
+
+
+class JsonLines:
+    """A file of one JSON object a line. A disk that is full loses lines, and no training; it is told once."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]):
+        self._path, self._say, self._failed = path, say, False
+
+    def keep_until(self, step: int) -> None:
+        """Drops lines of later steps, which are done again, and a torn last one."""
+        kept = [line for line in self.read() if line["step"] <= step]
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
+
+    def write(self, **values: Any) -> None:
+        if not is_first():
+            return
+        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+                 for name, value in values.items()}  # fmt: skip
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(plain) + "\n")
+        except OSError as error:
+            if not self._failed:
+                self._say(f"{self._path}: {error.strerror}; lines are lost until there is room")
+            self._failed = True
+
+
+class Rates:
+    """Seconds a step since the last time they were asked for, by what the process did."""
+
+    def __init__(self, clock: Clock, step: int):
+        self._clock, self._step, self._seconds = clock, step, clock.seconds()
+        self.told: dict[str, float] = {}
+
+    def at(self, step: int) -> dict[str, float]:
+        now, steps = self._clock.seconds(), max(step - self._step, 1)
+        of_step = {
+            doing: (now.get(doing, 0.0) - self._seconds.get(doing, 0.0)) / steps for doing in (*STEP, "data", "log")
+        }
+        self._step, self._seconds = step, now
+        self.told = {
+            "step_seconds": sum(of_step.values()),
+            "data_wait_seconds": of_step["data"],
+            "host_seconds": of_step["place"] + of_step["dispatch"] + of_step["log"],
+        }
+        return self.told
+
+
+class Metrics:
+    """Turns what steps say of themselves into lines."""
+
+    def __init__(self, workdir: Path, config: Config, layout: Layout, clock: Clock, flops: float, first: int,
+                 say: Callable[[str], None]):  # fmt: skip
+        self._config, self._clock, self._say, self._flops = config, clock, say, flops
+        self._tokens = config.data.rows * layout.tiles * (
+            layout.patches_per_tile + layout.bins_per_tile * (1 if config.data.one_shot else 2)
+        )  # fmt: skip
+        self._hosts = workdir / "hosts"
+        self.rates = Rates(clock, first)
+        self.lines = JsonLines(workdir / "metrics.jsonl", say)
+        self._began = time.monotonic()
+        self.peak_flops: float | None = None  # of all devices; MFU is told once it is known
+
+    def is_due(self, step: int) -> bool:
+        return step % self._config.train.log_every == 0 or step == self._config.train.steps
+
+    def step(self, step: int, told: StepMetrics, learning_rate: float, goodput: float) -> dict[str, Any]:
+        """Writes and says the line of a step; returns its values."""
+        sums, health = told.sums, told.health
+        detections = max(float(sums.detections), 1.0)
+        rates = self.rates.at(step)
+        tokens_per_second = self._tokens / max(rates["step_seconds"], 1e-9)
+        host, host_seconds = self._slowest()
+        values = {
+            "step": step,
+            "loss_nats_per_detection": float(sums.total_nats + sums.gene_nats) / detections,
+            "gene_nats": float(sums.gene_nats) / detections,
+            "total_nats": float(sums.total_nats) / detections,
+            "first_group_nats": _mean(sums.first_nats, sums.first_detections),
+            "last_group_nats": _mean(sums.last_nats, sums.last_detections),
+            **({"z_nats": float(sums.z_nats) / detections} if self._config.optim.z_loss else {}),
+            "detections": float(sums.detections),
+            "gradient_norm": float(told.gradient_norm),
+            "learning_rate": learning_rate,
+            "tokens_per_second": tokens_per_second,
+            **rates,
+            "mfu": self._flops / max(rates["step_seconds"], 1e-9) / self.peak_flops if self.peak_flops else None,
+            "goodput": goodput,
+            "memory_gib": device_memory_gib(),
+            "host_memory_gib": host_memory_gib(),
+            "skipped_steps": int(health.skipped),
+            "rollbacks": int(health.rollbacks),
+            "slowest_host": host,
+            "slowest_host_seconds": host_seconds,
+            "seconds": time.monotonic() - self._began,
+        }
+        self.lines.write(**values)
+        # the first steps hold the compilation of what follows: an estimate from this interval alone
+        eta = (self._config.train.steps - step) * rates["step_seconds"]
+        mfu = "" if values["mfu"] is None else f"  MFU {values['mfu']:.2f}"
+        self._say(
+            f"step {step:>6}/{self._config.train.steps}  loss {values['loss_nats_per_detection']:.4f} nats/detection  "
+            f"gradient {values['gradient_norm']:.2f}  {tokens_per_second:,.0f} tokens/s{mfu}  "
+            f"ETA {int(eta) // 60}:{int(eta) % 60:02d}"
+        )
+        return values
+
+    def validation(self, step: int, loss: float) -> None:
+        self.lines.write(step=step, validation_nats_per_detection=loss)
+        self._say(f"step {step:>6}/{self._config.train.steps}  validation {loss:.4f} nats/detection")
+
+    def _slowest(self) -> tuple[str | None, float | None]:
+        """The process whose own work (batches, and the loop's Python) takes longest a step, by the heartbeats."""
+        found = []
+        for path in self._hosts.glob("*.json"):
+            try:
+                beat = json.loads(path.read_text())
+                if time.time() - beat["unix"] < _SILENT_S and beat["host_seconds"] is not None:
+                    own = beat["host_seconds"] + beat["data_wait_seconds"]
+                    found.append((own, f"{beat['process']} on {beat['host']}"))
+            except (OSError, ValueError, KeyError):
+                continue
+        if not found:
+            return None, None
+        seconds, name = max(found)
+        return name, seconds
+
+
+def _mean(nats, detections) -> float | None:
+    """Nats per detection; None where the batch has no bin of the kind."""
+    return float(nats) / float(detections) if detections else None
+
+
+def device_memory_gib() -> float | None:
+    """The most that a device of this process has held; None where it does not tell, as a CPU."""
+    peaks = [stats["peak_bytes_in_use"] for device in jax.local_devices()
+             if (stats := device.memory_stats()) and "peak_bytes_in_use" in stats]  # fmt: skip
+    return max(peaks) / _GIB if peaks else None
+
+
+def host_memory_gib() -> float | None:
+    """Memory of this process; None where the system has no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * 4096 / _GIB

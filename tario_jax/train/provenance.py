@@ -1,0 +1,128 @@
+"""What a checkpoint was trained from: it decides what may go on from it, and what it may be used on."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from tario_jax.config import Config, InputError, from_dict, to_dict
+from tario_jax.panel import Panel
+from tario_jax.tokens.batch import Layout
+
+FORMAT_VERSION = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a checkpoint was trained from. It decides what the checkpoint may be used on."""
+
+    config: Config
+    panel: Panel
+    corpus_seal: str
+    trained_on: str  # kind of the corpus: virtual or real
+    split_by: str
+    train: tuple[str, ...]  # sections
+    held_out: tuple[str, ...]
+    layout: Layout
+    seen_patients: tuple[str, ...]  # of training and validation
+    bin_um: float  # side of the squares that were trained on; for spots, of the square of a spot's area
+    code: str = dataclasses.field(default_factory=lambda: code_version())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "config": to_dict(self.config),
+            "panel_hash": self.panel.hash,
+            "panel": list(self.panel.symbols),
+            "corpus_seal": self.corpus_seal,
+            "trained_on": self.trained_on,
+            "split_by": self.split_by,
+            "train": list(self.train),
+            "held_out": list(self.held_out),
+            "layout": dataclasses.asdict(self.layout),
+            "seen_patients": list(self.seen_patients),
+            "bin_um": self.bin_um,
+            "code": self.code,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], where: str) -> "Provenance":
+        if value.get("format_version") != FORMAT_VERSION:
+            raise InputError(
+                f"{where}: format version {value.get('format_version')}; this tario reads {FORMAT_VERSION}"
+            )
+        panel = Panel(tuple(value["panel"]))
+        if panel.hash != value["panel_hash"]:
+            raise InputError(f"{where}: panel hash {value['panel_hash']} does not fit its own genes ({panel.hash})")
+        return cls(from_dict(value["config"]), panel, value["corpus_seal"], value["trained_on"], value["split_by"],
+                   tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
+                   tuple(value["seen_patients"]), value["bin_um"], value["code"])  # fmt: skip
+
+
+@functools.cache
+def code_version() -> str:
+    """The release, and a hash of the source: a development version changes without a new number."""
+    root = Path(__file__).resolve().parents[1]
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return f"{importlib.metadata.version('tario-jax')}+{found.hexdigest()[:12]}"
+
+
+# A resumed run may differ in these; everything else decides the numbers.
+_FREE = ("mesh", "evaluate", "source", "name")
+_FREE_FIELDS = (  # capacities, and how the same numbers are computed
+    "data.count_capacity", "data.max_spots", "data.prefetch", "data.workers", "model.attention",
+    "model.attention_block", "model.remat", "model.loss_chunk", "model.loss_gene_chunk",
+)  # fmt: skip
+_FREE_TRAIN = (
+    "accumulate", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints",
+    "keep_every", "grace_s", "skip_limit", "rollback_limit", "hang_minutes",
+)  # fmt: skip
+
+
+def refuse_other_run(found: Provenance, now: Provenance, where: str) -> list[str]:
+    """Raises `InputError` naming all that differs between a checkpoint and the run that wants to continue it.
+
+    Returns lines about what may differ and still is worth knowing.
+    """
+    differs = []
+    if found.panel.hash != now.panel.hash:
+        ours, theirs = set(now.panel.symbols), set(found.panel.symbols)
+        only = sorted(theirs - ours)[:3]
+        differs.append(
+            f"panel {found.panel.hash} of {len(theirs)} genes, now {now.panel.hash} of {len(ours)} "
+            f"({len(theirs & ours)} in common; only in the checkpoint: {', '.join(only) or 'none'})"
+        )
+    for name in ("corpus_seal", "trained_on", "split_by"):
+        before, after = getattr(found, name), getattr(now, name)
+        if before != after:
+            differs.append(f"another {name} ({before}, now {after})")
+    for name in ("train", "held_out"):
+        before, after = getattr(found, name), getattr(now, name)
+        if before != after:
+            differs.append(f"another {name} ({len(before)} sections, now {len(after)}, "
+                           f"{len(set(before) & set(after))} of them the same)")  # fmt: skip
+    before, after = _deciding(found.config), _deciding(now.config)
+    differs += [f"{name} = {before.get(name)!r}, now {after.get(name)!r}"
+                for name in sorted(before | after) if before.get(name) != after.get(name)]  # fmt: skip
+    if differs:
+        raise InputError(f"{where}: was trained with {'; with '.join(differs)}; use another --workdir, or what it was "
+                         "trained with")  # fmt: skip
+    if found.code != now.code:
+        return [f"{where}: was written by tario {found.code}, this is {now.code}: the numbers may differ in their bits"]
+    return []
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    flat = {
+        f"{group}.{name}": value
+        for group, fields in to_dict(config).items()
+        if group not in _FREE
+        for name, value in fields.items()
+    }
+    for name in (*_FREE_FIELDS, *(f"train.{name}" for name in _FREE_TRAIN)):
+        del flat[name]
+    return flat

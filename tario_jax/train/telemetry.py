@@ -1,0 +1,160 @@
+"""What a run tells of itself while it trains, and to whom: one object that the loop talks to."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from tario_jax.config import Config, InputError
+from tario_jax.parallel.hosts import is_first
+from tario_jax.tokens.batch import Layout
+from tario_jax.train.clock import Clock, Ledger
+from tario_jax.train.metrics import JsonLines, Metrics, device_memory_gib
+from tario_jax.train.probe import DeviceProbe
+from tario_jax.train.profile_request import ProfileRequest
+from tario_jax.train.state import StepMetrics
+from tario_jax.train.stop import Stop, Stopped
+from tario_jax.train.watch import Watch
+from tario_jax.train.whole_file import write_whole
+
+DONE = "done.json"
+"""The marker of completion: whoever follows the run stops at it."""
+
+
+class Telemetry:
+    """metrics.jsonl, events.jsonl, goodput.json, hosts/, traces/, done.json; docs/telemetry.md tells what they hold.
+
+    The first process writes them, but for its own heartbeat, which each process does.
+    """
+
+    def __init__(self, workdir: Path, config: Config, layout: Layout, clock: Clock, *, first: int, flops: float,
+                 schedule: optax.Schedule, stop: Stop, say: Callable[[str], None]):  # fmt: skip
+        self._workdir, self._config, self._say, self._schedule = workdir, config, say, schedule
+        self.clock, self._step, self._skipped, self._probed = clock, first, None, None
+        self._events = JsonLines(workdir / "events.jsonl", say)
+        self._metrics = Metrics(workdir, config, layout, clock, flops, first, say)
+        self._ledger = Ledger(workdir / "goodput.json", first, clock)
+        self._request = ProfileRequest(workdir, lambda step, folder: self.event(
+            "traced", step, f"{folder}", said=f"profiler trace up to step {step}: {folder}"))  # fmt: skip
+        self._watch = Watch(
+            workdir, clock, self._progress, hang_minutes=config.train.hang_minutes, grace_s=config.train.grace_s,
+            told_s=lambda: stop.told_s, beat=self._beat, ending=lambda event, text: self.event(event, self._step, text),
+        )  # fmt: skip
+
+    def __enter__(self) -> "Telemetry":
+        if is_first():
+            (self._workdir / DONE).unlink(missing_ok=True)
+            self._metrics.lines.keep_until(self._step)
+        steps = self._config.train.steps
+        if (lost := self._ledger.lost_at_last_stop()) is None:
+            self.event("started", self._step, f"step {self._step} of {steps}")
+        else:
+            again, seconds, between_s = lost
+            text = f"resumed at step {self._step} of {steps}"
+            done_again = f"{again} steps are done again, {seconds:.1f} s of work; " if again else ""
+            self.event("resumed", self._step, f"{done_again}{between_s:.1f} s since the run stopped", said=text)
+            self._say(f"the stop cost: {done_again}{between_s:.1f} s until this start")
+        self._watch.__enter__()
+        return self
+
+    def __exit__(self, kind, error, _) -> None:
+        self.enter("end")
+        self._request.end()
+        if error is not None and not isinstance(error, Stopped):
+            self.event("failed", self._step, " ".join(f"{kind.__name__}: {error}".split()))
+        self._watch.__exit__()
+        if is_first():
+            with contextlib.suppress(OSError):  # an account, not a state; what went wrong before is to be told
+                self._ledger.write()
+
+    def enter(self, doing: str) -> None:
+        """What the process does from now on: see clock.py."""
+        self.clock.enter(doing)
+
+    def event(self, event: str, step: int, text: str, said: str | None = None) -> None:
+        """A line of events.jsonl; said: what is printed, if it is."""
+        self._events.write(unix=time.time(), step=step, event=event, text=text)
+        if said is not None:
+            self._say(said)
+
+    def before_step(self, step: int, metrics: StepMetrics | None) -> None:
+        """To be called before step number `step` is dispatched; metrics: of the one before, if it was not looked at."""
+        self._request.before_step(step, lambda: jax.block_until_ready(metrics))
+
+    def step(self, step: int, metrics: StepMetrics | None) -> StepMetrics | None:
+        """Waits for the metrics of a step that was dispatched, and tells them where it is time to.
+
+        Raises `InputError` where too many steps in a row were skipped.
+        """
+        if metrics is None:
+            return None
+        self.enter("wait")
+        told = jax.device_get(metrics)
+        self.enter("log")
+        self._step = step
+        self._ledger.note(step)
+        self._refuse_skipping(step, told)
+        if self._metrics.is_due(step):
+            self._metrics.step(step, told, float(self._schedule(step - 1)), self._ledger.account()["goodput"])
+        return told
+
+    def _refuse_skipping(self, step: int, told: StepMetrics) -> None:
+        skipped, limit = int(told.health.skipped), self._config.train.skip_limit
+        if self._skipped is not None and skipped > self._skipped:
+            text = (f"step {step}: loss or gradients are not finite; the step is skipped, "
+                    f"{int(told.health.skipped_in_row)} in a row ({limit} are allowed), {skipped} in all")  # fmt: skip
+            self.event("skipped", step, text, said=text)
+        self._skipped = skipped
+        if int(told.health.skipped_in_row) > limit:
+            raise InputError(
+                f"step {step}: the loss is not finite for {limit + 1} steps in a row (train.skip_limit = {limit}); the "
+                "run diverged: lower optim.learning_rate, raise optim.warmup_steps, or look for faults with "
+                "'tario check'"
+            )
+
+    def probe(self, probe: DeviceProbe) -> None:
+        """Times a product on each local device, while nothing else runs there."""
+        self._probed = probe.seconds()
+        if self._metrics.peak_flops is None:
+            self._metrics.peak_flops = probe.peak_flops()
+
+    def validation(self, step: int, loss: float | None) -> None:
+        if loss is not None:
+            self._metrics.validation(step, loss)
+
+    def saving(self, step: int) -> None:
+        """A restart from here on does no step up to this one again."""
+        self._ledger.saved(step)
+
+    def rolled_back(self, step: int, spike: int, text: str) -> None:
+        """The run went from the spike back to the checkpoint of `step`."""
+        self._ledger.rolled_back(step)
+        if is_first():
+            self._metrics.lines.keep_until(step)
+        self._step = step
+        self.event("rolled_back", spike, text, said=text)
+
+    def finished(self, step: int) -> None:
+        """Writes the marker of completion."""
+        self.event("finished", step, f"step {step} is done and saved")
+        if is_first():
+            wall = self._ledger.account()["wall_seconds"]
+            done = {"step": step, "unix": time.time(), "seconds": wall}
+            write_whole(self._workdir / DONE, json.dumps(done))
+
+    def _progress(self) -> dict[str, Any]:
+        """Of the heartbeat."""
+        none = dict.fromkeys(("step_seconds", "data_wait_seconds", "host_seconds"))
+        return {"step": self._step, "steps": self._config.train.steps, "probe_seconds": self._probed,
+                "memory_gib": device_memory_gib(), **none, **self._metrics.rates.told}  # fmt: skip
+
+    def _beat(self) -> None:
+        """By the watch, about once a second."""
+        if is_first():
+            self._ledger.write()
+            self._request.look()

@@ -1,0 +1,44 @@
+"""Loss on fixed windows of the validation sections."""
+
+import dataclasses
+from collections.abc import Callable
+
+from jax.sharding import Mesh
+
+from tario_jax.config import Config
+from tario_jax.corpus.read import Section
+from tario_jax.model.build import Built, Tree
+from tario_jax.parallel.mesh import local_rows
+from tario_jax.tokens.batch import Layout
+from tario_jax.tokens.pipeline import BatchSource
+from tario_jax.train.state import TrainState, make_loss, to_devices
+
+_STREAM = 1
+
+
+class Validation:
+    """Nats per detection from the H&E alone, as in inference, whatever is trained; None without such sections."""
+
+    def __init__(self, config: Config, sections: list[Section], layout: Layout, built: Built, mesh: Mesh,
+                 beat: Callable[[], None]):  # fmt: skip
+        self._mesh, self._beat, self._batches = mesh, beat, []
+        if sections:
+            steps = max(1, config.train.validation_rows // config.data.rows)
+            one_shot = dataclasses.replace(config.data, groups=((1, 1.0),), bin_mixture=(), sequence="window")
+            source = BatchSource(sections, one_shot, layout, steps=steps, stream=_STREAM,
+                                 rows=local_rows(mesh, config.data.rows), augment=False)  # fmt: skip
+            self._batches = [source[t] for t in range(steps)]
+            self._loss = make_loss(built, mesh, config.train.accumulate)
+
+    def __call__(self, state: TrainState) -> float | None:
+        """Of the parameters' running mean, where there is one: it is what predicts."""
+        if not self._batches:
+            return None
+        parameters: Tree = state.average or state.parameters
+        nats = detections = 0.0
+        for batch in self._batches:
+            sums = self._loss(parameters, state.calibration, to_devices(batch, self._mesh))
+            nats += float(sums.total_nats) + float(sums.gene_nats)
+            detections += float(sums.detections)
+            self._beat()
+        return nats / max(detections, 1.0)

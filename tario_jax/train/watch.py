@@ -1,0 +1,119 @@
+"""A thread beside the loop: the heartbeat that others read, and the end of a run that does not get on."""
+
+import contextlib
+import faulthandler
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tario_jax.tokens.workers import STACKS_SIGNAL
+from tario_jax.train.clock import WATCHED, Clock
+from tario_jax.train.whole_file import write_whole
+
+HUNG = 3
+"""Exit status of a run that hung."""
+_EVERY_S = 1.0
+
+
+class Watch:
+    """Writes hosts/<process>.json about once a second, and ends the process where it hangs or its grace is over.
+
+    beat(): what else is to be done each time; its errors of the disk are let go. told_s(): when the run was told to
+    end, None if it was not.
+    """
+
+    def __init__(self, workdir: Path, clock: Clock, progress: Callable[[], dict[str, Any]], *, hang_minutes: float,
+                 grace_s: float, told_s: Callable[[], float | None], beat: Callable[[], None],
+                 ending: Callable[[str, str], None]):  # fmt: skip
+        self._workdir, self._clock, self._progress = workdir, clock, progress
+        self._hang_s, self._grace_s, self._told_s = 60 * hang_minutes, grace_s, told_s
+        self._beat, self._ending = beat, ending
+        self._path = workdir / "hosts" / f"{jax.process_index()}.json"
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tario watch", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._path.parent.mkdir(exist_ok=True)
+        self._clock.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._write()
+
+    def _run(self) -> None:
+        while not self._over.wait(min(_EVERY_S, self._hang_s / 4)):
+            with contextlib.suppress(OSError):  # a full disk stops no training
+                self._write()
+                self._beat()
+            still_s = time.monotonic() - self._clock.beaten
+            if self._clock.doing in WATCHED and still_s > self._hang_s:
+                self._end_hung(still_s)
+            if (told_s := self._told_s()) is not None and time.monotonic() - told_s > self._grace_s:
+                self._end_late()
+
+    def _write(self) -> None:
+        now = time.time()
+        beat = {
+            "process": jax.process_index(), "processes": jax.process_count(), "host": socket.gethostname(),
+            "pid": os.getpid(), "unix": now, "doing": self._clock.doing, "since_unix": now - self._clock.since_s(),
+            **self._progress(),
+        }  # fmt: skip
+        write_whole(self._path, json.dumps(beat))
+
+    def _end_hung(self, still_s: float) -> None:
+        folder = self._workdir / "stacks"
+        text = (
+            f"process {jax.process_index()} on {socket.gethostname()} hangs: for {still_s:.0f} s in "
+            f"'{self._clock.doing}' after step {self._progress()['step']}; all stacks are above and in {folder}; the "
+            "same command continues from the newest checkpoint"
+        )
+        for worker in multiprocessing.active_children():
+            with contextlib.suppress(OSError):
+                os.kill(worker.pid, STACKS_SIGNAL)  # it writes them itself
+        with contextlib.suppress(OSError):
+            folder.mkdir(exist_ok=True)
+            with (folder / f"process_{jax.process_index()}.txt").open("w") as file:
+                file.write(f"{text}\n\n{stacks()}")
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        time.sleep(0.5)  # the workers' stacks, before they lose their parent
+        self._ending("hung", text)
+        self._leave(f"tario: {text}", HUNG)
+
+    def _end_late(self) -> None:
+        text = (
+            f"told to end, {self._grace_s:g} s of grace are over and the last save is not done (train.grace_s): the "
+            "newest whole checkpoint counts, the same command continues from it"
+        )
+        self._ending("stopped", text)
+        self._leave(f"tario: {text}", 128 + signal.SIGTERM)
+
+    def _leave(self, line: str, status: int) -> None:
+        print(line, file=sys.stderr, flush=True)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def stacks() -> str:
+    """What every thread of this process is doing, by its name."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(number, number)}\n{''.join(traceback.format_stack(frame))}"
+        for number, frame in sys._current_frames().items()
+    )
