@@ -230,6 +230,9 @@ class MeshConfig:
         )
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     steps: int = 500
@@ -248,6 +251,7 @@ class TrainConfig:
     rollback_limit: int = 5  # more end the run
     hang_minutes: float = 15.0  # without a step: all stacks are written, and the process ends
     calibration_rows: int = 64  # windows that set the stain statistics' scale before step 0
+    track: tuple[Literal[TRACKERS], ...] = ()  # beside metrics.jsonl; extra [track]
     seed: int = 0
 
     def __post_init__(self):
@@ -257,6 +261,8 @@ class TrainConfig:
             "hang_minutes",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; expected more than 0")
+        for name in self.track:
+            _check(name in TRACKERS, f"train.track holds {name!r}; expected some of {', '.join(TRACKERS)}")
         for name in ("keep_every", "spike_deviations"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; expected at least 0")
         _check(0 <= self.ema_decay < 1, f"train.ema_decay is {self.ema_decay}; expected 0 to below 1")
