@@ -79,7 +79,7 @@ _FREE_FIELDS = (  # capacities, and how the same numbers are computed
 )  # fmt: skip
 _FREE_TRAIN = (
     "accumulate", "log_every", "validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints",
-    "keep_every", "grace_s", "skip_limit", "rollback_limit", "hang_minutes",
+    "keep_every", "grace_s", "skip_limit", "rollback_limit", "hang_minutes", "track",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from tario_jax.train.probe import DeviceProbe
 from tario_jax.train.profile_request import ProfileRequest
 from tario_jax.train.state import StepMetrics
 from tario_jax.train.stop import Stop, Stopped
+from tario_jax.train.trackers import trackers
 from tario_jax.train.watch import Watch
 from tario_jax.train.whole_file import write_whole
 
@@ -38,6 +39,7 @@ class Telemetry:
         self.clock, self._step, self._skipped, self._probed = clock, first, None, None
         self._events = JsonLines(workdir / "events.jsonl", say)
         self._metrics = Metrics(workdir, config, layout, clock, flops, first, say)
+        self._tracker = trackers(config.train.track if is_first() else (), workdir, config, first, say)
         self._ledger = Ledger(workdir / "goodput.json", first, clock)
         self._request = ProfileRequest(workdir, lambda step, folder: self.event(
             "traced", step, f"{folder}", said=f"profiler trace up to step {step}: {folder}"))  # fmt: skip
@@ -68,6 +70,7 @@ class Telemetry:
         if error is not None and not isinstance(error, Stopped):
             self.event("failed", self._step, " ".join(f"{kind.__name__}: {error}".split()))
         self._watch.__exit__()
+        self._tracker.close()
         if is_first():
             with contextlib.suppress(OSError):  # an account, not a state; what went wrong before is to be told
                 self._ledger.write()
@@ -100,7 +103,8 @@ class Telemetry:
         self._ledger.note(step)
         self._refuse_skipping(step, told)
         if self._metrics.is_due(step):
-            self._metrics.step(step, told, float(self._schedule(step - 1)), self._ledger.account()["goodput"])
+            goodput = self._ledger.account()["goodput"]
+            self._track(step, self._metrics.step(step, told, float(self._schedule(step - 1)), goodput))
         return told
 
     def _refuse_skipping(self, step: int, told: StepMetrics) -> None:
@@ -117,6 +121,10 @@ class Telemetry:
                 "'tario check'"
             )
 
+    def _track(self, step: int, values: dict[str, Any]) -> None:
+        numbers = {name: value for name, value in values.items() if name != "step" and not isinstance(value, str)}
+        self._tracker.write(step, numbers)
+
     def probe(self, probe: DeviceProbe) -> None:
         """Times a product on each local device, while nothing else runs there."""
         self._probed = probe.seconds()
@@ -126,6 +134,7 @@ class Telemetry:
     def validation(self, step: int, loss: float | None) -> None:
         if loss is not None:
             self._metrics.validation(step, loss)
+            self._track(step, {"validation_nats_per_detection": loss})
 
     def saving(self, step: int) -> None:
         """A restart from here on does no step up to this one again."""

@@ -157,7 +157,8 @@ def _killed_with_others(corpus: Path, workdir: Path) -> list[dict]:
         told = time.monotonic()
         statuses = run.ended(within_s=200)
         assert 0 not in statuses, statuses
-        rows.append({"kill": number, "processes": processes, "moment": f"process {one}", "doing": doing["doing"], "step": doing["step"],
+        rows.append({"kill": number, "processes": processes, "moment": f"process {one}",
+                     "doing": doing["doing"], "step": doing["step"],
                      "half_written": [], "said": run.cost(),
                      "others_ended_after_s": time.monotonic() - told})  # fmt: skip
         print(f"kill {number} of {len(PROCESSES)}: {rows[-1]}", flush=True)
@@ -213,7 +214,8 @@ def _lines(workdir: Path) -> list[dict]:
 def _table(rows: list[dict], result: dict, elastic: bool) -> str:
     head = f"{'kill':>4}  {'processes':>9}  {'moment':<10} {'doing':<9} {'after step':>10}  cost"
     lines = [
-        f"{row['kill']:>4}  {row['processes']:>9}  {row['moment']:<10} {row['doing']:<9} {row['step']:>10}  {row['cost']}"
+        f"{row['kill']:>4}  {row['processes']:>9}  {row['moment']:<10} {row['doing']:<9} {row['step']:>10}  "
+        + row["cost"]
         + (f"; half-written: {row['half_written'][0]}" if row["half_written"] else "")
         + (f"; the others ended after {row['others_ended_after_s']:.0f} s" if "others_ended_after_s" in row else "")
         for row in rows
