@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+from runs_beside import states_beside
 
 SEED, STEPS = 7, 300
 MOMENTS = ("start", "compile", "step", "save", "step") * 4
@@ -99,7 +99,7 @@ def main() -> None:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
         assert Run(corpus, whole, 1, 0).ended() == [0]
         rows = _killed_with_others(corpus, broken) if elastic else _killed(corpus, broken)
-        result = _beside(whole, broken, corpus) | {"kills": rows}
+        result = states_beside(whole, broken, corpus, STEPS) | {"kills": rows}
         account = json.loads((broken / "goodput.json").read_text())
         result |= {"goodput": account["goodput"], "lost_seconds": account["lost"], "seed": SEED}
     lost = account["lost"]
@@ -180,35 +180,6 @@ def _to_the_end(corpus: Path, workdir: Path, rows: list[dict]) -> list[dict]:
     costs = [*(row.pop("said") for row in rows[1:]), last.cost()]
     rows[0].pop("said")
     return [row | {"cost": cost} for row, cost in zip(rows, costs, strict=True)]
-
-
-def _beside(whole: Path, broken: Path, corpus: Path) -> dict:
-    """The final states, array by array, and the lines of the log."""
-    import jax
-
-    from tario_jax.config import from_dict
-    from tario_jax.corpus.read import Corpus
-    from tario_jax.train.checkpoint import Checkpoints
-    from tario_jax.train.run import Run as Trained
-
-    states = []
-    for workdir in (whole, broken):
-        trained = Trained.of(from_dict(json.loads((workdir / "config.json").read_text())), Corpus.open(corpus))
-        with Checkpoints(workdir) as checkpoints:
-            states.append(jax.device_get(checkpoints.restore(STEPS, trained.abstract)))
-    pairs = list(zip(*(jax.tree.leaves(state) for state in states), strict=True))
-    different = sum(not np.array_equal(ours, theirs) for ours, theirs in pairs)
-    parameters = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.parameters)]) for state in states]
-    off = np.linalg.norm(parameters[1] - parameters[0]) / np.linalg.norm(parameters[0])
-    steps = [
-        [line["step"] for line in _lines(workdir) if "loss_nats_per_detection" in line] for workdir in (whole, broken)
-    ]
-    return {"different_arrays": different, "arrays": len(pairs), "parameters_off": float(off),
-            "different_lines": int(steps[0] != steps[1]), "steps_of_log": len(steps[1])}  # fmt: skip
-
-
-def _lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _table(rows: list[dict], result: dict, elastic: bool) -> str:
