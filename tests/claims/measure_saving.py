@@ -1,8 +1,8 @@
 """What saving and the loop itself cost the 10M config on this machine: `measure_saving.py OUT.json`.
 
-One run with rows of one window of 256 µm (the config's rows of 1,152 µm take a CPU a minute a step, beside which a save
-is nothing), all genes, a checkpoint each 50 steps. What a save costs is what the loop waited for it, and how much longer
-than the usual one the 50 steps after it took, since they share the cores with whoever writes: beside the usual 50 steps.
+One run with rows of one window of 256 µm (the config's rows of 1,152 µm take a CPU a minute a step, beside which a
+save is nothing), all genes, a checkpoint each 50 steps. What a save costs is what the loop waited for it, and how much
+longer than the usual one the steps after it took, since they share the cores with whoever writes: beside the usual 50.
 """
 
 import json
