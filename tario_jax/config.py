@@ -185,8 +185,10 @@ class ModelConfig:
         for name in ("loss_chunk", "loss_gene_chunk", *bases):
             _check(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}; expected at least 0")
         for name in bases[1:]:
-            _check(self.base_width > 0 or not getattr(self, name),
-                   f"model.{name} is {getattr(self, name)} without muP; set model.base_width, or leave it at 0")  # fmt: skip
+            _check(
+                self.base_width > 0 or not getattr(self, name),
+                f"model.{name} is {getattr(self, name)} without muP; set model.base_width, or leave it out",
+            )
         _check(
             self.heads % self.kv_heads == 0,
             f"model.kv_heads is {self.kv_heads}; expected a divisor of model.heads = {self.heads}",

@@ -16,15 +16,12 @@ import numpy as np
 from tario_jax.config import ModelConfig
 from tario_jax.evaluate.figures import INK, RULE, SOFT, blank_figure, plain_axes, save_figure
 from tario_jax.model.build import Tree, build
-from tario_jax.model.declare import rms_norm
 from tario_jax.model.decoder import compute_dtype
 from tario_jax.model.model import Tario, visibilities
 from tario_jax.tokens.batch import Batch
 
 STEPS = (1, 2, 4, 8)
 COLOURS = ("#0b5cad", "#c2571a", "#2b8a57", "#7a4fa3", "#a08a13", "#b03a5b", "#3d8f9c", "#6b7683", "#1d2733", "#d08bb5")
-_CHANGES = ("scores", "logits")
-"""Told by their change since step 0: at the start they are sums of random terms, which fall in width under muP."""
 
 
 def activations(config: ModelConfig, genes: int, patch_px: int, *, content: bool) -> Callable:
@@ -46,7 +43,6 @@ def activations(config: ModelConfig, genes: int, patch_px: int, *, content: bool
         seen, queries = jnp.concatenate([found[name] for name in found if name != "queries"], 1), found["queries"]
         x = jnp.concatenate([seen, queries], 1)
         for layer in range(1, config.layers + 1):
-            found[f"scores {layer}"] = _scores(parameters["decoder"], model.decoder.score_gain, layer - 1, x, seen)
             read, after = (jnp.concatenate(_decoded(first(layer, silent=silent), batch, seen, queries), 1)
                            for silent in (True, False))  # fmt: skip
             found[f"attention {layer}"], found[f"MLP {layer}"], found[f"stream {layer}"] = read - x, after - read, after
@@ -78,23 +74,12 @@ def _decoded(model: Tario, batch: Batch, seen: jax.Array, queries: jax.Array) ->
     return model.decoder(seen, queries, jnp.concatenate(xy_um, 1), bins_xy_um, visibility)
 
 
-def _scores(weights: Tree, gain: float, layer: int, x: jax.Array, seen: jax.Array) -> jax.Array:
-    """Of the first head's queries and keys, before their places turn them, [B, tokens, seen tokens]."""
-    w = {name: value[layer] for name, value in weights.items()}
-    h = rms_norm(x, w["attention_norm"])
-    q, k = (rms_norm(h @ w[name][:, 0], w[f"{name}_norm"]) for name in ("q", "k"))
-    return gain * jnp.einsum("bqd,bkd->bqk", q, k[:, : seen.shape[1]]) / q.shape[-1] ** 0.5
-
-
 def sizes_of(now: dict[str, jax.Array], start: dict[str, jax.Array]) -> dict[str, float]:
-    """Root mean squares of activations, or of their changes since the start."""
-
-    def told(name: str) -> tuple[str, jax.Array]:
-        if name.startswith(_CHANGES):
-            return f"change of {name}", now[name] - start[name]
-        return name, now[name]
-
-    return {name: float(jnp.sqrt(jnp.mean(jnp.square(x)))) for name, x in map(told, now)}
+    """Root mean squares of activations; of the logits, of their change since the start."""
+    seen = {name: x for name, x in now.items() if name != "logits"} | {
+        "change of logits": now["logits"] - start["logits"]
+    }
+    return {name: float(jnp.sqrt(jnp.mean(jnp.square(x)))) for name, x in seen.items()}
 
 
 def slopes(sizes: dict[int, list[dict[str, float]]]) -> dict[str, float]:
@@ -121,7 +106,9 @@ def draw_coordinates(path: Path, sizes: dict[str, dict[int, dict[int, list[dict[
             for name, (colour, style) in _looks(of_width[widths[0]][0]).items():
                 at_start = np.exp(np.mean([np.log(of_seed[name]) for of_seed in of_width[widths[0]]]))
                 y = [np.exp(np.mean([np.log(of_seed[name]) for of_seed in of_width[width]])) for width in widths]
-                (handles[name],) = axis.plot(widths, np.divide(y, at_start), color=colour, linestyle=style, linewidth=1.4)
+                (handles[name],) = axis.plot(
+                    widths, np.divide(y, at_start), color=colour, linestyle=style, linewidth=1.4
+                )
             axis.set_xscale("log", base=2)
             axis.set_yscale("log", base=2)
             axis.set_xticks(widths, [str(width) for width in widths])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tario_jax.config import Config, InputError, ModelConfig, MeshConfig, to_dict
+from tario_jax.config import Config, InputError, ModelConfig, to_dict
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.split import split_corpus
 from tario_jax.model.build import build
@@ -47,7 +47,7 @@ class Batches:
         """
         split = split_corpus(corpus, config.split)
         if not split.validation:
-            raise InputError(f"{corpus.root}: no section for validation, on which the rates are compared; name some with "
+            raise InputError(f"{corpus.root}: no section for validation, on which rates are compared; name some with "
                              "--config.split.validation, or give another --corpus")  # fmt: skip
         layout = corpus_layout(split.train + split.validation, config.data, len(corpus.panel))
 
@@ -86,7 +86,7 @@ class Trainer:
 
     def __init__(self, config: Config, batches: Batches):
         self.config, self.batches = config, batches
-        self.mesh = make_mesh(MeshConfig(fsdp=1)) if len(jax.devices()) == 1 else make_mesh(config.mesh)
+        self.mesh = make_mesh(config.mesh)
         self.built = build(config.model, batches.genes, config.data.patch_px, content=not config.data.one_shot)
         at_one = dataclasses.replace(config.optim, learning_rate=1.0)
         self.optimiser = _times_rate(make_optimiser(at_one, config.train.steps, self.built))
@@ -101,14 +101,15 @@ class Trainer:
                                             batches.sections, batches.genes)  # fmt: skip
         return jax.device_get(state._replace(parameters=parameters, calibration=calibration))
 
-    def train(self, start: TrainState, rate: float, steps: int, watch: Callable[[int, TrainState], None] | None = None):
-        """The state after so many steps at `rate` times the schedule. watch(step, state) is called after each."""
+    def train(self, start: TrainState, rate: float, batches: list[Batch],
+              watch: Callable[[int, TrainState], None] | None = None) -> TrainState:  # fmt: skip
+        """The state after a step on each batch, at `rate` times the schedule; watch(steps done, state) after each."""
         moments, _ = start.optimiser
         state = jax.device_put(start._replace(optimiser=(moments, np.float32(rate))))
-        for step in range(steps):
-            state, _ = self._step(state, to_devices(self.batches.train[step], self.mesh))
+        for done, batch in enumerate(batches, 1):
+            state, _ = self._step(state, to_devices(batch, self.mesh))
             if watch is not None:
-                watch(step + 1, state)
+                watch(done, state)
         return state
 
     def validation(self, state: TrainState) -> float:
