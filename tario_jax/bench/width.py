@@ -26,8 +26,9 @@ def check_coordinates(config: Config, corpus: Corpus, *, widths: list[int], seed
                       figure: Path | None, say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
     """Slopes of log(rms) over log(width) of all activations after steps 1, 2, 4, 8, on the batch that is trained on.
 
-    The rate is the config's from the first step on. What is read out starts at 0 (`gene_in`): its random start fades
-    as the root of width and would hide what is learned (Tensor Programs V, appendix D.2).
+    The rate is the config's from the first step on. The table of genes starts at 0: what a random one reads out fades
+    as the root of width, and would hide what is learned (Tensor Programs V, appendix D.2). Where the contents share it,
+    they start at their totals.
     """
     constant = dataclasses.replace(config.optim, schedule="cosine", warmup_steps=0, final_share=1.0,
                                    decay_share=type(config.optim).decay_share)  # fmt: skip
@@ -62,7 +63,7 @@ def _sizes_by_step(config: Config, batches: Batches, seeds: int) -> dict[str, li
     found: dict[str, list[dict[str, float]]] = {str(step): [] for step in STEPS}
     for seed in range(seeds):
         start = trainer.start(seed)
-        start.parameters["gene_in"] = np.zeros_like(start.parameters["gene_in"])
+        start.parameters["gene_table"] = np.zeros_like(start.parameters["gene_table"])
         at_start = read(start.parameters, start.calibration, on_device)
 
         def watch(step: int, state: TrainState, at_start=at_start) -> None:
