@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tario_jax.evaluate.figures import COHORT_COLOURS, INK, SOFT, TITLE, new_figure, plain_axes, save
+from tario_jax.evaluate.figures import COHORT_COLOURS, INK, SOFT, TITLE, blank_figure, plain_axes, save_figure
 from tario_jax.evaluate.run_comparison import losses_by_hours
 from tario_jax.train.run_files import RunFiles
 
@@ -15,7 +15,7 @@ def draw_runs(path: Path, names: list[str], runs: list[RunFiles]) -> None:
     Raises `InputError` where matplotlib is not installed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = new_figure(11.0, 4.6)
+    figure = blank_figure(11.0, 4.6)
     by_steps, by_time = figure.subplots(1, 2, sharey=True)
     handles, shown = [], []
     longest = max((hours for files in runs for hours in losses_by_hours(files)[1][-1:]), default=0.0)
@@ -47,4 +47,4 @@ def draw_runs(path: Path, names: list[str], runs: list[RunFiles]) -> None:
     by_steps.set_ylabel("nats a detection (dots: validation)", fontsize=10, color=SOFT)
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False, fontsize=10,
                   labelcolor=INK)  # fmt: skip
-    save(figure, path)
+    save_figure(figure, path)

@@ -35,7 +35,7 @@ class Telemetry:
 
     def __init__(self, workdir: Path, config: Config, layout: Layout, clock: Clock, *, first: int, flops: float,
                  schedule: optax.Schedule, stop: Stop, say: Callable[[str], None]):  # fmt: skip
-        self._workdir, self._config, self._say, self._schedule = workdir, config, say, schedule
+        self._workdir, self._config, self._say, self._schedule = workdir, config, say, jax.jit(schedule)
         self.clock, self._step, self._skipped, self._probed = clock, first, None, None
         self._events = JsonLines(workdir / "events.jsonl", say)
         self._metrics = Metrics(workdir, config, layout, clock, flops, first, say)
