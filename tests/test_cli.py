@@ -244,7 +244,7 @@ def test_an_image_is_real_tissue_to_a_model_of_virtual_tissue(tiny_run, tario, t
 def test_a_checkpoint_of_another_panel_is_refused(tiny_run, cli_corpus, cli_tario, tario, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     done = cli_tario(*TRAIN, f"--corpus={cli_corpus}", f"--workdir={tmp_path / 'run'}")
-    refused(done, "was trained on panel", "of 12 genes", "of 1024", "0 in common", "another --workdir")
+    refused(done, "was trained with panel", "of 12 genes", "of 1024", "0 in common", "another --workdir")
     done = tario("evaluate", f"--workdir={tiny_run}", f"--corpus={cli_corpus}", f"--out={tmp_path / 'report'}")
     refused(done, "shares no gene with the model's")
     assert not (tmp_path / "report").exists()

@@ -30,6 +30,7 @@ from tario_jax.train.state import StepMetrics, TrainState, to_devices
 from tario_jax.train.stop import Stop, Stopped
 from tario_jax.train.telemetry import Telemetry
 from tario_jax.train.validation import Validation
+from tario_jax.train.whole_file import write_whole
 
 
 def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], None] = print) -> TrainState:
@@ -55,14 +56,13 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
         if first is None:
             state = start(config, run.built, run.optimiser, run.mesh, run.split, run.layout, len(corpus.panel))
         else:
-            for line in refuse_other_run(
-                checkpoints.provenance(first), run.provenance, f"{workdir}/checkpoints/{first}"
-            ):
+            found, where = checkpoints.provenance(first), f"{workdir}/checkpoints/{first}"
+            for line in refuse_other_run(found, run.provenance, first, where):
                 say(line)
             checkpoints.set_aside(after=first)
             state = checkpoints.restore(first, run.abstract)
         if is_first():
-            (workdir / "config.json").write_text(json.dumps(run.provenance.to_json()["config"], indent=1))
+            write_whole(workdir / "config.json", json.dumps(run.provenance.to_json()["config"], indent=1))
         run.describe(say)
         with Telemetry(
             workdir, config, run.layout, clock, first=first or 0, flops=step_flops(config, run.layout).total,

@@ -34,9 +34,15 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     last = config.final_share * highest
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, highest, warmup, steps, last)
-    decay = min(max(1, round(config.decay_share * steps)), max(steps - warmup, 1))
+    decay = decay_steps(config, steps)
     rise, fall = optax.linear_schedule(0.0, highest, warmup), optax.linear_schedule(highest, last, decay)
     return optax.join_schedules([rise, optax.constant_schedule(highest), fall], [warmup, steps - decay])
+
+
+def decay_steps(config: OptimConfig, steps: int) -> int:
+    """Steps over which the rate of a wsd schedule falls."""
+    warmup = min(config.warmup_steps, max(steps - 1, 0))
+    return min(max(1, round(config.decay_share * steps)), max(steps - warmup, 1))
 
 
 def make_optimiser(

@@ -10,6 +10,7 @@ from typing import Any
 from tario_jax.config import Config, InputError, from_dict, to_dict
 from tario_jax.panel import Panel
 from tario_jax.tokens.batch import Layout
+from tario_jax.train.optimiser import decay_steps
 
 FORMAT_VERSION = 3
 
@@ -71,6 +72,8 @@ def code_version() -> str:
     return f"{importlib.metadata.version('tario-jax')}+{found.hexdigest()[:12]}"
 
 
+_NAMED = 6  # of the differences
+
 # A resumed run may differ in these; everything else decides the numbers.
 _FREE = ("mesh", "evaluate", "source", "name")
 _FREE_FIELDS = (  # capacities, and how the same numbers are computed
@@ -83,8 +86,8 @@ _FREE_TRAIN = (
 )  # fmt: skip
 
 
-def refuse_other_run(found: Provenance, now: Provenance, where: str) -> list[str]:
-    """Raises `InputError` naming all that differs between a checkpoint and the run that wants to continue it.
+def refuse_other_run(found: Provenance, now: Provenance, step: int, where: str) -> list[str]:
+    """Raises `InputError` naming what differs between the checkpoint of `step` and the run that wants to continue it.
 
     Returns lines about what may differ and still is worth knowing.
     """
@@ -106,14 +109,25 @@ def refuse_other_run(found: Provenance, now: Provenance, where: str) -> list[str
             differs.append(f"another {name} ({len(before)} sections, now {len(after)}, "
                            f"{len(set(before) & set(after))} of them the same)")  # fmt: skip
     before, after = _deciding(found.config), _deciding(now.config)
+    if rate_is_constant(found.config, step) and rate_is_constant(now.config, step):
+        for name in ("train.steps", "optim.decay_share", "optim.final_share"):  # they decide what is still to come
+            del before[name], after[name]
     differs += [f"{name} = {before.get(name)!r}, now {after.get(name)!r}"
                 for name in sorted(before | after) if before.get(name) != after.get(name)]  # fmt: skip
+    if len(differs) > _NAMED:
+        differs[_NAMED:] = [f"{len(differs) - _NAMED} more fields"]
     if differs:
         raise InputError(f"{where}: was trained with {'; with '.join(differs)}; use another --workdir, or what it was "
                          "trained with")  # fmt: skip
     if found.code != now.code:
         return [f"{where}: was written by tario {found.code}, this is {now.code}: the numbers may differ in their bits"]
     return []
+
+
+def rate_is_constant(config: Config, step: int) -> bool:
+    """Whether a run is in the constant part of its schedule after `step` steps: it may then be made longer."""
+    optim, steps = config.optim, config.train.steps
+    return optim.schedule == "wsd" and optim.warmup_steps <= step <= steps - decay_steps(optim, steps)
 
 
 def _deciding(config: Config) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class Telemetry:
         self._refuse_skipping(step, told)
         if self._metrics.is_due(step):
             goodput = self._ledger.account()["goodput"]
-            self._track(step, self._metrics.step(step, told, float(self._schedule(step - 1)), goodput))
+            rate = float(self._schedule(step - 1 - int(told.health.skipped)))  # of updates: a skipped step is none
+            self._track(step, self._metrics.step(step, told, rate, goodput))
         return told
 
     def _refuse_skipping(self, step: int, told: StepMetrics) -> None:

@@ -1,4 +1,4 @@
-"""muP: every parameter's start and rate are those of the tables; at the base the model is the standard one, bit by bit."""
+"""muP: every parameter's start and rate are those of the tables; at the base the model is the standard one."""
 
 import functools
 
