@@ -125,9 +125,10 @@ class CheckpointWriter(Checkpoints):
     """
 
     def __init__(self, workdir: Path, *, keep: int, keep_every: int, say: Callable[[str], None]):
-        self.saved: Callable[[int], None] = lambda step: None  # called when the checkpoint of a step is whole
+        # (event, step, text) of what becomes of saves
+        self.tell: Callable[[str, int, str], None] = lambda event, step, text: say(text)
         super().__init__(workdir)
-        self._keep, self._keep_every, self._say = keep, keep_every, say
+        self._keep, self._keep_every = keep, keep_every
         self._saving: tuple[int, Provenance] | None = None
         self._failures, self._hush = 0, Hush()
         if is_first():
@@ -195,7 +196,8 @@ class CheckpointWriter(Checkpoints):
             self._failed(error)
         if self._saving is None:
             return
-        self.saved(self._saving[0])
+        step, _ = self._saving
+        self.tell("saved", step, f"checkpoint of step {step}")
         self._saving, self._failures = None, 0
         for step in self.steps[: -self._keep]:
             if not self._keep_every or step % self._keep_every:
@@ -226,7 +228,7 @@ class CheckpointWriter(Checkpoints):
         if jax.process_count() > 1 or self._failures == _FAILURES_IN_ROW:
             raise InputError(f"{self.folder}: {told}; make room there, and run the same command again") from None
         self._orbax = self._begin_orbax()
-        self._say(f"{told}; training goes on, and the next one is tried")
+        self.tell("save_failed", step, f"{told}; training goes on, and the next one is tried")
 
 
 def _items(state: TrainState) -> dict[str, Tree]:

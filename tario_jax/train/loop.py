@@ -70,7 +70,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
         ) as tell:  # fmt: skip
             for line in damaged:
                 tell.event("damaged", first, line, said=line)
-            checkpoints.saved = lambda step: tell.event("saved", step, f"checkpoint of step {step}")
+            checkpoints.tell = tell.of_checkpoint
             if first is None and kept.spike_deviations:  # what a spike before the first checkpoint goes back to
                 checkpoints.save(state, run.provenance)
             state = _steps(run, state, checkpoints, tell, stop, say)

@@ -64,7 +64,7 @@ class Rates:
         }
         self._step, self._seconds = step, now
         self.told = {
-            "step_seconds": sum(of_step.values()),
+            "step_seconds": sum(of_step.values()) - of_step["data"],
             "data_wait_seconds": of_step["data"],
             "host_seconds": of_step["place"] + of_step["dispatch"] + of_step["log"],
         }
@@ -94,7 +94,7 @@ class Metrics:
         sums, health = told.sums, told.health
         detections = max(float(sums.detections), 1.0)
         rates = self.rates.at(step)
-        tokens_per_second = self._tokens / max(rates["step_seconds"], 1e-9)
+        cycle_s = max(rates["step_seconds"] + rates["data_wait_seconds"], 1e-9)
         host, host_seconds = self._slowest()
         values = {
             "step": step,
@@ -107,9 +107,9 @@ class Metrics:
             "detections": float(sums.detections),
             "gradient_norm": float(told.gradient_norm),
             "learning_rate": learning_rate,
-            "tokens_per_second": tokens_per_second,
+            "tokens_per_second": self._tokens / cycle_s,
             **rates,
-            "mfu": self._flops / max(rates["step_seconds"], 1e-9) / self.peak_flops if self.peak_flops else None,
+            "mfu": self._flops / cycle_s / self.peak_flops if self.peak_flops else None,
             "goodput": goodput,
             "memory_gib": device_memory_gib(),
             "host_memory_gib": host_memory_gib(),
@@ -120,12 +120,11 @@ class Metrics:
             "seconds": time.monotonic() - self._began,
         }
         self.lines.write(**values)
-        # the first steps hold the compilation of what follows: an estimate from this interval alone
-        eta = (self._config.train.steps - step) * rates["step_seconds"]
+        eta = (self._config.train.steps - step) * cycle_s
         mfu = "" if values["mfu"] is None else f"  MFU {values['mfu']:.2f}"
         self._say(
             f"step {step:>6}/{self._config.train.steps}  loss {values['loss_nats_per_detection']:.4f} nats/detection  "
-            f"gradient {values['gradient_norm']:.2f}  {tokens_per_second:,.0f} tokens/s{mfu}  "
+            f"gradient {values['gradient_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s{mfu}  "
             f"ETA {int(eta) // 60}:{int(eta) % 60:02d}"
         )
         return values

@@ -85,6 +85,10 @@ class Telemetry:
         if said is not None:
             self._say(said)
 
+    def of_checkpoint(self, event: str, step: int, text: str) -> None:
+        """What the writer of checkpoints tells; a failure is printed too."""
+        self.event(event, step, text, said=text if event == "save_failed" else None)
+
     def before_step(self, step: int, metrics: StepMetrics | None) -> None:
         """To be called before step number `step` is dispatched; metrics: of the one before, if it was not looked at."""
         self._request.before_step(step, lambda: jax.block_until_ready(metrics))
