@@ -11,8 +11,10 @@ from tario_jax.train.whole_file import write_whole
 
 STEP = ("place", "dispatch", "wait")
 """What a step is made of: a batch laid on devices, the program started, the numbers of the step before awaited."""
-WATCHED = (*STEP, "data", "validate", "log")
+WATCHED = (*STEP, "data", "validate", "log", "save", "rollback")
 """Doings that have an end: in these a run can hang."""
+
+_SAVES_KNOWN = 64  # of a start, the last ones: a run goes back to one of these
 
 
 class Clock:
@@ -75,7 +77,10 @@ class Ledger:
     def saved(self, step: int) -> None:
         """The state after `step` is in a checkpoint."""
         with self._lock:
-            self._start["saved"][str(step)] = of_steps(self._clock.seconds()) - self._start["repeated_seconds"]
+            saved = self._start["saved"]
+            saved[str(step)] = of_steps(self._clock.seconds()) - self._start["repeated_seconds"]
+            for old in list(saved)[:-_SAVES_KNOWN]:
+                del saved[old]
 
     def rolled_back(self, step: int) -> None:
         """The run went back to the checkpoint of `step`."""

@@ -74,6 +74,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
             if first is None and kept.spike_deviations:  # what a spike before the first checkpoint goes back to
                 checkpoints.save(state, run.provenance)
             state = _steps(run, state, checkpoints, tell, stop, say)
+            tell.enter("save")
             checkpoints.finish()
             tell.finished(config.train.steps)
     return state
@@ -127,7 +128,7 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
             checkpoints.save(state, run.provenance)
             tell.saving(t)
         if leaves:
-            checkpoints.finish()
+            checkpoints.finish()  # within the grace, which the watch counts
             if validates:  # what is left of the grace is for it
                 tell.validation(t, validate(state))
             text = f"{stop.signal.name}: step {t} of {last} is saved; the same command continues"

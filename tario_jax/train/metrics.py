@@ -85,6 +85,7 @@ class Metrics:
         self.lines = JsonLines(workdir / "metrics.jsonl", say)
         self._began = time.monotonic()
         self.peak_flops: float | None = None  # of all devices; MFU is told once it is known
+        self._slowest: tuple[str | None, float | None] = None, None
 
     def is_due(self, step: int) -> bool:
         return step % self._config.train.log_every == 0 or step == self._config.train.steps
@@ -95,7 +96,7 @@ class Metrics:
         detections = max(float(sums.detections), 1.0)
         rates = self.rates.at(step)
         cycle_s = max(rates["step_seconds"] + rates["data_wait_seconds"], 1e-9)
-        host, host_seconds = self._slowest()
+        host, host_seconds = self._slowest
         values = {
             "step": step,
             "loss_nats_per_detection": float(sums.total_nats + sums.gene_nats) / detections,
@@ -133,8 +134,11 @@ class Metrics:
         self.lines.write(step=step, validation_nats_per_detection=loss)
         self._say(f"step {step:>6}/{self._config.train.steps}  validation {loss:.4f} nats/detection")
 
-    def _slowest(self) -> tuple[str | None, float | None]:
-        """The process whose own work (batches, and the loop's Python) takes longest a step, by the heartbeats."""
+    def find_slowest(self) -> None:
+        """Looks which process's own work (batches, and the loop's Python) takes longest a step, by the heartbeats.
+
+        By the watch: there may be a thousand of them on a slow disk, and the loop does not wait for that.
+        """
         found = []
         for path in self._hosts.glob("*.json"):
             try:
@@ -144,10 +148,9 @@ class Metrics:
                     found.append((own, f"{beat['process']} on {beat['host']}"))
             except (OSError, ValueError, KeyError):
                 continue
-        if not found:
-            return None, None
-        seconds, name = max(found)
-        return name, seconds
+        if found:
+            seconds, name = max(found)
+            self._slowest = name, seconds
 
 
 def _mean(nats, detections) -> float | None:

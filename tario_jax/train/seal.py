@@ -27,7 +27,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     try:
         sealed = json.loads((folder / SEAL).read_text())["files"]
     except (OSError, ValueError, KeyError):
-        return f"{SEAL} is absent or torn"
+        return f"{SEAL} is absent or torn (checkpoints of an older tario have none)"
     for name, (size, crc32) in sorted(sealed.items())[part::parts]:
         path = folder / name
         try:

@@ -52,6 +52,7 @@ class Telemetry:
         if is_first():
             (self._workdir / DONE).unlink(missing_ok=True)
             self._metrics.lines.keep_until(self._step)
+            self._request.look()
         steps = self._config.train.steps
         if (lost := self._ledger.lost_at_last_stop()) is None:
             self.event("started", self._step, f"step {self._step} of {steps}")
@@ -172,3 +173,4 @@ class Telemetry:
         if is_first():
             self._ledger.write()
             self._request.look()
+            self._metrics.find_slowest()

@@ -127,6 +127,40 @@ def test_a_finished_run_stays_as_it_is(tiny_corpus, tiny_run, tmp_path):
     assert losses(workdir) == losses(tiny_run)
 
 
+def test_a_trace_that_is_asked_for_is_of_the_next_steps_and_changes_no_number(tiny_corpus, tiny_run, tmp_path):
+    workdir, said = tmp_path / "run", []
+    workdir.mkdir()
+    (workdir / "trace.request").write_text('{"steps": 3}')
+    train(tiny_config(), tiny_corpus, workdir, said.append)
+    assert f"profiler trace up to step 3: {workdir}/traces/step_000001" in said
+    assert list((workdir / "traces" / "step_000001").rglob("*.xplane.pb")) and not (workdir / "trace.request").exists()
+    assert losses(workdir) == losses(tiny_run)
+
+
+def test_what_a_run_tells_of_itself(tiny_run):
+    """metrics.jsonl, the heartbeat, the account and the marker of a whole run."""
+    lines = [line for line in metrics(tiny_run) if "loss_nats_per_detection" in line]
+    for line in lines:
+        assert line["loss_nats_per_detection"] == pytest.approx(line["gene_nats"] + line["total_nats"])
+        assert line["first_group_nats"] == pytest.approx(line["loss_nats_per_detection"])  # all bins are of group 1
+        assert line["last_group_nats"] is None and "z_nats" not in line
+        assert 0 < line["mfu"] < 1 and 0 <= line["goodput"] <= 1 and line["skipped_steps"] == line["rollbacks"] == 0
+        cycle_s = line["step_seconds"] + line["data_wait_seconds"]
+        assert line["tokens_per_second"] == pytest.approx(4 * (16 * 4 + 4 * 4) / cycle_s)
+        assert 0 < line["host_seconds"] < line["step_seconds"] and line["host_memory_gib"] > 0.05
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[:4] == pytest.approx([0, 5e-3 / 3, 2 * 5e-3 / 3, 5e-3]) and 0 < rates[-1] < 1e-4
+    beat = json.loads((tiny_run / "hosts" / "0.json").read_text())
+    assert beat["step"] == beat["steps"] == 30 and beat["process"] == 0 and beat["probe_seconds"] > 0
+    account = json.loads((tiny_run / "goodput.json").read_text())
+    (start,) = account["starts"]
+    assert start["last_step"] == 30 and account["lost"].keys() >= {"start", "compile", "data", "save", "validate"}
+    useful = sum(start["seconds"][name] for name in ("place", "dispatch", "wait"))
+    assert useful + sum(account["lost"].values()) == pytest.approx(account["wall_seconds"], rel=0.01)
+    assert account["goodput"] == pytest.approx(useful / account["wall_seconds"])
+    assert json.loads((tiny_run / "done.json").read_text())["step"] == 30
+
+
 def refused(workdir, corpus, config, *words):
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(InputError) as caught:
