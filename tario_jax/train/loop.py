@@ -159,6 +159,7 @@ def _back(run: Run, told: StepMetrics, spike: int, checkpoints: CheckpointWriter
     to = checkpoints.newest(lambda line: tell.event("damaged", spike, line, said=line))
     if to is None:
         raise InputError(f"step {spike}: a spike of the loss, and no checkpoint before it to go back to")
+    checkpoints.set_aside(after=to)
     state = checkpoints.restore(to, run.abstract)
     passed = int(told.health.passed_batches) + spike - to
     counts = {"passed_batches": passed, "rollbacks": number}
