@@ -151,7 +151,7 @@ def _killed_with_others(corpus: Path, workdir: Path) -> list[dict]:
         # at least one save of this start is awaited, or nothing would ever be done
         run.wait_for(lambda run=run, began=began: _newest(run.workdir) > began + 20)
         time.sleep(rng.uniform(0, 2))
-        one = rng.randrange(processes)
+        one = number % processes  # each in its turn
         doing = run.doing()
         run.processes[one].kill()
         told = time.monotonic()
