@@ -11,6 +11,7 @@ bins, and a mesh of what is there. With one it is set up for what it names, as i
     v5p:8x8x8     1,152    7,232   512  replica 32 × fsdp 16                none
     8xH100        1,152    7,232    64  fsdp 8                              none
 
+muP: the base whose learning rate all sizes share (docs/training_width.md).
 Three local layers to a global one. Any window of whole tiles does, from one tile on (256 µm: --config.data.tile_um=128
 --config.data.window_um=256). Cost: 6 x trunk x tokens = 1.4e17 FLOPs for 20,000 steps of 16 rows,
 attention not counted. Outcome: not run here (this needs a GPU and a real cohort), so none is promised; needs
@@ -58,6 +59,11 @@ def get_config(on: str = "") -> Config:
             pattern=("local", "local", "local", "global"),
             attention_block=512,
             remat=remat,
+            zero_read_out=True,
+            base_width=320,
+            base_head_dim=64,
+            base_gene_dim=128,
+            base_stem_width=32,
         ),
         optim=OptimConfig(learning_rate=0.002, warmup_steps=1000),
         train=TrainConfig(steps=20000, log_every=50, validate_every=1000, validation_rows=64, checkpoint_every=500),

@@ -11,6 +11,7 @@ bins, and a mesh of what is there. With one it is set up for what it names, as i
     v5p:8x8x8     3,456   65,088   128  fsdp 128 × context 4                save_attention
     8xH100        1,728   16,272     8  fsdp 8                              save_attention
 
+muP: the learning rate is that of 10M (docs/training_width.md).
 Three local layers to a global one. Any window of whole tiles does, from one tile on (256 µm: --config.data.tile_um=128
 --config.data.window_um=256). Cost: 6 x trunk x tokens = 3.3e20 FLOPs for 60,000 steps of 128 rows,
 attention not counted. Outcome: not run here (this needs a pod and a real cohort), so none is promised; needs
@@ -58,7 +59,12 @@ def get_config(on: str = "") -> Config:
             pattern=("local", "local", "local", "global"),
             attention_block=512,
             remat=remat,
+            zero_read_out=True,
+            base_width=320,
+            base_head_dim=64,
+            base_gene_dim=128,
+            base_stem_width=32,
         ),
-        optim=OptimConfig(learning_rate=0.0005, warmup_steps=1000),
+        optim=OptimConfig(learning_rate=0.002, warmup_steps=1000),
         train=TrainConfig(steps=60000, log_every=50, validate_every=1000, validation_rows=128, checkpoint_every=500),
     )

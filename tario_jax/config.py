@@ -161,6 +161,9 @@ class ModelConfig:
     stem_width: int = 48
     gene_dim: int = 64  # factored gene tables: [genes, gene_dim] and [gene_dim, width]
     tie_genes: bool = True  # the bin encoder reads with the head's table
+    # gene_in starts at 0, and nothing is read out of a table that holds nothing yet; without it the best rate of short
+    # runs falls with width, in muP too (docs/training_width.md)
+    zero_read_out: bool = False
     # muP (model/width.py): sizes of the model whose optim.learning_rate this one is to share; 0: standard for width,
     # as here for the others. heads × head_dim and mlp_width count as growing with width
     base_width: int = 0

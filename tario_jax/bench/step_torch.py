@@ -9,6 +9,7 @@ Axes: B rows, T tiles, P patches and N bins of a tile, A all tokens (H&E, then c
 seen, d width, G padded genes, X sequences that attend within themselves.
 """
 
+import functools
 import math
 import os
 from typing import Any, NamedTuple
@@ -20,10 +21,11 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tario_jax.config import Config
-from tario_jax.model.build import Tree
+from tario_jax.model.build import Tree, build
 from tario_jax.model.decoder import LONGEST_UM, SHORTEST_UM
 from tario_jax.model.encoders import stem_stride
 from tario_jax.model.stain import LAGS_PX, THRESHOLDS, STAINS_3x3
+from tario_jax.model.width import Growth
 from tario_jax.tokens.batch import Batch
 
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}
@@ -53,7 +55,7 @@ class TorchStep:
         """parameters, calibration: ours, copied. compute_dtype: as of ours. Raises `ValueError` for rows with padding:
         the attention of this peer knows none.
         """
-        self.config = config
+        self.config, self.grown = config, Growth.of(config.model)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, compute_dtype)
         torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -64,11 +66,15 @@ class TorchStep:
                        for number in range(config.model.layers)]  # fmt: skip
         self.weights = {path: self._weight(value) for path, value in _leaves(parameters) if path[0] != "decoder"}
         leaves = self.leaves()
-        groups = [{"params": [x for x in leaves if x.ndim > 1], "weight_decay": config.optim.weight_decay},
-                  {"params": [x for x in leaves if x.ndim <= 1], "weight_decay": 0.0}]  # fmt: skip
+        rates, decay = self._rates(), config.optim.weight_decay
+        # AdamW multiplies the decay by the rate too, which in ours does not depend on width
+        groups = [{"params": [x for x, of in zip(leaves, rates, strict=True) if of == rate and (x.ndim > 1) == decays],
+                   "weight_decay": decay / rate if decays else 0.0, "of_all": rate}
+                  for rate in sorted(set(rates)) for decays in (True, False)]  # fmt: skip
         self.optimiser = torch.optim.AdamW(
-            groups, config.optim.learning_rate, (config.optim.b1, config.optim.b2), fused=True
-        )
+            [group for group in groups if group["params"]], config.optim.learning_rate,
+            (config.optim.b1, config.optim.b2), fused=True,
+        )  # fmt: skip
         self.shape = batch.bin_step_BxTxN.shape, batch.he_BxTxPxYxXx3.shape[2]
         self.stride = stem_stride(config.data.patch_px)
         self.tokens = self._tokens(batch)
@@ -80,12 +86,20 @@ class TorchStep:
     def leaves(self) -> list[torch.Tensor]:
         return [*self.weights.values(), *(x for layer in self.layers for x in layer.values())]
 
+    def _rates(self) -> list[float]:
+        """What multiplies the learning rate of each of `leaves()`."""
+        config, genes = self.config, len(self.weights["gene_bias",])
+        rates = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot).rates()
+        return [*(functools.reduce(dict.get, path, rates) for path in self.weights),
+                *(rates["decoder"][name] for layer in self.layers for name in layer)]  # fmt: skip
+
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of training: the loss in nats per detection, and the gradients' norm before it is clipped."""
         loss, norm = self.gradients()
         self._steps += 1
+        rate = self.config.optim.learning_rate * min(1.0, self._steps / (self.config.optim.warmup_steps + 1))
         for group in self.optimiser.param_groups:  # the warm-up of ours
-            group["lr"] = self.config.optim.learning_rate * min(1.0, self._steps / (self.config.optim.warmup_steps + 1))
+            group["lr"] = group["of_all"] * rate
         self.optimiser.step()
         return loss, norm
 
@@ -119,7 +133,7 @@ class TorchStep:
             n_Q = tokens.counts_QxG.sum(1)
         log_total = log_density + area.log()
         total_nats = (log_total.exp() - n_Q * log_total + torch.lgamma(n_Q + 1)).sum()
-        h = h @ self._cast(self.weights["gene_in",])
+        h = h @ self._cast(self.weights["gene_in",]) / self.grown.gene_dim
         table = self._cast(self.weights["gene_table",])
         at_once = max(1, _LOGITS_AT_ONCE[self.device.type] // len(bias_G))
         chunks = [slice(first, first + at_once) for first in range(0, len(h), at_once)]
@@ -197,7 +211,8 @@ class TorchStep:
             h = self._norm(x, w["attention_norm"])
             q, k, v = ((part @ w[name].flatten(1)).view(len(part), -1, model.head_dim)
                        for name, part in (("q", h), ("k", h[:seen]), ("v", h[:seen])))  # fmt: skip
-            q, k = _turned(self._norm(q, w["q_norm"]), turn), _turned(self._norm(k, w["k_norm"]), turn[:, :seen])
+            q_norm = w["q_norm"] * self.grown.head_dim**-0.5
+            q, k = _turned(self._norm(q, q_norm), turn), _turned(self._norm(k, w["k_norm"]), turn[:, :seen])
             read = self._attention(q, k, v, kind == "local", masks[kind])
             x = torch.addmm(x, read, w["attention_out"].flatten(0, 1))
             h = self._norm(x, w["mlp_norm"])

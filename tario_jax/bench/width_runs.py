@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 from tario_jax.config import Config, InputError, ModelConfig, to_dict
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import split_corpus
-from tario_jax.model.build import build
+from tario_jax.model.build import Tree, build
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.tokens.batch import Batch
 from tario_jax.tokens.capacity import corpus_layout
@@ -35,9 +35,9 @@ class Batches:
 
     train: list[Batch]
     validation: list[Batch]
-    calibration: list[Batch]
-    sections: list[Section]
     genes: int
+    biases: Tree  # of the head, and the statistics of the H&E: what a model starts from, whatever its width
+    statistics: Tree
 
     @classmethod
     def read(cls, config: Config, corpus: Corpus) -> "Batches":
@@ -58,11 +58,14 @@ class Batches:
 
         one_shot = dataclasses.replace(config.data, groups=((1, 1.0),), bin_mixture=(), sequence="window")
         data, run = config.data, config.train
+        built = build(config.model, len(corpus.panel), data.patch_px, content=not data.one_shot)
+        start = jax.device_get(built.initialise(0, make_mesh(config.mesh)))
+        parameters, statistics = calibrate(built, *start, read(split.train, data, run.calibration_rows, 2, False),
+                                           list(split.train), len(corpus.panel))  # fmt: skip
         return cls(
             read(split.train, data, run.steps * data.rows, 0, True),
             read(split.validation, one_shot, run.validation_rows, 1, False),
-            read(split.train, data, run.calibration_rows, 2, False),
-            list(split.train), len(corpus.panel),
+            len(corpus.panel), {name: parameters[name] for name in ("gene_bias", "total_bias")}, statistics,
         )  # fmt: skip
 
 
@@ -95,11 +98,9 @@ class Trainer:
 
     def start(self, seed: int) -> TrainState:
         """Calibrated, on the host."""
-        state = jax.device_get(initial_state(self.built, self.optimiser, self.mesh, seed))
-        batches = self.batches
-        parameters, calibration = calibrate(self.built, state.parameters, state.calibration, batches.calibration,
-                                            batches.sections, batches.genes)  # fmt: skip
-        return jax.device_get(state._replace(parameters=parameters, calibration=calibration))
+        state = initial_state(self.built, self.optimiser, self.mesh, seed)
+        parameters = state.parameters | self.batches.biases
+        return jax.device_get(state._replace(parameters=parameters, calibration=self.batches.statistics))
 
     def train(self, start: TrainState, rate: float, batches: list[Batch],
               watch: Callable[[int, TrainState], None] | None = None) -> TrainState:  # fmt: skip

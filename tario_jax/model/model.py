@@ -60,7 +60,8 @@ class Tario(nnx.Module):
         self.bin_encoder = BinEncoder(config, genes_padded, rngs, content=content)
         self.decoder = Decoder(config, rngs)
         self.head_norm = constant((d,), ("vector",), 1.0)
-        self.gene_in = weight(rngs, (d, r), ("hidden", "stem"), d, grown=grown.width, output=grown.gene_dim == 1)
+        self.gene_in = weight(rngs, (d, r), ("hidden", "stem"), d, gain=0.0 if config.zero_read_out else 1.0,
+                              grown=grown.width, output=grown.gene_dim == 1)  # fmt: skip
         # input of the contents too: its entries are those of the base, and gene_gain stands before the logits
         self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r / grown.gene_dim, gain=0.5)
         self.gene_gain = 1 / grown.gene_dim

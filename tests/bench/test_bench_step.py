@@ -121,8 +121,10 @@ def test_a_peer_that_there_is_not(tmp_path):
         two_layers(((1, 1.0),)),
         dataclasses.replace(two_layers(((2, 1.0),)), model=dataclasses.replace(
             two_layers(((2, 1.0),)).model, tie_genes=False)),
+        dataclasses.replace(two_layers(((4, 1.0),)), model=dataclasses.replace(
+            two_layers(((4, 1.0),)).model, base_width=16, base_head_dim=4, base_gene_dim=8)),
     ],
-    ids=("groups", "patient", "one_shot", "own_table"),
+    ids=("groups", "patient", "one_shot", "own_table", "mup"),
 )  # fmt: skip
 def test_the_peer_is_the_same_model(config):
     """Loss, norm and every gradient, of the same weights and tokens."""

@@ -1,27 +1,122 @@
 """The checks of width: they tell muP from the standard parametrisation, and a bench that is run again goes on."""
 
+import json
+import math
+
+import numpy as np
+import pytest
+from refusals import refused
 from tiny_tissue import tiny_config
 
-from tario_jax.bench.coordinates import STEPS
-from tario_jax.bench.width import check_coordinates
+from tario_jax.bench.coordinates import slopes
+from tario_jax.bench.width import _until_inside, check_coordinates, check_learning_rate, check_optimisers
+from tario_jax.bench.width_runs import Results, best_rate, model_of_width
+from tario_jax.cli import main as cli
+from tario_jax.config import ModelConfig
+
+ONE_SHOT = {"rows": 1, "groups": ((1, 1.0),)}
+SMALL = {"heads": 4, "kv_heads": 2, "head_dim": 8, "layers": 1, "stem_width": 4}
 
 
 def silent(line: str) -> None:
     pass
 
 
-def small(**fields):
-    data = {"rows": 1, "groups": ((1, 0.5), (4, 0.5))}
-    model = {"head_dim": 8, "heads": 4, "kv_heads": 2, "layers": 1, "mlp_width": 64, "gene_dim": 16, "stem_width": 4}
-    return tiny_config(data=data | fields.pop("data", {}), model=model | fields.pop("model", {}),
-                       optim={"learning_rate": 1e-3, "warmup_steps": 2} | fields.pop("optim", {}), **fields)  # fmt: skip
-
-
-def test_the_coordinate_check_is_flat_under_mup_and_not_without(tiny_corpus, tmp_path):
-    result = check_coordinates(small(), tiny_corpus, widths=[32, 64, 128, 256], seeds=1, workdir=tmp_path,
+@pytest.mark.parametrize("widths", [[32, 256], pytest.param([32, 64, 128, 256], marks=pytest.mark.slow)])
+def test_the_coordinate_check_is_flat_under_mup_and_not_without(widths, tiny_corpus, tmp_path):
+    config = tiny_config(data=ONE_SHOT, model=SMALL, optim={"learning_rate": 1e-3})
+    result = check_coordinates(config, tiny_corpus, widths=widths, seeds=4, workdir=tmp_path,
                                figure=tmp_path / "figure.png", say=silent)  # fmt: skip
-    print(result["table"])
-    assert result["mup"]["largest"] < 0.25
-    grows = {name for step in STEPS for name, slope in result["standard"]["slopes"][str(step)].items() if slope > 0.25}
-    assert {"change of logits", "attention 1"} <= grows and result["standard"]["largest"] > 0.6
+    assert result["mup"]["largest"] < 0.2, result["table"]
+    standard = result["standard"]["slopes"]["8"]
+    assert standard["change of logits"] > 0.6 and standard["attention 1"] > 0.2, result["table"]
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_slopes_are_those_of_power_laws():
+    sizes = {
+        width: [{"flat": 2.0 * noise, "grows": width**0.5 * noise} for noise in (0.5, 2.0)] for width in (8, 16, 64)
+    }
+    assert slopes(sizes) == pytest.approx({"flat": 0.0, "grows": 0.5}, abs=1e-9)
+
+
+def test_sizes_grow_in_proportion_and_the_base_is_the_configs_own():
+    base = ModelConfig(width=64, head_dim=16, mlp_width=160, gene_dim=32, stem_width=24)
+    wide, standard = (model_of_width(base, 256, kind) for kind in ("mup", "standard"))
+    assert (wide.head_dim, wide.mlp_width, wide.gene_dim, wide.stem_width, wide.heads) == (64, 640, 128, 96, base.heads)
+    assert (wide.base_width, wide.base_head_dim, wide.base_gene_dim, wide.base_stem_width) == (64, 16, 32, 24)
+    assert standard.base_width == standard.base_gene_dim == 0 and standard.width == 256
+    refused(lambda: model_of_width(base, 65, "mup"), "--widths=65", "model.head_dim would be 16.25")
+
+
+def test_the_best_rate_lies_at_the_bottom_of_the_parabola():
+    losses = {2.0**x: (x - 0.3) ** 2 for x in (-2, -1, 0, 1, 2)}
+    assert best_rate(losses) == (pytest.approx(2**0.3), True)
+    assert best_rate({rate: loss for rate, loss in losses.items() if rate <= 1}) == (1.0, False)
+    assert best_rate(losses | {2.0: math.nan}) == (1.0, True)
+
+
+def test_rates_go_on_until_the_best_is_inside():
+    asked = []
+
+    def loss(rate: float) -> float:
+        asked.append(rate)
+        return abs(math.log2(rate) - 3.1)
+
+    found = _until_inside(loss, [0.5, 1.0, 2.0])
+    assert asked == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0] and list(found) == sorted(asked)
+    asked.clear()
+    assert list(_until_inside(loss, [16.0, 32.0])) == [4.0, 8.0, 16.0, 32.0] and asked == [16.0, 32.0, 8.0, 4.0]
+
+
+def test_what_is_measured_is_not_measured_again(tmp_path):
+    config, path = tiny_config(), tmp_path / "run" / "found.json"
+    assert Results(path, config, "seal").once("a", lambda: 1.5) == 1.5
+    again = Results(path, config, "seal")
+    assert again.once("a", lambda: pytest.fail("measured twice")) == 1.5 and again.once("b", lambda: 2.5) == 2.5
+    for other in ((tiny_config(optim={"b1": 0.5}), "seal"), (config, "another")):
+        refused(lambda other=other: Results(path, *other), str(path), "another config or corpus", "--workdir")
+
+
+@pytest.mark.slow
+def test_losses_by_width_and_rate_are_the_same_again_and_the_base_is_trained_once(tiny_corpus, tmp_path):
+    config = tiny_config(data=ONE_SHOT, model=SMALL, train={"steps": 4, "validation_rows": 4})
+    said = []
+    told = check_learning_rate(config, tiny_corpus, widths=[32, 64], rates=[1e-3, 4e-3], seeds=2, workdir=tmp_path,
+                               say=said.append)  # fmt: skip
+    assert told["mup"]["losses"][32] == told["standard"]["losses"][32] and len(told["mup"]["losses"][32]) >= 3
+    for rate in told["mup"]["losses"][64].keys() & told["standard"]["losses"][64].keys():
+        assert told["mup"]["losses"][64][rate] != told["standard"]["losses"][64][rate]
+    stored = json.loads((tmp_path / "learning_rate.json").read_text())["found"]
+    assert not any(name.startswith("standard, width 32") for name in stored)
+    (tmp_path / "learning_rate.json").unlink()
+    again = check_learning_rate(config, tiny_corpus, widths=[32, 64], rates=[1e-3, 4e-3], seeds=2, workdir=tmp_path,
+                                say=silent)  # fmt: skip
+    assert again == told
+
+
+@pytest.mark.slow
+def test_adamw_and_muon_at_equal_steps(tiny_corpus, tmp_path):
+    config = tiny_config(data=ONE_SHOT, model=SMALL, train={"steps": 6, "validation_rows": 4})
+    told = check_optimisers(config, tiny_corpus, rates=[1e-3, 4e-3], seeds=1, workdir=tmp_path, say=silent)
+    assert told["difference"] == told["muon"]["loss"] - told["adamw"]["loss"] != 0
+    assert np.isfinite(list(told["muon"]["losses"].values())).all() and told["steps"] == 6
+    assert told["muon"]["loss"] == min(told["muon"]["losses"].values())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--check=coordinates", "--steps=3"], ("--steps", "--check=coordinates")),
+        (["--check=optimisers", "--widths=32,64"], ("--widths", "--check=optimisers")),
+        (["--check=learning-rate", "--figure=a.png"], ("--figure", "--check=learning-rate")),
+        (["--check=learning-rate", "--widths=64,32"], ("--widths=64,32", "rising whole numbers")),
+        (["--check=learning-rate", "--rates=1,2"], ("--rates=1,2", "at least 3 rising numbers")),
+        (["--check=learning-rate", "--rates=1,2,x"], ("--rates=1,2,x", "rising numbers")),
+    ],
+)
+def test_flags_that_do_not_fit(words, told, tmp_path, capsys, repository):
+    config = f"--config={repository / 'configs' / 'quickstart.py'}"
+    assert cli.main(["bench", "width", config, f"--workdir={tmp_path / 'run'}", *words]) != 0
+    said = capsys.readouterr()
+    assert all(word in said.out + said.err for word in told) and not (tmp_path / "run").exists()

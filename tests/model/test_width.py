@@ -45,17 +45,15 @@ def test_at_the_base_it_is_the_standard_model_to_the_bit():
 
 # of a model twice as wide as its base: where n is its growth, (variance of the start over the standard one's, rate)
 INPUT, HIDDEN, OUTPUT = (1.0, 1.0), (1.0, 1 / 2), (1 / 2, 1 / 2)
+MATRICES = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_in", "mlp_out", "query_he", "texture_hidden")
 ALWAYS = {
-    **dict.fromkeys(("q", "k", "v", "attention_out", "mlp_gate", "mlp_in", "mlp_out", "query_he", "texture_hidden"), HIDDEN),
+    **dict.fromkeys(MATRICES, HIDDEN),
     **dict.fromkeys(("texture_in", "query_size", "content_total", "stem_in"), INPUT),
     "total_weight": OUTPUT,
 }  # fmt: skip
 FIXED_SIZES = ALWAYS | {
     "gene_in": OUTPUT,
-    "gene_table": INPUT,
-    "content_in": INPUT,
-    "stem_conv": INPUT,
-    "stem_out": INPUT,
+    **dict.fromkeys(("gene_table", "content_in", "stem_conv", "stem_out"), INPUT),
 }
 # entries of the table are those of the base: a standard one's fall in variance as gene_dim grows
 GROWN_SIZES = ALWAYS | {"gene_in": HIDDEN, "gene_table": (2.0, 1.0), "content_in": HIDDEN, "stem_conv": HIDDEN,
