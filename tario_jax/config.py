@@ -161,6 +161,12 @@ class ModelConfig:
     stem_width: int = 48
     gene_dim: int = 64  # factored gene tables: [genes, gene_dim] and [gene_dim, width]
     tie_genes: bool = True  # the bin encoder reads with the head's table
+    # muP (model/width.py): sizes of the model whose optim.learning_rate this one is to share; 0: standard for width,
+    # as here for the others. heads × head_dim and mlp_width count as growing with width
+    base_width: int = 0
+    base_head_dim: int = 0
+    base_gene_dim: int = 0
+    base_stem_width: int = 0
     # of global layers; local ones attend tile by tile, but for reference
     attention: Literal["auto", "reference", "blockwise", "pallas", "ring", "all_gather"] = "auto"
     attention_block: int = 256  # most tokens of a block in plain XLA
@@ -175,8 +181,14 @@ class ModelConfig:
             "attention_block",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("loss_chunk", "loss_gene_chunk"):
+        bases = ("base_width", "base_head_dim", "base_gene_dim", "base_stem_width")
+        for name in ("loss_chunk", "loss_gene_chunk", *bases):
             _check(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}; expected at least 0")
+        for name in bases[1:]:
+            _check(
+                self.base_width > 0 or not getattr(self, name),
+                f"model.{name} is {getattr(self, name)} without muP; set model.base_width, or leave it out",
+            )
         _check(
             self.heads % self.kv_heads == 0,
             f"model.kv_heads is {self.kv_heads}; expected a divisor of model.heads = {self.heads}",
@@ -190,23 +202,34 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a cosine to zero."""
+    """How gradients become updates (train/optimiser.py)."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # the highest, after a linear warm-up from 0
     warmup_steps: int = 50
-    weight_decay: float = 0.05
+    schedule: Literal["cosine", "wsd"] = "cosine"  # what follows it; wsd: constant, then linear to final_share
+    decay_share: float = 0.2  # wsd: of the steps, the last ones, over which the rate falls
+    final_share: float = 0.0  # of learning_rate, at the last step
+    weight_decay: float = 0.05  # times the rate, of matrices and tables
+    optimiser: Literal["adamw", "muon"] = "adamw"  # muon: of hidden matrices, AdamW of all else
+    muon_rate: float = 10.0  # muon: of its matrices, over the rate of all else
     b1: float = 0.9
     b2: float = 0.98
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # of all gradients together
     z_loss: float = 0.0  # weight of log²Z of each detection, which keeps the softmax over genes near its scale
 
     def __post_init__(self):
-        _check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}; expected more than 0")
+        for name in ("learning_rate", "clip_norm", "muon_rate"):
+            _check(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; expected more than 0")
         for name in ("b1", "b2"):
             _check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; expected 0 to below 1")
         for name in ("warmup_steps", "weight_decay", "z_loss"):
             _check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; expected at least 0")
-        _check(self.clip_norm > 0, f"optim.clip_norm is {self.clip_norm}; expected more than 0")
+        _check(0 < self.decay_share <= 1, f"optim.decay_share is {self.decay_share}; expected above 0, at most 1")
+        _check(0 <= self.final_share <= 1, f"optim.final_share is {self.final_share}; expected 0 to 1")
+        for name, choice, of in (("decay_share", "schedule", "wsd"), ("muon_rate", "optimiser", "muon")):
+            _check(getattr(self, choice) == of or getattr(self, name) == getattr(OptimConfig, name),
+                   f"optim.{name} is {getattr(self, name)}, which optim.{choice}={getattr(self, choice)} does not "
+                   f"read; set optim.{choice}={of}, or leave it out")  # fmt: skip
 
 
 MESH_AXES = ("replica", "fsdp", "context", "tensor")
@@ -248,6 +271,7 @@ class TrainConfig:
     rollback_limit: int = 5  # more end the run
     hang_minutes: float = 15.0  # without a step: all stacks are written, and the process ends
     calibration_rows: int = 64  # windows that set the stain statistics' scale before step 0
+    track: tuple[Literal[TRACKERS], ...] = ()  # beside metrics.jsonl; extra [track]
     seed: int = 0
 
     def __post_init__(self):
@@ -257,6 +281,8 @@ class TrainConfig:
             "hang_minutes",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; expected more than 0")
+        for name in self.track:
+            _check(name in TRACKERS, f"train.track holds {name!r}; expected some of {', '.join(TRACKERS)}")
         for name in ("keep_every", "spike_deviations"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; expected at least 0")
         _check(0 <= self.ema_decay < 1, f"train.ema_decay is {self.ema_decay}; expected 0 to below 1")

@@ -6,11 +6,12 @@ A bench is a module of this package with SUMMARY, EXAMPLES, `flags(parser)` and 
 import argparse
 import textwrap
 
-from tario_jax.cli import bench_attention, bench_likelihood, bench_loader, bench_step
+from tario_jax.cli import bench_attention, bench_likelihood, bench_loader, bench_step, bench_width
 from tario_jax.cli.options import add_command
 
-BENCHES = {"loader": bench_loader, "attention": bench_attention, "likelihood": bench_likelihood, "step": bench_step}
-SUMMARY = "time and memory beside peers, measured in one run: " + ", ".join(BENCHES)
+BENCHES = {"loader": bench_loader, "attention": bench_attention, "likelihood": bench_likelihood, "step": bench_step,
+           "width": bench_width}  # fmt: skip
+SUMMARY = "figures beside their peers, measured in one run: " + ", ".join(BENCHES)
 EXAMPLES = "\n".join(textwrap.dedent(bench.EXAMPLES).strip() for bench in BENCHES.values())
 GROUPS_READ = None  # all of a config
 

@@ -84,7 +84,7 @@ def draw_triptych(path: Path, section: SectionBins, gene: int, symbol: str, look
     left, right = section.x_um_N.min() - half, section.x_um_N.max() + half
     top, bottom = section.y_um_N.min() - half, section.y_um_N.max() + half
     width = 3.6 * min(max((right - left) / (bottom - top), 0.6), 1.6)
-    figure = _figure(3 * width + 1.4, 4.35)
+    figure = blank_figure(3 * width + 1.4, 4.35)
     axes = figure.subplots(1, 3)
     spots = section.layout == "spots"
     first = axes[0]
@@ -133,7 +133,7 @@ def draw_triptych(path: Path, section: SectionBins, gene: int, symbol: str, look
         f"{symbol} · section {section.section_id} ({section.cohort})", x=0.01, ha="left", fontsize=13, color=INK,
         fontweight="bold",
     )  # fmt: skip
-    _save(figure, path)
+    save_figure(figure, path)
     return Drawn(path, f"{symbol} in held-out section {section.section_id}: measured and predicted. "
                        "Chosen by Moran's I and median r, not by how well it looks.")  # fmt: skip
 
@@ -148,7 +148,7 @@ def draw_curve(path: Path, report: dict[str, Any]) -> Drawn:
     shown = ["all", *sorted(names)] if len(names) > 1 else ["all"]
     columns = min(len(shown), 3) if len(shown) != 4 else 2
     rows = -(-len(shown) // columns)
-    figure = _figure(max(4.3 * columns, 6.4), 3.7 * rows + 0.7)
+    figure = blank_figure(max(4.3 * columns, 6.4), 3.7 * rows + 0.7)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     handles: dict[str, Any] = {}
     for axis, name in zip(grid.flat, shown, strict=False):
@@ -174,7 +174,7 @@ def draw_curve(path: Path, report: dict[str, Any]) -> Drawn:
         axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.0)
         axis.axhline(0, color=RULE, linewidth=1, zorder=0)
         axis.set_xlabel(f"k genes of highest Moran's I ({report['ranked_on']})", fontsize=10, color=SOFT)
-        _plain_axes(axis)
+        plain_axes(axis)
     for axis in list(grid.flat)[len(shown) :]:
         axis.set_visible(False)
     for row in grid:
@@ -184,7 +184,7 @@ def draw_curve(path: Path, report: dict[str, Any]) -> Drawn:
         [handles[label] for label in ordered], ordered, loc="outside lower center", ncols=min(len(ordered), 3),
         frameon=False, fontsize=10, labelcolor=INK,
     )  # fmt: skip
-    _save(figure, path)
+    save_figure(figure, path)
     return Drawn(path, f"Mean spatial correlation (counts) over the k genes of highest Moran's I. Band: 95 % "
                        f"{report['interval']['kind']} of the model.")  # fmt: skip
 
@@ -200,7 +200,7 @@ def draw_bulk(path: Path, evaluation: Evaluation) -> Drawn:
         names, cohort_P = ["all cohorts"], np.full(len(cohort_P), "all cohorts")
     columns = min(len(names), 3)
     rows = -(-len(names) // columns)
-    figure = _figure(max(3.9 * columns, 4.8), 4.4 * rows)
+    figure = blank_figure(max(3.9 * columns, 4.8), 4.4 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     for number, (axis, name) in enumerate(zip(grid.flat, names, strict=False)):
         own = np.flatnonzero(cohort_P == name)
@@ -218,12 +218,12 @@ def draw_bulk(path: Path, evaluation: Evaluation) -> Drawn:
         axis.set_ylim(-limit, limit)
         axis.set_aspect("equal")
         axis.set_xlabel("measured log-CPM, about the gene's mean", fontsize=10, color=SOFT)
-        _plain_axes(axis)
+        plain_axes(axis)
     for axis in list(grid.flat)[len(names) :]:
         axis.set_visible(False)
     for row in grid:
         row[0].set_ylabel("predicted log-CPM, about the mean", fontsize=10, color=SOFT)
-    _save(figure, path)
+    save_figure(figure, path)
     return Drawn(path, f"Bulk: one point a patient and gene ({len(genes)} genes of highest Moran's I); r is the mean "
                        "over all evaluated genes, within the cohort.")  # fmt: skip
 
@@ -231,7 +231,7 @@ def draw_bulk(path: Path, evaluation: Evaluation) -> Drawn:
 _TITLE = {"fontsize": 11, "color": INK, "loc": "left"}
 
 
-def _figure(width_in: float, height_in: float):
+def blank_figure(width_in: float, height_in: float):
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -242,7 +242,7 @@ def _figure(width_in: float, height_in: float):
     return figure
 
 
-def _plain_axes(axis) -> None:
+def plain_axes(axis) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -264,7 +264,7 @@ def _floats(values: list[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values])
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure, path: Path) -> None:
     partial = path.with_suffix(".partial")
     figure.savefig(partial, format="png", dpi=130, metadata={"Software": None})
     partial.replace(path)

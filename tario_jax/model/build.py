@@ -56,6 +56,10 @@ class Built:
             nnx.map_state(lambda _, variable: variable.replace(choose(variable.axes)), self.parameters)
         )
 
+    def rates(self) -> Tree:
+        """What multiplies Adam's learning rate of every parameter (model/width.py), as nested dicts of floats."""
+        return nnx.to_pure_dict(nnx.map_state(lambda _, variable: variable.replace(variable.rate), self.parameters))
+
     def abstract(self) -> tuple[Tree, Tree]:
         return nnx.to_pure_dict(self.parameters), nnx.to_pure_dict(self.calibration)
 

@@ -15,6 +15,7 @@ from tario_jax.config import ModelConfig
 from tario_jax.model.cache import DecoderCache, kept_at
 from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.streams import Streams, Visibility, context_ranks
+from tario_jax.model.width import Growth
 from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_strategy
 from tario_jax.ops.attention.tiles import Tiles, tile_attention
 from tario_jax.ops.project import project
@@ -35,17 +36,22 @@ class Decoder(nnx.Module):
             config.layers, config.width, config.heads, config.kv_heads, config.head_dim, config.mlp_width,
         )  # fmt: skip
         out_gain = (2 * L) ** -0.5  # residual branches add up to variance 1
+        grown = Growth.of(config)
+        n = grown.width
+        # scores · 1 / D of muP in place of 1 / √D
+        self.score_gain = grown.head_dim**-0.5
         self.attention_norm = constant((L, d), ("layers", "vector"), 1.0)
-        self.q = weight(rngs, (L, d, H, D), ("layers", "embed", "heads", "head_dim"), d)
-        self.k = weight(rngs, (L, d, K, D), ("layers", "embed", "kv_heads", "head_dim"), d)
-        self.v = weight(rngs, (L, d, K, D), ("layers", "embed", "kv_heads", "head_dim"), d)
+        self.q = weight(rngs, (L, d, H, D), ("layers", "embed", "heads", "head_dim"), d, grown=n)
+        self.k = weight(rngs, (L, d, K, D), ("layers", "embed", "kv_heads", "head_dim"), d, grown=n)
+        self.v = weight(rngs, (L, d, K, D), ("layers", "embed", "kv_heads", "head_dim"), d, grown=n)
         self.q_norm = constant((L, D), ("layers", "vector"), 1.0)
         self.k_norm = constant((L, D), ("layers", "vector"), 1.0)
-        self.attention_out = weight(rngs, (L, H, D, d), ("layers", "heads", "head_dim", "embed"), H * D, out_gain)
+        self.attention_out = weight(rngs, (L, H, D, d), ("layers", "heads", "head_dim", "embed"), H * D, out_gain,
+                                    grown=n)  # fmt: skip
         self.mlp_norm = constant((L, d), ("layers", "vector"), 1.0)
-        self.mlp_gate = weight(rngs, (L, d, F), ("layers", "embed", "mlp"), d)
-        self.mlp_in = weight(rngs, (L, d, F), ("layers", "embed", "mlp"), d)
-        self.mlp_out = weight(rngs, (L, F, d), ("layers", "mlp", "embed"), F, out_gain)
+        self.mlp_gate = weight(rngs, (L, d, F), ("layers", "embed", "mlp"), d, grown=n)
+        self.mlp_in = weight(rngs, (L, d, F), ("layers", "embed", "mlp"), d, grown=n)
+        self.mlp_out = weight(rngs, (L, F, d), ("layers", "mlp", "embed"), F, out_gain, grown=n)
 
     def __call__(self, seen_BxSxd, queries_BxQxd, seen_xy_um, query_xy_um, visibility: dict[str, Visibility],
                  tiles: Tiles | None = None):  # fmt: skip
@@ -115,6 +121,8 @@ class Decoder(nnx.Module):
     def _by_period(self) -> list[dict[str, jax.Array]]:
         """Weights of each layer of a period, [L / period, …] each."""
         stacked = {name: value[...] for name, value in vars(self).items() if isinstance(value, nnx.Param)}
+        if self.score_gain != 1:
+            stacked["q_norm"] = stacked["q_norm"] * self.score_gain
         period = len(self.config.pattern)
         return [{name: value[number::period] for name, value in stacked.items()} for number in range(period)]
 

@@ -7,6 +7,7 @@ from flax import nnx
 from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic, weight
 from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
+from tario_jax.model.width import Growth
 from tario_jax.ops.convolution import convolve3x3
 from tario_jax.ops.count_content import count_content
 from tario_jax.ops.pooling import weighted_means
@@ -20,6 +21,7 @@ class HEEncoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, patch_px: int, rngs: nnx.Rngs):
         d, c, features = config.width, config.stem_width, texture_count(patch_px)
+        grown = Growth.of(config)
         self.stride = stem_stride(patch_px)
         self.cells = patch_px // self.stride
         self.density_mean = statistic((3,), 0.0)
@@ -29,12 +31,13 @@ class HEEncoder(nnx.Module):
         inside = self.stride**2 * 3
         self.stem_in = weight(rngs, (inside, c), ("pixels", "stem"), inside)
         self.stem_bias = constant((c,), ("vector",), 0.0)
-        self.stem_conv = weight(rngs, (9 * c, c), ("neighbours", "stem"), 9 * c)
+        self.stem_conv = weight(rngs, (9 * c, c), ("neighbours", "stem"), 9 * c, grown=grown.stem_width)
         self.stem_conv_bias = constant((c,), ("vector",), 0.0)
-        self.stem_out = weight(rngs, (self.cells**2 * c, d), ("pixels", "hidden"), self.cells**2 * c, gain=0.5)
+        self.stem_out = weight(rngs, (self.cells**2 * c, d), ("pixels", "hidden"), self.cells**2 * c, gain=0.5,
+                               grown=grown.stem_width)  # fmt: skip
         self.texture_in = weight(rngs, (features, d), ("features", "hidden"), features)
         self.texture_bias = constant((d,), ("vector",), 0.0)
-        self.texture_hidden = weight(rngs, (d, d), ("hidden", "stem"), d)
+        self.texture_hidden = weight(rngs, (d, d), ("hidden", "stem"), d, grown=grown.width)
 
     def standardised(self, batch: Batch) -> jax.Array:
         """Stain densities in deviations from training tissue: float32 [B, T, P, px, px, 3]."""
@@ -73,16 +76,17 @@ class BinEncoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, genes_padded: int, rngs: nnx.Rngs, *, content: bool):
         d, r = config.width, config.gene_dim
+        grown = Growth.of(config)
         self.chunk = config.loss_chunk
         self.query_size = start_at_zero(weight(rngs, (2, d), ("features", "hidden"), 2), row=1)
-        self.query_he = weight(rngs, (d, d), ("hidden", "stem"), d)
+        self.query_he = weight(rngs, (d, d), ("hidden", "stem"), d, grown=grown.width)
         self.query_norm = constant((d,), ("vector",), 1.0)
         if not content:
             return
         self.tied = config.tie_genes
         if not self.tied:
-            self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r)
-        self.content_in = weight(rngs, (r, d), ("hidden", "stem"), r)
+            self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r / grown.gene_dim)
+        self.content_in = weight(rngs, (r, d), ("hidden", "stem"), r, grown=grown.gene_dim)
         self.content_total = start_at_zero(weight(rngs, (2, d), ("features", "hidden"), 2), row=1)
 
     def content(self, batch: Batch, head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -11,6 +11,7 @@ from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.decoder import Decoder, compute_dtype
 from tario_jax.model.encoders import BinEncoder, HEEncoder
 from tario_jax.model.streams import Visibility, context_ranks, side_by_side
+from tario_jax.model.width import Growth
 from tario_jax.ops.attention.tiles import Tiles
 from tario_jax.ops.count_likelihood import SparseCounts, count_nll, log_rates
 from tario_jax.ops.project import project
@@ -54,14 +55,17 @@ class Tario(nnx.Module):
         """genes_padded: padded length of the panel; content: whether bins are ever read (False: one-shot only)."""
         d, r = config.width, config.gene_dim
         self.config, self.reads_content = config, content
+        grown = Growth.of(config)
         self.he_encoder = HEEncoder(config, patch_px, rngs)
         self.bin_encoder = BinEncoder(config, genes_padded, rngs, content=content)
         self.decoder = Decoder(config, rngs)
         self.head_norm = constant((d,), ("vector",), 1.0)
-        self.gene_in = weight(rngs, (d, r), ("hidden", "stem"), d)
-        self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r, gain=0.5)
+        self.gene_in = weight(rngs, (d, r), ("hidden", "stem"), d, grown=grown.width, output=grown.gene_dim == 1)
+        # input of the contents too: its entries are those of the base, and gene_gain stands before the logits
+        self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r / grown.gene_dim, gain=0.5)
+        self.gene_gain = 1 / grown.gene_dim
         self.gene_bias = constant((genes_padded,), ("gene_bias",), 0.0)
-        self.total_weight = weight(rngs, (d,), ("vector",), d, gain=0.1)
+        self.total_weight = weight(rngs, (d,), ("vector",), d, gain=0.1, grown=grown.width, output=True)
         self.total_bias = constant((), (), 0.0)  # log detections per µm²
 
     def __call__(self, batch: Batch) -> Predicted:
@@ -90,7 +94,8 @@ class Tario(nnx.Module):
             log_density = h.astype(jnp.float32) @ self.total_weight[...] + self.total_bias[...]
             area_um2 = batch.bin_size_um_BxTxN**2 * jnp.maximum(batch.bin_measured_BxTxN, 1e-3)
             log_total = log_density + jnp.log(area_um2).reshape(B, T * N)
-            return Predicted(project("bqd,dr->bqr", h, self.gene_in[...]), log_total)
+            gene = project("bqd,dr->bqr", h, self.gene_in[...])
+            return Predicted(gene if self.gene_gain == 1 else gene * self.gene_gain, log_total)
 
     def loss(self, batch: Batch, z_loss: float = 0.0) -> Loss:
         """Negative log-likelihood of the batch's counts; z_loss: weight of each detection's log²Z (`count_nll`)."""
