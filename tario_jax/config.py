@@ -253,6 +253,9 @@ class MeshConfig:
         )
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     steps: int = 500

@@ -22,7 +22,8 @@ from tiny_tissue import st_folder
 from tario_jax.cli import main as cli
 from tario_jax.config import Config, load_config, override
 
-JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate", "bench", "compile")
+JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate", "bench", "compile", "status",
+        "compare", "trace")  # fmt: skip
 TRAIN = ("train", "--config=configs/quickstart.py")
 SLIDE = ("ingest", "--source=slide", "--path={}", "--out={}/c")
 
@@ -66,7 +67,7 @@ def test_the_help_of_a_job_shows_examples_that_parse(job, cli_tario, repository)
         assignments, rest = cli.split_assignments(words)
         options = cli.parser().parse_args(rest)
         assert (program, options.job) == ("tario", job)
-        if options.config is None:
+        if getattr(options, "config", None) is None:
             override(Config(), assignments)
         else:
             override(load_config(str(repository / options.config)), assignments)

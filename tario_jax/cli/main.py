@@ -9,13 +9,28 @@ import os
 import sys
 import traceback
 
-from tario_jax.cli import bench, check, compile, corpus, evaluate, ingest, predict, run, simulate, train
+from tario_jax.cli import (
+    bench,
+    check,
+    compare,
+    compile,
+    corpus,
+    evaluate,
+    ingest,
+    predict,
+    run,
+    simulate,
+    status,
+    trace,
+    train,
+)
 from tario_jax.cli.options import add_command
 from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "evaluate": evaluate, "bench": bench, "compile": compile,
+    "predict": predict, "evaluate": evaluate, "bench": bench, "compile": compile, "status": status,
+    "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 
@@ -103,9 +118,10 @@ def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> 
     for name in assignments:
         if groups is not None and name.partition(".")[0] not in groups:
             raise InputError(
-                f"--config.{name}: 'tario {options.job}' reads {' and '.join(groups)} of a config only; the rest is "
-                "that of the run"
-            )
+                f"--config.{name}: 'tario {options.job}' "
+                + (f"reads {' and '.join(groups)} of a config only; the rest is that of the run" if groups else
+                   "reads no config; leave it out")
+            )  # fmt: skip
     if assignments and options.config is None and options.job not in ("predict", "evaluate"):
         raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
 

@@ -133,8 +133,13 @@ def finish(options: argparse.Namespace, text: str, result: Any) -> int:
     if options.json is not None:
         from tario_jax.evaluate.tables import plain
 
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.json.with_name(options.json.name + ".partial")
-        partial.write_text(json.dumps(plain(result), indent=1) + "\n")
-        os.replace(partial, options.json)
+        write_json(options.json, plain(result))
     return 0
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Replaces the file as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(partial, path)

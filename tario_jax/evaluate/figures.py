@@ -92,9 +92,9 @@ def draw_triptych(path: Path, section: SectionBins, gene: int, symbol: str, look
         number = len(look.dot_x_um_D)
         size = float(np.clip(6000 / max(number, 1), 0.6, 9.0))
         first.scatter(look.dot_x_um_D, look.dot_y_um_D, s=size, c="#3b1c6b", alpha=0.65, linewidths=0)
-        first.set_title(f"detections: {number:,}", **_TITLE)
+        first.set_title(f"detections: {number:,}", **TITLE)
     else:
-        first.set_title("H&E" if look.he is not None else "no detections stored", **_TITLE)
+        first.set_title("H&E" if look.he is not None else "no detections stored", **TITLE)
     if look.he is not None:
         step = max(1, max(look.he.shape[:2]) // 900)
         he = look.he[::step, ::step]
@@ -114,7 +114,7 @@ def draw_triptych(path: Path, section: SectionBins, gene: int, symbol: str, look
         patches.set_array(values_N)
         patches.set_clim(0, top_value)
         axis.add_collection(patches)
-        axis.set_title(title, **_TITLE)
+        axis.set_title(title, **TITLE)
         bar = figure.colorbar(patches, ax=axis, fraction=0.045, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=9, colors=SOFT, length=0)
@@ -165,7 +165,7 @@ def draw_curve(path: Path, report: dict[str, Any]) -> Drawn:
         unit = "section" if entry["sections"] == 1 else "sections"
         whose = f"{entry['patients']} patients" if entry["patients"] > 1 else "1 patient"
         title = "all held-out" if name == "all" else name
-        axis.set_title(f"{title} · {entry['sections']} {unit}, {whose}", **_TITLE)
+        axis.set_title(f"{title} · {entry['sections']} {unit}, {whose}", **TITLE)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -213,7 +213,7 @@ def draw_bulk(path: Path, evaluation: Evaluation) -> Drawn:
         entry = report["by_cohort"].get(name, {})
         figure_r = entry.get("log_cpm", {}).get("model", {}).get("r")
         text = f"mean r = {figure_r:.2f}" if figure_r is not None else "r not estimable"
-        axis.set_title(f"{name} · {len(own)} patients · {text}", **_TITLE)
+        axis.set_title(f"{name} · {len(own)} patients · {text}", **TITLE)
         axis.set_xlim(-limit, limit)
         axis.set_ylim(-limit, limit)
         axis.set_aspect("equal")
@@ -228,7 +228,7 @@ def draw_bulk(path: Path, evaluation: Evaluation) -> Drawn:
                        "over all evaluated genes, within the cohort.")  # fmt: skip
 
 
-_TITLE = {"fontsize": 11, "color": INK, "loc": "left"}
+TITLE = {"fontsize": 11, "color": INK, "loc": "left"}
 
 
 def blank_figure(width_in: float, height_in: float):
