@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import inspect
 import math
+import os
 import re
 import traceback
 import types
@@ -235,6 +236,19 @@ class OptimConfig:
                    f"read; set optim.{choice}={of}, or leave it out")  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """What step 0 begins with: the seed, or the parameters of a checkpoint (train/fine_tune.py)."""
+
+    checkpoint: str = ""  # a workdir (its newest one), or WORKDIR/checkpoints/STEP; environment variables are expanded
+    trained: Literal["all", "gene_tables"] = "all"  # gene_tables: rows and biases of genes, and the density's bias
+
+    def __post_init__(self):
+        _check(self.trained == "all" or bool(self.checkpoint),
+               f"start.trained is {self.trained!r} without a checkpoint, whose trunk would stay as it is; set "
+               "start.checkpoint, or leave it out")  # fmt: skip
+
+
 MESH_AXES = ("replica", "fsdp", "context", "tensor")
 BATCH_AXES = ("replica", "fsdp")  # rows of a batch are split over these
 
@@ -327,9 +341,18 @@ class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
+    start: StartConfig = StartConfig()
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def expand(path: str) -> str:
+    """A path of a config with its environment variables; raises `InputError` where one is not set."""
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        raise InputError(f"{path}: the environment variable is not set; set it to the folder that is meant")
+    return expanded
 
 
 def load_config(spec: str, overrides: dict[str, str] | None = None) -> Config:

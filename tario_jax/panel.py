@@ -10,6 +10,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -118,3 +119,32 @@ class Panel:
                 raise InputError(f"{where}: line {number} has {len(row)} columns; expected a symbol and an Ensembl id "
                                  "(or nothing) with a tab between them")  # fmt: skip
         return cls(tuple(row[0] for row in rows), tuple(ensembl_id(row[1]) or row[1] for row in rows))
+
+
+class GeneMatch(NamedTuple):
+    """Which gene of a panel each gene of another one, S, is."""
+
+    position_S: np.ndarray  # int32, in the panel; −1 where it has none
+    renamed: tuple[str, ...]  # in words: by their ids the same, under another symbol
+    contradicted: tuple[str, ...]  # in words: under the same symbol another gene, by their ids
+
+
+def match_genes(others: Panel, panel: Panel) -> GeneMatch:
+    """By Ensembl id where both panels give one, else by symbol, letter by letter.
+
+    A gene whose symbol is the panel's under another id is not taken for it.
+    """
+    by_id = {gene_id: position for position, gene_id in enumerate(panel.ids) if gene_id}
+    position_S = np.full(len(others), -1, np.int32)
+    renamed, contradicted = [], []
+    for number, (symbol, gene_id) in enumerate(zip(others.symbols, others.ids, strict=True)):
+        by_symbol = panel.index.get(symbol, -1)
+        if gene_id in by_id:
+            position_S[number] = by_id[gene_id]
+            if panel.symbols[by_id[gene_id]] != symbol:
+                renamed.append(f"{symbol} is {panel.symbols[by_id[gene_id]]} by {gene_id}")
+        elif by_symbol >= 0 and gene_id and panel.ids[by_symbol]:
+            contradicted.append(f"{symbol} is {gene_id}, in the panel {panel.ids[by_symbol]}")
+        else:
+            position_S[number] = by_symbol
+    return GeneMatch(position_S, tuple(renamed), tuple(contradicted))

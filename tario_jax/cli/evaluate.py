@@ -1,14 +1,17 @@
 """tario evaluate: a checkpoint against held-out sections."""
 
 import argparse
+import functools
 from pathlib import Path
 
-from tario_jax.cli.options import corpus_of, evaluation_of, finish, model_flags, say
+from tario_jax.cli.options import at_least_one, corpus_of, evaluation_of, finish, model_flags, say
+from tario_jax.config import InputError
 
 SUMMARY = "correlations with controls on held-out sections, figures, report.html"
 EXAMPLES = """
     tario evaluate --workdir=runs/quickstart --out=reports/quickstart --config.evaluate.top_genes=200
     tario evaluate --workdir=runs/quickstart --corpus=corpora/x --bin-um=18 --allow-virtual-model --out=reports/x
+    tario evaluate --workdir=runs/quickstart --follow --give-up-minutes=60
 """
 GROUPS_READ = ("source", "evaluate")
 
@@ -17,9 +20,23 @@ def flags(parser: argparse.ArgumentParser) -> None:
     model_flags(parser)
     parser.add_argument("--corpus", metavar="PLACE", help="by default that of the run")
     parser.add_argument("--out", type=Path, help="folder of the report; WORKDIR by default")
+    beside = parser.add_argument_group(
+        "beside training", "Each checkpoint as it appears into OUT/evaluations/STEP, a line each in "
+        "OUT/evaluations.jsonl, all in OUT/evaluations.png, until the run is done. Run again, it continues.",
+    )  # fmt: skip
+    beside.add_argument("--follow", action="store_true", help="waits for checkpoints, also of a run yet to begin")
+    beside.add_argument("--every", type=at_least_one, metavar="N",
+                        help="only multiples of N steps, in order; by default the newest first")  # fmt: skip
+    beside.add_argument("--give-up-minutes", type=at_least_one, metavar="N",
+                        help="without a sign of life of the run: ends with status 1; by default it waits")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.follow:
+        return _follow(options)
+    for name in ("every", "give_up_minutes"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: goes with --follow only; add it, or leave this out")
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.job import evaluate_checkpoint, headline_table
     from tario_jax.predict.predictor import load
@@ -35,3 +52,20 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
     page = (folder / "report.html").resolve()
     return finish(options, f"\n{headline_table(evaluation.report)}\n\nreport: {page}", evaluation.report)
+
+
+def _follow(options: argparse.Namespace) -> int:
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.evaluate.evaluations import Evaluations
+    from tario_jax.evaluate.follow import Evaluator, follow
+
+    named = Corpus.open(options.corpus) if options.corpus is not None else None  # the run's may be yet to come
+    folder = options.out or options.workdir
+    evaluator = Evaluator(
+        options.workdir, folder, lambda: named or Corpus.open(corpus_of(options)),
+        functools.partial(evaluation_of, options), options.bin_um, options.allow_virtual_model,
+    )  # fmt: skip
+    status = follow(evaluator, every=options.every or 0, give_up_minutes=options.give_up_minutes or 0, say=say)
+    lines = Evaluations(folder).lines
+    done = f"{len(lines)} checkpoints are evaluated: {folder / 'evaluations.jsonl'}, evaluations.png, evaluations/"
+    return finish(options, done, lines) or status

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tario_jax.config import Config, EvaluateConfig, InputError, load_config, override
+from tario_jax.config import Config, EvaluateConfig, InputError, expand, load_config, override
 
 
 def add_command(commands, name: str, command, json: object = None) -> None:
@@ -65,8 +65,6 @@ def corpus_of(options: argparse.Namespace) -> str | Path:
     if options.corpus is not None:
         return options.corpus
     if options.config is not None and config_of(options).source.kind == "corpus":
-        from tario_jax.evaluate.main_job import expand
-
         return expand(config_of(options).source.path)
     if options.workdir is None:
         raise InputError(f"{options.job}: no corpus is named; give its folder, or --workdir=RUN (for RUN/corpus)")

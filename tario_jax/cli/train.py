@@ -5,6 +5,7 @@ import json
 import os
 
 from tario_jax.cli.options import at_least_one, config_flags, config_of, finish, say, say_nothing
+from tario_jax.config import expand
 
 SUMMARY = "trains a model on a corpus; run again, it continues"
 EXAMPLES = """
@@ -37,7 +38,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     config = config_of(options)
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.main_job import expand, make_corpus
+    from tario_jax.evaluate.main_job import make_corpus
     from tario_jax.parallel.clusters import find_cluster, why_alone
     from tario_jax.parallel.hosts import is_first, join, tpu_metadata  # imports jax, which sets what is looked at
 

@@ -96,6 +96,8 @@ def evaluate_checkpoint(
     report["provenance"] = {
         "name": provenance.config.name, "corpus_seal": corpus.seal, "trained_on_seal": provenance.corpus_seal,
         "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train), "own_corpus": own,
+        "starts": [{name: start[name] for name in ("run", "step", "trained_on", "corpus_seal", "panel_hash", "code")}
+                   for start in provenance.starts],
         "sections_of_training_patients": 0 if own else len(corpus.sections) - len(held_out),
     }  # fmt: skip
     if corpus.kind == "virtual":

@@ -1,12 +1,11 @@
 """The main job, the whole way: a source, a corpus, a model, gene maps, a report. Each stage resumes."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tario_jax.config import Config, InputError, SourceConfig
+from tario_jax.config import Config, SourceConfig, expand
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.tables import Evaluation
@@ -30,14 +29,6 @@ def make_corpus(config: SourceConfig, root: Path | str, say: Callable[[str], Non
         diameter_um=config.diameter_um, min_spot_total=config.min_spot_total, min_gene_total=config.min_gene_total,
     )  # fmt: skip
     return ingest(source, root, say)
-
-
-def expand(path: str) -> str:
-    """A path with its environment variables; raises `InputError` where one is not set."""
-    expanded = os.path.expandvars(path)
-    if "$" in expanded:
-        raise InputError(f"{path}: the environment variable is not set; set it to the folder of your data")
-    return expanded
 
 
 def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Evaluation:

@@ -68,6 +68,13 @@ def banners(report: dict[str, Any]) -> list[str]:
                      f"{report['corpus_kind']} tissue.")  # fmt: skip
     elif report["corpus_kind"] == "virtual":
         found.append("Virtual tissue throughout: these figures test the software and say nothing about real tumours.")
+    others = [start for start in report.get("provenance", {}).get("starts", [])
+              if start["trained_on"] != report["trained_on"]]  # fmt: skip
+    if others:
+        kinds = " and ".join(sorted({start["trained_on"] for start in others}))
+        named = "; ".join(f"{start['run']}, step {start['step']}" for start in others)
+        found.append(f"This model was pretrained on {kinds} tissue ({named}), and then trained on "
+                     f"{report['trained_on']} tissue.")  # fmt: skip
     null = report.get("null_class")
     if null and null["found"]:
         found.append(f"Null genes are predicted: composition r {null['beyond_total']:.3f} beyond what a bin's total "

@@ -29,7 +29,14 @@ class StepFlops:
 
 
 def step_flops(config: Config, layout: Layout) -> StepFlops:
-    """FLOPs of a step of `config.data.rows` rows that are full."""
+    """FLOPs of a step of `config.data.rows` rows that are full.
+
+    A frozen trunk has no gradients of its weights, and none passes through what nothing that is trained lies before:
+    the H&E encoder and the queries; in one-shot training, where no content is read, the decoder too.
+    """
+    frozen = config.start.trained != "all"
+    through = 0 if frozen and config.data.one_shot else 1
+    trunk = 1 + through + (not frozen)  # passes of its weights: forward, back through them, and their own gradients
     model, rows = config.model, config.data.rows
     d, r, genes = model.width, model.gene_dim, layout.genes_padded
     patches, bins = layout.tiles * layout.patches_per_tile, layout.tiles * layout.bins_per_tile
@@ -41,14 +48,14 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     stride, c = stem_stride(layout.patch_px), model.stem_width
     cells, features = (layout.patch_px // stride) ** 2, texture_count(layout.patch_px)
     patch = cells * (3 * stride**2 * c + 9 * c * c + c * d) + features * d + d * d
-    encoders = patches * patch + bins * (d * d + 2 * d) + contents * (r * d + 2 * d)
-    head = bins * (d * r + r * genes) + contents * r * genes
+    encoders = (1 if frozen else 3) * (patches * patch + bins * (d * d + 2 * d)) + trunk * contents * (r * d + 2 * d)
+    head = bins * (trunk * d * r + (2 + through) * r * genes) + (2 if frozen else 3) * contents * r * genes
     pairs = sum(
         model.layers // len(model.pattern) * allowed_pairs(config, layout, local=kind == "local")
         for kind in model.pattern
     )
-    attention = 12.0 * model.head_dim * model.heads * pairs
-    return StepFlops(6.0 * rows * decoder, 6.0 * rows * encoders, 6.0 * rows * head, rows * attention)
+    attention = (4.0 + 8.0 * through) * model.head_dim * model.heads * pairs
+    return StepFlops(2.0 * rows * trunk * decoder, 2.0 * rows * encoders, 2.0 * rows * head, rows * attention)
 
 
 def allowed_pairs(config: Config, layout: Layout, *, local: bool) -> int:

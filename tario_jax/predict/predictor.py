@@ -1,5 +1,6 @@
 """Rates of every gene from the H&E alone, for a section or an image, blended over windows."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +33,19 @@ class Predictor:
         config = provenance.config
         self._mesh = _prediction_mesh()
         built = build(config.model, len(self.panel), config.data.patch_px, content=not config.data.one_shot)
-        shardings = built.shardings(self._mesh)
+        self._shardings = shardings = built.shardings(self._mesh)
         self._parameters, self._calibration = jax.device_put((parameters, calibration), shardings)
 
         def rates(parameters, calibration, batch):
             return built.merge(parameters, calibration).rates(batch)
 
         self._rates = jax.jit(traced_on(self._mesh, rates), in_shardings=(*shardings, batch_shardings(self._mesh)))
+
+    def of_step(self, parameters, calibration) -> "Predictor":
+        """Another checkpoint of the same run, predicting with what is compiled already."""
+        other = copy.copy(self)
+        other._parameters, other._calibration = jax.device_put((parameters, calibration), self._shardings)
+        return other
 
     @property
     def trained_on(self) -> str:
@@ -129,12 +136,20 @@ class Predictor:
 
 def load(path: Path | str, *, allow_virtual_model: bool = False) -> Predictor:
     """The newest checkpoint of a workdir as a `Predictor`. Raises `InputError` where there is none."""
-    workdir, step = find_checkpoint(path)
+    return load_step(*find_checkpoint(path), allow_virtual_model=allow_virtual_model)
+
+
+def load_step(
+    workdir: Path, step: int, *, allow_virtual_model: bool = False, like: Predictor | None = None
+) -> Predictor:
+    """A certain checkpoint, which is whole. like: one of the same run, whose compiled program is used again."""
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
         config = provenance.config
         built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot)
         parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
+    if like is not None and like.provenance == provenance:
+        return like.of_step(parameters, calibration)
     return Predictor(provenance, parameters, calibration, allow_virtual_model=allow_virtual_model)
 
 

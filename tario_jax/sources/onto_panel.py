@@ -7,7 +7,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import DetectionBlocks, Detections, SectionData, Spots
-from tario_jax.panel import Panel
+from tario_jax.panel import Panel, match_genes
 from tario_jax.sources.ingested import Ingested, IngestReport
 from tario_jax.sources.spot_table import summed
 
@@ -20,7 +20,7 @@ def onto_panel(source: Ingested, panel: Panel) -> Ingested:
     Genes are matched by `match_genes`. Counts of genes that the panel lacks are dropped, and counted in the report as
     'on panel' beside what the source itself dropped. Raises `InputError` where no gene is in common.
     """
-    gene_S = match_genes(source.panel, panel, source.report)
+    gene_S = measured_genes(source.panel, panel, source.report)
     same = np.array_equal(gene_S, np.arange(len(panel)))
 
     def generate() -> Iterator[SectionData]:
@@ -30,26 +30,13 @@ def onto_panel(source: Ingested, panel: Panel) -> Ingested:
     return Ingested(panel, generate(), source.number, source.report)
 
 
-def match_genes(theirs: Panel, panel: Panel, report: IngestReport) -> np.ndarray:
-    """Position in `panel` of each gene of a source, int32; −1 where it has none.
+def measured_genes(theirs: Panel, panel: Panel, report: IngestReport) -> np.ndarray:
+    """Position in `panel` of each gene of a source, int32; −1 where it has none (`match_genes`).
 
-    By Ensembl id where both panels give one, else by symbol, letter by letter. A gene whose symbol is the panel's under
-    another id is not taken for it. Ids and symbols that disagree, and genes of the source that meet in one gene of the
-    panel, are named in the report. Raises `InputError` where no gene is in common.
+    Ids and symbols that disagree, and genes of the source that meet in one gene of the panel, are named in the report.
+    Raises `InputError` where no gene is in common.
     """
-    by_id = {gene_id: position for position, gene_id in enumerate(panel.ids) if gene_id}
-    gene_S = np.full(len(theirs), -1, np.int32)
-    renamed, contradicted = [], []
-    for number, (symbol, gene_id) in enumerate(zip(theirs.symbols, theirs.ids, strict=True)):
-        by_symbol = panel.index.get(symbol, -1)
-        if gene_id in by_id:
-            gene_S[number] = by_id[gene_id]
-            if panel.symbols[by_id[gene_id]] != symbol:
-                renamed.append(f"{symbol} is {panel.symbols[by_id[gene_id]]} by {gene_id}")
-        elif by_symbol >= 0 and gene_id and panel.ids[by_symbol]:
-            contradicted.append(f"{symbol} is {gene_id}, in the panel {panel.ids[by_symbol]}")
-        else:
-            gene_S[number] = by_symbol
+    gene_S, renamed, contradicted = match_genes(theirs, panel)
     if theirs.symbols == panel.symbols and not contradicted:
         return gene_S  # nothing is mapped, and there is nothing to say
     found = int(np.sum(gene_S >= 0))

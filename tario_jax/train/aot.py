@@ -22,6 +22,7 @@ from tario_jax.parallel.topology import topology_devices
 from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.train.aot_table import table
+from tario_jax.train.frozen import trained_parameters
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.roofline import estimate, link_seconds
 from tario_jax.train.state import abstract_batch, abstract_state, make_train_step
@@ -79,7 +80,8 @@ class Plan:
         check_tiles(layout.tiles, mesh.shape["context"])
         built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
         batch = abstract_batch(config.data.rows, layout, mesh)
-        state = abstract_state(built, make_optimiser(config.optim, config.train.steps, built), mesh)
+        trained = trained_parameters(built, config.start)
+        state = abstract_state(built, make_optimiser(config.optim, config.train.steps, built, trained), mesh)
         return cls(config, genes, mesh, layout, built, (state, batch))
 
     @property
@@ -88,8 +90,10 @@ class Plan:
         return _bytes_a_chip(self.arrays[0])
 
     def lowered(self):
-        optimiser = make_optimiser(self.config.optim, self.config.train.steps, self.built)
-        return make_train_step(self.built, optimiser, self.mesh, self.config.train.accumulate).lower(*self.arrays)
+        trained = trained_parameters(self.built, self.config.start)
+        optimiser = make_optimiser(self.config.optim, self.config.train.steps, self.built, trained)
+        step = make_train_step(self.built, optimiser, self.mesh, self.config.train.accumulate, trained=trained)
+        return step.lower(*self.arrays)
 
 
 def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tario_jax.model.stain import texture_statistics
 from tario_jax.tokens.batch import Batch
 
 _SECTIONS_COUNTED = 128  # at most, evenly among all: a start takes as long with 93 patients as with 2,545
-_PADDING_BIAS = -30.0  # e^−30: nothing, and still finite
+PADDING_BIAS = -30.0  # e^−30: nothing, and still finite
 
 
 def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[Batch], sections: list[Section],
@@ -37,14 +37,8 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
         textures.add(np.asarray(seen, np.float64).reshape(-1, seen.shape[-1]))
     encoder["texture_mean"], encoder["texture_scale"] = textures.mean(), textures.deviation()
 
-    totals_G, seen_G = np.full(genes, 0.5), np.full(genes, 1.0)
-    for section in sections[:: math.ceil(len(sections) / _SECTIONS_COUNTED)]:
-        of_section_G = section.gene_totals_G
-        totals_G += of_section_G
-        # a gene's share is taken among the sections that measured it
-        seen_G += section.measured_gene_G * float(of_section_G.sum())
-    bias_G = np.full(parameters["gene_bias"].shape, _PADDING_BIAS, np.float32)
-    bias_G[:genes] = np.log(totals_G / seen_G)
+    bias_G = np.full(parameters["gene_bias"].shape, PADDING_BIAS, np.float32)
+    bias_G[:genes] = np.log(gene_shares(sections, genes))
     area_um2 = sum(float((batch.bin_size_um_BxTxN**2 * batch.bin_measured_BxTxN).sum()) for batch in batches)
     detections = sum(float(batch.count_BxC.sum()) for batch in batches)
     parameters = {
@@ -53,6 +47,16 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
         "total_bias": jnp.asarray(np.log((detections + 1.0) / max(area_um2, 1.0)), jnp.float32),
     }
     return parameters, calibration
+
+
+def gene_shares(sections: list[Section], genes: int) -> np.ndarray:
+    """Each gene's share of the detections of the sections that measured it, float64 [genes], above 0."""
+    totals_G, seen_G = np.full(genes, 0.5), np.full(genes, 1.0)
+    for section in sections[:: math.ceil(len(sections) / _SECTIONS_COUNTED)]:
+        of_section_G = section.gene_totals_G
+        totals_G += of_section_G
+        seen_G += section.measured_gene_G * float(of_section_G.sum())
+    return totals_G / seen_G
 
 
 class _Moments:

@@ -54,11 +54,12 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
         first = checkpoints.newest(damaged.append)
         run.refuse_different(first)
         if first is None:
-            state = start(config, run.built, run.optimiser, run.mesh, run.split, run.layout, len(corpus.panel))
+            run, state = start(run, say)
         else:
             found, where = checkpoints.provenance(first), f"{workdir}/checkpoints/{first}"
             for line in refuse_other_run(found, run.provenance, first, where):
                 say(line)
+            run = run.started(found.started_from)
             checkpoints.set_aside(after=first)
             state = checkpoints.restore(first, run.abstract)
         if is_first():

@@ -30,6 +30,7 @@ class Provenance:
     seen_patients: tuple[str, ...]  # of training and validation
     bin_um: float  # side of the squares that were trained on; for spots, of the square of a spot's area
     code: str = dataclasses.field(default_factory=lambda: code_version())
+    started_from: dict[str, Any] | None = None  # the checkpoint that step 0 took, as `as_start` describes it
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -37,6 +38,7 @@ class Provenance:
             "config": to_dict(self.config),
             "panel_hash": self.panel.hash,
             "panel": list(self.panel.symbols),
+            "ensembl": list(self.panel.ensembl),
             "corpus_seal": self.corpus_seal,
             "trained_on": self.trained_on,
             "split_by": self.split_by,
@@ -46,7 +48,32 @@ class Provenance:
             "seen_patients": list(self.seen_patients),
             "bin_um": self.bin_um,
             "code": self.code,
+            "started_from": self.started_from,
         }
+
+    def as_start(self, run: str, step: int) -> dict[str, Any]:
+        """What a run that starts from this checkpoint remembers of it: it may be gone when somebody asks."""
+        return {
+            "run": run, "step": step, "code": self.code, "corpus_seal": self.corpus_seal, "trained_on": self.trained_on,
+            "panel_hash": self.panel.hash, "genes": len(self.panel), "bin_um": self.bin_um, "split_by": self.split_by,
+            "train": list(self.train), "seen_patients": list(self.seen_patients), "started_from": self.started_from,
+        }  # fmt: skip
+
+    def started(self, origin: dict[str, Any] | None) -> "Provenance":
+        """The same of a run that started from `origin`: it has seen its patients too."""
+        if origin is None:
+            return self
+        seen = sorted({*self.seen_patients, *origin["seen_patients"]})
+        return dataclasses.replace(self, started_from=origin, seen_patients=tuple(seen))
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The checkpoints that this one comes from, the nearest first; none where step 0 took its seed."""
+        found, origin = [], self.started_from
+        while origin is not None:
+            found.append(origin)
+            origin = origin["started_from"]
+        return found
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str) -> "Provenance":
@@ -54,12 +81,13 @@ class Provenance:
             raise InputError(
                 f"{where}: format version {value.get('format_version')}; this tario reads {FORMAT_VERSION}"
             )
-        panel = Panel(tuple(value["panel"]))
+        panel = Panel(tuple(value["panel"]), tuple(value.get("ensembl", ())))
         if panel.hash != value["panel_hash"]:
             raise InputError(f"{where}: panel hash {value['panel_hash']} does not fit its own genes ({panel.hash})")
         return cls(from_dict(value["config"]), panel, value["corpus_seal"], value["trained_on"], value["split_by"],
                    tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
-                   tuple(value["seen_patients"]), value["bin_um"], value["code"])  # fmt: skip
+                   tuple(value["seen_patients"]), value["bin_um"], value["code"],
+                   value.get("started_from"))  # fmt: skip
 
 
 @functools.cache

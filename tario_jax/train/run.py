@@ -4,6 +4,7 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import optax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from tario_jax.config import Config
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
-from tario_jax.model.build import Built, build, model_sizes
+from tario_jax.model.build import Built, Tree, build, model_sizes
 from tario_jax.model.decoder import choose_attention, compute_dtype
 from tario_jax.parallel.hosts import refuse_different
 from tario_jax.parallel.mesh import check_host_memory, check_rows, local_rows, make_mesh, traced_on
@@ -20,6 +21,7 @@ from tario_jax.tokens.batch import Batch, Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
+from tario_jax.train.frozen import trained_parameters
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.stability import Stability
@@ -37,6 +39,7 @@ class Run:
     mesh: Mesh
     built: Built
     optimiser: optax.GradientTransformation
+    trained: Tree | None  # see frozen.py
 
     @classmethod
     def of(cls, config: Config, corpus: Corpus) -> "Run":
@@ -54,8 +57,13 @@ class Run:
         check_tiles(layout.tiles, mesh.shape["context"])
         check_host_memory(jax.local_devices(), config.model.remat)
         built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot)
-        optimiser = make_optimiser(config.optim, config.train.steps, built)
-        return cls(config, split, layout, provenance, mesh, built, optimiser)
+        trained = trained_parameters(built, config.start)
+        optimiser = make_optimiser(config.optim, config.train.steps, built, trained)
+        return cls(config, split, layout, provenance, mesh, built, optimiser, trained)
+
+    def started(self, origin: dict[str, Any] | None) -> "Run":
+        """The run whose step 0 took `origin`, a checkpoint as its provenance describes it (None: its seed)."""
+        return dataclasses.replace(self, provenance=self.provenance.started(origin))
 
     @property
     def abstract(self) -> TrainState:
@@ -71,7 +79,7 @@ class Run:
 
     def train_step(self):
         return make_train_step(self.built, self.optimiser, self.mesh, self.config.train.accumulate,
-                               Stability.of(self.config))  # fmt: skip
+                               Stability.of(self.config), self.trained)  # fmt: skip
 
     def batches(self, first: int, passed: int, say: Callable[[str], None]) -> Iterator[Batch]:
         """Those of the steps from `first` on, `passed` batches further than their numbers."""

@@ -1,32 +1,54 @@
-"""Step 0 of a run."""
+"""Step 0 of a run: its parameters come from the seed, or from a checkpoint."""
+
+from collections.abc import Callable
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from tario_jax.config import Config
-from tario_jax.corpus.split import Split
-from tario_jax.model.build import Built
-from tario_jax.tokens.batch import Layout
+from tario_jax.model.build import Tree
+from tario_jax.parallel.mesh import local_rows
 from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.calibrate import calibrate
+from tario_jax.train.fine_tune import StartPoint
+from tario_jax.train.run import Run
 from tario_jax.train.stability import Stability
 from tario_jax.train.state import TrainState, state_of
 
 _STREAM = 2
 
 
-def start(config: Config, built: Built, optimiser, mesh: Mesh, split: Split, layout: Layout, genes: int) -> TrainState:
+def start(run: Run, say: Callable[[str], None]) -> tuple[Run, TrainState]:
+    """The state of step 0, and the run with where it comes from.
+
+    Raises `InputError` where a checkpoint cannot be started from.
+    """
+    if run.config.start.checkpoint:
+        point = StartPoint.find(run.config.start, say)
+        own_rows = _batches(run, local_rows(run.mesh, run.config.data.rows))
+        parameters, calibration = point.parameters(run, own_rows, say)
+        run = run.started(point.origin)
+    else:
+        parameters, calibration = _from_seed(run)
+    stability = Stability.of(run.config)
+    return run, state_of(parameters, calibration, run.built, run.optimiser, run.mesh, stability)
+
+
+def _from_seed(run: Run) -> tuple[Tree, Tree]:
     """Parameters from the seed, statistics from the first windows of training."""
-    parameters, calibration = built.initialise(config.train.seed, mesh)
-    steps = max(1, -(-config.train.calibration_rows // config.data.rows))
-    source = BatchSource(split.train, config.data, layout, steps=steps, stream=_STREAM, augment=False)
-    batches = [source[t] for t in range(steps)]
-    changed, calibration = calibrate(built, parameters, jax.device_get(calibration), batches, list(split.train), genes)
+    parameters, calibration = run.built.initialise(run.config.train.seed, run.mesh)
+    source = _batches(run)
+    batches = [source[t] for t in range(len(source))]
+    changed, calibration = calibrate(run.built, parameters, jax.device_get(calibration), batches,
+                                     list(run.split.train), len(run.provenance.panel))  # fmt: skip
     # every process read the same batches; where their processors round differently, the first one's numbers count
     ours = {name: changed[name] for name in ("gene_bias", "total_bias")}
     ours, calibration = multihost_utils.broadcast_one_to_all((ours, calibration))
-    shardings = built.shardings(mesh)
-    parameters = jax.device_put({**parameters, **ours}, shardings[0])
-    calibration = jax.device_put(calibration, shardings[1])
-    return state_of(parameters, calibration, built, optimiser, mesh, Stability.of(config))
+    shardings = run.built.shardings(run.mesh)
+    return jax.device_put({**parameters, **ours}, shardings[0]), jax.device_put(calibration, shardings[1])
+
+
+def _batches(run: Run, rows: range | None = None) -> BatchSource:
+    """Windows of training as they are; rows: those that this process makes, all by default."""
+    data = run.config.data
+    steps = max(1, -(-run.config.train.calibration_rows // data.rows))
+    return BatchSource(run.split.train, data, run.layout, steps=steps, stream=_STREAM, rows=rows, augment=False)

@@ -16,6 +16,7 @@ from tario_jax.parallel.mesh import batch_shardings, local_tiles, traced_on
 from tario_jax.parallel.rules import like_parameters
 from tario_jax.tokens.batch import Batch, Layout, batch_arrays, has_tiles
 from tario_jax.tokens.deal import deal
+from tario_jax.train.frozen import filled, only
 from tario_jax.train.stability import PLAIN, Health, Stability, averaged, judged
 
 
@@ -101,30 +102,33 @@ class StepMetrics(NamedTuple):
 
 
 def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh: Mesh, parts: int = 1,
-                    stability: Stability = PLAIN):  # fmt: skip
+                    stability: Stability = PLAIN, trained: Tree | None = None):  # fmt: skip
     """The jitted step: (state, batch) -> (state, metrics). The old state's memory is given to the new one.
 
     The gradients of `parts` parts of the batch are made one after the other and summed in float32: what exists between
     the passes is of one part, the step is that of the whole. A step whose loss or gradients are not finite changes
-    nothing but the number of steps and of those that were skipped.
+    nothing but the number of steps and of those that were skipped. trained: see frozen.py; the optimiser's is the same.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        def nats(parameters, part: Batch):
+        def nats(moving, part: Batch):
+            parameters = filled(moving, state.parameters, trained)
             sums = built.merge(parameters, state.calibration).loss(part, stability.z_loss)
             return sums.objective, sums
 
         gradients, sums = _sum_over_parts(
-            lambda part: jax.grad(nats, has_aux=True)(state.parameters, part),
-            batch, parts, mesh, (shardings.parameters, whole),
+            lambda part: jax.grad(nats, has_aux=True)(only(state.parameters, trained), part),
+            batch, parts, mesh, (only(shardings.parameters, trained), whole),
         )  # fmt: skip
         with jax.named_scope("optimiser"):
             gradients = jax.tree.map(lambda x: x / jnp.maximum(sums.detections, 1.0), gradients)  # of the whole batch's
             norm = optax.tree.norm(gradients)
             loss = (sums.total_nats + sums.gene_nats) / jnp.maximum(sums.detections, 1.0)
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            if trained is not None:  # the optimiser asks for all, and leaves the others at 0
+                gradients = filled(gradients, jax.tree.map(jnp.zeros_like, state.parameters), trained)
             updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
-            parameters = optax.apply_updates(state.parameters, updates)
+            parameters = filled(optax.apply_updates(state.parameters, updates), state.parameters, trained)
             average = averaged(state.average, parameters, state.step, stability.ema_decay)
             changed = parameters, moments, average
             kept = state.parameters, state.optimiser, state.average
@@ -148,6 +152,25 @@ def make_loss(built: Built, mesh: Mesh, parts: int = 1):
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.jit(traced_on(mesh, loss), in_shardings=(*built.shardings(mesh), batch_shardings(mesh)),
                    out_shardings=whole)  # fmt: skip
+
+
+def make_totals(built: Built, mesh: Mesh, parts: int = 1):
+    """The jitted (parameters, calibration, batch) -> (expected, found) detections of the batch's bins."""
+
+    def totals(parameters: Tree, calibration: Tree, batch: Batch):
+        def nats(total_bias, part: Batch):
+            sums = built.merge({**parameters, "total_bias": total_bias}, calibration).loss(part)
+            return sums.total_nats, sums.detections
+
+        # of a Poisson, d nats / d log rate = expected − found
+        excess, found = _sum_over_parts(
+            lambda part: jax.grad(nats, has_aux=True)(parameters["total_bias"], part), batch, parts, mesh, whole
+        )
+        return excess + found, found
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(traced_on(mesh, totals), in_shardings=(*built.shardings(mesh), batch_shardings(mesh)),
+                   out_shardings=(whole, whole))  # fmt: skip
 
 
 def _sum_over_parts(function, batch: Batch, parts: int, mesh: Mesh, shardings):

@@ -8,7 +8,7 @@ from refusals import refused
 from tario_jax.corpus.section import Detections, SectionData, Spots
 from tario_jax.panel import Panel
 from tario_jax.sources.ingested import Ingested, IngestReport
-from tario_jax.sources.onto_panel import match_genes, onto_panel
+from tario_jax.sources.onto_panel import measured_genes, onto_panel
 
 ID = "ENSG0000000000{}".format
 PANEL = Panel(("TP53", "MYC", "SEPTIN2", "EGFR"), (ID(1), ID(2), ID(3), ""))
@@ -31,7 +31,7 @@ def ingested(panel, **fields):
 def test_an_id_goes_before_a_symbol_and_a_symbol_serves_where_one_has_no_id():
     theirs = Panel(("SEPT2", "TP53", "MYC", "EGFR", "egfr", "OTHER"), (ID(3), "", ID(2), ID(7), "", ID(8)))
     said = report()
-    np.testing.assert_array_equal(match_genes(theirs, PANEL, said), [2, 0, 1, 3, -1, -1])
+    np.testing.assert_array_equal(measured_genes(theirs, PANEL, said), [2, 0, 1, 3, -1, -1])
     assert f"1 genes go by their Ensembl id under another symbol: SEPT2 is SEPTIN2 by {ID(3)}" in said.table()
     tally = said.tally("on panel")
     assert (tally.read, tally.kept, tally.dropped) == (6, 4, {"gene that the panel does not have": 2})
@@ -40,14 +40,14 @@ def test_an_id_goes_before_a_symbol_and_a_symbol_serves_where_one_has_no_id():
 def test_a_symbol_whose_id_is_another_is_left_out_and_named():
     said = report()
     theirs = Panel(("TP53", "MYC"), (ID(1), ID(9)))
-    np.testing.assert_array_equal(match_genes(theirs, PANEL, said), [0, -1])
+    np.testing.assert_array_equal(measured_genes(theirs, PANEL, said), [0, -1])
     assert f"under another Ensembl id: MYC is {ID(9)}, in the panel {ID(2)}" in said.table()
     assert said.tally("on panel").dropped == {"gene with the symbol but not the Ensembl id of a panel gene": 1}
 
 
 def test_a_symbol_that_is_an_id_is_matched_as_one_whatever_its_version():
     theirs = Panel((ID(2) + ".14", ID(1)))
-    np.testing.assert_array_equal(match_genes(theirs, PANEL, report()), [1, 0])
+    np.testing.assert_array_equal(measured_genes(theirs, PANEL, report()), [1, 0])
 
 
 def test_two_genes_of_a_source_on_one_of_the_panel_are_summed_and_said():
