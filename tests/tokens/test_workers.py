@@ -59,16 +59,38 @@ def test_a_workers_error_is_its_one_line(source):
     assert shared_blocks() == before
 
 
-def test_a_killed_worker_is_said(source):
-    before = shared_blocks()
-    batches = load_batches(source, first=0, prefetch=1, workers=1)
-    next(batches)
+def _kill_workers() -> None:
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-    with pytest.raises(InputError, match=r"data.workers = 1: one of them was killed.*prefetch \(now 1 batches of 0 MB"):
-        list(batches)
-    assert shared_blocks() == before
+
+
+def test_killed_workers_are_started_again_and_make_the_same_batches(source):
+    before, said = shared_blocks(), []
+    batches = load_batches(source, first=0, prefetch=2, workers=2, say=said.append)
+    found = [next(batches)]
+    _kill_workers()
+    found += batches
+    expected = list(load_batches(source, first=0, prefetch=1))
+    assert len(found) == len(expected) == 9
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    (line,) = said
+    assert line.startswith("data.workers = 2: one of them was killed while batch ")
+    assert line.endswith("they are started again (1 of 3 times)")
+    assert shared_blocks() == before and not multiprocessing.active_children()
+
+
+def test_workers_that_are_killed_again_and_again_end_it(source):
+    before, said = shared_blocks(), []
+    batches = load_batches(source, first=0, prefetch=1, workers=1, say=said.append)
+    next(batches)
+    with pytest.raises(InputError, match=r"data.workers = 1: .* 4 times now; .*prefetch \(now 1 batches of 0 MB"):
+        for _ in range(8):
+            _kill_workers()
+            next(batches)
+    assert len(said) == 3 and shared_blocks() == before
 
 
 def test_whoever_stops_early_leaves_nothing(source):
