@@ -117,12 +117,13 @@ def test_status_is_quick_and_starts_neither_jax_nor_numpy(tmp_path, repository):
     assert heavy == "False" and float(seconds) < 2.0  # 0.15 on an idle machine
 
 
-def in_terminal(command: list[str], rows: int, columns: int, until, timeout_s: float = 20) -> tuple[int, str]:
+def in_terminal(command: list[str], rows: int, columns: int, until, timeout_s: float = 60) -> tuple[int, str]:
     """(exit status, all that was drawn) of a command in a terminal; Ctrl-C is pressed once `until(drawn)` holds."""
-    child, screen = pty.fork()
-    if child == 0:
-        os.environ |= {"TERM": "xterm-256color", "LINES": str(rows), "COLUMNS": str(columns)}
-        os.execv(command[0], command)
+    screen, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "LINES": str(rows), "COLUMNS": str(columns)}
+    child = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
+                             start_new_session=True)  # fmt: skip
+    os.close(terminal)
     drawn, pressed, end = b"", False, time.monotonic() + timeout_s
     while time.monotonic() < end:
         if select.select([screen], [], [], 0.1)[0]:
@@ -131,15 +132,14 @@ def in_terminal(command: list[str], rows: int, columns: int, until, timeout_s: f
             except OSError:  # it has ended
                 break
         if not pressed and until(drawn.decode(errors="ignore")):
-            os.kill(child, signal.SIGINT)
+            child.send_signal(signal.SIGINT)
             pressed = True
     else:
-        os.kill(child, signal.SIGKILL)
+        child.kill()
     os.close(screen)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), drawn.decode(errors="ignore")
+    return child.wait(), drawn.decode(errors="ignore")
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child only execs
 def test_status_in_a_terminal_follows_the_run_until_ctrl_c(tmp_path):
     run = live_run(tmp_path / "run", processes=4)
 
@@ -159,7 +159,6 @@ def test_status_in_a_terminal_follows_the_run_until_ctrl_c(tmp_path):
     assert "TRAINING" in after and "checkpoints" in after
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_status_in_a_terminal_ends_by_itself_once_the_run_is_finished(tmp_path):
     command = [sys.executable, "-m", "tario_jax.cli", "status", str(live_run(tmp_path / "run", "finished"))]
     status, drawn = in_terminal(command, 40, 140, lambda drawn: False)
@@ -334,7 +333,7 @@ def test_trace_is_withdrawn_at_ctrl_c(tmp_path):
         assert "asked for 5 steps of made" in asking.stdout.readline()
         assert json.loads((run / "trace.request").read_text()) == {"steps": 5}
         asking.send_signal(signal.SIGINT)
-        assert asking.wait(10) == 130
+        assert asking.wait(60) == 130
     assert not list(run.glob("trace.request*"))
 
 

@@ -125,8 +125,8 @@ class CheckpointWriter(Checkpoints):
     """
 
     def __init__(self, workdir: Path, *, keep: int, keep_every: int, say: Callable[[str], None]):
-        # (event, step, text) of what becomes of saves
-        self.tell: Callable[[str, int, str], None] = lambda event, step, text: say(text)
+        # (event, step, text) of what becomes of saves: saved, save_failed
+        self.tell: Callable[[str, int, str], None] = lambda event, step, text: event == "saved" or say(text)
         super().__init__(workdir)
         self._keep, self._keep_every = keep, keep_every
         self._saving: tuple[int, Provenance] | None = None

@@ -25,6 +25,7 @@ class JsonLines:
 
     def __init__(self, path: Path, say: Callable[[str], None]):
         self._path, self._say, self._failed = path, say, False
+        self._torn = False  # the last line, which a full disk cut off
 
     def keep_until(self, step: int) -> None:
         """Drops lines of later steps, which are done again, and a torn last one."""
@@ -34,7 +35,7 @@ class JsonLines:
     def read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
+        return list(filter(None, map(_object, self._path.read_text().splitlines())))
 
     def write(self, **values: Any) -> None:
         if not is_first():
@@ -43,11 +44,21 @@ class JsonLines:
                  for name, value in values.items()}  # fmt: skip
         try:
             with self._path.open("a") as file:
-                file.write(json.dumps(plain) + "\n")
+                file.write("\n" * self._torn + json.dumps(plain) + "\n")
+            self._torn = False
         except OSError as error:
+            self._torn = True
             if not self._failed:
                 self._say(f"{self._path}: {error.strerror}; lines are lost until there is room")
             self._failed = True
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    """None of a line that was cut off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 class Rates:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -36,13 +35,12 @@ def run(tmp_path_factory, tiny_corpus):
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }  # fmt: skip
 
-    def start(workdir: Path, fault: str = "", *flags: str, before: tuple[str, ...] = (), **more) -> subprocess.Popen:
+    def start(workdir: Path, fault: str = "", *flags: str, before: tuple[str, ...] = ()) -> subprocess.Popen:
         command = [
             *before, sys.executable, "-m", "tario_jax.cli", "train", f"--config={folder / 'config.py'}:{fault}",
             f"--corpus={tiny_corpus.root}", f"--workdir={workdir}", *flags,
         ]  # fmt: skip
-        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                **more)  # fmt: skip
+        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     return start
 
@@ -161,13 +159,12 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_ends_the_run(ru
     assert "4 times now" in errors and errors.count("\n") == 1
 
 
-def _small_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+_SMALL_FILES = ("bash", "-c", 'ulimit -f 58 && exec "$0" "$@"')  # KiB
 
 
 def test_saves_that_fail_are_no_checkpoints_and_three_in_a_row_end_the_run(run, unbroken, tmp_path):
     workdir = tmp_path / "run"
-    said, errors = ended(run(workdir, preexec_fn=_small_files), 2)
+    said, errors = ended(run(workdir, before=_SMALL_FILES), 2)
     assert (
         "checkpoint of step 5 could not be written (File too large); the newest one is none; training goes on" in said
     )
