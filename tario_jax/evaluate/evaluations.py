@@ -66,6 +66,7 @@ def draw_evaluations(path: Path, lines: list[dict[str, Any]], validation: list[V
     of_r.set_title(f"{name}: spatial r on held-out sections" + (f", {genes} genes" if genes else ""), **TITLE)
     of_loss.set_title("validation, nats a detection", **TITLE)
     of_loss.set_xlabel("steps", fontsize=10, color=SOFT)
+    of_loss.xaxis.get_major_locator().set_params(integer=True)
     for axis in (of_r, of_loss):
         plain_axes(axis)
     save_figure(figure, path)

@@ -50,13 +50,18 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
 
 
 def gene_shares(sections: list[Section], genes: int) -> np.ndarray:
-    """Each gene's share of the detections of the sections that measured it, float64 [genes], above 0."""
-    totals_G, seen_G = np.full(genes, 0.5), np.full(genes, 1.0)
+    """Each gene's share of the detections of the sections that measured it, float64 [genes], above 0.
+
+    One that none of them measured has half a detection among all: nothing is known of it.
+    """
+    totals_G, seen_G, measured_G, all_of_them = np.full(genes, 0.5), np.full(genes, 1.0), np.zeros(genes, bool), 1.0
     for section in sections[:: math.ceil(len(sections) / _SECTIONS_COUNTED)]:
         of_section_G = section.gene_totals_G
         totals_G += of_section_G
         seen_G += section.measured_gene_G * float(of_section_G.sum())
-    return totals_G / seen_G
+        measured_G |= section.measured_gene_G
+        all_of_them += float(of_section_G.sum())
+    return totals_G / np.where(measured_G, seen_G, all_of_them)
 
 
 class _Moments:

@@ -29,8 +29,8 @@ from tario_jax.train.provenance import Provenance
 from tario_jax.train.run import Run
 from tario_jax.train.state import make_totals, to_devices
 
-# of a model, what may differ: how the same numbers are computed
-_FREE = ("attention", "attention_block", "compute_dtype", "remat", "loss_chunk", "loss_gene_chunk")
+# of a model, what may differ: how the same numbers are computed, and how a seed's parameters begin
+_FREE = ("attention", "attention_block", "compute_dtype", "remat", "loss_chunk", "loss_gene_chunk", "zero_read_out")
 _DATA = ("patch_px", "he_um_per_px")  # what a token of H&E is
 _NAMED = 3  # genes in a line
 

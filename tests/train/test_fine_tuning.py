@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import shutil
 
 import jax
@@ -17,7 +18,9 @@ from tario_jax.panel import Panel
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.loop import train
+from tario_jax.train.provenance import Provenance
 from tario_jax.train.run import Run
+from tario_jax.train.seal import seal
 from tario_jax.train.start import start
 from tario_jax.train.state import make_loss, to_devices
 
@@ -176,6 +179,26 @@ def test_old_genes_are_predicted_as_the_checkpoint_does(tiny_run, tiny_corpus, o
     assert expected == pytest.approx(found, rel=0.1)  # of other windows than those that it was fitted on
 
 
+def test_a_gene_under_another_symbol_is_known_by_its_id(tiny_run, tmp_path):
+    """GENE0 has another name on the new panel; GENE1's symbol is that of another gene there."""
+    ids = tuple(f"ENSG{number:011d}" for number in range(1, 13))
+    source = tmp_path / "source"
+    shutil.copytree(tiny_run, source)
+    where = source / "checkpoints/30"
+    told = json.loads((where / "provenance.json").read_text())
+    (where / "provenance.json").write_text(json.dumps(told | {"ensembl": list(ids)}))
+    (where / "tario_seal.json").unlink()
+    seal(where)
+    panel = Panel(("RENAMED", *PANEL.symbols[1:]), (ids[0], "ENSG99999999999", *ids[2:]))
+    sections = [tiny_section(f"{patient}1", f"{patient}y", seed) for seed, patient in enumerate(SIDES)]
+    corpus = write_corpus(tmp_path / "corpus", sections, panel=panel,
+                          split={f"{name}y": side for name, side in SIDES.items()})  # fmt: skip
+    run, state, said = begun(config_of(source), corpus)
+    assert "11 of 12 genes matched (1 by Ensembl id); 1 new (GENE1); 1 of the checkpoint's dropped (GENE1)" in said[0]
+    assert "though of a known symbol: GENE1 is ENSG99999999999" in said[1]
+    assert Provenance.from_json(run.provenance.to_json(), "").panel.ensembl == panel.ensembl
+
+
 def test_on_its_own_corpus_it_starts_at_the_loss_that_the_checkpoint_had(tiny_run, tiny_corpus):
     run, state, said = begun(config_of(tiny_run), tiny_corpus)
     built, theirs, calibration = stored(tiny_run, tiny_corpus)
@@ -298,13 +321,6 @@ def test_patients_that_the_checkpoint_has_seen_are_not_held_out(tiny_run, tmp_pa
     fair = write_corpus(tmp_path / "fair", sections, split=SIDES)
     begun(config_of(tiny_run), fair)
 
-    # nor those that the checkpoint's own start has seen
-    first = tmp_path / "first"
-    seventh = [tiny_section(f"{patient}8", f"{patient}z", seed + 90) for seed, patient in enumerate(SIDES)]
-    own = write_corpus(tmp_path / "own", seventh, split={f"{name}z": side for name, side in SIDES.items()})
-    train(config_of(tiny_run), own, first, silent)
-    refused(lambda: begun(config_of(first), leaky), "patients that are held out now: A, E")
-
 
 def test_a_run_that_was_started_from_a_checkpoint_resumes_without_it(tiny_run, other_corpus, tmp_path):
     config = functools.partial(config_of, train={"steps": 4, "checkpoint_every": 2, "validate_every": 4})
@@ -332,6 +348,7 @@ def test_a_run_that_was_started_from_a_checkpoint_resumes_without_it(tiny_run, o
         refused(lambda other=other: train(other, other_corpus, tmp_path / "run", silent), "start.", ", now ")
 
 
+@pytest.mark.slow
 def test_where_a_model_comes_from_is_kept_and_reported(tiny_run, tiny_corpus, other_corpus, tmp_path):
     middle, last = tmp_path / "middle", tmp_path / "last"
     train(config_of(tiny_run), other_corpus, middle, silent)
@@ -349,7 +366,52 @@ def test_where_a_model_comes_from_is_kept_and_reported(tiny_run, tiny_corpus, ot
     assert found.starts[1]["corpus_seal"] == tiny_corpus.seal and found.starts[1]["panel_hash"] == PANEL.hash
     assert set(found.seen_patients) == {f"{name}{corpus}" for name in "ABCDE" for corpus in ("", "x", "w")}
 
+    # nor may the patients that the first of them has seen be held out
+    leaky = write_corpus(tmp_path / "leaky", [tiny_section(f"{patient}9", patient, seed + 70) for seed, patient in
+                                              enumerate(SIDES)], split=SIDES | {"A": "held_out"})  # fmt: skip
+    refused(lambda: begun(config_of(last), leaky), "patients that are held out now: A")
+
     report = {"trained_on": "real", "corpus_kind": "real", "split_by": "patient", "ranked_on": "training sections"}
     assert banners(report) == []
     (banner,) = banners(report | {"provenance": {"starts": found.starts}})
     assert "pretrained on virtual tissue" in banner and "run, step 30" in banner
+
+
+_ON_A_MESH = """
+import sys
+import jax
+import numpy as np
+from tiny_tissue import tiny_config
+from tario_jax.config import MeshConfig, StartConfig
+from tario_jax.corpus.read import Corpus
+from tario_jax.train.run import Run
+from tario_jax.train.seal import seal
+from tario_jax.train.start import start
+
+_, corpus, checkpoint, out = sys.argv
+config = tiny_config(start=StartConfig(checkpoint), model={"kv_heads": 2},
+                     mesh=MeshConfig(fsdp=2, context=2, tensor=2))
+run, state = start(Run.of(config, Corpus.open(corpus)), print)
+assert len(state.parameters["gene_table"].sharding.device_set) == 8
+assert not state.parameters["decoder"]["q"].sharding.is_fully_replicated
+leaves = jax.tree.leaves_with_path((state.parameters, state.calibration))
+np.savez(out, **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+"""
+
+
+@pytest.mark.slow
+def test_it_starts_on_any_mesh(tiny_corpus, other_corpus, devices8, tmp_path, monkeypatch, repository):
+    """Of eight devices, from a checkpoint of one: the gene tables matched to the bit, on two sides of `tensor`."""
+    monkeypatch.setenv("PYTHONPATH", str(repository / "tests"))
+    workdir, heads = tmp_path / "run", {"kv_heads": 2}
+    train(config_of(None, model=heads), tiny_corpus, workdir, silent)
+    _, state, said = begun(tiny_config(start=StartConfig(str(workdir)), model=heads), other_corpus)
+    printed = devices8(_ON_A_MESH, str(other_corpus.root), str(workdir), str(tmp_path / "found.npz"))
+    assert said[0] in printed
+    found = np.load(tmp_path / "found.npz")
+    for path, leaf in jax.tree.leaves_with_path((state.parameters, state.calibration)):
+        name = jax.tree_util.keystr(path)
+        if name == "[0]['total_bias']":
+            np.testing.assert_allclose(found[name], leaf, rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(found[name], leaf, err_msg=name)

@@ -1,0 +1,22 @@
+"""What the head starts from: shares of genes over sections that measured different ones."""
+
+import numpy as np
+from tiny_tissue import PANEL, tiny_section, write_corpus
+
+from tario_jax.train.calibrate import gene_shares
+
+
+def test_shares_of_genes_are_among_the_sections_that_measured_them(tmp_path):
+    """Gene 3 is measured by one section, gene 7 by none: of it nothing is known, and next to nothing is expected."""
+    measured_SxG = np.ones((2, len(PANEL)), bool)
+    measured_SxG[:, 7], measured_SxG[1, 3] = False, False
+    sections = [tiny_section(f"S{number}", "P", number, measured_gene_G=measured_G)
+                for number, measured_G in enumerate(measured_SxG)]  # fmt: skip
+    corpus = write_corpus(tmp_path / "corpus", sections)
+    shares_G = gene_shares(list(corpus.sections), len(PANEL))
+    counts_SxG = np.stack([np.bincount(section.all_detections().gene_D, minlength=len(PANEL)) for section in
+                           corpus.sections]).astype(float)  # fmt: skip
+    np.testing.assert_allclose(shares_G[3], counts_SxG[0, 3] / counts_SxG[0].sum(), rtol=0.01)
+    others = [gene for gene in range(len(PANEL)) if gene not in (3, 7)]
+    np.testing.assert_allclose(shares_G[others], counts_SxG.sum(0)[others] / counts_SxG.sum(), rtol=0.01)
+    assert 0 < shares_G[7] < 1e-3
