@@ -117,6 +117,11 @@ def test_status_is_quick_and_starts_neither_jax_nor_numpy(tmp_path, repository):
     assert heavy == "False" and float(seconds) < 2.0  # 0.15 on an idle machine
 
 
+# where the tests run in the background, a shell has told all of their processes not to hear SIGINT
+HEARS_CTRL_C = [sys.executable, "-c", "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+                "from tario_jax.cli.main import main; sys.exit(main())"]  # fmt: skip
+
+
 def in_terminal(command: list[str], rows: int, columns: int, until, timeout_s: float = 60) -> tuple[int, str]:
     """(exit status, all that was drawn) of a command in a terminal; Ctrl-C is pressed once `until(drawn)` holds."""
     screen, terminal = pty.openpty()
@@ -150,7 +155,7 @@ def test_status_in_a_terminal_follows_the_run_until_ctrl_c(tmp_path):
                 file.write(json.dumps(line | {"step": 275, "seconds": 400.0}) + "\n")
         return "step 275/400" in drawn
 
-    command = [str(Path(sys.executable).parent / "python"), "-m", "tario_jax.cli", "status", str(run)]
+    command = [*HEARS_CTRL_C, "status", str(run)]
     status, drawn = in_terminal(command, 24, 80, seen_growing)
     assert status == 0 and "step 275/400" in drawn and "Traceback" not in drawn
     live, _, after = drawn.partition("\x1b[?1049l")  # back from the terminal's other screen
@@ -328,7 +333,7 @@ def test_trace_that_nobody_takes_is_withdrawn(tario, tmp_path):
 
 def test_trace_is_withdrawn_at_ctrl_c(tmp_path):
     run = live_run(tmp_path / "run")
-    command = [sys.executable, "-m", "tario_jax.cli", "trace", str(run)]
+    command = [*HEARS_CTRL_C, "trace", str(run)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
         assert "asked for 5 steps of made" in asking.stdout.readline()
         assert json.loads((run / "trace.request").read_text()) == {"steps": 5}
