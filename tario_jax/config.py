@@ -305,6 +305,12 @@ class TrainConfig:
             _check(name in TRACKERS, f"train.track holds {name!r}; expected some of {', '.join(TRACKERS)}")
         for name in ("keep_every", "spike_deviations"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; expected at least 0")
+        reach = (self.keep_checkpoints - 1) * self.checkpoint_every
+        _check(
+            not self.spike_deviations or reach >= self.spike_steps - 1,
+            f"train.keep_checkpoints is {self.keep_checkpoints}, and none of before a spike of train.spike_steps = "
+            f"{self.spike_steps} would be left; expected more, or a longer train.checkpoint_every",
+        )
         _check(0 <= self.ema_decay < 1, f"train.ema_decay is {self.ema_decay}; expected 0 to below 1")
 
 

@@ -1,7 +1,6 @@
 """tario train: a model on a corpus."""
 
 import argparse
-import json
 import os
 
 from tario_jax.cli.options import at_least_one, config_flags, config_of, finish, say, say_nothing
@@ -58,12 +57,13 @@ def run(options: argparse.Namespace) -> int:
         found = join(cluster, options.start_timeout_s, say, corpus)
         found = found or Corpus.open(options.workdir / "corpus" if place is None else place)
     from tario_jax.train.loop import train
+    from tario_jax.train.metrics import JsonLines
 
     train(config, found, options.workdir, say if is_first() else say_nothing)
     if not is_first():
         return 0
-    lines = [json.loads(line) for line in (options.workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = JsonLines(options.workdir / "metrics.jsonl", say).read()
     result = {"workdir": str(options.workdir), "corpus": str(found.root), "metrics": lines}
-    last = next(line for line in reversed(lines) if "loss_nats_per_detection" in line)
+    last = next((line for line in reversed(lines) if "loss_nats_per_detection" in line), {})  # a full disk loses lines
     told = {name: value for name, value in last.items() if isinstance(value, float)}
     return finish(options, "\n".join(f"{name:<28} {value:,.4g}" for name, value in told.items()), result)

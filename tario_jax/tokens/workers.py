@@ -72,7 +72,7 @@ def batches_of_processes(source: Source, *, first: int, prefetch: int, workers: 
                         f"of {size / 1e6:.0f} MB each)"
                     ) from None
                 say(f"{told}; they are started again ({killed} of {_STARTED_AGAIN} times)")
-                pool.shutdown(cancel_futures=True)
+                _end(pool)
                 pool = _pool(source, workers)
                 undone = [(t, block), *((t, block) for t, block, _ in ahead)]
                 ahead = collections.deque((t, block, _submit(pool, t, block)) for t, block in undone)
@@ -85,7 +85,7 @@ def batches_of_processes(source: Source, *, first: int, prefetch: int, workers: 
             fill(block)
             yield batch
     finally:
-        pool.shutdown(cancel_futures=True)
+        _end(pool)
         for block in blocks:
             block.close()
             block.unlink()
@@ -94,6 +94,14 @@ def batches_of_processes(source: Source, *, first: int, prefetch: int, workers: 
 def _pool(source: Source, workers: int) -> concurrent.futures.ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
     return concurrent.futures.ProcessPoolExecutor(workers, context, _begin, (source,))
+
+
+def _end(pool: concurrent.futures.ProcessPoolExecutor) -> None:
+    """Kills its workers first: one that was killed may have held the lock of their queue, for which the others would
+    wait for ever, and `shutdown` for them; so it would for one that hangs."""
+    for worker in list((pool._processes or {}).values()):
+        worker.kill()
+    pool.shutdown(cancel_futures=True)
 
 
 def _submit(pool: concurrent.futures.ProcessPoolExecutor, t: int, block: SharedMemory) -> concurrent.futures.Future:

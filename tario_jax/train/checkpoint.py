@@ -181,12 +181,15 @@ class CheckpointWriter(Checkpoints):
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
 
-    def forget(self, after: int) -> None:
-        """Removes the checkpoints after a step: the run goes back to it."""
+    def go_back(self, before: int, say: Callable[[str], None]) -> int | None:
+        """The newest whole step, at most `before`; those after it are removed. None, and nothing is removed, where
+        there is none."""
         self._settle()
-        for step in self.steps:
-            if step > after:
+        to = self.newest(say, before)
+        for step in self.steps if to is not None else ():
+            if step > to:
                 self._delete(step)
+        return to
 
     def _settle(self) -> None:
         """Waits for the save in progress, and removes what is no longer to be kept."""

@@ -138,6 +138,10 @@ def _do_again(start: dict[str, Any], step: int) -> None:
 def _read(path: Path) -> list[dict[str, Any]]:
     """The starts before this one; none where the file is absent or cannot be read: it is an account, not a state."""
     try:
-        return json.loads(path.read_text())["starts"]
-    except (OSError, ValueError, KeyError):
+        starts = json.loads(path.read_text())["starts"]
+        for start in starts:
+            _do_again(dict(start), start["first_step"])
+            start["last_unix"] - start["began_unix"]
+        return starts
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

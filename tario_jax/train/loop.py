@@ -156,11 +156,9 @@ def _back(run: Run, told: StepMetrics, spike: int, checkpoints: CheckpointWriter
             "lower optim.learning_rate, or look for faults with 'tario check'"
         )
     tell.enter("rollback")
-    checkpoints.forget(after=spike - config.spike_steps)
-    to = checkpoints.newest(lambda line: tell.event("damaged", spike, line, said=line))
+    to = checkpoints.go_back(spike - config.spike_steps, lambda line: tell.event("damaged", spike, line, said=line))
     if to is None:
-        raise InputError(f"step {spike}: a spike of the loss, and no checkpoint before it to go back to")
-    checkpoints.set_aside(after=to)
+        raise InputError(f"step {spike}: a spike of the loss, and no checkpoint before it to go back to; all are kept")
     state = checkpoints.restore(to, run.abstract)
     passed = int(told.health.passed_batches) + spike - to
     counts = {"passed_batches": passed, "rollbacks": number}

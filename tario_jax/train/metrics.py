@@ -35,7 +35,7 @@ class JsonLines:
     def read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        return list(filter(None, map(_object, self._path.read_text().splitlines())))
+        return list(filter(None, map(_object, self._path.read_bytes().splitlines())))
 
     def write(self, **values: Any) -> None:
         if not is_first():
@@ -53,20 +53,26 @@ class JsonLines:
             self._failed = True
 
 
-def _object(line: str) -> dict[str, Any] | None:
-    """None of a line that was cut off."""
+def _object(line: bytes) -> dict[str, Any] | None:
+    """None of a line that was cut off, or holds anything else."""
     try:
-        return json.loads(line)
+        found = json.loads(line)
     except ValueError:
         return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 class Rates:
     """Seconds a step since the last time they were asked for, by what the process did."""
 
     def __init__(self, clock: Clock, step: int):
-        self._clock, self._step, self._seconds = clock, step, clock.seconds()
+        self._clock = clock
         self.told: dict[str, float] = {}
+        self.begin(step)
+
+    def begin(self, step: int) -> None:
+        """What follows is counted from `step` on: the run starts there, or went back to it."""
+        self._step, self._seconds = step, self._clock.seconds()
 
     def at(self, step: int) -> dict[str, float]:
         now, steps = self._clock.seconds(), max(step - self._step, 1)

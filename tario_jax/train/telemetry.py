@@ -28,11 +28,6 @@ DONE = "done.json"
 """The marker of completion: whoever follows the run stops at it."""
 
 
-def _by_update(schedule: optax.Schedule, steps: int) -> np.ndarray:
-    """The learning rate of each update: asked of the device later, it would be answered after the step that runs."""
-    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(steps)))
-
-
 class Telemetry:
     """metrics.jsonl, events.jsonl, goodput.json, hosts/, traces/, done.json; docs/telemetry.md tells what they hold.
 
@@ -41,12 +36,9 @@ class Telemetry:
 
     def __init__(self, workdir: Path, config: Config, layout: Layout, clock: Clock, *, first: int, flops: float,
                  schedule: optax.Schedule, stop: Stop, say: Callable[[str], None]):  # fmt: skip
-        self._workdir, self._config, self._say, self._schedule = (
-            workdir,
-            config,
-            say,
-            _by_update(schedule, config.train.steps),
-        )
+        self._workdir, self._config, self._say = workdir, config, say
+        # by now: asked of the device while the run goes, a rate would wait for the step that was dispatched
+        self._rates = np.asarray(jax.jit(jax.vmap(schedule))(np.arange(config.train.steps)))
         self.clock, self._step, self._skipped, self._probed = clock, first, None, None
         self._events = JsonLines(workdir / "events.jsonl", say)
         self._metrics = Metrics(workdir, config, layout, clock, flops, first, say)
@@ -120,7 +112,7 @@ class Telemetry:
         self._refuse_skipping(step, told)
         if self._metrics.is_due(step):
             goodput = self._ledger.account()["goodput"]
-            rate = float(self._schedule[step - 1 - int(told.health.skipped)])  # of updates: a skipped step is none
+            rate = float(self._rates[step - 1 - int(told.health.skipped)])  # of updates: a skipped step is none
             self._track(step, self._metrics.step(step, told, rate, goodput))
         return told
 
@@ -162,6 +154,7 @@ class Telemetry:
         self._ledger.rolled_back(step)
         if is_first():
             self._metrics.lines.keep_until(step)
+        self._metrics.rates.begin(step)
         self._step = step
         self.event("rolled_back", spike, text, said=text)
 
