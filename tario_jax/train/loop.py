@@ -18,6 +18,7 @@ from tario_jax.config import Config, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.hosts import is_first
+from tario_jax.train.alone import alone_in
 from tario_jax.train.checkpoint import CheckpointWriter
 from tario_jax.train.clock import Clock
 from tario_jax.train.compiled import compiled, compiled_kept
@@ -47,6 +48,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
     kept = config.train
     with (
         Stop() as stop,
+        alone_in(workdir),
         compiled_kept(workdir),
         CheckpointWriter(workdir, keep=kept.keep_checkpoints, keep_every=kept.keep_every, say=say) as checkpoints,
     ):
@@ -94,6 +96,9 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
     tell.probe(probe)
     tell.enter("start")
     validate = Validation(run.config, run.split.validation, run.layout, run.built, run.mesh, tell.clock.beat)
+    tell.enter("compile")  # now: at the first validation, a long one would look like a hang
+    validate.compile(run.abstract, run.abstract_batch)
+    tell.enter("start")
     batches = run.batches(t, passed, say)
     stop.has_work = True
     metrics: StepMetrics | None = None  # of the step before, not looked at yet
@@ -123,14 +128,18 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
         if validates and not leaves:
             tell.enter("validate")
             tell.probe(probe)
-            tell.validation(t, validate(state))
-        if saves:
+            tell.validation(t, validate(state, lambda done=t == last: stop.told_s is None or done))
+            leaves = stop.told_s is not None and t < last
+        if leaves:
+            tell.event("stopping", t, stop.signal.name)
+        if saves or leaves:
             tell.enter("save")
             checkpoints.save(state, run.provenance)
             tell.saving(t)
         if leaves:
             checkpoints.finish()  # within the grace, which the watch counts
             if validates:  # what is left of the grace is for it
+                tell.enter("validate")
                 tell.validation(t, validate(state))
             text = f"{stop.signal.name}: step {t} of {last} is saved; the same command continues"
             tell.event("stopped", t, text)

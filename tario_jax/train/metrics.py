@@ -16,6 +16,7 @@ from tario_jax.train.clock import STEP, Clock
 from tario_jax.train.state import StepMetrics
 from tario_jax.train.whole_file import write_whole
 
+_LOOK_EVERY_S, _LOOK_SHARE = 5.0, 50.0  # at the heartbeats of all hosts, and so many times as long as that takes
 _SILENT_S = 60.0  # a heartbeat older than this says nothing of now
 _GIB = 1 << 30
 
@@ -102,6 +103,7 @@ class Metrics:
         self.lines = JsonLines(workdir / "metrics.jsonl", say)
         self._began = time.monotonic()
         self.peak_flops: float | None = None  # of all devices; MFU is told once it is known
+        self._look_again_s = 0.0
         self._slowest: tuple[str | None, float | None] = None, None
 
     def is_due(self, step: int) -> bool:
@@ -156,15 +158,18 @@ class Metrics:
 
         By the watch: there may be a thousand of them on a slow disk, and the loop does not wait for that.
         """
-        found = []
+        if time.monotonic() < self._look_again_s:
+            return
+        found, began = [], time.monotonic()
         for path in self._hosts.glob("*.json"):
             try:
                 beat = json.loads(path.read_text())
                 if time.time() - beat["unix"] < _SILENT_S and beat["host_seconds"] is not None:
                     own = beat["host_seconds"] + beat["data_wait_seconds"]
                     found.append((own, f"{beat['process']} on {beat['host']}"))
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
+        self._look_again_s = time.monotonic() + max(_LOOK_EVERY_S, _LOOK_SHARE * (time.monotonic() - began))
         if found:
             seconds, name = max(found)
             self._slowest = name, seconds

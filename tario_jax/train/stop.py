@@ -1,5 +1,7 @@
 """A run that is told to end: SIGTERM, as schedulers send it before they take a machine away, or Ctrl-C."""
 
+import contextlib
+import os
 import signal
 import threading
 import time
@@ -22,7 +24,8 @@ class Stop:
     """Whether the run was told to end; all processes of it are told so at the same step.
 
     One process: the first signal is kept until a step is done, a second one ends it at once. Several: jax hears of
-    SIGTERM on any of them and names the step to all; what comes before the first step is heard after it.
+    SIGTERM on any of them and names the step to all; what comes before the first step is heard after it, and Ctrl-C is
+    passed on as SIGTERM.
     """
 
     def __init__(self):
@@ -30,20 +33,49 @@ class Stop:
         self.signal = signal.SIGTERM
         self.has_work = False  # of this start, that would be lost: before, a signal ends it at once
         self._before: dict[int, object] = {}
+        self._handled = False
+        self._heard: int | None = None  # the pipe's end
 
     def __enter__(self) -> "Stop":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if jax.process_count() > 1:
+            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._pass_on)}
+            return self
+        self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        # the system writes each signal there, also while the thread that is to handle it waits for a device
+        self._heard, self._told = os.pipe()
+        for end in (self._heard, self._told):
+            os.set_blocking(end, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._heard is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            for end in (self._heard, self._told):
+                os.close(end)
+            self._heard = None
+
+    def listen(self) -> float | None:
+        """When the run was told to end, None if it was not; to be asked by another thread, from time to time."""
+        if self._heard is not None and self.told_s is None:
+            with contextlib.suppress(OSError):  # nothing was written, or it is closed
+                if set(os.read(self._heard, 64)) & set(SIGNALS):
+                    self.told_s = time.monotonic()
+        return self.told_s
+
+    def _pass_on(self, number: int, frame) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # again: at once
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _hear(self, number: int, frame) -> None:
-        if self.told_s is not None:  # again: whoever sends it does not want to wait
+        if self._handled:  # again: whoever sends it does not want to wait
             raise KeyboardInterrupt
-        self.told_s, self.signal = time.monotonic(), signal.Signals(number)
+        self._handled, self.signal = True, signal.Signals(number)
+        self.told_s = self.told_s or time.monotonic()
         if not self.has_work:
             raise Stopped(f"{self.signal.name}: before a step of this start; the same command continues", 128 + number)
 

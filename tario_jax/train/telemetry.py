@@ -48,7 +48,7 @@ class Telemetry:
             "traced", step, f"{folder}", said=f"profiler trace up to step {step}: {folder}"))  # fmt: skip
         self._watch = Watch(
             workdir, clock, self._progress, hang_minutes=config.train.hang_minutes, grace_s=config.train.grace_s,
-            told_s=lambda: stop.told_s, beat=self._beat, ending=lambda event, text: self.event(event, self._step, text),
+            told_s=stop.listen, beat=self._beat, ending=lambda event, text: self.event(event, self._step, text),
         )  # fmt: skip
 
     def __enter__(self) -> "Telemetry":

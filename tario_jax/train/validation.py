@@ -9,7 +9,7 @@ from tario_jax.config import Config
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import Built, Tree
 from tario_jax.parallel.mesh import local_rows
-from tario_jax.tokens.batch import Layout
+from tario_jax.tokens.batch import Batch, Layout
 from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.state import TrainState, make_loss, to_devices
 
@@ -30,13 +30,22 @@ class Validation:
             self._batches = [source[t] for t in range(steps)]
             self._loss = make_loss(built, mesh, config.train.accumulate)
 
-    def __call__(self, state: TrainState) -> float | None:
-        """Of the parameters' running mean, where there is one: it is what predicts."""
+    def compile(self, state: TrainState, batch: Batch) -> None:
+        """Compiles for arrays like these (abstract) ones."""
+        if self._batches:
+            parameters = state.average or state.parameters
+            self._loss = self._loss.lower(parameters, state.calibration, batch).compile()
+
+    def __call__(self, state: TrainState, goes_on: Callable[[], bool] = lambda: True) -> float | None:
+        """Of the parameters' running mean, where there is one: it is what predicts. None where it was broken off,
+        because `goes_on()` was False before a batch."""
         if not self._batches:
             return None
         parameters: Tree = state.average or state.parameters
         nats = detections = 0.0
         for batch in self._batches:
+            if not goes_on():
+                return None
             sums = self._loss(parameters, state.calibration, to_devices(batch, self._mesh))
             nats += float(sums.total_nats) + float(sums.gene_nats)
             detections += float(sums.detections)

@@ -40,7 +40,7 @@ class Watch:
         self._hang_s, self._grace_s, self._told_s = 60 * hang_minutes, grace_s, told_s
         self._beat, self._ending = beat, ending
         self._path = workdir / "hosts" / f"{jax.process_index()}.json"
-        self._over = threading.Event()
+        self._over, self._told = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="tario watch", daemon=True)
 
     def __enter__(self) -> "Watch":
@@ -57,9 +57,13 @@ class Watch:
 
     def _run(self) -> None:
         while not self._over.wait(min(_EVERY_S, self._hang_s / 4)):
-            with contextlib.suppress(OSError):  # a full disk stops no training
+            try:
                 self._write()
                 self._beat()
+            except Exception as error:  # neither a full disk nor somebody's odd file stops training, or this watch
+                if not isinstance(error, OSError) and not self._told:
+                    traceback.print_exc()
+                    self._told = True
             still_s = time.monotonic() - self._clock.beaten
             if self._clock.doing in WATCHED and still_s > self._hang_s:
                 self._end_hung(still_s)

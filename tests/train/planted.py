@@ -9,7 +9,7 @@ import numpy as np
 
 from tario_jax.tokens.batch import Batch
 from tario_jax.tokens.pipeline import BatchSource
-from tario_jax.train import checkpoint, run
+from tario_jax.train import checkpoint, run, validation
 
 
 class Faulty(BatchSource):
@@ -75,5 +75,8 @@ def plant(fault: str) -> None:
     if fault == "SlowDisk":
         seal = checkpoint.seal
         checkpoint.seal = lambda folder: (time.sleep(60), seal(folder))
+    elif fault == "SlowValidation":
+        to_devices = validation.to_devices
+        validation.to_devices = lambda batch, mesh: (time.sleep(1), to_devices(batch, mesh))[1]
     elif fault:
         run.BatchSource = globals()[fault]

@@ -109,6 +109,37 @@ def test_sigterm_saves_within_the_grace_and_the_same_command_goes_on(run, unbrok
     assert numbers(workdir) == numbers(unbroken)
 
 
+def test_sigterm_in_a_validation_that_outlasts_the_grace_saves_first(run, unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    started = run(workdir, "SlowValidation", "--config.train.grace_s=4")
+    beat = workdir / "hosts" / "0.json"
+    for line in started.stdout:
+        if line.startswith("step     15/30"):
+            break
+    while json.loads(beat.read_text())["doing"] != "validate":
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    ended(started, 128 + signal.SIGTERM)
+    assert checkpoints(workdir)[-1] == "15" and [event["step"] for event in events(workdir, "stopping")] == [15]
+    assert "resumed at step 15 of 30" in ended(run(workdir), 0)[0]
+    assert [line for line in numbers(workdir) if line[3] is None] == [
+        line for line in numbers(unbroken) if line[3] is None
+    ]
+
+
+def test_a_second_start_in_a_workdir_is_refused_and_disturbs_nothing(run, unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    first = run(workdir, "SlowValidation", "--config.train.validation_rows=4")
+    for line in first.stdout:
+        if line.startswith("step      5/30"):
+            break
+    _, errors = ended(run(workdir), 2)
+    assert errors.startswith(f"tario: {workdir}: process {first.pid} on ") and "trains there now" in errors
+    assert errors.count("\n") == 1
+    ended(first, 0)
+    assert [line[:3] for line in numbers(workdir)] == [line[:3] for line in numbers(unbroken)]
+
+
 def test_a_save_that_outlasts_the_grace_is_no_checkpoint(run, tmp_path):
     workdir = tmp_path / "run"
     started = run(workdir, "SlowDisk", "--config.train.grace_s=1.5")
