@@ -10,11 +10,14 @@ import functools
 import json
 import math
 import os
+import types
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tario_jax.config import InputError
 
+_MARKER = {"step": int, "unix": float, "seconds": float}  # of done.json
 SEAL = "tario_seal.json"  # in the folder of a checkpoint: it is whole
 REQUEST = "trace.request"
 
@@ -91,6 +94,11 @@ class Goodput:
     lost: dict[str, float] = dataclasses.field(default_factory=dict)
     starts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
+    def __post_init__(self):
+        for start in self.starts:
+            if not all(_fits(start.get(name), float) for name in ("began_unix", "last_unix")):
+                raise TypeError("starts")
+
     @property
     def wall_seconds(self) -> float | None:
         """From the first start to the last sign of life."""
@@ -161,12 +169,12 @@ def read_run(workdir: Path, before: RunFiles | None = None) -> RunFiles:
     known = {saved.step: saved for saved in before.checkpoints} if before else {}
     return RunFiles(
         workdir,
-        _object(workdir / "config.json") or {},
+        _config(workdir / "config.json"),
         read_lines(metrics, _metrics_line, before.metrics if before else Lines()),
         read_lines(workdir / "events.jsonl", _event, before.events_lines if before else Lines()),
         _hosts(workdir / "hosts"),
         _only(Goodput, _object(workdir / "goodput.json")),
-        _object(workdir / "done.json"),
+        _done(workdir / "done.json"),
         _checkpoints(workdir / "checkpoints", known),
         _changed(metrics),
     )
@@ -235,14 +243,32 @@ def _event(values: dict[str, Any]) -> Event:
 
 
 def _fields(kind: type, values: dict[str, Any]):
-    """A dataclass from those of `values` that it knows; raises TypeError where one that it needs is missing."""
-    known = _names(kind)
-    return kind(**{name: value for name, value in values.items() if name in known})
+    """A dataclass from those of `values` that it knows; raises TypeError where one that it needs is missing, or one is
+    of another type."""
+    hints = _hints(kind)
+    for name, hint in hints.items():
+        if name in values and not _fits(values[name], hint):
+            raise TypeError(name)
+    return kind(**{name: value for name, value in values.items() if name in hints})
 
 
 @functools.cache
-def _names(kind: type) -> frozenset[str]:
-    return frozenset(field.name for field in dataclasses.fields(kind))
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of the type that `hint` names (scalars, unions, lists, dicts by text)."""
+    origin, within = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in within)
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(_fits(item, within[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, within[1]) for item in value.values())
+    if hint is Any:
+        return True
+    return type(value) in (int, float) if hint is float else type(value) is hint
 
 
 def _only(kind: type, values: dict[str, Any] | None):
@@ -260,6 +286,19 @@ def _object(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Its groups of fields, and the name."""
+    values = _object(path) or {}
+    return {name: value for name, value in values.items() if isinstance(value, str if name == "name" else dict)}
+
+
+def _done(path: Path) -> dict[str, Any] | None:
+    """The marker of completion, with the numbers that it must have; None where it is not there, or is none."""
+    values = _object(path)
+    of_marker = values is not None and all(_fits(values.get(name), hint) for name, hint in _MARKER.items())
+    return values if of_marker else None
 
 
 def _hosts(folder: Path) -> tuple[Heartbeat, ...]:

@@ -213,6 +213,26 @@ def test_a_finished_run_that_is_given_more_steps_is_live(tmp_path):
     assert run_state(files, NOW + 101).name == "training" and steps_done(files) == (400, 800)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("done.json", "{}"), ("done.json", '{"step": 9, "unix": null, "seconds": 1}'),
+        ("config.json", '{"train": null, "name": 7}'), ("goodput.json", '{"starts": null}'),
+        ("goodput.json", '{"starts": [{}], "lost": {"start": null}}'), ("hosts/0.json", "[1]"),
+        ("hosts/0.json", '{"process": 0, "processes": 1, "host": "x", "unix": null, "step": 1, "steps": 2}'),
+        ("events.jsonl", '5\n{"unix": null, "step": 1, "event": "failed"}\n'),
+        ("metrics.jsonl", '7\n{"step": null, "loss_nats_per_detection": 1}\n{"step": 3}\n'),
+    ],
+)  # fmt: skip
+def test_files_that_hold_something_else_are_as_if_they_were_not_there(tmp_path, name, text):
+    run = made_run(tmp_path / "run", "training", now=NOW)
+    (run / name).write_text(text)
+    odd = status_of(read_run(run), NOW)
+    (run / name).unlink()
+    absent = status_of(read_run(run), NOW)
+    assert (odd.state, odd.step, odd.goodput, odd.name) == (absent.state, absent.step, absent.goodput, absent.name)
+
+
 def test_a_stopping_run_says_so(tmp_path):
     run = made_run(tmp_path / "run", "saving")
     add_event(run, "stopping", "SIGTERM", unix=NOW)
