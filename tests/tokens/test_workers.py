@@ -4,8 +4,6 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -82,21 +80,6 @@ def test_killed_workers_are_started_again_and_make_the_same_batches(source):
     assert line.startswith("data.workers = 2: one of them was killed while batch ")
     assert line.endswith("they are started again (1 of 3 times)")
     assert shared_blocks() == before and not multiprocessing.active_children()
-
-
-def test_one_killed_worker_of_several_keeps_nobody_waiting(source):
-    """Workers with nothing to do wait at one lock, which the one of them that is killed may hold."""
-    for killed in range(3):
-        said, others = [], {child.pid for child in multiprocessing.active_children()}
-        batches = load_batches(source, first=0, prefetch=1, workers=3, say=said.append)
-        next(batches)
-        time.sleep(1.0)  # until none has anything to do
-        workers = sorted({child.pid for child in multiprocessing.active_children()} - others)
-        os.kill(workers[killed % len(workers)], signal.SIGKILL)
-        rest = threading.Thread(target=lambda batches=batches: list(batches), daemon=True)
-        rest.start()
-        rest.join(60)
-        assert not rest.is_alive() and len(said) == 1
 
 
 def test_workers_that_are_killed_again_and_again_end_it(source):
