@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +137,6 @@ def finish(options: argparse.Namespace, text: str, result: Any) -> int:
 def write_json(path: Path, values: Any) -> None:
     """Replaces the file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(partial, path)
+    from tario_jax.train.whole_file import write_whole
+
+    write_whole(path, json.dumps(values, indent=1) + "\n")

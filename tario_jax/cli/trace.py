@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,9 +80,9 @@ def _ask(request: Path, steps: int) -> None:
     """Puts the request there as a whole, unless there is one."""
     if request.exists():
         raise InputError(f"{request}: another trace is asked for already; wait for it, or delete the file")
-    partial = request.with_name(f"{request.name}.partial")
-    partial.write_text(json.dumps({"steps": steps}))
-    os.replace(partial, request)
+    from tario_jax.train.whole_file import write_whole
+
+    write_whole(request, json.dumps({"steps": steps}))
 
 
 def _traced(options: argparse.Namespace, files: "RunFiles", request: Path, until: float) -> Path:

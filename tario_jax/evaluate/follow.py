@@ -19,9 +19,9 @@ from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.predict.predictor import Predictor, load_step
 from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.provenance import Provenance
-from tario_jax.train.run_files import SEAL, RunFiles, read_run
+from tario_jax.train.run_files import RunFiles, read_run
 from tario_jax.train.run_state import duration
-from tario_jax.train.seal import damage
+from tario_jax.train.seal import SEAL, damage
 from tario_jax.train.stop import Stop, Stopped
 
 _SILENT_S = 300.0  # without a sign of life of the run, after which that is said

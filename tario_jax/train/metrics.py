@@ -13,6 +13,7 @@ from tario_jax.config import Config
 from tario_jax.parallel.hosts import is_first
 from tario_jax.tokens.batch import Layout
 from tario_jax.train.clock import STEP, Clock
+from tario_jax.train.run_files import heartbeats
 from tario_jax.train.state import StepMetrics
 from tario_jax.train.whole_file import write_whole
 
@@ -98,7 +99,7 @@ class Metrics:
         self._tokens = config.data.rows * layout.tiles * (
             layout.patches_per_tile + layout.bins_per_tile * (1 if config.data.one_shot else 2)
         )  # fmt: skip
-        self._hosts = workdir / "hosts"
+        self._workdir = workdir
         self.rates = Rates(clock, first)
         self.lines = JsonLines(workdir / "metrics.jsonl", say)
         self._began = time.monotonic()
@@ -161,14 +162,10 @@ class Metrics:
         if time.monotonic() < self._look_again_s:
             return
         found, began = [], time.monotonic()
-        for path in self._hosts.glob("*.json"):
-            try:
-                beat = json.loads(path.read_text())
-                if time.time() - beat["unix"] < _SILENT_S and beat["host_seconds"] is not None:
-                    own = beat["host_seconds"] + beat["data_wait_seconds"]
-                    found.append((own, f"{beat['process']} on {beat['host']}"))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+        for beat in heartbeats(self._workdir):
+            own = beat.host_seconds, beat.data_wait_seconds
+            if time.time() - beat.unix < _SILENT_S and None not in own:
+                found.append((sum(own), f"{beat.process} on {beat.host}"))
         self._look_again_s = time.monotonic() + max(_LOOK_EVERY_S, _LOOK_SHARE * (time.monotonic() - began))
         if found:
             seconds, name = max(found)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-REQUEST = "trace.request"
+from tario_jax.train.run_files import REQUEST
 
 
 class ProfileRequest:

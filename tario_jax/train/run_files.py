@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tario_jax.config import InputError
+from tario_jax.train.seal import SEAL
 
 _MARKER = {"step": int, "unix": float, "seconds": float}  # of done.json
-SEAL = "tario_seal.json"  # in the folder of a checkpoint: it is whole
 REQUEST = "trace.request"
 
 
@@ -172,7 +172,7 @@ def read_run(workdir: Path, before: RunFiles | None = None) -> RunFiles:
         _config(workdir / "config.json"),
         read_lines(metrics, _metrics_line, before.metrics if before else Lines()),
         read_lines(workdir / "events.jsonl", _event, before.events_lines if before else Lines()),
-        _hosts(workdir / "hosts"),
+        heartbeats(workdir),
         _only(Goodput, _object(workdir / "goodput.json")),
         _done(workdir / "done.json"),
         _checkpoints(workdir / "checkpoints", known),
@@ -301,9 +301,9 @@ def _done(path: Path) -> dict[str, Any] | None:
     return values if of_marker else None
 
 
-def _hosts(folder: Path) -> tuple[Heartbeat, ...]:
+def heartbeats(workdir: Path) -> tuple[Heartbeat, ...]:
     """By process. An earlier start on more processes left files of processes that are no more: those are not read."""
-    beats = [_only(Heartbeat, _object(path)) for path in folder.glob("*.json")]
+    beats = [_only(Heartbeat, _object(path)) for path in (workdir / "hosts").glob("*.json")]
     beats = [beat for beat in beats if beat is not None]
     if not beats:
         return ()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tario_jax.config import Config, InputError, to_dict
+from tario_jax.train.whole_file import write_whole
 
 _FLUSH_S = 5  # where TensorFlow is installed too, tensorboard writes through its buffers; else at once
 _PROJECT = "tario-jax"  # in W&B, where WANDB_PROJECT names no other
@@ -146,9 +147,7 @@ class WeightsAndBiases:
         self._run.finish()
 
     def _keep(self) -> None:
-        partial = self._kept.with_name(f"{self._kept.name}.partial")
-        partial.write_text(json.dumps({"id": self._id, "step": self._step}))
-        partial.replace(self._kept)
+        write_whole(self._kept, json.dumps({"id": self._id, "step": self._step}))
 
 
 def _has_key(environment: Mapping[str, str]) -> bool:
