@@ -55,6 +55,7 @@ def traced_on(mesh: Mesh, function):
     return traced
 
 
+@functools.cache  # of each step
 def batch_shardings(mesh: Mesh) -> Batch:
     """Of each array of a batch: rows over replica × fsdp, tiles over context, the rest whole on each device."""
     return Batch(*(
@@ -85,6 +86,7 @@ def local_rows(mesh: Mesh, rows: int) -> range:
     return _local(NamedSharding(mesh, PartitionSpec(BATCH_AXES)), rows, "rows of the batch")
 
 
+@functools.cache
 def local_tiles(mesh: Mesh, tiles: int) -> range:
     """Tiles of a row, as they are dealt, that the devices of this process hold."""
     return _local(NamedSharding(mesh, PartitionSpec("context")), tiles, "tiles of a row")

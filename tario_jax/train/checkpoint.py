@@ -28,6 +28,7 @@ from tario_jax.train.stability import Health
 from tario_jax.train.state import TrainState
 
 _PROVENANCE = "provenance.json"
+_ITEMS = ("parameters", "calibration", "optimiser", "counters", "average")
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not renamed yet
 _DELETING, _DAMAGED = ".deleting", ".damaged"
 _FAILURES_IN_ROW = 3  # of saves, after which a run stops
@@ -39,16 +40,13 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         self.folder = (workdir / "checkpoints").resolve()
-        self._orbax = self._begin_orbax()
-
-    def _begin_orbax(self, **options) -> ocp.AsyncCheckpointer:
-        return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=ocp.AsyncOptions(**options))
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._orbax.close()
+        self._reader.close()
 
     @property
     def steps(self) -> list[int]:
@@ -106,7 +104,7 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: dict[str, Tree]) -> dict[str, Tree]:
         args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        return dict(self._orbax.restore(self.folder / str(step), args=ocp.args.Composite(**args)))
+        return dict(self._reader.restore(self.folder / str(step), args=ocp.args.Composite(**args)))
 
     def _agreed(self, steps: list[int]) -> list[int]:
         """Those that process 0 sees: on a shared disk another one may see them a moment later."""
@@ -128,6 +126,7 @@ class CheckpointWriter(Checkpoints):
         # (event, step, text) of what becomes of saves: saved, save_failed
         self.tell: Callable[[str, int, str], None] = lambda event, step, text: event == "saved" or say(text)
         super().__init__(workdir)
+        self._writer = self._begin_writer()
         self._keep, self._keep_every = keep, keep_every
         self._saving: tuple[int, Provenance] | None = None
         self._failures, self._hush = 0, Hush()
@@ -137,8 +136,11 @@ class CheckpointWriter(Checkpoints):
                 if _UNFINISHED in path.name or path.name.endswith(_DELETING):
                     shutil.rmtree(path)
 
-    def _begin_orbax(self) -> ocp.AsyncCheckpointer:
-        return super()._begin_orbax(post_finalization_callback=self._complete)
+    def _begin_writer(self) -> ocp.AsyncCheckpointer:
+        # compressed, the numbers of a state take 8 % less of a disk, and twice the time of a core to write
+        handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in _ITEMS}
+        return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers),
+                                     async_options=ocp.AsyncOptions(post_finalization_callback=self._complete))  # fmt: skip
 
     def __enter__(self) -> "CheckpointWriter":
         self._hush.begin()
@@ -146,7 +148,8 @@ class CheckpointWriter(Checkpoints):
 
     def __exit__(self, *_) -> None:
         with contextlib.suppress(Exception):  # whoever wanted to know of a failed save has called `finish`
-            self._orbax.close()
+            self._writer.close()
+        self._reader.close()
         if not self._failures:  # what is left of a failed save speaks up as late as when the process ends
             self._hush.end()
 
@@ -160,9 +163,9 @@ class CheckpointWriter(Checkpoints):
         if step in self.steps:  # of this run, or it would have been set aside
             return
         self._saving = step, provenance
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()}
         try:
-            self._orbax.save(self.folder / str(step), args=ocp.args.Composite(**items))
+            self._writer.save(self.folder / str(step), args=ocp.args.Composite(**items))
         except Exception as error:  # whatever Orbax, TensorStore or the system raise
             self._failed(error)
 
@@ -194,7 +197,7 @@ class CheckpointWriter(Checkpoints):
     def _settle(self) -> None:
         """Waits for the save in progress, and removes what is no longer to be kept."""
         try:
-            self._orbax.wait_until_finished()
+            self._writer.wait_until_finished()
         except Exception as error:
             self._failed(error)
         if self._saving is None:
@@ -230,17 +233,17 @@ class CheckpointWriter(Checkpoints):
             shutil.rmtree(path, ignore_errors=True)
         if jax.process_count() > 1 or self._failures == _FAILURES_IN_ROW:
             raise InputError(f"{self.folder}: {told}; make room there, and run the same command again") from None
-        self._orbax = self._begin_orbax()
+        self._writer = self._begin_writer()
         self.tell("save_failed", step, f"{told}; training goes on, and the next one is tried")
 
 
 def _items(state: TrainState) -> dict[str, Tree]:
     """What Orbax writes side by side: whoever only predicts reads two of them."""
-    items = {
-        "parameters": state.parameters, "calibration": state.calibration, "optimiser": state.optimiser,
-        "counters": {"step": state.step, **state.health._asdict()},
-    }  # fmt: skip
-    return items | ({"average": state.average} if state.average else {})
+    items = dict(zip(_ITEMS, (
+        state.parameters, state.calibration, state.optimiser, {"step": state.step, **state.health._asdict()},
+        state.average,
+    ), strict=True))  # fmt: skip
+    return items if state.average else {name: tree for name, tree in items.items() if name != "average"}
 
 
 def _reason(error: Exception) -> str:

@@ -207,6 +207,6 @@ def to_devices(batch: Batch, mesh: Mesh) -> Batch:
     tiles = local_tiles(mesh, batch.segment_BxT.shape[1])
     here = Batch(*(array[:, tiles.start : tiles.stop] if has_tiles(name) else array
                    for name, array in batch._asdict().items()))  # fmt: skip
-    return jax.tree.map(
-        lambda sharding, array: jax.make_array_from_process_local_data(sharding, array), batch_shardings(mesh), here
-    )
+    if jax.process_count() == 1:  # all arrays in one call: half the time
+        return jax.device_put(here, batch_shardings(mesh))
+    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(mesh), here)

@@ -8,16 +8,21 @@ longer than the usual one the steps after it took, since they share the cores wi
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-EVERY, SAVES = 50, 5
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from tario_jax.cli.main import main as tario
+from tario_jax.train import loop
+from tario_jax.train.clock import STEP, Clock
+
+EVERY, BESIDE, SAVES = 50, 10, 8  # the writing is over long before 10 steps
 _SIMULATE = ("simulate", "--patients=6", "--validation=0", "--held-out=1", "--section-um=512", "--regions=core",
              "--workers=2")  # fmt: skip
 _CONFIG = (
-    "--config=configs/tario2_10m.py", f"--config.train.steps={EVERY * (SAVES + 1)}", "--config.train.log_every=1",
+    "--config=configs/tario2_10m.py", f"--config.train.steps={EVERY * (SAVES + 1)}",
     f"--config.train.checkpoint_every={EVERY}", "--config.train.validate_every=100000",
     "--config.train.calibration_rows=4", "--config.data.tile_um=128", "--config.data.window_um=256",
     "--config.data.rows=1", "--config.data.prefetch=2", "--config.model.attention_block=128",
@@ -25,32 +30,47 @@ _CONFIG = (
 )  # fmt: skip
 
 
+class StepClock(Clock):
+    """A clock that also keeps what each step took, by doing: one ends when its numbers are looked at."""
+
+    steps: list[dict[str, float]] = []
+    _step: dict[str, float] = {}
+
+    def enter(self, doing: str) -> None:
+        before, spent = self.doing, self.since_s()
+        super().enter(doing)
+        if before in (*STEP, "log"):
+            self._step[before] = self._step.get(before, 0.0) + spent
+        if before == "log":
+            self.steps.append(dict(self._step))
+            self._step.clear()
+
+
 def main() -> None:
+    loop.Clock = StepClock
     with tempfile.TemporaryDirectory() as folder:
         corpus, workdir = Path(folder) / "corpus", Path(folder) / "run"
-        tario = [sys.executable, "-m", "tario_jax.cli"]
-        subprocess.run([*tario, *_SIMULATE, f"--out={corpus}"], check=True)
-        subprocess.run([*tario, "train", f"--corpus={corpus}", f"--workdir={workdir}", *_CONFIG], check=True,
-                       env=os.environ | {"JAX_PLATFORMS": "cpu"})  # fmt: skip
-        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        assert tario([*_SIMULATE, f"--out={corpus}"]) == 0
+        assert tario(["train", f"--corpus={corpus}", f"--workdir={workdir}", *_CONFIG]) == 0
         (start,) = json.loads((workdir / "goodput.json").read_text())["starts"]
         size = sum(path.stat().st_size for path in (workdir / "checkpoints").rglob("*") if path.is_file())
-    seconds = {line["step"]: line["step_seconds"] for line in lines if "step_seconds" in line}
-    host = [line["host_seconds"] for line in lines if "host_seconds" in line and line["step"] > EVERY]
-    saved = range(EVERY, EVERY * (SAVES + 1), EVERY)
-    # of each interval: its first steps, beside the median of its second half, when the writing is long over
+    steps = StepClock.steps
+    assert len(steps) == EVERY * (SAVES + 1)
+    seconds = [sum(step.values()) for step in steps]
+    host = [sum(step.values()) - step["wait"] for step in steps[EVERY:]]
+    # of each interval: its first steps, beside the median of the others
     extra = []
-    for first in saved:
-        usual = statistics.median(seconds[step] for step in range(first + EVERY // 2, first + EVERY + 1))
-        extra.append(sum(seconds[step] - usual for step in range(first + 1, first + EVERY // 2)))
-    usual = statistics.median(seconds.values())
+    for first in range(EVERY, len(steps), EVERY):
+        usual = statistics.median(seconds[first + BESIDE : first + EVERY])
+        extra.append(sum(step - usual for step in seconds[first : first + BESIDE]))
+    usual = statistics.median(seconds)
     waited = start["seconds"]["save"] / (SAVES + 1)
     result = {
         "checkpoint_mb": size / 1e6, "usual_step_seconds": usual, "waited_seconds_a_save": waited,
         "slower_seconds_a_save": statistics.median(extra),
         "share": (waited + statistics.median(extra)) / (EVERY * usual),
         "host_milliseconds": 1e3 * statistics.median(host),
-        "doings_milliseconds": {name: 1e3 * spent / (EVERY * (SAVES + 1)) for name, spent in start["seconds"].items()},
+        "doings_milliseconds": {name: 1e3 * spent / len(steps) for name, spent in start["seconds"].items()},
     }  # fmt: skip
     print(json.dumps(result, indent=1))
     Path(sys.argv[1]).write_text(json.dumps(result, indent=1))

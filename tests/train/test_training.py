@@ -101,7 +101,7 @@ def test_the_same_command_gives_the_same_bits_however_often_it_is_killed(
 
                 def saved_then_killed(self, state, provenance):
                     save(self, state, provenance)
-                    self._orbax.wait_until_finished()
+                    self._writer.wait_until_finished()
                     raise Killed
 
                 patched.setattr(CheckpointWriter, "save", saved_then_killed)
