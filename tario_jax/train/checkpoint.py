@@ -139,8 +139,8 @@ class CheckpointWriter(Checkpoints):
     def _begin_writer(self) -> ocp.AsyncCheckpointer:
         # compressed, the numbers of a state take 8 % less of a disk, and twice the time of a core to write
         handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in _ITEMS}
-        return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers),
-                                     async_options=ocp.AsyncOptions(post_finalization_callback=self._complete))  # fmt: skip
+        options = ocp.AsyncOptions(post_finalization_callback=self._complete)
+        return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers), async_options=options)
 
     def __enter__(self) -> "CheckpointWriter":
         self._hush.begin()
