@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
-TPU := $(VENV)/.installed-tpu
+ALL := $(VENV)/.installed-all
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Compiled programs outlive the process: the second `make test` is much faster than the first.
@@ -34,7 +34,7 @@ lint: $(DEV) ## ruff, its format, and the floors of the imports
 test: lint ## lint and the fast tests
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow"
 
-test-all: lint $(TPU) ## lint and every test, with the compiler for TPUs (700 MB more)
+test-all: lint $(ALL) ## lint and every test, with the compiler for TPUs and the trackers (800 MB more)
 	$(TEST_ENV) $(BIN)/python -m pytest -q
 
 claims: $(DEV) ## measure what is claimed: ONLY=group,group/name … (* allowed); LONG=1 runs the long ones too
@@ -55,9 +55,9 @@ $(DEV): pyproject.toml | $(BIN)/pip
 	@$(PIP) -e '.[io,eval,dev]'
 	@touch $(RUNTIME) $@
 
-$(TPU): $(DEV)
-	@echo "installing the compiler for TPUs into $(VENV) (700 MB, once)"
-	@$(PIP) -e '.[tpu]'
+$(ALL): $(DEV)
+	@echo "installing the compiler for TPUs and the trackers into $(VENV) (800 MB, once)"
+	@$(PIP) -e '.[tpu,track]'
 	@touch $@
 
 $(BIN)/pip:

@@ -18,7 +18,8 @@ attention not counted. Outcome: not run here (this needs a GPU and a real cohort
 --corpus or --config.source.path.
 """
 
-from tario_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig, chosen
+from tario_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig
+from tario_jax.config_files import chosen
 
 # what it runs on: mesh, rows of the global batch, window in µm, remat
 ON = {

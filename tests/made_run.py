@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from tario_jax.config import Config, OptimConfig, TrainConfig, to_dict
+from tario_jax.config import Config, OptimConfig, TrainConfig
+from tario_jax.config_files import to_dict
 
 NOW = 1_700_000_000.0  # the moment at which made runs are looked at
 STATES = ("starting", "compiling", "training", "saving", "stopped", "finished", "hung", "failed")

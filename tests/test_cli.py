@@ -20,7 +20,8 @@ from PIL import Image
 from tiny_tissue import st_folder
 
 from tario_jax.cli import main as cli
-from tario_jax.config import Config, load_config, override
+from tario_jax.config import Config
+from tario_jax.config_files import load_config, override
 
 JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate", "bench", "compile", "status",
         "compare", "trace")  # fmt: skip

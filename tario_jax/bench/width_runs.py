@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tario_jax.config import Config, InputError, ModelConfig, to_dict
+from tario_jax.config import Config, InputError, ModelConfig
+from tario_jax.config_files import to_dict
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import split_corpus
 from tario_jax.model.build import Tree, build

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from tario_jax.cli.options import at_least_one, config_flags, config_of, finish, say
-from tario_jax.config import override
+from tario_jax.config_files import override
 
 SUMMARY = "the training step beside a plain product and the same model in PyTorch; MFU; where its time goes"
 EXAMPLES = """

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from tario_jax.cli.options import at_least_one, config_flags, config_of, finish, say
-from tario_jax.config import InputError, override
+from tario_jax.config import InputError
+from tario_jax.config_files import override
 
 SUMMARY = "does a learning rate hold in width (muP): activations, best rates by width, AdamW beside Muon"
 EXAMPLES = """

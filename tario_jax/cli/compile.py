@@ -4,7 +4,8 @@ import argparse
 import os
 
 from tario_jax.cli.options import at_least_one, config_flags, config_of, finish, say
-from tario_jax.config import MESH_AXES, InputError, override
+from tario_jax.config import MESH_AXES, InputError
+from tario_jax.config_files import override
 
 SUMMARY = "the training step compiled for a pod that is not here: does it fit, what is sent, how fast can it be"
 EXAMPLES = """

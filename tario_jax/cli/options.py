@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tario_jax.config import Config, EvaluateConfig, InputError, expand, load_config, override
+from tario_jax.config import Config, EvaluateConfig, InputError
+from tario_jax.config_files import expand, load_config, override
 
 
 def add_command(commands, name: str, command, json: object = None) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from tario_jax.cli.options import at_least_one, config_flags, config_of, finish, say, say_nothing
-from tario_jax.config import expand
+from tario_jax.config_files import expand
 
 SUMMARY = "trains a model on a corpus; run again, it continues"
 EXAMPLES = """

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tario_jax.config import Config, SourceConfig, expand
+from tario_jax.config import Config, SourceConfig
+from tario_jax.config_files import expand
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.tables import Evaluation

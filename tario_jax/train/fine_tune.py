@@ -19,7 +19,8 @@ from flax.nnx import traversals
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tario_jax.config import InputError, StartConfig, expand
+from tario_jax.config import InputError, StartConfig
+from tario_jax.config_files import expand
 from tario_jax.model.build import Tree, build
 from tario_jax.panel import GeneMatch, Panel, match_genes
 from tario_jax.tokens.pipeline import BatchSource

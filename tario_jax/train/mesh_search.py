@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tario_jax.config import MESH_AXES, Config, InputError, override
+from tario_jax.config import MESH_AXES, Config, InputError
+from tario_jax.config_files import override
 from tario_jax.model.decoder import compute_dtype
 from tario_jax.parallel.mesh import traced_on
 from tario_jax.train.aot import CompilerCrash, Plan, Pod, compile_apart

@@ -7,7 +7,8 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from tario_jax.config import Config, InputError, from_dict, to_dict
+from tario_jax.config import Config, InputError
+from tario_jax.config_files import from_dict, to_dict
 from tario_jax.panel import Panel
 from tario_jax.tokens.batch import Layout
 from tario_jax.train.optimiser import decay_steps

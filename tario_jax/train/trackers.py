@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tario_jax.config import Config, InputError, to_dict
+from tario_jax.config import Config, InputError
+from tario_jax.config_files import to_dict
 from tario_jax.train.whole_file import write_whole
 
 _FLUSH_S = 5  # where TensorFlow is installed too, tensorboard writes through its buffers; else at once

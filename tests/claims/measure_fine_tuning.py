@@ -19,7 +19,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tario_jax.config import Config, StartConfig, load_config, override
+from tario_jax.config import Config, StartConfig
+from tario_jax.config_files import load_config, override
 from tario_jax.corpus.read import Corpus
 from tario_jax.train import fine_tune
 from tario_jax.train.run import Run

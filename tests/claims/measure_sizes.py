@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from tario_jax.config import load_config
+from tario_jax.config_files import load_config
 from tario_jax.model.build import model_sizes
 
 NAMED = {"10m": 10e6, "50m": 50e6, "200m": 200e6, "1b": 1e9, "4b": 4e9}

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tario_jax.config import from_dict
+from tario_jax.config_files import from_dict
 from tario_jax.corpus.read import Corpus
 from tario_jax.train.checkpoint import Checkpoints
 from tario_jax.train.run import Run

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tario_jax.config import load_config
+from tario_jax.config_files import load_config
 from tario_jax.model.build import model_sizes
 
 GENES = 18963

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny_tissue import PANEL, tiny_config
 
-from tario_jax.config import InputError, MeshConfig, to_dict
+from tario_jax.config import InputError, MeshConfig
+from tario_jax.config_files import to_dict
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import check_host_memory, check_rows, make_mesh
 from tario_jax.parallel.rules import RULES, partition_spec
@@ -19,7 +20,8 @@ _PROGRAM = """
 import dataclasses, json, sys
 from pathlib import Path
 import jax, numpy as np
-from tario_jax.config import MeshConfig, from_dict
+from tario_jax.config import MeshConfig
+from tario_jax.config_files import from_dict
 from tario_jax.corpus.read import Corpus
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import make_mesh

@@ -5,14 +5,15 @@ import math
 
 from tiny_tissue import tiny_config
 
-from tario_jax.config import MeshConfig, to_dict
+from tario_jax.config import MeshConfig
+from tario_jax.config_files import to_dict
 
 _ROWS, _FSDP, _CONTEXT = 6, 2, 4  # three rows a device: no parameter has an axis of three
 
 _PROGRAM = """
 import json, re, sys
 import jax
-from tario_jax.config import from_dict
+from tario_jax.config_files import from_dict
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import batch_shardings, make_mesh
 from tario_jax.tokens.batch import empty_batch, make_layout, square_bins_per_tile

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tiny_tissue import PANEL, spot_section, tiny_config, tiny_section, write_corpus
 
-from tario_jax.config import InputError, to_dict
+from tario_jax.config import InputError
+from tario_jax.config_files import to_dict
 from tario_jax.corpus.section import Detections
 from tario_jax.tokens import pipeline
 from tario_jax.tokens.batch import Batch, empty_batch, make_layout, square_bins_per_tile, tokenise
@@ -56,7 +57,8 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(source, tiny_corpus, layou
 
 _PROGRAM = """
 import hashlib, json, sys
-from tario_jax.config import DataConfig, from_dict
+from tario_jax.config import DataConfig
+from tario_jax.config_files import from_dict
 from tario_jax.corpus.read import Corpus
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource

@@ -4,6 +4,8 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from tiny_tissue import PANEL, tiny_config
 
 from tario_jax.config import InputError
+from tario_jax.tokens import workers
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource, load_batches
 
@@ -80,6 +83,30 @@ def test_killed_workers_are_started_again_and_make_the_same_batches(source):
     assert line.startswith("data.workers = 2: one of them was killed while batch ")
     assert line.endswith("they are started again (1 of 3 times)")
     assert shared_blocks() == before and not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("killed", (0, 1, 2))
+def test_one_killed_worker_of_several_keeps_nobody_waiting(source, monkeypatch, killed):
+    """Workers with nothing to do wait at one lock, which the one of them that is killed may hold."""
+    pools, said, found = [], [], []
+    begin = workers._pool
+    monkeypatch.setattr(workers, "_pool", lambda *of: pools.append(begin(*of)) or pools[-1])
+    batches = load_batches(source, first=0, prefetch=1, workers=3, say=said.append)
+    found.append(next(batches))
+    time.sleep(1.0)  # until none has anything to do
+    (pool,) = pools
+    pids = sorted(pool._processes)
+    os.kill(pids[killed % len(pids)], signal.SIGKILL)
+    until = time.monotonic() + 60
+    while not pool._broken and time.monotonic() < until:
+        time.sleep(0.01)
+    assert pool._broken
+    rest = threading.Thread(target=lambda: found.extend(batches), daemon=True)
+    rest.start()
+    rest.join(60)
+    assert not rest.is_alive() and len(found) == 9
+    (line,) = said
+    assert "they are started again (1 of 3 times)" in line
 
 
 def test_workers_that_are_killed_again_and_again_end_it(source):

@@ -6,14 +6,16 @@ import pytest
 from refusals import refused
 from tiny_tissue import tiny_config
 
-from tario_jax.config import MeshConfig, to_dict
+from tario_jax.config import MeshConfig
+from tario_jax.config_files import to_dict
 from tario_jax.parallel.mesh import check_rows, make_mesh
 
 # one step of plain descent, so long that what it moved is the gradient; losses of the same batch
 _PROGRAM = """
 import json, re, sys
 import jax, numpy as np, optax
-from tario_jax.config import MeshConfig, from_dict
+from tario_jax.config import MeshConfig
+from tario_jax.config_files import from_dict
 from tario_jax.corpus.read import Corpus
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import make_mesh

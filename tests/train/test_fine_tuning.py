@@ -11,7 +11,8 @@ import pytest
 from refusals import refused
 from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 
-from tario_jax.config import Config, StartConfig, override
+from tario_jax.config import Config, StartConfig
+from tario_jax.config_files import override
 from tario_jax.evaluate.report import banners
 from tario_jax.model.flops import step_flops
 from tario_jax.panel import Panel

@@ -5,7 +5,8 @@ import json
 _PROGRAM = """
 import json
 import jax
-from tario_jax.config import InputError, MESH_AXES, load_config, override
+from tario_jax.config import InputError, MESH_AXES
+from tario_jax.config_files import load_config, override
 from tario_jax.parallel.chips import chip_of
 from tario_jax.train import mesh_search
 from tario_jax.train.aot import CompilerCrash, Pod

@@ -13,7 +13,8 @@ from jax.sharding import AbstractMesh
 from refusals import refused
 from tiny_tissue import PANEL, tiny_config
 
-from tario_jax.config import MESH_AXES, MeshConfig, OptimConfig, load_config
+from tario_jax.config import MESH_AXES, MeshConfig, OptimConfig
+from tario_jax.config_files import load_config
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.train.optimiser import learning_rate, make_optimiser

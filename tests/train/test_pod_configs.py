@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from tario_jax.config import load_config
+from tario_jax.config_files import load_config
 from tario_jax.train.mesh_search import _meshes
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -17,7 +17,8 @@ _PROGRAM = """
 import json, runpy, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 1024)
-from tario_jax.config import MESH_AXES, load_config, override
+from tario_jax.config import MESH_AXES
+from tario_jax.config_files import load_config, override
 from tario_jax.train.aot import Plan
 
 CHIPS = {"v5e:16x16": 256, "v6e:16x16": 256, "v5p:4x8x8": 256, "v5p:8x8x8": 512, "2xv5p:8x8x8": 1024, "8xH100": 8}

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from tario_jax.config import Config, TrainConfig, override
+from tario_jax.config import Config, TrainConfig
+from tario_jax.config_files import override
 from tario_jax.train import trackers as module
 from tario_jax.train.trackers import trackers
 

@@ -1,0 +1,184 @@
+"""Where configs come from, and how they are stored.
+
+A config file is Python: `get_config() -> Config`, or `get_config(arg)` for `--config=FILE.py:ARG`. Fields are
+overridden from the command line as `--config.a.b=value`; a field that does not exist is answered with the one that
+was meant.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import os
+import re
+import traceback
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from tario_jax import config as configs
+from tario_jax.config import Config, InputError
+
+
+def expand(path: str) -> str:
+    """A path of a config with its environment variables; raises `InputError` where one is not set."""
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        raise InputError(f"{path}: the environment variable is not set; set it to the folder that is meant")
+    return expanded
+
+
+def load_config(spec: str, overrides: dict[str, str] | None = None) -> Config:
+    """Reads `path.py[:arg]` and applies `{"a.b": "value"}`.
+
+    Raises `InputError` where the file, a field or a value is not what it should be.
+    """
+    name, _, arg = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"--config={spec}: no such file{hint}")
+    module_spec = importlib.util.spec_from_file_location(f"tario_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"{path}: has no get_config; expected a function that returns a Config")
+        takes_arg = bool(inspect.signature(module.get_config).parameters)
+        if arg and not takes_arg:
+            raise InputError(f"--config={spec}: {path} takes no argument; leave out ':{arg}'")
+        config = module.get_config(arg) if takes_arg else module.get_config()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's Python raises
+        raise InputError(f"{path}{_line_in(path, error)}: {_explained(error)}") from None
+    if not isinstance(config, Config):
+        raise InputError(f"{path}: get_config returned {type(config).__name__}; expected tario_jax.config.Config")
+    return override(config, overrides or {})
+
+
+def chosen(name: str, choices: dict[str, Any]) -> Any:
+    """What a config file offers under its argument: `--config=FILE.py:name`. Raises `InputError` where it does not."""
+    if name not in choices:
+        near = difflib.get_close_matches(name, filter(None, choices), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"--config=…:{name}: expected one of {', '.join(filter(None, choices))}{hint}")
+    return choices[name]
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """The line of the config file that raised `error`, as ", line N"."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _explained(error: Exception) -> str:
+    """One line; a field that does not exist is answered with the one that was meant."""
+    text = " ".join(str(error).split()) or "no reason given"
+    wrong = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    kind = getattr(configs, wrong[1], None) if wrong else None
+    if dataclasses.is_dataclass(kind):
+        near = difflib.get_close_matches(wrong[2], [field.name for field in dataclasses.fields(kind)], 1, cutoff=0.0)
+        return f"{wrong[1]} has no field {wrong[2]!r}; did you mean {near[0]!r}?"
+    return f"{type(error).__name__}: {text}"
+
+
+def override(config: Config, assignments: dict[str, str]) -> Config:
+    """`config` with each dotted field set to the value that its text stands for; checked when all are set."""
+    return _set(config, {tuple(dotted.split(".")): (text, dotted) for dotted, text in assignments.items()})
+
+
+def _set(node: Any, assignments: dict[tuple[str, ...], tuple[str, str]]) -> Any:
+    """`node` with its fields set; keys of `assignments` are the names from here on."""
+    hints = typing.get_type_hints(type(node))
+    changed: dict[str, Any] = {}
+    within: dict[str, dict] = {}
+    for (name, *rest), (text, dotted) in assignments.items():
+        if name not in hints:
+            raise InputError(f"--config.{dotted}: no such field; did you mean {_nearest(dotted, name, node)}?")
+        is_group = dataclasses.is_dataclass(hints[name])
+        if is_group != bool(rest):
+            kind = "a group of fields" if is_group else "a field, not a group"
+            raise InputError(f"--config.{dotted}: {name!r} is {kind}")
+        if is_group:
+            within.setdefault(name, {})[tuple(rest)] = (text, dotted)
+        else:
+            changed[name] = _parse(text, hints[name], dotted)
+    changed |= {name: _set(getattr(node, name), inner) for name, inner in within.items()}
+    return dataclasses.replace(node, **changed) if changed else node
+
+
+def _nearest(dotted: str, wrong: str, node: Any) -> str:
+    """The dotted field of the whole config that `dotted` most likely meant."""
+    here = [field.name for field in dataclasses.fields(node)]
+    near = difflib.get_close_matches(wrong, here, 1, cutoff=0.5)
+    before, _, after = dotted.partition(wrong)
+    if near:
+        return f"--config.{before}{near[0]}{after}"
+    everywhere = {f"{group.name}.{field.name}" for group in dataclasses.fields(Config)
+                  if dataclasses.is_dataclass(group.type) for field in dataclasses.fields(group.type)}  # fmt: skip
+    leaf = {path.split(".")[-1]: path for path in everywhere}
+    near = difflib.get_close_matches(dotted.split(".")[-1], leaf, 1, cutoff=0.0)
+    return f"--config.{leaf[near[0]]}"
+
+
+def _parse(text: str, hint: Any, dotted: str) -> Any:
+    try:
+        value = text if hint is str else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text  # a bare word: right for a choice, refused below for anything else
+    if hint is float and type(value) is int:
+        value = float(value)
+    if not matches(value, hint):
+        raise InputError(f"--config.{dotted}={text}: expected {_describe(hint)}")
+    return value
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type that `hint` names (scalars, Literal, unions, tuples)."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(value, arg) for arg in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(matches(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(matches, value, args))
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], kind: type = Config) -> Any:
+    """The inverse of `to_dict`. Raises `InputError` for a field that this version does not know."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(f"stored config: {kind.__name__} has no field {unknown[0]!r}; it is of another version")
+    return kind(**{
+        name: from_dict(value, hints[name]) if dataclasses.is_dataclass(hints[name]) else _tuples(value)
+        for name, value in values.items()
+    })  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
