@@ -11,6 +11,7 @@ import numpy as np
 from tario_jax.evaluate.controls import FORMS
 from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.tables import Evaluation
+from tario_jax.train.whole_file import write_whole
 
 METHODS = {  # rows of the tables, in order
     "model": "<b>model</b>",
@@ -50,10 +51,10 @@ def write_report(folder: Path, evaluation: Evaluation, figures: list[Drawn], tit
     The page needs no network: images are embedded, nothing is linked.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "report.json", json.dumps(evaluation.report, indent=1, allow_nan=False) + "\n")
-    _write(folder / "genes.tsv", _gene_lines(evaluation.genes))
+    write_whole(folder / "report.json", json.dumps(evaluation.report, indent=1, allow_nan=False) + "\n")
+    write_whole(folder / "genes.tsv", _gene_lines(evaluation.genes))
     page = folder / "report.html"
-    _write(page, render(evaluation.report, figures, title))
+    write_whole(page, render(evaluation.report, figures, title))
     return page
 
 
@@ -293,12 +294,6 @@ def _gene_lines(columns: dict[str, np.ndarray]) -> str:
     for row in zip(*columns.values(), strict=True):
         lines.append("\t".join(str(value) if isinstance(value, str) else f"{value:.5g}" for value in row))
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 _STYLE = """
