@@ -324,6 +324,11 @@ def test_trace_of_a_run_that_is_not_going_is_refused_and_leaves_no_request(tario
     assert not list(run.glob("trace.request*"))
 
 
+def test_trace_waits_for_a_workdir_that_is_not_there_yet(tario, tmp_path):
+    status, out, err = tario("trace", tmp_path / "queued", "--wait", "--timeout-s=1")
+    assert status == 2 and "no such workdir); waiting" in out and "no run began there in 1 s" in err
+
+
 def test_trace_that_nobody_takes_is_withdrawn(tario, tmp_path):
     run = live_run(tmp_path / "run")
     status, _, err = tario("trace", run, "--timeout-s=1")

@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     3 a run hung, 130 and 143 it was told to end (Ctrl-C, SIGTERM), and continues when it is started again."""
     try:
         status = _run(argv)
-    except Exception as error:
+    except BaseException as error:
         if (stopped := _stopped(error)) is not None:  # all processes alike: they end as those that are done
             print(f"tario: {error}", file=sys.stderr)
             return stopped
-        if not _has_others():
+        if not isinstance(error, Exception) or not _has_others():
             raise
         traceback.print_exc()
         print(
@@ -65,7 +65,7 @@ def _has_others() -> bool:
     return hosts is not None and hosts.has_others()
 
 
-def _stopped(error: Exception) -> int | None:
+def _stopped(error: BaseException) -> int | None:
     """The exit status of a run that was told to end, and did."""
     stop = sys.modules.get("tario_jax.train.stop")
     return error.status if stop is not None and isinstance(error, stop.Stopped) else None

@@ -60,11 +60,17 @@ def _wait_for_a_run(options: argparse.Namespace, until: float) -> "RunFiles":
 
     said = False
     while True:
-        files = read_run(options.workdir)
-        state = run_state(files, time.time())
-        if files.hosts and state.live:
-            return files
-        how = state.name + (f": {state.why}" if state.why else "")
+        try:
+            files = read_run(options.workdir)
+        except InputError as error:
+            if not options.wait:
+                raise
+            how = str(error)
+        else:
+            state = run_state(files, time.time())
+            if files.hosts and state.live:
+                return files
+            how = state.name + (f": {state.why}" if state.why else "")
         if not options.wait:
             raise InputError(f"{options.workdir}: no run is going there ({how}); start it, or wait for it with --wait")
         if not said:

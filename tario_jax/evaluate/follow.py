@@ -78,10 +78,11 @@ def follow(evaluator: Evaluator, *, every: int = 0, give_up_minutes: float = 0.0
                               128 + stop.signal)  # fmt: skip
             files = _look(evaluator.workdir, files)
             last = files.done["step"] if files is not None and files.done is not None else None
-            if last is not None and evaluations.holds(last, _seal(evaluator.workdir, last)):
+            waiting = _waiting(files, evaluations, passed, every, last)
+            is_done = last is not None and evaluations.holds(last, _seal(evaluator.workdir, last))
+            if is_done and not (every and waiting):
                 say(f"the run is done, and its last step, {last}, is evaluated")
                 return 0
-            waiting = _waiting(files, evaluations, passed, every, last)
             if not waiting:
                 if last is not None:
                     say(f"the run is done, and the checkpoint of its last step, {last}, cannot be evaluated")

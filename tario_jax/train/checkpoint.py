@@ -118,16 +118,17 @@ class Checkpoints:
 class CheckpointWriter(Checkpoints):
     """The checkpoints of the run that trains here. All processes of it make the same calls.
 
-    keep: so many of the newest stay, and for good those whose step is a multiple of `keep_every` (0: none). What a
-    killed run left half-written or half-deleted is removed.
+    keep: so many of the newest stay, and for good those whose step is a multiple of `keep_every` (0: none). reach: one
+    that lies so many steps before the newest stays too, wherever saves out of turn fell. What a killed run left
+    half-written or half-deleted is removed.
     """
 
-    def __init__(self, workdir: Path, *, keep: int, keep_every: int, say: Callable[[str], None]):
+    def __init__(self, workdir: Path, *, keep: int, keep_every: int, say: Callable[[str], None], reach: int = 0):
         # (event, step, text) of what becomes of saves: saved, save_failed
         self.tell: Callable[[str, int, str], None] = lambda event, step, text: event == "saved" or say(text)
         super().__init__(workdir)
         self._writer = self._begin_writer()
-        self._keep, self._keep_every = keep, keep_every
+        self._keep, self._keep_every, self._reach = keep, keep_every, reach
         self._saving: tuple[int, Provenance] | None = None
         self._failures, self._hush = 0, Hush()
         if is_first():
@@ -160,7 +161,7 @@ class CheckpointWriter(Checkpoints):
         """
         self._settle()
         step = int(state.step)
-        if step in self.steps:  # of this run, or it would have been set aside
+        if step in self._agreed(self.steps):  # of this run, or it would have been set aside
             return
         self._saving = step, provenance
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(state).items()}
@@ -205,8 +206,10 @@ class CheckpointWriter(Checkpoints):
         step, _ = self._saving
         self.tell("saved", step, f"checkpoint of step {step}")
         self._saving, self._failures = None, 0
-        for step in self.steps[: -self._keep]:
-            if not self._keep_every or step % self._keep_every:
+        steps = self.steps
+        reached = [step for step in steps if step <= steps[-1] - self._reach]
+        for step in steps[: -self._keep]:
+            if step not in reached[-1:] and (not self._keep_every or step % self._keep_every):
                 self._delete(step)
 
     def _delete(self, step: int) -> None:

@@ -1,9 +1,11 @@
 """Where the wall time of a run goes: by what it was doing, and over all of its starts."""
 
 import json
+import math
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,34 @@ from tario_jax.train.whole_file import write_whole
 
 STEP = ("place", "dispatch", "wait")
 """What a step is made of: a batch laid on devices, the program started, the numbers of the step before awaited."""
-WATCHED = (*STEP, "data", "validate", "log", "save", "rollback")
+WATCHED = (*STEP, "data", "validate", "log", "save", "rollback", "trace")
 """Doings that have an end: in these a run can hang."""
 
 _SAVES_KNOWN = 64  # of a start, the last ones: a run goes back to one of these
 
 
 class Clock:
-    """One thing is done at any time; its seconds are counted under its name. Other threads may read."""
+    """One thing is done at any time; its seconds are counted under its name. Other threads may read.
+
+    Waiting for a batch costs nothing while the device still computes the step before: so much of it counts as waiting
+    for that step.
+    """
 
     def __init__(self):
+        # when the device ended the last step that it was given: infinite while it computes (monotonic seconds)
+        self.device_idle_since: Callable[[], float] = lambda: -math.inf
         self._seconds: dict[str, float] = defaultdict(float)
         self.doing, self._since = "start", time.monotonic()
         self.beaten = self._since  # when it was last known to get on
 
     def enter(self, doing: str) -> None:
         now = time.monotonic()
-        self._seconds[self.doing] += now - self._since
+        spent = now - self._since
+        if self.doing == "data":
+            computing = min(max(self.device_idle_since() - self._since, 0.0), spent)
+            self._seconds["wait"] += computing
+            spent -= computing
+        self._seconds[self.doing] += spent
         self.doing, self._since = doing, now
         self.beaten = now
 
@@ -66,6 +79,11 @@ class Ledger:
         self._start = {"began_unix": began, "last_unix": began, "first_step": first_step, "last_step": first_step,
                        "seconds": {}, "saved": {}, "repeated_seconds": 0.0}  # fmt: skip
 
+    @property
+    def starts(self) -> int:
+        """How many there were, with this one."""
+        return len(self._before) + 1
+
     def lost_at_last_stop(self) -> tuple[int, float, float] | None:
         """(steps, their seconds, seconds between) that the stop before this start cost; None at the first start."""
         if not self._before:
@@ -86,7 +104,9 @@ class Ledger:
         """The run went back to the checkpoint of `step`."""
         with self._lock:
             self._start["seconds"] = self._clock.seconds()
-            _do_again(self._start, step)
+            for start in (*self._before, self._start):  # it may lie before what this start began with
+                _do_again(start, step)
+            self._start["first_step"] = min(self._start["first_step"], step)
 
     def note(self, step: int) -> None:
         """`step` steps are done."""

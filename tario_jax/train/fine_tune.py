@@ -126,15 +126,19 @@ class StartPoint:
         """What is held out must not have been learnt from, by the checkpoint or by those that it comes from."""
         split, seen_by = run.split, [self.origin, *self.provenance.starts]
         if split.by == "section":
-            unit, seen = "sections", {name for origin in seen_by for name in origin["train"]}
+            unit, seen = (
+                "sections",
+                {name for origin in seen_by for name in (*origin["train"], *origin.get("validation", ()))},
+            )
             held_out = {section.id for section in split.held_out}
         else:
             unit, seen = "patients", {name for origin in seen_by for name in origin["seen_patients"]}
             held_out = {section.patient for section in split.held_out}
         if leaked := sorted(held_out & seen):
             raise InputError(
-                f"{self.named}: was trained on {unit} that are held out now: {_some(leaked, 8)}; put them on the side "
-                f"of training (split.tsv, config.split), or start from a checkpoint that has not seen them"
+                f"{self.named}: was trained on or validated with {unit} that are held out now: {_some(leaked, 8)}; put "
+                "them on the side of training (split.tsv, config.split), or start from a checkpoint that has not seen "
+                "them"
             )
 
     def _of_genes(self, run: Run, found: dict, match: GeneMatch) -> dict[tuple, jax.Array]:

@@ -50,7 +50,13 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
         Stop() as stop,
         alone_in(workdir),
         compiled_kept(workdir),
-        CheckpointWriter(workdir, keep=kept.keep_checkpoints, keep_every=kept.keep_every, say=say) as checkpoints,
+        CheckpointWriter(
+            workdir,
+            keep=kept.keep_checkpoints,
+            keep_every=kept.keep_every,
+            say=say,
+            reach=kept.spike_steps if kept.spike_deviations else 0,
+        ) as checkpoints,
     ):
         damaged: list[str] = []
         first = checkpoints.newest(damaged.append)
@@ -68,8 +74,9 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
             write_whole(workdir / "config.json", json.dumps(run.provenance.to_json()["config"], indent=1))
         run.describe(say)
         with Telemetry(
-            workdir, config, run.layout, clock, first=first or 0, flops=step_flops(config, run.layout).total,
-            schedule=learning_rate(config.optim, config.train.steps), stop=stop, say=say,
+            workdir, config, run.layout, clock, first=first or 0, skipped=int(state.health.skipped),
+            flops=step_flops(config, run.layout).total, schedule=learning_rate(config.optim, config.train.steps),
+            stop=stop, say=say,
         ) as tell:  # fmt: skip
             for line in damaged:
                 tell.event("damaged", first, line, said=line)
@@ -112,6 +119,7 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
         # an array of numpy that slips into the step would be sent at each one, and the device wait for it
         with jax.transfer_guard("disallow"):
             state, dispatched = train_step(state, batch)
+        tell.dispatched(dispatched)
         told = tell.step(t, metrics)
         metrics, t = dispatched, t + 1
 
@@ -173,7 +181,8 @@ def _back(run: Run, told: StepMetrics, spike: int, checkpoints: CheckpointWriter
     counts = {"passed_batches": passed, "rollbacks": number}
     placed = {name: jax.device_put(np.int32(count), state.step.sharding) for name, count in counts.items()}
     tell.rolled_back(
-        to, spike, f"step {spike}: the loss stood above the usual {usual} for {config.spike_steps} steps; back to the "
+        to, spike, int(state.health.skipped),
+        f"step {spike}: the loss stood above the usual {usual} for {config.spike_steps} steps; back to the "
         f"checkpoint of step {to}, past {spike - to} batches (rollback {number} of {config.rollback_limit} allowed)",
     )  # fmt: skip
     return state._replace(health=state.health._replace(**placed))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +28,13 @@ class JsonLines:
 
     def __init__(self, path: Path, say: Callable[[str], None]):
         self._path, self._say, self._failed = path, say, False
-        self._torn = False  # the last line, which a full disk cut off
+        self._torn = _is_torn(path)  # the last line, which a full disk or a kill cut off
 
     def keep_until(self, step: int) -> None:
         """Drops lines of later steps, which are done again, and a torn last one."""
         kept = [line for line in self.read() if line["step"] <= step]
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._torn = False
 
     def read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
@@ -53,6 +55,16 @@ class JsonLines:
             if not self._failed:
                 self._say(f"{self._path}: {error.strerror}; lines are lost until there is room")
             self._failed = True
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file of lines ends within one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
+    except OSError:  # there is none, or it is empty
+        return False
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -94,7 +106,7 @@ class Metrics:
     """Turns what steps say of themselves into lines."""
 
     def __init__(self, workdir: Path, config: Config, layout: Layout, clock: Clock, flops: float, first: int,
-                 say: Callable[[str], None]):  # fmt: skip
+                 start: int, say: Callable[[str], None]):  # fmt: skip
         self._config, self._clock, self._say, self._flops = config, clock, say, flops
         self._tokens = config.data.rows * layout.tiles * (
             layout.patches_per_tile + layout.bins_per_tile * (1 if config.data.one_shot else 2)
@@ -102,7 +114,7 @@ class Metrics:
         self._workdir = workdir
         self.rates = Rates(clock, first)
         self.lines = JsonLines(workdir / "metrics.jsonl", say)
-        self._began = time.monotonic()
+        self._start, self._began = start, time.monotonic()
         self.peak_flops: float | None = None  # of all devices; MFU is told once it is known
         self._look_again_s = 0.0
         self._slowest: tuple[str | None, float | None] = None, None
@@ -138,6 +150,7 @@ class Metrics:
             "rollbacks": int(health.rollbacks),
             "slowest_host": host,
             "slowest_host_seconds": host_seconds,
+            "start": self._start,
             "seconds": time.monotonic() - self._began,
         }
         self.lines.write(**values)
@@ -190,4 +203,4 @@ def host_memory_gib() -> float | None:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
         return None
-    return pages * 4096 / _GIB
+    return pages * os.sysconf("SC_PAGE_SIZE") / _GIB

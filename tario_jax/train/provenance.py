@@ -32,6 +32,7 @@ class Provenance:
     bin_um: float  # side of the squares that were trained on; for spots, of the square of a spot's area
     code: str = dataclasses.field(default_factory=lambda: code_version())
     started_from: dict[str, Any] | None = None  # the checkpoint that step 0 took, as `as_start` describes it
+    validation: tuple[str, ...] = ()  # sections
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -50,6 +51,7 @@ class Provenance:
             "bin_um": self.bin_um,
             "code": self.code,
             "started_from": self.started_from,
+            "validation": list(self.validation),
         }
 
     def as_start(self, run: str, step: int) -> dict[str, Any]:
@@ -57,7 +59,8 @@ class Provenance:
         return {
             "run": run, "step": step, "code": self.code, "corpus_seal": self.corpus_seal, "trained_on": self.trained_on,
             "panel_hash": self.panel.hash, "genes": len(self.panel), "bin_um": self.bin_um, "split_by": self.split_by,
-            "train": list(self.train), "seen_patients": list(self.seen_patients), "started_from": self.started_from,
+            "train": list(self.train), "validation": list(self.validation), "seen_patients": list(self.seen_patients),
+            "started_from": self.started_from,
         }  # fmt: skip
 
     def started(self, origin: dict[str, Any] | None) -> "Provenance":
@@ -88,7 +91,7 @@ class Provenance:
         return cls(from_dict(value["config"]), panel, value["corpus_seal"], value["trained_on"], value["split_by"],
                    tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
                    tuple(value["seen_patients"]), value["bin_um"], value["code"],
-                   value.get("started_from"))  # fmt: skip
+                   value.get("started_from"), tuple(value.get("validation", ())))  # fmt: skip
 
 
 @functools.cache

@@ -50,7 +50,7 @@ class Run:
             config, corpus.panel, corpus.seal, corpus.kind, split.by,
             tuple(s.id for s in split.train), tuple(s.id for s in split.held_out), layout,
             tuple(sorted({s.patient for s in split.train + split.validation})),
-            trained_bin_um(split.train, config.data),
+            trained_bin_um(split.train, config.data), validation=tuple(s.id for s in split.validation),
         )  # fmt: skip
         mesh = make_mesh(config.mesh)
         check_rows(mesh, config.data.rows, config.train.accumulate)

@@ -46,6 +46,7 @@ class TrainingLine:
     host_memory_gib: float | None = None
     skipped_steps: int | None = None  # so far
     rollbacks: int | None = None  # so far
+    start: int | None = None  # number of this start, from 1
     seconds: float | None = None  # since this start
     slowest_host: str | None = None
     slowest_host_seconds: float | None = None
@@ -214,7 +215,7 @@ def read_lines(path: Path, kind, before: Lines = Lines()) -> Lines:
                 before = Lines()
             file.seek(before.offset)
             grown = file.read()
-    except FileNotFoundError:
+    except OSError:  # gone, or replaced meanwhile on a shared disk
         return Lines()
     whole = grown[: grown.rfind(b"\n") + 1]
     values, unread = [], before.unread
@@ -283,7 +284,7 @@ def _object(path: Path) -> dict[str, Any] | None:
     """The JSON object of a file that is replaced as a whole; None where there is none."""
     try:
         value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -336,12 +337,12 @@ def _size(folder: Path) -> int:
 def _bytes(file: Path) -> int:
     try:
         return file.stat().st_size
-    except FileNotFoundError:
+    except OSError:  # gone, or replaced meanwhile on a shared disk
         return 0
 
 
 def _changed(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:  # gone, or replaced meanwhile on a shared disk
         return None

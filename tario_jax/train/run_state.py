@@ -113,9 +113,9 @@ def steps_done(files: RunFiles) -> tuple[int, int | None]:
 
 
 def of_this_start(training: list[TrainingLine]) -> list[TrainingLine]:
-    """The lines since the newest start: there `seconds` began again."""
+    """The lines since the newest start."""
     first = len(training) - 1
-    while first > 0 and _seconds(training[first - 1]) < _seconds(training[first]):
+    while first > 0 and _of_one_start(training[first - 1], training[first]):
         first -= 1
     return training[max(first, 0) :]
 
@@ -129,14 +129,22 @@ def seconds_a_step(files: RunFiles) -> float | None:
 
 
 def training_seconds(training: list[TrainingLine]) -> list[float]:
-    """For each line, the seconds that the run had trained: all starts, without breaks and without steps done again."""
-    total, before, result = 0.0, 0.0, []
+    """For each line, the seconds that the run had trained: all starts, without the breaks between them and the steps
+    that a later start did again."""
+    total, before, result = 0.0, None, []
     for line in training:
-        seconds = _seconds(line)
-        total += seconds - before if seconds >= before else seconds
-        before = seconds
+        goes_on = before is not None and _of_one_start(before, line)
+        total += _seconds(line) - (_seconds(before) if goes_on else 0.0)
+        before = line
         result.append(total)
     return result
+
+
+def _of_one_start(before: TrainingLine, line: TrainingLine) -> bool:
+    """By their numbers; an older run has none, but `seconds` begin again."""
+    if before.start is not None and line.start is not None:
+        return before.start == line.start
+    return _seconds(before) < _seconds(line)
 
 
 def last_known(training: list[TrainingLine], field: str) -> float | None:

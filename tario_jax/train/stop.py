@@ -1,8 +1,10 @@
 """A run that is told to end: SIGTERM, as schedulers send it before they take a machine away, or Ctrl-C."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -10,10 +12,14 @@ import jax
 from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_TELL_S = 2.0
 
 
-class Stopped(Exception):
-    """The run ended because it was told to, its state saved. Holds what is to be said, and the exit status."""
+class Stopped(BaseException):
+    """The run ended because it was told to, its state saved. Holds what is to be said, and the exit status.
+
+    A handler of signals raises it wherever the process is: no `except Exception` there is to take it for a fault.
+    """
 
     def __init__(self, text: str, status: int):
         super().__init__(text)
@@ -23,9 +29,9 @@ class Stopped(Exception):
 class Stop:
     """Whether the run was told to end; all processes of it are told so at the same step.
 
-    One process: the first signal is kept until a step is done, a second one ends it at once. Several: jax hears of
-    SIGTERM on any of them and names the step to all; what comes before the first step is heard after it, and Ctrl-C is
-    passed on as SIGTERM.
+    One process: the first signal is kept until a step is done, a second one ends it at once, whatever it is at.
+    Several: jax hears of SIGTERM on any of them and names the step to all; what comes before the first step is heard
+    after it, and Ctrl-C is passed on as SIGTERM.
     """
 
     def __init__(self):
@@ -33,7 +39,7 @@ class Stop:
         self.signal = signal.SIGTERM
         self.has_work = False  # of this start, that would be lost: before, a signal ends it at once
         self._before: dict[int, object] = {}
-        self._handled = False
+        self._handled, self._times = False, 0  # the signals that the pipe told
         self._heard: int | None = None  # the pipe's end
 
     def __enter__(self) -> "Stop":
@@ -61,19 +67,29 @@ class Stop:
 
     def listen(self) -> float | None:
         """When the run was told to end, None if it was not; to be asked by another thread, from time to time."""
-        if self._heard is not None and self.told_s is None:
+        if self._heard is not None:
             with contextlib.suppress(OSError):  # nothing was written, or it is closed
-                if set(os.read(self._heard, 64)) & set(SIGNALS):
-                    self.told_s = time.monotonic()
+                heard = [number for number in os.read(self._heard, 64) if number in SIGNALS]
+                self._times += len(heard)
+                if heard:
+                    self.signal = self.signal if self.told_s else signal.Signals(heard[0])
+                    self.told_s = self.told_s or time.monotonic()
+        if self._times > 1:
+            self._leave()
         return self.told_s
+
+    def _leave(self) -> None:
+        """Whoever sends a second signal does not want to wait, not for a save either."""
+        leave(f"tario: {self.signal.name} again: ended at once; the same command continues from the newest checkpoint",
+              128 + self.signal)  # fmt: skip
 
     def _pass_on(self, number: int, frame) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # again: at once
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _hear(self, number: int, frame) -> None:
-        if self._handled:  # again: whoever sends it does not want to wait
-            raise KeyboardInterrupt
+        if self._handled:
+            self._leave()
         self._handled, self.signal = True, signal.Signals(number)
         self.told_s = self.told_s or time.monotonic()
         if not self.has_work:
@@ -84,3 +100,14 @@ class Stop:
         if jax.process_count() > 1 and self.told_s is None and multihost_utils.reached_preemption_sync_point(step):
             self.told_s = time.monotonic()
         return self.told_s is not None
+
+
+def leave(line: str, status: int) -> None:
+    """Ends the process and its workers now, whatever any of its threads waits for."""
+    late = threading.Timer(_TELL_S, os._exit, (status,))  # whoever reads our output may have stopped to
+    late.daemon = True
+    late.start()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    print(line, file=sys.stderr, flush=True)
+    os._exit(status)

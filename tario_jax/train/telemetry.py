@@ -15,6 +15,7 @@ from tario_jax.config import Config, InputError
 from tario_jax.parallel.hosts import is_first
 from tario_jax.tokens.batch import Layout
 from tario_jax.train.clock import Clock, Ledger
+from tario_jax.train.in_flight import InFlight
 from tario_jax.train.metrics import JsonLines, Metrics, device_memory_gib
 from tario_jax.train.probe import DeviceProbe
 from tario_jax.train.profile_request import ProfileRequest
@@ -34,18 +35,20 @@ class Telemetry:
     The first process writes them, but for its own heartbeat, which each process does.
     """
 
-    def __init__(self, workdir: Path, config: Config, layout: Layout, clock: Clock, *, first: int, flops: float,
-                 schedule: optax.Schedule, stop: Stop, say: Callable[[str], None]):  # fmt: skip
+    def __init__(self, workdir: Path, config: Config, layout: Layout, clock: Clock, *, first: int, skipped: int,
+                 flops: float, schedule: optax.Schedule, stop: Stop, say: Callable[[str], None]):  # fmt: skip
         self._workdir, self._config, self._say = workdir, config, say
         # by now: asked of the device while the run goes, a rate would wait for the step that was dispatched
         self._rates = np.asarray(jax.jit(jax.vmap(schedule))(np.arange(config.train.steps)))
-        self.clock, self._step, self._skipped, self._probed = clock, first, None, None
+        self.clock, self._step, self._skipped, self._probed = clock, first, skipped, None
         self._events = JsonLines(workdir / "events.jsonl", say)
-        self._metrics = Metrics(workdir, config, layout, clock, flops, first, say)
         self._tracker = trackers(config.train.track if is_first() else (), workdir, config, first, say)
         self._ledger = Ledger(workdir / "goodput.json", first, clock)
+        self._metrics = Metrics(workdir, config, layout, clock, flops, first, self._ledger.starts, say)
         self._request = ProfileRequest(workdir, lambda step, folder: self.event(
-            "traced", step, f"{folder}", said=f"profiler trace up to step {step}: {folder}"))  # fmt: skip
+            "traced", step, f"{folder}", said=f"profiler trace up to step {step}: {folder}"), say)  # fmt: skip
+        self._in_flight = InFlight()
+        clock.device_idle_since = self._in_flight.idle_since
         self._watch = Watch(
             workdir, clock, self._progress, hang_minutes=config.train.hang_minutes, grace_s=config.train.grace_s,
             told_s=stop.listen, beat=self._beat, ending=lambda event, text: self.event(event, self._step, text),
@@ -70,9 +73,10 @@ class Telemetry:
 
     def __exit__(self, kind, error, _) -> None:
         self.enter("end")
-        self._request.end()
         if error is not None and not isinstance(error, Stopped):
             self.event("failed", self._step, " ".join(f"{kind.__name__}: {error}".split()))
+        self._request.end(self._step)
+        self._in_flight.end()
         self._watch.__exit__()
         self._tracker.close()
         if is_first():
@@ -95,7 +99,13 @@ class Telemetry:
 
     def before_step(self, step: int, metrics: StepMetrics | None) -> None:
         """To be called before step number `step` is dispatched; metrics: of the one before, if it was not looked at."""
-        self._request.before_step(step, lambda: jax.block_until_ready(metrics))
+        if self._request.is_due(step):
+            self.enter("trace")
+            self._request.before_step(step, lambda: jax.block_until_ready(metrics))
+
+    def dispatched(self, metrics: StepMetrics) -> None:
+        """A step was given to the device, and will have these metrics."""
+        self._in_flight.begin(metrics.gradient_norm)
 
     def step(self, step: int, metrics: StepMetrics | None) -> StepMetrics | None:
         """Waits for the metrics of a step that was dispatched, and tells them where it is time to.
@@ -112,13 +122,13 @@ class Telemetry:
         self._refuse_skipping(step, told)
         if self._metrics.is_due(step):
             goodput = self._ledger.account()["goodput"]
-            rate = float(self._rates[step - 1 - int(told.health.skipped)])  # of updates: a skipped step is none
+            rate = float(self._rates[max(step - 1 - int(told.health.skipped), 0)])  # of updates: a skipped step is none
             self._track(step, self._metrics.step(step, told, rate, goodput))
         return told
 
     def _refuse_skipping(self, step: int, told: StepMetrics) -> None:
         skipped, limit = int(told.health.skipped), self._config.train.skip_limit
-        if self._skipped is not None and skipped > self._skipped:
+        if skipped > self._skipped:
             text = (f"step {step}: loss or gradients are not finite; the step is skipped, "
                     f"{int(told.health.skipped_in_row)} in a row ({limit} are allowed), {skipped} in all")  # fmt: skip
             self.event("skipped", step, text, said=text)
@@ -149,8 +159,9 @@ class Telemetry:
         """A restart from here on does no step up to this one again."""
         self._ledger.saved(step)
 
-    def rolled_back(self, step: int, spike: int, text: str) -> None:
-        """The run went from the spike back to the checkpoint of `step`."""
+    def rolled_back(self, step: int, spike: int, skipped: int, text: str) -> None:
+        """The run went from the spike back to the checkpoint of `step`, before which `skipped` steps were."""
+        self._skipped = skipped
         self._ledger.rolled_back(step)
         if is_first():
             self._metrics.lines.keep_until(step)
@@ -160,6 +171,7 @@ class Telemetry:
 
     def finished(self, step: int) -> None:
         """Writes the marker of completion."""
+        self._request.end(step)
         self.event("finished", step, f"step {step} is done and saved")
         if is_first():
             wall = self._ledger.account()["wall_seconds"]

@@ -19,11 +19,12 @@ import jax
 
 from tario_jax.tokens.workers import STACKS_SIGNAL
 from tario_jax.train.clock import WATCHED, Clock
+from tario_jax.train.stop import leave
 from tario_jax.train.whole_file import write_whole
 
 HUNG = 3
 """Exit status of a run that hung."""
-_EVERY_S = 1.0
+_EVERY_S, _TELL_S = 1.0, 5.0
 
 
 class Watch:
@@ -93,25 +94,21 @@ class Watch:
             folder.mkdir(exist_ok=True)
             with (folder / f"process_{jax.process_index()}.txt").open("w") as file:
                 file.write(f"{text}\n\n{stacks()}")
+        self._ending("hung", text)
+        late = threading.Timer(_TELL_S, leave, (f"tario: {text}", HUNG))  # where nobody takes what stderr is told
+        late.daemon = True
+        late.start()
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         time.sleep(0.5)  # the workers' stacks, before they lose their parent
-        self._ending("hung", text)
-        self._leave(f"tario: {text}", HUNG)
+        leave(f"tario: {text}", HUNG)
 
     def _end_late(self) -> None:
         text = (
-            f"told to end, {self._grace_s:g} s of grace are over and the last save is not done (train.grace_s): the "
-            "newest whole checkpoint counts, the same command continues from it"
+            f"told to end, {self._grace_s:g} s of grace (train.grace_s) are over in '{self._clock.doing}': the newest "
+            "whole checkpoint counts, the same command continues from it"
         )
         self._ending("stopped", text)
-        self._leave(f"tario: {text}", 128 + signal.SIGTERM)
-
-    def _leave(self, line: str, status: int) -> None:
-        print(line, file=sys.stderr, flush=True)
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        sys.stdout.flush()
-        os._exit(status)
+        leave(f"tario: {text}", 128 + signal.SIGTERM)
 
 
 def stacks() -> str:

@@ -15,6 +15,7 @@ import pytest
 from tario_jax.cli import main as cli
 from tario_jax.config import EvaluateConfig
 from tario_jax.evaluate import follow as following
+from tario_jax.evaluate.evaluations import Evaluations
 from tario_jax.evaluate.follow import Evaluator, follow
 from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.predict.predictor import load, load_step
@@ -120,6 +121,17 @@ def test_every_takes_multiples_in_their_order_and_the_last_one(trainer):
     fake = Fake(trainer.workdir)
     assert followed(fake, every=10)[0] == 0
     assert fake.seen == [f"weights of {step}" for step in (10, 20, 30, 33)]
+
+
+def test_every_takes_what_is_there_of_a_run_that_is_done_and_whose_last_is_evaluated(trainer):
+    for step in (1, 2, 3):
+        trainer.save(step)
+    trainer.finish(3)
+    seal = following._seal(trainer.workdir, 3)
+    Evaluations(trainer.workdir).add({"step": 3, "unix": 1.0, "checkpoint": seal, **HEADLINE})
+    fake = Fake(trainer.workdir)
+    assert followed(fake, every=1)[0] == 0
+    assert fake.seen == ["weights of 1", "weights of 2"]
 
 
 def test_what_has_its_line_is_not_done_again_and_what_was_half_done_is(trainer):

@@ -200,4 +200,4 @@ def test_processes_of_another_config_are_refused_before_a_step(tmp_path, tiny_co
         _, errors = one.communicate(timeout=120)
         assert one.returncode, errors
         if one.returncode == 2:
-            assert "tario: process 1 differs from process 0 in the config or the corpus" in errors
+            assert "tario: process 1 differs from process 0 in the config, the corpus or the code" in errors

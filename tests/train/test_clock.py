@@ -1,6 +1,7 @@
 """Where the time of a run goes, over several starts."""
 
 import json
+import math
 
 import pytest
 
@@ -42,6 +43,16 @@ def test_every_second_is_counted_once_under_what_was_done(time):
     assert clock.since_s() == 1 and time.now - clock.beaten == 1
     clock.beat()
     assert time.now == clock.beaten
+
+
+@pytest.mark.parametrize(("idle_after_s", "wait", "data"), ((-1, 0, 3), (2, 2, 1), (math.inf, 3, 0)))
+def test_a_batch_is_waited_for_only_while_the_device_has_nothing_to_do(time, idle_after_s, wait, data):
+    clock = Clock()
+    clock.enter("data")
+    clock.device_idle_since = lambda: 1000 + idle_after_s
+    time.now += 3
+    clock.enter("place")
+    assert clock.seconds() == {"start": 0, "data": data, "wait": wait, "place": 0}
 
 
 def test_steps_that_are_done_again_and_the_time_between_are_lost(tmp_path, time):
@@ -98,6 +109,30 @@ def test_a_rollback_is_counted_as_steps_done_again(tmp_path, time):
     ledger.write()
     again = Ledger(tmp_path / "goodput.json", 4, Clock())
     assert again.lost_at_last_stop()[:2] == (3, 3.0)
+
+
+def test_a_rollback_may_go_back_to_steps_of_an_earlier_start(tmp_path, time):
+    """100 steps of 1 s, saves after 50 and 100; the next start does two and goes back to 50, does 52, and is killed."""
+    path = tmp_path / "goodput.json"
+    clock = Clock()
+    first = Ledger(path, 0, clock)
+    for step in range(1, 101):
+        spend(clock, time, wait=1)
+        first.note(step)
+        if step % 50 == 0:
+            first.saved(step)
+    first.write()
+    clock = Clock()
+    second = Ledger(path, 100, clock)
+    spend(clock, time, wait=2)
+    second.note(102)
+    second.rolled_back(50)
+    assert second.account()["lost"] == {"repeated": 52}
+    spend(clock, time, wait=52)
+    second.note(102)
+    assert second.account()["goodput"] == pytest.approx(102 / 154)
+    second.write()
+    assert Ledger(path, 76, Clock()).lost_at_last_stop()[0] == 26
 
 
 def test_an_account_that_cannot_be_read_begins_anew(tmp_path, time):

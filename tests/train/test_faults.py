@@ -154,6 +154,23 @@ def test_a_save_that_outlasts_the_grace_is_no_checkpoint(run, tmp_path):
     assert checkpoints(workdir) == ["25", "30"]  # what was half-written is gone
 
 
+def test_a_second_signal_ends_a_run_that_is_saving(run, tmp_path):
+    workdir = tmp_path / "run"
+    started = run(workdir, "SlowDisk", "--config.train.grace_s=600")
+    for line in started.stdout:
+        if line.startswith("step      3/30"):
+            break
+    started.send_signal(signal.SIGTERM)
+    while not events(workdir, "stopping"):
+        time.sleep(0.05)
+    time.sleep(1)
+    began = time.monotonic()
+    started.send_signal(signal.SIGTERM)
+    _, errors = ended(started, 128 + signal.SIGTERM)
+    assert time.monotonic() - began < 10
+    assert errors == ("tario: SIGTERM again: ended at once; the same command continues from the newest checkpoint\n")
+
+
 def test_batches_that_are_not_numbers_are_skipped_and_too_many_end_the_run(run, unbroken, tmp_path):
     said, _ = ended(run(tmp_path / "once", "NotNumbers"), 0)
     assert "step 8: loss or gradients are not finite; the step is skipped, 1 in a row" in said

@@ -11,7 +11,7 @@ import pytest
 from refusals import refused
 from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 
-from tario_jax.config import Config, StartConfig
+from tario_jax.config import Config, SplitConfig, StartConfig
 from tario_jax.config_files import override
 from tario_jax.evaluate.report import banners
 from tario_jax.model.flops import step_flops
@@ -321,6 +321,16 @@ def test_patients_that_the_checkpoint_has_seen_are_not_held_out(tiny_run, tmp_pa
     refused(lambda: begun(config_of(tiny_run), leaky), "patients that are held out now: A, E", "side of training")
     fair = write_corpus(tmp_path / "fair", sections, split=SIDES)
     begun(config_of(tiny_run), fair)
+
+
+def test_sections_that_the_checkpoint_was_validated_with_are_not_held_out(tiny_run, tiny_corpus):
+    (validated,) = (patient for patient, side in SIDES.items() if side == "validation")
+    ids = {section.patient: section.id for section in tiny_corpus.sections}
+    others = tuple(ids[patient] for patient in ids if patient not in (validated, "A"))
+    split = SplitConfig("section", train=others, validation=(ids["A"],), held_out=(ids[validated],))
+    refused(
+        lambda: begun(config_of(tiny_run, split=split), tiny_corpus), "sections that are held out now", ids[validated]
+    )
 
 
 def test_a_run_that_was_started_from_a_checkpoint_resumes_without_it(tiny_run, other_corpus, tmp_path):

@@ -129,6 +129,16 @@ def test_no_file_is_needed_and_none_need_be_whole(tmp_path, name, damage):
     assert json.dumps(status.to_dict(), allow_nan=False)
 
 
+def test_a_file_that_cannot_be_read_now_is_as_if_it_were_not_there(tmp_path):
+    """On a shared disk one that is replaced while it is read is an error of its own."""
+    run = made_run(tmp_path / "run")
+    for name in ("goodput.json", "events.jsonl", "hosts/0.json"):
+        (run / name).unlink()
+        (run / name).mkdir()
+    files = read_run(run)
+    assert files.goodput is None and not files.events and not files.hosts and files.training
+
+
 def test_processes_of_an_earlier_start_are_not_of_this_one(tmp_path):
     run = made_run(tmp_path / "run", processes=4)
     for process in (0, 1):
@@ -261,6 +271,16 @@ def test_time_of_training_adds_up_starts_without_breaks(tmp_path):
     seconds = training_seconds(lines)
     assert seconds[-1] == pytest.approx(2 * (40 + 130 * 1.05))
     assert all(later > earlier for earlier, later in zip(seconds, seconds[1:], strict=False))
+
+
+def test_a_start_that_compiled_longer_than_the_one_before_trained_is_a_start(tmp_path):
+    run = made_run(tmp_path / "run", step_seconds=1.0)
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    of_starts = ((10, 1, 30.0), (20, 2, 43.0), (30, 2, 53.0))
+    made = [line | dict(zip(("step", "start", "seconds"), one, strict=True)) for one in of_starts]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    files = read_run(run)
+    assert training_seconds(files.training) == [30, 73, 83] and seconds_a_step(files) == 1.0
 
 
 def test_the_slowest_host_is_the_one_that_makes_the_others_wait(tmp_path):
