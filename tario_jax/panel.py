@@ -136,7 +136,7 @@ def match_genes(others: Panel, panel: Panel) -> GeneMatch:
     """
     by_id = {gene_id: position for position, gene_id in enumerate(panel.ids) if gene_id}
     position_S = np.full(len(others), -1, np.int32)
-    renamed, contradicted, named = [], [], []
+    renamed, contradicted = [], []
     for number, (symbol, gene_id) in enumerate(zip(others.symbols, others.ids, strict=True)):
         by_symbol = panel.index.get(symbol, -1)
         if gene_id in by_id:
@@ -146,9 +146,5 @@ def match_genes(others: Panel, panel: Panel) -> GeneMatch:
         elif by_symbol >= 0 and gene_id and panel.ids[by_symbol]:
             contradicted.append(f"{symbol} is {gene_id}, in the panel {panel.ids[by_symbol]}")
         else:
-            named.append((number, by_symbol))
-    taken = set(position_S.tolist())
-    for number, position in named:  # an id is the better name: what one has found, a symbol does not get again
-        if position not in taken:
-            position_S[number] = position
+            position_S[number] = by_symbol
     return GeneMatch(position_S, tuple(renamed), tuple(contradicted))

@@ -75,7 +75,7 @@ class StartPoint:
         self._refuse_other_model(run)
         self._refuse_seen(run)
         ours, theirs = run.provenance, self.provenance
-        match = match_genes(ours.panel, theirs.panel)
+        match = _each_once(match_genes(ours.panel, theirs.panel), ours.panel)
         if not (match.position_S >= 0).any():
             raise InputError(
                 f"{self.named}: knows none of the corpus's {len(ours.panel)} genes ({', '.join(ours.panel.symbols[:3])}"
@@ -215,3 +215,16 @@ def _names(paths: list[tuple]) -> list[str]:
 def _whole(array: jax.Array, mesh: Mesh) -> np.ndarray:
     """An array of the mesh, on every process."""
     return np.asarray(jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(array))
+
+
+def _each_once(match: GeneMatch, panel: Panel) -> GeneMatch:
+    """One gene of the checkpoint is one of the run's: where an id and a symbol both find it, the id does."""
+    position_G = match.position_S.copy()
+    by_id = sorted(range(len(panel)), key=lambda gene: not panel.ids[gene])  # stable
+    taken: set[int] = set()
+    for gene in by_id:
+        if position_G[gene] in taken:
+            position_G[gene] = -1
+        elif position_G[gene] >= 0:
+            taken.add(int(position_G[gene]))
+    return match._replace(position_S=position_G)

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 _LOGGERS = "absl", "asyncio"
 _CLOSED = "Event loop is closed"  # writes that were under way when the first of them failed
@@ -16,8 +17,12 @@ class Hush:
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(self._is_news)
         sys.unraisablehook = self._heard
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", f"coroutine '.*{_WRITES}", RuntimeWarning)
 
     def end(self) -> None:
+        self._warnings.__exit__(None, None, None)
         sys.unraisablehook = self._before
         for name in _LOGGERS:
             logging.getLogger(name).removeFilter(self._is_news)

@@ -15,8 +15,9 @@ from tario_jax.config import Config, SplitConfig, StartConfig
 from tario_jax.config_files import override
 from tario_jax.evaluate.report import banners
 from tario_jax.model.flops import step_flops
-from tario_jax.panel import Panel
+from tario_jax.panel import Panel, match_genes
 from tario_jax.parallel.mesh import make_mesh
+from tario_jax.train import fine_tune
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.loop import train
 from tario_jax.train.provenance import Provenance
@@ -321,6 +322,13 @@ def test_patients_that_the_checkpoint_has_seen_are_not_held_out(tiny_run, tmp_pa
     refused(lambda: begun(config_of(tiny_run), leaky), "patients that are held out now: A, E", "side of training")
     fair = write_corpus(tmp_path / "fair", sections, split=SIDES)
     begun(config_of(tiny_run), fair)
+
+
+def test_one_gene_of_the_checkpoint_is_one_of_the_runs():
+    theirs = Panel(("TP53", "EGFR"), ("ENSG00000141510", ""))
+    ours = Panel(("TP53", "P53", "EGFR"), ("", "ENSG00000141510", ""))
+    match = fine_tune._each_once(match_genes(ours, theirs), ours)
+    assert match.position_S.tolist() == [-1, 0, 1]
 
 
 def test_sections_that_the_checkpoint_was_validated_with_are_not_held_out(tiny_run, tiny_corpus):
