@@ -55,7 +55,7 @@ def traced_on(mesh: Mesh, function):
     return traced
 
 
-@functools.cache  # of each step
+@functools.cache  # asked for at each step
 def batch_shardings(mesh: Mesh) -> Batch:
     """Of each array of a batch: rows over replica × fsdp, tiles over context, the rest whole on each device."""
     return Batch(*(

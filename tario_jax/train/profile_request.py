@@ -32,12 +32,8 @@ class ProfileRequest:
         self._path.unlink(missing_ok=True)
         self._wanted = max(wanted, 0)
 
-    def is_due(self, step: int) -> bool:
-        """Whether a trace begins or ends before `step` (counted from 1)."""
-        return self._wanted > 0 if self._until is None else step > self._until
-
     def before_step(self, step: int, drain: Callable[[], None]) -> None:
-        """Begins or ends a trace before `step` is dispatched. drain(): waits for the steps before."""
+        """Begins or ends a trace before `step` (counted from 1) is dispatched. drain(): waits for the steps before."""
         if self._until is not None and step > self._until:
             drain()
             self.end(step - 1)

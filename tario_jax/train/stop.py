@@ -104,10 +104,15 @@ class Stop:
 
 def leave(line: str, status: int) -> None:
     """Ends the process and its workers now, whatever any of its threads waits for."""
-    late = threading.Timer(_TELL_S, os._exit, (status,))  # whoever reads our output may have stopped to
-    late.daemon = True
-    late.start()
+    end_within(_TELL_S, status)
     for worker in multiprocessing.active_children():
         worker.kill()
     print(line, file=sys.stderr, flush=True)
     os._exit(status)
+
+
+def end_within(seconds: float, status: int) -> None:
+    """Ends the process by then, also where it waits for somebody to take what it prints."""
+    late = threading.Timer(seconds, os._exit, (status,))
+    late.daemon = True
+    late.start()

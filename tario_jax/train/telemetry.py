@@ -99,9 +99,12 @@ class Telemetry:
 
     def before_step(self, step: int, metrics: StepMetrics | None) -> None:
         """To be called before step number `step` is dispatched; metrics: of the one before, if it was not looked at."""
-        if self._request.is_due(step):
+
+        def drain() -> None:
             self.enter("trace")
-            self._request.before_step(step, lambda: jax.block_until_ready(metrics))
+            jax.block_until_ready(metrics)
+
+        self._request.before_step(step, drain)
 
     def dispatched(self, metrics: StepMetrics) -> None:
         """A step was given to the device, and will have these metrics."""

@@ -19,7 +19,7 @@ import jax
 
 from tario_jax.tokens.workers import STACKS_SIGNAL
 from tario_jax.train.clock import WATCHED, Clock
-from tario_jax.train.stop import leave
+from tario_jax.train.stop import end_within, leave
 from tario_jax.train.whole_file import write_whole
 
 HUNG = 3
@@ -95,9 +95,7 @@ class Watch:
             with (folder / f"process_{jax.process_index()}.txt").open("w") as file:
                 file.write(f"{text}\n\n{stacks()}")
         self._ending("hung", text)
-        late = threading.Timer(_TELL_S, leave, (f"tario: {text}", HUNG))  # where nobody takes what stderr is told
-        late.daemon = True
-        late.start()
+        end_within(_TELL_S, HUNG)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         time.sleep(0.5)  # the workers' stacks, before they lose their parent
         leave(f"tario: {text}", HUNG)

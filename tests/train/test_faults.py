@@ -51,6 +51,13 @@ def ended(started: subprocess.Popen, status: int) -> tuple[str, str]:
     return said, errors
 
 
+def until(started: subprocess.Popen, line: str) -> None:
+    """Reads what a run says up to a line that begins so."""
+    for said in started.stdout:
+        if said.startswith(line):
+            return
+
+
 @pytest.fixture(scope="module")
 def unbroken(run, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
@@ -93,9 +100,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(run, unb
 def test_sigterm_saves_within_the_grace_and_the_same_command_goes_on(run, unbroken, tmp_path):
     workdir = tmp_path / "run"
     started = run(workdir, "", "--config.train.grace_s=20")
-    for line in started.stdout:
-        if line.startswith("step     11/30"):
-            break
+    until(started, "step     11/30")
     began = time.monotonic()
     started.send_signal(signal.SIGTERM)
     _, errors = ended(started, 128 + signal.SIGTERM)
@@ -113,9 +118,7 @@ def test_sigterm_in_a_validation_that_outlasts_the_grace_saves_first(run, unbrok
     workdir = tmp_path / "run"
     started = run(workdir, "SlowValidation", "--config.train.grace_s=4")
     beat = workdir / "hosts" / "0.json"
-    for line in started.stdout:
-        if line.startswith("step     15/30"):
-            break
+    until(started, "step     15/30")
     while json.loads(beat.read_text())["doing"] != "validate":
         time.sleep(0.05)
     started.send_signal(signal.SIGTERM)
@@ -130,9 +133,7 @@ def test_sigterm_in_a_validation_that_outlasts_the_grace_saves_first(run, unbrok
 def test_a_second_start_in_a_workdir_is_refused_and_disturbs_nothing(run, unbroken, tmp_path):
     workdir = tmp_path / "run"
     first = run(workdir, "SlowValidation", "--config.train.validation_rows=4")
-    for line in first.stdout:
-        if line.startswith("step      5/30"):
-            break
+    until(first, "step      5/30")
     _, errors = ended(run(workdir), 2)
     assert errors.startswith(f"tario: {workdir}: process {first.pid} on ") and "trains there now" in errors
     assert errors.count("\n") == 1
@@ -143,9 +144,7 @@ def test_a_second_start_in_a_workdir_is_refused_and_disturbs_nothing(run, unbrok
 def test_a_save_that_outlasts_the_grace_is_no_checkpoint(run, tmp_path):
     workdir = tmp_path / "run"
     started = run(workdir, "SlowDisk", "--config.train.grace_s=1.5")
-    for line in started.stdout:
-        if line.startswith("step      3/30"):
-            break
+    until(started, "step      3/30")
     started.send_signal(signal.SIGTERM)
     _, errors = ended(started, 128 + signal.SIGTERM)
     assert errors.startswith("tario: told to end, 1.5 s of grace (train.grace_s) are over in 'save': the newest")
@@ -157,9 +156,7 @@ def test_a_save_that_outlasts_the_grace_is_no_checkpoint(run, tmp_path):
 def test_a_second_signal_ends_a_run_that_is_saving(run, tmp_path):
     workdir = tmp_path / "run"
     started = run(workdir, "SlowDisk", "--config.train.grace_s=600")
-    for line in started.stdout:
-        if line.startswith("step      3/30"):
-            break
+    until(started, "step      3/30")
     started.send_signal(signal.SIGTERM)
     while not events(workdir, "stopping"):
         time.sleep(0.05)
