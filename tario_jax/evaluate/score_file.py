@@ -66,7 +66,7 @@ class ScoreTable:
 def read_scores(path: Path) -> ScoreTable:
     """Raises `InputError` where the file is missing, broken or of another version."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; 'tario evaluate' of that run writes it") from None
