@@ -23,7 +23,8 @@ class ScoreTable:
     predicted rates, per detection: gene_nats_S of its multinomial over genes, total_nats_S of the bins' totals.
     """
 
-    bin_um: float  # 0: spots
+    bin_um: float  # side of the bins that are compared; 0: spots
+    read_um: float  # side of those that were predicted, and then summed up to bin_um; 0: spots
     corpus_seal: str
     sections: tuple[str, ...]
     patients: tuple[str, ...]  # of the sections
