@@ -7,7 +7,6 @@ deletes while it is read (train.keep_checkpoints), is told in a line and passed 
 import dataclasses
 import functools
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.run_files import RunFiles, read_run
 from tario_jax.train.run_state import duration
-from tario_jax.train.seal import SEAL, damage
+from tario_jax.train.seal import damage, seal_id
 from tario_jax.train.stop import Stop, Stopped
 
 _SILENT_S = 300.0  # without a sign of life of the run, after which that is said
@@ -38,6 +37,7 @@ class Evaluator:
     config_of: Callable[[Provenance], EvaluateConfig]
     bin_um: float | None = None
     allow_virtual_model: bool = False
+    shared: Path | None = None  # what does not depend on the checkpoint; `folder`/kept by default
 
     def load(self, step: int, before: Predictor | None) -> Predictor:
         return load_step(self.workdir, step, like=before, allow_virtual_model=self.allow_virtual_model)
@@ -48,7 +48,7 @@ class Evaluator:
         with compiled_kept(self.workdir):
             evaluation = evaluate_checkpoint(
                 predictor, corpus, self.config_of(provenance), self.folder / "evaluations" / str(step),
-                bin_um=self.bin_um, title=f"{provenance.config.name}, step {step}, on {corpus.root.name}",
+                bin_um=self.bin_um, shared=self.shared or self.folder / "kept", title=f"{provenance.config.name}, step {step}, on {corpus.root.name}",
                 say=lambda line: None,
             )  # fmt: skip
         return evaluation.report["headline"]
@@ -122,11 +122,7 @@ def _waiting(files: RunFiles | None, evaluations: Evaluations, passed: set, ever
 
 
 def _seal(workdir: Path, step: int) -> str | None:
-    """Tells a checkpoint from another one of the same step; None where it has no seal."""
-    try:
-        return f"{zlib.crc32((workdir / 'checkpoints' / str(step) / SEAL).read_bytes()):08x}"
-    except OSError:
-        return None
+    return seal_id(workdir / "checkpoints" / str(step))
 
 
 def _loaded(evaluator: Evaluator, step: int, before: Predictor | None, say: Callable[[str], None]) -> Predictor | None:

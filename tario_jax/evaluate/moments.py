@@ -11,16 +11,19 @@ gene) that are not 0. Sums are float64.
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import scipy.sparse
 
-from tario_jax.evaluate.metrics import COMPOSITION_SCALE, correlation
+from tario_jax.evaluate.metrics import COMPOSITION_SCALE, composition, correlation, residuals
 
 FORMS = ("counts", "composition", "residual")
 VALUES_AT_ONCE = 1 << 18  # of a strip: 2 MiB in float64, a few of which lie in the cache
+
+VALUES_IN_MEMORY = 1 << 24  # of a part of a section whose values are wanted themselves
 
 Rows = Callable[[slice], np.ndarray]  # a strip of bins -> values [n, G]
 
@@ -40,6 +43,27 @@ class Measured:
     def bins(self, form: str) -> np.ndarray:
         """Positions of the bins that a form compares."""
         return np.arange(len(self)) if form == "counts" else self.kept_N
+
+    @functools.cached_property
+    def share_G(self) -> np.ndarray:
+        """Share of each gene in the counts of the kept bins."""
+        kept = self.counts[self.kept_N]
+        return np.asarray(kept.sum(0)).ravel() / max(float(self.total_N[self.kept_N].sum()), 1e-300)
+
+    def dense(self, form: str, bins: np.ndarray) -> np.ndarray:
+        """Values of a form at these bins, float64 [len(bins), G]; NaN for genes that were not measured."""
+        values_NxG, total_N = self.counts[bins].toarray(), self.total_N[bins]
+        if form == "composition":
+            values_NxG = composition(values_NxG, total_N)
+        elif form == "residual":
+            values_NxG = residuals(values_NxG, total_N, self.share_G)
+        return values_NxG if self.measured_G.all() else np.where(self.measured_G, values_NxG, np.nan)
+
+    def strips(self, form: str) -> Iterator[np.ndarray]:
+        """Positions of the bins that a form compares, so many at a time as `dense` may be asked for."""
+        bins, step = self.bins(form), max(1, VALUES_IN_MEMORY // max(len(self.measured_G), 1))
+        for first in range(0, len(bins), step):
+            yield bins[first : first + step]
 
     def of(self, genes: np.ndarray) -> "Measured":
         """The same of some of the genes."""
@@ -87,14 +111,15 @@ class Sums:
 
     def r(self, weights_BxK: np.ndarray | None = None) -> np.ndarray:
         """r by gene, [G]; with weights (how often each block is drawn) [B, G]. NaN and 0 as in `pearson_by_gene`."""
-        weights_BxK = np.ones((1, len(self.n_K))) if weights_BxK is None else weights_BxK
+        whole = weights_BxK is None
+        weights_BxK = np.ones((1, len(self.n_K))) if whole else weights_BxK
         n_Bx1 = np.maximum(weights_BxK @ self.n_K, 1.0)[:, None]
         x, p, xx, pp, xp, scale_x, scale_p = (
             weights_BxK @ part for part in (self.x, self.p, self.xx, self.pp, self.xp, self.scale_x, self.scale_p)
         )
         r_BxG = correlation(xx - x * x / n_Bx1, pp - p * p / n_Bx1, xp - x * p / n_Bx1, scale_x, scale_p)
         r_BxG = np.where(n_Bx1 < 2, np.nan, r_BxG)
-        return r_BxG[0] if len(weights_BxK) == 1 else r_BxG
+        return r_BxG[0] if whole else r_BxG
 
     def of(self, genes: np.ndarray) -> "Sums":
         """The same of some of the genes."""
@@ -209,8 +234,8 @@ class _Strip:
         (y,) = self._summed(composed_nxG, kept_n)
         xy = self._by_gene(self._composed_E * composed_nxG[self._bin_E, self._gene_E])
         (yy,) = self._summed(np.multiply(composed_nxG, composed_nxG, out=composed_nxG), kept_n)
-        return [p, pp, xp, y, yy, xy, kp, b, bb, ab, ad, cb,
-                *(self._by_block(kept_n * value_n) for value_n in (root_n, self._root_n * root_n, total_n))]  # fmt: skip
+        by_block = [self._by_block(kept_n * value_n) for value_n in (root_n, self._root_n * root_n, total_n)]
+        return [p, pp, xp, y, yy, xy, kp, b, bb, ab, ad, cb, *by_block]
 
     def of_values(self, form: str, y_nxG: np.ndarray) -> list[np.ndarray]:
         """Σy, Σy², Σxy of a form's values; of residuals Σ(x/√t)·y and Σ√t·y in place of Σxy."""

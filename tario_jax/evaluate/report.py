@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.evaluate.controls import FORMS
 from tario_jax.evaluate.figures import Drawn
+from tario_jax.evaluate.moments import FORMS
 from tario_jax.evaluate.tables import Evaluation
 from tario_jax.train.whole_file import write_whole
 

@@ -20,14 +20,18 @@ from tario_jax.tokens.capacity import densest_spots
 from tario_jax.tokens.window import read_window
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
+from tario_jax.train.seal import seal_id
 from tario_jax.train.state import to_devices
 
 
 class Predictor:
     """A trained model, ready to predict. Made by `load`."""
 
-    def __init__(self, provenance: Provenance, parameters, calibration, *, allow_virtual_model: bool = False):
+    def __init__(self, provenance: Provenance, parameters, calibration, *, checkpoint: str = "",
+                 allow_virtual_model: bool = False):  # fmt: skip
+        """checkpoint: tells these parameters from all others."""
         self.provenance = provenance
+        self.checkpoint = checkpoint
         self.panel = provenance.panel
         self.allow_virtual_model = allow_virtual_model
         config = provenance.config
@@ -41,9 +45,10 @@ class Predictor:
 
         self._rates = jax.jit(traced_on(self._mesh, rates), in_shardings=(*shardings, batch_shardings(self._mesh)))
 
-    def of_step(self, parameters, calibration) -> "Predictor":
+    def of_step(self, parameters, calibration, checkpoint: str) -> "Predictor":
         """Another checkpoint of the same run, predicting with what is compiled already."""
         other = copy.copy(self)
+        other.checkpoint = checkpoint
         other._parameters, other._calibration = jax.device_put((parameters, calibration), self._shardings)
         return other
 
@@ -148,9 +153,11 @@ def load_step(
         config = provenance.config
         built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot)
         parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
+    checkpoint = f"{step}-{seal_id(workdir / 'checkpoints' / str(step))}"
     if like is not None and like.provenance == provenance:
-        return like.of_step(parameters, calibration)
-    return Predictor(provenance, parameters, calibration, allow_virtual_model=allow_virtual_model)
+        return like.of_step(parameters, calibration, checkpoint)
+    return Predictor(provenance, parameters, calibration, checkpoint=checkpoint,
+                     allow_virtual_model=allow_virtual_model)  # fmt: skip
 
 
 def _prediction_mesh() -> Mesh:
