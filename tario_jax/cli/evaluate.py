@@ -22,14 +22,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
     model_flags(parser)
     parser.add_argument("--corpus", metavar="PLACE", help="by default that of the run")
     parser.add_argument("--out", type=Path, help="folder of the report; WORKDIR by default")
-    parser.add_argument("--read-um", type=float, metavar="UM", help="side of the bins that are predicted, then summed up "
-                        "to --bin-um; by default the same")  # fmt: skip
+    parser.add_argument("--read-um", type=float, metavar="UM",
+                        help="side of the bins that are predicted, summed up to --bin-um (default: those)")  # fmt: skip
     work = parser.add_argument_group(
-        "the work", "Sections are kept in OUT/kept as they are done: interrupted, the same command goes on.")  # fmt: skip
-    work.add_argument("--shared", type=Path, metavar="FOLDER", help="keeps what does not depend on the model there, for "
-                      "other evaluations on the same corpus; by default OUT/kept")  # fmt: skip
-    work.add_argument("--part", type=part_of, default=(1, 1), metavar="K/N", help="the K-th of N processes that share "
-                      "the work and both folders; each writes the whole report in the end")  # fmt: skip
+        "the work", "Sections are kept in OUT/kept as they are done: interrupted, the same command goes on."
+    )
+    work.add_argument("--shared", type=Path, metavar="FOLDER", help="keeps what does not depend on the model there, "
+                      "for other evaluations on the same corpus; OUT/kept by default")  # fmt: skip
+    work.add_argument("--part", type=part_of, default=(1, 1), metavar="K/N",
+                      help="the K-th of N processes that share the work; each writes the report in the end")  # fmt: skip
     beside = parser.add_argument_group(
         "beside training", "Each checkpoint as it appears into OUT/evaluations/STEP, a line each in "
         "OUT/evaluations.jsonl, all in OUT/evaluations.png, until the run is done. Run again, it continues.",

@@ -48,8 +48,8 @@ class Evaluator:
         with compiled_kept(self.workdir):
             evaluation = evaluate_checkpoint(
                 predictor, corpus, self.config_of(provenance), self.folder / "evaluations" / str(step),
-                bin_um=self.bin_um, shared=self.shared or self.folder / "kept", title=f"{provenance.config.name}, step {step}, on {corpus.root.name}",
-                say=lambda line: None,
+                bin_um=self.bin_um, shared=self.shared or self.folder / "kept", say=lambda line: None,
+                title=f"{provenance.config.name}, step {step}, on {corpus.root.name}",
             )  # fmt: skip
         return evaluation.report["headline"]
 

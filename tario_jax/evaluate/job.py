@@ -8,19 +8,22 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate import score_file
+from tario_jax.evaluate.gene_classes import class_report
 from tario_jax.evaluate.kept import Kept
 from tario_jax.evaluate.map_figures import Look
 from tario_jax.evaluate.null_class import null_report
+from tario_jax.evaluate.outcome_tables import gene_validation, score_table
 from tario_jax.evaluate.report import banners, write_report
 from tario_jax.evaluate.report_figures import Shown, draw_figures
 from tario_jax.evaluate.section_reader import CommonGenes, Reader, common_genes
 from tario_jax.evaluate.tables import Evaluation, Work, evaluate, plain
-from tario_jax.evaluate.validated import gene_validation
-from tario_jax.predict.gene_validation import FILE
+from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.capacity import refuse_fine_bins
 from tario_jax.train.provenance import Provenance
+from tario_jax.virtual.cohort import classes_of
 from tario_jax.virtual.genes import null_symbols
 
 _DENSITY_SECTIONS = 12  # training sections that are predicted too: the density lines are fitted on them
@@ -66,9 +69,10 @@ def evaluate_checkpoint(
                     kept if shared is None else Kept(shared), dict(maps or {}))  # fmt: skip
     density = {section.id for section in train[:: max(1, len(train) // _DENSITY_SECTIONS)][:_DENSITY_SECTIONS]}
     training = [reader.source(section, predicted=section.id in density, with_truth=False) for section in train]
-    sources = [reader.source(section, predicted=True, with_truth=corpus.kind == "virtual") for section in usable]
+    sources = [reader.source(section, predicted=True, with_truth=True) for section in usable]
     own = corpus.seal == provenance.corpus_seal
-    null = _null_genes(genes) if corpus.kind == "virtual" else None
+    virtual = corpus.kind == "virtual"
+    null = _null_genes(genes) if virtual else None
     evaluation = evaluate(
         training, sources, genes.symbols, config, trained_on=provenance.trained_on, corpus_kind=corpus.kind,
         split_by=provenance.split_by if own else "patient", null_genes=null,
@@ -97,9 +101,21 @@ def evaluate_checkpoint(
     by_id = {section.id: section for section in usable}
     figures = draw_figures(folder / "figures", evaluation,
                            lambda section_id, symbol: _shown(reader, by_id[section_id], symbol))  # fmt: skip
+    symbols = evaluation.bulk["symbols"]
+    class_G = classes_of(symbols) if virtual else np.full(len(symbols), "")
+    if virtual:
+        report["classes"] = plain(class_report(evaluation.context, class_G))
+    score_table(
+        evaluation.context,
+        symbols,
+        class_G,
+        bin_um=report["bin_um"] or 0.0,
+        read_um=report["read_um"] or 0.0,
+        corpus_seal=corpus.seal,
+    ).write(folder / score_file.FILE)
     about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
     about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}
-    gene_validation(evaluation.context, evaluation.bulk["symbols"], about).write(folder / FILE)
+    gene_validation(evaluation.context, symbols, about).write(folder / VALIDATION)
     write_report(folder, evaluation, figures, title)
     return evaluation
 

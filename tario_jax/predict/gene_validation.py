@@ -61,6 +61,14 @@ class GeneValidation:
             "ceiling": column(self.ceiling_CxG), "validated": known_G & self.validated_CxG[row, at_G],
         }  # fmt: skip
 
+    def for_model(self, panel_hash: str, checkpoint: str) -> "GeneValidation":
+        """Itself. Raises `InputError` where it says nothing of that model."""
+        for name, wanted in (("panel_hash", panel_hash), ("checkpoint", checkpoint)):
+            if self.about[name] != wanted:
+                raise InputError(f"--validation: is of {name.replace('_', ' ')} {self.about[name]}, and the model's is "
+                                 f"{wanted}; give the table of this model ('tario evaluate' writes it)")  # fmt: skip
+        return self
+
     def write(self, path: Path) -> None:
         """Parquet, a row a cohort and gene; the file is absent or whole."""
         genes = len(self.symbols)

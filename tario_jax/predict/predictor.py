@@ -13,6 +13,8 @@ from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import batch_shardings, make_mesh, traced_on
+from tario_jax.predict.gene_validation import FILE as VALIDATION
+from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
@@ -32,6 +34,7 @@ class Predictor:
         """checkpoint: tells these parameters from all others."""
         self.provenance = provenance
         self.checkpoint = checkpoint
+        self.validation: GeneValidation | None = None  # goes along with every map
         self.panel = provenance.panel
         self.allow_virtual_model = allow_virtual_model
         config = provenance.config
@@ -48,7 +51,7 @@ class Predictor:
     def of_step(self, parameters, calibration, checkpoint: str) -> "Predictor":
         """Another checkpoint of the same run, predicting with what is compiled already."""
         other = copy.copy(self)
-        other.checkpoint = checkpoint
+        other.checkpoint, other.validation = checkpoint, None
         other._parameters, other._calibration = jax.device_put((parameters, calibration), self._shardings)
         return other
 
@@ -127,7 +130,8 @@ class Predictor:
             )
         names = section.spots.name_N if section.spots is not None else ()
         return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
-                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
+                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px,
+                        self.validation)  # fmt: skip
 
     def _window(self, section, corner: tuple[float, float], data: DataConfig):
         window = read_window(section, *corner, data, with_counts=False)
@@ -155,9 +159,15 @@ def load_step(
         parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
     checkpoint = f"{step}-{seal_id(workdir / 'checkpoints' / str(step))}"
     if like is not None and like.provenance == provenance:
-        return like.of_step(parameters, calibration, checkpoint)
-    return Predictor(provenance, parameters, calibration, checkpoint=checkpoint,
-                     allow_virtual_model=allow_virtual_model)  # fmt: skip
+        predictor = like.of_step(parameters, calibration, checkpoint)
+    else:
+        predictor = Predictor(provenance, parameters, calibration, checkpoint=checkpoint,
+                              allow_virtual_model=allow_virtual_model)  # fmt: skip
+    if (workdir / VALIDATION).exists():
+        found = read_gene_validation(workdir / VALIDATION)
+        if found.about["checkpoint"] == checkpoint:  # else it is that of an earlier step
+            predictor.validation = found
+    return predictor
 
 
 def _prediction_mesh() -> Mesh:

@@ -1,15 +1,27 @@
-"""The validation table, from the scores of an evaluation."""
+"""Tables that outlive a report: what maps carry of each gene, and what other runs are held against this one by."""
 
 from typing import Any
 
 import numpy as np
 
 from tario_jax.evaluate import noise
+from tario_jax.evaluate.bulk import pool
 from tario_jax.evaluate.intervals import lower_ends, patient_resampling, resample
 from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.score_file import ScoreTable
 from tario_jax.evaluate.summary import Context, rows_of
 from tario_jax.predict.gene_validation import ALL, GeneValidation
 
+_KEPT_METHODS = (
+    "model",
+    "own_density",
+    "nuclear_density",
+    "ridge",
+    "ridge_direct",
+    "neighbours",
+    "reachable",
+    "true_rate",
+)
 _GENES_AT_ONCE = 512  # [samples, genes] of a whole transcriptome would be gigabytes
 
 
@@ -43,3 +55,23 @@ def gene_validation(context: Context, symbols: np.ndarray, about: dict[str, Any]
         columns["low"].append(low_G)
     stacked = (np.stack(values) for values in columns.values())
     return GeneValidation(tuple(symbols.tolist()), tuple(rows), np.array(patients_C), *stacked, about)
+
+
+def score_table(context: Context, symbols: np.ndarray, gene_class: np.ndarray, *, bin_um: float, read_um: float,
+                corpus_seal: str) -> ScoreTable:  # fmt: skip
+    """Scores of every gene under evaluation; gene_class: of each, "" where none is known."""
+    ranked_G = np.isin(np.arange(len(symbols)), context.ranking.order)
+    detections_S = context.stack("detections")
+    nats = (context.stack(name) / np.maximum(detections_S, 1) for name in ("gene_nats", "total_nats"))
+    cohort_of = {str(arrays["patient"]): str(arrays["cohort"]) for arrays in context.arrays_S}
+    patients = tuple(sorted(cohort_of))
+    pooled = [part for name in ("measured", "model") for part in pool(context.arrays_S, name, list(patients))]
+    return ScoreTable(
+        bin_um, read_um, corpus_seal, context.section_ids, tuple(context.patients),
+        tuple(str(arrays["cohort"]) for arrays in context.arrays_S), tuple(symbols.tolist()),
+        tuple(gene_class.tolist()),
+        np.where(ranked_G, context.ranking.moran_G, np.nan), context.rho_SxG, *nats, detections_S,
+        {(method, form): scores.r_SxG for method in _KEPT_METHODS
+         for form, scores in context.scores.get(method, {}).items()},
+        patients, tuple(cohort_of[patient] for patient in patients), *pooled,
+    )  # fmt: skip
