@@ -30,7 +30,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--shared", type=Path, metavar="FOLDER", help="keeps what does not depend on the model there, "
                       "for other evaluations on the same corpus; OUT/kept by default")  # fmt: skip
     work.add_argument("--part", type=part_of, default=(1, 1), metavar="K/N",
-                      help="the K-th of N processes that share the work; each writes the report in the end")  # fmt: skip
+                      help="the K-th of N processes that share the work; each writes the report")  # fmt: skip
     beside = parser.add_argument_group(
         "beside training", "Each checkpoint as it appears into OUT/evaluations/STEP, a line each in "
         "OUT/evaluations.jsonl, all in OUT/evaluations.png, until the run is done. Run again, it continues.",

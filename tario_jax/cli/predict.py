@@ -25,7 +25,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, help="place × gene, expected counts (.parquet, .tsv, .csv)")
     parser.add_argument("--overlap", type=float, help="of neighbouring windows; evaluate.overlap by default")
     parser.add_argument("--validation", type=Path, metavar="PARQUET",
-                        help="what 'tario evaluate --out' found of each gene; else WORKDIR/validation.parquet")  # fmt: skip
+                        help="what is known of each gene, from 'tario evaluate'; WORKDIR's by default")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:

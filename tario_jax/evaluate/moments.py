@@ -200,11 +200,11 @@ class _Strip:
         return np.split(matrix @ values_nxG, len(weights_n))
 
     def _by_block(self, value_n: np.ndarray) -> np.ndarray:
-        return np.bincount(self._block_n, value_n, minlength=self._blocks)
+        return np.bincount(self._block_n, value_n, minlength=self._blocks).astype(np.float64)  # int where it is empty
 
     def _by_gene(self, value_E: np.ndarray) -> np.ndarray:
         summed = np.bincount(self._key_E, value_E, minlength=self._blocks * self._genes)
-        return summed.reshape(self._blocks, self._genes)
+        return summed.astype(np.float64).reshape(self._blocks, self._genes)
 
     def measured(self) -> list[np.ndarray]:
         """n, then x, xx of counts; n, x, xx of composition; and of kept bins Σx, Σx/√t, Σx²/t, Σ√t, Σt."""
