@@ -81,5 +81,7 @@ def nearer_than_measurement(r_BxG: np.ndarray, rho_BxG: np.ndarray, r_G: np.ndar
     `share`: the point estimate; `share_certain`: its interval lies above 0. Holds for counts with independent
     (shot) noise only. A gene without a defined rho is no pass.
     """
+    if not len(r_G):
+        return {"share": float("nan"), "share_certain": float("nan")}
     excess_BxG, excess_G = r_BxG - rho_BxG, r_G - rho_G
     return {"share": float(np.mean(excess_G > 0)), "share_certain": float(np.mean(lower_ends(excess_BxG) > 0))}

@@ -212,7 +212,7 @@ def _share(methods: dict, samples: dict) -> dict | None:
 def _nearer_truth(context: Context, own: np.ndarray) -> dict | None:
     """What the test r(P, X) > rho stands for, seen: r with the true rate by gene, counts; virtual tissue only."""
     true = context.of("true_rate", "counts")
-    if true is None:
+    if true is None or not len(own):
         return None
     measured_G = mean_defined(true.r_SxG[:, context.in_sets[own]])
     found = {"measured": {"r": float(mean_defined(measured_G))}}
