@@ -3,6 +3,7 @@
 import argparse
 import functools
 from pathlib import Path
+from typing import Any
 
 from tario_jax.cli.options import at_least_one, corpus_of, evaluation_of, finish, model_flags, part_of, say
 from tario_jax.config import InputError
@@ -55,15 +56,23 @@ def run(options: argparse.Namespace) -> int:
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(corpus_of(options))
-    folder = options.out or options.workdir
+    folder, config = options.out or options.workdir, evaluation_of(options, predictor.provenance)
+    title = f"{predictor.provenance.config.name} on {corpus.root.name}"
+    shared = options.shared or folder / "kept"
+
+    def evaluated(out: Path, read_um: float | None, title: str) -> dict[str, Any]:
+        return evaluate_checkpoint(predictor, corpus, config, out, bin_um=options.bin_um, read_um=read_um,
+                                   shared=shared, part=options.part, say=say, title=title).report  # fmt: skip
+
     with compiled_kept(options.workdir):
-        evaluation = evaluate_checkpoint(
-            predictor, corpus, evaluation_of(options, predictor.provenance), folder, bin_um=options.bin_um,
-            read_um=options.read_um, shared=options.shared, part=options.part, say=say,
-            title=f"{predictor.provenance.config.name} on {corpus.root.name}",
-        )  # fmt: skip
+        report = evaluated(folder, options.read_um, title)
+        result = report
+        for read_um in config.read_um if options.read_um is None else ():
+            say(f"\nread at {read_um:g} µm:")
+            result |= {"read": result.get("read", {}) | {f"{read_um:g}": evaluated(
+                folder / f"read_{read_um:g}um", read_um, f"{title}, read at {read_um:g} µm")["headline"]}}  # fmt: skip
     page = (folder / "report.html").resolve()
-    return finish(options, f"\n{headline_table(evaluation.report)}\n\nreport: {page}", evaluation.report)
+    return finish(options, f"\n{headline_table(report)}\n\nreport: {page}", result)
 
 
 def _follow(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ deletes while it is read (train.keep_checkpoints), is told in a line and passed 
 
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,12 +46,14 @@ class Evaluator:
     def evaluate(self, step: int, predictor: Predictor) -> dict[str, Any]:
         """The headline of the report."""
         provenance, corpus = predictor.provenance, self._corpus
+        folder = self.folder / "evaluations" / str(step)
         with compiled_kept(self.workdir):
             evaluation = evaluate_checkpoint(
-                predictor, corpus, self.config_of(provenance), self.folder / "evaluations" / str(step),
-                bin_um=self.bin_um, shared=self.shared or self.folder / "kept", say=lambda line: None,
+                predictor, corpus, self.config_of(provenance), folder, bin_um=self.bin_um,
+                shared=self.shared or self.folder / "kept", say=lambda line: None,
                 title=f"{provenance.config.name}, step {step}, on {corpus.root.name}",
             )  # fmt: skip
+        shutil.rmtree(folder / "kept", ignore_errors=True)  # of a step that is not evaluated again
         return evaluation.report["headline"]
 
     @functools.cached_property

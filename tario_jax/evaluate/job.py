@@ -1,5 +1,6 @@
 """The evaluation of a checkpoint on a corpus: reads, predicts, measures, draws, reports."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.split import split_corpus
 from tario_jax.evaluate import score_file
 from tario_jax.evaluate.gene_classes import class_report
 from tario_jax.evaluate.kept import Kept
@@ -73,10 +75,13 @@ def evaluate_checkpoint(
     own = corpus.seal == provenance.corpus_seal
     virtual = corpus.kind == "virtual"
     null = _null_genes(genes) if virtual else None
+    ranking = [
+        reader.source(section, predicted=False, with_truth=False) for section in _ranking_side(provenance, corpus)
+    ]
     evaluation = evaluate(
         training, sources, genes.symbols, config, trained_on=provenance.trained_on, corpus_kind=corpus.kind,
         split_by=provenance.split_by if own else "patient", null_genes=null,
-        work=Work(reader.shared, kept, part, say),
+        ranked_on=ranking if own else None, work=Work(reader.shared, kept, part, say),
     )  # fmt: skip
     report = evaluation.report
     report["headline"]["seconds"] = round(time.monotonic() - began, 1)
@@ -133,6 +138,18 @@ def _sides(provenance: Provenance, corpus: Corpus, say: Callable[[str], None]) -
     say(f"evaluate: another corpus than that of training: {len(held_out)} of {len(corpus.sections)} sections are "
         f"held out{f', {left_out} bear the name of a training patient' if left_out else ''}")  # fmt: skip
     return [], held_out
+
+
+def _ranking_side(provenance: Provenance, corpus: Corpus) -> list[Section]:
+    """All training sections of the corpus's split, where the run learnt from some of their patients: the genes of runs
+    on more and fewer patients are the same. Else those that the run learnt from."""
+    if corpus.seal != provenance.corpus_seal:
+        return []
+    own = [corpus.section(name) for name in provenance.train]
+    if not provenance.config.split.train_patients:
+        return own
+    every = split_corpus(corpus, dataclasses.replace(provenance.config.split, train_patients=0)).train
+    return list(every)
 
 
 def _null_genes(genes: CommonGenes) -> np.ndarray | None:

@@ -22,7 +22,7 @@ def key_of(**parts: Any) -> str:
 
 
 class Kept:
-    """Files of arrays by name. A file counts only with the key that is asked for; a broken one counts as absent."""
+    """Files of arrays by name and key, <name>.<key>.npz; a broken one counts as absent."""
 
     def __init__(self, folder: Path | None):
         """folder: None keeps nothing, and everything is worked out when it is asked for."""
@@ -32,7 +32,7 @@ class Kept:
         if self._folder is None:
             return None
         try:
-            with np.load(io.BytesIO(self._path(name).read_bytes()), allow_pickle=False) as file:
+            with np.load(io.BytesIO(self._path(name, key).read_bytes()), allow_pickle=False) as file:
                 if file[_KEY].item() != key:
                     return None
                 return {field: file[field] for field in file.files if field != _KEY}
@@ -47,12 +47,13 @@ class Kept:
             if self._folder is not None:
                 memory = io.BytesIO()
                 np.savez(memory, **found, **{_KEY: np.array(key)})
-                self._path(name).parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self._path(name), memory.getvalue())
+                path = self._path(name, key)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, memory.getvalue())
         return found
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.npz"
+    def _path(self, name: str, key: str) -> Path:
+        return self._folder / f"{name}.{key[:12]}.npz"
 
 
 def by_turns(items: Sequence[Any], part: tuple[int, int]) -> list[Any]:

@@ -61,8 +61,11 @@ def rates_of(section: SectionBins, genes: np.ndarray, rates_NxP: np.ndarray | No
     return chosen_NxG, whole_NxP.sum(1, dtype=np.float64)
 
 
-def score_controls(section: SectionBins, truth: Callable[[], Truth] | None, plan: Plan) -> Arrays:
-    """Everything that does not depend on the model. `true_rates` [N, I] is T, on virtual tissue."""
+def score_measurement(section: SectionBins, truth: Callable[[], Truth] | None, plan: Plan) -> Arrays:
+    """What depends neither on the model nor on training: noise, neighbours, and on virtual tissue the truth.
+
+    `true_rates` [N, I] is T there.
+    """
     measured, in_sets = plan.measure(section), plan.in_sets
     weights_NxN = neighbour_weights(*section.where)
     made: dict[str, FromRates | Direct] = {
@@ -84,21 +87,28 @@ def score_controls(section: SectionBins, truth: Callable[[], Truth] | None, plan
         arrays["truth/neighbours"] = pearson_by_gene(
             arrays["true_rates"], (weights_NxN @ measured.counts[:, in_sets]).toarray()
         )
-    if plan.controls is not None:
-        controls, mean_G = plan.controls, plan.controls.mean_composition_G
-        made["nuclear_density"] = from_density(controls.nuclear_density, section.nuclear_density_N, mean_G)
-        made["true_total"] = from_density(controls.true_total, measured.total_N, mean_G)
-        made["ridge"] = controls.ridge_derived(section.features_NxF)
-        made["ridge_direct"] = controls.ridge_direct(section.features_NxF)
-        told_G = sum((made["ridge"].rates(rows).sum(0) for rows in _strips(len(section), len(plan.genes))), 0.0)
-        _add_bulk(arrays, "ridge", told_G, made["ridge"].total_N)
     _add_scores(arrays, measured, made, plan, section)
     few, block_N = measured.of(in_sets), _blocks(section, plan)
-    halves = noise.thinned(few, plan.rng(section, "halves"), block_N)
-    for form, several in halves.items():
+    for form, several in noise.thinned(few, plan.rng(section, "halves"), block_N).items():
         _add_sets(arrays, "halves", form, several, plan)
     nulls = noise.null_reliabilities(few, plan.rng(section, "nulls"))
-    arrays |= {f"null/{name}": rho_I for name, rho_I in nulls.items()}
+    return arrays | {f"null/{name}": rho_I for name, rho_I in nulls.items()}
+
+
+def score_controls(section: SectionBins, plan: Plan) -> Arrays:
+    """Everything that was fitted on training sections."""
+    measured, controls = plan.measure(section), plan.controls
+    mean_G = controls.mean_composition_G
+    made: dict[str, FromRates | Direct] = {
+        "nuclear_density": from_density(controls.nuclear_density, section.nuclear_density_N, mean_G),
+        "true_total": from_density(controls.true_total, measured.total_N, mean_G),
+        "ridge": controls.ridge_derived(section.features_NxF),
+        "ridge_direct": controls.ridge_direct(section.features_NxF),
+    }
+    arrays: Arrays = {}
+    told_G = sum((made["ridge"].rates(rows).sum(0) for rows in _strips(len(section), len(plan.genes))), 0.0)
+    _add_bulk(arrays, "ridge", told_G, made["ridge"].total_N)
+    _add_scores(arrays, measured, made, plan, section)
     return arrays
 
 

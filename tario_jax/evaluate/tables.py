@@ -23,7 +23,14 @@ from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moments import FORMS, measure
 from tario_jax.evaluate.ranking import candidate_genes, rank_genes, standing
 from tario_jax.evaluate.section_bins import SectionSource
-from tario_jax.evaluate.section_scores import Plan, rates_of, score_controls, score_model, section_blocks
+from tario_jax.evaluate.section_scores import (
+    Plan,
+    rates_of,
+    score_controls,
+    score_measurement,
+    score_model,
+    section_blocks,
+)
 from tario_jax.evaluate.summary import Context, by_cohort, curves, rows_of, scores_of, set_reports
 
 _VERSION = 1  # of what is kept: another one is worked out anew
@@ -69,20 +76,25 @@ def evaluate(
     corpus_kind: str,
     split_by: str,
     null_genes: np.ndarray | None = None,
+    ranked_on: list[SectionSource] | None = None,
     work: Work = Work(),
 ) -> Evaluation:
     """Everything that is measured on held-out sections, with all controls and intervals.
 
     `train` fits the controls and ranks the genes; without it genes are ranked on the held-out truth (the report says
     so) and the controls that need training are null. null_genes: positions in the panel of genes that nothing can tell
-    of, whose composition is kept for `null_class`. Raises `InputError` where no held-out section has
-    `config.min_bins` bins, or a patient is on both sides of a split by patient.
+    of, whose composition is kept for `null_class`. ranked_on: sections on which genes are chosen and ranked in place of
+    `train`: runs that learnt from different patients of one training side are then compared on the same genes. Raises
+    `InputError` where no held-out section has `config.min_bins` bins, or a patient is on both sides of a split by
+    patient.
     """
     if split_by == "patient":
         shared = sorted({s.patient_id for s in train} & {s.patient_id for s in held_out})
         if shared:
             raise InputError(f"split: patient {shared[0]!r} is in training and held out; expected one side only")
-    standings = _standings([*train, *held_out], config, work)
+    ranking_side = train if ranked_on is None else ranked_on
+    every = {section.section_id: section for section in (*train, *ranking_side, *held_out)}
+    standings = _standings(list(every.values()), config, work)
     bins = {name: int(arrays["bins"]) for name, arrays in standings.items()}
     kept = [section for section in held_out if bins[section.section_id] >= config.min_bins]
     if not kept:
@@ -90,7 +102,8 @@ def evaluate(
         raise InputError(f"evaluate.min_bins is {config.min_bins}; the largest of {len(held_out)} held-out sections "
                          f"has {most} bins; take smaller bins or lower evaluate.min_bins")  # fmt: skip
     fitting = [section for section in train if bins[section.section_id] >= config.min_bins]
-    ranking_on = [standings[section.section_id] for section in fitting or kept]
+    ranking_side = [section for section in ranking_side if bins[section.section_id] >= config.min_bins]
+    ranking_on = [standings[section.section_id] for section in ranking_side or kept]
     genes, rankable_G = candidate_genes(ranking_on, config.min_detected, config.mean_genes)
     usable = np.any([standings[s.section_id]["measured"] for s in kept], axis=0)[genes]
     genes, rankable_G = genes[usable], rankable_G[usable]
@@ -117,7 +130,8 @@ def evaluate(
         "trained_on": trained_on,
         "corpus_kind": corpus_kind,
         "split_by": split_by,
-        "ranked_on": "training sections" if fitting else "held-out sections",
+        "ranked_on": "training sections" if ranking_side else "held-out sections",
+        "ranking_sections": len(ranking_on),
         "interval": {
             "kind": resampling.name, "level": 0.95, "samples": config.bootstraps,
             "patients": resampling.patients, "note": note,
@@ -183,18 +197,26 @@ def _scored(fitting: list[SectionSource], kept: list[SectionSource], plan: Plan,
             work: Work) -> tuple[tuple[Arrays, ...], Controls | None]:  # fmt: skip
     """What section_scores finds of each held-out section, and the controls."""
     config = plan.config
-    measuring = {name: getattr(config, name) for name in ("min_total", "block_um", "shuffles", "seed")}
-    key = key_of(of="scores", version=_VERSION, genes=plan.genes.tolist(), in_sets=plan.in_sets.tolist(),
-                 by_block=plan.by_block, fitted=[s.key for s in fitting], split_by=split_by, **measuring)  # fmt: skip
+    chosen = {name: getattr(plan, name).tolist() for name in ("genes", "in_sets")}
+    settings = {name: getattr(config, name) for name in ("min_total", "block_um", "shuffles", "seed")}
+    key = key_of(of="scores", version=_VERSION, by_block=plan.by_block, **chosen, **settings)
+
+    def of_measurement(source: SectionSource) -> Arrays:
+        return work.shared.get(f"measurement/{source.section_id}", key_of(section=source.key, plan=key),
+                               lambda: score_measurement(source.measured(), source.truth, plan))  # fmt: skip
+
+    found = _each("truth and noise", kept, of_measurement, work)
     if fitting:
+        key = key_of(plan=key, fitted=[s.key for s in fitting], split_by=split_by)
         arrays = work.shared.get("fitted", key, lambda: controls_to_arrays(_fitted(fitting, plan, split_by, work)))
         plan = dataclasses.replace(plan, controls=controls_from_arrays(arrays))
 
-    def of_controls(source: SectionSource) -> Arrays:
-        return work.shared.get(f"controls/{source.section_id}", key_of(section=source.key, plan=key),
-                               lambda: score_controls(source.measured(), source.truth, plan))  # fmt: skip
+        def of_controls(source: SectionSource) -> Arrays:
+            return work.shared.get(f"controls/{source.section_id}", key_of(section=source.key, plan=key),
+                                   lambda: score_controls(source.measured(), plan))  # fmt: skip
 
-    control = _each("controls", kept, of_controls, work)
+        control = _each("controls", kept, of_controls, work)
+        found = {name: arrays | control[name] for name, arrays in found.items()}
     predicted = [source for source in fitting if source.rates is not None]
     totals = _each("density", predicted, lambda source: _total(source, work), work) if predicted else {}
     density = fit_density([(plan.measure(source.measured()), totals[source.section_id]["total"])
@@ -204,15 +226,14 @@ def _scored(fitting: list[SectionSource], kept: list[SectionSource], plan: Plan,
     def of_model(source: SectionSource) -> Arrays:
         def make() -> Arrays:
             rates = None if source.rates is None else source.rates()
-            true = control[source.section_id].get("true_rates")
+            true = found[source.section_id].get("true_rates")
             return score_model(source.measured(), rates, density, true, plan)
 
         return work.own.get(f"model/{source.section_id}", key_of(section=source.key, rates=source.rates_key, plan=key,
                                                                   density=density_key), make)  # fmt: skip
 
     model = _each("predict", kept, of_model, work)
-    merged = tuple(control[source.section_id] | model[source.section_id] for source in kept)
-    return merged, plan.controls
+    return tuple(found[source.section_id] | model[source.section_id] for source in kept), plan.controls
 
 
 def _total(source: SectionSource, work: Work) -> Arrays:

@@ -304,6 +304,7 @@ def test_figures_and_a_page_that_opens_offline(split, perfect, tmp_path):
 def test_spots_have_figures_too(tmp_path):
     pytest.importorskip("matplotlib")
     train, held_out = make_split(3, 1, layout="spots", pitch=200.0)
+    held_out = [dataclasses.replace(held_out[0], true_rate_NxG=None, reachable_NxG=None)]  # as real tissue is
     evaluation = run(train, held_out, trained_on="real", corpus_kind="real", split_by="section")
     he = np.full((400, 400, 3), 200, np.uint8)
     (s,) = held_out
