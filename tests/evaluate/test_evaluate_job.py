@@ -55,7 +55,7 @@ def tables(folder):
     return report, (folder / "genes.tsv").read_text(), (folder / "validation.parquet").read_bytes()
 
 
-@pytest.mark.parametrize("after", ["measure: 3", "controls: 2", "predict: 4"])
+@pytest.mark.parametrize("after", ["measure: 3", "truth and noise: 2", "predict: 4"])
 def test_interrupted_and_started_again_the_tables_are_equal(
     predictor, others, config, whole, tmp_path, after, monkeypatch
 ):
