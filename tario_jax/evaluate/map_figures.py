@@ -23,7 +23,8 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class GeneMap:
-    """Values of one gene at N places; each map has a colour scale of its own, to its 99th percentile."""
+    """Values of one gene at N places. Each map has a colour scale of its own, to its 99th percentile, or to its highest
+    value where that is 0."""
 
     title: str
     x_um_N: np.ndarray
@@ -97,7 +98,7 @@ def _draw_map(figure, axis, one: GeneMap) -> None:
     ]
     patches = PatchCollection(shapes, cmap=COLOURS, edgecolors="face", linewidths=0.2)
     patches.set_array(one.values_N)
-    patches.set_clim(0, max(float(np.percentile(one.values_N, 99)), 1e-9))
+    patches.set_clim(0, float(np.percentile(one.values_N, 99)) or max(float(one.values_N.max()), 1e-9))
     axis.add_collection(patches)
     axis.set_title(one.title, **TITLE)
     bar = figure.colorbar(patches, ax=axis, fraction=0.045, pad=0.02)
