@@ -13,7 +13,7 @@ EXAMPLES = """
     tario evaluate --workdir=runs/quickstart --out=reports/quickstart --config.evaluate.top_genes=200
     tario evaluate --workdir=runs/quickstart --corpus=corpora/x --bin-um=18 --allow-virtual-model --out=reports/x
     tario evaluate --workdir=runs/quickstart --bin-um=36 --read-um=18 --out=runs/quickstart/read_18um
-    tario evaluate --workdir=runs/quickstart --part=1/2 & tario evaluate --workdir=runs/quickstart --part=2/2
+    tario evaluate --workdir=runs/quickstart --part=2/3
     tario evaluate --workdir=runs/quickstart --follow --give-up-minutes=60
 """
 GROUPS_READ = ("source", "evaluate")

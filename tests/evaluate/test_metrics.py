@@ -155,3 +155,20 @@ def test_ceiling_is_the_best_r_and_equals_thinning(rng):
 def test_ceiling_clips_after_the_mean_over_sections():
     rho = np.array([[-0.5], [0.6]])
     assert metrics.ceiling(rho)[0] == pytest.approx(np.sqrt(0.05))
+
+
+@pytest.mark.parametrize("shape", ["full", "with gaps"])
+def test_moran_equals_that_of_esda(rng, shape):
+    esda, weights = pytest.importorskip("esda.moran"), pytest.importorskip("libpysal.weights")
+    x, y = grid(11)
+    kept = np.ones(len(x), bool)
+    if shape == "with gaps":
+        kept = rng.random(len(x)) > 0.15
+    places, counts = np.stack([x[kept], y[kept]], 1), rng.poisson(rng.gamma(1.0, 1.0, (len(x), 6)))[kept].astype(float)
+    queen = weights.DistanceBand(places, 1.5 * 36.0, binary=True, silence_warnings=True)
+    assert not queen.islands
+    queen.transform = "r"
+    ours = moran.neighbour_weights(*places.T, 36.0, "square")
+    expected = [esda.Moran(counts[:, g], queen, permutations=0).I for g in range(6)]
+    for values in (counts, scipy.sparse.csr_array(counts)):
+        np.testing.assert_allclose(moran.morans_i(values, ours), expected, atol=1e-10)
