@@ -30,7 +30,7 @@ def commands(sweep: Sweep, folder: Path) -> dict[str, list[list[str]]]:
                 "evaluate",
                 f"--workdir={workdir}",
                 f"--corpus={corpus}",
-                f"--shared={folder / 'kept' / name_of_split(sweep, name)}",
+                f"--shared={folder / 'kept'}",
             ],
         ]
     found["scaling"] = [["scaling", str(folder), f"--out={folder}"]]

@@ -83,7 +83,10 @@ def measure(counts_NxP: scipy.sparse.csr_array | np.ndarray, measured_P: np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class FromRates:
-    """A prediction of counts, whose composition and residuals follow from its rates and their own total."""
+    """A prediction of counts, whose composition and residuals follow from its rates and their own total.
+
+    A strip's total is looked at when its rates were read: what reads them may fill it in as it goes.
+    """
 
     rates: Rows
     total_N: np.ndarray

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse
 
+from tario_jax.evaluate.moments import Rows
 from tario_jax.evaluate.moran import Layout
 
 Truth = tuple[np.ndarray, np.ndarray]  # T and V: the true rate, and what the H&E can tell of it, [N, P] each
@@ -45,15 +46,15 @@ class SectionBins:
 class SectionSource:
     """How to come by a section, piece by piece and only when a piece is wanted.
 
-    measured: its bins; rates: predicted ones [N, P], expected detections a bin, of what was measured of each; None
-    where there is no prediction: r = 0 where it is held out. truth: T and V on virtual tissue, else None.
+    measured: its bins; rates: predicted ones, [n, P] a strip of bins, expected detections of what was measured of each;
+    None where there is no prediction: r = 0 where it is held out. truth: T and V on virtual tissue, else None.
     """
 
     section_id: str
     patient_id: str
     cohort: str
     measured: Callable[[], SectionBins]
-    rates: Callable[[], np.ndarray] | None = None
+    rates: Callable[[], Rows] | None = None
     truth: Callable[[], Truth] | None = None
     key: str = ""  # of everything that `measured` and `truth` depend on
     rates_key: str = ""  # of everything that `rates` depends on

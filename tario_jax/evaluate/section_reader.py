@@ -65,7 +65,7 @@ class Reader:
 
         return SectionSource(
             section.id, section.patient, section.cohort, measured,
-            (lambda: self.rates(section, measured())) if predicted else None,
+            (lambda: self.rates(section, measured()).__getitem__) if predicted else None,
             self._truth(section, measured) if with_truth else None, key, rates_key,
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from tario_jax.evaluate.controls import Controls, Density, displaced, from_densi
 from tario_jax.evaluate.intervals import blocks
 from tario_jax.evaluate.kept import Arrays
 from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
-from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Measured, Sums, measure, section_sums
+from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Measured, Rows, Sums, measure, section_sums
 from tario_jax.evaluate.moran import neighbour_weights
 from tario_jax.evaluate.section_bins import SectionBins, Truth
 
@@ -46,19 +46,74 @@ class Plan:
         return np.random.default_rng([self.config.seed, zlib.crc32(f"{section.section_id} {purpose}".encode())])
 
 
-def rates_of(section: SectionBins, genes: np.ndarray, rates_NxP: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rates of `genes` [N, G] and their total over every gene that the section measured [N].
+def totals_of(section: SectionBins, rates: Rows) -> np.ndarray:
+    """Total of predicted rates over every gene that the section measured, float64 [N]."""
+    strips = _strips(len(section), len(section.measured_gene_P))
+    return np.concatenate([np.zeros(0), *(_finite(rates(rows))[:, section.measured_gene_P].sum(1, dtype=np.float64)
+                                          for rows in strips)])  # fmt: skip
+
+
+class _Reading:
+    """The one pass over a section's predicted rates, [n, P] a strip: what is wanted of them is noted as they go by.
 
     A missing or non-finite prediction is 0: a constant, so its r is 0.
     """
-    if rates_NxP is None:
-        return np.zeros((len(section), len(genes)), np.float32), np.zeros(len(section))
-    if not np.isfinite(rates_NxP).all():
-        rates_NxP = np.nan_to_num(rates_NxP, nan=0.0, posinf=0.0, neginf=0.0)
-    measured_P = section.measured_gene_P
-    whole_NxP = rates_NxP if measured_P.all() else rates_NxP[:, measured_P]
-    chosen_NxG = rates_NxP if len(genes) == rates_NxP.shape[1] else rates_NxP[:, genes]
-    return chosen_NxG, whole_NxP.sum(1, dtype=np.float64)
+
+    def __init__(self, section: SectionBins, rates: Rows | None, plan: Plan):
+        self._section, self._whole, self._plan = section, rates, plan
+        number = len(section)
+        self.total_N = np.zeros(number)
+        self.rates_NxI = np.zeros((number, len(plan.in_sets)), np.float32)
+        null = np.zeros(0, int) if plan.null_genes is None else plan.null_genes
+        self.null_NxK, self._null = np.zeros((number, len(null)), np.float32), null
+        self.log_rates_N = np.zeros(number)  # sum over a bin's detections of the log rate of their gene
+
+    def rates(self, rows: slice) -> np.ndarray:
+        """Of the genes under evaluation, [n, G]."""
+        section, plan = self._section, self._plan
+        bins = len(section.x_um_N[rows])
+        if self._whole is None:
+            return np.zeros((bins, len(plan.genes)), np.float32)
+        rates_nxP = _finite(self._whole(rows))
+        measured_P = section.measured_gene_P
+        self.total_N[rows] = (rates_nxP if measured_P.all() else rates_nxP[:, measured_P]).sum(1, dtype=np.float64)
+        self.null_NxK[rows] = rates_nxP[:, self._null]
+        counts = section.counts[rows]
+        bin_E = np.repeat(np.arange(bins), np.diff(counts.indptr))
+        log_E = np.log(np.maximum(rates_nxP[bin_E, counts.indices].astype(np.float64), _TINY))
+        log_E *= counts.data * measured_P[counts.indices]
+        self.log_rates_N[rows] = np.bincount(bin_E, log_E, minlength=bins)
+        rates_nxG = rates_nxP if len(plan.genes) == rates_nxP.shape[1] else rates_nxP[:, plan.genes]
+        self.rates_NxI[rows] = rates_nxG[:, plan.in_sets]
+        return rates_nxG
+
+    def nats(self) -> Arrays:
+        """Poisson negative log-likelihood of a section's counts, over every gene that it measured, in nats.
+
+        Split as in the loss of training: Poisson of each bin's total, without the log-factorial of the counts, which no
+        model changes, and the multinomial over genes. NaN where there is no prediction.
+        """
+        counts_N = np.asarray(self._section.counts @ self._section.measured_gene_P.astype(np.float64)).ravel()
+        told_N = np.maximum(self.total_N, _TINY)
+        gene_nats = float(counts_N @ np.log(told_N) - self.log_rates_N.sum())
+        total_nats = float((told_N - counts_N * np.log(told_N)).sum())
+        missing = self._whole is None
+        return {"gene_nats": np.array(np.nan if missing else gene_nats),
+                "total_nats": np.array(np.nan if missing else total_nats),
+                "detections": np.array(float(counts_N.sum()))}  # fmt: skip
+
+    def null_class(self) -> Arrays:
+        """What `null_class.null_report` takes of a section."""
+        counts = self._section.counts
+        return {"null_class/counts": counts[:, self._null].toarray(),
+                "null_class/totals": np.asarray(counts.sum(1), np.float64).ravel(),
+                "null_class/told": composition(self.null_NxK, self.total_N)}  # fmt: skip
+
+
+def _finite(rates_nxP: np.ndarray) -> np.ndarray:
+    if np.isfinite(rates_nxP).all():
+        return rates_nxP
+    return np.nan_to_num(rates_nxP, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def score_measurement(section: SectionBins, truth: Callable[[], Truth] | None, plan: Plan) -> Arrays:
@@ -79,7 +134,7 @@ def score_measurement(section: SectionBins, truth: Callable[[], Truth] | None, p
     _add_bulk(arrays, "measured", measured.counts.sum(0), measured.total_N)
     if truth is not None:
         for name, rates_NxP in zip(("true_rate", "reachable"), truth(), strict=True):
-            rates_NxG, total_N = rates_of(section, plan.genes, rates_NxP)
+            rates_NxG, total_N = rates_NxP[:, plan.genes], totals_of(section, _rows(rates_NxP))
             made[name] = FromRates(_rows(rates_NxG), total_N)
             _add_bulk(arrays, name, rates_NxG.sum(0, dtype=np.float64), total_N)
             if name == "true_rate":
@@ -106,29 +161,30 @@ def score_controls(section: SectionBins, plan: Plan) -> Arrays:
         "ridge_direct": controls.ridge_direct(section.features_NxF),
     }
     arrays: Arrays = {}
-    told_G = sum((made["ridge"].rates(rows).sum(0) for rows in _strips(len(section), len(plan.genes))), 0.0)
-    _add_bulk(arrays, "ridge", told_G, made["ridge"].total_N)
-    _add_scores(arrays, measured, made, plan, section)
+    sums = _add_scores(arrays, measured, made, plan, section)
+    _add_bulk(arrays, "ridge", sums["ridge", "counts"].p.sum(0), made["ridge"].total_N)
     return arrays
 
 
-def score_model(section: SectionBins, rates_NxP: np.ndarray | None, density: Density | None,
-                true_NxI: np.ndarray | None, plan: Plan) -> Arrays:  # fmt: skip
-    """Everything that depends on the model. density: its own density control, where it could be fitted."""
+def score_model(section: SectionBins, rates: Rows | None, density: Density | None, true_NxI: np.ndarray | None,
+                plan: Plan) -> Arrays:  # fmt: skip
+    """Everything that depends on the model. rates: predicted ones of the whole panel, in strips; density: the model's
+    own density control, where it could be fitted."""
     measured, in_sets = plan.measure(section), plan.in_sets
-    rates_NxG, total_N = rates_of(section, plan.genes, rates_NxP)
-    made: dict[str, FromRates | Direct] = {"model": FromRates(_rows(rates_NxG), total_N)}
+    reading = _Reading(section, rates, plan)
+    arrays: Arrays = {"predicted": np.array(rates is not None)}
+    model = FromRates(reading.rates, reading.total_N)
+    sums = _add_scores(arrays, measured, {"model": model}, plan, section)
+    rates_NxI, total_N = reading.rates_NxI, reading.total_N
+    _add_bulk(arrays, "model", sums["model", "counts"].p.sum(0), total_N)
+    arrays |= reading.nats()
     if plan.controls is not None:
         mean_G = plan.controls.mean_composition_G
-        made["own_density"] = {"counts": lambda rows: total_N[rows, None] * mean_G}
+        own: Direct = {"counts": lambda rows: total_N[rows, None] * mean_G}
         if density is not None:
-            made["own_density"] = from_density(density, total_N, mean_G)
-    arrays: Arrays = {"predicted": np.array(rates_NxP is not None)}
-    _add_bulk(arrays, "model", rates_NxG.sum(0, dtype=np.float64), total_N)
-    arrays |= _nats(section, rates_NxP)
-    _add_scores(arrays, measured, made, plan, section)
-
-    few, rates_NxI, block_N = measured.of(in_sets), np.ascontiguousarray(rates_NxG[:, in_sets]), _blocks(section, plan)
+            own = from_density(density, total_N, mean_G)
+        _add_scores(arrays, measured, {"own_density": own}, plan, section)
+    few, block_N = measured.of(in_sets), _blocks(section, plan)
     expected = {"composition": lambda rows: expected_composition(rates_NxI[rows], total_N[rows])}
     sums = section_sums(few, {"model_expected": expected}, block_N)["model_expected", "composition"]
     _add_sets(arrays, "model_expected", "composition", (sums,), plan)
@@ -145,7 +201,7 @@ def score_model(section: SectionBins, rates_NxP: np.ndarray | None, density: Den
     ]
     arrays |= {f"shuffled/{form}": np.stack([run[form].r() for run in runs]) for form in FORMS}
     if plan.null_genes is not None:
-        arrays |= _null_class(section, rates_NxP, plan.null_genes)
+        arrays |= reading.null_class()
     if true_NxI is not None:
         arrays["truth/model"] = pearson_by_gene(true_NxI, rates_NxI)
         arrays["truth/own_density"] = pearson_by_gene(true_NxI, np.broadcast_to(total_N[:, None], true_NxI.shape))
@@ -182,12 +238,16 @@ def _add_bulk(arrays: Arrays, name: str, sum_G, total_N: np.ndarray) -> None:
 
 
 def _add_scores(arrays: Arrays, measured: Measured, made: dict[str, FromRates | Direct], plan: Plan,
-                section: SectionBins) -> None:  # fmt: skip
-    """r of each method over all genes; with blocks, sums over the genes in sets, and of the model's counts over all."""
-    for (method, form), sums in section_sums(measured, made).items():
+                section: SectionBins) -> dict[tuple[str, str], Sums]:  # fmt: skip
+    """r of each method over all genes; with blocks, sums over the genes in sets, and of the model's counts over all.
+
+    Returns the sums over all genes, of whole sections.
+    """
+    found = section_sums(measured, made)
+    for (method, form), sums in found.items():
         arrays[f"r/{method}/{form}"] = sums.r()
     if not plan.by_block:
-        return
+        return found
     block_N, few = _blocks(section, plan), measured.of(plan.in_sets)
     of_sets = {method: _of_genes(prediction, plan.in_sets) for method, prediction in made.items()}
     for (method, form), sums in section_sums(few, of_sets, block_N).items():
@@ -195,6 +255,7 @@ def _add_scores(arrays: Arrays, measured: Measured, made: dict[str, FromRates | 
     if "model" in made:
         whole = section_sums(measured, {"model_whole": {"counts": made["model"].rates}}, block_N)
         _pack(arrays, "model_whole/counts", (whole["model_whole", "counts"],))
+    return found
 
 
 def _of_genes(prediction: FromRates | Direct, genes: np.ndarray) -> FromRates | Direct:
@@ -237,32 +298,3 @@ def _pack(arrays: Arrays, name: str, several: tuple[Sums, ...]) -> None:
 def unpack(arrays: Arrays, name: str) -> tuple[Sums, ...]:
     """The sums by block that were kept of a method and form."""
     return tuple(Sums(n_K, *parts) for n_K, parts in zip(arrays[f"bins/{name}"], arrays[f"sums/{name}"], strict=True))
-
-
-def _null_class(section: SectionBins, rates_NxP: np.ndarray | None, null: np.ndarray) -> Arrays:
-    """What `null_class.null_report` takes of a section."""
-    told_NxK, told_total_N = rates_of(section, null, rates_NxP)
-    return {"null_class/counts": section.counts[:, null].toarray(),
-            "null_class/totals": np.asarray(section.counts.sum(1), np.float64).ravel(),
-            "null_class/told": composition(told_NxK, told_total_N)}  # fmt: skip
-
-
-def _nats(section: SectionBins, rates_NxP: np.ndarray | None) -> Arrays:
-    """Poisson negative log-likelihood of a section's counts, over every gene that it measured, in nats.
-
-    Split as in the loss of training: Poisson of each bin's total, without the log-factorial of the counts, which no
-    model changes, and the multinomial over genes. NaN where there is no prediction.
-    """
-    counts = section.counts.multiply(section.measured_gene_P[None]).tocsr()
-    detections = float(counts.sum())
-    if rates_NxP is None:
-        return {"gene_nats": np.array(np.nan), "total_nats": np.array(np.nan), "detections": np.array(detections)}
-    _, told_N = rates_of(section, np.zeros(0, int), rates_NxP)
-    bin_E = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    told_E = np.maximum(np.nan_to_num(rates_NxP[bin_E, counts.indices]), _TINY)
-    total_N, told_N = np.asarray(counts.sum(1)).ravel(), np.maximum(told_N, _TINY)
-    return {
-        "gene_nats": np.array(-float(counts.data @ np.log(told_E / told_N[bin_E]))),
-        "total_nats": np.array(float((told_N - total_N * np.log(told_N)).sum())),
-        "detections": np.array(detections),
-    }

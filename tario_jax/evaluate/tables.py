@@ -25,11 +25,11 @@ from tario_jax.evaluate.ranking import candidate_genes, rank_genes, standing
 from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_scores import (
     Plan,
-    rates_of,
     score_controls,
     score_measurement,
     score_model,
     section_blocks,
+    totals_of,
 )
 from tario_jax.evaluate.summary import Context, by_cohort, curves, rows_of, scores_of, set_reports
 
@@ -240,7 +240,7 @@ def _total(source: SectionSource, work: Work) -> Arrays:
     """Predicted totals of a training section, over the genes that it measured."""
 
     def make() -> Arrays:
-        return {"total": rates_of(source.measured(), np.zeros(0, int), source.rates())[1]}
+        return {"total": totals_of(source.measured(), source.rates())}
 
     return work.own.get(f"total/{source.section_id}", key_of(version=_VERSION, rates=source.rates_key), make)
 

@@ -54,7 +54,7 @@ class Tissue:
     def source(self) -> SectionSource:
         return SectionSource(
             self.section_id, self.patient_id, self.cohort, lambda: self.bins,
-            None if self.rates_NxG is None else lambda: self.rates_NxG,
+            None if self.rates_NxG is None else lambda: self.rates_NxG.__getitem__,
             None if self.true_rate_NxG is None else lambda: (self.true_rate_NxG, self.reachable_NxG),
         )  # fmt: skip
 
