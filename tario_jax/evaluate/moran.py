@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import threading
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ Layout = Literal["square", "spots"]
 # what is further is on the other side of a gap.
 SPOT_REACH_PITCHES = 2.5
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 64  # whose neighbours are laid out densely: of a whole transcriptome a few tens of megabytes
 
 
 def neighbour_weights(
@@ -75,16 +76,50 @@ def morans_i(values_NxG: np.ndarray | scipy.sparse.csr_array, weights_NxN: scipy
 
 
 def _neighbour_products(values_NxG: scipy.sparse.csr_array, weights_NxN: scipy.sparse.csr_array) -> np.ndarray:
-    """sum over places of x · Wx by column, [G], some rows at a time: Wx holds several times as many entries as x."""
+    """sum over places of x · Wx by column, [G].
+
+    Wx is wanted only where x is not 0. A strip's neighbours are laid out densely, and each entry looks up its own: as
+    many look-ups as entries times neighbours, and no sparse product, whose entries would be several times as many.
+    """
     number, genes = values_NxG.shape
-    total_G = np.zeros(genes)
+    indptr, columns = values_NxG.indptr, values_NxG.indices
+    largest = int(np.diff(weights_NxN.indptr).max(initial=0))
+    neighbour_NxK, weight_NxK = _padded(weights_NxN, largest)
+    buffers = threading.local()
 
     def of(rows: slice) -> np.ndarray:
-        part = values_NxG[rows]
-        return np.ones(part.shape[0]) @ part.multiply(weights_NxN[rows] @ values_NxG).tocsr()
+        needed, local = np.unique(neighbour_NxK[rows], return_inverse=True)
+        local = local.reshape(-1, largest)
+        around = values_NxG[needed]
+        at_E = np.repeat(np.arange(len(needed)) * genes, np.diff(around.indptr)) + around.indices
+        dense = getattr(buffers, "dense", np.zeros(0, np.float32))
+        if len(dense) < len(needed) * genes:
+            dense = buffers.dense = np.zeros(len(needed) * genes, np.float32)
+        dense[at_E] = around.data
+        sizes = np.diff(indptr[rows.start : rows.stop + 1])
+        column_E = columns[indptr[rows.start] : indptr[rows.stop]]
+        pulled_E = np.zeros(len(column_E))
+        for k in range(largest):
+            found_E = dense.take(np.repeat(local[:, k] * genes, sizes) + column_E)
+            pulled_E += found_E * np.repeat(weight_NxK[rows, k], sizes)
+        dense[at_E] = 0.0
+        own_E = values_NxG.data[indptr[rows.start] : indptr[rows.stop]]
+        return np.bincount(column_E, own_E * pulled_E, minlength=genes).astype(np.float64)
 
     strips = [slice(first, min(first + ROWS_AT_ONCE, number)) for first in range(0, number, ROWS_AT_ONCE)]
+    total_G = np.zeros(genes)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for part_G in pool.map(of, strips):  # added in their order: the same bits on any number of cores
             total_G += part_G
     return total_G
+
+
+def _padded(weights_NxN: scipy.sparse.csr_array, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours and weights of each place, [N, K]; where it has fewer than K, itself with weight 0."""
+    number, degree_N = weights_NxN.shape[0], np.diff(weights_NxN.indptr)
+    row_E = np.repeat(np.arange(number), degree_N)
+    slot_E = np.arange(len(row_E)) - np.repeat(weights_NxN.indptr[:-1], degree_N)
+    neighbour_NxK = np.tile(np.arange(number)[:, None], (1, largest))
+    weight_NxK = np.zeros((number, largest))
+    neighbour_NxK[row_E, slot_E], weight_NxK[row_E, slot_E] = weights_NxN.indices, weights_NxN.data
+    return neighbour_NxK, weight_NxK
