@@ -35,6 +35,8 @@ class GeneMaps:
     tissue: str  # kind of the tissue that was predicted: virtual or real
     names_N: tuple[str, ...] = ()  # of the places, where the platform names its spots
     he_origin_px: tuple[float, float] = (0.0, 0.0)  # where the section's H&E begins in the image that it was cut from
+    decoding: str = "one-shot"  # how the rates came about
+    between_NxG: np.ndarray | None = None  # variance of the rates between samples; counts vary by rate + this
 
     @property
     def banner(self) -> str:
@@ -59,6 +61,7 @@ class GeneMaps:
             "tissue": self.tissue,
             "banner": self.banner,
             "unit": "expected detections per place",
+            "decoding": self.decoding,
             "size_um": float(self.size_um),
             "he_um_per_px": float(self.he_um_per_px),
         }
@@ -80,6 +83,8 @@ class GeneMaps:
         )
         maps = anndata.AnnData(self.rates_NxG, obs=obs, var=pandas.DataFrame(index=list(self.panel.symbols)))
         maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px + self.he_origin_px
+        if self.between_NxG is not None:
+            maps.layers["between_sample_variance"] = self.between_NxG
         maps.uns["tario"] = self.metadata()
         return maps
 
