@@ -20,7 +20,6 @@ from tario_jax.model.decoder import compute_dtype
 from tario_jax.model.model import Predicted, Tario, visibilities
 from tario_jax.model.streams import Visibility
 from tario_jax.ops.poisson import draw_poisson
-from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 from tario_jax.tokens.batch import Batch
 
 _LEVEL_SHARE = 1 / 8  # of the bins of a window: a level is estimated from at least so many

@@ -1,6 +1,7 @@
 """How windows cover a section: the places that are predicted, and what several windows say of one of them."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -38,6 +39,11 @@ class Cover:
     def __len__(self) -> int:
         """Number of places."""
         return len(self.places.x_um_N)
+
+    @property
+    def section_key(self) -> int:
+        """64 bits that tell the section from others, for generators of random numbers."""
+        return int.from_bytes(hashlib.sha256(self.section.id.encode()).digest()[:8], "little")
 
     def batches(self, rows: int, read: Callable[[tuple[float, float]], Window] | None = None) -> Iterator[
         tuple[range, Batch]

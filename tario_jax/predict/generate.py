@@ -1,7 +1,6 @@
 """Gene maps by generation in K steps, averaged over samples: fresh orders of writing and fresh draws."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -94,9 +93,7 @@ def generate_section(
                 kept.add(placed, [[values[row] for values in of_sample] for of_sample in drawn])
         if progress is not None:
             progress(windows.stop, len(cover.corners))
-    maps = predictor.maps(cover, blend, tissue)
-    if steps.groups != 1:
-        maps = dataclasses.replace(maps, decoding=str(steps))
+    maps = predictor.maps(cover, blend, tissue, decoding="one-shot" if steps.groups == 1 else str(steps))
     return dataclasses.replace(maps, between_NxG=spread.mean() if steps.samples > 1 else None), kept.samples
 
 
@@ -104,8 +101,8 @@ def refuse_one_shot(predictor: Predictor, what: str) -> None:
     """Raises `InputError` for a model that never learnt to read contents."""
     data = predictor.provenance.config.data
     if data.one_shot:
-        raise InputError(f"{what}: the model of {predictor.provenance.config.name!r} was trained one-shot, data.groups = "
-                         f"{data.groups}, and reads no contents; train with a K other than 1 in data.groups")  # fmt: skip
+        raise InputError(f"{what}: the model of {predictor.provenance.config.name!r} was trained one-shot, data.groups "
+                         f"= {data.groups}, and reads no contents; train with a K other than 1 there")  # fmt: skip
 
 
 def _order(cover: Cover, batch: Batch, windows: range, steps: Steps, sample: int) -> Order:
@@ -116,9 +113,8 @@ def _order(cover: Cover, batch: Batch, windows: range, steps: Steps, sample: int
     step_BxQ = np.ones((B, T * N), np.int32)
     slot_KxBxn = np.full((groups, B, -(-per_window // groups)), -1, np.int32)
     key_Bx2 = np.zeros((B, 2), np.uint32)
-    section = int.from_bytes(hashlib.sha256(cover.section.id.encode()).digest()[:8], "little")
     for row, window in enumerate(windows):
-        rng = np.random.Generator(np.random.Philox(key=[steps.seed, section], counter=[0, 0, window, sample]))
+        rng = np.random.Generator(np.random.Philox(key=[steps.seed, cover.section_key], counter=[0, 0, window, sample]))
         key_Bx2[row] = rng.integers(1 << 32, size=2, dtype=np.uint32)
         slot_n = np.flatnonzero(batch.bin_measured_BxTxN[row].ravel() > 0)
         x_n, y_n = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[slot_n].T

@@ -114,20 +114,28 @@ class Predictor:
         """A batch whose rows lie on the devices, as `call` takes it."""
         return to_devices(batch, self._mesh)
 
-    def maps(self, cover: Cover, blend: Blend, tissue: str) -> GeneMaps:
-        """Blended rates of a cover as gene maps. Raises `InputError` where they are no numbers, or a place has none."""
+    def maps(self, cover: Cover, blend: Blend, tissue: str, *, asked_N: np.ndarray | None = None,
+             decoding: str = "one-shot") -> GeneMaps:  # fmt: skip
+        """Blended rates of a cover as gene maps, of all its places or of those that were asked.
+
+        Raises `InputError` where rates are no numbers, or a place has none.
+        """
         section, places = cover.section, cover.places
-        if not blend.seen_N.all():
-            raise InputError(f"{section.id}: {int((~blend.seen_N).sum())} places lie in no window; lower the overlap")
-        rates_NxG = blend.mean()
+        asked_N = np.ones(len(cover), bool) if asked_N is None else asked_N
+        unseen = int((asked_N & ~blend.seen_N).sum())
+        if unseen:
+            raise InputError(f"{section.id}: {unseen} places lie in no window; lower the overlap")
+        rates_NxG = blend.mean() if asked_N.all() else blend.mean()[asked_N]
         if not np.isfinite(rates_NxG).all():
             raise InputError(
                 f"{section.id}: the model's rates are not numbers: its training diverged; see its metrics.jsonl, "
                 "and train again with a lower optim.learning_rate"
             )
         names = section.spots.name_N if section.spots is not None else ()
-        return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, rates_NxG,
-                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
+        names = tuple(name for name, asked in zip(names, asked_N, strict=False) if asked)
+        return GeneMaps(section.id, self.panel, places.x_um_N[asked_N], places.y_um_N[asked_N], places.size_um,
+                        rates_NxG, section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px,
+                        decoding)  # fmt: skip
 
     @property
     def rows(self) -> int:
