@@ -1,0 +1,118 @@
+"""What `tario decode` shows: the tables for people, and one figure."""
+
+from pathlib import Path
+from typing import Any
+
+from tario_jax.evaluate.calibration import LEVELS
+from tario_jax.evaluate.decoding_section import ONE_SHOT
+from tario_jax.evaluate.figures import COHORT_COLOURS, INK, RULE, SOFT, TITLE, blank_figure, plain_axes, save_figure
+
+_FORMS = {"counts_r": ("counts", COHORT_COLOURS[0]), "composition_r": ("composition", COHORT_COLOURS[3])}
+_WHO = {"model": COHORT_COLOURS[0], ONE_SHOT: SOFT, "neighbours": COHORT_COLOURS[1]}
+
+
+def decoding_tables(report: dict[str, Any]) -> str:
+    """Ways of generating, what is given, gains by class of genes, and seconds, as text."""
+    lines = [
+        f"{report['sections']} sections of {report['patients']} patients, {report['bins']:,} bins, {report['genes']} "
+        f"genes ranked by {report['ranked_on']}; means over genes; in brackets: "
+        f"{'95 % patient bootstrap' if report['interval'] else 'one patient, no interval'}",
+        "", f"{'generation':<26}{'r counts':>9}  {'over one-shot':<26}{'r compos.':>9}  {'over one-shot':<26}",
+    ]  # fmt: skip
+    lines += [_row(way, found, found.get("gain")) for way, found in report["ways"].items()]
+    covered = "".join(f"{f'{100 * level:g} %':>8}" for level in LEVELS)
+    lines += ["", f"{'calibration':<26}{'CRPS':>9}{'of draws':>9}{covered}  Moran's I of rates   of drawn counts   "
+              f"(measured {_number(report['moran_measured'])})"]  # fmt: skip
+    for way, found in report["ways"].items():
+        covered = "".join(f"{_number(found[f'covered_{round(100 * level)}']):>8}" for level in LEVELS)
+        lines.append(f"{way:<26}{_number(found['crps']):>9}{_number(found['crps_drawn']):>9}{covered}"
+                     f"{_number(found['moran']):>20}{_number(found['moran_drawn']):>18}")  # fmt: skip
+    if report["given"]:
+        lines += [
+            "",
+            f"{'given, scored on the rest':<26}{'r counts':>9}  {'model over it':<26}{'r compos.':>9}  model over it",
+        ]
+    for name, found in report["given"].items():
+        lines.append(_row(f"{name}: model", found["model"], None))
+        lines += [_row(f"{name}: {who}", found[who], found["model"][f"gain over {who}"])
+                  for who in (ONE_SHOT, "neighbours") if who in found]  # fmt: skip
+    if report["classes"]:
+        lines += ["", f"{'class, over one-shot':<26}{'genes':>9}  {'counts':<35}composition"]
+    for of, number in report["classes"].items():
+        ways = [(way, found["classes"][of]) for way, found in report["ways"].items() if way != ONE_SHOT]
+        ways += [(f"given {name}", found["classes"][of]) for name, found in report["given"].items()]
+        for way, scores in ways:
+            counts, composed = (_gain(scores["gain"][form]) for form in _FORMS)
+            lines.append(f"{of + ': ' + way:<40.40}{number:>4}  {counts:<26}{composed}")
+    lines += ["", "seconds a section, median: " + ", ".join(f"{way} {s:.2f}" for way, s in report["seconds"].items())]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def draw_decoding(path: Path, report: dict[str, Any]) -> None:
+    """r by number of steps, coverage, smoothness and, where something was given, r beside one-shot and neighbours."""
+    ways, given = report["ways"], report["given"]
+    figure = blank_figure(11.5, 8.2 if given else 4.4)
+    axes = figure.subplots(2 if given else 1, 2 if given else 3, squeeze=False)
+    gains, covered, smooth = axes.flat[:3]
+    names = list(ways)
+    places = range(len(names))
+    for form, (label, colour) in _FORMS.items():
+        gains.plot(places, [_float(ways[way][form]) for way in names], color=colour, marker="o", label=label)
+    gains.set_title("r by way of generating", **TITLE)
+    for number, way in enumerate(names):
+        shown = [_float(ways[way][f"covered_{round(100 * level)}"]) for level in LEVELS]
+        covered.plot(LEVELS, shown, marker="o", markersize=4, color=COHORT_COLOURS[number % len(COHORT_COLOURS)],
+                     linestyle=("-", "--", ":")[number // len(COHORT_COLOURS) % 3], label=way)  # fmt: skip
+    covered.plot([0, 1], [0, 1], color=RULE, linewidth=1, zorder=0)
+    covered.set_title("counts within central intervals", **TITLE)
+    covered.set_xlabel("level", fontsize=10, color=SOFT)
+    covered.set_xlim(0.4, 1.0)
+    covered.set_ylim(0.4, 1.0)
+    for key, label, colour in (
+        ("moran", "rates", COHORT_COLOURS[0]),
+        ("moran_drawn", "drawn counts", COHORT_COLOURS[1]),
+    ):
+        smooth.plot(places, [_float(ways[way][key]) for way in names], color=colour, marker="o", label=label)
+    smooth.axhline(_float(report["moran_measured"]), color=INK, linewidth=1, linestyle="--", label="measured counts")
+    smooth.set_title("Moran's I", **TITLE)
+    for axis in (gains, smooth):
+        axis.set_xticks(list(places), names, rotation=30, ha="right", fontsize=9)
+    if given:
+        _draw_given(axes.flat[3], given)
+    for axis in axes.flat:
+        plain_axes(axis)
+        axis.legend(frameon=False, fontsize=9, labelcolor=INK)
+    save_figure(figure, path)
+
+
+def _draw_given(axis, given: dict[str, Any]) -> None:
+    for who, colour in _WHO.items():
+        for form, marker in zip(_FORMS, ("o", "s"), strict=True):
+            at = [number for number, found in enumerate(given.values()) if who in found]
+            values = [_float(found[who][form]) for found in given.values() if who in found]
+            axis.plot(at, values, color=colour, marker=marker, linestyle="", label=f"{who}, {_FORMS[form][0]}")
+    axis.set_title("r on what was not given", **TITLE)
+    axis.set_xticks(range(len(given)), list(given), fontsize=9)
+    axis.margins(x=0.2)
+
+
+def _row(name: str, found: dict[str, Any], gain: dict[str, Any] | None) -> str:
+    parts = [f"{name:<26.26}"]
+    for form in _FORMS:
+        parts.append(f"{_number(found[form]):>9}  {_gain(gain[form]) if gain else '':<26}")
+    return "".join(parts)
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    if gain["mean"] is None:
+        return "undefined"
+    low, high = gain.get("low"), gain.get("high")
+    return f"{gain['mean']:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if low is not None else "")
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else value
