@@ -22,14 +22,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", metavar="PLACE", help="by default that of the run")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables; run again, it continues")
     parser.add_argument("--steps", type=whole_numbers, default=(1, 4, 16, 64), metavar="K,K,…",
-                        help="groups that the bins are written in; 0: one bin a step; one-shot is always there")  # fmt: skip
+                        help="groups that bins are written in; 0: a bin a step; one-shot is always there")  # fmt: skip
     parser.add_argument("--samples", type=at_least_one, default=8, metavar="S", help="fresh orders and draws, averaged")
     parser.add_argument("--order", type=names, default=("random",), metavar="ORDER,…", help=f"of {', '.join(ORDERS)}")
     parser.add_argument("--given", type=names, default=(), metavar="WHAT,…",
-                        help="counts that are known: half, checkerboard, random, panel, no-he (checkerboard, no H&E)")  # fmt: skip
+                        help="known counts: half, checkerboard, random, panel, no-he")  # fmt: skip
     parser.add_argument("--sections", type=at_least_one, metavar="N", help="of the held-out ones; all by default")
     parser.add_argument("--genes", type=at_least_one, default=300, metavar="N",
-                        help="scored: those of highest Moran's I in training sections")  # fmt: skip
+                        help="scored: those of highest Moran's I in training sections; default 300")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of orders and draws")
 
 
@@ -55,9 +55,10 @@ def run(options: argparse.Namespace) -> int:
     refuse_fine_bins(sections, bin_um, force=predictor.provenance.config.data.force_adjacent)
     genes = genes_by_moran(predictor, corpus, train or sections, options.genes, bin_um)
     with compiled_kept(options.workdir):
-        report = measure_decoding(predictor, corpus, sections, genes, asked, options.out,
-                                  checkpoint=f"step {step}, {seal:08x}", say=say)  # fmt: skip
-    report["ranked_on"] = "Moran's I in training sections" if train else "Moran's I in the sections themselves"
+        report = measure_decoding(
+            predictor, corpus, sections, genes, asked, options.out, checkpoint=f"step {step}, {seal:08x}", say=say,
+            chosen=f"of highest Moran's I in {'training sections' if train else 'these sections'}",
+        )  # fmt: skip
     report["table"] = decoding_tables(report)
     write_whole(options.out / "decoding.txt", report["table"] + "\n")
     draw_decoding(options.out / "decoding.png", report)

@@ -73,12 +73,13 @@ class Asked:
 
 def measure_decoding(
     predictor: Predictor, corpus: Corpus, sections: list[Section], genes: np.ndarray, asked: Asked, folder: Path, *,
-    checkpoint: str = "", say: Callable[[str], None] = print,
+    chosen: str = "as given", checkpoint: str = "", say: Callable[[str], None] = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Every way that is asked for on these sections, scored on these genes (positions in the model's panel).
 
-    Writes folder/sections/<id>.npz section by section. checkpoint: tells the model from others in those files. Raises
-    `InputError` where the folder holds sections that were measured otherwise, and for a model that reads no contents.
+    Writes folder/sections/<id>.npz section by section. checkpoint: tells the model from others in those files; chosen:
+    how the genes were, in words. Raises `InputError` where the folder holds sections that were measured otherwise, and
+    for a model that reads no contents.
     """
     if len(asked.ways()) > 1 or asked.given:
         refuse_one_shot(predictor, "decoding")
@@ -95,7 +96,7 @@ def measure_decoding(
             _write(path, stamp, _measure(predictor, corpus, section, genes, asked, capacity))
             say(f"decoding: {number}/{len(sections)} sections")
         of_sections.append(_read(path, stamp))
-    return _report(predictor, corpus, sections, genes, asked, of_sections)
+    return {"chosen": chosen} | _report(predictor, corpus, sections, genes, asked, of_sections)
 
 
 def genes_by_moran(

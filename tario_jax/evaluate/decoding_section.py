@@ -139,9 +139,9 @@ def every_place(maps: GeneMaps, truth: Truth) -> np.ndarray:
     """The same where all must be there. Raises `InputError` where one is not."""
     at_N = places_of(maps, truth)
     if (at_N < 0).any():
-        lacks = int(np.flatnonzero(at_N < 0)[0])
-        raise InputError(f"maps of {maps.section}: have no place at {truth.x_um_N[lacks]:g}, {truth.y_um_N[lacks]:g} µm, "
-                         "where counts were measured; predict the same bins")  # fmt: skip
+        x_um, y_um = (float(um_N[at_N < 0][0]) for um_N in (truth.x_um_N, truth.y_um_N))
+        raise InputError(f"maps of {maps.section}: have no place at {x_um:g}, {y_um:g} µm, where counts were measured; "
+                         "predict the same bins")  # fmt: skip
     return at_N
 
 
