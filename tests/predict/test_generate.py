@@ -123,10 +123,10 @@ def test_samples_are_what_the_mean_and_the_spread_are_of(reader, section, order)
 
 
 def test_counts_are_drawn_with_the_rates(reader, section):
-    maps, samples = generated(reader, section, Steps(1, samples=200), overlap=0.0, genes=ALL)
+    maps, samples = generated(reader, section, Steps(1, samples=60), overlap=0.0, genes=ALL)
     rates = samples.rates_SxNxg[0].astype(np.float64)
     mean, variance = samples.counts_SxNxg.mean(0), samples.counts_SxNxg.var(0)
-    z = (mean - rates) / np.sqrt(rates / 200)
+    z = (mean - rates) / np.sqrt(rates / 60)
     assert 0.9 < z.std() < 1.1 and abs(z.mean()) < 0.1
     assert variance.sum() / rates.sum() == pytest.approx(1, abs=0.05)
 
