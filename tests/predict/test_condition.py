@@ -4,14 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
-from made_reader import made_reader
+from made_reader import data_of, made_reader
 from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 import tario_jax
 from tario_jax.corpus.section import Detections
+from tario_jax.model.model import Tario
 from tario_jax.panel import Panel
 from tario_jax.predict.condition import Condition, predict_given
+from tario_jax.tokens.batch import tokenise
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.window import read_window
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,24 @@ def test_given_bins_are_read_and_asked_ones_are_not(reader, tmp_path, bins, is_g
     given = predicted(reader, tmp_path, changed(data, where=is_given), Condition(bins), "given")
     assert np.abs(given.maps.rates_NxG / found.maps.rates_NxG - 1).max() > 2e-3
     assert "given" in found.maps.decoding
+
+
+def test_it_is_one_pass_over_the_given_bins_and_then_the_rest(reader, tmp_path):
+    """A section of one window, written by hand: given bins as group 1, asked ones as group 2, as training would."""
+    section = write_corpus(tmp_path / "hand", [tiny_section("A1", "A", 0, width_um=72.0, height_um=72.0)]).sections[0]
+    data = data_of(reader, rows=reader.rows)
+    layout = corpus_layout([section], data, len(PANEL))
+    empty = [[]] * (reader.rows - 1)
+    batch = tokenise([[read_window(section, 0.0, 0.0, data)], *empty], data, layout, np.ones((reader.rows, 1), int),
+                     [[np.random.default_rng(0)]] * reader.rows)  # fmt: skip
+    asked = ~checkerboard(*np.moveaxis(batch.bin_xy_um_BxTxNx2, -1, 0))
+    rates = np.asarray(reader.call(Tario.rates, batch._replace(bin_step_BxTxN=1 + asked.astype(np.int32))))[0]
+    expected = dict(zip(map(tuple, batch.bin_xy_um_BxTxNx2[0].reshape(-1, 2)), rates[:, : len(PANEL)], strict=True))
+    maps = predicted(reader, tmp_path, tiny_section("A1", "A", 0, width_um=72.0, height_um=72.0),
+                     Condition("checkerboard")).maps  # fmt: skip
+    assert len(maps.x_um_N) == 8
+    for x_um, y_um, found in zip(maps.x_um_N, maps.y_um_N, maps.rates_NxG, strict=True):
+        np.testing.assert_allclose(found, expected[x_um, y_um], rtol=1e-4)
 
 
 def test_a_share_of_the_bins(reader, tmp_path):
