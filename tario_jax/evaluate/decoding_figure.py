@@ -117,7 +117,8 @@ def _draw_given(axis, report: dict[str, Any]) -> None:
     axis.margins(x=0.2)
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, 0.0), high + 0.35 * (high - min(low, 0.0)))
-    axis.legend(frameon=False, fontsize=8.5, labelcolor=INK, ncols=3, loc="upper center")
+    axis.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="upper center", columnspacing=0.8,
+                handletextpad=0.1)  # fmt: skip
 
 
 def _row(name: str, found: dict[str, Any], gain: dict[str, Any] | None) -> str:

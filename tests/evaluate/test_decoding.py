@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_reader import made_reader
 from refusals import refused
-from tiny_tissue import PANEL
+from tiny_tissue import PANEL, spot_section, write_corpus
 
 import tario_jax
 from tario_jax.cli.main import main
@@ -163,6 +163,23 @@ def test_tables_and_figure_hold_every_way(done, tmp_path):
     assert max(map(len, text.splitlines())) < 160
     draw_decoding(tmp_path / "new" / "decoding.png", done[1])
     assert (tmp_path / "new" / "decoding.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_patient_has_no_interval_and_is_drawn_all_the_same(reader, tiny_corpus, sections, tmp_path):
+    report = measured(reader, tiny_corpus, sections[:1], tmp_path)
+    assert set(report["ways"]["4 steps, random"]["gain"]["counts_r"]) == {"mean"} and report["interval"] is None
+    assert "one patient, no interval" in decoding_tables(report)
+    draw_decoding(tmp_path / "decoding.png", report)
+
+
+@pytest.mark.slow
+def test_spots_are_compared_as_bins_are(reader, tmp_path):
+    x_um, y_um = (part.ravel() for part in np.meshgrid(np.arange(5) * 36.0 + 15, np.arange(4) * 36.0 + 15))
+    data = [spot_section(f"{patient}1", patient, seed, x_um=x_um, y_um=y_um) for seed, patient in enumerate("AB")]
+    corpus = write_corpus(tmp_path / "spots", data)
+    report = measured(reader, corpus, list(corpus.sections), tmp_path / "d")
+    assert report["bins"] == 40 and report["given"]["half"]["neighbours"]["counts_r"] is not None
+    assert report["ways"]["4 steps, random"]["counts_r"] is not None
 
 
 def test_what_cannot_be_compared_is_refused_in_a_line(tiny_run, tiny_corpus, sections, tmp_path):
