@@ -38,9 +38,9 @@ def changed(data, *, where=None, genes=None, he=None):
     return dataclasses.replace(data, detections=kept, he=data.he if he is None else he)
 
 
-def predicted(reader, tmp_path, data, condition, name="c", **more):
+def predicted(reader, tmp_path, data, condition, name="c", capacity=1 << 11):
     corpus = write_corpus(tmp_path / name, [data])
-    return predict_given(reader, corpus, corpus.sections[0], condition, **more)
+    return predict_given(reader, corpus, corpus.sections[0], condition, capacity=capacity)
 
 
 def checkerboard(x_um, y_um):
@@ -61,8 +61,8 @@ def test_given_bins_are_read_and_asked_ones_are_not(reader, tmp_path, bins, is_g
 
     asked = changed(data, where=lambda x, y: ~is_given(x, y))
     np.testing.assert_array_equal(
-        predicted(reader, tmp_path, asked, Condition(bins), "asked", capacity=1 << 11).maps.rates_NxG,
-        predicted(reader, tmp_path, data, Condition(bins), "whole", capacity=1 << 11).maps.rates_NxG,
+        predicted(reader, tmp_path, asked, Condition(bins), "asked").maps.rates_NxG,
+        predicted(reader, tmp_path, data, Condition(bins), "whole").maps.rates_NxG,
     )
     given = predicted(reader, tmp_path, changed(data, where=is_given), Condition(bins), "given")
     assert np.abs(given.maps.rates_NxG / found.maps.rates_NxG - 1).max() > 2e-3
@@ -100,19 +100,18 @@ def test_a_share_of_the_bins(reader, tmp_path):
 
 def test_a_part_of_the_panel_is_read_and_the_rest_is_not(reader, tmp_path):
     data, condition = tiny_section("A1", "A", 0), Condition("all")
-    found = predicted(reader, tmp_path, data, condition, capacity=1 << 11)
+    found = predicted(reader, tmp_path, data, condition)
     asked, given = np.flatnonzero(found.asked_G), np.flatnonzero(~found.asked_G)
     assert len(asked) == len(given) == 6 and len(found.maps.x_um_N) == 80
-    without = predicted(reader, tmp_path, changed(data, genes=asked), condition, "asked", capacity=1 << 11)
+    without = predicted(reader, tmp_path, changed(data, genes=asked), condition, "asked")
     np.testing.assert_array_equal(without.maps.rates_NxG, found.maps.rates_NxG)
-    fewer = predicted(reader, tmp_path, changed(data, genes=given), condition, "given", capacity=1 << 11)
+    fewer = predicted(reader, tmp_path, changed(data, genes=given), condition, "given")
     assert np.abs(fewer.maps.rates_NxG / found.maps.rates_NxG - 1).max() > 1e-3
 
 
 @pytest.mark.parametrize("bins", ["checkerboard", "all"])
-def test_without_the_he_no_pixel_matters(tiny_run, tmp_path, bins):
-    """Neither as a token nor in the queries, in local layers nor in global ones; and a section may have none."""
-    reader = made_reader(tiny_run, model={"pattern": ("local", "global")})
+def test_without_the_he_no_pixel_matters(reader, tmp_path, bins):
+    """And a section may have none."""
     data = tiny_section("A1", "A", 0)
     other = changed(data, he=np.random.default_rng(1).integers(0, 255, data.he.shape, dtype=np.uint8))
     seen = [predicted(reader, tmp_path, one, Condition(bins), f"seen{i}") for i, one in enumerate((data, other))]
@@ -155,7 +154,7 @@ def test_genes_are_matched_by_symbol(reader, tmp_path):
     found = data.detections
     data = dataclasses.replace(data, detections=Detections(found.x_um_D, found.y_um_D, (11 - found.gene_D)))
     corpus = write_corpus(tmp_path / "turned", [data], panel=turned)
-    turned = predict_given(reader, corpus, corpus.sections[0], Condition("checkerboard"))
+    turned = predict_given(reader, corpus, corpus.sections[0], Condition("checkerboard"))  # with a capacity of its own
     np.testing.assert_allclose(turned.maps.rates_NxG, expected.maps.rates_NxG, rtol=1e-5)
 
 

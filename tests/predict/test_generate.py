@@ -89,10 +89,10 @@ def test_with_true_contents_it_is_one_pass_over_everything(tiny_run, section, pa
 
 def test_one_step_is_one_shot(reader, section):
     expected = reader.predict_section(section, tissue="virtual")
-    maps, samples = generated(reader, section, Steps(1, samples=3), genes=ALL[:2])
+    maps, samples = generated(reader, section, Steps(1, samples=3), genes=ALL)
     np.testing.assert_allclose(maps.rates_NxG, expected.rates_NxG, rtol=1e-4)
     assert (maps.between_NxG == 0).all() and maps.decoding == expected.decoding == "one-shot"
-    assert samples.counts_SxNxg.shape == (3, len(maps.x_um_N), 2)
+    assert samples.counts_SxNxg.shape == (3, len(maps.x_um_N), 12)
 
 
 @pytest.mark.slow
@@ -109,15 +109,15 @@ def test_how_windows_are_batched_does_not_matter(tiny_run, reader, section):
 @pytest.mark.parametrize("order", ["raster", "hilbert", "random", "coarse_to_fine"])
 def test_samples_are_what_the_mean_and_the_spread_are_of(reader, section, order):
     """Windows that do not overlap: each place has one window, and nothing is blended."""
-    steps = Steps(5, samples=4, order=order)
+    steps = Steps(4, samples=4, order=order)
     maps, samples = generated(reader, section, steps, overlap=0.0, genes=ALL)
     inside = np.flatnonzero((maps.x_um_N < 72) & (maps.y_um_N < 72))  # the first window shares none of these
     rates = samples.rates_SxNxg[:, inside].astype(np.float64)
     np.testing.assert_allclose(maps.rates_NxG[inside], rates.mean(0), rtol=1e-4)
     np.testing.assert_allclose(maps.between_NxG[inside], rates.var(0, ddof=1), rtol=1e-2, atol=1e-7)
     assert maps.between_NxG.max() > 1e-4 and order in maps.decoding
-    again, _ = generated(reader, section, steps, overlap=0.0)
-    other, _ = generated(reader, section, dataclasses.replace(steps, seed=1), overlap=0.0)
+    again, _ = generated(reader, section, steps, overlap=0.0, genes=ALL)
+    other, _ = generated(reader, section, dataclasses.replace(steps, seed=1), overlap=0.0, genes=ALL)
     np.testing.assert_array_equal(again.rates_NxG, maps.rates_NxG)
     assert np.abs(other.rates_NxG / maps.rates_NxG - 1).max() > 1e-3
 
@@ -131,6 +131,7 @@ def test_counts_are_drawn_with_the_rates(reader, section):
     assert variance.sum() / rates.sum() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_every_bin_a_step_of_its_own(reader, section):
     """K = 0, and more steps than a window has bins, are the same."""
     each, _ = generated(reader, section, Steps(0, samples=1))
@@ -159,7 +160,7 @@ def level_oracle(total, alone, step, groups):
     return level
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 16, 64])
+@pytest.mark.parametrize("groups", [1, 4, 64])
 def test_a_level_that_drifts_is_taken_out(groups):
     """A level that changes with the groups is found again to the noise of bins; what bins differ by stays."""
     rng = np.random.default_rng(groups)
