@@ -67,6 +67,9 @@ class SplitConfig:
         _check(self.train_patients >= 0, f"split.train_patients is {self.train_patients}; expected at least 0")
 
 
+ORDERS = ("raster", "hilbert", "random", "coarse_to_fine")  # in which bins are written (tokens/order.py)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Windows, bins and batches."""
@@ -83,7 +86,7 @@ class DataConfig:
     windows_per_row: int = 1
     sequence: Literal["window", "patient"] = "window"  # what sees each other: a window, or a row's, all of one patient
     groups: tuple[tuple[int, float], ...] = ((1, 1.0),)  # (K, weight): K is drawn per window; 0 = one bin a group
-    order: Literal["raster", "hilbert", "random", "coarse_to_fine"] = "random"
+    order: Literal[ORDERS] = "random"
     flip: bool = True
     turn: bool = True
     stain_jitter: float = 0.1  # standard deviation of the log gain of each stain; a third of it mixes the stains

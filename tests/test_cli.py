@@ -23,8 +23,8 @@ from tario_jax.cli import main as cli
 from tario_jax.config import Config
 from tario_jax.config_files import load_config, override
 
-JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "evaluate", "bench", "compile", "status",
-        "compare", "trace")  # fmt: skip
+JOBS = ("run", "simulate", "ingest", "check", "corpus", "train", "predict", "decode", "evaluate", "gallery", "bench",
+        "compile", "status", "compare", "trace")  # fmt: skip
 TRAIN = ("train", "--config=configs/quickstart.py")
 SLIDE = ("ingest", "--source=slide", "--path={}", "--out={}/c")
 
@@ -222,9 +222,29 @@ def test_a_prediction_that_cannot_be_made_is_one_line_and_writes_nothing(tiny_ru
         (("--section=F1", "--overlap=1"), ("overlap",)),
     ):
         refused(tario("predict", *given, *words), *answer)
+    for words, answer in (
+        (("--steps=4",), ("trained one-shot", "data.groups")),
+        (("--steps=-1",), ("groups is -1",)),
+        (("--samples=4",), ("--samples: means nothing to one-shot", "--steps=K")),
+        (("--steps=4", "--samples=1", "--uncertainty"), ("--uncertainty", "two samples")),
+    ):
+        refused(tario("predict", *given, "--section=F1", *words), *answer)
     refused(tario("predict", "--workdir", tiny_run, "--section=F1", "--out", tmp_path / "maps.h5ad"),
             "trained on a corpus elsewhere", "--corpus")  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_maps_say_how_they_were_generated(tiny_run, tiny_corpus, tario, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    words = ("predict", "--workdir", tiny_run, "--corpus", tiny_corpus.root, "--section=F1")
+    done = tario(*words, "--steps=1", "--samples=2", "--uncertainty", "--out", tmp_path / "maps.h5ad")
+    assert done.returncode == 0 and "one-shot" in done.stdout, done.stderr
+    maps = anndata.read_h5ad(tmp_path / "maps.h5ad")
+    assert maps.uns["tario"]["decoding"] == "one-shot"
+    assert maps.layers["between_sample_variance"].shape == maps.X.shape  # of one step, 0: samples do not differ
+    assert not maps.layers["between_sample_variance"].any()
+    assert tario(*words, "--steps=1", "--samples=2", "--out", tmp_path / "plain.h5ad").returncode == 0
+    assert not anndata.read_h5ad(tmp_path / "plain.h5ad").layers
 
 
 def test_an_image_is_real_tissue_to_a_model_of_virtual_tissue(tiny_run, tario, tmp_path):

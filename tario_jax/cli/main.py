@@ -15,6 +15,7 @@ from tario_jax.cli import (
     compare,
     compile,
     corpus,
+    decode,
     evaluate,
     gallery,
     ingest,
@@ -30,8 +31,8 @@ from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "evaluate": evaluate, "gallery": gallery, "bench": bench, "compile": compile, "status": status,
-    "compare": compare, "trace": trace,
+    "predict": predict, "decode": decode, "evaluate": evaluate, "gallery": gallery, "bench": bench,
+    "compile": compile, "status": status, "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 
@@ -123,7 +124,8 @@ def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> 
                 + (f"reads {' and '.join(groups)} of a config only; the rest is that of the run" if groups else
                    "reads no config; leave it out")
             )  # fmt: skip
-    if assignments and options.config is None and options.job not in ("predict", "evaluate", "gallery"):
+    reads_its_run = ("predict", "decode", "evaluate", "gallery")
+    if assignments and options.config is None and options.job not in reads_its_run:
         raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
 
 

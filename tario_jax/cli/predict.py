@@ -1,16 +1,25 @@
 """tario predict: gene maps of a section or an image."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tario_jax.cli.options import corpus_of, evaluation_of, finish, model_flags, say_about_ten_times
-from tario_jax.config import InputError
+from tario_jax.cli.options import (
+    at_least_one,
+    corpus_of,
+    evaluation_of,
+    finish,
+    model_flags,
+    say_about_ten_times,
+)
+from tario_jax.config import ORDERS, InputError
 
 SUMMARY = "gene maps of a section or an image, from the H&E alone"
 EXAMPLES = """
     tario predict --workdir=runs/her2st --corpus=runs/her2st/corpus --section=C5 --out=C5.h5ad --table=C5.tsv
     tario predict --workdir=runs/her2st --image=slide.png --um-per-px=0.5 --out=slide.h5ad
+    tario predict --workdir=runs/quickstart --section=vh00000_core --steps=16 --samples=8 --uncertainty --out=maps.h5ad
 """
 GROUPS_READ = ("source", "evaluate")
 
@@ -26,6 +35,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=float, help="of neighbouring windows; evaluate.overlap by default")
     parser.add_argument("--validation", type=Path, metavar="PARQUET",
                         help="what is known of each gene, from 'tario evaluate'; WORKDIR's by default")  # fmt: skip
+    steps = parser.add_argument_group("generation", "One-shot by default. docs/decoding.md says what steps do.")
+    steps.add_argument("--steps", type=int, metavar="K", help="groups that bins are written in; 0: a bin a step")
+    steps.add_argument("--samples", type=at_least_one, metavar="S", help="orders and draws, averaged; 8 by default")
+    steps.add_argument("--order", choices=ORDERS, help="in which bins are written; random by default")
+    steps.add_argument("--seed", type=int, help="of orders and draws; 0 by default")
+    steps.add_argument("--uncertainty", action="store_true",
+                       help="layer between_sample_variance in --out: a count varies by X + this")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,6 +75,12 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--out={options.out}: ends in {options.out.suffix!r}; expected .h5ad (AnnData)")
     for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
         path.parent.mkdir(parents=True, exist_ok=True)
+    if options.steps is None:
+        for name in ("samples", "order", "seed", "uncertainty"):
+            if getattr(options, name) not in (None, False):
+                raise InputError(f"--{name}: means nothing to one-shot prediction; add --steps=K, or leave it out")
+    if options.uncertainty and (options.out is None or options.samples == 1):
+        raise InputError("--uncertainty: is a layer of --out=MAPS.h5ad, between two samples or more; give both")
     unused = "um_per_px" if options.section is not None else "corpus"
     if getattr(options, unused) is not None:
         raise InputError(f"--{unused.replace('_', '-')}: means nothing to "
@@ -74,11 +96,12 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _maps_of_image(options: argparse.Namespace):
-    from tario_jax.predict.tissue import read_image
+    from tario_jax.predict.tissue import ImageSection, read_image
 
     image = read_image(options.image)
     predictor = _load(options)
-    return predictor.predict(image, options.um_per_px, **_asked(options, predictor))
+    section = ImageSection(image, options.um_per_px, genes=len(predictor.panel))
+    return _maps(options, predictor, section, tissue="real")
 
 
 def _maps_of_section(options: argparse.Namespace):
@@ -88,8 +111,18 @@ def _maps_of_section(options: argparse.Namespace):
     find_checkpoint(options.workdir)
     corpus = Corpus.open(corpus_of(options))
     section = corpus.section(options.section)
-    predictor = _load(options)
-    return predictor.predict_section(section, tissue=corpus.kind, **_asked(options, predictor))
+    return _maps(options, _load(options), section, tissue=corpus.kind)
+
+
+def _maps(options: argparse.Namespace, predictor, section, tissue: str):
+    asked = _asked(options, predictor) | {"tissue": tissue}
+    if options.steps is None:
+        return predictor.predict_section(section, **asked)
+    from tario_jax.predict.generate import Steps, generate_section
+
+    steps = Steps(options.steps, options.samples or 8, options.order or "random", options.seed or 0)
+    maps, _ = generate_section(predictor, section, steps, **asked)
+    return maps if options.uncertainty else dataclasses.replace(maps, between_NxG=None)
 
 
 def _load(options: argparse.Namespace):

@@ -9,7 +9,7 @@ from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic
 from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
 from tario_jax.model.width import Growth
 from tario_jax.ops.convolution import convolve3x3
-from tario_jax.ops.count_content import count_content
+from tario_jax.ops.count_content import count_content, dense_content
 from tario_jax.ops.pooling import weighted_means
 from tario_jax.ops.project import project
 from tario_jax.ops.sparse_counts import SparseCounts
@@ -104,10 +104,22 @@ class BinEncoder(nnx.Module):
                 jnp.repeat(batch.window_BxT, N, axis=1), dtype=dtype, chunk=self.chunk,
             )  # fmt: skip
         held, total = held.reshape(B, T, N, -1), total.reshape(B, T, N)
-        size = batch.bin_size_um_BxTxN
-        density = jnp.log((total + 0.5) / (size * size * jnp.maximum(batch.bin_measured_BxTxN, 0.05)))
-        place = jnp.stack([density, jnp.log(size / 36.0)], -1).astype(dtype)
-        return project("btnr,rd->btnd", held, self.content_in[...]) + project(
+        return self._content(held, total, batch.bin_size_um_BxTxN, batch.bin_measured_BxTxN)
+
+    def content_of(self, counts_BxnxG: jax.Array, measured_gene_BxG: jax.Array, size_um_Bxn: jax.Array,
+                   measured_Bxn: jax.Array, head_table_Gxr: jax.Array, gene_bias_G: jax.Array,
+                   dtype: jnp.dtype) -> jax.Array:  # fmt: skip
+        """The same tokens [B, n, d] of n bins of each row, from dense counts: of bins that are drawn, not read."""
+        table = head_table_Gxr if self.tied else self.gene_table[...]
+        with jax.named_scope("gene_head"):
+            held, total = dense_content(table, jax.nn.softmax(gene_bias_G), counts_BxnxG, measured_gene_BxG, dtype)
+        return self._content(held[:, None], total[:, None], size_um_Bxn[:, None], measured_Bxn[:, None])[:, 0]
+
+    def _content(self, held_BxTxNxr, total_BxTxN, size_um_BxTxN, measured_BxTxN) -> jax.Array:
+        area_um2 = size_um_BxTxN * size_um_BxTxN * jnp.maximum(measured_BxTxN, 0.05)
+        density = jnp.log((total_BxTxN + 0.5) / area_um2)
+        place = jnp.stack([density, jnp.log(size_um_BxTxN / 36.0)], -1).astype(held_BxTxNxr.dtype)
+        return project("btnr,rd->btnd", held_BxTxNxr, self.content_in[...]) + project(
             "btnf,fd->btnd", place, self.content_total[...]
         )
 

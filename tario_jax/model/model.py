@@ -26,6 +26,14 @@ class Predicted(NamedTuple):
     log_total_BxQ: jax.Array
 
 
+class Given(NamedTuple):
+    """What is known beside the H&E, or in its place, where that differs from what training's rule says."""
+
+    read_step_BxTxN: jax.Array  # int32: a query sees contents up to this group; in training those before its own
+    content_gene_BxWxG: jax.Array  # bool: genes that contents tell of; in training all that the window measured
+    he_seen_B: jax.Array  # bool: rows whose H&E is known; of the others neither tokens nor queries hold any of it
+
+
 class Loss(NamedTuple):
     """Sums over the bins of a batch, float32 scalars: those of its parts add up to those of the whole.
 
@@ -69,32 +77,45 @@ class Tario(nnx.Module):
         self.total_weight = weight(rngs, (d,), ("vector",), d, gain=0.1, grown=grown.width, output=True)
         self.total_bias = constant((), (), 0.0)  # log detections per µm²
 
-    def __call__(self, batch: Batch) -> Predicted:
-        """Every bin slot of the batch, predicted from what its query may see."""
+    def __call__(self, batch: Batch, given: Given | None = None) -> Predicted:
+        """Every bin slot of the batch, predicted from what its query may see; given: as in training by default."""
         dtype = compute_dtype(self.config)
-        with jax.named_scope("encoders"):
-            he_BxTxPxd = self.he_encoder(batch, dtype)
-            queries = self.bin_encoder.query(batch, he_BxTxPxd, dtype)
+        he_BxTxPxd, queries = self.encoded(batch, given)
         B, T, N, d = queries.shape
         tokens, places = [he_BxTxPxd], [batch.patch_xy_um_BxTxPx2]
         if self.reads_content:
+            told = batch if given is None else batch._replace(measured_gene_BxWxG=given.content_gene_BxWxG)
             with jax.named_scope("encoders"):
-                tokens.append(self.bin_encoder.content(batch, self.gene_table[...], self.gene_bias[...], dtype))
+                tokens.append(self.bin_encoder.content(told, self.gene_table[...], self.gene_bias[...], dtype))
             places.append(batch.bin_xy_um_BxTxNx2)
         # by modality, tile by tile within: blocks of attention hold one modality, whatever their size
         seen, seen_xy = (side_by_side(context_ranks(), *(x.reshape(B, -1, x.shape[-1]) for x in parts))
                          for parts in (tokens, places))  # fmt: skip
-        visibility = {kind: visibilities(batch, self.reads_content, local=kind == "local")
+        visibility = {kind: visibilities(batch, self.reads_content, local=kind == "local", given=given)
                       for kind in dict.fromkeys(self.config.pattern)}  # fmt: skip
         with jax.named_scope("decoder"):
             tiles = Tiles.of(he_BxTxPxd.shape[2], N, content=self.reads_content)
             _, queries = self.decoder(seen, queries.reshape(B, T * N, d), seen_xy,
                                       batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility, tiles)  # fmt: skip
+        size_BxQ, measured_BxQ = (x.reshape(B, T * N) for x in (batch.bin_size_um_BxTxN, batch.bin_measured_BxTxN))
+        return self.read_out(queries, size_BxQ, measured_BxQ)
+
+    def encoded(self, batch: Batch, given: Given | None = None) -> tuple[jax.Array, jax.Array]:
+        """Tokens of the H&E [B, T, P, d], and queries [B, T, N, d]."""
+        if given is not None:  # a query holds the H&E under its bin: where that is unknown, its shares are 0
+            shares = batch.pool_weight_BxTxNxM
+            batch = batch._replace(pool_weight_BxTxNxM=jnp.where(given.he_seen_B[:, None, None, None], shares, 0))
+        dtype = compute_dtype(self.config)
+        with jax.named_scope("encoders"):
+            he_BxTxPxd = self.he_encoder(batch, dtype)
+            return he_BxTxPxd, self.bin_encoder.query(batch, he_BxTxPxd, dtype)
+
+    def read_out(self, queries_BxQxd: jax.Array, size_um_BxQ: jax.Array, measured_BxQ: jax.Array) -> Predicted:
+        """What queries say after all layers, of bins of this side of which this share is measured."""
         with jax.named_scope("gene_head"):
-            h = rms_norm(queries, self.head_norm[...])
+            h = rms_norm(queries_BxQxd, self.head_norm[...])
             log_density = h.astype(jnp.float32) @ self.total_weight[...] + self.total_bias[...]
-            area_um2 = batch.bin_size_um_BxTxN**2 * jnp.maximum(batch.bin_measured_BxTxN, 1e-3)
-            log_total = log_density + jnp.log(area_um2).reshape(B, T * N)
+            log_total = log_density + jnp.log(size_um_BxQ**2 * jnp.maximum(measured_BxQ, 1e-3))
             gene = project("bqd,dr->bqr", h, self.gene_in[...])
             return Predicted(gene if self.gene_gain == 1 else gene * self.gene_gain, log_total)
 
@@ -119,11 +140,14 @@ class Tario(nnx.Module):
         return Loss(nll.total_nats, nll.gene_nats, nll.z_nats, nll.detections, first, first_detections,
                     last, last_detections)  # fmt: skip
 
-    def rates(self, batch: Batch) -> jax.Array:
+    def rates(self, batch: Batch, given: Given | None = None) -> jax.Array:
         """Expected detections in every bin slot, float32 [B, T·N, G]; 0 for genes that the window does not measure."""
-        said = self(batch)
+        return self.rates_said(self(batch, given), batch.measured_gene_BxWxG, _window_of_bin(batch))
+
+    def rates_said(self, said: Predicted, measured_gene_BxWxG: jax.Array, window_BxQ: jax.Array) -> jax.Array:
+        """Expected detections [B, Q, G] of what was said of Q bins; window: that each of them belongs to."""
         return jnp.exp(log_rates(said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], said.log_total_BxQ,
-                                 batch.measured_gene_BxWxG, _window_of_bin(batch)))  # fmt: skip
+                                 measured_gene_BxWxG, window_BxQ))  # fmt: skip
 
 
 def _window_of_bin(batch: Batch) -> jax.Array:
@@ -146,10 +170,10 @@ def _first_or_last(batch: Batch) -> jax.Array:
     return jnp.where(step_BxTxN == 1, 0, jnp.where(is_last_BxTxN, 1, -1)).reshape(B, T * N)
 
 
-def visibilities(batch: Batch, content: bool, *, local: bool) -> Visibility:
+def visibilities(batch: Batch, content: bool, *, local: bool, given: Given | None = None) -> Visibility:
     """The three integers of all tokens: seen ones (H&E, then contents, tile by tile on each rank), and queries.
 
-    H&E reads and writes at 0; content of group s reads and writes at s; a query of group s reads at s − 1.
+    H&E reads and writes at 0; content of group s reads and writes at s; a query of group s reads at s − 1, or as given.
     Padding has segment −1. Local layers take the tile's place in the row in place of the window: numbers that rise with
     the tokens, so that a block of tokens holds a narrow range of them.
     """
@@ -157,6 +181,10 @@ def visibilities(batch: Batch, content: bool, *, local: bool) -> Visibility:
     P = batch.he_BxTxPxYxXx3.shape[2]
     segment_BxT = jnp.where(batch.segment_BxT >= 0, jnp.arange(T), -1) if local else batch.segment_BxT
     he_segment = jnp.broadcast_to(segment_BxT[:, :, None], (B, T, P)).reshape(B, -1)
+    read_step = batch.bin_step_BxTxN.reshape(B, -1) - 1
+    if given is not None:
+        he_segment = jnp.where(given.he_seen_B[:, None], he_segment, -1)
+        read_step = given.read_step_BxTxN.reshape(B, -1)
     bin_segment = jnp.where(batch.bin_measured_BxTxN > 0, segment_BxT[:, :, None], -1).reshape(B, -1)
     bin_step = batch.bin_step_BxTxN.reshape(B, -1)
     segments, steps = [he_segment], [jnp.zeros_like(he_segment)]
@@ -165,5 +193,5 @@ def visibilities(batch: Batch, content: bool, *, local: bool) -> Visibility:
         steps.append(bin_step)
     segment, step = (side_by_side(context_ranks(), *parts) for parts in (segments, steps))
     return Visibility(
-        QueryVisibility(segment, step), QueryVisibility(bin_segment, bin_step - 1), KeyVisibility(segment, step)
+        QueryVisibility(segment, step), QueryVisibility(bin_segment, read_step), KeyVisibility(segment, step)
     )

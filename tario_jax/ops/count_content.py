@@ -71,6 +71,21 @@ def count_content(
                  jnp.dtype(dtype)), total_BxN  # fmt: skip
 
 
+def dense_content(
+    table_Gxr: jax.Array, frequency_G: jax.Array, counts_BxnxG: jax.Array, gene_mask_BxG: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """The same of a few bins whose counts are dense, [B, n, r] and [B, n]; one gene mask a row. No custom gradient."""
+    counts_BxnxG = jnp.where(gene_mask_BxG[:, None], counts_BxnxG, 0).astype(jnp.float32)
+    share_BxG = jnp.where(gene_mask_BxG, frequency_G.astype(jnp.float32), 0)
+    share_BxG /= jnp.maximum(share_BxG.sum(-1, keepdims=True), 1e-9)
+    total_Bxn = counts_BxnxG.sum(-1)
+    mean_BxnxG = total_Bxn[:, :, None] * share_BxG[:, None]
+    residual_BxnxG = jnp.sqrt(counts_BxnxG + _ADDED) - jnp.sqrt(mean_BxnxG + _ADDED)
+    residual_BxnxG = jnp.where(gene_mask_BxG[:, None], residual_BxnxG, 0).astype(dtype)
+    held_Bxnxr = jnp.einsum("bng,gr->bnr", residual_BxnxG, table_Gxr.astype(dtype), preferred_element_type=jnp.float32)
+    return held_Bxnxr.astype(dtype), total_Bxn
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _held(table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bin_BxN, chunk, dtype):
     def local(ranks, residuals, table_Gxr):

@@ -12,6 +12,7 @@ from tario_jax.predict.gene_validation import GeneValidation
 from tario_jax.train.whole_file import write_whole
 
 FORMAT_VERSION = 1
+ONE_SHOT = "one-shot"  # from the H&E, all at once
 VIRTUAL_BANNER = (
     "This model was trained on virtual tissue and knows no biology: its maps of real tissue show that the software "
     "runs, nothing else."
@@ -37,6 +38,8 @@ class GeneMaps:
     tissue: str  # kind of the tissue that was predicted: virtual or real
     names_N: tuple[str, ...] = ()  # of the places, where the platform names its spots
     he_origin_px: tuple[float, float] = (0.0, 0.0)  # where the section's H&E begins in the image that it was cut from
+    decoding: str = ONE_SHOT  # how the rates came about
+    between_NxG: np.ndarray | None = None  # variance of the rates between samples; counts vary by rate + this
     validation: GeneValidation | None = None  # how well the model predicted each gene of held-out patients
 
     @property
@@ -62,6 +65,7 @@ class GeneMaps:
             "tissue": self.tissue,
             "banner": self.banner,
             "unit": "expected detections per place",
+            "decoding": self.decoding,
             "size_um": float(self.size_um),
             "he_um_per_px": float(self.he_um_per_px),
             "validated_on": self.validated_on,
@@ -101,6 +105,8 @@ class GeneMaps:
         genes = pandas.DataFrame(self.gene_columns(), index=list(self.panel.symbols))
         maps = anndata.AnnData(self.rates_NxG, obs=obs, var=genes)
         maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px + self.he_origin_px
+        if self.between_NxG is not None:
+            maps.layers["between_sample_variance"] = self.between_NxG
         maps.uns["tario"] = self.metadata()
         return maps
 

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
+from tario_jax.config import BATCH_AXES, InputError, MeshConfig
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import build
-from tario_jax.parallel.mesh import batch_shardings, make_mesh, traced_on
+from tario_jax.model.model import Tario
+from tario_jax.parallel.mesh import make_mesh, traced_on
+from tario_jax.predict.cover import Blend, Cover
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
-from tario_jax.predict.maps import GeneMaps
+from tario_jax.predict.maps import ONE_SHOT, GeneMaps
 from tario_jax.predict.tissue import ImageSection
-from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
-from tario_jax.tokens.capacity import densest_spots
-from tario_jax.tokens.window import read_window
+from tario_jax.tokens.batch import Batch
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.seal import seal_id
@@ -39,14 +39,10 @@ class Predictor:
         self.allow_virtual_model = allow_virtual_model
         config = provenance.config
         self._mesh = _prediction_mesh()
-        built = build(config.model, len(self.panel), config.data.patch_px, content=not config.data.one_shot)
-        self._shardings = shardings = built.shardings(self._mesh)
-        self._parameters, self._calibration = jax.device_put((parameters, calibration), shardings)
-
-        def rates(parameters, calibration, batch):
-            return built.merge(parameters, calibration).rates(batch)
-
-        self._rates = jax.jit(traced_on(self._mesh, rates), in_shardings=(*shardings, batch_shardings(self._mesh)))
+        self._built = build(config.model, len(self.panel), config.data.patch_px, content=not config.data.one_shot)
+        self._shardings = self._built.shardings(self._mesh)
+        self._parameters, self._calibration = jax.device_put((parameters, calibration), self._shardings)
+        self._compiled: dict[Callable, Callable] = {}
 
     def of_step(self, parameters, calibration, checkpoint: str) -> "Predictor":
         """Another checkpoint of the same run, predicting with what is compiled already."""
@@ -82,6 +78,21 @@ class Predictor:
 
         A place that several windows hold gets their mean, weighed towards the middle of a window.
         """
+        cover = self.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap)
+        blend = Blend(len(cover), len(self.panel))
+        for windows, batch in cover.batches(self.rows):
+            rates_BxQxG = np.asarray(self.call(Tario.rates, self.placed_on_devices(batch)))
+            for row, window in enumerate(windows):
+                blend.add(cover.placed(batch, row, window), rates_BxQxG[row])
+            if progress is not None:
+                progress(windows.stop, len(cover.corners))
+        return self.maps(cover, blend, tissue)
+
+    def cover(
+        self, section: Section | ImageSection, *, tissue: str, bin_um: float | None, overlap: float,
+        count_capacity: int = 1,
+    ) -> Cover:  # fmt: skip
+        """The windows of a section. Raises `InputError` for what may not, or cannot, be predicted."""
         if tissue not in ("virtual", "real"):
             raise InputError(f"tissue is {tissue!r}; expected 'virtual' or 'real'")
         if self.trained_on == "virtual" and tissue == "real" and not self.allow_virtual_model:
@@ -91,56 +102,56 @@ class Predictor:
             )
         if not 0 <= overlap < 1:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
-        data = self.provenance.config.data
         if bin_um is not None and section.spots is not None:
             raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
         bin_um = self.provenance.bin_um if bin_um is None else bin_um
-        data = dataclasses.replace(data, bin_um=bin_um, bin_mixture=(), windows_per_row=1, sequence="window",
-                                   groups=((1, 1.0),))  # fmt: skip
-        places = _SpotPlaces(section, data) if section.spots is not None else _BinPlaces(section, data)
-        layout = make_layout(data, len(self.panel), bins_per_tile=places.per_tile, largest_bin_um=places.size_um,
-                             count_capacity=1)  # fmt: skip
-        rows = self._rows(data)
-        summed_NxG = np.zeros((len(places.x_um_N), len(self.panel)), np.float32)
-        weights_N = np.zeros(len(places.x_um_N), np.float64)
-        corners = places.corners(overlap)
-        unused = np.random.default_rng(0)  # one group: no order is drawn
-        for first in range(0, len(corners), rows):
-            some = corners[first : first + rows]
-            windows = [self._window(section, corner, data) for corner in some]
-            batch = tokenise([[window] for window in windows] + [[]] * (rows - len(some)), data, layout,
-                             np.ones((rows, 1), int), [[unused]] * rows)  # fmt: skip
-            rates = np.asarray(self._rates(self._parameters, self._calibration, to_devices(batch, self._mesh)))
-            for row, (x_um, y_um) in enumerate(some):
-                valid = batch.bin_measured_BxTxN[row].ravel() > 0
-                x, y = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[valid].astype(np.float64).T
-                number = places.number(x + x_um, y + y_um)
-                weight = _towards_middle(x, y, data.window_um)
-                summed_NxG[number] += weight[:, None] * rates[row, valid, : len(self.panel)]
-                weights_N[number] += weight
-            if progress is not None:
-                progress(min(first + rows, len(corners)), len(corners))
-        if not weights_N.all():
-            raise InputError(f"{section.id}: {int((weights_N == 0).sum())} places lie in no window; lower the overlap")
-        summed_NxG /= weights_N[:, None].astype(np.float32)
-        if not np.isfinite(summed_NxG).all():
+        data = dataclasses.replace(self.provenance.config.data, bin_um=bin_um, bin_mixture=())
+        return Cover(section, data, len(self.panel), overlap=overlap, count_capacity=count_capacity)
+
+    def call(self, function: Callable, *arguments):
+        """`function(model, *arguments)` on the devices; compiled once a shape, also for other steps of the run."""
+        if function not in self._compiled:
+
+            def of_model(parameters, calibration, *arguments):
+                return function(self._built.merge(parameters, calibration), *arguments)
+
+            self._compiled[function] = jax.jit(traced_on(self._mesh, of_model))
+        return self._compiled[function](self._parameters, self._calibration, *arguments)
+
+    def placed_on_devices(self, batch: Batch) -> Batch:
+        """A batch whose rows lie on the devices, as `call` takes it."""
+        return to_devices(batch, self._mesh)
+
+    def maps(self, cover: Cover, blend: Blend, tissue: str, *, asked_N: np.ndarray | None = None,
+             decoding: str = ONE_SHOT) -> GeneMaps:  # fmt: skip
+        """Blended rates of a cover as gene maps, of all its places or of those that were asked.
+
+        Raises `InputError` where rates are no numbers, or a place has none.
+        """
+        section, places = cover.section, cover.places
+        asked_N = np.ones(len(cover), bool) if asked_N is None else asked_N
+        unseen = int((asked_N & ~blend.seen_N).sum())
+        if unseen:
+            raise InputError(f"{section.id}: {unseen} places lie in no window; lower the overlap")
+        rates_NxG = blend.mean() if asked_N.all() else blend.mean()[asked_N]
+        if not np.isfinite(rates_NxG).all():
             raise InputError(
                 f"{section.id}: the model's rates are not numbers: its training diverged; see its metrics.jsonl, "
                 "and train again with a lower optim.learning_rate"
             )
         names = section.spots.name_N if section.spots is not None else ()
-        return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
-                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px,
-                        self.validation)  # fmt: skip
+        names = tuple(name for name, asked in zip(names, asked_N, strict=False) if asked)
+        # what was validated is the prediction from the H&E at once
+        validation = self.validation if decoding == ONE_SHOT else None
+        return GeneMaps(section.id, self.panel, places.x_um_N[asked_N], places.y_um_N[asked_N], places.size_um,
+                        rates_NxG, section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px,
+                        decoding, validation=validation)  # fmt: skip
 
-    def _window(self, section, corner: tuple[float, float], data: DataConfig):
-        window = read_window(section, *corner, data, with_counts=False)
-        # the model predicts its own panel, whatever the section measured
-        return dataclasses.replace(window, measured_gene_G=np.ones(len(self.panel), bool))
-
-    def _rows(self, data: DataConfig) -> int:
+    @property
+    def rows(self) -> int:
+        """Rows of a batch: those of training, a multiple of the devices' shares."""
         parts = int(np.prod([self._mesh.shape[axis] for axis in BATCH_AXES]))
-        return max(parts, data.rows // parts * parts)
+        return max(parts, self.provenance.config.data.rows // parts * parts)
 
 
 def load(path: Path | str, *, allow_virtual_model: bool = False) -> Predictor:
@@ -173,95 +184,3 @@ def load_step(
 def _prediction_mesh() -> Mesh:
     """All devices that are here, whatever the mesh of training was."""
     return make_mesh(MeshConfig())
-
-
-class _BinPlaces:
-    """Square bins of a section, row by row: those of which at least `min_measured` lies on it."""
-
-    def __init__(self, section, data: DataConfig):
-        self._data = data
-        self._columns, self._rows = (
-            int((extent + (1 - data.min_measured) * data.bin_um) / data.bin_um + 1e-6)
-            for extent in (section.width_um, section.height_um)
-        )
-        shares = (
-            np.minimum(extent / data.bin_um - np.arange(number), 1.0)
-            for extent, number in ((section.height_um, self._rows), (section.width_um, self._columns))
-        )
-        # a bin in the corner may lack too much though its row and its column do not
-        row, column = np.nonzero(np.outer(*shares) >= data.min_measured - 1e-6)
-        if not len(row):
-            raise InputError(
-                f"{section.id}: is {section.width_um:.0f} x {section.height_um:.0f} µm; expected at least one bin of "
-                f"{data.bin_um:g} µm"
-            )
-        self._number_YxX = np.full((self._rows, self._columns), -1)
-        self._number_YxX[row, column] = np.arange(len(row))
-        self.x_um_N, self.y_um_N = (column + 0.5) * data.bin_um, (row + 0.5) * data.bin_um
-        self.size_um, self.per_tile = data.bin_um, square_bins_per_tile(data)
-
-    def corners(self, overlap: float) -> list[tuple[float, float]]:
-        """Corners of windows on the bins' grid that cover the section."""
-        held = int(self._data.window_um / self._data.bin_um + 1e-6)
-        step = max(1, round(held * (1 - overlap)))
-
-        def starts(number: int) -> list[int]:
-            if number <= held:
-                return [-((held - number) // 2)]  # the section lies in the middle of its only window
-            return sorted({*range(0, number - held, step), number - held})
-
-        bin_um = self._data.bin_um
-        return [(x * bin_um, y * bin_um) for y in starts(self._rows) for x in starts(self._columns)]
-
-    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
-        """Numbers of the bins with these centres."""
-        bin_um = self._data.bin_um
-        return self._number_YxX[(y_um // bin_um).astype(int), (x_um // bin_um).astype(int)]
-
-
-class _SpotPlaces:
-    """The spots of a section."""
-
-    def __init__(self, section: Section, data: DataConfig):
-        spots = section.spots
-        self._px_um = section.he_um_per_px
-        # a window begins on a whole px, as in training: up to one px to the left of where a spot would have it
-        self._reach_um = data.window_um - spots.diameter_um - self._px_um - 1e-3
-        if self._reach_um <= 0:
-            raise InputError(
-                f"{section.id}: spots of {spots.diameter_um:g} µm do not fit windows of {data.window_um:g} µm"
-            )
-        self._data, self._diameter_um = data, spots.diameter_um
-        self.x_um_N, self.y_um_N = spots.x_um_N, spots.y_um_N
-        self.size_um = float(np.sqrt(np.pi) * spots.diameter_um / 2)
-        self.per_tile = densest_spots(spots.x_um_N, spots.y_um_N, data.tile_um)
-
-    def corners(self, overlap: float) -> list[tuple[float, float]]:
-        """Corners of windows that hold every spot whole; windows without a spot are left out."""
-        side, radius = self._data.window_um, self._diameter_um / 2
-        step = min(side * (1 - overlap), self._reach_um)
-
-        def starts(places: np.ndarray) -> np.ndarray:
-            low, high = places.min() - radius - 1e-3, places.max() + radius + self._px_um
-            number = max(1, int(np.ceil((high - low - side) / step)) + 1)
-            slack = (side + (number - 1) * step - (high - low)) / 2
-            return np.floor((low - slack + step * np.arange(number)) / self._px_um) * self._px_um
-
-        found = []
-        for y in starts(self.y_um_N):
-            for x in starts(self.x_um_N):
-                held = (self.x_um_N >= x + radius) & (self.x_um_N <= x + side - radius)
-                held &= (self.y_um_N >= y + radius) & (self.y_um_N <= y + side - radius)
-                if held.any():
-                    found.append((float(x), float(y)))
-        return found
-
-    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
-        """Numbers of the spots at these places."""
-        distance = np.hypot(x_um[:, None] - self.x_um_N, y_um[:, None] - self.y_um_N)
-        return distance.argmin(1)
-
-
-def _towards_middle(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
-    """Weight of a place in its window: 1 in the middle, falling smoothly, never 0."""
-    return (np.sin(np.pi * x / side) * np.sin(np.pi * y / side)) ** 2 + 1e-3

@@ -51,6 +51,6 @@ def oracle(given, dense):
 
 
 def assert_near(found, expected, tolerance):
-    for name, x, y in zip(("held", "total", "d_table"), found, expected, strict=True):
+    for name, x, y in zip(("held", "total", "d_table")[: len(found)], found, expected, strict=True):
         error = np.abs(np.asarray(x, np.float64) - y).max() / np.abs(y).max()
         assert error < tolerance, f"{name}: relative error {error:.2e}"

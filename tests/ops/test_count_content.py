@@ -10,7 +10,7 @@ from content_case import assert_near, case, compiled, oracle
 from count_case import sparse
 
 from tario_jax.config import InputError
-from tario_jax.ops.count_content import count_content
+from tario_jax.ops.count_content import count_content, dense_content
 
 
 # 22 bins: in even and uneven parts, one at a time, and fewer than would fit
@@ -29,6 +29,16 @@ def test_one_window_a_row_and_a_row_without_counts():
     dense[1] = 0
     given["counts"] = sparse(dense)
     assert_near(compiled(given, 8), oracle(given, dense), 1e-6)
+
+
+def test_dense_counts_hold_the_same():
+    given, dense = case()
+    given["gene_mask_BxWxG"] = given["gene_mask_BxWxG"][:, :1]
+    given["mask_of_bin_BxN"] = 0 * given["mask_of_bin_BxN"]
+    held, total = dense_content(given["table_Gxr"], given["frequency_G"], dense.astype(np.float32),
+                                given["gene_mask_BxWxG"][:, 0], jnp.float32)  # fmt: skip
+    dense *= given["gene_mask_BxWxG"]
+    assert_near((held, total), oracle(given, dense)[:2], 1e-6)
 
 
 def test_bfloat16_tables_are_near_and_sums_are_not_rounded():

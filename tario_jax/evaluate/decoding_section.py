@@ -1,0 +1,186 @@
+"""Ways of decoding on one section: each prediction against the measured counts of the same bins and genes."""
+
+import dataclasses
+import time
+
+import numpy as np
+import scipy.spatial
+
+from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
+from tario_jax.evaluate.metrics import composition, pearson_by_gene
+from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
+from tario_jax.predict.condition import Condition, entries_of_window, predict_given
+from tario_jax.predict.generate import Samples, Steps, generate_section
+from tario_jax.predict.maps import GeneMaps
+from tario_jax.predict.predictor import Predictor
+
+ONE_SHOT = "one-shot"
+CONDITIONS = {  # what --given names
+    "half": Condition("half"), "checkerboard": Condition("checkerboard"), "random": Condition("random"),
+    "panel": Condition("all"), "no-he": Condition("checkerboard", he=False),
+}  # fmt: skip
+NEIGHBOURS = 8
+_LEAST_BINS = 8  # of those that are asked: fewer have no spatial correlation to speak of
+
+Measures = dict[str, np.ndarray]
+"""Of one section, by "way/measure": a value a scored gene [g], NaN where it is undefined, or one number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What was measured of a section; N bins that count, or spots, g scored genes, G genes of the model's panel."""
+
+    x_um_N: np.ndarray
+    y_um_N: np.ndarray
+    pitch_um: float
+    layout: Layout
+    share_N: np.ndarray  # of each place, that was measured
+    counts_Nxg: np.ndarray  # NaN for genes that the section did not measure
+    total_N: np.ndarray  # over the genes that it measured and the model knows
+    common_G: np.ndarray  # bool, those genes
+
+    def __len__(self) -> int:
+        return len(self.x_um_N)
+
+    def of(self, kept: np.ndarray) -> "Truth":
+        """At some of the places."""
+        of_places = {name: getattr(self, name)[kept] for name in ("x_um_N", "y_um_N", "share_N", "counts_Nxg",
+                                                                  "total_N")}  # fmt: skip
+        return dataclasses.replace(self, **of_places)
+
+    def spread(self, values_Nxg: np.ndarray) -> np.ndarray:
+        """Moran's I by gene on these places."""
+        weights_NxN = neighbour_weights(self.x_um_N, self.y_um_N, self.pitch_um, self.layout)
+        return morans_i(np.nan_to_num(values_Nxg), weights_NxN)
+
+
+def read_truth(section: Section, corpus: Corpus, predictor: Predictor, genes: np.ndarray, bin_um: float) -> Truth:
+    """genes: positions in the model's panel."""
+    in_corpus_G = corpus.panel.positions(predictor.panel.symbols)
+    common_G = (in_corpus_G >= 0) & section.measured_gene_G[in_corpus_G]
+    if section.spots is not None:
+        spots = section.spots
+        x_um_N, y_um_N, pitch_um, layout = spots.x_um_N, spots.y_um_N, spots.pitch_um, "spots"
+        counts_NxG, share_N, kept = spots.dense(len(corpus.panel)), np.ones(len(spots)), slice(None)
+    else:
+        section.check_bins(bin_um)
+        columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
+        x_um_N, y_um_N = grid_places(columns, rows, bin_um)
+        share_N, pitch_um, layout = section.measured_share(x_um_N, y_um_N, bin_um), bin_um, "square"
+        kept = np.flatnonzero(share_N >= predictor.provenance.config.data.min_measured - 1e-6)
+        counts_NxG = grid_counts(section.all_detections(), len(corpus.panel), columns, rows, bin_um)
+    counts_NxG = np.asarray(counts_NxG[kept], np.float64)
+    counts_Nxg = np.where(common_G[genes], counts_NxG[:, in_corpus_G[genes]], np.nan)
+    return Truth(x_um_N[kept], y_um_N[kept], pitch_um, layout, np.minimum(share_N[kept], 1.0), counts_Nxg,
+                 counts_NxG[:, in_corpus_G[common_G]].sum(1), common_G)  # fmt: skip
+
+
+def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth: Truth, genes: np.ndarray,
+                  steps: Steps, *, bin_um: float, overlap: float, min_total: int) -> Measures:  # fmt: skip
+    """r, CRPS, coverage, smoothness and seconds of one way of generating; K = 1 is one-shot."""
+    asked = {"tissue": corpus.kind, "bin_um": None if section.spots is not None else bin_um, "overlap": overlap}
+    began = time.monotonic()
+    if steps.groups == 1:  # what a user waits for: nothing is drawn
+        predictor.predict_section(section, **asked)
+        seconds = time.monotonic() - began
+    maps, samples = generate_section(predictor, section, steps, genes=genes, **asked)
+    if steps.groups != 1:
+        seconds = time.monotonic() - began
+    at_N = every_place(maps, truth)
+    found = correlations(truth, *_read(maps, at_N, truth, genes), min_total)
+    found |= _fit(truth, samples, at_N, steps.seed)
+    found["moran"] = truth.spread(maps.rates_NxG[np.ix_(at_N, genes)])
+    drawn = np.stack([truth.spread(counts_Nxg[at_N]) for counts_Nxg in samples.counts_SxNxg])
+    found["moran_drawn"] = drawn.mean(0)
+    found["seconds"] = np.float64(seconds)
+    return found
+
+
+def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth: Truth, genes: np.ndarray,
+                  condition: Condition, one_shot: GeneMaps, *, bin_um: float, overlap: float, min_total: int,
+                  capacity: int) -> Measures:  # fmt: skip
+    """r on what was asked, of the model, of one-shot and of the mean of the nearest given bins, as "who/measure"."""
+    found = predict_given(predictor, corpus, section, condition, overlap=overlap, capacity=capacity,
+                          bin_um=None if section.spots is not None else bin_um)  # fmt: skip
+    at_N = places_of(found.maps, truth)
+    asked = np.flatnonzero(at_N >= 0)
+    if len(asked) < _LEAST_BINS:
+        nothing = np.full(len(genes), np.nan)
+        return {f"{who}/{form}_r": nothing for who in ("model", ONE_SHOT, "neighbours")
+                for form in ("counts", "composition")}  # fmt: skip
+    here = truth.of(asked)
+    here = dataclasses.replace(here, counts_Nxg=np.where(found.asked_G[genes], here.counts_Nxg, np.nan))
+    said = {
+        "model": _read(found.maps, at_N[asked], here, genes),
+        ONE_SHOT: _read(one_shot, every_place(one_shot, here), here, genes),
+    }
+    if not condition.of_panel:
+        said["neighbours"] = nearest_means(truth.of(np.flatnonzero(at_N < 0)), here)
+    return {f"{who}/{name}": value for who, values in said.items()
+            for name, value in correlations(here, *values, min_total).items()}  # fmt: skip
+
+
+def capacity_of(predictor: Predictor, sections: list[Section], bin_um: float) -> int:
+    """Entries of counts that a window of any of these sections needs: one compiled program for all of them."""
+    return entries_of_window(predictor, sections, bin_um)
+
+
+def places_of(maps: GeneMaps, truth: Truth) -> np.ndarray:
+    """Where each measured place lies among those of the maps, int [N]; −1 where it does not."""
+    number = {place: i for i, place in enumerate(zip(maps.x_um_N.round(2), maps.y_um_N.round(2), strict=True))}
+    return np.array([number.get(place, -1) for place in zip(truth.x_um_N.round(2), truth.y_um_N.round(2), strict=True)],
+                    int)  # fmt: skip
+
+
+def every_place(maps: GeneMaps, truth: Truth) -> np.ndarray:
+    """The same where all must be there. Raises `InputError` where one is not."""
+    at_N = places_of(maps, truth)
+    if (at_N < 0).any():
+        x_um, y_um = (float(um_N[at_N < 0][0]) for um_N in (truth.x_um_N, truth.y_um_N))
+        raise InputError(f"maps of {maps.section}: have no place at {x_um:g}, {y_um:g} µm, where counts were measured; "
+                         "predict the same bins")  # fmt: skip
+    return at_N
+
+
+def nearest_means(given: Truth, asked: Truth) -> tuple[np.ndarray, np.ndarray]:
+    """Counts [N, g] and totals [N] of the asked places, as the mean of those of the 8 nearest given ones."""
+    tree = scipy.spatial.cKDTree(np.stack([given.x_um_N, given.y_um_N], 1))
+    number = min(NEIGHBOURS, len(given))
+    _, near_Nxk = tree.query(np.stack([asked.x_um_N, asked.y_um_N], 1), number)
+    near_Nxk = near_Nxk.reshape(len(asked), number)
+    return (np.nan_to_num(given.counts_Nxg)[near_Nxk].mean(1) * asked.share_N[:, None],
+            given.total_N[near_Nxk].mean(1) * asked.share_N)  # fmt: skip
+
+
+def correlations(truth: Truth, predicted_Nxg: np.ndarray, predicted_total_N: np.ndarray, min_total: int) -> Measures:
+    """r in counts and in composition, NaN for genes that are not to be scored here."""
+    scored = np.isfinite(truth.counts_Nxg).all(0)
+    counts_r = pearson_by_gene(truth.counts_Nxg, predicted_Nxg)
+    enough = truth.total_N >= min_total
+    composition_r = pearson_by_gene(
+        composition(np.nan_to_num(truth.counts_Nxg[enough]), truth.total_N[enough]),
+        composition(predicted_Nxg[enough], predicted_total_N[enough]),
+    )
+    return {"counts_r": np.where(scored, counts_r, np.nan), "composition_r": np.where(scored, composition_r, np.nan)}
+
+
+def _read(maps: GeneMaps, at_N: np.ndarray, truth: Truth, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rates [N, g] and totals [N] of the measured share of the places."""
+    rates_NxG = maps.rates_NxG[at_N]
+    total_N = rates_NxG[:, truth.common_G].sum(1, dtype=np.float64)
+    return rates_NxG[:, genes] * truth.share_N[:, None], total_N * truth.share_N
+
+
+def _fit(truth: Truth, samples: Samples, at_N: np.ndarray, seed: int) -> Measures:
+    """CRPS of the mixture and of the draws, and coverage, by gene."""
+    rates_SxNxg = samples.rates_SxNxg[:, at_N] * truth.share_N[:, None]
+    scored = np.isfinite(truth.counts_Nxg).all(0)
+    counts_Nxg = np.nan_to_num(truth.counts_Nxg)
+    pit_Nxg = randomised_pit(counts_Nxg, rates_SxNxg, np.random.default_rng(seed))
+    found = {"crps": crps_mixture(counts_Nxg, rates_SxNxg).mean(0),
+             "crps_drawn": crps_samples(counts_Nxg, samples.counts_SxNxg[:, at_N]).mean(0)}  # fmt: skip
+    found |= {f"covered_{round(100 * level)}": coverage(pit_Nxg, level) for level in LEVELS}
+    return {name: np.where(scored, value, np.nan) for name, value in found.items()}

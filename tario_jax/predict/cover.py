@@ -1,0 +1,193 @@
+"""How windows cover a section: the places that are predicted, and what several windows say of one of them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from tario_jax.config import DataConfig, InputError
+from tario_jax.corpus.read import Section
+from tario_jax.tokens.batch import Batch, make_layout, square_bins_per_tile, tokenise
+from tario_jax.tokens.capacity import densest_spots
+from tario_jax.tokens.window import Window, read_window
+
+
+class Placed(NamedTuple):
+    """Where the n bins of a window go; Q bin slots of a row, N places of the section."""
+
+    slot_n: np.ndarray
+    number_n: np.ndarray  # of the place
+    weight_n: np.ndarray  # 1 in the middle of the window, falling smoothly, never 0
+
+
+class Cover:
+    """The windows of a section, and the places (square bins, or its spots) that they predict.
+
+    Windows have one group; `count_capacity` entries fit a row. overlap: of neighbouring windows, from 0 to below 1.
+    """
+
+    def __init__(self, section: Section, data: DataConfig, genes: int, *, overlap: float, count_capacity: int = 1):
+        self.section, self.genes = section, genes
+        self.data = dataclasses.replace(data, bin_mixture=(), windows_per_row=1, sequence="window", groups=((1, 1.0),))
+        self.places = SpotPlaces(section, self.data) if section.spots is not None else BinPlaces(section, self.data)
+        self.layout = make_layout(self.data, genes, bins_per_tile=self.places.per_tile,
+                                  largest_bin_um=self.places.size_um, count_capacity=count_capacity)  # fmt: skip
+        self.corners = self.places.corners(overlap)
+
+    def __len__(self) -> int:
+        """Number of places."""
+        return len(self.places.x_um_N)
+
+    @property
+    def section_key(self) -> int:
+        """64 bits that tell the section from others, for generators of random numbers."""
+        return int.from_bytes(hashlib.sha256(self.section.id.encode()).digest()[:8], "little")
+
+    def batches(self, rows: int, read: Callable[[tuple[float, float]], Window] | None = None) -> Iterator[
+        tuple[range, Batch]
+    ]:  # fmt: skip
+        """Batches of so many rows with the numbers of their windows: one a row, the last rows may be padding.
+
+        read(corner) gives the window there; its H&E without counts by default.
+        """
+        unused = np.random.default_rng(0)  # one group: no order is drawn
+        for first in range(0, len(self.corners), rows):
+            some = self.corners[first : first + rows]
+            windows = [[(read or self.window)(corner)] for corner in some] + [[]] * (rows - len(some))
+            yield (
+                range(first, first + len(some)),
+                tokenise(windows, self.data, self.layout, np.ones((rows, 1), int), [[unused]] * rows),
+            )
+
+    def window(self, corner: tuple[float, float]) -> Window:
+        """The window's H&E, and its bins without counts."""
+        window = read_window(self.section, *corner, self.data, with_counts=False)
+        # the model predicts its own panel, whatever the section measured
+        return dataclasses.replace(window, measured_gene_G=np.ones(self.genes, bool))
+
+    def placed(self, batch: Batch, row: int, window: int) -> Placed:
+        """Where the bins of a row go, which holds the window of this number."""
+        slot_n = np.flatnonzero(batch.bin_measured_BxTxN[row].ravel() > 0)
+        x, y = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[slot_n].astype(np.float64).T
+        x_um, y_um = self.corners[window]
+        return Placed(slot_n, self.places.number(x + x_um, y + y_um), _towards_middle(x, y, self.data.window_um))
+
+
+class Blend:
+    """Means over windows at the places of a section, weighed towards the middle of a window."""
+
+    def __init__(self, places: int, genes: int):
+        self._summed_NxG = np.zeros((places, genes), np.float32)
+        self._weights_N = np.zeros(places, np.float64)
+
+    def add(self, placed: Placed, values_QxG: np.ndarray) -> None:
+        """values: of the bin slots of the window; genes beyond those of the blend are padding."""
+        genes = self._summed_NxG.shape[1]
+        self._summed_NxG[placed.number_n] += placed.weight_n[:, None] * values_QxG[placed.slot_n, :genes]
+        self._weights_N[placed.number_n] += placed.weight_n
+
+    @property
+    def seen_N(self) -> np.ndarray:
+        """Places that some window predicted, bool [N]."""
+        return self._weights_N > 0
+
+    def mean(self) -> np.ndarray:
+        """Float32 [N, G]; NaN at places that no window predicted."""
+        weights_N = np.where(self.seen_N, self._weights_N, np.nan)
+        return self._summed_NxG / weights_N[:, None].astype(np.float32)
+
+
+class BinPlaces:
+    """Square bins of a section, row by row: those of which at least `min_measured` lies on it."""
+
+    def __init__(self, section, data: DataConfig):
+        self._data = data
+        self._columns, self._rows = (
+            int((extent + (1 - data.min_measured) * data.bin_um) / data.bin_um + 1e-6)
+            for extent in (section.width_um, section.height_um)
+        )
+        shares = (
+            np.minimum(extent / data.bin_um - np.arange(number), 1.0)
+            for extent, number in ((section.height_um, self._rows), (section.width_um, self._columns))
+        )
+        # a bin in the corner may lack too much though its row and its column do not
+        row, column = np.nonzero(np.outer(*shares) >= data.min_measured - 1e-6)
+        if not len(row):
+            raise InputError(
+                f"{section.id}: is {section.width_um:.0f} x {section.height_um:.0f} µm; expected at least one bin of "
+                f"{data.bin_um:g} µm"
+            )
+        self._number_YxX = np.full((self._rows, self._columns), -1)
+        self._number_YxX[row, column] = np.arange(len(row))
+        self.x_um_N, self.y_um_N = (column + 0.5) * data.bin_um, (row + 0.5) * data.bin_um
+        self.size_um, self.pitch_um, self.per_tile = data.bin_um, data.bin_um, square_bins_per_tile(data)
+        self.per_window = int(data.window_um / data.bin_um + 1e-6) ** 2
+
+    def corners(self, overlap: float) -> list[tuple[float, float]]:
+        """Corners of windows on the bins' grid that cover the section."""
+        held = int(self._data.window_um / self._data.bin_um + 1e-6)
+        step = max(1, round(held * (1 - overlap)))
+
+        def starts(number: int) -> list[int]:
+            if number <= held:
+                return [-((held - number) // 2)]  # the section lies in the middle of its only window
+            return sorted({*range(0, number - held, step), number - held})
+
+        bin_um = self._data.bin_um
+        return [(x * bin_um, y * bin_um) for y in starts(self._rows) for x in starts(self._columns)]
+
+    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+        """Numbers of the bins with these centres."""
+        bin_um = self._data.bin_um
+        return self._number_YxX[(y_um // bin_um).astype(int), (x_um // bin_um).astype(int)]
+
+
+class SpotPlaces:
+    """The spots of a section."""
+
+    def __init__(self, section: Section, data: DataConfig):
+        spots = section.spots
+        self._px_um = section.he_um_per_px
+        # a window begins on a whole px, as in training: up to one px to the left of where a spot would have it
+        self._reach_um = data.window_um - spots.diameter_um - self._px_um - 1e-3
+        if self._reach_um <= 0:
+            raise InputError(
+                f"{section.id}: spots of {spots.diameter_um:g} µm do not fit windows of {data.window_um:g} µm"
+            )
+        self._data, self._diameter_um = data, spots.diameter_um
+        self.x_um_N, self.y_um_N = spots.x_um_N, spots.y_um_N
+        self.size_um, self.pitch_um = float(np.sqrt(np.pi) * spots.diameter_um / 2), spots.pitch_um
+        self.per_tile = densest_spots(spots.x_um_N, spots.y_um_N, data.tile_um)
+        self.per_window = densest_spots(spots.x_um_N, spots.y_um_N, data.window_um)
+
+    def corners(self, overlap: float) -> list[tuple[float, float]]:
+        """Corners of windows that hold every spot whole; windows without a spot are left out."""
+        side, radius = self._data.window_um, self._diameter_um / 2
+        step = min(side * (1 - overlap), self._reach_um)
+
+        def starts(places: np.ndarray) -> np.ndarray:
+            low, high = places.min() - radius - 1e-3, places.max() + radius + self._px_um
+            number = max(1, int(np.ceil((high - low - side) / step)) + 1)
+            slack = (side + (number - 1) * step - (high - low)) / 2
+            return np.floor((low - slack + step * np.arange(number)) / self._px_um) * self._px_um
+
+        found = []
+        for y in starts(self.y_um_N):
+            for x in starts(self.x_um_N):
+                held = (self.x_um_N >= x + radius) & (self.x_um_N <= x + side - radius)
+                held &= (self.y_um_N >= y + radius) & (self.y_um_N <= y + side - radius)
+                if held.any():
+                    found.append((float(x), float(y)))
+        return found
+
+    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+        """Numbers of the spots at these places."""
+        distance = np.hypot(x_um[:, None] - self.x_um_N, y_um[:, None] - self.y_um_N)
+        return distance.argmin(1)
+
+
+def _towards_middle(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
+    """Weight of a place in its window: 1 in the middle, falling smoothly, never 0."""
+    return (np.sin(np.pi * x / side) * np.sin(np.pi * y / side)) ** 2 + 1e-3
