@@ -12,9 +12,9 @@ from scipy.optimize import minimize
 
 KNEE = 1e-3  # of the Huber loss, in log L
 LARGEST_EXPONENT = 4.0
-_FLOOR_SHARES = (0.3, 0.7, 0.9, 0.98)  # starts: E over the smallest L
-_EXPONENTS = (0.1, 0.3, 0.7, 1.5)
-_FIRST_ITERATIONS, _GO_ON, _ITERATIONS = 30, 3, 400  # of every start; how many go on from there, and how far
+_FLOOR_SHARES = (0.4, 0.8, 0.97)  # starts: E over the smallest L
+_EXPONENTS = (0.2, 0.5, 1.2)
+_FIRST_ITERATIONS, _GO_ON, _ITERATIONS = 20, 2, 300  # of every start; how many go on from there, and how far
 _LEAST = 1e-9  # of a term, over the smallest L
 
 
@@ -63,7 +63,8 @@ def fit(sizes_RxT: np.ndarray, losses_R: np.ndarray, near: Law | None = None) ->
         options = {"maxiter": iterations, "ftol": 1e-12, "gtol": 1e-7}
         return minimize(_objective, start, (log_size_RxT, log_loss_R), "L-BFGS-B", True, bounds=bounds, options=options)
 
-    begun = sorted((descend(start, _FIRST_ITERATIONS) for start in starts), key=lambda one: one.fun)
+    begun = [descend(start, _FIRST_ITERATIONS) for start in starts]
+    begun.sort(key=lambda one: one.fun)
     best = min((descend(one.x, _ITERATIONS) for one in begun[:_GO_ON]), key=lambda one: one.fun)
     logs, exponents = np.exp(best.x[: 1 + terms]), best.x[1 + terms :]
     return Law(float(unit * logs[0]), tuple(float(v) for v in unit * logs[1:] * middle_T**exponents),
@@ -101,21 +102,23 @@ def _table(sizes: np.ndarray) -> np.ndarray:
 
 
 def _objective(theta: np.ndarray, log_size_RxT: np.ndarray, log_loss_R: np.ndarray) -> tuple[float, np.ndarray]:
-    """Σ Huber in units of KNEE², and its gradient. theta: log E, log A …, a …"""
+    """Σ Huber in units of KNEE², and its gradient. theta: log E, log A …, a …
+
+    Sizes lie around 1 and exponents are bounded: no term overflows, and the sum of exponentials is taken as it stands.
+    """
     terms = log_size_RxT.shape[1]
-    part_RxP = np.empty((len(log_loss_R), 1 + terms))
-    part_RxP[:, 0] = theta[0]
-    part_RxP[:, 1:] = theta[1 : 1 + terms] - theta[1 + terms :] * log_size_RxT
-    top_R = part_RxP.max(1)
-    share_RxP = np.exp(part_RxP - top_R[:, None])
-    sum_R = share_RxP.sum(1)
-    share_RxP /= sum_R[:, None]
-    residual_R = (top_R + np.log(sum_R) - log_loss_R) / KNEE
-    slope_R = np.clip(residual_R, -1.0, 1.0) / KNEE
-    size_R = np.abs(residual_R)
-    value = np.where(size_R <= 1.0, 0.5 * size_R**2, size_R - 0.5).sum()
-    by_log = slope_R @ share_RxP
-    return float(value), np.concatenate([by_log, -(slope_R[:, None] * share_RxP[:, 1:] * log_size_RxT).sum(0)])
+    floor = np.exp(theta[0])
+    term_RxT = np.exp(theta[1 : 1 + terms] - theta[1 + terms :] * log_size_RxT)
+    sum_R = floor + term_RxT.sum(1)
+    residual_R = (np.log(sum_R) - log_loss_R) / KNEE
+    slope_R = np.minimum(np.maximum(residual_R, -1.0), 1.0)
+    value = slope_R @ (residual_R - 0.5 * slope_R)
+    by_sum_R = slope_R / (KNEE * sum_R)
+    gradient = np.empty_like(theta)
+    gradient[0] = floor * by_sum_R.sum()
+    gradient[1 : 1 + terms] = by_sum_R @ term_RxT
+    gradient[1 + terms :] = -by_sum_R @ (term_RxT * log_size_RxT)
+    return float(value), gradient
 
 
 def _starts(log_loss_R: np.ndarray, terms: int) -> list[np.ndarray]:
