@@ -1,8 +1,8 @@
 """Scaling laws: L(x) = E + A / x^a, and L(N, D) = E + A / N^a + B / D^b. Plain functions on arrays.
 
 As in the replication of Chinchilla by Besiroglu et al. 2024 (arXiv:2404.10102): log L̂ is a log-sum-exp of
-log E, log A − a log N and log B − b log D; the Huber loss of its residuals, with a knee at 1e-3, is summed, not averaged,
-and minimised by L-BFGS from a grid of starts. Sizes are divided by their geometric mean within the fit.
+log E, log A − a log N and log B − b log D; the Huber loss of its residuals, with a knee at 1e-3, is summed, not
+averaged, and minimised by L-BFGS from a grid of starts. Sizes are divided by their geometric mean within the fit.
 """
 
 import dataclasses
@@ -89,8 +89,8 @@ def bootstrap(
                 break
             continue
         found.append(fit(sizes_RxT[drawn], losses_R[drawn], near=law))
-    values = np.array([[one.floor, *one.scales, *one.exponents] for one in found]).reshape(len(found), 1 + 2 * sizes_RxT.shape[1])
     names = ("E", "A", "a") if sizes_RxT.shape[1] == 1 else ("E", "A", "B", "a", "b")
+    values = np.array([[one.floor, *one.scales, *one.exponents] for one in found]).reshape(len(found), len(names))
     ends = {name: [float(end) for end in np.percentile(column, (2.5, 97.5))] if len(found) else None
             for name, column in zip(names, values.T, strict=True)}  # fmt: skip
     return {**ends, "samples": len(found), "drawn_again": again}

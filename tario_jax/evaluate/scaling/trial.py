@@ -103,7 +103,7 @@ def _hold_back(axis: int, name: str, table_RxT: np.ndarray, losses_R: np.ndarray
 
 
 def _fault(held: HeldBack, sd: float) -> str:
-    """Why the largest runs speak against the law; empty where they do not. Seeds that agree to the bit allow nothing."""
+    """Why the largest runs speak against the law; empty where they do not. Seeds that are equal allow nothing."""
     allowed = DEVIATIONS * sd
     if abs(held.predicted - held.found) > allowed:
         return (f"without the largest ({held.axis} {held.size:,.4g}) it predicts {held.predicted:.4f} there; found "
