@@ -19,6 +19,7 @@ from tario_jax.cli import (
     ingest,
     predict,
     run,
+    scaling,
     simulate,
     status,
     trace,
@@ -30,7 +31,7 @@ from tario_jax.config import InputError
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
     "predict": predict, "evaluate": evaluate, "bench": bench, "compile": compile, "status": status,
-    "compare": compare, "trace": trace,
+    "compare": compare, "scaling": scaling, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 

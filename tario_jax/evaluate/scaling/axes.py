@@ -29,6 +29,7 @@ class Axis:
     size: Callable[[Record], float | None]  # grows from little to much; None: not known
     free: tuple[str, ...] = ()  # fields; one that ends in "." is all that begin so
     equal: Callable[[Record], float] | None = None  # must be the same along it, to within 2 %
+    least: int = 2  # sizes
 
 
 def _tissue_um2(record: Record) -> float:
@@ -49,7 +50,7 @@ CONTEXT = Axis("context at equal tissue seen", "side of a window, µm", lambda r
                _CONTEXT, _tissue_um2)  # fmt: skip
 CONTEXT_ROWS = Axis("context at equal windows seen", "side of a window, µm",
                     lambda record: record.config.data.window_um, ("data.window_um", "data.tile_um"))  # fmt: skip
-STEPS = Axis("compute by steps", "training FLOPs", lambda record: record.flops, _STEPS)
+STEPS = Axis("compute by steps", "training FLOPs", lambda record: record.flops, _STEPS, least=3)
 RESOLUTION = Axis("resolution", "bins read per mm", lambda record: 1000.0 / record.read_um if record.read_um else None)
 AXES = (PATIENTS_STEPS, PATIENTS_EPOCHS, PARAMETERS, CONTEXT, CONTEXT_ROWS, STEPS)
 
@@ -78,7 +79,7 @@ class Sweep:
     def name(self) -> str:
         if not self.held:
             return self.axis.name
-        return f"{self.axis.name}, {', '.join(f'{field} {value}' for field, value in self.held.items())}"
+        return f"{self.axis.name}, {', '.join(f'{name} {_number(value)}' for name, value in self.held.items())}"
 
     @property
     def runs(self) -> list[tuple[float, Record]]:
@@ -103,7 +104,7 @@ class Apart:
 
 
 def find_sweeps(records: list[Record]) -> list[Sweep]:
-    """All sweeps of at least two sizes, axis by axis; after each over which compute grows, the same along compute."""
+    """All sweeps, axis by axis; after each of three sizes over which compute grows, the same along compute."""
     own = [record for record in records if record.own_bins]
     found = []
     for axis in AXES:
@@ -196,7 +197,7 @@ def _replicates(group: list[Record]) -> list[tuple[Record, ...]]:
 
 def _sweep(axis: Axis, group: list[Record]) -> Sweep | None:
     points = [Point(axis.size(runs[0]), runs) for runs in _replicates(group) if axis.size(runs[0]) is not None]
-    if len({point.size for point in points}) < 2:
+    if len({point.size for point in points}) < axis.least:
         return None
     return Sweep(axis, tuple(sorted(points, key=lambda point: point.size)))
 
@@ -206,6 +207,8 @@ def _tell_apart(sweeps: list[Sweep]) -> list[Sweep]:
     along = [functools.reduce(_same, (_held(run) for _, run in sweep.runs)) for sweep in sweeps]
     names = [name for name in functools.reduce(dict.__or__, along, {}) if all(name in one for one in along)]
     names = [name for name in names if len({as_text({name: one[name]}) for one in along}) > 1]
+    if "data.window_um" in names:  # these follow it
+        names = [name for name in names if name not in ("data.rows", "data.windows_per_row")]
     return [dataclasses.replace(sweep, held={name: one[name] for name in names})
             for sweep, one in zip(sweeps, along, strict=True)]  # fmt: skip
 
@@ -213,9 +216,12 @@ def _tell_apart(sweeps: list[Sweep]) -> list[Sweep]:
 def _held(record: Record) -> dict[str, Any]:
     """Its fields, those of the other axes in one word each: a model of another size differs in many."""
     told = {"parameters": record.sizes.trunk, "patients": record.patients}
-    words = (*PARAMETERS.free, *_PATIENTS, "data.tile_um", "optim.warmup_steps")
-    return told | {name: value for name, value in record.fields.items()
-                   if not any(name == word or word.endswith(".") and name.startswith(word) for word in words)}  # fmt: skip
+    words = dataclasses.replace(PARAMETERS, free=(*PARAMETERS.free, *_PATIENTS, "data.tile_um", "optim.warmup_steps"))
+    return told | {name: value for name, value in record.fields.items() if not _is_free(name, words)}
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +233,12 @@ def _with_compute(sweeps: list[Sweep]) -> list[Sweep]:
     for sweep in sweeps:
         found.append(sweep)
         flops = [point.runs[0].flops for point in sweep.points]
-        if sweep.axis is not STEPS and max(flops) >= _COMPUTE_SPAN * min(flops) and len(set(flops)) == len(flops):
+        if (
+            sweep.axis is not STEPS
+            and len(set(flops)) > 2
+            and max(flops) >= _COMPUTE_SPAN * min(flops)
+            and len(set(flops)) == len(flops)
+        ):
             axis = Axis(f"compute along {sweep.axis.name}", "training FLOPs", STEPS.size, sweep.axis.free)
             points = sorted(
                 (Point(point.runs[0].flops, point.runs) for point in sweep.points), key=lambda one: one.size

@@ -56,7 +56,8 @@ def measure_grid(
         ))  # fmt: skip
         found[name] = {
             "cells": [[values[size, context] for context in contexts] for size in sizes],
-            "gains": [float(np.mean(values[size, contexts[-1]]) - np.mean(values[size, contexts[0]])) for size in sizes],
+            "gains": [float(np.mean(values[size, contexts[-1]]) - np.mean(values[size, contexts[0]]))
+                      for size in sizes],
             "interaction": interaction, "low": low, "high": high, "seed_sd": of_seeds, "seed_degrees": degrees,
         }  # fmt: skip
     runs = [[[run.name for run in cells[size, context]] for context in contexts] for size in sizes]

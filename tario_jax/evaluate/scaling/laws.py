@@ -56,7 +56,8 @@ def fit(sizes_RxT: np.ndarray, losses_R: np.ndarray, near: Law | None = None) ->
     middle_T, unit = np.exp(np.log(sizes_RxT).mean(0)), losses_R.min()
     log_size_RxT, log_loss_R = np.log(sizes_RxT / middle_T), np.log(losses_R / unit)
     terms = sizes_RxT.shape[1]
-    bounds = [(np.log(_LEAST), None)] * (1 + terms) + [(0.0, LARGEST_EXPONENT)] * terms
+    highest = float(log_loss_R.max()) + 1.0  # no term lies above all losses at the middle of the sizes
+    bounds = [(np.log(_LEAST), highest)] * (1 + terms) + [(0.0, LARGEST_EXPONENT)] * terms
     starts = _starts(log_loss_R, terms) if near is None else [_as_start(near, middle_T, unit)]
 
     def descend(start: np.ndarray, iterations: int):

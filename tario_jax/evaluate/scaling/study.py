@@ -159,8 +159,11 @@ def _comparisons(
     sweeps: list[Sweep], records: list[Record], ranking: Ranking, options: Options, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """The smallest and the largest of each axis, and the two that were asked for."""
-    wanted = [(sweep.name, sweep.axis.name, sweep.points[0].size, sweep.points[-1].size, sweep.points[0].runs,
-               sweep.points[-1].runs) for sweep in sweeps if not sweep.axis.name.startswith("compute along")]  # fmt: skip
+    wanted = []
+    for sweep in sweeps:
+        first, last = sweep.points[0], sweep.points[-1]
+        if not sweep.axis.name.startswith("compute along"):  # of the sweep that it is made of
+            wanted.append((sweep.name, sweep.axis.name, first.size, last.size, first.runs, last.runs))
     if options.between is not None:
         before, after = _points_of(options.between, records)
         wanted.insert(0, ("asked for", "", None, None, before, after))
@@ -191,4 +194,3 @@ def _points_of(names: tuple[str, str], records: list[Record]) -> list[tuple[Reco
     if chosen[0].key == chosen[1].key:
         return [(one,) for one in chosen]
     return [tuple(one for one in own if one.key == run.key) for run in chosen]
-

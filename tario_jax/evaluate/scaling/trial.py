@@ -106,12 +106,16 @@ def _fault(held: HeldBack, sd: float) -> str:
     """Why the largest runs speak against the law; empty where they do not. Seeds that are equal allow nothing."""
     allowed = DEVIATIONS * sd
     if abs(held.predicted - held.found) > allowed:
-        return (f"without the largest ({held.axis} {held.size:,.4g}) it predicts {held.predicted:.4f} there; found "
+        return (f"without the largest ({held.axis} {_number(held.size)}) it predicts {held.predicted:.4f} there; found "
                 f"{held.found:.4f}, {_times(held.predicted - held.found, sd)} seed sd of {sd:.2g} away")  # fmt: skip
     if abs(held.without_axis - held.found) <= allowed:
         return (f"no trend beyond the smallest: what knows nothing of {held.axis} predicts {held.without_axis:.4f} for "
                 f"the largest; found {held.found:.4f}, within {DEVIATIONS:g} seed sd of {sd:.2g}")  # fmt: skip
     return ""
+
+
+def _number(size: float) -> str:
+    return f"{size:,.0f}" if 100 <= size < 1e7 else f"{size:.3g}"
 
 
 def _times(difference: float, sd: float) -> str:

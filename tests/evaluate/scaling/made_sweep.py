@@ -3,6 +3,7 @@
 `python tests/evaluate/scaling/made_sweep.py FOLDER` makes a small study to look at with `tario scaling FOLDER`.
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, Sourc
 from tario_jax.config_files import to_dict
 from tario_jax.evaluate.scaling.measures import FORMS
 from tario_jax.evaluate.score_file import ScoreTable
+from tario_jax.model.build import model_sizes
 from tario_jax.panel import Panel
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile
 from tario_jax.train.provenance import Provenance
@@ -33,11 +35,16 @@ def made_config(*, patients: int = 372, width: int = 32, window_um: float = 144.
     )  # fmt: skip
 
 
+@functools.cache
+def trunk(model: ModelConfig) -> int:
+    return model_sizes(Config(model=model), GENES).trunk
+
+
 def made_table(*, nats: float = 5.0, skill: float = 0.3, noise_seed: int = 0, read_um: float = 36.0, patients: int = 12,
                genes: int = GENES, bin_um: float = 36.0, seal: str = "sealed", prefix: str = "p",
                class_gain: float = 0.0) -> ScoreTable:  # fmt: skip
     """Two sections a patient. r is `skill` times a gene's share (falling with its rank), plus what its patient and the
-    seed do; class_gain: more of it for type markers. The last gene is constant in all sections, the one before not ranked.
+    seed do; class_gain: more of it for type markers. The last gene is constant everywhere, the one before not ranked.
     """
     tissue, seed = np.random.default_rng(1), np.random.default_rng(100 + noise_seed)
     sections = tuple(f"{prefix}{p:02}_{region}" for p in range(patients) for region in ("core", "border"))
@@ -51,7 +58,12 @@ def made_table(*, nats: float = 5.0, skill: float = 0.3, noise_seed: int = 0, re
     for form, scale in zip(FORMS, (1.0, 0.7, 0.4), strict=True):
         wobble = tissue.normal(0, 0.03, (len(sections), genes))
         gain_G = class_gain * np.array([name == "type_marker" for name in gene_class])
-        values = scale * (skill * share_G + gain_G) + of_patient + wobble + seed.normal(0, 0.004, genes)
+        values = (
+            scale * (skill * share_G + gain_G) * (1 + 4 * of_patient)
+            + of_patient
+            + wobble
+            + seed.normal(0, 0.004, genes)
+        )
         values[:, -1] = np.nan
         r["model", form] = values.astype(np.float32)
     r["ridge", "counts"] = r["model", "counts"] - 0.1
@@ -111,10 +123,10 @@ def write_study(folder: Path, *, patients=(93, 186, 372, 744, 1488), widths=(16,
                 continue
             done.add(workdir.name)
             config = made_config(**fields, seed=seed)
-            size, context = config.model.width**2, config.data.window_um / 144.0
-            loss = 4.0 + 3.0 * config.split.train_patients**-0.35 + 2.0 * size**-0.3 - 0.02 * np.log2(context) * np.log(
-                size / 256)  # fmt: skip
-            loss += noise.normal(0, 0.0005)
+            size, context = trunk(config.model), config.data.window_um / 144.0
+            loss = 4.0 + 3.0 * config.split.train_patients**-0.35 + 10.0 * size**-0.3
+            loss -= 0.02 * np.log2(context) * np.log(size / 5000)
+            loss += noise.normal(0, 0.002)
 
             def table(read: float, loss=loss, seed=seed) -> ScoreTable:
                 skill = 1.3 - 0.2 * loss + 0.02 * np.log2(36.0 / read)
