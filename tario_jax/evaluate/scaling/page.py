@@ -58,8 +58,8 @@ def summary(values: dict[str, Any]) -> str:
         f"{len({run['name'] for run in values['runs']})} runs on {held['sections']} held-out sections of "
         f"{held['patients']} patients, {bins}. {values['genes']:,} genes, {values['ranked_genes']:,} of them ranked "
         f"by Moran's I on {values['ranked_on']}, for all runs alike; r is a mean over the top {values['top_genes']:,}, "
-        f"and over sections. Intervals: 95 % bootstrap over patients, {values['samples']:,} samples; of laws: over runs. "
-        "A law is accepted if, fitted without the runs of the largest size, it predicts their mean within 2 seed "
+        f"and over sections. Intervals: 95 % bootstrap over patients, {values['samples']:,} samples; of laws, over "
+        "runs. A law is accepted if, fitted without the runs of the largest size, it predicts their mean within 2 seed "
         "standard deviations, and a constant does not."
     )
 

@@ -29,7 +29,7 @@ from tario_jax.evaluate.scaling.trial import Trial, try_law
 
 LAWS = ("nats", "r/counts/top", "r/composition/top", "r/residual/top")  # quantities that laws are fitted to
 _JOINT_LAWS = LAWS[:2]
-_LAW_SAMPLES = 200
+_LAW_SAMPLES = 500
 _SEED = 0
 Values = dict[tuple[str, float], dict[str, float | None]]  # by run and read_um
 
