@@ -171,7 +171,7 @@ def _is_one_cohort(records: list[Record]) -> bool:
             as_text({name: value for name, value in source.items() if name not in ("train_patients", "workers")})
         )
     sizes = [next(iter(one)) for one in sizes_of.values() if len(one) == 1]
-    return len(sizes_of) == 1 or (
+    return len(sizes_of) < 2 or (
         records[0].config.source.kind == "virtual" and len(sources) == 1 and len(set(sizes)) == len(sizes_of)
     )
 

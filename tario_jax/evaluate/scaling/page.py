@@ -16,6 +16,7 @@ _VIRTUAL = "Virtual tissue: these figures test the software and say nothing abou
 _RUN_COLUMNS = ("run", "patients", "parameters", "gene tables", "window", "read at", "steps", "tokens", "FLOPs",
                 "seeds", "loss", "gene part", "validation", "r counts", "r composition", "r residual",
                 "r counts, all genes", "bulk r")  # fmt: skip
+_SHOWN = ("run", "patients", "parameters", "gene tables", "window", "read at", "steps", "FLOPs", "loss", "r counts")
 
 
 def write_study(folder: Path, values: dict[str, Any], title: str) -> Path:
@@ -38,7 +39,10 @@ def render(values: dict[str, Any], drawn: dict[str, list[Drawn]], title: str) ->
         _section("Along each axis", [_laws(values), *map(picture, drawn["sweeps"])]),
         _section("Parameters and patients together", [_joint(values), *map(picture, drawn["joint"])]),
         _section("Sizes × contexts", [*map(_grid, values["grids"]), *map(picture, drawn["grids"])]),
-        _section("Gene by gene", [_comparisons(values), *map(picture, drawn["comparisons"])]),
+        _section(
+            "Gene by gene",
+            [_comparisons(values), _classes(values), _matched(values), *map(picture, drawn["comparisons"])],
+        ),
         _section("Runs", [_runs(values)]),
         _section("Left out", [_left_out(values)]),
     ]
@@ -126,6 +130,32 @@ def _comparisons(values: dict[str, Any]) -> str:
     return _table(head, rows) if rows else ""
 
 
+def _classes(values: dict[str, Any]) -> str:
+    """Which gene class gains from what: change of mean r in counts, and the largest between two seeds."""
+    several = [(comparison_name(one), one["forms"]["counts"]["by_class"]) for one in values["comparisons"]
+               if "counts" in one["forms"]]  # fmt: skip
+    names = list(dict.fromkeys(name for _, classes in several for name in classes))
+    rows = []
+    for name in names:
+        cells = []
+        for _, classes in several:
+            null = max((abs(value) for value in classes[name]["null"] if value == value), default=None)
+            beside = "" if null is None else f" (seeds {null:.4f})"
+            cells.append(f"{signed(classes[name]['mean'], 4)}{beside}")
+        rows.append([name, *cells])
+    return _table(["change of r, counts, by gene class", *(name for name, _ in several)], rows) if rows else ""
+
+
+def _matched(values: dict[str, Any]) -> str:
+    rows = []
+    for comparison in values["comparisons"]:
+        for number, (form, found) in enumerate(comparison["forms"].items()):
+            cells = [f"{top['k']:,}: {_number(_mean(top['before']))} → {_number(_mean(top['after']))}"
+                     for top in found["top"]]  # fmt: skip
+            rows.append(["" if number else comparison_name(comparison), form, "; ".join(cells)])
+    return _table(["r at matched top-k", "form", "k: mean r from → to"], rows) if rows else ""
+
+
 def comparison_name(comparison: dict[str, Any]) -> str:
     before, after = comparison["before"], comparison["after"]
     if before["size"] is None:
@@ -177,7 +207,17 @@ def _number(value: float | None) -> str:
 def study_table(values: dict[str, Any]) -> str:
     """The same in short, for a terminal."""
     lines = [summary(values), ""]
-    lines += [f"! {_VIRTUAL}"] if values["virtual"] else []
+    columns = [_RUN_COLUMNS, *(run_cells(run) for run in values["runs"])]
+    chosen = [[cells[_RUN_COLUMNS.index(name)] for name in _SHOWN] for cells in columns]
+    widths = [max(map(len, column)) for column in zip(*chosen, strict=True)]
+    lines += [
+        "  ".join(
+            cell.ljust(width) if not number else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in chosen
+    ]
+    lines += ["", f"! {_VIRTUAL}"] if values["virtual"] else [""]
     lines += [f"! {apart_text(one)}" for one in values["apart"]]
     lines += [f"! left out: {one['name']}: {one['why']}" for one in values["left_out"]]
     for sweep in values["sweeps"]:

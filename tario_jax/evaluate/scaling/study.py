@@ -29,7 +29,7 @@ from tario_jax.evaluate.scaling.trial import Trial, try_law
 
 LAWS = ("nats", "r/counts/top", "r/composition/top", "r/residual/top")  # quantities that laws are fitted to
 _JOINT_LAWS = LAWS[:2]
-_LAW_SAMPLES = 500
+_MOST_LAW_SAMPLES = 500
 _SEED = 0
 Values = dict[tuple[str, float], dict[str, float | None]]  # by run and read_um
 
@@ -45,6 +45,7 @@ def study(places: list[Path], options: Options, say: Callable[[str], None] = pri
     """Raises `InputError` where runs cannot be compared, or too few are finished and evaluated."""
     records, left_out = gather(places)
     own = [record for record in records if record.own_bins]
+    asked_for = None if options.between is None else _points_of(options.between, own)
     say(f"scaling: {len(own)} runs, {len(left_out)} left out")
     most = max(own, key=lambda record: record.patients or 0)
     ranking = Ranking.of(most.name, most.scores, options.top_genes)
@@ -52,9 +53,9 @@ def study(places: list[Path], options: Options, say: Callable[[str], None] = pri
     sweeps = find_sweeps(records)
     told = []
     for number, sweep in enumerate(sweeps, 1):
-        told.append(_sweep(sweep, values))
+        told.append(_sweep(sweep, values, options))
         say(f"scaling: {number}/{len(sweeps)} {sweep.name}: {len(sweep.points)} sizes, {len(sweep.runs)} runs")
-    joint = [_joint(plane, values) for plane in find_planes(records, (PATIENTS_STEPS,))]
+    joint = [_joint(plane, values, options) for plane in find_planes(records, (PATIENTS_STEPS,))]
     return {
         "ranked_on": f"training sections of {ranking.run}", "top_genes": len(ranking.top),
         "ranked_genes": len(ranking.order), "genes": len(most.scores.symbols), "samples": options.samples,
@@ -65,7 +66,7 @@ def study(places: list[Path], options: Options, say: Callable[[str], None] = pri
         "left_out": [dataclasses.asdict(one) for one in left_out],
         "apart": [dataclasses.asdict(one) for one in find_apart(records, sweeps)],
         "sweeps": told, "joint": joint, "grids": _grids(records, values, ranking, options),
-        "comparisons": _comparisons(sweeps, records, ranking, options, say),
+        "comparisons": _comparisons(sweeps, asked_for, ranking, options, say),
     }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def _run(record: Record, values: Values, records: list[Record]) -> dict[str, Any
     }  # fmt: skip
 
 
-def _sweep(sweep: Sweep, values: Values) -> dict[str, Any]:
+def _sweep(sweep: Sweep, values: Values, options: Options) -> dict[str, Any]:
     groups = [number for number, point in enumerate(sweep.points) for _ in point.runs]
     sizes_R = np.array([size for size, _ in sweep.runs])
     return {
@@ -91,12 +92,17 @@ def _sweep(sweep: Sweep, values: Values) -> dict[str, Any]:
             "values": {name: [values[run.name, run.read_um][name] for run in point.runs]
                        for name in values[point.runs[0].name, point.runs[0].read_um]},
         } for point in sweep.points],
-        "laws": _laws({sweep.axis.label: sizes_R}, [run for _, run in sweep.runs], groups, values, LAWS),
+        "laws": _laws({sweep.axis.label: sizes_R}, [run for _, run in sweep.runs], groups, values, LAWS, options),
     }  # fmt: skip
 
 
 def _laws(
-    sizes: dict[str, np.ndarray], runs: list[Record], groups: list[int], values: Values, quantities: tuple[str, ...]
+    sizes: dict[str, np.ndarray],
+    runs: list[Record],
+    groups: list[int],
+    values: Values,
+    quantities: tuple[str, ...],
+    options: Options,
 ) -> dict[str, dict]:
     found = {}
     for name in quantities:
@@ -105,7 +111,7 @@ def _laws(
         top, of = _top(name, value_R, of_runs[0])
         loss_R = value_R if top is None else top - value_R
         found[name] = {"of": of, "top": top, **_plain_trial(
-            try_law(sizes, loss_R, groups, _LAW_SAMPLES, np.random.default_rng(_SEED))
+            try_law(sizes, loss_R, groups, min(options.samples, _MOST_LAW_SAMPLES), np.random.default_rng(_SEED))
         )}  # fmt: skip
     return found
 
@@ -130,7 +136,7 @@ def _plain_trial(trial: Trial) -> dict[str, Any]:
     return told | {"text": trial.law.text if trial.law else None}
 
 
-def _joint(plane: Plane, values: Values) -> dict[str, Any]:
+def _joint(plane: Plane, values: Values, options: Options) -> dict[str, Any]:
     rows = [(size, other, number, run)
             for number, (size, other, runs) in enumerate(plane.points) for run in runs]  # fmt: skip
     first, second, groups, runs = (list(column) for column in zip(*rows, strict=True))
@@ -140,7 +146,7 @@ def _joint(plane: Plane, values: Values) -> dict[str, Any]:
         "runs": [{"name": run.name, "sizes": [size, other],
                   "values": {name: values[run.name, run.read_um][name] for name in _JOINT_LAWS}}
                  for size, other, _, run in rows],
-        "laws": _laws(sizes, runs, groups, values, _JOINT_LAWS),
+        "laws": _laws(sizes, runs, groups, values, _JOINT_LAWS, options),
     }  # fmt: skip
 
 
@@ -156,7 +162,11 @@ def _grids(records: list[Record], values: Values, ranking: Ranking, options: Opt
 
 
 def _comparisons(
-    sweeps: list[Sweep], records: list[Record], ranking: Ranking, options: Options, say: Callable[[str], None]
+    sweeps: list[Sweep],
+    asked_for: list[tuple[Record, ...]] | None,
+    ranking: Ranking,
+    options: Options,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """The smallest and the largest of each axis, and the two that were asked for."""
     wanted = []
@@ -164,8 +174,8 @@ def _comparisons(
         first, last = sweep.points[0], sweep.points[-1]
         if not sweep.axis.name.startswith("compute along"):  # of the sweep that it is made of
             wanted.append((sweep.name, sweep.axis.name, first.size, last.size, first.runs, last.runs))
-    if options.between is not None:
-        before, after = _points_of(options.between, records)
+    if asked_for is not None:
+        before, after = asked_for
         wanted.insert(0, ("asked for", "", None, None, before, after))
     found = []
     for name, axis, small, large, before, after in wanted:
@@ -181,9 +191,8 @@ def _comparisons(
     return found
 
 
-def _points_of(names: tuple[str, str], records: list[Record]) -> list[tuple[Record, ...]]:
+def _points_of(names: tuple[str, str], own: list[Record]) -> list[tuple[Record, ...]]:
     """The two runs with their replicates; alone where they are replicates of each other."""
-    own = [record for record in records if record.own_bins]
     chosen = []
     for name in names:
         fitting = [one for one in own if one.name == name or Path(one.workdir).resolve() == Path(name).resolve()]

@@ -131,9 +131,12 @@ def test_measures_are_means_over_sections_and_then_ranked_genes():
 
 
 def test_bulk_r_needs_ten_patients_of_a_cohort():
-    assert measure(RunScores.of(made_table(patients=9)), Ranking.of("a", RunScores.of(made_table()), 5), None)[
-        "bulk_r/log_cpm"
-    ] is None
+    assert (
+        measure(RunScores.of(made_table(patients=9)), Ranking.of("a", RunScores.of(made_table()), 5), None)[
+            "bulk_r/log_cpm"
+        ]
+        is None
+    )
 
 
 def test_resampled_losses_weigh_sections_by_detections():
@@ -187,8 +190,7 @@ def test_sweeps_of_one_axis_are_told_apart_by_what_they_hold(tmp_path):
     for rate in (1e-3, 2e-3):
         for width in (16, 32):
             add(tmp_path, f"{width}_{rate}", width=width, rate=rate)
-    assert list(sweeps_of(tmp_path)) == ["parameters, optim.learning_rate 0.002", "parameters, optim.learning_rate 0.001"
-                                         ][::-1]  # fmt: skip
+    assert list(sweeps_of(tmp_path)) == [f"parameters, optim.learning_rate {rate}" for rate in (0.001, 0.002)]
 
 
 def test_context_is_at_equal_tissue_or_at_equal_windows_and_never_at_neither(tmp_path):
