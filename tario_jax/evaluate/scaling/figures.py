@@ -30,11 +30,14 @@ def draw_sweep(path: Path, sweep: dict[str, Any], top_genes: int) -> Drawn:
 
     Dots are runs, one a seed. Where no law was fitted a dotted line joins the means.
     """
-    figure = blank_figure(11.0, 6.6)
-    (loss, r), (loss_rest, r_rest) = figure.subplots(2, 2, gridspec_kw={"height_ratios": [3.2, 1]}, sharex=True)
+    fitted = any(law["law"] is not None for law in sweep["laws"].values())
+    figure = blank_figure(11.0, 6.6 if fitted else 4.9)
+    ratios = {"height_ratios": [3.2, 1]} if fitted else None
+    grid = figure.subplots(2 if fitted else 1, 2, gridspec_kw=ratios, sharex=True, squeeze=False)
+    (loss, r), rests = grid[0], grid[1] if fitted else (None, None)
     handles, labels = [], []
     for name, title in QUANTITIES.items():
-        upper, lower = (loss, loss_rest) if name == "nats" else (r, r_rest)
+        upper, lower = (loss, rests[0]) if name == "nats" else (r, rests[1])
         drawn = _draw_quantity(upper, lower, sweep, name)
         if drawn is not None:
             handles.append(drawn)
@@ -43,12 +46,13 @@ def draw_sweep(path: Path, sweep: dict[str, Any], top_genes: int) -> Drawn:
     ceiling = sweep["points"][0]["values"]["ceiling/top"][0]
     beside = f" (ceiling of counts {ceiling:.2f})" if ceiling == ceiling else ""
     r.set_title(f"mean r, top {top_genes} genes by Moran's I{beside}", **TITLE)
-    for axis in (loss_rest, r_rest):
+    for axis in rests if fitted else ():
         axis.axhline(0, color=RULE, linewidth=1, zorder=0)
         axis.set_title("found − law", fontsize=9, color=SOFT, loc="left")
+    for axis in grid[-1]:
         _size_ticks(axis, sweep["axis"], [point["size"] for point in sweep["points"]])
         axis.set_xlabel(sweep["label"], fontsize=10, color=SOFT)
-    for axis in (loss, r, loss_rest, r_rest):
+    for axis in grid.flat:
         plain_axes(axis)
     figure.suptitle(sweep["name"], x=0.01, ha="left", fontsize=13, color=INK, fontweight="bold")
     figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=8.5, labelcolor=INK)

@@ -71,8 +71,9 @@ def try_law(
     """
     losses_R = np.asarray(losses_R, np.float64)
     sd, degrees = seed_deviation(losses_R, group_R)
-    few = [f"{len(np.unique(size_R))} {name}" for name, size_R in sizes.items() if len(np.unique(size_R)) < LEAST_SIZES]
-    lacking = [f"sizes: {', '.join(few)}, {LEAST_SIZES} are needed"] if few else []
+    numbers = {name: len(np.unique(size_R)) for name, size_R in sizes.items()}
+    lacking = [f"{number} sizes ({name}), at least {LEAST_SIZES} are needed"
+               for name, number in numbers.items() if number < LEAST_SIZES]  # fmt: skip
     lacking += ["no two runs differ in their seeds only, so nothing tells how far a law may miss"] if sd is None else []
     if not np.isfinite(losses_R).all() or (losses_R <= 0).any():
         lacking.append("a value is missing, or not above 0")

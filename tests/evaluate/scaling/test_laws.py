@@ -113,7 +113,7 @@ def test_pure_noise_is_refused():
 def test_with_few_sizes_or_without_replicates_nothing_is_fitted():
     few = PATIENTS[:6]
     found = trial(5.0 + few**-0.3, few)
-    assert found.verdict == "not fitted" and "3 patients" in found.why and found.law is None
+    assert found.verdict == "not fitted" and "3 sizes (patients)" in found.why and found.law is None
     once = np.unique(PATIENTS)
     assert "differ in their seeds only" in trial(5.0 + once**-0.3, once).why
     assert "above 0" in trial(np.where(PATIENTS == 93, np.nan, 1.0) + noise(0)).why
