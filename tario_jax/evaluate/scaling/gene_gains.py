@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 
 from tario_jax.evaluate.curve import VALUES_AT_ONCE
-from tario_jax.evaluate.intervals import interval, patient_resampling, weighted_mean
+from tario_jax.evaluate.intervals import interval, patient_resampling
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.scaling.measures import FORMS, Ranking, RunScores
 
@@ -56,7 +56,7 @@ def _of_form(
         "better": {
             "genes": genes, "fraction": float(np.mean(fractions)), "n": round(float(np.mean(fractions)) * genes),
             "range": [min(fractions), max(fractions)], "pairs_of_seeds": len(pairs),
-            **_ends(sampled["fraction"]),
+            **_spread_about(float(np.mean(fractions)), sampled["fraction"]),
             "null": {"before": _null_fractions(r_before_KxG), "after": _null_fractions(r_after_KxG)},
         },
         "difference": of_group.pop("ranked genes"),
@@ -95,22 +95,38 @@ def _groups(scores: RunScores, ranking: Ranking) -> dict[str, np.ndarray]:
 def _resampled(before, after, form: str, ranking: Ranking, weights_BxS: np.ndarray) -> dict:
     """The fraction better and the mean difference by group, in every sample of patients.
 
-    A few samples at a time: [samples, genes] of a whole transcriptome would be gigabytes.
+    A few samples at a time: [samples, genes] of a whole transcriptome would be gigabytes. Sections are summed up to
+    patients once, since those are what is drawn.
     """
     groups = _groups(after[0], ranking)
+    first_P, patient_S = np.unique(np.asarray(after[0].patients), return_index=True, return_inverse=True)[1:]
+    weights_BxP = weights_BxS[:, first_P]
+    sums_before, sums_after = (
+        [_by_patient(one.r_SxG[form], patient_S) for one in several] for several in (before, after)
+    )
     fraction, means = [], {name: [] for name in groups}
     at_once = max(1, VALUES_AT_ONCE // len(after[0].symbols))
-    for start in range(0, len(weights_BxS), at_once):
-        some_BxS = weights_BxS[start : start + at_once]
-        r_before, r_after = (
-            [weighted_mean(one.r_SxG[form], some_BxS) for one in several] for several in (before, after)
-        )
+    for start in range(0, len(weights_BxP), at_once):
+        some_BxP = weights_BxP[start : start + at_once]
+        r_before, r_after = ([_mean(some_BxP, *sums) for sums in several] for several in (sums_before, sums_after))
         of_pairs = [_fractions(a_BxG, b_BxG) for a_BxG in r_before for b_BxG in r_after]
         fraction.append(np.mean(of_pairs, axis=0))
         difference_BxG = mean_defined(np.stack(r_after)) - mean_defined(np.stack(r_before))
         for name, members in groups.items():
             means[name].append(mean_defined(difference_BxG[:, members].T))
     return {"fraction": np.concatenate(fraction), "groups": {name: np.concatenate(one) for name, one in means.items()}}
+
+
+def _by_patient(r_SxG: np.ndarray, patient_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of r over a patient's sections, and the number of those where it is defined, both [P, G]."""
+    member_PxS = (np.arange(patient_S.max() + 1)[:, None] == patient_S).astype(np.float64)
+    defined_SxG = np.isfinite(r_SxG)
+    return member_PxS @ np.where(defined_SxG, r_SxG, 0.0), member_PxS @ defined_SxG
+
+
+def _mean(weights_BxP: np.ndarray, sum_PxG: np.ndarray, number_PxG: np.ndarray) -> np.ndarray:
+    number_BxG = weights_BxP @ number_PxG
+    return np.divide(weights_BxP @ sum_PxG, number_BxG, out=np.full_like(number_BxG, np.nan), where=number_BxG > 0)
 
 
 def _fractions(before_BxG: np.ndarray, after_BxG: np.ndarray) -> np.ndarray:
@@ -128,6 +144,17 @@ def _matched(r_before_KxG: np.ndarray, r_after_KxG: np.ndarray, ranking: Ranking
 
 def _mean_with_ends(values_G: np.ndarray, samples_B: np.ndarray) -> dict[str, float]:
     return {"mean": float(mean_defined(values_G)), **_ends(samples_B)}
+
+
+def _spread_about(fraction: float, samples_B: np.ndarray) -> dict[str, float]:
+    """Ends of the samples about their own mean, laid around the fraction.
+
+    Drawing patients adds their noise once more, which takes every sample's fraction nearer to a half: the samples' own
+    ends would often leave out the fraction itself. Their mean is told too.
+    """
+    mean = float(np.mean(samples_B))
+    ends = {name: float(np.clip(end + fraction - mean, 0.0, 1.0)) for name, end in _ends(samples_B).items()}
+    return ends | {"resampled_mean": mean}
 
 
 def _ends(samples_B: np.ndarray) -> dict[str, float]:
