@@ -21,8 +21,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("places", nargs="+", type=Path, metavar="WORKDIR",
                         help="of runs that are done and evaluated, or folders of such workdirs")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder of scaling.html, scaling.json and figures")
-    parser.add_argument("--top-genes", type=at_least_one, default=100, metavar="N",
-                        help="r is a mean over so many genes of highest Moran's I (100)")  # fmt: skip
+    parser.add_argument("--top-genes", type=at_least_one, metavar="N", help="r is a mean over so many genes of highest "
+                        "Moran's I; by default as many as evaluate.top_genes of the runs")  # fmt: skip
     parser.add_argument("--samples", type=at_least_one, default=1000, metavar="N", help="of patients, drawn (1000)")
     parser.add_argument("--between", nargs=2, metavar="RUN",
                         help="compare these two gene by gene, each with its replicates")  # fmt: skip

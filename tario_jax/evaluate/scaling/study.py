@@ -36,7 +36,9 @@ Values = dict[tuple[str, float], dict[str, float | None]]  # by run and read_um
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    top_genes: int = 100  # of highest Moran's I
+    top_genes: int | None = (
+        None  # of highest Moran's I; None: as many as the evaluation of the run that ranks them took
+    )
     samples: int = 1000  # of patients
     between: tuple[str, str] | None = None  # two runs, compared gene by gene beside the ends of each axis
 
@@ -48,7 +50,7 @@ def study(places: list[Path], options: Options, say: Callable[[str], None] = pri
     asked_for = None if options.between is None else _points_of(options.between, own)
     say(f"scaling: {len(own)} runs, {len(left_out)} left out")
     most = max(own, key=lambda record: record.patients or 0)
-    ranking = Ranking.of(most.name, most.scores, options.top_genes)
+    ranking = Ranking.of(most.name, most.scores, options.top_genes or most.config.evaluate.top_genes)
     values = {(one.name, one.read_um): measure(one.scores, ranking, one.validation_nats) for one in records}
     sweeps = find_sweeps(records)
     told = []

@@ -114,7 +114,8 @@ def grid_of(tmp_path, losses, seeds=(0, 1), skip=()):
         for seed in seeds:
             if (width, window_um, seed) in skip:
                 continue
-            config = made_config(width=width, window_um=window_um, rows=8 if window_um == 144 else 2, seed=seed)
+            config = made_config(width=width, window_um=window_um, rows=round(8 * (144 / window_um) ** 2),
+                                 seed=seed)  # fmt: skip
             table = made_table(nats=nats + 0.01 * seed, skill=1 - nats / 10, noise_seed=seed)
             write_run(tmp_path / f"{width}_{window_um:g}_{seed}", config, table)
     records, _ = gather([tmp_path])
@@ -140,6 +141,18 @@ def test_the_interaction_is_the_gain_at_the_largest_less_that_at_the_smallest(tm
     assert found["low"] <= found["interaction"] + 1e-9 and found["high"] >= found["interaction"] - 1e-9
     r = grid["quantities"]["r/counts/top"]
     assert r["low"] < r["interaction"] < r["high"] and r["interaction"] > 0
+
+
+def test_a_grid_takes_the_contexts_that_all_its_sizes_have(tmp_path):
+    losses = {
+        (16, 144.0): 5.0,
+        (16, 288.0): 4.9,
+        (32, 144.0): 4.8,
+        (32, 288.0): 4.65,
+        (32, 72.0): 5.0,
+        (64, 144.0): 4.6,
+    }
+    assert grid_of(tmp_path, losses, seeds=(0,))["contexts_um"] == [144.0, 288.0]
 
 
 def test_a_grid_without_seeds_has_no_seed_deviation_and_a_hole_is_no_grid(tmp_path):

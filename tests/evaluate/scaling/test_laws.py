@@ -87,6 +87,10 @@ def test_a_law_that_predicts_the_largest_run_is_accepted():
     assert found.seed_degrees == 6 and found.seed_sd == pytest.approx(SD, rel=0.8)
     assert found.residuals == pytest.approx(5.0 + 3.0 * PATIENTS**-0.35 + noise(0) - found.law(PATIENTS))
     (held,) = found.held_back
+    y = 5.0 + 3.0 * PATIENTS**-0.35 + noise(0)
+    assert held.predicted == pytest.approx(float(fit(PATIENTS[:-2], y[:-2])(np.array([2545.0]))[0]))
+    assert held.found == pytest.approx(y[-2:].mean())
+    assert held.without_axis == pytest.approx(y[2:-2].mean())
     assert (held.size, held.runs) == (2545, 2) and held.error(found.seed_sd) <= 2 < held.flatness(found.seed_sd)
 
 
@@ -103,6 +107,15 @@ def test_a_curve_that_is_flat_beyond_its_smallest_size_is_refused():
     y = np.where(PATIENTS == 93, 5.6, 5.0)
     found = trial(y + noise(0))
     assert found.verdict == "refused" and "no trend beyond the smallest" in found.why
+
+
+def test_an_exponent_that_is_a_step_is_refused():
+    sizes = np.repeat([1.0, 1.05, 1.1, 1.15, 1.2], 2)
+    y = 5.0 + 3.0 * sizes**-5.0 + np.array([0.1, -0.1, *[0.0] * 8])
+    found = try_law({"patients": sizes}, y, list(sizes), 5, np.random.default_rng(0))
+    (held,) = found.held_back
+    assert held.error(found.seed_sd) <= 2 < held.flatness(found.seed_sd)
+    assert found.verdict == "refused" and found.why == "an exponent of 4 or more is a step, not a law"
 
 
 def test_pure_noise_is_refused():

@@ -47,6 +47,11 @@ def test_laws_say_what_they_are_fitted_to_and_what_became_of_them(out):
             assert (law["law"] is None) == (law["verdict"] == "not fitted") == (len(sweep["points"]) < 4)
             assert bool(law["why"]) == (law["verdict"] != "accepted") == (law["intervals"] is None)
             if law["law"] is not None:
+                point, fitted = sweep["points"][0], law["law"]
+                loss = fitted["floor"] + fitted["scales"][0] * point["size"] ** -fitted["exponents"][0]
+                values_of_law = loss if law["top"] is None else law["top"] - loss
+                assert values_of_law == pytest.approx(point["values"][name][0], abs=0.02)
+                assert (law["top"] == 1.0) == (law["of"] == "1 − r")
                 assert len(law["residuals"]) == 2 * len(sweep["points"]) and law["held_back"][0]["runs"] == 2
     verdicts = [law["verdict"] for law in by_name["patients at equal epochs"]["laws"].values()]
     assert "accepted" in verdicts
