@@ -313,6 +313,7 @@ class EvaluateConfig:
     bootstraps: int = 1000
     block_um: float = 100.0  # side of a bootstrap block within a section; spots use 3 × 3 spots
     examples: int = 3  # triptychs
+    read_um: tuple[float, ...] = ()  # finer bins at which the model is read too, and summed up to data.bin_um
     seed: int = 0
 
     def __post_init__(self):
@@ -320,6 +321,8 @@ class EvaluateConfig:
         for name in ("top_genes", "mean_genes", "min_bins", "bootstraps", "block_um"):
             _check(getattr(self, name) > 0, f"evaluate.{name} is {getattr(self, name)}; expected more than 0")
         _check(self.shuffles >= 10, f"evaluate.shuffles is {self.shuffles}; expected at least 10")
+        for side_um in self.read_um:
+            _check(side_um > 0, f"evaluate.read_um holds {side_um}; expected more than 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tario_jax.cli import (
     compile,
     corpus,
     evaluate,
+    gallery,
     ingest,
     predict,
     run,
@@ -30,7 +31,7 @@ from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "evaluate": evaluate, "bench": bench, "compile": compile, "status": status,
+    "predict": predict, "evaluate": evaluate, "gallery": gallery, "bench": bench, "compile": compile, "status": status,
     "compare": compare, "scaling": scaling, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
@@ -123,7 +124,7 @@ def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> 
                 + (f"reads {' and '.join(groups)} of a config only; the rest is that of the run" if groups else
                    "reads no config; leave it out")
             )  # fmt: skip
-    if assignments and options.config is None and options.job not in ("predict", "evaluate"):
+    if assignments and options.config is None and options.job not in ("predict", "evaluate", "gallery"):
         raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
 
 

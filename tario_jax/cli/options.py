@@ -93,6 +93,14 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """K/N, for jobs whose work several processes share."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected K/N with K from 1 to N, such as 3/16")
+    return int(part), int(parts)
+
+
 def limits_of(corpus, sections: int):
     """The limits of a virtual corpus over sections of so many held-out patients, its smallest of each."""
     from tario_jax.config import SplitConfig

@@ -24,6 +24,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="AnnData (.h5ad)")
     parser.add_argument("--table", type=Path, help="place × gene, expected counts (.parquet, .tsv, .csv)")
     parser.add_argument("--overlap", type=float, help="of neighbouring windows; evaluate.overlap by default")
+    parser.add_argument("--validation", type=Path, metavar="PARQUET",
+                        help="what is known of each gene, from 'tario evaluate'; WORKDIR's by default")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -93,7 +95,13 @@ def _maps_of_section(options: argparse.Namespace):
 def _load(options: argparse.Namespace):
     from tario_jax.predict.predictor import load
 
-    return load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+    predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+    if options.validation is not None:
+        from tario_jax.predict.gene_validation import read_gene_validation
+
+        predictor.validation = read_gene_validation(options.validation).for_model(predictor.panel.hash,
+                                                                                  predictor.checkpoint)  # fmt: skip
+    return predictor
 
 
 def _asked(options: argparse.Namespace, predictor) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tario_jax.cli.options import (
     finish,
     limits_of,
     new_corpus,
+    part_of,
     say,
 )
 from tario_jax.config import InputError, SourceConfig
@@ -44,7 +45,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", choices=("low", "default", "high"),
                         help="about 150, 400 or 1,000 transcripts a cell")  # fmt: skip
     parser.add_argument("--seed", type=int, help=f"of the cohort ({defaults.seed})")
-    parser.add_argument("--part", type=_part, default=(1, 1), metavar="K/N",
+    parser.add_argument("--part", type=part_of, default=(1, 1), metavar="K/N",
                         help="only every N-th patient from the K-th on: one of N jobs that share --out")  # fmt: skip
     parser.add_argument("--limits", type=at_least_one, metavar="PATIENTS",
                         help="print r(T, X) and r(V, X) by gene class on so many held-out patients")  # fmt: skip
@@ -53,13 +54,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
-
-
-def _part(text: str) -> tuple[int, int]:
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected K/N with K from 1 to N, such as 3/16")
-    return int(part), int(parts)
 
 
 def run(options: argparse.Namespace) -> int:

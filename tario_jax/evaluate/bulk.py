@@ -1,8 +1,11 @@
 """Bulk correlation: does the prediction order the patients of a cohort by a gene's expression?"""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tario_jax.evaluate.intervals import block_correlation, interval
+from tario_jax.evaluate.kept import Arrays
 from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
 
 MIN_PATIENTS = 10
@@ -14,16 +17,19 @@ def log_cpm(values_PxG: np.ndarray, total_P: np.ndarray) -> np.ndarray:
     return np.log1p(np.maximum(values_PxG, 0.0) * scale_P[:, None])
 
 
-def pool(values_S: list[np.ndarray], total_S: list[np.ndarray], patient_S: list[str], patients: list[str]):
-    """Mean value a bin by patient and gene [P, G], and the mean total a bin [P].
+def pool(arrays_S: Sequence[Arrays], name: str, patients: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean value a bin by patient and gene [P, G], and the mean total a bin [P], from sums of sections.
 
-    A gene that a section did not measure (NaN) is pooled over the patient's other sections.
+    A gene that a section did not measure is pooled over the patient's other sections; NaN where none did.
     """
     values_PxG, total_P = [], []
     for patient in patients:
-        own = [s for s, other in enumerate(patient_S) if other == patient]
-        values_PxG.append(mean_defined(np.concatenate([values_S[s] for s in own])))
-        total_P.append(float(np.concatenate([total_S[s] for s in own]).mean()))
+        own = [arrays for arrays in arrays_S if arrays["patient"] == patient]
+        bins_G = sum(arrays["number"] * arrays["measured"] for arrays in own)
+        sum_G = sum(arrays[f"bulk/{name}"] * arrays["measured"] for arrays in own)
+        values_PxG.append(np.where(bins_G > 0, sum_G / np.maximum(bins_G, 1), np.nan))
+        bins = sum(int(arrays["number"]) for arrays in own)
+        total_P.append(sum(float(arrays[f"bulk_total/{name}"]) for arrays in own) / max(bins, 1))
     return np.stack(values_PxG), np.array(total_P)
 
 

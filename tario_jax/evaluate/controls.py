@@ -1,64 +1,14 @@
-"""What a model must beat: fitted on training sections, predicted for held-out ones.
-
-A prediction is a dict by form: `counts`, `composition`, `residual`, each [bins, genes], or None where it is constant
-by construction (its r is 0) or cannot be made (no training section carries what it needs).
-"""
+"""What a model must beat: fitted on training sections, predicted for held-out ones."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import scipy.spatial
 
-from tario_jax.evaluate.metrics import composition, pearson_residuals
-from tario_jax.evaluate.ridge import Ridge, Scaler, fit_ridge, fit_scaler
-
-FORMS = ("counts", "composition", "residual")
-Prediction = dict[str, np.ndarray | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A section's measured values, reduced to the genes under evaluation.
-
-    x_NxG by form, NaN for genes that the section did not measure; composition and residual hold only the bins
-    `kept_N` (positions) with enough counts. Totals are over every gene that the section measured.
-    """
-
-    counts_NxG: np.ndarray
-    total_N: np.ndarray
-    kept_N: np.ndarray
-    measured_G: np.ndarray
-    x: dict[str, np.ndarray]
-
-    def bins(self, form: str) -> np.ndarray:
-        """Positions of the bins that a form compares."""
-        return np.arange(len(self.total_N)) if form == "counts" else self.kept_N
-
-
-def measure(counts_NxP: np.ndarray, measured_P: np.ndarray, genes: np.ndarray, min_total: int) -> Measured:
-    """The three forms of a section's counts, [N, P] over the whole panel, for `genes` (positions in the panel)."""
-    total_N = counts_NxP[:, measured_P].sum(1, dtype=np.float64)
-    kept_N = np.flatnonzero(total_N >= max(min_total, 1))
-    measured_G = measured_P[genes]
-    counts_NxG = np.where(measured_G, counts_NxP[:, genes], 0).astype(np.float64)
-    kept_counts_NxG, kept_total_N = counts_NxG[kept_N], total_N[kept_N]
-    x = {
-        "counts": counts_NxG,
-        "composition": composition(kept_counts_NxG, kept_total_N),
-        "residual": pearson_residuals(kept_counts_NxG, kept_total_N),
-    }
-    if not measured_G.all():
-        x = {form: np.where(measured_G, values_NxG, np.nan) for form, values_NxG in x.items()}
-    return Measured(counts_NxG, total_N, kept_N, measured_G, x)
-
-
-def from_rates(rates_NxG: np.ndarray, total_N: np.ndarray) -> Prediction:
-    """The three forms of predicted counts; composition and residual follow from the rates and their own total."""
-    return {
-        "counts": rates_NxG,
-        "composition": composition(rates_NxG, total_N),
-        "residual": pearson_residuals(rates_NxG, total_N),
-    }
+from tario_jax.evaluate.kept import Arrays
+from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Measured, Rows
+from tario_jax.evaluate.ridge import Ridge, RidgeFit, Scaler, fit_scaler, folds_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,122 +22,176 @@ class Lines:
         return self.intercept_G + u_N[:, None] * self.slope_G
 
 
-def fit_lines(u_S: list[np.ndarray], y_S: list[np.ndarray]) -> Lines:
-    """Least squares over the bins of all sections; a section whose column is NaN (not measured) is left out of it."""
-    genes = y_S[0].shape[1]
-    number_G, u_G, uu_G, y_G, uy_G = (np.zeros(genes) for _ in range(5))
-    for u_N, y_NxG in zip(u_S, y_S, strict=True):
+class LineFit:
+    """Least squares from bins that come part by part; a part whose column is NaN (not measured) is left out of it."""
+
+    def __init__(self, genes: int):
+        self._number_G, self._u_G, self._uu_G, self._y_G, self._uy_G = (np.zeros(genes) for _ in range(5))
+
+    def add(self, u_N: np.ndarray, y_NxG: np.ndarray) -> None:
         seen_G = np.isfinite(y_NxG).all(0)
         y_NxG = np.where(seen_G, y_NxG, 0.0)
-        number_G += len(u_N) * seen_G
-        u_G += u_N.sum() * seen_G
-        uu_G += (u_N * u_N).sum() * seen_G
-        y_G += y_NxG.sum(0)
-        uy_G += u_N @ y_NxG
-    number_G = np.maximum(number_G, 1.0)
-    spread_G = uu_G - u_G**2 / number_G
-    varies_G = spread_G > 1e-10 * uu_G
-    slope_G = np.where(varies_G, (uy_G - u_G * y_G / number_G) / np.where(varies_G, spread_G, 1.0), 0.0)
-    return Lines(slope_G, (y_G - slope_G * u_G) / number_G)
+        self._number_G += len(u_N) * seen_G
+        self._u_G += u_N.sum() * seen_G
+        self._uu_G += (u_N * u_N).sum() * seen_G
+        self._y_G += y_NxG.sum(0)
+        self._uy_G += u_N @ y_NxG
+
+    def solve(self) -> Lines:
+        number_G = np.maximum(self._number_G, 1.0)
+        spread_G = self._uu_G - self._u_G**2 / number_G
+        varies_G = spread_G > 1e-10 * self._uu_G
+        together_G = self._uy_G - self._u_G * self._y_G / number_G
+        slope_G = np.where(varies_G, together_G / np.where(varies_G, spread_G, 1.0), 0.0)
+        return Lines(slope_G, (self._y_G - slope_G * self._u_G) / number_G)
+
+
+@dataclasses.dataclass(frozen=True)
+class Density:
+    """Lines by form on the log of a density, which is held below `floor`, 1 % of the density's mean in training."""
+
+    lines: dict[str, Lines]
+    floor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+    """A training section. Its counts are read when they are asked for, and not kept."""
+
+    read: Callable[[], Measured]
+    features_NxF: np.ndarray
+    total_N: np.ndarray
+    kept_N: np.ndarray
+    nuclear_density_N: np.ndarray
+    group: str  # patient, or section: what must not be on both sides of a fold of the ridge
 
 
 @dataclasses.dataclass(frozen=True)
 class Controls:
-    """All that was fitted on training sections.
-
-    `lines[name]` are per-gene lines by form on the log of that density; a density without training values is absent.
-    `floor[name]` is 1 % of its training mean: below it the log is held.
-    """
+    """All that was fitted on training sections."""
 
     mean_composition_G: np.ndarray
-    lines: dict[str, dict[str, Lines]]
-    floor: dict[str, float]
-    ridge: dict[str, Ridge]
+    nuclear_density: Density
+    true_total: Density
+    ridge: dict[str, Ridge]  # by form
     ridge_total: Ridge
     total_floor: float
 
-    def density(self, name: str, density_N: np.ndarray) -> Prediction:
-        """density × mean composition; for the other forms the per-gene lines on its log."""
-        prediction: Prediction = {"counts": np.asarray(density_N, np.float64)[:, None] * self.mean_composition_G}
-        for form in FORMS[1:]:
-            lines = self.lines.get(name, {}).get(form)
-            prediction[form] = None if lines is None else lines(np.log(np.maximum(density_N, self.floor[name])))
-        return prediction
-
-    def ridge_derived(self, features_NxF: np.ndarray) -> tuple[Prediction, np.ndarray]:
-        """Ridge fitted to counts, its composition and residuals derived from them, and its predicted total [N]."""
-        rates_NxG = np.maximum(self.ridge["counts"](features_NxF), 0.0)
+    def ridge_derived(self, features_NxF: np.ndarray) -> FromRates:
+        """Ridge fitted to counts, of which composition and residuals follow."""
         total_N = np.maximum(self.ridge_total(features_NxF)[:, 0], self.total_floor)
-        return from_rates(rates_NxG, total_N), total_N
+        return FromRates(lambda rows: np.maximum(self.ridge["counts"](features_NxF[rows]), 0.0), total_N)
 
-    def ridge_direct(self, features_NxF: np.ndarray) -> Prediction:
-        """Ridge fitted to each form directly."""
-        return {form: self.ridge[form](features_NxF) for form in FORMS}
+    def ridge_direct(self, features_NxF: np.ndarray) -> Direct:
+        """Ridge fitted to each form by itself."""
+        return {form: _rows(self.ridge[form], features_NxF) for form in FORMS}
 
 
-def fit_controls(
-    measured_S: list[Measured],
-    features_S: list[np.ndarray],
-    densities_S: dict[str, list[np.ndarray | None]],
-    groups_S: list[str],
-    tuned_on_G: np.ndarray,
-) -> Controls:
-    """Fits every control on training sections.
+def controls_to_arrays(controls: Controls) -> Arrays:
+    """For a file."""
+    scaler = controls.ridge_total.scaler
+    arrays = {"mean_composition": controls.mean_composition_G, "total_floor": np.array(controls.total_floor),
+              "scaler_mean": scaler.mean_F, "scaler_sd": scaler.sd_F}  # fmt: skip
+    for name in ("nuclear_density", "true_total"):
+        density = getattr(controls, name)
+        arrays[f"{name}/floor"] = np.array(density.floor)
+        for form, lines in density.lines.items():
+            arrays |= {f"{name}/{form}/slope": lines.slope_G, f"{name}/{form}/intercept": lines.intercept_G}
+    for name, ridge in {**controls.ridge, "total": controls.ridge_total}.items():
+        arrays |= {f"ridge/{name}/slope": ridge.slope_FxG, f"ridge/{name}/intercept": ridge.intercept_G,
+                   f"ridge/{name}/alpha": np.array(ridge.alpha)}  # fmt: skip
+    return arrays
 
-    densities_S: for each density (own total, nuclear, true total) one value a bin by section, None where a section
-    has none. groups_S: what must not be on both sides of a fold of the ridge. tuned_on_G: positions (among the genes
-    under evaluation) over which the ridge's alpha is chosen.
-    """
-    # A gene's share is taken over the sections that measured it.
-    total_G = sum(m.total_N.sum() * m.measured_G for m in measured_S)
-    mean_composition_G = sum(m.counts_NxG.sum(0) for m in measured_S) / np.maximum(total_G, 1e-300)
-    lines, floor = {}, {}
-    for name, density_S in densities_S.items():
-        given = [s for s, density_N in enumerate(density_S) if density_N is not None]
-        if not given:
-            continue
-        mean = float(np.concatenate([density_S[s] for s in given]).mean())
-        floor[name] = max(0.01 * mean, 1e-6)
-        u_S = [np.log(np.maximum(density_S[s][measured_S[s].kept_N], floor[name])) for s in given]
-        lines[name] = {form: fit_lines(u_S, [measured_S[s].x[form] for s in given]) for form in FORMS[1:]}
-    scaler = fit_scaler(features_S)
-    ridge = {
-        form: _fit_measured(
-            [f[m.bins(form)] for f, m in zip(features_S, measured_S, strict=True)],
-            [m.x[form] for m in measured_S], measured_S, groups_S, tuned_on_G, scaler,
-        )
-        for form in FORMS
+
+def controls_from_arrays(arrays: Arrays) -> Controls:
+    """The inverse of `controls_to_arrays`, to the bit."""
+    scaler = Scaler(arrays["scaler_mean"], arrays["scaler_sd"])
+    densities = {
+        name: Density({form: Lines(arrays[f"{name}/{form}/slope"], arrays[f"{name}/{form}/intercept"])
+                       for form in FORMS[1:]}, float(arrays[f"{name}/floor"]))
+        for name in ("nuclear_density", "true_total")
     }  # fmt: skip
-    totals_S = [m.total_N[:, None] for m in measured_S]
-    ridge_total = fit_ridge(features_S, totals_S, groups_S, np.array([0]), scaler)
-    total_floor = 0.01 * float(np.concatenate(totals_S).mean())
-    return Controls(mean_composition_G, lines, floor, ridge, ridge_total, total_floor)
+    ridges = {name: Ridge(scaler, arrays[f"ridge/{name}/slope"], arrays[f"ridge/{name}/intercept"],
+                          float(arrays[f"ridge/{name}/alpha"])) for name in (*FORMS, "total")}  # fmt: skip
+    return Controls(arrays["mean_composition"], **densities, ridge={form: ridges[form] for form in FORMS},
+                    ridge_total=ridges["total"], total_floor=float(arrays["total_floor"]))  # fmt: skip
 
 
-def _fit_measured(features_S, targets_S, measured_S, groups_S, tuned_on_G, scaler: Scaler) -> Ridge:
-    """A ridge whose every gene is fitted on the sections that measured it (one fit for each set of such sections)."""
-    measured_SxG = np.stack([m.measured_G for m in measured_S])
-    genes, features = measured_SxG.shape[1], len(scaler.mean_F)
-    # Genes that no training section measured have no prediction: NaN counts as missing, r = 0.
-    slope_FxG, intercept_G, alpha = np.zeros((features, genes)), np.full(genes, np.nan), float("nan")
-    patterns, which_G = np.unique(measured_SxG, axis=1, return_inverse=True)
-    tuned_G = np.isin(np.arange(genes), tuned_on_G)
-    for k, pattern_S in enumerate(patterns.T):
-        columns = np.flatnonzero(which_G.ravel() == k)
-        # A section all of whose bins are too empty for this form has nothing to fit.
-        sections = [s for s in np.flatnonzero(pattern_S) if len(features_S[s])]
-        if not sections:
-            continue
-        tuned = np.flatnonzero(tuned_G[columns])
-        fitted = fit_ridge(
-            [features_S[s] for s in sections],
-            [targets_S[s][:, columns] for s in sections],
-            [groups_S[s] for s in sections],
-            tuned if len(tuned) else np.arange(min(len(columns), 100)),
-            scaler,
-        )
-        slope_FxG[:, columns], intercept_G[columns], alpha = fitted.slope_FxG, fitted.intercept_G, fitted.alpha
-    return Ridge(scaler, slope_FxG, intercept_G, alpha)
+def from_density(density: Density, density_N: np.ndarray, mean_composition_G: np.ndarray) -> Direct:
+    """density × mean composition; for the other forms the per-gene lines on its log."""
+    log_N = np.log(np.maximum(density_N, density.floor))
+    direct: dict[str, Rows] = {"counts": lambda rows: density_N[rows, None] * mean_composition_G}
+    return direct | {form: _rows(lines, log_N) for form, lines in density.lines.items()}
+
+
+def _rows(of: Callable[[np.ndarray], np.ndarray], given: np.ndarray) -> Rows:
+    return lambda rows: of(given[rows])
+
+
+def fit_controls(sections: list[Fitting], tuned_on_G: np.ndarray,
+                 say: Callable[[int], None] = lambda done: None) -> Controls:  # fmt: skip
+    """Fits every control on training sections, one after the other.
+
+    tuned_on_G: positions (among the genes under evaluation) over which the ridge's alpha is chosen; say(done) after
+    each section.
+    """
+    scaler = fit_scaler([section.features_NxF for section in sections])
+    densities = {
+        "nuclear_density": [s.nuclear_density_N for s in sections],
+        "true_total": [s.total_N for s in sections],
+    }
+    floors = {name: floor_of(density_S) for name, density_S in densities.items()}
+    total_ridge, every = RidgeFit(scaler, 1, np.array([0])), np.ones(1, bool)
+    ridges: dict[str, RidgeFit] = {}
+    lines: dict[str, dict[str, LineFit]] = {}
+    count_G = weight_G = 0.0
+    folds = folds_of([section.group for section in sections])
+    for number, (section, fold) in enumerate(zip(sections, folds, strict=True)):
+        measured = section.read()
+        genes = len(measured.measured_G)
+        if not ridges:
+            ridges = {form: RidgeFit(scaler, genes, tuned_on_G) for form in FORMS}
+            lines = {name: {form: LineFit(genes) for form in FORMS[1:]} for name in densities}
+        # A gene's share is taken over the sections that measured it.
+        count_G = count_G + np.asarray(measured.counts.sum(0)).ravel()
+        weight_G = weight_G + measured.total_N.sum() * measured.measured_G
+        for form, ridge in ridges.items():
+            for bins in measured.strips(form):
+                y_NxG = measured.dense(form, bins)
+                ridge.add(section.features_NxF[bins], y_NxG, measured.measured_G, fold)
+                for name in lines if form in FORMS[1:] else ():
+                    lines[name][form].add(np.log(np.maximum(densities[name][number][bins], floors[name])), y_NxG)
+            bins = measured.bins(form)
+            if len(bins):
+                tuned_NxT = measured.of(ridge.tuned).dense(form, bins)
+                ridge.add_tuning(section.features_NxF[bins], tuned_NxT, measured.measured_G, fold)
+        total_ridge.add(section.features_NxF, section.total_N[:, None], every, fold)
+        total_ridge.add_tuning(section.features_NxF, section.total_N[:, None], every, fold)
+        say(number + 1)
+    fitted = {name: Density({form: fit.solve() for form, fit in forms.items()}, floors[name])
+              for name, forms in lines.items()}  # fmt: skip
+    return Controls(
+        count_G / np.maximum(weight_G, 1e-300), fitted["nuclear_density"], fitted["true_total"],
+        {form: ridge.solve() for form, ridge in ridges.items()}, total_ridge.solve(), floors["true_total"],
+    )  # fmt: skip
+
+
+def floor_of(density_S: list[np.ndarray]) -> float:
+    """1 % of the mean over all bins."""
+    return max(0.01 * float(np.concatenate(density_S).mean()), 1e-6)
+
+
+def fit_density(sections: list[tuple[Measured, np.ndarray]]) -> Density | None:
+    """The lines of a density that is known on some training sections, one value a bin; None where on none."""
+    if not sections:
+        return None
+    floor = floor_of([density_N for _, density_N in sections])
+    fits = {form: LineFit(len(sections[0][0].measured_G)) for form in FORMS[1:]}
+    for measured, density_N in sections:
+        for form, fit in fits.items():
+            for bins in measured.strips(form):
+                fit.add(np.log(np.maximum(density_N[bins], floor)), measured.dense(form, bins))
+    return Density({form: fit.solve() for form, fit in fits.items()}, floor)
 
 
 def displaced(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, layout: str, pitches: int) -> list[np.ndarray]:

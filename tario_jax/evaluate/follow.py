@@ -6,8 +6,8 @@ deletes while it is read (train.keep_checkpoints), is told in a line and passed 
 
 import dataclasses
 import functools
+import shutil
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.run_files import RunFiles, read_run
 from tario_jax.train.run_state import duration
-from tario_jax.train.seal import SEAL, damage
+from tario_jax.train.seal import damage, seal_id
 from tario_jax.train.stop import Stop, Stopped
 
 _SILENT_S = 300.0  # without a sign of life of the run, after which that is said
@@ -38,6 +38,7 @@ class Evaluator:
     config_of: Callable[[Provenance], EvaluateConfig]
     bin_um: float | None = None
     allow_virtual_model: bool = False
+    shared: Path | None = None  # what does not depend on the checkpoint; `folder`/kept by default
 
     def load(self, step: int, before: Predictor | None) -> Predictor:
         return load_step(self.workdir, step, like=before, allow_virtual_model=self.allow_virtual_model)
@@ -45,12 +46,14 @@ class Evaluator:
     def evaluate(self, step: int, predictor: Predictor) -> dict[str, Any]:
         """The headline of the report."""
         provenance, corpus = predictor.provenance, self._corpus
+        folder = self.folder / "evaluations" / str(step)
         with compiled_kept(self.workdir):
             evaluation = evaluate_checkpoint(
-                predictor, corpus, self.config_of(provenance), self.folder / "evaluations" / str(step),
-                bin_um=self.bin_um, title=f"{provenance.config.name}, step {step}, on {corpus.root.name}",
-                say=lambda line: None,
+                predictor, corpus, self.config_of(provenance), folder, bin_um=self.bin_um,
+                shared=self.shared or self.folder / "kept", say=lambda line: None,
+                title=f"{provenance.config.name}, step {step}, on {corpus.root.name}",
             )  # fmt: skip
+        shutil.rmtree(folder / "kept", ignore_errors=True)  # of a step that is not evaluated again
         return evaluation.report["headline"]
 
     @functools.cached_property
@@ -122,11 +125,7 @@ def _waiting(files: RunFiles | None, evaluations: Evaluations, passed: set, ever
 
 
 def _seal(workdir: Path, step: int) -> str | None:
-    """Tells a checkpoint from another one of the same step; None where it has no seal."""
-    try:
-        return f"{zlib.crc32((workdir / 'checkpoints' / str(step) / SEAL).read_bytes()):08x}"
-    except OSError:
-        return None
+    return seal_id(workdir / "checkpoints" / str(step))
 
 
 def _loaded(evaluator: Evaluator, step: int, before: Predictor | None, say: Callable[[str], None]) -> Predictor | None:

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from tario_jax.evaluate.metrics import correlation, mean_defined
+from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.moments import Sums
 
 INTERVAL = (2.5, 97.5)
 
@@ -34,24 +35,16 @@ class Resampling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """Measured and predicted values of one section on the same bins; `bin_N` are their positions in the section."""
-
-    x_NxG: np.ndarray
-    p_NxG: np.ndarray
-    bin_N: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class Scores:
     """r of one method in one form: r_SxG by section and gene.
 
-    Where blocks are resampled the values themselves are kept: a tuple of pairs a section, whose r are averaged
-    (displacement has one pair a direction).
+    Where blocks are resampled their sums are kept, of the genes `columns` (ascending): a tuple of sums a section, whose
+    r are averaged (displacement has one a direction).
     """
 
     r_SxG: np.ndarray
-    pairs_S: tuple[tuple[Pair, ...], ...] | None = None
+    sums_S: tuple[tuple[Sums, ...], ...] | None = None
+    columns: np.ndarray | None = None
 
     @property
     def by_gene(self) -> np.ndarray:
@@ -86,13 +79,11 @@ def resample(scores: Scores, genes: np.ndarray, resampling: Resampling) -> np.nd
     """r by gene in every sample, float64 [B, len(genes)]; NaN where a gene is undefined in all that was drawn."""
     if resampling.by == "patient":
         return weighted_mean(scores.r_SxG[:, genes], resampling.weights_BxS)
+    at = np.searchsorted(scores.columns, genes)
     r_SxBxG = [
-        mean_defined(np.stack([
-            block_correlation(pair.x_NxG[:, genes], pair.p_NxG[:, genes], block_N[pair.bin_N], weights_BxK)
-            for pair in pairs
-        ]))
-        for pairs, block_N, weights_BxK in zip(scores.pairs_S, resampling.block_S, resampling.weights_S, strict=True)
-    ]  # fmt: skip
+        mean_defined(np.stack([sums.of(at).r(weights_BxK) for sums in several]))
+        for several, weights_BxK in zip(scores.sums_S, resampling.weights_S, strict=True)
+    ]
     return mean_defined(np.stack(r_SxBxG))
 
 
@@ -104,34 +95,14 @@ def weighted_mean(r_SxG: np.ndarray, weights_BxS: np.ndarray) -> np.ndarray:
     return np.where(weight_BxG > 0, total_BxG / np.maximum(weight_BxG, 1e-300), np.nan)
 
 
-def block_sums(values_NxG: np.ndarray, block_N: np.ndarray, number: int) -> np.ndarray:
-    """Sums over the bins of each block, [blocks, G]."""
-    member_KxN = (np.arange(number)[:, None] == block_N).astype(np.float64)
-    return member_KxN @ values_NxG
-
-
 def block_correlation(x_NxG: np.ndarray, p_NxG: np.ndarray, block_N: np.ndarray, weights_BxK: np.ndarray) -> np.ndarray:
     """Pearson r by gene with every bin weighted by how often its block is drawn, [B, G].
 
     Works from block sums, so its cost does not grow with bins × samples.
     """
-    genes, number = x_NxG.shape[1], weights_BxK.shape[1]
-    shift_x_G, shift_p_G = x_NxG.mean(0), p_NxG.mean(0)
-    x_NxG, p_NxG = x_NxG - shift_x_G, p_NxG - shift_p_G  # against cancellation in the sums of squares
-    # All five sums in one product: sums over x, p, x², p², x·p side by side.
-    values_Nx5G = np.concatenate([x_NxG, p_NxG, x_NxG * x_NxG, p_NxG * p_NxG, x_NxG * p_NxG], 1)
-    totals_Bx5xG = (weights_BxK @ block_sums(values_Nx5G, block_N, number)).reshape(len(weights_BxK), 5, genes)
-    sum_x_BxG, sum_p_BxG, square_x_BxG, square_p_BxG, product_BxG = totals_Bx5xG.transpose(1, 0, 2)
-    bins_Bx1 = np.maximum(weights_BxK @ np.bincount(block_N, minlength=number).astype(np.float64), 1.0)[:, None]
-    # The uncentred squares belong to the scale: where a gene is constant in what was drawn, the difference of two
-    # equal sums is rounding noise of their size.
-    return correlation(
-        square_x_BxG - sum_x_BxG**2 / bins_Bx1,
-        square_p_BxG - sum_p_BxG**2 / bins_Bx1,
-        product_BxG - sum_x_BxG * sum_p_BxG / bins_Bx1,
-        square_x_BxG + bins_Bx1 * (shift_x_G + sum_x_BxG / bins_Bx1) ** 2,
-        square_p_BxG + bins_Bx1 * (shift_p_G + sum_p_BxG / bins_Bx1) ** 2,
-    )
+    member_KxN = (np.arange(weights_BxK.shape[1])[:, None] == block_N).astype(np.float64)
+    x, p, xx, pp, xp = (member_KxN @ values for values in (x_NxG, p_NxG, x_NxG**2, p_NxG**2, x_NxG * p_NxG))
+    return Sums(member_KxN.sum(1), x, p, xx, pp, xp, xx, pp).r(weights_BxK)
 
 
 def lower_ends(samples_BxG: np.ndarray) -> np.ndarray:

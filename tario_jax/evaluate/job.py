@@ -9,18 +9,24 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.bins import grid_counts, grid_places
-from tario_jax.evaluate.features import section_features
-from tario_jax.evaluate.figures import Look, draw_figures
-from tario_jax.evaluate.metrics import composition
+from tario_jax.corpus.split import split_corpus
+from tario_jax.evaluate import score_file
+from tario_jax.evaluate.gene_classes import class_report
+from tario_jax.evaluate.kept import Kept
+from tario_jax.evaluate.map_figures import Look
 from tario_jax.evaluate.null_class import null_report
+from tario_jax.evaluate.outcome_tables import gene_validation, score_table
 from tario_jax.evaluate.report import banners, write_report
-from tario_jax.evaluate.tables import Evaluation, SectionBins, evaluate, plain
+from tario_jax.evaluate.report_figures import Shown, draw_figures
+from tario_jax.evaluate.section_reader import CommonGenes, Reader, common_genes
+from tario_jax.evaluate.tables import Evaluation, Work, evaluate, plain
+from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.capacity import refuse_fine_bins
+from tario_jax.train.provenance import Provenance
+from tario_jax.virtual.cohort import classes_of
 from tario_jax.virtual.genes import null_symbols
-from tario_jax.virtual.section import truth_rates
 
 _DENSITY_SECTIONS = 12  # training sections that are predicted too: the density lines are fitted on them
 _LEAST_NULL_GENES = 10
@@ -28,181 +34,141 @@ _LEAST_NULL_GENES = 10
 
 def evaluate_checkpoint(
     predictor: Predictor, corpus: Corpus, config: EvaluateConfig, folder: Path, *, title: str,
-    maps: dict[str, GeneMaps] | None = None, bin_um: float | None = None, say: Callable[[str], None] = print,
+    maps: dict[str, GeneMaps] | None = None, bin_um: float | None = None, read_um: float | None = None,
+    shared: Path | None = None, part: tuple[int, int] = (1, 1), say: Callable[[str], None] = print,
     began: float | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluates on the held-out sections of the corpus that the model was trained on, or on all sections of another.
 
     maps: predictions of held-out sections that are there already; bin_um: side of the bins, that of training by
-    default; began: `time.monotonic()` of the start of the whole job. Writes report.html, report.json, genes.tsv and
+    default; read_um: side of those that are predicted, and summed up to bin_um, by default the same; shared: folder of
+    what does not depend on the model, `folder`/kept by default; part: (k, n) where n processes share the work;
+    began: `time.monotonic()` of the start of the whole job. What is worked out is kept section by section: interrupted
+    and started again, it goes on. Writes report.html, report.json, genes.tsv, scores.npz, validation.parquet and
     figures/ into `folder`. On another panel the genes in common are evaluated, and the report says how many.
     """
     began = time.monotonic() if began is None else began
     provenance = predictor.provenance
-    side_um = provenance.bin_um if bin_um is None else bin_um
-    own = corpus.seal == provenance.corpus_seal
-    if own:
-        train, held_out = map(corpus.section, provenance.train), map(corpus.section, provenance.held_out)
-        train, held_out = list(train), list(held_out)
-    else:
-        seen = set(provenance.seen_patients)
-        train, held_out = [], [section for section in corpus.sections if section.patient not in seen]
-        if not held_out:
-            raise InputError(f"corpus {corpus.root}: the model was trained on every patient in it, by their names; "
-                             "expected patients that it has not seen")  # fmt: skip
-        left_out = len(corpus.sections) - len(held_out)
-        say(f"evaluate: another corpus than that of training: {len(held_out)} of {len(corpus.sections)} sections are "
-            f"held out{f', {left_out} bear the name of a training patient' if left_out else ''}")  # fmt: skip
+    train, held_out = _sides(provenance, corpus, say)
     usable = [section for section in held_out if section.holds("he")]
     if not usable:
         raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to predict from")
-    if bin_um is not None and all(section.spots is not None for section in usable):
+    spots = all(section.spots is not None for section in usable)
+    if (bin_um is not None or read_um is not None) and spots:
         raise InputError(f"corpus {corpus.root}: is measured in spots, which are predicted as they are; leave out "
                          "the side of bins")  # fmt: skip
-    refuse_fine_bins(usable, side_um, force=provenance.config.data.force_adjacent)
-    common = _common_genes(predictor, corpus)
-    if len(common.symbols) < len(predictor.panel) or len(common.symbols) < len(corpus.panel):
-        say(
-            f"evaluate: {len(common.symbols)} genes in common of {len(predictor.panel)} in the model's panel and "
-            f"{len(corpus.panel)} in the corpus's"
-        )
-    maps = dict(maps or {})
-    step = max(1, len(train) // _DENSITY_SECTIONS)
-    density_ids = {section.id for section in train[::step][:_DENSITY_SECTIONS]}
-    density = [section for section in train if section.id in density_ids]
-    for number, section in enumerate([*usable, *density], 1):
-        if section.id not in maps:
-            maps[section.id] = predictor.predict_section(
-                section, tissue=corpus.kind, bin_um=None if section.spots is not None else side_um,
-                overlap=config.overlap,
-            )  # fmt: skip
-        _tick(say, "predict", number, len(usable) + len(density))
-    tables: dict[str, SectionBins] = {}
-    for number, section in enumerate([*train, *usable], 1):
-        tables[section.id] = section_table(
-            section, side_um, provenance.config.data.min_measured, maps.get(section.id), common
-        )
-        _tick(say, "measure", number, len(train) + len(usable))
-    held_out_tables = [tables[section.id] for section in usable]
+    bin_um = provenance.bin_um if bin_um is None else bin_um
+    read_um = bin_um if read_um is None else read_um
+    if read_um > bin_um:
+        raise InputError(f"--read-um={read_um:g}: bins are summed up to those of {bin_um:g} µm; expected smaller ones")
+    refuse_fine_bins(usable, read_um, force=provenance.config.data.force_adjacent)
+    genes = common_genes(predictor, corpus)
+    if len(genes.symbols) < max(len(predictor.panel), len(corpus.panel)):
+        say(f"evaluate: {len(genes.symbols)} genes in common of {len(predictor.panel)} in the model's panel and "
+            f"{len(corpus.panel)} in the corpus's")  # fmt: skip
+    kept = Kept(folder / "kept")
+    reader = Reader(predictor, corpus, genes, bin_um, read_um, config.overlap,
+                    kept if shared is None else Kept(shared), dict(maps or {}))  # fmt: skip
+    density = {section.id for section in train[:: max(1, len(train) // _DENSITY_SECTIONS)][:_DENSITY_SECTIONS]}
+    training = [reader.source(section, predicted=section.id in density, with_truth=False) for section in train]
+    sources = [reader.source(section, predicted=True, with_truth=True) for section in usable]
+    own = corpus.seal == provenance.corpus_seal
+    virtual = corpus.kind == "virtual"
+    null = _null_genes(genes) if virtual else None
+    ranking = [
+        reader.source(section, predicted=False, with_truth=False) for section in _ranking_side(provenance, corpus)
+    ]
     evaluation = evaluate(
-        [tables[section.id] for section in train], held_out_tables, common.symbols, config,
-        trained_on=provenance.trained_on, corpus_kind=corpus.kind, split_by=provenance.split_by if own else "patient",
+        training, sources, genes.symbols, config, trained_on=provenance.trained_on, corpus_kind=corpus.kind,
+        split_by=provenance.split_by if own else "patient", null_genes=null,
+        ranked_on=ranking if own else None, work=Work(reader.shared, kept, part, say),
     )  # fmt: skip
     report = evaluation.report
     report["headline"]["seconds"] = round(time.monotonic() - began, 1)
     report["genes"]["model_panel"], report["genes"]["corpus_panel"] = len(predictor.panel), len(corpus.panel)
-    report["genes"]["in_common"] = len(common.symbols)
-    report["bin_um"] = None if usable[0].spots is not None else side_um
+    report["genes"]["in_common"] = len(genes.symbols)
+    report["bin_um"] = None if spots else bin_um
+    report["read_um"] = None if spots else read_um
     report["provenance"] = {
-        "name": provenance.config.name, "corpus_seal": corpus.seal, "trained_on_seal": provenance.corpus_seal,
+        "name": provenance.config.name, "checkpoint": predictor.checkpoint, "corpus_seal": corpus.seal,
+        "trained_on_seal": provenance.corpus_seal,
         "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train), "own_corpus": own,
         "starts": [{name: start[name] for name in ("run", "step", "trained_on", "corpus_seal", "panel_hash", "code")}
                    for start in provenance.starts],
         "sections_of_training_patients": 0 if own else len(corpus.sections) - len(held_out),
     }  # fmt: skip
-    if corpus.kind == "virtual":
-        report["null_class"] = _null_class(held_out_tables, common.symbols)
+    if null is not None:
+        report["null_class"] = plain(null_report(*(
+            [arrays[f"null_class/{name}"] for arrays in evaluation.context.arrays_S]
+            for name in ("counts", "totals", "told")
+        )))  # fmt: skip
     report["banners"] = banners(report)
     by_id = {section.id: section for section in usable}
-    figures = draw_figures(
-        folder / "figures", evaluation, held_out_tables, common.symbols,
-        lambda section_id, symbol: _look(by_id[section_id], corpus.panel.index[symbol]),
-    )  # fmt: skip
+    figures = draw_figures(folder / "figures", evaluation,
+                           lambda section_id, symbol: _shown(reader, by_id[section_id], symbol))  # fmt: skip
+    symbols = evaluation.bulk["symbols"]
+    class_G = classes_of(symbols) if virtual else np.full(len(symbols), "")
+    if virtual:
+        report["classes"] = plain(class_report(evaluation.context, class_G))
+    score_table(
+        evaluation.context,
+        symbols,
+        class_G,
+        bin_um=report["bin_um"] or 0.0,
+        read_um=report["read_um"] or 0.0,
+        corpus_seal=corpus.seal,
+    ).write(folder / score_file.FILE)
+    about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
+    about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}
+    gene_validation(evaluation.context, symbols, about).write(folder / VALIDATION)
     write_report(folder, evaluation, figures, title)
     return evaluation
 
 
-@dataclasses.dataclass(frozen=True)
-class CommonGenes:
-    """Genes that both the model and the corpus know, in the order of the model's panel."""
-
-    symbols: tuple[str, ...]
-    in_model: np.ndarray  # int32 positions
-    in_corpus: np.ndarray
-
-
-def _common_genes(predictor: Predictor, corpus: Corpus) -> CommonGenes:
-    position_G = corpus.panel.positions(predictor.panel.symbols)
-    in_model = np.flatnonzero(position_G >= 0)
-    if not len(in_model):
-        raise InputError(f"corpus {corpus.root}: its panel {corpus.panel.hash} shares no gene with the model's "
-                         f"{predictor.panel.hash}; check that both use the same gene symbols")  # fmt: skip
-    symbols = tuple(predictor.panel.symbols[i] for i in in_model)
-    return CommonGenes(symbols, in_model, position_G[in_model])
+def _sides(provenance: Provenance, corpus: Corpus, say: Callable[[str], None]) -> tuple[list[Section], list[Section]]:
+    """Training and held-out sections; of another corpus than that of training, what the model has not seen."""
+    if corpus.seal == provenance.corpus_seal:
+        return [corpus.section(name) for name in provenance.train], [corpus.section(n) for n in provenance.held_out]
+    seen = set(provenance.seen_patients)
+    held_out = [section for section in corpus.sections if section.patient not in seen]
+    if not held_out:
+        raise InputError(f"corpus {corpus.root}: the model was trained on every patient in it, by their names; "
+                         "expected patients that it has not seen")  # fmt: skip
+    left_out = len(corpus.sections) - len(held_out)
+    say(f"evaluate: another corpus than that of training: {len(held_out)} of {len(corpus.sections)} sections are "
+        f"held out{f', {left_out} bear the name of a training patient' if left_out else ''}")  # fmt: skip
+    return [], held_out
 
 
-def section_table(
-    section: Section, bin_um: float, min_measured: float, maps: GeneMaps | None, genes: CommonGenes
-) -> SectionBins:
-    """Measured counts, features and predictions of a section on its bins that count, or on its spots."""
-    if section.spots is not None:
-        x_um_N, y_um_N = section.spots.x_um_N, section.spots.y_um_N
-        counts_NxG = section.spots.dense(len(section.measured_gene_G))
-        size_um, pitch_um, layout = section.spots.diameter_um, section.spots.pitch_um, "spots"
-        kept, measured_N = np.arange(len(x_um_N)), np.ones(len(x_um_N), np.float32)
-        truth = {}
-    else:
-        section.check_bins(bin_um)
-        columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
-        x_um_N, y_um_N = grid_places(columns, rows, bin_um)
-        measured_N = section.measured_share(x_um_N, y_um_N, bin_um)
-        kept = np.flatnonzero(measured_N >= min_measured - 1e-6)
-        counts_NxG = grid_counts(section.all_detections(), len(section.measured_gene_G), columns, rows, bin_um)
-        size_um, pitch_um, layout = bin_um, bin_um, "square"
-        truth = _truth(section, bin_um)
-    x_um_N, y_um_N, share_Nx1 = x_um_N[kept], y_um_N[kept], np.minimum(measured_N[kept, None], 1.0)
-    features_NxF, density_N = section_features(section.he(), section.he_um_per_px, x_um_N, y_um_N, size_um)
-    return SectionBins(
-        section_id=section.id, patient_id=section.patient, cohort=section.cohort, x_um_N=x_um_N, y_um_N=y_um_N,
-        pitch_um=pitch_um, layout=layout, counts_NxG=counts_NxG[kept][:, genes.in_corpus].astype(np.float32),
-        features_NxF=features_NxF, nuclear_density_N=density_N,
-        measured_gene_G=section.measured_gene_G[genes.in_corpus],
-        # rates and truths are of whole bins, counts of what was measured of them
-        rates_NxG=None if maps is None else share_Nx1 * _rates_at(maps, x_um_N, y_um_N)[:, genes.in_model],
-        **{name: share_Nx1 * values[kept][:, genes.in_corpus] for name, values in truth.items()},
-    )  # fmt: skip
+def _ranking_side(provenance: Provenance, corpus: Corpus) -> list[Section]:
+    """All training sections of the corpus's split, where the run learnt from some of their patients: the genes of runs
+    on more and fewer patients are the same. Else those that the run learnt from."""
+    if corpus.seal != provenance.corpus_seal:
+        return []
+    own = [corpus.section(name) for name in provenance.train]
+    if not provenance.config.split.train_patients:
+        return own
+    every = split_corpus(corpus, dataclasses.replace(provenance.config.split, train_patients=0)).train
+    return list(every)
 
 
-def _truth(section: Section, bin_um: float) -> dict[str, np.ndarray]:
-    """T and V of virtual tissue on these bins; nothing of real tissue."""
-    if section.truth is None:
-        return {}
-    true, reachable = truth_rates(section.truth, bin_um)
-    return {"true_rate_NxG": true.reshape(-1, true.shape[-1]), "reachable_NxG": reachable.reshape(-1, true.shape[-1])}
+def _null_genes(genes: CommonGenes) -> np.ndarray | None:
+    """Genes that nothing can tell of; None where there are too few of them in common."""
+    null = np.flatnonzero(np.isin(genes.symbols, null_symbols()))
+    return None if len(null) < _LEAST_NULL_GENES else null
 
 
-def _null_class(tables: list[SectionBins], symbols: tuple[str, ...]) -> dict | None:
-    """Whether the model tells of genes that nothing can tell of; None where there are too few of them in common."""
-    null = np.flatnonzero(np.isin(symbols, null_symbols()))
-    if len(null) < _LEAST_NULL_GENES:
-        return None
-    totals = [table.counts_NxG.sum(1, dtype=np.float64) for table in tables]
-    told = [composition(table.rates_NxG[:, null], table.rates_NxG.sum(1, dtype=np.float64)) for table in tables]
-    return plain(null_report([table.counts_NxG[:, null] for table in tables], totals, told))
-
-
-def _rates_at(maps: GeneMaps, x_um_N: np.ndarray, y_um_N: np.ndarray) -> np.ndarray:
-    """Predicted rates at these centres, which must be among the maps' places."""
-    number = {place: i for i, place in enumerate(zip(maps.x_um_N.round(2), maps.y_um_N.round(2), strict=True))}
-    wanted = list(zip(x_um_N.round(2), y_um_N.round(2), strict=True))
-    missing = [place for place in wanted if place not in number]
-    if missing:
-        raise InputError(f"maps of {maps.section}: have no place at {missing[0]} µm; predict it with the same bins")
-    return maps.rates_NxG[[number[place] for place in wanted]]
-
-
-def _look(section: Section, gene: int) -> Look:
+def _shown(reader: Reader, section: Section, symbol: str) -> Shown:
+    bins = reader.source(section, predicted=True, with_truth=False).measured()
+    at = reader.genes.symbols.index(symbol)
     dots = {}
     if section.has_detections:
         found = section.all_detections()
-        mine = found.gene_D == gene
+        mine = found.gene_D == reader.genes.in_corpus[at]
         dots = {"dot_x_um_D": found.x_um_D[mine], "dot_y_um_D": found.y_um_D[mine]}
-    return Look(section.he(), section.he_um_per_px, **dots)
-
-
-def _tick(say: Callable[[str], None], what: str, number: int, total: int) -> None:
-    if number % max(1, total // 5) == 0 or number == total:
-        say(f"{what}: {number}/{total} sections")
+    look = Look(section.he(), section.he_um_per_px, **dots)
+    predicted_N = np.nan_to_num(reader.rates(section, bins)[:, at]).astype(float)
+    return bins, bins.counts_of(at).astype(float), predicted_N, look
 
 
 def headline_table(report: dict) -> str:

@@ -1,5 +1,6 @@
 """The main job, the whole way: a source, a corpus, a model, gene maps, a report. Each stage resumes."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from tario_jax.config_files import expand
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.tables import Evaluation
+from tario_jax.predict.gene_validation import FILE as VALIDATION
+from tario_jax.predict.gene_validation import read_gene_validation
 from tario_jax.predict.predictor import load
 from tario_jax.sources.ingest import ingest
 from tario_jax.sources.spots import read_spots
@@ -50,7 +53,6 @@ def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Ev
         for number, name in enumerate(predictor.provenance.held_out, 1):
             section = corpus.section(name)
             maps[name] = predictor.predict_section(section, tissue=corpus.kind, overlap=config.evaluate.overlap)
-            maps[name].write_h5ad(workdir / "maps" / f"{name}.h5ad")
             if number % 10 == 0 or number == len(predictor.provenance.held_out):
                 say(f"predict: {number}/{len(predictor.provenance.held_out)} held-out sections")
         clock.note("predict")
@@ -58,6 +60,9 @@ def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Ev
             predictor, corpus, config.evaluate, workdir, title=config.name, maps=maps, say=say,
             began=time.monotonic() - clock.total(),
         )  # fmt: skip
+        validation = read_gene_validation(workdir / VALIDATION)
+        for name, found in maps.items():
+            dataclasses.replace(found, validation=validation).write_h5ad(workdir / "maps" / f"{name}.h5ad")
         clock.note("evaluate")
         return evaluation
 

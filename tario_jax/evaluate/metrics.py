@@ -73,7 +73,11 @@ def pearson_residuals(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray
     value are float32 rounding and are set to 0, so that a pure density prediction is exactly constant.
     """
     values_NxG = np.asarray(values_NxG, np.float64)
-    share_G = values_NxG.sum(0) / max(float(total_N.sum()), 1e-300)
+    return residuals(values_NxG, total_N, values_NxG.sum(0) / max(float(total_N.sum()), 1e-300))
+
+
+def residuals(values_NxG: np.ndarray, total_N: np.ndarray, share_G: np.ndarray) -> np.ndarray:
+    """`pearson_residuals` with a section's shares of the genes known already, of some of its bins."""
     expected_NxG = np.maximum(total_N, 0.0)[:, None] * np.maximum(share_G, 0.0)
     difference_NxG = values_NxG - expected_NxG
     difference_NxG[np.abs(difference_NxG) <= 1e-5 * expected_NxG] = 0.0
@@ -89,10 +93,17 @@ def reliability(counts_NxG: np.ndarray) -> np.ndarray:
     Average over sections first, clip afterwards: clipping noise at zero is a bias upward.
     """
     counts_NxG = np.asarray(counts_NxG, np.float64)
-    if len(counts_NxG) < 2:
-        return np.full(counts_NxG.shape[1], np.nan)
-    mean_G, variance_G = counts_NxG.mean(0), counts_NxG.var(0, ddof=1)
-    return np.where(variance_G > 0, 1.0 - mean_G / np.where(variance_G > 0, variance_G, 1.0), np.nan)
+    return reliability_of_sums(len(counts_NxG), counts_NxG.sum(0), np.einsum("ng,ng->g", counts_NxG, counts_NxG))
+
+
+def reliability_of_sums(bins: int, sum_G: np.ndarray, square_G: np.ndarray) -> np.ndarray:
+    """`reliability` from the sums of a section's counts and of their squares."""
+    if bins < 2:
+        return np.full(len(sum_G), np.nan)
+    mean_G = sum_G / bins
+    spread_G = square_G - bins * mean_G**2
+    varies_G = spread_G > 1e-12 * square_G  # what is left of equal counts is rounding
+    return np.where(varies_G, 1.0 - mean_G * (bins - 1) / np.where(varies_G, spread_G, 1.0), np.nan)
 
 
 def ceiling(rho_SxG: np.ndarray) -> np.ndarray:

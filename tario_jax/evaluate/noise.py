@@ -1,44 +1,32 @@
 """What the noise of the measurement allows: ceilings, their nulls, and who is nearer to the truth than the counts."""
 
 import numpy as np
+import scipy.sparse
 
-from tario_jax.evaluate.controls import FORMS, Measured
-from tario_jax.evaluate.intervals import Pair, Resampling, Scores, block_sums, lower_ends, weighted_mean
-from tario_jax.evaluate.metrics import (
-    composition,
-    mean_defined,
-    pearson_by_gene,
-    pearson_residuals,
-    reliability,
-    spearman_brown,
-    thin,
-)
+from tario_jax.evaluate.intervals import lower_ends
+from tario_jax.evaluate.metrics import reliability, reliability_of_sums, spearman_brown
+from tario_jax.evaluate.moments import FORMS, FromRates, Measured, Sums, section_sums
 
 SPLITS = 3  # thinnings averaged
 
 
-def reliabilities(measured_S: list[Measured]) -> np.ndarray:
-    """rho by section and gene, unclipped, NaN where constant or not measured, [S, G]."""
-    return np.stack([np.where(m.measured_G, reliability(m.counts_NxG), np.nan) for m in measured_S])
+def section_reliability(measured: Measured) -> np.ndarray:
+    """rho of a section's genes, unclipped, [G]; NaN where constant or not measured."""
+    ones_N = np.ones(len(measured))
+    rho_G = reliability_of_sums(len(measured), ones_N @ measured.counts, ones_N @ measured.counts.power(2))
+    return np.where(measured.measured_G, rho_G, np.nan)
 
 
-def resample_reliability(
-    rho_SxG: np.ndarray, measured_S: list[Measured], genes: np.ndarray, resampling: Resampling
-) -> np.ndarray:
-    """Section mean of rho in every sample, unclipped, [B, len(genes)]."""
-    if resampling.by == "patient":
-        return weighted_mean(rho_SxG[:, genes], resampling.weights_BxS)
-    rho_SxBxG = []
-    for m, block_N, weights_BxK in zip(measured_S, resampling.block_S, resampling.weights_S, strict=True):
-        x_NxG, blocks = m.counts_NxG[:, genes], weights_BxK.shape[1]
-        bins_Bx1 = (weights_BxK @ np.bincount(block_N, minlength=blocks))[:, None]
-        mean_BxG = weights_BxK @ block_sums(x_NxG, block_N, blocks) / bins_Bx1
-        square_BxG = weights_BxK @ block_sums(x_NxG * x_NxG, block_N, blocks) / bins_Bx1
-        # Bins are drawn in blocks, so the sample's variance has (blocks − 1)/blocks of the section's in expectation.
-        variance_BxG = (square_BxG - mean_BxG**2) * blocks / max(blocks - 1, 1)
-        varies_BxG = (variance_BxG > 1e-10 * square_BxG) & m.measured_G[genes]
-        rho_SxBxG.append(np.where(varies_BxG, 1 - mean_BxG / np.where(varies_BxG, variance_BxG, 1.0), np.nan))
-    return mean_defined(np.stack(rho_SxBxG))
+def resampled_reliability(sums: Sums, weights_BxK: np.ndarray) -> np.ndarray:
+    """rho of a section's genes in every sample of its blocks, unclipped, [B, G]."""
+    blocks = len(sums.n_K)
+    bins_Bx1 = (weights_BxK @ sums.n_K)[:, None]
+    mean_BxG = weights_BxK @ sums.x / bins_Bx1
+    square_BxG = weights_BxK @ sums.xx / bins_Bx1
+    # Bins are drawn in blocks, so the sample's variance has (blocks − 1)/blocks of the section's in expectation.
+    variance_BxG = (square_BxG - mean_BxG**2) * blocks / max(blocks - 1, 1)
+    varies_BxG = variance_BxG > 1e-10 * square_BxG  # False for NaN: not measured
+    return np.where(varies_BxG, 1 - mean_BxG / np.where(varies_BxG, variance_BxG, 1.0), np.nan)
 
 
 def root(rho: np.ndarray) -> np.ndarray:
@@ -46,39 +34,27 @@ def root(rho: np.ndarray) -> np.ndarray:
     return np.sqrt(np.clip(rho, 0.0, 1.0))
 
 
-def thinned(
-    measured_S: list[Measured], genes: np.ndarray, resampling: Resampling, rng: np.random.Generator
-) -> dict[str, Scores]:
-    """r12 between halves of the counts by form, averaged over splits; columns are `genes`.
+def thinned(measured: Measured, rng: np.random.Generator, block_N: np.ndarray | None) -> dict[str, tuple[Sums, ...]]:
+    """Sums between halves of a section's counts by form, one of each splitting.
 
     The check of rho for counts; for composition and residual it is the only estimate there is.
     """
-    r_S, pairs_S = {form: [] for form in FORMS}, {form: [] for form in FORMS}
-    for m in measured_S:
-        counts_NxK = m.counts_NxG[:, genes]
-        rest_N = np.maximum(m.total_N - counts_NxK.sum(1), 0).round()  # of the genes that are not looked at
-        pairs = {form: [] for form in FORMS}
-        for _ in range(SPLITS):
-            half_NxK, other_NxK = thin(counts_NxK, rng)
-            half_rest_N, other_rest_N = thin(rest_N, rng)
-            halves = [
-                _half(values_NxK, values_NxK.sum(1) + others_N, m.kept_N, m.measured_G[genes])
-                for values_NxK, others_N in ((half_NxK, half_rest_N), (other_NxK, other_rest_N))
-            ]
-            for form in FORMS:
-                pairs[form].append(Pair(halves[0][form], halves[1][form], m.bins(form)))
-        for form in FORMS:
-            r_S[form].append(mean_defined(np.stack([pearson_by_gene(p.x_NxG, p.p_NxG) for p in pairs[form]])))
-            pairs_S[form].append(tuple(pairs[form]))
-    return {
-        form: Scores(np.stack(r_S[form]), tuple(pairs_S[form]) if resampling.by == "block" else None) for form in FORMS
-    }
-
-
-def _half(values_NxK: np.ndarray, total_N: np.ndarray, kept_N: np.ndarray, measured_K: np.ndarray) -> dict:
-    kept_NxK, kept_total_N = values_NxK[kept_N], total_N[kept_N]
-    forms = (values_NxK, composition(kept_NxK, kept_total_N), pearson_residuals(kept_NxK, kept_total_N))
-    return {form: np.where(measured_K, values, np.nan) for form, values in zip(FORMS, forms, strict=True)}
+    # of the genes that are not looked at
+    rest_N = np.maximum(measured.total_N - np.asarray(measured.counts.sum(1)).ravel(), 0).round().astype(np.int64)
+    found: dict[str, list[Sums]] = {form: [] for form in FORMS}
+    for _ in range(SPLITS):
+        counts = measured.counts
+        half_E = rng.binomial(counts.data.round().astype(np.int64), 0.5).astype(np.float64)
+        half, other = (scipy.sparse.csr_array((values_E, counts.indices, counts.indptr), shape=counts.shape)
+                       for values_E in (half_E, counts.data - half_E))  # fmt: skip
+        half_rest_N = rng.binomial(rest_N, 0.5)
+        totals = [np.asarray(part.sum(1)).ravel() + more_N
+                  for part, more_N in ((half, half_rest_N), (other, rest_N - half_rest_N))]  # fmt: skip
+        halved = Measured(half, totals[0], measured.kept_N, measured.measured_G)
+        told = FromRates(lambda rows, other=other: other[rows].toarray(), totals[1])
+        for (_, form), sums in section_sums(halved, {"": told}, block_N).items():
+            found[form].append(sums)
+    return {form: tuple(several) for form, several in found.items()}
 
 
 def ceiling_from_halves(r12: np.ndarray) -> np.ndarray:
@@ -86,22 +62,17 @@ def ceiling_from_halves(r12: np.ndarray) -> np.ndarray:
     return root(spearman_brown(r12))
 
 
-def null_ceilings(measured_S: list[Measured], genes: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    """The ceiling that tissue without structure would show: flat rates, and rates that follow the bin's total only.
+def null_reliabilities(measured: Measured, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """rho that a section without structure would show: flat rates, and rates that follow the bin's total only; [G].
 
-    Where a null is as high as the ceiling itself, the ceiling says nothing about the gene.
+    Where the ceiling of a null is as high as the ceiling itself, the ceiling says nothing about the gene.
     """
-    rho = {"flat": [], "depth_only": []}
-    for m in measured_S:
-        counts_NxK = m.counts_NxG[:, genes]
-        mean_K = counts_NxK.mean(0)
-        rates = {
-            "flat": np.tile(mean_K, (len(counts_NxK), 1)),
-            "depth_only": m.total_N[:, None] / max(m.total_N.mean(), 1e-300) * mean_K,
-        }
-        for name, rate_NxK in rates.items():
-            rho[name].append(reliability(rng.poisson(rate_NxK)))
-    return {name: float(mean_defined(root(mean_defined(np.stack(values))))) for name, values in rho.items()}
+    mean_G = np.asarray(measured.counts.sum(0)).ravel() / max(len(measured), 1)
+    level_N = measured.total_N / max(measured.total_N.mean(), 1e-300) if len(measured) else measured.total_N
+    return {
+        name: reliability(rng.poisson(along_N[:, None] * mean_G))
+        for name, along_N in (("flat", np.ones(len(measured))), ("depth_only", level_N))
+    }
 
 
 def nearer_than_measurement(r_BxG: np.ndarray, rho_BxG: np.ndarray, r_G: np.ndarray, rho_G: np.ndarray) -> dict:
@@ -110,5 +81,7 @@ def nearer_than_measurement(r_BxG: np.ndarray, rho_BxG: np.ndarray, r_G: np.ndar
     `share`: the point estimate; `share_certain`: its interval lies above 0. Holds for counts with independent
     (shot) noise only. A gene without a defined rho is no pass.
     """
+    if not len(r_G):
+        return {"share": float("nan"), "share_certain": float("nan")}
     excess_BxG, excess_G = r_BxG - rho_BxG, r_G - rho_G
     return {"share": float(np.mean(excess_G > 0)), "share_certain": float(np.mean(lower_ends(excess_BxG) > 0))}

@@ -3,10 +3,12 @@
 import dataclasses
 
 import numpy as np
+import scipy.sparse
 
-from tario_jax.evaluate.controls import Measured
-from tario_jax.evaluate.metrics import mean_defined
-from tario_jax.evaluate.moran import morans_i, neighbour_weights
+from tario_jax.evaluate.kept import Arrays
+from tario_jax.evaluate.metrics import COMPOSITION_SCALE, mean_defined
+from tario_jax.evaluate.moments import Measured
+from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +22,36 @@ class Ranking:
     order: np.ndarray  # every gene that may be ranked, highest Moran's I first
 
 
-def candidate_genes(counts_S: list[np.ndarray], measured_S: list[np.ndarray], min_detected: float, mean_genes: int):
+def standing(measured: Measured, x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, layout: Layout) -> Arrays:
+    """How the genes of a section stand: Moran's I of counts and composition, bins where seen, sums; [G] each.
+
+    Composition uses only the bins with enough counts, with weights among those. Genes that were not measured: NaN.
+    """
+    kept = measured.kept_N
+    counts, composed = measured.counts, measured.counts[kept]
+    scale_N = COMPOSITION_SCALE / np.maximum(measured.total_N[kept], 1.0)
+    composed = scipy.sparse.csr_array((np.log1p(composed.data * np.repeat(scale_N, np.diff(composed.indptr))),
+                                       composed.indices, composed.indptr), shape=composed.shape)  # fmt: skip
+    moran = {}
+    for name, values, bins in (("moran", counts, slice(None)), ("moran_c", composed, kept)):
+        i_G = morans_i(values, neighbour_weights(x_um_N[bins], y_um_N[bins], pitch_um, layout))
+        moran[name] = np.where(measured.measured_G, i_G, np.nan)
+    genes = counts.shape[1]
+    return {
+        **moran, "seen": np.bincount(counts.indices[counts.data > 0], minlength=genes).astype(np.float64),
+        "sum": np.bincount(counts.indices, counts.data, minlength=genes), "bins": np.array(float(len(measured))),
+        "measured": measured.measured_G,
+    }  # fmt: skip
+
+
+def candidate_genes(standings: list[Arrays], min_detected: float, mean_genes: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions in the panel of the genes under evaluation, and which of them may enter a Moran ranking.
 
     A gene may if it was seen in at least `min_detected` of the bins of the sections that measured it (and at all).
     The genes of highest mean are evaluated whether or not they may.
     """
-    seen_G = sum((counts_NxG > 0).sum(0) * m_G for counts_NxG, m_G in zip(counts_S, measured_S, strict=True))
-    bins_G = sum(len(counts_NxG) * m_G for counts_NxG, m_G in zip(counts_S, measured_S, strict=True))
-    total_G = sum(c.sum(0, dtype=np.float64) * m_G for c, m_G in zip(counts_S, measured_S, strict=True))
-    mean_G = total_G / np.maximum(bins_G, 1)
+    seen_G, bins_G = sum(s["seen"] for s in standings), sum(s["bins"] * s["measured"] for s in standings)
+    mean_G = sum(s["sum"] for s in standings) / np.maximum(bins_G, 1)
     detected_G = (seen_G > 0) & (seen_G >= min_detected * bins_G)
     highest = np.argsort(-mean_G, kind="stable")[:mean_genes]
     evaluated_G = detected_G.copy()
@@ -38,23 +60,13 @@ def candidate_genes(counts_S: list[np.ndarray], measured_S: list[np.ndarray], mi
     return genes, detected_G[genes]
 
 
-def rank_genes(
-    sections, measured_S: list[Measured], rankable_G: np.ndarray, top_genes: int, mean_genes: int
-) -> Ranking:
-    """Ranks the genes under evaluation by mean Moran's I of counts and composition, and by mean count.
-
-    `sections` carry x_um_N, y_um_N, pitch_um and layout; measured_S are their values. Composition uses only the bins
-    with enough counts, with weights among those.
-    """
-    moran_S, moran_c_S = [], []
-    for section, measured in zip(sections, measured_S, strict=True):
-        for values, form in ((moran_S, "counts"), (moran_c_S, "composition")):
-            bins = measured.bins(form)
-            where = (section.x_um_N[bins], section.y_um_N[bins], section.pitch_um, section.layout)
-            values.append(morans_i(measured.x[form], neighbour_weights(*where)))
-    moran_G, moran_c_G = mean_defined(np.stack(moran_S)), mean_defined(np.stack(moran_c_S))
-    bins_G = sum(len(m.total_N) * m.measured_G for m in measured_S)
-    mean_G = sum(m.counts_NxG.sum(0) for m in measured_S) / np.maximum(bins_G, 1)
+def rank_genes(standings: list[Arrays], genes: np.ndarray, rankable_G: np.ndarray, top_genes: int,
+               mean_genes: int) -> Ranking:  # fmt: skip
+    """Ranks the genes under evaluation (positions in the panel) by mean Moran's I of counts and of composition over
+    the sections, and by mean count."""
+    moran_G, moran_c_G = (mean_defined(np.stack([s[name][genes] for s in standings])) for name in ("moran", "moran_c"))
+    bins_G = sum(s["bins"] * s["measured"][genes] for s in standings)
+    mean_G = sum(s["sum"][genes] for s in standings) / np.maximum(bins_G, 1)
     order = best_first(np.where(rankable_G, moran_G, np.nan))
     sets = {
         "top_moran": order[:top_genes],

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.evaluate.controls import FORMS
 from tario_jax.evaluate.figures import Drawn
+from tario_jax.evaluate.moments import FORMS
 from tario_jax.evaluate.tables import Evaluation
 from tario_jax.train.whole_file import write_whole
 
@@ -101,6 +101,7 @@ def render(report: dict[str, Any], figures: list[Drawn], title: str) -> str:
         *(_set_section(report, name, heading) for name, heading in SETS.items() if report["sets"][name]["genes"]),
         _cohorts(report),
         _bulk(report),
+        _classes(report),
         _null_class(report),
         _left_out(report),
     ]
@@ -148,7 +149,9 @@ def _summary(report: dict[str, Any]) -> str:
         f"ranked on {report['ranked_on']}. Intervals in brackets: 95 % {kind['kind']}, {kind['samples']:,} samples "
         f"({kind['note']}). Composition: {report['composition']['scale']}, "
         f"{report['composition']['of_the_model']}; bins with fewer than {report['composition']['min_total']} counts "
-        f"left out. Residual: {report['composition']['residual']}."
+        f"left out. Residual: {report['composition']['residual']}. Nats per detection under the predicted rates: "
+        f"{_r(report['nats_per_detection']['genes'])} over genes, "
+        f"{_r(report['nats_per_detection']['totals'])} of totals."
     )
 
 
@@ -183,6 +186,11 @@ def _set_section(report: dict[str, Any], name: str, heading: str) -> str:
     passes = ", ".join(f"{METHODS[m]} {_share(nearer[m]['share_certain'])}" for m in METHODS if m in nearer)
     notes.append("Genes nearer to the true rate than the counts are (r &gt; rho, interval above 0; shot noise only): "
                  f"{passes}.")  # fmt: skip
+    if entry["nearer_truth"]:
+        seen = ", ".join(f"{METHODS[m]} {_share(v['share_nearer'])}, r {_r(v['r'])}"
+                         for m, v in entry["nearer_truth"].items() if m != "measured")  # fmt: skip
+        notes.append(f"Seen against the true rate itself (virtual tissue), where the counts reach r "
+                     f"{_r(entry['nearer_truth']['measured']['r'])}: genes nearer than they: {seen}.")  # fmt: skip
     return (
         f"<h2>{heading} ({entry['genes']})</h2><div class=scroll><table><thead><tr><th>mean r</th>"
         + "".join(f"<td>{form}</td>" for form in FORMS)
@@ -231,6 +239,23 @@ def _bulk(report: dict[str, Any]) -> str:
     return ("<h2>Bulk: across patients of a cohort</h2><div class=scroll><table><thead><tr><th>mean r over genes</th>"
             "<td>model</td><td>ridge</td><td>total only</td></tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table></div>{note}")  # fmt: skip
+
+
+def _classes(report: dict[str, Any]) -> str:
+    """Virtual tissue only."""
+    shown = ("model", "own_density", "ridge", "ridge_direct", "reachable", "true_rate")
+    rows = []
+    for name, entry in report.get("classes", {}).items():
+        for form in ("counts", "composition"):
+            share = entry.get(form, {}).get("share")
+            cells = "".join(f"<td>{_r(entry[form].get(m, {}).get('mean_r'))}</td>" for m in shown)
+            cells += f"<td>{_cell({**share, 'mean_r': share['value']}) if share else '–'}</td>"
+            rows.append(f"<tr><th>{name.replace('_', ' ')} · {entry['genes']:,} genes, {form}</th>{cells}</tr>")
+    if not rows:
+        return ""
+    head = "".join(f"<td>{METHODS[method]}</td>" for method in shown)
+    return (f"<h2>By what genes follow</h2><div class=scroll><table><thead><tr><th>mean r</th>{head}"
+            f"<td>share of the reachable</td></tr></thead><tbody>{''.join(rows)}</tbody></table></div>")  # fmt: skip
 
 
 def _null_class(report: dict[str, Any]) -> str:

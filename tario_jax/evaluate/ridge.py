@@ -47,6 +47,89 @@ def fit_scaler(features_S: list[np.ndarray]) -> Scaler:
     return Scaler(features_NxF.mean(0), np.where(sd_F > 1e-8, sd_F, 1.0))
 
 
+class RidgeFit:
+    """A closed-form ridge with an unpenalised intercept, min |Y − Xb|² + alpha |b|², from bins that come part by part.
+
+    Every gene is fitted on the sections that measured it. alpha is the one of highest mean r within held-out sections,
+    over the genes `tuned_on_G`: what the report measures, so the control is as strong as it can honestly be. Sections
+    come with a fold; with a single fold there is nothing to hold out and alpha is the number of bins (shrinks each
+    unit-variance feature by half).
+    """
+
+    def __init__(self, scaler: Scaler, genes: int, tuned_on_G: np.ndarray):
+        self._scaler, self._genes = scaler, genes
+        number = min(len(tuned_on_G), TUNED_GENES)
+        self._tuned_T = tuned_on_G[np.linspace(0, len(tuned_on_G) - 1, number).round().astype(int)]
+        self._sums: dict[tuple[bytes, int], tuple] = {}  # by the genes that were measured, and fold
+        self._tuning: list[tuple[bytes, int, np.ndarray, np.ndarray]] = []
+
+    def add(self, features_NxF: np.ndarray, targets_NxG: np.ndarray, measured_G: np.ndarray, fold: int) -> None:
+        """Bins of a section; what the targets of unmeasured genes are is of no effect."""
+        z_NxF = self._scaler(features_NxF)
+        part = _sums(z_NxF, np.where(measured_G, targets_NxG, 0.0))
+        key = np.asarray(measured_G, bool).tobytes(), fold
+        kept = self._sums.get(key)
+        self._sums[key] = part if kept is None else tuple(a + b for a, b in zip(kept, part, strict=True))
+
+    def add_tuning(self, features_NxF: np.ndarray, tuned_NxT: np.ndarray, measured_G: np.ndarray, fold: int) -> None:
+        """A whole section's targets of the genes `tuned`, on which each alpha is tried."""
+        mask = np.asarray(measured_G, bool).tobytes()
+        self._tuning.append((mask, fold, self._scaler(features_NxF).astype(np.float32), tuned_NxT.astype(np.float32)))
+
+    @property
+    def tuned(self) -> np.ndarray:
+        """Positions of the genes on which alpha is chosen."""
+        return self._tuned_T
+
+    def solve(self) -> Ridge:
+        """Genes that no section measured have no prediction: NaN counts as missing, r = 0."""
+        features = len(self._scaler.mean_F)
+        slope_FxG, intercept_G = np.zeros((features, self._genes)), np.full(self._genes, np.nan)
+        masks = sorted({mask for mask, _ in self._sums})
+        measured_MxG = np.array([np.frombuffer(mask, bool) for mask in masks]).reshape(len(masks), self._genes)
+        patterns, which_G = np.unique(measured_MxG, axis=1, return_inverse=True)
+        sizes = np.bincount(which_G.ravel(), minlength=patterns.shape[1])
+        chosen = float("nan")
+        for k in np.argsort(-sizes, kind="stable"):  # the alpha of most genes serves those without a tuned one
+            own = {mask for mask, has in zip(masks, patterns[:, k], strict=True) if has}
+            if not own:
+                continue
+            columns = np.flatnonzero(which_G.ravel() == k)
+            tuned_T = np.flatnonzero(np.isin(self._tuned_T, columns))
+            alpha = self._alpha(own, tuned_T) if len(tuned_T) or np.isnan(chosen) else chosen
+            mean_F, mean_G, values_F, vectors_FxF, cross_FxG = _decompose(self._of(own, None), columns)
+            slope_FxG[:, columns] = vectors_FxF @ (cross_FxG / (values_F + alpha)[:, None])
+            intercept_G[columns] = mean_G - mean_F @ slope_FxG[:, columns]
+            chosen = alpha if np.isnan(chosen) else chosen
+        return Ridge(self._scaler, slope_FxG, intercept_G, float(chosen))
+
+    def _of(self, masks: set[bytes], left_out: int | None) -> list[tuple]:
+        return [part for (mask, fold), part in sorted(self._sums.items()) if mask in masks and fold != left_out]
+
+    def _alpha(self, masks: set[bytes], tuned_T: np.ndarray) -> float:
+        folds = sorted({fold for mask, fold in self._sums if mask in masks})
+        if len(folds) < 2 or not len(tuned_T):
+            return float(sum(part[0] for part in self._of(masks, None)))
+        r = []
+        for fold in folds:
+            fitted = _decompose(self._of(masks, fold), self._tuned_T[tuned_T])
+            mean_F, mean_T, values_F, vectors_FxF, cross_FxT = fitted
+            slope_AxFxT = (cross_FxT / (values_F + ALPHAS[:, None])[:, :, None]).astype(np.float32)
+            for mask, other, z_NxF, y_NxT in self._tuning:
+                if mask in masks and other == fold:
+                    turned_NxF = ((z_NxF - mean_F) @ vectors_FxF).astype(np.float32)
+                    r.append([mean_defined(pearson_by_gene(y_NxT[:, tuned_T], mean_T + turned_NxF @ slope_FxT))
+                              for slope_FxT in slope_AxFxT])  # fmt: skip
+        mean_A = mean_defined(np.array(r)) if r else np.full(len(ALPHAS), np.nan)
+        return float(ALPHAS[np.nanargmax(mean_A)]) if np.isfinite(mean_A).any() else float(ALPHAS[-1])
+
+
+def folds_of(groups_S: list[str]) -> list[int]:
+    """The fold of each section: no group (patient, or section) is in two."""
+    fold_of = {name: k % FOLDS for k, name in enumerate(sorted(set(groups_S)))}
+    return [fold_of[group] for group in groups_S]
+
+
 def fit_ridge(
     features_S: list[np.ndarray],
     targets_S: list[np.ndarray],
@@ -54,23 +137,13 @@ def fit_ridge(
     tuned_on_G: np.ndarray,
     scaler: Scaler,
 ) -> Ridge:
-    """Closed-form ridge with an unpenalised intercept, min |Y − Xb|² + alpha |b|².
-
-    features_S: [N, F] and targets_S: [N, G] by section, all finite. groups_S: patient (or section) of each section;
-    no group is on both sides of a fold. alpha is the one of highest mean r within held-out sections, over the genes
-    tuned_on_G: what the report measures, so the control is as strong as it can honestly be. With a single group there
-    is nothing to hold out and alpha is the number of bins (shrinks each unit-variance feature by half).
-    """
-    z_S = [scaler(features_NxF) for features_NxF in features_S]
-    sums_S = [_sums(z_NxF, y_NxG) for z_NxF, y_NxG in zip(z_S, targets_S, strict=True)]
-    names = sorted(set(groups_S))
-    if len(names) < 2:
-        alpha = float(sum(len(z_NxF) for z_NxF in z_S))
-    else:
-        alpha = _choose_alpha(z_S, targets_S, sums_S, groups_S, names, tuned_on_G)
-    mean_F, mean_G, values_F, vectors_FxF, cross_FxG = _decompose(sums_S)
-    slope_FxG = vectors_FxF @ (cross_FxG / (values_F + alpha)[:, None])
-    return Ridge(scaler, slope_FxG, mean_G - mean_F @ slope_FxG, float(alpha))
+    """`RidgeFit` of whole sections that all measured every gene: features [N, F] and targets [N, G], all finite."""
+    genes = targets_S[0].shape[1]
+    fit, every_G = RidgeFit(scaler, genes, tuned_on_G), np.ones(genes, bool)
+    for features_NxF, targets_NxG, fold in zip(features_S, targets_S, folds_of(groups_S), strict=True):
+        fit.add(features_NxF, targets_NxG, every_G, fold)
+        fit.add_tuning(features_NxF, targets_NxG[:, fit.tuned], every_G, fold)
+    return fit.solve()
 
 
 def _sums(z_NxF: np.ndarray, y_NxG: np.ndarray) -> tuple:
@@ -79,30 +152,12 @@ def _sums(z_NxF: np.ndarray, y_NxG: np.ndarray) -> tuple:
     return len(z_NxF), z_NxF.sum(0), y_NxG.sum(0), z_NxF.T @ z_NxF, z_NxF.T @ y_NxG
 
 
-def _decompose(sums_S: list[tuple], genes: np.ndarray | slice = slice(None)) -> tuple:
-    """Centred Gram matrix of the sections as eigenvalues and vectors, and the cross product in that basis."""
-    number = sum(part[0] for part in sums_S)
-    mean_F = sum(part[1] for part in sums_S) / number
-    mean_G = sum(part[2][genes] for part in sums_S) / number
-    gram_FxF = sum(part[3] for part in sums_S) - number * np.outer(mean_F, mean_F)
-    cross_FxG = sum(part[4][:, genes] for part in sums_S) - number * np.outer(mean_F, mean_G)
+def _decompose(parts: list[tuple], genes: np.ndarray) -> tuple:
+    """Centred Gram matrix of some sums as eigenvalues and vectors, and the cross product in that basis."""
+    number = sum(part[0] for part in parts)
+    mean_F = sum(part[1] for part in parts) / number
+    mean_G = sum(part[2][genes] for part in parts) / number
+    gram_FxF = sum(part[3] for part in parts) - number * np.outer(mean_F, mean_F)
+    cross_FxG = sum(part[4][:, genes] for part in parts) - number * np.outer(mean_F, mean_G)
     values_F, vectors_FxF = np.linalg.eigh(gram_FxF)
     return mean_F, mean_G, np.maximum(values_F, 0.0), vectors_FxF, vectors_FxF.T @ cross_FxG
-
-
-def _choose_alpha(z_S, targets_S, sums_S, groups_S, names, genes) -> float:
-    genes = genes[np.linspace(0, len(genes) - 1, min(len(genes), TUNED_GENES)).round().astype(int)]
-    fold_of = {name: k % FOLDS for k, name in enumerate(names)}
-    fold_S = np.array([fold_of[group] for group in groups_S])
-    r_SxA = np.full((len(z_S), len(ALPHAS)), np.nan)
-    for fold in np.unique(fold_S):
-        fitted = _decompose([part for part, other in zip(sums_S, fold_S, strict=True) if other != fold], genes)
-        mean_F, mean_G, values_F, vectors_FxF, cross_FxG = fitted
-        slope_AxFxG = (cross_FxG / (values_F + ALPHAS[:, None])[:, :, None]).astype(np.float32)
-        for section in np.flatnonzero(fold_S == fold):
-            turned_NxF = ((z_S[section] - mean_F) @ vectors_FxF).astype(np.float32)
-            y_NxG = targets_S[section][:, genes]
-            for k in range(len(ALPHAS)):
-                r_SxA[section, k] = mean_defined(pearson_by_gene(y_NxG, mean_G + turned_NxF @ slope_AxFxG[k]))
-    mean_A = mean_defined(r_SxA)
-    return float(ALPHAS[np.nanargmax(mean_A)]) if np.isfinite(mean_A).any() else float(ALPHAS[-1])

@@ -12,6 +12,7 @@ from tario_jax.config import InputError
 from tario_jax.train.whole_file import write_whole
 
 FORMAT_VERSION = 1
+FILE = "scores.npz"
 
 
 @dataclasses.dataclass(frozen=True)

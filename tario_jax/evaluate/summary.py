@@ -8,12 +8,23 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig
 from tario_jax.evaluate import noise
-from tario_jax.evaluate.comparison import MethodScores
-from tario_jax.evaluate.controls import FORMS, Measured
 from tario_jax.evaluate.curve import curve, curve_interval, curve_sizes
-from tario_jax.evaluate.intervals import Resampling, Scores, interval, lower_ends, patient_resampling, resample
+from tario_jax.evaluate.intervals import (
+    Resampling,
+    Scores,
+    interval,
+    lower_ends,
+    patient_resampling,
+    resample,
+    weighted_mean,
+)
+from tario_jax.evaluate.kept import Arrays
 from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.moments import FORMS
 from tario_jax.evaluate.ranking import Ranking
+from tario_jax.evaluate.section_scores import unpack
+
+MethodScores = dict[str, dict[str, Scores]]
 
 CURVE_METHODS = ("model", "ridge", "own_density", "nuclear_density", "reachable")
 DIFFERENCES = (
@@ -25,71 +36,103 @@ BY_GENE = ("model", "own_density", "ridge", "neighbours")  # methods whose sampl
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every part of the report is made from; positions of genes are among `genes`."""
+    """What every part of the report is made from; positions of genes are among `genes`, sections are held-out ones."""
 
     config: EvaluateConfig
-    sections: list
-    measured: list[Measured]
-    genes: np.ndarray
+    genes: np.ndarray  # positions in the panel
     in_sets: np.ndarray
     ranking: Ranking
+    section_ids: tuple[str, ...]
+    arrays_S: tuple[Arrays, ...]  # what section_scores found, controls and model
     scores: MethodScores
     resampling: Resampling
 
     @functools.cached_property
     def rho_SxG(self) -> np.ndarray:
-        return noise.reliabilities(self.measured)
+        return self.stack("rho")
+
+    @property
+    def patients(self) -> list[str]:
+        """Of each section."""
+        return [str(arrays["patient"]) for arrays in self.arrays_S]
 
     @functools.cached_property
     def cohorts(self) -> dict[str, np.ndarray]:
         """Positions of the held-out sections of each cohort."""
-        names = sorted({section.cohort for section in self.sections})
-        return {name: np.flatnonzero([section.cohort == name for section in self.sections]) for name in names}
+        of_section = [str(arrays["cohort"]) for arrays in self.arrays_S]
+        return {name: np.flatnonzero([cohort == name for cohort in of_section]) for name in sorted(set(of_section))}
 
     def of(self, method: str, form: str) -> Scores | None:
         return self.scores.get(method, {}).get(form)
 
+    def stack(self, name: str) -> np.ndarray:
+        """Arrays of that name of all sections, one above the other."""
+        return np.stack([arrays[name] for arrays in self.arrays_S])
 
-def set_reports(
-    context: Context, symbols: np.ndarray, shuffled: dict[str, np.ndarray], rng: np.random.Generator
-) -> dict[str, Any]:
-    """Every gene set with all methods, forms, intervals and paired differences.
+    def resampled_reliability(self) -> np.ndarray:
+        """Section mean of rho of the genes in sets in every sample, unclipped, [B, I]."""
+        if self.resampling.by == "patient":
+            return weighted_mean(self.rho_SxG[:, self.in_sets], self.resampling.weights_BxS)
+        rho_SxBxI = [noise.resampled_reliability(unpack(arrays, "model/counts")[0], weights_BxK)
+                     for arrays, weights_BxK in zip(self.arrays_S, self.resampling.weights_S, strict=True)]  # fmt: skip
+        return mean_defined(np.stack(rho_SxBxI))
 
-    shuffled: by form [runs, in_sets], from `comparison.score_shuffled`. Genes of several sets are resampled once.
-    """
+
+def scores_of(arrays_S: list[Arrays], in_sets: np.ndarray, by_block: bool) -> MethodScores:
+    """Scores by method and form. A method that only some sections allow (a truth that one section lacks) is left out:
+    it has no mean to compare."""
+    scores: MethodScores = {}
+    for name in dict.fromkeys(name for arrays in arrays_S for name in arrays):
+        kind, *of = name.split("/")
+        if kind not in ("r", "r_sets") or not all(name in arrays for arrays in arrays_S):
+            continue
+        method, form = of
+        r_SxG = np.stack([arrays[name] for arrays in arrays_S])
+        if kind == "r_sets":
+            wide_SxG = np.full((len(arrays_S), len(arrays_S[0]["measured"])), np.nan)
+            wide_SxG[:, in_sets] = r_SxG
+            r_SxG = wide_SxG
+        sums_S = tuple(unpack(arrays, f"{method}/{form}") for arrays in arrays_S) if by_block else None
+        scores.setdefault(method, {})[form] = Scores(r_SxG, sums_S, in_sets if by_block else None)
+    return scores
+
+
+def set_reports(context: Context, symbols: np.ndarray) -> dict[str, Any]:
+    """Every gene set with all methods, forms, intervals and paired differences. Genes of several are resampled once."""
     in_sets, resampling = context.in_sets, context.resampling
     columns = {name: np.searchsorted(in_sets, genes) for name, genes in context.ranking.sets.items()}
     samples: dict[str, dict[tuple[str, str], np.ndarray]] = {name: {} for name in columns}  # mean r over the set, [B]
     by_gene_BxI: dict[str, np.ndarray] = {}
+    by_halves: dict[str, np.ndarray] = {}
     for method, forms in context.scores.items():
         for form, scores in forms.items():
-            if scores is None:
-                continue
             r_BxI = resample(scores, in_sets, resampling)
+            if method == "halves":
+                by_halves[form] = r_BxI
+                continue
             if form == "counts" and method in BY_GENE:
                 by_gene_BxI[method] = r_BxI
             for name, own in columns.items():
                 samples[name][method, form] = mean_defined(r_BxI[:, own].T)
-    rho_BxI = noise.resample_reliability(context.rho_SxG, context.measured, in_sets, resampling)
-    halves = noise.thinned(context.measured, in_sets, resampling, rng)
-    halves_BxI = {form: resample(halves[form], np.arange(len(in_sets)), resampling) for form in FORMS}
+    rho_BxI = context.resampled_reliability()
+    shuffled = {form: mean_defined(context.stack(f"shuffled/{form}")) for form in FORMS}  # [runs, I]
     reports = {}
     for name, own in columns.items():
         thinned = {
             form: _estimate(
-                mean_defined(noise.ceiling_from_halves(halves[form].by_gene[own])),
-                mean_defined(noise.ceiling_from_halves(halves_BxI[form][:, own]).T),
+                mean_defined(noise.ceiling_from_halves(context.of("halves", form).by_gene[in_sets[own]])),
+                mean_defined(noise.ceiling_from_halves(by_halves[form][:, own]).T),
             )
             for form in FORMS
         }
         reports[name] = _set_report(
             context, name, symbols, samples[name], {method: r_BxI[:, own] for method, r_BxI in by_gene_BxI.items()},
-            rho_BxI[:, own], thinned, {form: shuffled[form][:, own] for form in FORMS}, rng,
+            rho_BxI[:, own], thinned, {form: shuffled[form][:, own] for form in FORMS}, own,
         )  # fmt: skip
     return reports
 
 
-def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, shuffled, rng) -> dict[str, Any]:
+def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, shuffled, own) -> dict[str, Any]:
     genes = context.ranking.sets[name]
     methods: dict[str, dict[str, Any]] = {}
     for (method, form), samples_B in samples.items():
@@ -125,7 +168,10 @@ def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, 
         "share_of_reachable": _share(methods, samples),
         "ceiling_check": {
             "thinned_counts": thinned["counts"],
-            "null": noise.null_ceilings(context.measured, genes, rng),
+            "null": {
+                null: float(mean_defined(noise.root(mean_defined(context.stack(f"null/{null}")[:, own]))))
+                for null in ("flat", "depth_only")
+            },
             "note": "shot noise only; ceilings of composition and residual come from binomial thinning",
         },
         "nearer_than_measurement": {
@@ -139,6 +185,7 @@ def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, 
                 if method in by_gene_BxG
             },
         },
+        "nearer_truth": _nearer_truth(context, own),
         "excess_over_own_density": _excess(context, genes, by_gene_BxG),
     }  # fmt: skip
 
@@ -162,6 +209,19 @@ def _share(methods: dict, samples: dict) -> dict | None:
     }
 
 
+def _nearer_truth(context: Context, own: np.ndarray) -> dict | None:
+    """What the test r(P, X) > rho stands for, seen: r with the true rate by gene, counts; virtual tissue only."""
+    true = context.of("true_rate", "counts")
+    if true is None or not len(own):
+        return None
+    measured_G = mean_defined(true.r_SxG[:, context.in_sets[own]])
+    found = {"measured": {"r": float(mean_defined(measured_G))}}
+    for name in ("model", "own_density", "neighbours"):
+        told_G = mean_defined(context.stack(f"truth/{name}")[:, own])
+        found[name] = {"r": float(mean_defined(told_G)), "share_nearer": float(np.mean(told_G > measured_G))}
+    return found
+
+
 def _excess(context: Context, genes: np.ndarray, by_gene_BxG: dict[str, np.ndarray]) -> dict | None:
     """r(model) − r(own density) by gene of the set, counts: where it is not above 0 the model has learnt depth."""
     density = context.of("own_density", "counts")
@@ -179,14 +239,15 @@ def _excess(context: Context, genes: np.ndarray, by_gene_BxG: dict[str, np.ndarr
 
 
 def rows_of(scores: Scores, rows: np.ndarray) -> Scores:
-    return Scores(scores.r_SxG[rows], None if scores.pairs_S is None else tuple(scores.pairs_S[s] for s in rows))
+    sums_S = None if scores.sums_S is None else tuple(scores.sums_S[s] for s in rows)
+    return Scores(scores.r_SxG[rows], sums_S, scores.columns)
 
 
 def _cohort_resampling(context: Context, rows: np.ndarray, rng: np.random.Generator) -> Resampling:
     """Within one cohort. A cohort with a single patient among several has no interval: its ends are NaN."""
     if context.resampling.by == "block":
         return context.resampling  # one patient: its cohort is everything
-    return patient_resampling([context.sections[s].patient_id for s in rows], context.config.bootstraps, rng)
+    return patient_resampling([context.patients[s] for s in rows], context.config.bootstraps, rng)
 
 
 def by_cohort(context: Context, rng: np.random.Generator) -> dict[str, Any]:
@@ -196,9 +257,7 @@ def by_cohort(context: Context, rng: np.random.Generator) -> dict[str, Any]:
         resampling = _cohort_resampling(context, rows, rng)
         methods: dict[str, dict[str, Any]] = {}
         for method, forms in context.scores.items():
-            for form, scores in forms.items():
-                if scores is None:
-                    continue
+            for form, scores in forms.items() if method != "halves" else ():
                 part = rows_of(scores, rows)
                 value = mean_defined(part.by_gene[genes])
                 single = resampling.by == "patient" and resampling.patients < 2
@@ -217,7 +276,7 @@ def curves(context: Context, rng: np.random.Generator) -> dict[str, Any]:
     if not len(order):
         return {"k": [], "cohorts": {}}
     sizes_K = curve_sizes(len(order))
-    groups = {"all": np.arange(len(context.sections)), **context.cohorts}
+    groups = {"all": np.arange(len(context.section_ids)), **context.cohorts}
     report = {}
     for cohort, rows in groups.items():
         resampling = context.resampling if cohort == "all" else _cohort_resampling(context, rows, rng)
@@ -229,6 +288,9 @@ def curves(context: Context, rng: np.random.Generator) -> dict[str, Any]:
             part = rows_of(scores, rows)
             lines[method] = {"mean_r": curve(part.by_gene, order, sizes_K).tolist()}
             if method == "model" and (resampling.by == "block" or resampling.patients > 1):
+                if resampling.by == "block":  # of every gene, not of those in sets alone
+                    sums_S = tuple(unpack(context.arrays_S[s], "model_whole/counts") for s in rows)
+                    part = Scores(part.r_SxG, sums_S, np.arange(part.r_SxG.shape[1]))
                 low_K, high_K = curve_interval(part, order, sizes_K, resampling)
                 lines[method] |= {"low": low_K.tolist(), "high": high_K.tolist()}
         root_G = noise.root(mean_defined(context.rho_SxG[rows]))

@@ -1,46 +1,39 @@
 """The evaluation of one model on held-out sections: every number of the report, beside its controls."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.evaluate import noise
 from tario_jax.evaluate.bulk import bulk_report, log_cpm, pool
-from tario_jax.evaluate.comparison import rates_of, score_methods, score_shuffled
-from tario_jax.evaluate.controls import FORMS, Controls, fit_controls, measure
-from tario_jax.evaluate.intervals import Resampling, block_resampling, blocks, patient_resampling
+from tario_jax.evaluate.controls import (
+    Controls,
+    Fitting,
+    controls_from_arrays,
+    controls_to_arrays,
+    fit_controls,
+    fit_density,
+)
+from tario_jax.evaluate.intervals import Resampling, block_resampling, patient_resampling
+from tario_jax.evaluate.kept import Arrays, Kept, by_turns, key_of
 from tario_jax.evaluate.metrics import mean_defined
-from tario_jax.evaluate.ranking import candidate_genes, rank_genes
-from tario_jax.evaluate.summary import Context, by_cohort, curves, rows_of, set_reports
+from tario_jax.evaluate.moments import FORMS, measure
+from tario_jax.evaluate.ranking import candidate_genes, rank_genes, standing
+from tario_jax.evaluate.section_bins import SectionSource
+from tario_jax.evaluate.section_scores import (
+    Plan,
+    score_controls,
+    score_measurement,
+    score_model,
+    section_blocks,
+    totals_of,
+)
+from tario_jax.evaluate.summary import Context, by_cohort, curves, rows_of, scores_of, set_reports
 
-
-@dataclasses.dataclass(frozen=True)
-class SectionBins:
-    """A section on its bins or spots; N places, G genes of the panel.
-
-    Rates and truths are expected detections per bin. A section without rates_NxG has no prediction: r = 0 where it
-    is held out, and no part in the density lines where it is for training.
-    """
-
-    section_id: str
-    patient_id: str
-    cohort: str
-    x_um_N: np.ndarray  # centres
-    y_um_N: np.ndarray
-    pitch_um: float  # between neighbouring places
-    layout: Literal["square", "spots"]
-    counts_NxG: np.ndarray  # float32, measured
-    features_NxF: np.ndarray  # of the surroundings, from features.section_features
-    nuclear_density_N: np.ndarray
-    measured_gene_G: np.ndarray  # bool
-    rates_NxG: np.ndarray | None = None  # predicted
-    true_rate_NxG: np.ndarray | None = None  # T, virtual tissue only
-    reachable_NxG: np.ndarray | None = None  # V, virtual tissue only
-
-    def __len__(self) -> int:
-        return len(self.x_um_N)
+_VERSION = 1  # of what is kept: another one is worked out anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,80 +49,92 @@ class Evaluation:
     genes: dict[str, np.ndarray]
     examples: tuple[tuple[str, str], ...]
     bulk: dict[str, Any]
+    context: Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How the work is shared and kept. With defaults: alone, and nothing is kept.
+
+    shared: what does not depend on the model, for all evaluations on the same corpus; own: what does. part: (k, n) for
+    the k-th of n processes that share both folders: each begins with its own sections and then helps the others.
+    """
+
+    shared: Kept = Kept(None)
+    own: Kept = Kept(None)
+    part: tuple[int, int] = (1, 1)
+    say: Callable[[str], None] = lambda line: None
 
 
 def evaluate(
-    train: list[SectionBins],
-    held_out: list[SectionBins],
+    train: list[SectionSource],
+    held_out: list[SectionSource],
     symbols: tuple[str, ...],
     config: EvaluateConfig,
     *,
     trained_on: str,
     corpus_kind: str,
     split_by: str,
+    null_genes: np.ndarray | None = None,
+    ranked_on: list[SectionSource] | None = None,
+    work: Work = Work(),
 ) -> Evaluation:
     """Everything that is measured on held-out sections, with all controls and intervals.
 
     `train` fits the controls and ranks the genes; without it genes are ranked on the held-out truth (the report says
-    so) and the controls that need training are null. Raises `InputError` where no held-out section has
-    `config.min_bins` bins, or a patient is on both sides of a split by patient.
+    so) and the controls that need training are null. null_genes: positions in the panel of genes that nothing can tell
+    of, whose composition is kept for `null_class`. ranked_on: sections on which genes are chosen and ranked in place of
+    `train`: runs that learnt from different patients of one training side are then compared on the same genes. Raises
+    `InputError` where no held-out section has `config.min_bins` bins, or a patient is on both sides of a split by
+    patient.
     """
     if split_by == "patient":
         shared = sorted({s.patient_id for s in train} & {s.patient_id for s in held_out})
         if shared:
             raise InputError(f"split: patient {shared[0]!r} is in training and held out; expected one side only")
-    kept = [section for section in held_out if len(section) >= config.min_bins]
+    ranking_side = train if ranked_on is None else ranked_on
+    every = {section.section_id: section for section in (*train, *ranking_side, *held_out)}
+    standings = _standings(list(every.values()), config, work)
+    bins = {name: int(arrays["bins"]) for name, arrays in standings.items()}
+    kept = [section for section in held_out if bins[section.section_id] >= config.min_bins]
     if not kept:
-        most = max((len(section) for section in held_out), default=0)
+        most = max((bins[section.section_id] for section in held_out), default=0)
         raise InputError(f"evaluate.min_bins is {config.min_bins}; the largest of {len(held_out)} held-out sections "
                          f"has {most} bins; take smaller bins or lower evaluate.min_bins")  # fmt: skip
-    fitting = [section for section in train if len(section) >= config.min_bins]
-    ranking_on = fitting or kept
-    genes, rankable_G = candidate_genes(
-        [s.counts_NxG for s in ranking_on], [s.measured_gene_G for s in ranking_on],
-        config.min_detected, config.mean_genes,
-    )  # fmt: skip
-    usable = np.any([s.measured_gene_G for s in kept], axis=0)[genes]
+    fitting = [section for section in train if bins[section.section_id] >= config.min_bins]
+    ranking_side = [section for section in ranking_side if bins[section.section_id] >= config.min_bins]
+    ranking_on = [standings[section.section_id] for section in ranking_side or kept]
+    genes, rankable_G = candidate_genes(ranking_on, config.min_detected, config.mean_genes)
+    usable = np.any([standings[s.section_id]["measured"] for s in kept], axis=0)[genes]
     genes, rankable_G = genes[usable], rankable_G[usable]
     if not len(genes):
         raise InputError("evaluate: no gene was seen in training bins and measured in held-out sections; "
                          "check that both are of one panel")  # fmt: skip
-    train_measured = [measure(s.counts_NxG, s.measured_gene_G, genes, config.min_total) for s in fitting]
-    measured = [measure(s.counts_NxG, s.measured_gene_G, genes, config.min_total) for s in kept]
-    ranking = rank_genes(
-        ranking_on, train_measured if fitting else measured, rankable_G, config.top_genes, config.mean_genes
-    )
+    ranking = rank_genes(ranking_on, genes, rankable_G, config.top_genes, config.mean_genes)
     in_sets = np.unique(np.concatenate(list(ranking.sets.values())))
-    controls = None
-    if fitting:
-        controls = fit_controls(
-            train_measured,
-            [s.features_NxF for s in fitting],
-            {
-                "own_density": [None if s.rates_NxG is None else rates_of(s, genes, s.rates_NxG)[1] for s in fitting],
-                "nuclear_density": [s.nuclear_density_N for s in fitting],
-                "true_total": [m.total_N for m in train_measured],
-            },
-            [s.patient_id if split_by == "patient" else s.section_id for s in fitting],
-            in_sets,
-        )
+    by_block = len({section.patient_id for section in kept}) == 1
+    plan = Plan(config, genes, in_sets, by_block, None, null_genes)
+    arrays_S, controls = _scored(fitting, kept, plan, split_by, work)
+
     rng = np.random.default_rng(config.seed)
-    resampling = _resampling(kept, config, rng)
-    scores = score_methods(kept, measured, genes, controls, resampling)
-    context = Context(config, kept, measured, genes, in_sets, ranking, scores, resampling)
+    resampling, note = _resampling(kept, by_block, config, rng)
+    ids = tuple(section.section_id for section in kept)
+    context = Context(
+        config, genes, in_sets, ranking, ids, arrays_S, scores_of(arrays_S, in_sets, by_block), resampling
+    )
     chosen = np.asarray(symbols)[genes]
-    bulk, bulk_r, pooled = _bulk(context, fitting, train_measured, controls, rng)
-    shuffled = score_shuffled(kept, measured, genes, in_sets, config.shuffles, rng)
-    sets = set_reports(context, chosen, shuffled, rng)
+    bulk, bulk_r, pooled = _bulk(context, fitting, standings, controls, rng)
+    sets = set_reports(context, chosen)
     report = {
         "headline": _headline(sets, bulk),
         "trained_on": trained_on,
         "corpus_kind": corpus_kind,
         "split_by": split_by,
-        "ranked_on": "training sections" if fitting else "held-out sections",
+        "ranked_on": "training sections" if ranking_side else "held-out sections",
+        "ranking_sections": len(ranking_on),
         "interval": {
-            "kind": resampling.name, "level": 0.95, "samples": config.bootstraps, "patients": resampling.patients,
-            "note": _interval_note(resampling, kept, config),
+            "kind": resampling.name, "level": 0.95, "samples": config.bootstraps,
+            "patients": resampling.patients, "note": note,
         },
         "composition": {
             "scale": "log1p of values scaled to 1e4 a bin", "min_total": config.min_total,
@@ -138,13 +143,15 @@ def evaluate(
         },
         "sections": {
             "train": len(fitting), "held_out": len(kept), "held_out_patients": len({s.patient_id for s in kept}),
-            "train_patients": len({s.patient_id for s in fitting}), "held_out_bins": sum(map(len, kept)),
+            "train_patients": len({s.patient_id for s in fitting}),
+            "held_out_bins": sum(bins[s.section_id] for s in kept),
         },
         "genes": {
             "panel": len(symbols), "evaluated": len(genes), "rankable": len(ranking.order),
             "min_detected": config.min_detected, "top_genes": config.top_genes, "mean_genes": config.mean_genes,
         },
-        "skipped": _skipped(train, held_out, fitting, kept, measured, scores, config),
+        "nats_per_detection": _nats(context),
+        "skipped": _skipped(train, held_out, fitting, context, bins),
         "ridge": None if controls is None else {
             "features": len(controls.ridge_total.scaler.mean_F),
             "alpha": {form: controls.ridge[form].alpha for form in FORMS},
@@ -156,51 +163,148 @@ def evaluate(
         "bulk": bulk,
     }  # fmt: skip
     table = _gene_table(context, chosen, bulk_r)
-    return Evaluation(plain(report), table, _examples(context, chosen), {**pooled, "symbols": chosen})
+    return Evaluation(plain(report), table, _examples(context, chosen), {**pooled, "symbols": chosen}, context)
 
 
-def _resampling(sections: list[SectionBins], config: EvaluateConfig, rng: np.random.Generator) -> Resampling:
-    """Patients where there are several, else blocks within the sections of the one patient."""
-    if len({section.patient_id for section in sections}) > 1:
-        return patient_resampling([section.patient_id for section in sections], config.bootstraps, rng)
-    block_S = [
-        blocks(s.x_um_N, s.y_um_N, config.block_um if s.layout == "square" else 3 * s.pitch_um) for s in sections
-    ]
-    return block_resampling(block_S, config.bootstraps, rng)
+def _standings(sections: list[SectionSource], config: EvaluateConfig, work: Work) -> dict[str, Arrays]:
+    """How the genes of the whole panel stand in each section."""
+
+    def one(source: SectionSource) -> Arrays:
+        def make() -> Arrays:
+            section = source.measured()
+            every = np.arange(section.counts.shape[1])
+            measured = measure(section.counts, section.measured_gene_P, every, config.min_total)
+            return standing(measured, *section.where)
+
+        key = key_of(of="standing", version=_VERSION, section=source.key, min_total=config.min_total)
+        return work.shared.get(f"standing/{source.section_id}", key, make)
+
+    return _each("measure", sections, one, work)
 
 
-def _interval_note(resampling: Resampling, sections: list[SectionBins], config: EvaluateConfig) -> str:
-    if resampling.by == "block":
-        size = f"{config.block_um:g} µm" if sections[0].layout == "square" else "3 × 3 spots"
-        number = sum(int(block_N.max()) + 1 for block_N in resampling.block_S)
-        few = f"; {number} blocks: a rough one, few blocks" if number < 10 else f", {number} in all"
-        return f"one held-out patient: blocks of {size} within the section{few}; says nothing about other patients"
-    few = "; few patients: the interval is a rough one" if resampling.patients < 10 else ""
-    return f"patients drawn with replacement{few}"
+def _each(what: str, sections: list[SectionSource], one: Callable[[SectionSource], Arrays], work: Work,
+          ) -> dict[str, Arrays]:  # fmt: skip
+    """one(section) of all, in this process's order; told about five times. In the order of `sections`."""
+    found = {}
+    for number, source in enumerate(by_turns(sections, work.part), 1):
+        found[source.section_id] = one(source)
+        if number % max(1, len(sections) // 5) == 0 or number == len(sections):
+            work.say(f"{what}: {number}/{len(sections)} sections")
+    return {source.section_id: found[source.section_id] for source in sections}
 
 
-def _bulk(context: Context, fitting, train_measured, controls: Controls | None, rng) -> tuple[dict, dict, dict]:
-    sections, measured = context.sections, context.measured
-    patient_S = [section.patient_id for section in sections]
-    patients = sorted(set(patient_S))
-    cohort_of = {section.patient_id: section.cohort for section in sections}
+def _scored(fitting: list[SectionSource], kept: list[SectionSource], plan: Plan, split_by: str,
+            work: Work) -> tuple[tuple[Arrays, ...], Controls | None]:  # fmt: skip
+    """What section_scores finds of each held-out section, and the controls."""
+    config = plan.config
+    chosen = {name: getattr(plan, name).tolist() for name in ("genes", "in_sets")}
+    settings = {name: getattr(config, name) for name in ("min_total", "block_um", "shuffles", "seed")}
+    key = key_of(of="scores", version=_VERSION, by_block=plan.by_block, **chosen, **settings)
 
-    def pooled(values_S, total_S):
-        return pool(values_S, total_S, patient_S, patients)
+    def of_measurement(source: SectionSource) -> Arrays:
+        return work.shared.get(f"measurement/{source.section_id}", key_of(section=source.key, plan=key),
+                               lambda: score_measurement(source.measured(), source.truth, plan))  # fmt: skip
 
-    truth = pooled([m.x["counts"] for m in measured], [m.total_N for m in measured])
-    predicted = {}
-    rates_S = [rates_of(s, context.genes, s.rates_NxG) for s in sections]
-    predicted["model"] = pooled([rates for rates, _ in rates_S], [total for _, total in rates_S])
-    mean_G, cohort_mean = np.nan_to_num(truth[0].sum(0) / max(truth[1].sum(), 1e-300)), {}
+    found = _each("truth and noise", kept, of_measurement, work)
+    if fitting:
+        key = key_of(plan=key, fitted=[s.key for s in fitting], split_by=split_by)
+        arrays = work.shared.get("fitted", key, lambda: controls_to_arrays(_fitted(fitting, plan, split_by, work)))
+        plan = dataclasses.replace(plan, controls=controls_from_arrays(arrays))
+
+        def of_controls(source: SectionSource) -> Arrays:
+            return work.shared.get(f"controls/{source.section_id}", key_of(section=source.key, plan=key),
+                                   lambda: score_controls(source.measured(), plan))  # fmt: skip
+
+        control = _each("controls", kept, of_controls, work)
+        found = {name: arrays | control[name] for name, arrays in found.items()}
+    predicted = [source for source in fitting if source.rates is not None]
+    totals = _each("density", predicted, lambda source: _total(source, work), work) if predicted else {}
+    density = fit_density([(plan.measure(source.measured()), totals[source.section_id]["total"])
+                           for source in predicted])  # fmt: skip
+    density_key = [source.rates_key for source in predicted]
+
+    def of_model(source: SectionSource) -> Arrays:
+        def make() -> Arrays:
+            rates = None if source.rates is None else source.rates()
+            true = found[source.section_id].get("true_rates")
+            return score_model(source.measured(), rates, density, true, plan)
+
+        return work.own.get(f"model/{source.section_id}", key_of(section=source.key, rates=source.rates_key, plan=key,
+                                                                  density=density_key), make)  # fmt: skip
+
+    model = _each("predict", kept, of_model, work)
+    return tuple(found[source.section_id] | model[source.section_id] for source in kept), plan.controls
+
+
+def _total(source: SectionSource, work: Work) -> Arrays:
+    """Predicted totals of a training section, over the genes that it measured."""
+
+    def make() -> Arrays:
+        return {"total": totals_of(source.measured(), source.rates())}
+
+    return work.own.get(f"total/{source.section_id}", key_of(version=_VERSION, rates=source.rates_key), make)
+
+
+def _fitted(fitting: list[SectionSource], plan: Plan, split_by: str, work: Work) -> Controls:
+    sections = []
+    for source in fitting:
+        section = source.measured()
+        measured = plan.measure(section)
+        sections.append(Fitting(
+            lambda source=source: plan.measure(source.measured()), section.features_NxF, measured.total_N,
+            measured.kept_N, section.nuclear_density_N,
+            source.patient_id if split_by == "patient" else source.section_id,
+        ))  # fmt: skip
+
+    def say(done: int) -> None:
+        if done % max(1, len(fitting) // 5) == 0 or done == len(fitting):
+            work.say(f"fit controls: {done}/{len(fitting)} sections")
+
+    return fit_controls(sections, plan.in_sets, say)
+
+
+def _resampling(sections: list[SectionSource], by_block: bool, config: EvaluateConfig,
+                rng: np.random.Generator) -> tuple[Resampling, str]:  # fmt: skip
+    """Patients where there are several, else blocks within the sections of the one patient; and what to say of it."""
+    if not by_block:
+        resampling = patient_resampling([section.patient_id for section in sections], config.bootstraps, rng)
+        few = "; few patients: the interval is a rough one" if resampling.patients < 10 else ""
+        return resampling, f"patients drawn with replacement{few}"
+    bins = [section.measured() for section in sections]
+    block_S, side_S = zip(*(section_blocks(section, config) for section in bins), strict=True)
+    number = sum(int(block_N.max()) + 1 for block_N in block_S)
+    size = "3 × 3 spots"
+    if bins[0].layout == "square":
+        size = " or ".join(f"{side_um:g}" for side_um in sorted(set(side_S))) + " µm"
+    few = f"; {number} blocks: a rough one, few blocks" if number < 10 else f", {number} in all"
+    return block_resampling(list(block_S), config.bootstraps, rng), (
+        f"one held-out patient: blocks of {size} within the section{few}; says nothing about other patients"
+    )
+
+
+def _nats(context: Context) -> dict[str, float]:
+    """Of the counts under the predicted rates: of the multinomial over genes, and of the bins' totals."""
+    gene_S, total_S, detections_S = (context.stack(name) for name in ("gene_nats", "total_nats", "detections"))
+    told_S = np.isfinite(gene_S)
+    detections = max(float(detections_S[told_S].sum()), 1.0)
+    return {"genes": float(gene_S[told_S].sum() / detections) if told_S.any() else float("nan"),
+            "totals": float(total_S[told_S].sum() / detections) if told_S.any() else float("nan")}  # fmt: skip
+
+
+def _bulk(context: Context, fitting: list[SectionSource], standings: dict[str, Arrays], controls: Controls | None,
+          rng: np.random.Generator) -> tuple[dict, dict, dict]:  # fmt: skip
+    cohort_of = {str(arrays["patient"]): str(arrays["cohort"]) for arrays in context.arrays_S}
+    patients = sorted(cohort_of)
+    methods = [name for name in ("model", "ridge", "reachable") if f"bulk/{name}" in context.arrays_S[0]]
+    truth = pool(context.arrays_S, "measured", patients)
+    predicted = {name: pool(context.arrays_S, name, patients) for name in methods}
+    mean_G, cohort_mean = np.nan_to_num(np.nansum(truth[0], 0) / max(truth[1].sum(), 1e-300)), {}
     if controls is not None:
         mean_G = controls.mean_composition_G
-        ridge_S = [controls.ridge_derived(s.features_NxF) for s in sections]
-        predicted["ridge"] = pooled([made["counts"] for made, _ in ridge_S], [total for _, total in ridge_S])
         for cohort in {section.cohort for section in fitting}:
-            own = [m for s, m in zip(fitting, train_measured, strict=True) if s.cohort == cohort]
-            total = sum(m.total_N.sum() for m in own)
-            cohort_mean[cohort] = sum(m.counts_NxG.sum(0) for m in own) / max(total, 1e-300)
+            own = [standings[s.section_id] for s in fitting if s.cohort == cohort]
+            total = sum(float(arrays["sum"].sum()) for arrays in own)
+            cohort_mean[cohort] = sum(arrays["sum"][context.genes] for arrays in own) / max(total, 1e-300)
     cohort_P = [cohort_of[patient] for patient in patients]
     report, by_gene = bulk_report(truth, predicted, mean_G, cohort_mean, cohort_P, context.config.bootstraps, rng)
     values = {"measured_PxG": log_cpm(*truth), "predicted_PxG": log_cpm(*predicted["model"])}
@@ -227,16 +331,20 @@ def _headline(sets: dict, bulk: dict) -> dict[str, Any]:
     }
 
 
-def _skipped(train, held_out, fitting, kept, measured, scores, config) -> dict[str, Any]:
-    few = [section for section in (*train, *held_out) if len(section) < config.min_bins]
-    model_r_SxG = scores["model"]["counts"].r_SxG
+def _skipped(train: list[SectionSource], held_out: list[SectionSource], fitting: list[SectionSource], context: Context,
+             bins: dict[str, int]) -> dict[str, Any]:  # fmt: skip
+    config = context.config
+    few = [section.section_id for section in (*train, *held_out) if bins[section.section_id] < config.min_bins]
+    model_r_SxG = context.of("model", "counts").r_SxG
+    unpredicted = [name for name, arrays in zip(context.section_ids, context.arrays_S, strict=True)
+                   if not arrays["predicted"]]  # fmt: skip
     return {
         "min_bins": config.min_bins,
-        "sections": [{"section_id": section.section_id, "bins": len(section)} for section in few],
-        "held_out_sections": len(held_out) - len(kept),
+        "sections": [{"section_id": name, "bins": bins[name]} for name in few],
+        "held_out_sections": len(held_out) - len(context.section_ids),
         "train_sections": len(train) - len(fitting),
-        "bins_below_min_total": int(sum(len(m.total_N) - len(m.kept_N) for m in measured)),
-        "sections_without_prediction": [s.section_id for s in kept if s.rates_NxG is None],
+        "bins_below_min_total": int(context.stack("left_out").sum()),
+        "sections_without_prediction": unpredicted,
         "constant_genes": int(np.isnan(model_r_SxG).all(0).sum()),
         "constant_gene_sections": int(np.isnan(model_r_SxG).sum()),
     }
@@ -270,7 +378,7 @@ def _examples(context: Context, symbols: np.ndarray) -> tuple[tuple[str, str], .
         defined = np.flatnonzero(np.isfinite(r_SxG[:, gene]))
         if len(defined):
             by_r = defined[np.argsort(r_SxG[defined, gene], kind="stable")]
-            chosen.append((context.sections[by_r[(len(by_r) - 1) // 2]].section_id, str(symbols[gene])))
+            chosen.append((context.section_ids[by_r[(len(by_r) - 1) // 2]], str(symbols[gene])))
     return tuple(chosen)
 
 

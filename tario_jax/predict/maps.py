@@ -8,6 +8,8 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.panel import Panel
+from tario_jax.predict.gene_validation import GeneValidation
+from tario_jax.train.whole_file import write_whole
 
 FORMAT_VERSION = 1
 VIRTUAL_BANNER = (
@@ -35,6 +37,7 @@ class GeneMaps:
     tissue: str  # kind of the tissue that was predicted: virtual or real
     names_N: tuple[str, ...] = ()  # of the places, where the platform names its spots
     he_origin_px: tuple[float, float] = (0.0, 0.0)  # where the section's H&E begins in the image that it was cut from
+    validation: GeneValidation | None = None  # how well the model predicted each gene of held-out patients
 
     @property
     def banner(self) -> str:
@@ -61,7 +64,24 @@ class GeneMaps:
             "unit": "expected detections per place",
             "size_um": float(self.size_um),
             "he_um_per_px": float(self.he_um_per_px),
+            "validated_on": self.validated_on,
         }
+
+    @property
+    def validated_on(self) -> str:
+        """By cohort, on how many held-out patients the model was validated, and how many genes stood above density."""
+        if self.validation is None:
+            return "nothing: 'tario evaluate' validates each gene on held-out patients"
+        known = zip(self.validation.cohorts, self.validation.patients_C, self.validation.validated_CxG, strict=True)
+        return "; ".join(f"{cohort}: {patients} patients, {int(validated_G.sum())} genes above density"
+                         for cohort, patients, validated_G in known)  # fmt: skip
+
+    def gene_columns(self) -> dict[str, np.ndarray]:
+        """By gene and cohort, as `held_out_r_all` or `validated_LUAD`: see `GeneValidation.of`. Empty where unknown."""
+        if self.validation is None:
+            return {}
+        return {f"{name}_{cohort}": values for cohort in self.validation.cohorts
+                for name, values in self.validation.of(cohort, self.panel.symbols).items()}  # fmt: skip
 
     def to_anndata(self):
         """As AnnData: obs = places with x_um and y_um, var_names = symbols, obsm['spatial'] in full-resolution px.
@@ -78,7 +98,8 @@ class GeneMaps:
             {"x_um": self.x_um_N, "y_um": self.y_um_N, "size_um": np.full(len(self.x_um_N), self.size_um)},
             index=self.names(),
         )
-        maps = anndata.AnnData(self.rates_NxG, obs=obs, var=pandas.DataFrame(index=list(self.panel.symbols)))
+        genes = pandas.DataFrame(self.gene_columns(), index=list(self.panel.symbols))
+        maps = anndata.AnnData(self.rates_NxG, obs=obs, var=genes)
         maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px + self.he_origin_px
         maps.uns["tario"] = self.metadata()
         return maps
@@ -91,7 +112,10 @@ class GeneMaps:
         partial.replace(path)
 
     def write_table(self, path: Path) -> None:
-        """Writes places × genes with expected counts: .parquet, or .tsv / .csv with the metadata in '#' lines."""
+        """Writes places × genes with expected counts: .parquet, or .tsv / .csv with the metadata in '#' lines.
+
+        Where the model was validated, what is known of each gene stands beside it, in NAME.genes.tsv.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -113,3 +137,9 @@ class GeneMaps:
         else:
             raise InputError(f"--table={path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")
         partial.replace(path)
+        if self.validation is not None:
+            columns = self.gene_columns()
+            lines = ["\t".join(("symbol", *columns))]
+            for symbol, *values in zip(self.panel.symbols, *columns.values(), strict=True):
+                lines.append("\t".join((symbol, *(f"{value:.4g}" for value in values))))
+            write_whole(path.with_suffix(".genes.tsv"), "\n".join(lines) + "\n")

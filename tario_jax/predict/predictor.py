@@ -13,6 +13,8 @@ from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import batch_shardings, make_mesh, traced_on
+from tario_jax.predict.gene_validation import FILE as VALIDATION
+from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
@@ -20,14 +22,19 @@ from tario_jax.tokens.capacity import densest_spots
 from tario_jax.tokens.window import read_window
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
+from tario_jax.train.seal import seal_id
 from tario_jax.train.state import to_devices
 
 
 class Predictor:
     """A trained model, ready to predict. Made by `load`."""
 
-    def __init__(self, provenance: Provenance, parameters, calibration, *, allow_virtual_model: bool = False):
+    def __init__(self, provenance: Provenance, parameters, calibration, *, checkpoint: str = "",
+                 allow_virtual_model: bool = False):  # fmt: skip
+        """checkpoint: tells these parameters from all others."""
         self.provenance = provenance
+        self.checkpoint = checkpoint
+        self.validation: GeneValidation | None = None  # goes along with every map
         self.panel = provenance.panel
         self.allow_virtual_model = allow_virtual_model
         config = provenance.config
@@ -41,9 +48,10 @@ class Predictor:
 
         self._rates = jax.jit(traced_on(self._mesh, rates), in_shardings=(*shardings, batch_shardings(self._mesh)))
 
-    def of_step(self, parameters, calibration) -> "Predictor":
+    def of_step(self, parameters, calibration, checkpoint: str) -> "Predictor":
         """Another checkpoint of the same run, predicting with what is compiled already."""
         other = copy.copy(self)
+        other.checkpoint, other.validation = checkpoint, None
         other._parameters, other._calibration = jax.device_put((parameters, calibration), self._shardings)
         return other
 
@@ -122,7 +130,8 @@ class Predictor:
             )
         names = section.spots.name_N if section.spots is not None else ()
         return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
-                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
+                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px,
+                        self.validation)  # fmt: skip
 
     def _window(self, section, corner: tuple[float, float], data: DataConfig):
         window = read_window(section, *corner, data, with_counts=False)
@@ -148,9 +157,17 @@ def load_step(
         config = provenance.config
         built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot)
         parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
+    checkpoint = f"{step}-{seal_id(workdir / 'checkpoints' / str(step))}"
     if like is not None and like.provenance == provenance:
-        return like.of_step(parameters, calibration)
-    return Predictor(provenance, parameters, calibration, allow_virtual_model=allow_virtual_model)
+        predictor = like.of_step(parameters, calibration, checkpoint)
+    else:
+        predictor = Predictor(provenance, parameters, calibration, checkpoint=checkpoint,
+                              allow_virtual_model=allow_virtual_model)  # fmt: skip
+    if (workdir / VALIDATION).exists():
+        found = read_gene_validation(workdir / VALIDATION)
+        if found.about["checkpoint"] == checkpoint:  # else it is that of an earlier step
+            predictor.validation = found
+    return predictor
 
 
 def _prediction_mesh() -> Mesh:

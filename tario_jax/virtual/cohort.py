@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
 from tario_jax.virtual.diagnoses import COHORTS
-from tario_jax.virtual.genes import Program
+from tario_jax.virtual.genes import Program, program
 from tario_jax.virtual.genotype import MUTATIONS
 from tario_jax.virtual.kinds import STATES, TYPES
 from tario_jax.virtual.patients import TRAITS, cohort_split, patient_number
@@ -45,6 +45,13 @@ def sections_of(config: SourceConfig) -> dict[str, tuple[str, str]]:
         for region in names_of_regions(patient_number(patient))
         if region in config.regions
     }
+
+
+def classes_of(symbols: Sequence[str]) -> np.ndarray:
+    """Class of each gene, str; "" for one that the virtual panel does not hold."""
+    whole = program()
+    position_G = whole.panel.positions(tuple(symbols))
+    return np.where(position_G >= 0, whole.class_G[position_G], "")
 
 
 GENE_TABLE = "virtual_genes.tsv"

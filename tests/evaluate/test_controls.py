@@ -1,10 +1,13 @@
 """Ridge against scikit-learn, lines against polyfit, displacement and turning on known grids."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from tario_jax.evaluate import controls, ridge
 from tario_jax.evaluate.metrics import pearson_by_gene
+from tario_jax.evaluate.moments import measure
 
 
 def grid(side, pitch_um=36.0):
@@ -50,7 +53,10 @@ def test_lines_equal_polyfit_and_leave_out_sections_that_did_not_measure():
     u = [rng.normal(size=n) for n in (40, 50)]
     y = [rng.normal(size=(len(v), 2)) + 2 * v[:, None] for v in u]
     y[1][:, 1] = np.nan
-    lines = controls.fit_lines(u, y)
+    fit = controls.LineFit(2)
+    for u_N, y_NxG in zip(u, y, strict=True):
+        fit.add(u_N, y_NxG)
+    lines = fit.solve()
     both = np.polyfit(np.concatenate(u), np.concatenate([y[0][:, 0], y[1][:, 0]]), 1)
     one = np.polyfit(u[0], y[0][:, 1], 1)
     np.testing.assert_allclose(lines.slope_G, [both[0], one[0]], atol=1e-10)
@@ -104,8 +110,14 @@ def test_genes_that_a_section_did_not_measure_do_not_spoil_the_ridge_of_the_othe
     features = [rng.normal(size=(50, 4)) for _ in range(4)]
     counts = [rng.poisson(np.exp(0.3 * f[:, :1] + np.ones((1, 3)) * 3)).astype(float) for f in features]
     seen = [np.array([True, True, s < 2]) for s in range(4)]
-    measured = [controls.measure(c, m, np.arange(3), 1) for c, m in zip(counts, seen, strict=True)]
-    density = {"nuclear_density": [f[:, 0] + 5 for f in features]}
-    fitted = controls.fit_controls(measured, features, density, list("abcd"), np.arange(3))
+    sections = [controls.Fitting(functools.partial(measure, c, m, np.arange(3), 1), f, c[:, m].sum(1), np.arange(50),
+                                 f[:, 0] + 5, group)
+                for c, m, f, group in zip(counts, seen, features, "abcd", strict=True)]  # fmt: skip
+    fitted = controls.fit_controls(sections, np.arange(3))
     assert np.isfinite(fitted.ridge["counts"](features[0])).all()
     assert pearson_by_gene(counts[3], fitted.ridge["counts"](features[3])).min() > 0.3
+    again = controls.controls_from_arrays(controls.controls_to_arrays(fitted))
+    np.testing.assert_array_equal(again.ridge["counts"](features[0]), fitted.ridge["counts"](features[0]))
+    rows = slice(0, 50)
+    for form, values in fitted.ridge_direct(features[0]).items():
+        np.testing.assert_array_equal(again.ridge_direct(features[0])[form](rows), values(rows))

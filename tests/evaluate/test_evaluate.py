@@ -6,16 +6,57 @@ import re
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.evaluate.bulk import bulk_report
-from tario_jax.evaluate.figures import Look, draw_figures
+from tario_jax.evaluate.map_figures import Look
 from tario_jax.evaluate.report import write_report
-from tario_jax.evaluate.tables import SectionBins, evaluate
+from tario_jax.evaluate.report_figures import draw_figures
+from tario_jax.evaluate.section_bins import SectionBins, SectionSource
+from tario_jax.evaluate.tables import evaluate
 
 GENES, SIDE = 40, 9
 SYMBOLS = tuple(f"GENE{g}" for g in range(GENES))
 CONFIG = EvaluateConfig(top_genes=15, mean_genes=20, bootstraps=200, min_total=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tissue:
+    """A section with all that is known of it."""
+
+    section_id: str
+    patient_id: str
+    cohort: str
+    x_um_N: np.ndarray
+    y_um_N: np.ndarray
+    pitch_um: float
+    layout: str
+    counts_NxG: np.ndarray
+    features_NxF: np.ndarray
+    nuclear_density_N: np.ndarray
+    measured_gene_G: np.ndarray
+    rates_NxG: np.ndarray | None
+    true_rate_NxG: np.ndarray | None
+    reachable_NxG: np.ndarray | None
+
+    def __len__(self):
+        return len(self.x_um_N)
+
+    @property
+    def bins(self) -> SectionBins:
+        return SectionBins(
+            self.section_id, self.patient_id, self.cohort, self.x_um_N, self.y_um_N, self.pitch_um, self.layout,
+            scipy.sparse.csr_array(self.counts_NxG), self.features_NxF, self.nuclear_density_N, self.measured_gene_G,
+        )  # fmt: skip
+
+    @property
+    def source(self) -> SectionSource:
+        return SectionSource(
+            self.section_id, self.patient_id, self.cohort, lambda: self.bins,
+            None if self.rates_NxG is None else lambda: self.rates_NxG.__getitem__,
+            None if self.true_rate_NxG is None else lambda: (self.true_rate_NxG, self.reachable_NxG),
+        )  # fmt: skip
 
 
 def make_section(number, rng, cohort="lung", layout="square", pitch=36.0):
@@ -33,7 +74,7 @@ def make_section(number, rng, cohort="lung", layout="square", pitch=36.0):
     full = seen + np.stack([np.zeros(len(x)), np.zeros(len(x)), waves[:, 2]], 1)
     true_rate, reachable = (density[:, None] * base * np.exp(z @ loading) for z in (full, seen))
     features = np.concatenate([seen[:, :2], np.exp(seen[:, :2]), rng.normal(size=(len(x), 3))], 1)
-    return SectionBins(
+    return Tissue(
         f"s{number}", f"p{number}", cohort, x * pitch, y * pitch, pitch, layout,
         rng.poisson(true_rate).astype(np.float32), features.astype(np.float32), density,
         np.ones(GENES, bool), reachable.astype(np.float32), true_rate, reachable,
@@ -48,7 +89,8 @@ def make_split(train=12, held_out=12, **more):
 
 def run(train, held_out, config=CONFIG, symbols=SYMBOLS, **more):
     named = {"trained_on": "virtual", "corpus_kind": "virtual", "split_by": "patient", **more}
-    return evaluate(train, held_out, symbols, config, **named)
+    sources = ([section.source for section in side] for side in (train, held_out))
+    return evaluate(*sources, symbols, config, **named)
 
 
 @pytest.fixture(scope="module")
@@ -236,13 +278,14 @@ def test_figures_and_a_page_that_opens_offline(split, perfect, tmp_path):
     rng = np.random.default_rng(0)
     sections = {s.section_id: s for s in split[1]}
 
-    def look(section_id, symbol):
-        s = sections[section_id]
-        number = s.counts_NxG[:, SYMBOLS.index(symbol)].astype(int)
+    def shown(section_id, symbol):
+        s, gene = sections[section_id], SYMBOLS.index(symbol)
+        number = s.counts_NxG[:, gene].astype(int)
         x, y = (np.repeat(v, number) + rng.uniform(-18, 18, number.sum()) for v in (s.x_um_N, s.y_um_N))
-        return Look(np.full((324, 324, 3), 220, np.uint8), 1.0, x, y)
+        look = Look(np.full((324, 324, 3), 220, np.uint8), 1.0, x, y)
+        return s.bins, s.counts_NxG[:, gene], s.rates_NxG[:, gene], look
 
-    drawn = draw_figures(tmp_path, perfect, split[1], SYMBOLS, look)
+    drawn = draw_figures(tmp_path, perfect, shown)
     triptychs = [f"triptych_{k}.png" for k in (1, 2, 3)]
     assert [figure.path.name for figure in drawn] == ["curve.png", *triptychs, "bulk.png"]
     for figure in drawn:
@@ -261,9 +304,16 @@ def test_figures_and_a_page_that_opens_offline(split, perfect, tmp_path):
 def test_spots_have_figures_too(tmp_path):
     pytest.importorskip("matplotlib")
     train, held_out = make_split(3, 1, layout="spots", pitch=200.0)
+    held_out = [dataclasses.replace(held_out[0], true_rate_NxG=None, reachable_NxG=None)]  # as real tissue is
     evaluation = run(train, held_out, trained_on="real", corpus_kind="real", split_by="section")
     he = np.full((400, 400, 3), 200, np.uint8)
-    drawn = draw_figures(tmp_path, evaluation, held_out, SYMBOLS, lambda *_: Look(he, 4.5))
+    (s,) = held_out
+
+    def shown(_, symbol):
+        gene = SYMBOLS.index(symbol)
+        return s.bins, s.counts_NxG[:, gene], s.rates_NxG[:, gene], Look(he, 4.5)
+
+    drawn = draw_figures(tmp_path, evaluation, shown)
     assert [figure.path.name for figure in drawn][-1] == "triptych_3.png"
     text = write_report(tmp_path, evaluation, drawn, "spots").read_text()
     assert "Split by section" in text and "blocks of 3 × 3 spots" in text and "virtual" not in text

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.stats
 
 from tario_jax.evaluate import metrics, moran
@@ -112,6 +113,19 @@ def test_moran_equals_the_dense_double_sum_also_over_gaps(rng, layout):
     np.testing.assert_allclose(got, [dense_moran(values[:, g], dense) for g in range(4)], atol=1e-5)
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 7, 1024])
+def test_moran_of_sparse_counts_equals_that_of_dense_ones(rng, monkeypatch, rows_at_once):
+    monkeypatch.setattr(moran, "ROWS_AT_ONCE", rows_at_once)
+    x, y = grid(9)
+    kept = rng.random(81) > 0.2  # with gaps, and so with places of fewer neighbours
+    counts = rng.poisson(0.5, (81, 12)).astype(float)
+    counts[:, 3], counts[:, 4] = 0, 2
+    weights = moran.neighbour_weights(x[kept], y[kept], 36.0, "square")
+    found = moran.morans_i(scipy.sparse.csr_array(counts[kept]), weights)
+    np.testing.assert_allclose(found, moran.morans_i(counts[kept], weights), atol=1e-12)
+    assert np.isnan(found[3:5]).all() and np.isfinite(found[5:]).all()
+
+
 def test_no_edge_crosses_a_gap():
     x, y = grid(6)
     keep = (x < 70) | (x > 150)
@@ -141,3 +155,20 @@ def test_ceiling_is_the_best_r_and_equals_thinning(rng):
 def test_ceiling_clips_after_the_mean_over_sections():
     rho = np.array([[-0.5], [0.6]])
     assert metrics.ceiling(rho)[0] == pytest.approx(np.sqrt(0.05))
+
+
+@pytest.mark.parametrize("shape", ["full", "with gaps"])
+def test_moran_equals_that_of_esda(rng, shape):
+    esda, weights = pytest.importorskip("esda.moran"), pytest.importorskip("libpysal.weights")
+    x, y = grid(11)
+    kept = np.ones(len(x), bool)
+    if shape == "with gaps":
+        kept = rng.random(len(x)) > 0.15
+    places, counts = np.stack([x[kept], y[kept]], 1), rng.poisson(rng.gamma(1.0, 1.0, (len(x), 6)))[kept].astype(float)
+    queen = weights.DistanceBand(places, 1.5 * 36.0, binary=True, silence_warnings=True)
+    assert not queen.islands
+    queen.transform = "r"
+    ours = moran.neighbour_weights(*places.T, 36.0, "square")
+    expected = [esda.Moran(counts[:, g], queen, permutations=0).I for g in range(6)]
+    for values in (counts, scipy.sparse.csr_array(counts)):
+        np.testing.assert_allclose(moran.morans_i(values, ours), expected, atol=1e-10)

@@ -1,0 +1,1 @@
+"""Many runs: what a sweep asks for, started where they are to run."""

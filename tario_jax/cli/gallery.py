@@ -1,0 +1,78 @@
+"""tario gallery: maps of genes side by side."""
+
+import argparse
+from pathlib import Path
+
+from tario_jax.cli.options import corpus_of, evaluation_of, finish, model_flags, say
+from tario_jax.config import InputError
+
+SUMMARY = "pictures: detections, truth and prediction of genes; two runs, or several sides of bins, side by side"
+EXAMPLES = """
+    tario gallery --workdir=runs/quickstart --out=gallery
+    tario gallery --workdir=runs/p2545 --corpus=corpora/whole --beside=runs/p93 --out=gallery
+    tario gallery --workdir=runs/quickstart --genes=EPCAM,CD3E --sides-um=36,18,9 --out=gallery
+"""
+GROUPS_READ = ("source", "evaluate")
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    model_flags(parser)
+    parser.add_argument("--corpus", metavar="PLACE", help="by default that of the run")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--genes", type=_names, default=(), metavar="A,B", help="these genes too")
+    parser.add_argument("--section", help="show --genes in this section, which may hold an H&E alone")
+    parser.add_argument("--at-r", type=_numbers, default=(0.5, 0.3, 0.17), metavar="R,R",
+                        help="triptychs of genes whose r is nearest to these (0.5,0.3,0.17)")  # fmt: skip
+    parser.add_argument("--beside", type=Path, metavar="WORKDIR", help="another run, whose maps stand first")
+    parser.add_argument("--sides-um", type=_numbers, default=(), metavar="UM,UM",
+                        help="sides of bins to stand beside each other")  # fmt: skip
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as in 36,18") from None
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.section is not None and not options.genes:
+        raise InputError(f"--section={options.section}: shows --genes there; name some, or leave it out")
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
+    from tario_jax.evaluate.score_file import FILE, read_scores
+    from tario_jax.predict.predictor import load
+    from tario_jax.train.compiled import compiled_kept
+
+    predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
+    corpus, provenance = Corpus.open(corpus_of(options)), predictor.provenance
+    bin_um = provenance.bin_um if options.bin_um is None else options.bin_um
+    gallery = Gallery(corpus, bin_um, evaluation_of(options, provenance).overlap, say)
+    options.out.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    with compiled_kept(options.workdir):
+        if options.section is not None:
+            chosen = [Example(options.section, symbol, "by its name") for symbol in options.genes]
+        else:
+            scores = read_scores(options.workdir / FILE)
+            chosen = of_genes(scores, options.genes) if options.genes else best_median_worst(scores)
+            named = {"at_r": (at_r(scores, options.at_r), "Genes at chosen r"),
+                     "best_median_worst": (best_median_worst(scores), "The best, the median, the worst")}  # fmt: skip
+            for name, (examples, title) in named.items():
+                drawn.append(gallery.triptychs(options.out / f"{name}.png", predictor, examples, title))
+        if options.genes:
+            drawn.append(gallery.triptychs(options.out / "genes.png", predictor, chosen, "Genes by name"))
+        if options.beside is not None:
+            other = load(options.beside, allow_virtual_model=options.allow_virtual_model)
+            pair = {other.provenance.config.name: other, provenance.config.name: predictor}
+            title = " beside ".join(pair)
+            drawn.append(gallery.runs(options.out / "runs.png", pair, chosen, title))
+        if options.sides_um:
+            drawn.append(gallery.resolutions(options.out / "resolutions.png", predictor, chosen, options.sides_um,
+                                             "Sides of bins"))  # fmt: skip
+    result = [{"figure": str(one.path), "caption": one.caption} for one in drawn]
+    return finish(options, "\n".join(f"{one['figure']}: {one['caption']}" for one in result), result)

@@ -1,0 +1,184 @@
+"""Galleries: maps of genes side by side, chosen by how well they are predicted and not by how they look."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.section import Detections
+from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.figures import Drawn
+from tario_jax.evaluate.map_figures import GeneMap, Look, draw_maps
+from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
+from tario_jax.evaluate.score_file import ScoreTable
+from tario_jax.predict.maps import GeneMaps
+from tario_jax.predict.predictor import Predictor
+
+TOP_GENES = 1000  # by Moran's I: among them examples are looked for
+R = (0.5, 0.3, 0.17)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A gene in a section, and why it was taken."""
+
+    section: str
+    symbol: str
+    why: str
+
+
+def at_r(scores: ScoreTable, wanted: tuple[float, ...] = R) -> list[Example]:
+    """For each r the gene and section whose r in counts is nearest to it, among the genes of highest Moran's I; each of
+    another gene."""
+    order = scores.order[:TOP_GENES]
+    r_SxK = scores.r["model", "counts"][:, order]
+    if not np.isfinite(r_SxK).any():
+        raise InputError("gallery: no gene has a defined r in any section; there is nothing to choose from")
+    found, taken = [], np.zeros(len(order), bool)
+    for r in wanted:
+        away_SxK = np.where(np.isfinite(r_SxK) & ~taken, np.abs(r_SxK - r), np.inf)
+        section, gene = np.unravel_index(int(np.argmin(away_SxK)), away_SxK.shape)
+        taken[gene] = True
+        found.append(Example(scores.sections[section], scores.symbols[order[gene]], f"for an r near {r:g}"))
+    return found
+
+
+def best_median_worst(scores: ScoreTable) -> list[Example]:
+    """The genes of highest, middle and lowest mean r among those of highest Moran's I, each where its r is its
+    median."""
+    order = scores.order[:TOP_GENES]
+    mean_K = mean_defined(scores.r["model", "counts"][:, order])
+    by_r = np.argsort(-np.where(np.isfinite(mean_K), mean_K, -np.inf), kind="stable")[: int(np.isfinite(mean_K).sum())]
+    if not len(by_r):
+        raise InputError("gallery: no gene has a defined r in any section; there is nothing to choose from")
+    places = {"the best": by_r[0], "the median": by_r[(len(by_r) - 1) // 2], "the worst": by_r[-1]}
+    among = f"of the {len(order):,} genes of highest Moran's I by mean r"
+    return [Example(_middle_section(scores, order[k]), scores.symbols[order[k]], f"as {name} {among}")
+            for name, k in places.items()]  # fmt: skip
+
+
+def of_genes(scores: ScoreTable, symbols: tuple[str, ...]) -> list[Example]:
+    """These genes, each where its r is its median."""
+    for symbol in symbols:
+        if symbol not in scores.symbols:
+            known = ", ".join(scores.symbols[:5])
+            raise InputError(f"--genes: {symbol!r} was not evaluated; expected some of {known} …")
+    return [Example(_middle_section(scores, scores.symbols.index(symbol)), symbol, "by its name") for symbol in symbols]
+
+
+def _middle_section(scores: ScoreTable, gene: int) -> str:
+    r_S = scores.r["model", "counts"][:, gene]
+    defined = np.flatnonzero(np.isfinite(r_S))
+    by_r = defined[np.argsort(r_S[defined], kind="stable")] if len(defined) else np.array([0])
+    return scores.sections[by_r[(len(by_r) - 1) // 2]]
+
+
+class Gallery:
+    """Draws examples of one corpus. Sections are predicted once a model and side of bins."""
+
+    def __init__(self, corpus: Corpus, bin_um: float, overlap: float, say: Callable[[str], None] = print):
+        self._corpus, self._bin_um, self._overlap, self._say = corpus, bin_um, overlap, say
+        self._maps: dict[tuple[str, str, float], GeneMaps] = {}
+
+    def triptychs(self, path: Path, predictor: Predictor, examples: list[Example], title: str) -> Drawn:
+        """Detections, binned truth, prediction: a row an example."""
+        return self._rows(path, title, examples, {"": predictor}, (self._bin_um,))
+
+    def runs(self, path: Path, predictors: dict[str, Predictor], examples: list[Example], title: str) -> Drawn:
+        """Detections, binned truth, and the prediction of each run, by name."""
+        return self._rows(path, title, examples, predictors, (self._bin_um,))
+
+    def resolutions(self, path: Path, predictor: Predictor, examples: list[Example], sides_um: tuple[float, ...],
+                    title: str) -> Drawn:  # fmt: skip
+        """Detections, and at each side of bins the prediction under the binned truth of the same bins."""
+        return self._rows(path, title, examples, {"": predictor}, sides_um)
+
+    def _rows(self, path, title, examples: list[Example], predictors: dict[str, Predictor],
+              sides_um: tuple[float, ...]) -> Drawn:  # fmt: skip
+        rows = []
+        for example in examples:
+            section = self._corpus.section(example.section)
+            measured, predicted = [], []
+            for side_um in sides_um:
+                truth = self._measured(section, example.symbol, side_um)
+                measured += [] if truth is None else [truth]
+                predicted += [self._predicted(section, example.symbol, name, predictor, side_um, truth)
+                              for name, predictor in predictors.items()]  # fmt: skip
+            head = f"{example.symbol} · {section.id} ({section.cohort})"
+            look = self._look(section, example.symbol)
+            if len(sides_um) > 1:  # truths above, predictions below
+                rows += [(look, _headed(head, measured))] if measured else []
+                rows.append((dataclasses.replace(look, dot_x_um_D=None, dot_y_um_D=None), _headed(head, predicted)))
+            else:
+                rows.append((look, _headed(head, measured + predicted)))
+        why = "; ".join(f"{example.symbol} {example.why}" for example in examples)
+        return draw_maps(path, title, rows, f"Chosen {why}. Each map has its own colour scale.")
+
+    def _measured(self, section: Section, symbol: str, side_um: float) -> GeneMap | None:
+        if section.spots is not None:
+            spots = section.spots
+            values_N = spots.dense(len(section.measured_gene_G))[:, self._gene(symbol)]
+            return GeneMap("measured, per spot", spots.x_um_N, spots.y_um_N, spots.pitch_um, "spots",
+                           values_N.astype(float))  # fmt: skip
+        if not section.has_detections:
+            return None
+        columns, rows = (int(extent / side_um + 1e-6) for extent in (section.width_um, section.height_um))
+        found = _of_gene(section, self._gene(symbol))
+        values_N = grid_counts(found, 1, columns, rows, side_um)[:, 0]
+        return GeneMap(f"measured, {side_um:g} µm", *grid_places(columns, rows, side_um), side_um, "square",
+                       values_N.astype(float))  # fmt: skip
+
+    def _predicted(self, section: Section, symbol: str, name: str, predictor: Predictor, side_um: float,
+                   truth: GeneMap | None) -> GeneMap:  # fmt: skip
+        key = (section.id, predictor.checkpoint + name, side_um)
+        if key not in self._maps:
+            self._say(f"predict: {section.id}{f', {name}' if name else ''}, {side_um:g} µm")
+            self._maps[key] = predictor.predict_section(
+                section, tissue=self._corpus.kind, overlap=self._overlap,
+                bin_um=None if section.spots is not None else side_um,
+            )  # fmt: skip
+        maps = self._maps[key]
+        values_N, spots = maps.gene(symbol).astype(float), section.spots is not None
+        pitch_um = section.spots.pitch_um if spots else side_um
+        title = f"{name or 'predicted'}{'' if spots else f', {side_um:g} µm'}"
+        if truth is not None:
+            title += f" · r = {_r(truth, maps.x_um_N, maps.y_um_N, values_N):.2f}"
+        return GeneMap(title, maps.x_um_N, maps.y_um_N, pitch_um, "spots" if spots else "square", values_N)
+
+    def _look(self, section: Section, symbol: str) -> Look:
+        dots = {}
+        if section.has_detections:
+            found = _of_gene(section, self._gene(symbol))
+            dots = {"dot_x_um_D": found.x_um_D, "dot_y_um_D": found.y_um_D}
+        return Look(section.he(), section.he_um_per_px, **dots)
+
+    def _gene(self, symbol: str) -> int:
+        if symbol not in self._corpus.panel.index:
+            raise InputError(f"gene {symbol!r}: the corpus {self._corpus.root} did not measure it")
+        return self._corpus.panel.index[symbol]
+
+
+def _of_gene(section: Section, gene: int) -> Detections:
+    """The detections of one gene, as the only one of a panel."""
+    found = section.all_detections()
+    mine = found.gene_D == gene
+    return Detections(found.x_um_D[mine], found.y_um_D[mine], np.zeros(int(mine.sum()), np.int32))
+
+
+def _headed(head: str, maps: list[GeneMap]) -> list[GeneMap]:
+    """The gene's name stands over its first map."""
+    return [
+        dataclasses.replace(one, title=f"{head}\n{one.title}" if k == 0 else one.title) for k, one in enumerate(maps)
+    ]
+
+
+def _r(truth: GeneMap, x_um_N: np.ndarray, y_um_N: np.ndarray, values_N: np.ndarray) -> float:
+    """r over the places that both have."""
+    number = {place: k for k, place in enumerate(zip(x_um_N.round(2), y_um_N.round(2), strict=True))}
+    places = zip(truth.x_um_N.round(2), truth.y_um_N.round(2), strict=True)
+    pairs = [(truth.values_N[k], values_N[number[place]]) for k, place in enumerate(places) if place in number]
+    both_Nx2 = np.array(pairs).reshape(-1, 2)
+    return float(pearson_by_gene(both_Nx2[:, :1], both_Nx2[:, 1:])[0])

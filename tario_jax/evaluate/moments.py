@@ -1,0 +1,305 @@
+"""Correlations of every gene in all three forms, in one pass over strips of bins.
+
+Counts stay sparse, predictions are dense and read strip by strip: memory is bounded whatever a section's size. A form's
+values are never kept, since r needs their sums alone; Pearson residuals are no exception, though they need the gene's
+share of the section, which is known at the end only: with t the bin's total and s the share,
+(x − t·s) / √(t·s) = (x / √t) / √s − √t·√s, so the sums of x / √t and √t are enough.
+
+K blocks of tissue (one where no blocks are resampled), n bins of a strip, N of a section, G genes, E entries (bin,
+gene) that are not 0. Sums are float64.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import scipy.sparse
+
+from tario_jax.evaluate.metrics import COMPOSITION_SCALE, composition, correlation, residuals
+
+FORMS = ("counts", "composition", "residual")
+VALUES_AT_ONCE = 1 << 18  # of a strip: 2 MiB in float64, a few of which lie in the cache
+
+VALUES_IN_MEMORY = 1 << 24  # of a part of a section whose values are wanted themselves
+
+Rows = Callable[[slice], np.ndarray]  # a strip of bins -> values [n, G]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A section's counts of the genes under evaluation. Totals are over every gene that the section measured."""
+
+    counts: scipy.sparse.csr_array  # float64 [N, G]; 0 for genes that the section did not measure
+    total_N: np.ndarray
+    kept_N: np.ndarray  # positions of the bins with counts enough for composition and residual
+    measured_G: np.ndarray  # bool
+
+    def __len__(self) -> int:
+        return len(self.total_N)
+
+    def bins(self, form: str) -> np.ndarray:
+        """Positions of the bins that a form compares."""
+        return np.arange(len(self)) if form == "counts" else self.kept_N
+
+    @functools.cached_property
+    def share_G(self) -> np.ndarray:
+        """Share of each gene in the counts of the kept bins."""
+        kept = self.counts[self.kept_N]
+        return np.asarray(kept.sum(0)).ravel() / max(float(self.total_N[self.kept_N].sum()), 1e-300)
+
+    def dense(self, form: str, bins: np.ndarray) -> np.ndarray:
+        """Values of a form at these bins, float64 [len(bins), G]; NaN for genes that were not measured."""
+        values_NxG, total_N = self.counts[bins].toarray(), self.total_N[bins]
+        if form == "composition":
+            values_NxG = composition(values_NxG, total_N)
+        elif form == "residual":
+            values_NxG = residuals(values_NxG, total_N, self.share_G)
+        return values_NxG if self.measured_G.all() else np.where(self.measured_G, values_NxG, np.nan)
+
+    def strips(self, form: str) -> Iterator[np.ndarray]:
+        """Positions of the bins that a form compares, so many at a time as `dense` may be asked for."""
+        bins, step = self.bins(form), max(1, VALUES_IN_MEMORY // max(len(self.measured_G), 1))
+        for first in range(0, len(bins), step):
+            yield bins[first : first + step]
+
+    def of(self, genes: np.ndarray) -> "Measured":
+        """The same of some of the genes."""
+        return Measured(self.counts[:, genes], self.total_N, self.kept_N, self.measured_G[genes])
+
+
+def measure(counts_NxP: scipy.sparse.csr_array | np.ndarray, measured_P: np.ndarray, genes: np.ndarray,
+            min_total: int) -> Measured:  # fmt: skip
+    """Counts over the whole panel [N, P] as `Measured` of `genes` (positions in the panel)."""
+    counts = scipy.sparse.csr_array(counts_NxP, dtype=np.float64)
+    if not measured_P.all():
+        counts = scipy.sparse.csr_array(counts.multiply(measured_P[None]))
+    total_N = np.asarray(counts.sum(1), np.float64).ravel()
+    chosen = counts if len(genes) == len(measured_P) else counts[:, genes]
+    return Measured(chosen, total_N, np.flatnonzero(total_N >= max(min_total, 1)), measured_P[genes])
+
+
+@dataclasses.dataclass(frozen=True)
+class FromRates:
+    """A prediction of counts, whose composition and residuals follow from its rates and their own total.
+
+    A strip's total is looked at when its rates were read: what reads them may fill it in as it goes.
+    """
+
+    rates: Rows
+    total_N: np.ndarray
+
+
+Direct = Mapping[str, Rows]
+"""A prediction of the values of some forms, each by itself. A form that is absent is a constant or cannot be made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Sums over bins of measured x and predicted p, [K, G] each; n_K bins.
+
+    scale_x, scale_p: sums of squares against which a spread is judged: below 1e-10 of them it is rounding.
+    """
+
+    n_K: np.ndarray
+    x: np.ndarray
+    p: np.ndarray
+    xx: np.ndarray
+    pp: np.ndarray
+    xp: np.ndarray
+    scale_x: np.ndarray
+    scale_p: np.ndarray
+
+    def r(self, weights_BxK: np.ndarray | None = None) -> np.ndarray:
+        """r by gene, [G]; with weights (how often each block is drawn) [B, G]. NaN and 0 as in `pearson_by_gene`."""
+        whole = weights_BxK is None
+        weights_BxK = np.ones((1, len(self.n_K))) if whole else weights_BxK
+        n_Bx1 = np.maximum(weights_BxK @ self.n_K, 1.0)[:, None]
+        x, p, xx, pp, xp, scale_x, scale_p = (
+            weights_BxK @ part for part in (self.x, self.p, self.xx, self.pp, self.xp, self.scale_x, self.scale_p)
+        )
+        r_BxG = correlation(xx - x * x / n_Bx1, pp - p * p / n_Bx1, xp - x * p / n_Bx1, scale_x, scale_p)
+        r_BxG = np.where(n_Bx1 < 2, np.nan, r_BxG)
+        return r_BxG[0] if whole else r_BxG
+
+    def of(self, genes: np.ndarray) -> "Sums":
+        """The same of some of the genes."""
+        parts = (getattr(self, field.name)[:, genes] for field in dataclasses.fields(self)[1:])
+        return Sums(self.n_K, *parts)
+
+
+def section_sums(measured: Measured, predictions: Mapping[str, FromRates | Direct],
+                 block_N: np.ndarray | None = None) -> dict[tuple[str, str], Sums]:  # fmt: skip
+    """Sums by (method, form) over the bins of a section, by blocks where `block_N` numbers them.
+
+    Strips are worked on side by side and added up in their order: the bits do not depend on the number of cores.
+    """
+    number, genes = measured.counts.shape
+    block_N = np.zeros(number, np.int64) if block_N is None else block_N
+    blocks = int(block_N.max(initial=0)) + 1
+    kept_N = np.zeros(number)
+    kept_N[measured.kept_N] = 1.0
+    step = max(1, VALUES_AT_ONCE // max(genes, 1))
+    strips = [slice(first, min(first + step, number)) for first in range(0, number, step)]
+
+    def one(rows: slice) -> dict[tuple[str, str], list[np.ndarray]]:
+        strip = _Strip(measured, rows, kept_N[rows], block_N[rows], blocks)
+        found = {("", ""): strip.measured()}
+        for method, prediction in predictions.items():
+            if isinstance(prediction, FromRates):
+                rates_nxG = np.asarray(prediction.rates(rows), np.float64)
+                found[method, "rates"] = strip.of_rates(rates_nxG, prediction.total_N[rows])
+            else:
+                for form, values in prediction.items():
+                    found[method, form] = strip.of_values(form, np.asarray(values(rows), np.float64))
+        return found
+
+    added: dict[tuple[str, str], list[np.ndarray]] = {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        # a few at a time: results of all strips of a large section would be as large as its predictions
+        for first in range(0, len(strips), 8):
+            for parts in pool.map(one, strips[first : first + 8]):
+                for name, values in parts.items():
+                    if name in added:
+                        for total, value in zip(added[name], values, strict=True):
+                            total += value
+                    else:
+                        added[name] = values
+    if not strips:
+        added = one(slice(0, 0))
+    return _finished(added, measured.measured_G)
+
+
+class _Strip:
+    """Some bins of a section: weights of sums, and the entries that are not 0."""
+
+    def __init__(self, measured: Measured, rows: slice, kept_n: np.ndarray, block_n: np.ndarray, blocks: int):
+        counts, total_n = measured.counts, measured.total_N[rows]
+        self._genes, self._blocks = counts.shape[1], blocks
+        first, last = counts.indptr[rows.start], counts.indptr[rows.stop]
+        sizes_n = np.diff(counts.indptr[rows.start : rows.stop + 1])
+        self._bin_E = np.repeat(np.arange(len(sizes_n)), sizes_n)
+        self._gene_E, self._count_E = counts.indices[first:last], counts.data[first:last]
+        self._key_E = block_n[self._bin_E] * self._genes + self._gene_E
+        self._block_n, self._kept_n = block_n, kept_n
+        self._kept_E = kept_n[self._bin_E]
+        self._total_n = total_n
+        self._root_n = np.sqrt(total_n)
+        total_E = np.maximum(total_n[self._bin_E], 1.0)
+        self._composed_E = np.log1p(COMPOSITION_SCALE * self._count_E / total_E) * self._kept_E
+        self._rooted_E = self._count_E / np.sqrt(total_E) * self._kept_E
+
+    def _summed(self, values_nxG: np.ndarray, *weights_n: np.ndarray) -> list[np.ndarray]:
+        """Sums over the bins of each block with each of the weights, [K, G] each.
+
+        As a sparse product: BLAS would set threads of its own against those that work on other strips.
+        """
+        at = np.concatenate([self._block_n + k * self._blocks for k in range(len(weights_n))])
+        bins = np.tile(np.arange(len(self._block_n)), len(weights_n))
+        rows = len(weights_n) * self._blocks
+        matrix = scipy.sparse.csr_array((np.concatenate(weights_n), (at, bins)), shape=(rows, len(self._block_n)))
+        return np.split(matrix @ values_nxG, len(weights_n))
+
+    def _by_block(self, value_n: np.ndarray) -> np.ndarray:
+        return np.bincount(self._block_n, value_n, minlength=self._blocks).astype(np.float64)  # int where it is empty
+
+    def _by_gene(self, value_E: np.ndarray) -> np.ndarray:
+        summed = np.bincount(self._key_E, value_E, minlength=self._blocks * self._genes)
+        return summed.astype(np.float64).reshape(self._blocks, self._genes)
+
+    def measured(self) -> list[np.ndarray]:
+        """n, then x, xx of counts; n, x, xx of composition; and of kept bins Σx, Σx/√t, Σx²/t, Σ√t, Σt."""
+        count_E = self._count_E
+        return [
+            self._by_block(np.ones_like(self._kept_n)), self._by_gene(count_E), self._by_gene(count_E * count_E),
+            self._by_block(self._kept_n), self._by_gene(self._composed_E), self._by_gene(self._composed_E**2),
+            self._by_gene(count_E * self._kept_E), self._by_gene(self._rooted_E), self._by_gene(self._rooted_E**2),
+            self._by_block(self._kept_n * self._root_n), self._by_block(self._kept_n * self._total_n),
+        ]  # fmt: skip
+
+    def of_rates(self, p_nxG: np.ndarray, total_n: np.ndarray) -> list[np.ndarray]:
+        """All sums with predicted rates p and their total u, in the order in which `_from_rates` takes them."""
+        root_n = np.sqrt(np.maximum(total_n, 0.0))
+        inverse_n = np.divide(1.0, root_n, out=np.zeros_like(root_n), where=root_n > 0)
+        all_n, kept_n = np.ones_like(root_n), self._kept_n
+        p, kp, b, cb = self._summed(p_nxG, all_n, kept_n, kept_n * inverse_n, kept_n * self._root_n * inverse_n)
+        square_nxG = p_nxG * p_nxG
+        pp, bb = self._summed(square_nxG, all_n, kept_n * inverse_n**2)
+        told_E = p_nxG[self._bin_E, self._gene_E]
+        xp = self._by_gene(self._count_E * told_E)
+        ab = self._by_gene(self._rooted_E * told_E * inverse_n[self._bin_E])
+        ad = self._by_gene(self._rooted_E * root_n[self._bin_E])
+        composed_nxG = np.maximum(p_nxG, 0.0, out=square_nxG)
+        composed_nxG *= (COMPOSITION_SCALE * inverse_n**2)[:, None]
+        np.log1p(composed_nxG, out=composed_nxG)
+        (y,) = self._summed(composed_nxG, kept_n)
+        xy = self._by_gene(self._composed_E * composed_nxG[self._bin_E, self._gene_E])
+        (yy,) = self._summed(np.multiply(composed_nxG, composed_nxG, out=composed_nxG), kept_n)
+        by_block = [self._by_block(kept_n * value_n) for value_n in (root_n, self._root_n * root_n, total_n)]
+        return [p, pp, xp, y, yy, xy, kp, b, bb, ab, ad, cb, *by_block]
+
+    def of_values(self, form: str, y_nxG: np.ndarray) -> list[np.ndarray]:
+        """Σy, Σy², Σxy of a form's values; of residuals Σ(x/√t)·y and Σ√t·y in place of Σxy."""
+        weight_n = np.ones_like(self._kept_n) if form == "counts" else self._kept_n
+        told_E = y_nxG[self._bin_E, self._gene_E]
+        x_E = {"counts": self._count_E, "composition": self._composed_E, "residual": self._rooted_E}[form]
+        (yy,) = self._summed(y_nxG * y_nxG, weight_n)
+        y, cy = self._summed(y_nxG, weight_n, weight_n * self._root_n)
+        return [y, yy, self._by_gene(x_E * told_E), *([cy] if form == "residual" else [])]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Residual:
+    """z = (x / √t)·α − √t·β of one side, from its sums: [K, G] each, α and β [G]."""
+
+    a: np.ndarray
+    c: np.ndarray  # [K, 1]
+    alpha: np.ndarray
+    beta: np.ndarray
+    z: np.ndarray
+    zz: np.ndarray
+    scale: np.ndarray
+
+    @staticmethod
+    def of(x: np.ndarray, a: np.ndarray, aa: np.ndarray, c_K: np.ndarray, total_K: np.ndarray) -> "_Residual":
+        share_G = np.maximum(x.sum(0), 0.0) / max(float(total_K.sum()), 1e-300)
+        beta = np.sqrt(share_G)
+        alpha = np.divide(1.0, beta, out=np.zeros_like(beta), where=beta > 0)
+        c, total = c_K[:, None], total_K[:, None]
+        seen_G = beta > 0  # a gene that is nowhere has residuals of 0
+        return _Residual(a, c, alpha, beta, alpha * a - beta * c, (alpha**2 * aa - 2 * x + share_G * total) * seen_G,
+                         share_G * total)  # fmt: skip
+
+
+def _finished(added: dict[tuple[str, str], list[np.ndarray]], measured_G: np.ndarray) -> dict[tuple[str, str], Sums]:
+    n_K, x, xx, kept_K, y, yy, kx, a, aa, c_K, total_K = added.pop(("", ""))
+    x, y = (np.where(measured_G, part, np.nan) for part in (x, y))  # NaN in a sum makes r undefined
+    z = _Residual.of(kx, a, aa, c_K, total_K)
+    z_sum = np.where(measured_G, z.z, np.nan)
+
+    def counts(p, pp, xp):
+        return Sums(n_K, x, p, xx, pp, xp, xx, pp)
+
+    def composed(p, pp, xp):
+        return Sums(kept_K, y, p, yy, pp, xp, yy, pp)
+
+    sums = {}
+    for (method, form), values in added.items():
+        if form == "counts":
+            sums[method, form] = counts(*values)
+        elif form == "composition":
+            sums[method, form] = composed(*values)
+        elif form == "residual":
+            p, pp, ap, cp = values
+            sums[method, form] = Sums(kept_K, z_sum, p, z.zz, pp, z.alpha * ap - z.beta * cp, z.scale, pp)
+        else:
+            p, pp, xp, q, qq, yq, kp, b, bb, ab, ad, cb, d_K, cd_K, u_K = values
+            told = _Residual.of(kp, b, bb, d_K, u_K)
+            zz = (z.alpha * told.alpha * ab - z.alpha * told.beta * ad - z.beta * told.alpha * cb
+                  + z.beta * told.beta * cd_K[:, None])  # fmt: skip
+            sums[method, "counts"] = counts(p, pp, xp)
+            sums[method, "composition"] = composed(q, qq, yq)
+            sums[method, "residual"] = Sums(kept_K, z_sum, told.z, z.zz, told.zz, zz, z.scale, told.scale)
+    return sums

@@ -1,0 +1,102 @@
+"""How well each gene was predicted on held-out patients, by cohort: the table that travels with maps and bundles."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tario_jax.config import InputError
+from tario_jax.train.whole_file import write_whole
+
+ALL = "all"
+FILE = "validation.parquet"
+_METADATA = b"tario"
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneValidation:
+    """A row a cohort ("all" first) and a column a gene, [C, G]: Pearson r in counts over the bins of a section, mean
+    over held-out sections; of the model, and of its own density control (its predicted total times the mean
+    composition).
+
+    validated: the 95 % patient interval of r − density_r lies above 0. A gene that is not may still be predicted well,
+    but these patients do not show it. NaN: not measured, or too few patients.
+    """
+
+    symbols: tuple[str, ...]
+    cohorts: tuple[str, ...]
+    patients_C: np.ndarray  # int
+    r_CxG: np.ndarray
+    density_r_CxG: np.ndarray
+    excess_low_CxG: np.ndarray
+    ceiling_CxG: np.ndarray  # the largest r that any prediction could reach against these counts
+    about: dict[str, Any]  # panel_hash, bin_um, corpus_seal, split_by, trained_on, tissue, checkpoint …
+
+    @property
+    def excess_CxG(self) -> np.ndarray:
+        return self.r_CxG - self.density_r_CxG
+
+    @property
+    def validated_CxG(self) -> np.ndarray:
+        return np.nan_to_num(self.excess_low_CxG, nan=-1.0) > 0
+
+    def of(self, cohort: str, symbols: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Columns of one cohort for these genes: r, excess_over_density, ceiling, validated; NaN for unknown genes."""
+        if cohort not in self.cohorts:
+            raise InputError(f"cohort {cohort!r}: the model was validated on {', '.join(self.cohorts)}")
+        row, position = self.cohorts.index(cohort), {symbol: g for g, symbol in enumerate(self.symbols)}
+        at_G = np.array([position.get(symbol, -1) for symbol in symbols], int)
+        known_G = at_G >= 0
+
+        def column(values_CxG: np.ndarray) -> np.ndarray:
+            return np.where(known_G, values_CxG[row, at_G].astype(np.float32), np.nan)
+
+        return {
+            "held_out_r": column(self.r_CxG), "excess_over_density": column(self.excess_CxG),
+            "ceiling": column(self.ceiling_CxG), "validated": known_G & self.validated_CxG[row, at_G],
+        }  # fmt: skip
+
+    def for_model(self, panel_hash: str, checkpoint: str) -> "GeneValidation":
+        """Itself. Raises `InputError` where it says nothing of that model."""
+        for name, wanted in (("panel_hash", panel_hash), ("checkpoint", checkpoint)):
+            if self.about[name] != wanted:
+                raise InputError(f"--validation: is of {name.replace('_', ' ')} {self.about[name]}, and the model's is "
+                                 f"{wanted}; give the table of this model ('tario evaluate' writes it)")  # fmt: skip
+        return self
+
+    def write(self, path: Path) -> None:
+        """Parquet, a row a cohort and gene; the file is absent or whole."""
+        genes = len(self.symbols)
+        table = pa.table({
+            "cohort": np.repeat(self.cohorts, genes), "symbol": np.tile(self.symbols, len(self.cohorts)),
+            "patients": np.repeat(self.patients_C, genes), "r": self.r_CxG.ravel(),
+            "density_r": self.density_r_CxG.ravel(), "excess_over_density": self.excess_CxG.ravel(),
+            "excess_low": self.excess_low_CxG.ravel(), "ceiling": self.ceiling_CxG.ravel(),
+            "validated": self.validated_CxG.ravel(),
+        })  # fmt: skip
+        memory = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(self.about)}), memory)
+        write_whole(path, memory.getvalue())
+
+
+def read_gene_validation(path: Path) -> GeneValidation:
+    """Raises `InputError` where the file is broken, or no such table."""
+    try:
+        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        about = json.loads(table.schema.metadata[_METADATA])
+        columns = {name: table[name].to_numpy() for name in table.column_names}
+        cohorts = tuple(dict.fromkeys(columns["cohort"].tolist()))
+        symbols = tuple(dict.fromkeys(columns["symbol"].tolist()))
+        shape = len(cohorts), len(symbols)
+        r, density_r, low, ceiling = (columns[name].reshape(shape)
+                                      for name in ("r", "density_r", "excess_low", "ceiling"))  # fmt: skip
+        return GeneValidation(
+            symbols, cohorts, columns["patients"].reshape(shape)[:, 0], r, density_r, low, ceiling, about
+        )
+    except (pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: is no validation table ({error}); 'tario evaluate' writes it anew") from None

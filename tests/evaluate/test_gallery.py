@@ -1,0 +1,58 @@
+"""Which examples are taken, and that every kind of picture is drawn."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from refusals import refused
+from test_score_file import made_table
+from tiny_tissue import spot_section, tiny_section, write_corpus
+
+from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
+from tario_jax.predict.predictor import load
+
+
+def table():
+    r_SxG = np.array([[0.6, 0.31, 0.1, np.nan], [0.52, 0.2, 0.18, 0.5], [0.1, 0.9, 0.17, 0.02]], np.float32)
+    return dataclasses.replace(made_table(), moran_G=np.array([0.4, 0.3, 0.2, np.nan]), r={("model", "counts"): r_SxG})
+
+
+def test_genes_are_taken_at_the_r_that_was_asked_for_and_none_twice():
+    found = at_r(table(), (0.5, 0.3, 0.17))
+    # G3 is nearest to 0.5, but it is not ranked
+    assert [(one.section, one.symbol) for one in found] == [("s1", "G0"), ("s0", "G1"), ("s2", "G2")]
+    again = at_r(table(), (0.5, 0.5, 0.5))
+    assert len({one.symbol for one in again}) == 3
+    empty = dataclasses.replace(table(), moran_G=np.full(4, np.nan))
+    refused(lambda: at_r(empty), "no gene has a defined r")
+
+
+def test_best_median_and_worst_are_by_mean_r_and_each_in_its_median_section():
+    found = best_median_worst(table())
+    assert [(one.section, one.symbol) for one in found] == [("s0", "G1"), ("s1", "G0"), ("s2", "G2")]
+    assert [one.section for one in of_genes(table(), ("G3",))] == ["s2"]
+    refused(lambda: of_genes(table(), ("TP53",)), "'TP53' was not evaluated", "G0")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    spots = spot_section("spots", "b", 4, x_um=np.arange(20, 160, 30.0), y_um=np.full(5, 70.0))
+    alone = dataclasses.replace(tiny_section("alone", "c", 5), detections=None)
+    return write_corpus(tmp_path_factory.mktemp("gallery") / "c", [tiny_section("cells", "a", 3), spots, alone])
+
+
+def test_every_kind_of_picture_is_drawn(tiny_run, corpus, tmp_path):
+    pytest.importorskip("matplotlib")
+    said: list[str] = []
+    gallery, predictor = Gallery(corpus, 18.0, 0.5, said.append), load(tiny_run)
+    examples = [Example("cells", "GENE1", "for a test"), Example("cells", "GENE4", "for a test")]
+    drawn = [
+        gallery.triptychs(tmp_path / "triptychs.png", predictor, examples, "x"),
+        gallery.runs(tmp_path / "runs.png", {"small": predictor, "large": predictor}, examples, "x"),
+        gallery.resolutions(tmp_path / "sides.png", predictor, examples, (36.0, 18.0), "x"),
+        gallery.triptychs(tmp_path / "spots.png", predictor, [Example("spots", "GENE2", "for a test")], "x"),
+        gallery.triptychs(tmp_path / "alone.png", predictor, [Example("alone", "GENE2", "for a test")], "x"),
+    ]
+    for one in drawn:
+        assert one.path.read_bytes().startswith(b"\x89PNG") and "for a test" in one.caption
+    assert len(said) == len(set(said)) == 6  # no section is predicted twice by one model at one side of bins

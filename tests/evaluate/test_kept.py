@@ -1,0 +1,51 @@
+"""What is kept counts only whole, and only with its key; processes share the work and none waits for another."""
+
+import numpy as np
+
+from tario_jax.evaluate.kept import Kept, by_turns, key_of
+
+
+def test_kept_arrays_are_made_once_a_key(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"a": np.arange(3.0), "name": np.array("x")}
+
+    kept = Kept(tmp_path)
+    for key in ("one", "one", "two"):
+        found = kept.get("folder/thing", key, make)
+        np.testing.assert_array_equal(found["a"], [0, 1, 2])
+        assert str(found["name"]) == "x" and set(found) == {"a", "name"}
+    assert len(made) == 2
+    assert kept.read("folder/thing", "three") is None and kept.read("folder/thing", "one") is not None
+    nothing = Kept(None)
+    for _ in range(2):
+        nothing.get("folder/thing", "two", make)
+    assert len(made) == 4
+
+
+def test_a_broken_file_counts_as_absent(tmp_path):
+    kept = Kept(tmp_path)
+    kept.get("thing", "key", lambda: {"a": np.arange(1000)})
+    (path,) = tmp_path.glob("*.npz")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[500] ^= 1
+    for broken in (b"", whole[: len(whole) // 2], bytes(flipped)):
+        path.write_bytes(broken)
+        assert kept.read("thing", "key") is None
+        np.testing.assert_array_equal(kept.get("thing", "key", lambda: {"a": np.arange(1000)})["a"], np.arange(1000))
+        assert path.read_bytes() == whole
+
+
+def test_keys_tell_apart_what_they_are_made_of():
+    assert key_of(a=1, b=[2]) == key_of(b=[2], a=1) != key_of(a=1, b=[3])
+
+
+def test_each_part_begins_with_its_own_and_ends_with_all():
+    for n in (1, 2, 3, 5):
+        orders = [by_turns(list(range(11)), (k + 1, n)) for k in range(n)]
+        firsts = [order[: len(range(k, 11, n))] for k, order in enumerate(orders)]
+        assert sorted(item for first in firsts for item in first) == list(range(11))
+        assert all(sorted(order) == list(range(11)) for order in orders)

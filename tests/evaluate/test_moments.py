@@ -1,0 +1,121 @@
+"""Sums over strips against values that are made as they are defined, on ordinary and on degenerate input."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.stats
+
+from tario_jax.evaluate import moments
+from tario_jax.evaluate.metrics import composition, pearson_by_gene, pearson_residuals
+from tario_jax.evaluate.moments import FORMS, FromRates, measure, section_sums
+
+BINS, GENES, MIN_TOTAL = 150, 40, 60
+
+
+@pytest.fixture
+def tissue():
+    """Counts and rates with a constant gene, a gene that is nowhere, one that was not measured, and empty bins."""
+    rng = np.random.default_rng(0)
+    rate_NxG = rng.gamma(1.0, 1.0, (BINS, 1)) * rng.gamma(1.0, 2.0, GENES) * rng.gamma(5.0, 0.2, (BINS, GENES))
+    counts_NxG = rng.poisson(rate_NxG).astype(np.float64)
+    counts_NxG[:, 0], counts_NxG[:, 1], counts_NxG[:5] = 0, 2, 0
+    told_NxG = (rate_NxG * rng.gamma(9.0, 1 / 9, (BINS, GENES))).astype(np.float32)
+    told_NxG[:, 3], told_NxG[:, 4], told_NxG[7] = 1.5, 0.0, 0.0
+    return counts_NxG, told_NxG, np.arange(GENES) != 2
+
+
+def values_of(counts_NxG, total_N, form):
+    """As in metrics: every value is there at once."""
+    if form == "counts":
+        return counts_NxG
+    kept_N = np.flatnonzero(total_N >= MIN_TOTAL)
+    return {"composition": composition, "residual": pearson_residuals}[form](counts_NxG[kept_N], total_N[kept_N])
+
+
+def scipy_r(x_N, p_N):
+    if np.ptp(x_N) == 0:
+        return np.nan
+    return 0.0 if np.ptp(p_N) <= 1e-6 * abs(p_N).max() else scipy.stats.pearsonr(x_N, p_N).statistic
+
+
+@pytest.mark.parametrize("values_at_once", [1 << 18, 7 * GENES, 1])
+def test_r_in_three_forms_equals_scipy_on_the_values(tissue, values_at_once, monkeypatch):
+    monkeypatch.setattr(moments, "VALUES_AT_ONCE", values_at_once)
+    counts_NxG, told_NxG, seen_G = tissue
+    measured = measure(scipy.sparse.csr_array(counts_NxG), seen_G, np.arange(GENES), MIN_TOTAL)
+    told_total_N = told_NxG[:, seen_G].sum(1, dtype=np.float64)
+    direct = {form: lambda rows: told_NxG[rows] ** 2 for form in FORMS}
+    made = {"rates": FromRates(lambda rows: told_NxG[rows], told_total_N), "direct": direct}
+    found = section_sums(measured, made)
+    total_N = counts_NxG[:, seen_G].sum(1)
+    kept_N = total_N >= MIN_TOTAL
+    assert 0 < kept_N.sum() < BINS - 5
+    for form in FORMS:
+        x_NxG = values_of(np.where(seen_G, counts_NxG, 0), total_N, form)
+        of_form = slice(None) if form == "counts" else kept_N
+        p_NxG = told_NxG.astype(np.float64)
+        if form == "composition":
+            p_NxG = composition(p_NxG[kept_N], told_total_N[kept_N])
+        elif form == "residual":
+            p_NxG = pearson_residuals(p_NxG[kept_N], told_total_N[kept_N])
+        for method, told in (("rates", p_NxG), ("direct", told_NxG[of_form].astype(np.float64) ** 2)):
+            expected_G = np.array([scipy_r(x_NxG[:, g], told[:, g]) for g in range(GENES)])
+            expected_G[~seen_G] = np.nan
+            np.testing.assert_allclose(found[method, form].r(), expected_G, atol=1e-6, err_msg=f"{method} {form}")
+
+
+def test_a_pure_density_prediction_is_constant_given_the_total(tissue):
+    counts_NxG, _, _ = tissue
+    measured = measure(counts_NxG, np.ones(GENES, bool), np.arange(GENES), MIN_TOTAL)
+    level_N = np.random.default_rng(1).gamma(2.0, 1.0, BINS)
+    flat_NxG = (level_N[:, None] * counts_NxG.mean(0)).astype(np.float32)
+    told = FromRates(lambda rows: flat_NxG[rows], flat_NxG.sum(1, dtype=np.float64))
+    found = section_sums(measured, {"density": told})
+    for form in ("composition", "residual"):
+        r_G = found["density", form].r()
+        assert (r_G[np.isfinite(r_G)] == 0).all() and np.isfinite(r_G).sum() >= GENES - 2
+    assert (found["density", "counts"].r()[2:] != 0).all()
+
+
+def test_blocks_that_are_drawn_weigh_as_often_as_they_are(tissue):
+    counts_NxG, told_NxG, seen_G = tissue
+    measured = measure(counts_NxG, seen_G, np.arange(GENES), 1)
+    block_N = np.arange(BINS) // 30
+    told = FromRates(lambda rows: told_NxG[rows], told_NxG[:, seen_G].sum(1, dtype=np.float64))
+    sums = section_sums(measured, {"model": told}, block_N)["model", "counts"]
+    weights_BxK = np.array([[1.0, 1, 1, 1, 1], [0, 2, 1, 0, 2]])
+    for weights_K, r_G in zip(weights_BxK, sums.r(weights_BxK), strict=True):
+        rows = np.concatenate([np.tile(np.flatnonzero(block_N == k), int(w)) for k, w in enumerate(weights_K)])
+        expected_G = pearson_by_gene(counts_NxG[rows], told_NxG[rows])
+        np.testing.assert_allclose(r_G[seen_G], expected_G[seen_G], atol=1e-9)
+    np.testing.assert_array_equal(sums.of(np.array([5, 8])).r(), sums.r()[[5, 8]])
+
+
+@pytest.mark.parametrize("bins", [0, 1])
+def test_too_few_bins_are_undefined(bins):
+    measured = measure(np.ones((bins, 3)), np.ones(3, bool), np.arange(3), 1)
+    told = FromRates(lambda rows: np.ones((bins, 3))[rows], np.full(bins, 3.0))
+    for sums in section_sums(measured, {"model": told}).values():
+        assert np.isnan(sums.r()).all()
+
+
+def test_missing_predictions_are_no_skill(tissue):
+    counts_NxG, told_NxG, _ = tissue
+    told_NxG[:, 5] = np.nan
+    measured = measure(counts_NxG, np.ones(GENES, bool), np.arange(GENES), 1)
+    told = FromRates(lambda rows: told_NxG[rows], np.nansum(told_NxG, 1, dtype=np.float64))
+    for sums in section_sums(measured, {"model": told}).values():
+        assert sums.r()[5] == 0 and np.isfinite(sums.r()[6])
+
+
+def test_the_bits_do_not_depend_on_the_number_of_cores(tissue, monkeypatch):
+    monkeypatch.setattr(moments, "VALUES_AT_ONCE", 3 * GENES)
+    counts_NxG, told_NxG, seen_G = tissue
+    measured = measure(counts_NxG, seen_G, np.arange(GENES), 1)
+    told = FromRates(lambda rows: told_NxG[rows], told_NxG[:, seen_G].sum(1, dtype=np.float64))
+    found = []
+    for cores in (1, 4):
+        monkeypatch.setattr(moments.os, "cpu_count", lambda cores=cores: cores)
+        found.append({name: sums.r() for name, sums in section_sums(measured, {"model": told}).items()})
+    for name, r_G in found[0].items():
+        np.testing.assert_array_equal(r_G, found[1][name])
