@@ -20,9 +20,9 @@ from tario_jax.evaluate.figures import (
 )
 from tario_jax.evaluate.scaling.words import QUANTITIES, law_text, size_text
 
-_COLOURS = dict(zip(QUANTITIES, (INK, *COHORT_COLOURS), strict=False))
+_COLOURS = dict(zip(QUANTITIES, (INK, SOFT, *COHORT_COLOURS), strict=False))
 _LEAST_DRAWN = 3  # sizes: what two have to say stands in the tables
-_WRAP = 118  # letters of a legend's line
+_WRAP = 140  # letters of a legend's line
 
 
 def draw_sweep(path: Path, sweep: dict[str, Any], top_genes: int) -> Drawn:
@@ -31,22 +31,22 @@ def draw_sweep(path: Path, sweep: dict[str, Any], top_genes: int) -> Drawn:
     Dots are runs, one a seed. Where no law was fitted a dotted line joins the means.
     """
     fitted = any(law["law"] is not None for law in sweep["laws"].values())
-    figure = blank_figure(11.0, 6.6 if fitted else 4.9)
+    figure = blank_figure(13.5, 6.8 if fitted else 5.1)
     ratios = {"height_ratios": [3.2, 1]} if fitted else None
-    grid = figure.subplots(2 if fitted else 1, 2, gridspec_kw=ratios, sharex=True, squeeze=False)
-    (loss, r), rests = grid[0], grid[1] if fitted else (None, None)
+    grid = figure.subplots(2 if fitted else 1, 3, gridspec_kw=ratios, sharex=True, squeeze=False)
     handles, labels = [], []
     for name, title in QUANTITIES.items():
-        upper, lower = (loss, rests[0]) if name == "nats" else (r, rests[1])
-        drawn = _draw_quantity(upper, lower, sweep, name)
+        column = {"nats": 0, "gene_nats": 1}.get(name, 2)
+        drawn = _draw_quantity(grid[0, column], grid[-1, column], sweep, name)
         if drawn is not None:
             handles.append(drawn)
             labels.append(textwrap.fill(f"{title}: {law_text(sweep['laws'][name])}", _WRAP, subsequent_indent="    "))
-    loss.set_title("held-out loss, nats a detection", **TITLE)
+    for axis, name in zip(grid[0], ("nats", "gene_nats"), strict=False):
+        axis.set_title(QUANTITIES[name], **TITLE)
     ceiling = sweep["points"][0]["values"]["ceiling/top"][0]
     beside = f" (ceiling of counts {ceiling:.2f})" if ceiling == ceiling else ""
-    r.set_title(f"mean r, top {top_genes} genes by Moran's I{beside}", **TITLE)
-    for axis in rests if fitted else ():
+    grid[0, 2].set_title(f"mean r, top {top_genes:,} genes{beside}", **TITLE)
+    for axis in grid[1] if fitted else ():
         axis.axhline(0, color=RULE, linewidth=1, zorder=0)
         axis.set_title("found − law", fontsize=9, color=SOFT, loc="left")
     for axis in grid[-1]:
@@ -57,9 +57,9 @@ def draw_sweep(path: Path, sweep: dict[str, Any], top_genes: int) -> Drawn:
     figure.suptitle(sweep["name"], x=0.01, ha="left", fontsize=13, color=INK, fontweight="bold")
     figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=8.5, labelcolor=INK)
     save_figure(figure, path)
-    return Drawn(path, f"{sweep['name']}: loss and spatial r on the same held-out bins. Dots: runs, one a seed. Solid: "
-                       "a law that predicted the largest runs without having seen them; dashed: one that did not, or "
-                       "that says no more than a constant; dotted: means, no law.")  # fmt: skip
+    return Drawn(path, f"{sweep['name']}: loss, and r of the genes of highest Moran's I, on the same held-out bins. "
+                       "Dots: runs, one a seed. Solid: a law that predicted the largest runs without having seen them; "
+                       "dashed: one that did not, or that says no more than a constant; dotted: means, no law.")  # fmt: skip
 
 
 def _draw_quantity(upper, lower, sweep: dict[str, Any], name: str):
@@ -158,7 +158,7 @@ def _between(comparison: dict[str, Any]) -> str:
 
 def draw_grid(path: Path, grid: dict[str, Any], top_genes: int) -> Drawn:
     """Loss and r of every cell against the size of the model, a line a context."""
-    shown = [name for name in ("nats", "r/counts/top", "r/composition/top") if name in grid["quantities"]]
+    shown = [name for name in ("nats", "gene_nats", "r/counts/top", "r/composition/top") if name in grid["quantities"]]
     figure = blank_figure(4.2 * len(shown) + 0.4, 4.2)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axis, name in zip(axes, shown, strict=True):

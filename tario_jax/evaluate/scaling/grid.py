@@ -8,7 +8,7 @@ from tario_jax.evaluate.scaling.measures import TOP, Ranking, top_r
 from tario_jax.evaluate.scaling.records import Record
 from tario_jax.evaluate.scaling.trial import seed_deviation
 
-QUANTITIES = ("nats", "r/counts/top", "r/composition/top", "r/residual/top")
+QUANTITIES = ("nats", "gene_nats", "r/counts/top", "r/composition/top", "r/residual/top")
 Cells = dict[tuple[float, float], tuple[Record, ...]]
 
 
@@ -72,6 +72,6 @@ def _corners(sizes: list[float], contexts: list[float]) -> dict[tuple[float, flo
 
 def _sampled(run: Record, quantity: str, ranking: Ranking, weights_BxS: np.ndarray) -> np.ndarray:
     """The quantity in every sample of patients, [B]."""
-    if quantity == "nats":
-        return run.scores.nats(weights_BxS)
+    if quantity in ("nats", "gene_nats"):
+        return run.scores.nats(weights_BxS)[:, : None if quantity == "nats" else 1].sum(1)
     return top_r(run.scores, quantity.split("/")[1], ranking.genes(TOP), weights_BxS)

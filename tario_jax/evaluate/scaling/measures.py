@@ -37,13 +37,16 @@ class RunScores:
     @classmethod
     def of(cls, table: ScoreTable) -> "RunScores":
         r = {form: table.r["model", form] for form in FORMS if ("model", form) in table.r}
+        nats_SxK = np.stack([table.gene_nats_S, table.total_nats_S], 1)
+        nats_SxK[table.detections_S == 0] = 0.0  # nothing a detection, where there is none
         return cls(table.bin_um, table.read_um, table.corpus_seal, table.sections, table.patients, table.symbols,
                    table.gene_class, table.order, ceiling(table.rho_SxG), r,
-                   np.stack([table.gene_nats_S, table.total_nats_S], 1), table.detections_S, _bulk(table))  # fmt: skip
+                   nats_SxK, table.detections_S, _bulk(table))  # fmt: skip
 
     def nats(self, weights_BxS: np.ndarray) -> np.ndarray:
-        """Nats per detection, of genes and totals together, with sections drawn so often, [B]."""
-        return (weights_BxS @ (self.nats_SxK.sum(1) * self.detections_S)) / (weights_BxS @ self.detections_S)
+        """Nats per detection of genes and of totals, with sections drawn so often, [B, K]."""
+        detections_Sx1 = self.detections_S[:, None]
+        return (weights_BxS @ (self.nats_SxK * detections_Sx1)) / (weights_BxS @ detections_Sx1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +69,8 @@ def measure(scores: RunScores, ranking: Ranking, validation_nats: float | None) 
     """{quantity: value}: losses in nats per detection; r/<form>/top and r/<form>/all, means over sections, then genes;
     ceiling/top and ceiling/all; bulk_r/<form>. None: not known."""
     once_1xS = np.ones((1, len(scores.sections)))
-    gene, total = (float(np.average(nats_S, weights=scores.detections_S)) for nats_S in scores.nats_SxK.T)
-    values = {"nats": float(scores.nats(once_1xS)[0]), "gene_nats": gene, "total_nats": total,
-              "validation_nats": validation_nats}  # fmt: skip
+    gene, total = map(float, scores.nats(once_1xS)[0])
+    values = {"nats": gene + total, "gene_nats": gene, "total_nats": total, "validation_nats": validation_nats}
     for which in (TOP, ALL):
         genes = ranking.genes(which)
         values |= {f"r/{form}/{which}": None for form in FORMS}

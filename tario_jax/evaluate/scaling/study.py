@@ -27,8 +27,14 @@ from tario_jax.evaluate.scaling.measures import Ranking, measure
 from tario_jax.evaluate.scaling.records import Record, gather
 from tario_jax.evaluate.scaling.trial import Trial, try_law
 
-LAWS = ("nats", "r/counts/top", "r/composition/top", "r/residual/top")  # quantities that laws are fitted to
-_JOINT_LAWS = LAWS[:2]
+LAWS = (
+    "nats",
+    "gene_nats",
+    "r/counts/top",
+    "r/composition/top",
+    "r/residual/top",
+)  # quantities that laws are fitted to
+_JOINT_LAWS = LAWS[:3]
 _MOST_LAW_SAMPLES = 500
 _SEED = 0
 Values = dict[tuple[str, float], dict[str, float | None]]  # by run and read_um

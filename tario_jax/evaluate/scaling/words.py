@@ -3,8 +3,8 @@
 from typing import Any
 
 QUANTITIES = {
-    "nats": "held-out loss, nats a detection", "r/counts/top": "r, counts", "r/composition/top": "r, composition",
-    "r/residual/top": "r, residual",
+    "nats": "held-out loss, nats a detection", "gene_nats": "of it, which gene", "r/counts/top": "r, counts",
+    "r/composition/top": "r, composition", "r/residual/top": "r, residual",
 }  # fmt: skip
 
 

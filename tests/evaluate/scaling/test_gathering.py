@@ -142,7 +142,7 @@ def test_bulk_r_needs_ten_patients_of_a_cohort():
 def test_resampled_losses_weigh_sections_by_detections():
     scores = RunScores.of(made_table())
     weights = np.random.default_rng(0).integers(0, 3, (4, len(scores.sections))).astype(float)
-    for sample, weight_S in zip(scores.nats(weights), weights, strict=True):
+    for sample, weight_S in zip(scores.nats(weights).sum(1), weights, strict=True):
         drawn = np.repeat(np.arange(len(weight_S)), weight_S.astype(int))
         nats = scores.nats_SxK[drawn].sum(1)
         assert sample == pytest.approx(np.average(nats, weights=scores.detections_S[drawn]))

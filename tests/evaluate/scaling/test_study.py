@@ -43,7 +43,9 @@ def test_laws_say_what_they_are_fitted_to_and_what_became_of_them(out):
     by_name = {sweep["name"]: sweep for sweep in values(out)["sweeps"]}
     for sweep in by_name.values():
         for name, law in sweep["laws"].items():
-            assert law["of"] == {"nats": "nats", "r/counts/top": "noise ceiling − r"}.get(name, "1 − r")
+            assert law["of"] == {"nats": "nats", "gene_nats": "gene_nats", "r/counts/top": "noise ceiling − r"}.get(
+                name, "1 − r"
+            )
             assert (law["law"] is None) == (law["verdict"] == "not fitted") == (len(sweep["points"]) < 4)
             assert bool(law["why"]) == (law["verdict"] != "accepted") == (law["intervals"] is None)
             if law["law"] is not None:
