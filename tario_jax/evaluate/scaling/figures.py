@@ -59,7 +59,7 @@ def draw_sweep(path: Path, sweep: dict[str, Any], top_genes: int) -> Drawn:
     save_figure(figure, path)
     return Drawn(path, f"{sweep['name']}: loss, and r of the genes of highest Moran's I, on the same held-out bins. "
                        "Dots: runs, one a seed. Solid: a law that predicted the largest runs without having seen them; "
-                       "dashed: one that did not, or that says no more than a constant; dotted: means, no law.")  # fmt: skip
+                       "dashed: one that did not, or that says no more than a constant; dotted: means.")  # fmt: skip
 
 
 def _draw_quantity(upper, lower, sweep: dict[str, Any], name: str):
