@@ -148,7 +148,22 @@ def test_resampled_losses_weigh_sections_by_detections():
         assert sample == pytest.approx(np.average(nats, weights=scores.detections_S[drawn]))
 
 
+def test_a_section_without_detections_adds_nothing_to_the_loss():
+    table = made_table()
+    table.detections_S[0], table.gene_nats_S[0] = 0.0, np.nan
+    ranking = Ranking.of("a", RunScores.of(table), 5)
+    expected = np.average(table.gene_nats_S[1:], weights=table.detections_S[1:])
+    assert measure(RunScores.of(table), ranking, None)["gene_nats"] == pytest.approx(expected)
+
+
 # --- axes
+
+
+def test_steps_alone_are_the_axis_of_compute(tmp_path):
+    for steps in (100, 200, 400):
+        add(tmp_path, f"s{steps}", steps=steps, warmup=steps // 20)
+    ((name, points),) = sweeps_of(tmp_path).items()
+    assert name == "compute by steps" and [size / points[0][0] for size, _ in points] == [1, 2, 4]
 
 
 def test_replicates_differ_in_seeds_and_names_and_in_what_decides_no_number(tmp_path):

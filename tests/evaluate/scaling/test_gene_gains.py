@@ -139,6 +139,8 @@ def test_the_interaction_is_the_gain_at_the_largest_less_that_at_the_smallest(tm
     assert found["seed_degrees"] == 5
     assert found["seed_sd"] == pytest.approx(0.01 / np.sqrt(2) * np.sqrt(1 / 2 + 1 / 2 + 1 / 2 + 1))
     assert found["low"] <= found["interaction"] + 1e-9 and found["high"] >= found["interaction"] - 1e-9
+    part = grid["quantities"]["gene_nats"]  # nine tenths of the loss; what patients add is the same in every cell
+    assert (part["interaction"], part["low"], part["high"]) == pytest.approx([0.9 * -0.205] * 3)
     r = grid["quantities"]["r/counts/top"]
     assert r["low"] < r["interaction"] < r["high"] and r["interaction"] > 0
 
