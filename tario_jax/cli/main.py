@@ -21,6 +21,7 @@ from tario_jax.cli import (
     ingest,
     predict,
     run,
+    scaling,
     simulate,
     status,
     trace,
@@ -31,7 +32,7 @@ from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "decode": decode, "evaluate": evaluate, "gallery": gallery, "bench": bench,
+    "predict": predict, "decode": decode, "evaluate": evaluate, "gallery": gallery, "scaling": scaling, "bench": bench,
     "compile": compile, "status": status, "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."

@@ -97,7 +97,7 @@ def render(report: dict[str, Any], figures: list[Drawn], title: str) -> str:
         notices,
         _tiles(report),
         f"<p class=note>{html.escape(_summary(report))}</p>",
-        *(_picture(drawn) for drawn in figures),
+        *(picture(drawn) for drawn in figures),
         *(_set_section(report, name, heading) for name, heading in SETS.items() if report["sets"][name]["genes"]),
         _cohorts(report),
         _bulk(report),
@@ -108,7 +108,7 @@ def render(report: dict[str, Any], figures: list[Drawn], title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>\n"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>\n"
         + "\n".join(parts)
         + "\n</main></body></html>\n"
     )
@@ -284,7 +284,8 @@ def _left_out(report: dict[str, Any]) -> str:
     return "<h2>Left out</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
-def _picture(drawn: Drawn) -> str:
+def picture(drawn: Drawn) -> str:
+    """A figure as HTML text, the image within it."""
     data = base64.b64encode(drawn.path.read_bytes()).decode()
     caption = html.escape(drawn.caption)
     return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
@@ -321,7 +322,7 @@ def _gene_lines(columns: dict[str, np.ndarray]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--ink:#1d2733;--soft:#5b6775;--rule:#dde2e7;--page:#fff;--card:#f5f7f9;--mark:#0b5cad;
 --warn:#7a4a00;--warn-page:#fff4dc}
 @media (prefers-color-scheme:dark){:root{--ink:#e6eaee;--soft:#9aa6b2;--rule:#33404c;--page:#141a20;--card:#1d252d;

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
+import scipy.special
 
 from tario_jax.config import EvaluateConfig
 from tario_jax.evaluate import noise
@@ -90,13 +91,13 @@ class _Reading:
     def nats(self) -> Arrays:
         """Poisson negative log-likelihood of a section's counts, over every gene that it measured, in nats.
 
-        Split as in the loss of training: Poisson of each bin's total, without the log-factorial of the counts, which no
-        model changes, and the multinomial over genes. NaN where there is no prediction.
+        Split as in the loss of training: Poisson of each bin's total, and the multinomial over genes, without its
+        coefficient, which no model changes. NaN where there is no prediction.
         """
         counts_N = np.asarray(self._section.counts @ self._section.measured_gene_P.astype(np.float64)).ravel()
         told_N = np.maximum(self.total_N, _TINY)
         gene_nats = float(counts_N @ np.log(told_N) - self.log_rates_N.sum())
-        total_nats = float((told_N - counts_N * np.log(told_N)).sum())
+        total_nats = float((told_N - counts_N * np.log(told_N) + scipy.special.gammaln(counts_N + 1)).sum())
         missing = self._whole is None
         return {"gene_nats": np.array(np.nan if missing else gene_nats),
                 "total_nats": np.array(np.nan if missing else total_nats),

@@ -33,6 +33,7 @@ class Provenance:
     code: str = dataclasses.field(default_factory=lambda: code_version())
     started_from: dict[str, Any] | None = None  # the checkpoint that step 0 took, as `as_start` describes it
     validation: tuple[str, ...] = ()  # sections
+    train_patients: tuple[str, ...] = ()  # empty: written by a tario that did not tell them from those of validation
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,6 +53,7 @@ class Provenance:
             "code": self.code,
             "started_from": self.started_from,
             "validation": list(self.validation),
+            "train_patients": list(self.train_patients),
         }
 
     def as_start(self, run: str, step: int) -> dict[str, Any]:
@@ -91,7 +93,8 @@ class Provenance:
         return cls(from_dict(value["config"]), panel, value["corpus_seal"], value["trained_on"], value["split_by"],
                    tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
                    tuple(value["seen_patients"]), value["bin_um"], value["code"],
-                   value.get("started_from"), tuple(value.get("validation", ())))  # fmt: skip
+                   value.get("started_from"), tuple(value.get("validation", ())),
+                   tuple(value.get("train_patients", ())))  # fmt: skip
 
 
 @functools.cache
@@ -140,7 +143,7 @@ def refuse_other_run(found: Provenance, now: Provenance, step: int, where: str) 
         if before != after:
             differs.append(f"another {name} ({len(before)} sections, now {len(after)}, "
                            f"{len(set(before) & set(after))} of them the same)")  # fmt: skip
-    before, after = _deciding(found.config), _deciding(now.config)
+    before, after = deciding_fields(found.config), deciding_fields(now.config)
     if rate_is_constant(found.config, step) and rate_is_constant(now.config, step):
         for name in ("train.steps", "optim.decay_share", "optim.final_share"):  # they decide what is still to come
             del before[name], after[name]
@@ -162,7 +165,8 @@ def rate_is_constant(config: Config, step: int) -> bool:
     return optim.schedule == "wsd" and optim.warmup_steps <= step <= steps - decay_steps(optim, steps)
 
 
-def _deciding(config: Config) -> dict[str, Any]:
+def deciding_fields(config: Config) -> dict[str, Any]:
+    """{dotted field: value} of what decides a run's numbers: a run that resumes may differ in everything else."""
     flat = {
         f"{group}.{name}": value
         for group, fields in to_dict(config).items()

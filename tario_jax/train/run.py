@@ -51,6 +51,7 @@ class Run:
             tuple(s.id for s in split.train), tuple(s.id for s in split.held_out), layout,
             tuple(sorted({s.patient for s in split.train + split.validation})),
             trained_bin_um(split.train, config.data), validation=tuple(s.id for s in split.validation),
+            train_patients=tuple(sorted({s.patient for s in split.train})),
         )  # fmt: skip
         mesh = make_mesh(config.mesh)
         check_rows(mesh, config.data.rows, config.train.accumulate)

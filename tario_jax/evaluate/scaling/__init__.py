@@ -1,0 +1,1 @@
+"""Runs of a sweep side by side: what more patients, parameters, context, resolution or compute bring."""
