@@ -153,7 +153,7 @@ def fit_controls(sections: list[Fitting], tuned_on_G: np.ndarray,
             ridges = {form: RidgeFit(scaler, genes, tuned_on_G) for form in FORMS}
             lines = {name: {form: LineFit(genes) for form in FORMS[1:]} for name in densities}
         # A gene's share is taken over the sections that measured it.
-        count_G = count_G + np.asarray(measured.counts.sum(0)).ravel()
+        count_G = count_G + measured.sums()[0]
         weight_G = weight_G + measured.total_N.sum() * measured.measured_G
         for form, ridge in ridges.items():
             for bins in measured.strips(form):

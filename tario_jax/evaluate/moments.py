@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import scipy.sparse
 
+from tario_jax.evaluate.blas import one_thread
 from tario_jax.evaluate.metrics import COMPOSITION_SCALE, composition, correlation, residuals
 
 FORMS = ("counts", "composition", "residual")
@@ -32,7 +33,7 @@ Rows = Callable[[slice], np.ndarray]  # a strip of bins -> values [n, G]
 class Measured:
     """A section's counts of the genes under evaluation. Totals are over every gene that the section measured."""
 
-    counts: scipy.sparse.csr_array  # float64 [N, G]; 0 for genes that the section did not measure
+    counts: scipy.sparse.csr_array  # [N, G]; 0 for genes that the section did not measure
     total_N: np.ndarray
     kept_N: np.ndarray  # positions of the bins with counts enough for composition and residual
     measured_G: np.ndarray  # bool
@@ -47,12 +48,18 @@ class Measured:
     @functools.cached_property
     def share_G(self) -> np.ndarray:
         """Share of each gene in the counts of the kept bins."""
-        kept = self.counts[self.kept_N]
-        return np.asarray(kept.sum(0)).ravel() / max(float(self.total_N[self.kept_N].sum()), 1e-300)
+        kept_N = np.isin(np.arange(len(self)), self.kept_N).astype(np.float64)
+        return (kept_N @ self.counts) / max(float(self.total_N @ kept_N), 1e-300)
+
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each gene's counts, and of their squares, over all bins, float64 [G]."""
+        genes, count_E = self.counts.indices, self.counts.data
+        added = (np.bincount(genes, power_E, minlength=len(self.measured_G)) for power_E in (count_E, count_E**2))
+        return tuple(sum_G.astype(np.float64) for sum_G in added)
 
     def dense(self, form: str, bins: np.ndarray) -> np.ndarray:
         """Values of a form at these bins, float64 [len(bins), G]; NaN for genes that were not measured."""
-        values_NxG, total_N = self.counts[bins].toarray(), self.total_N[bins]
+        values_NxG, total_N = self.counts[bins].toarray().astype(np.float64), self.total_N[bins]
         if form == "composition":
             values_NxG = composition(values_NxG, total_N)
         elif form == "residual":
@@ -73,10 +80,10 @@ class Measured:
 def measure(counts_NxP: scipy.sparse.csr_array | np.ndarray, measured_P: np.ndarray, genes: np.ndarray,
             min_total: int) -> Measured:  # fmt: skip
     """Counts over the whole panel [N, P] as `Measured` of `genes` (positions in the panel)."""
-    counts = scipy.sparse.csr_array(counts_NxP, dtype=np.float64)
+    counts = scipy.sparse.csr_array(counts_NxP)
     if not measured_P.all():
         counts = scipy.sparse.csr_array(counts.multiply(measured_P[None]))
-    total_N = np.asarray(counts.sum(1), np.float64).ravel()
+    total_N = counts @ np.ones(counts.shape[1])
     chosen = counts if len(genes) == len(measured_P) else counts[:, genes]
     return Measured(chosen, total_N, np.flatnonzero(total_N >= max(min_total, 1)), measured_P[genes])
 
@@ -157,7 +164,7 @@ def section_sums(measured: Measured, predictions: Mapping[str, FromRates | Direc
         return found
 
     added: dict[tuple[str, str], list[np.ndarray]] = {}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with one_thread(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         # a few at a time: results of all strips of a large section would be as large as its predictions
         for first in range(0, len(strips), 8):
             for parts in pool.map(one, strips[first : first + 8]):
@@ -181,7 +188,7 @@ class _Strip:
         first, last = counts.indptr[rows.start], counts.indptr[rows.stop]
         sizes_n = np.diff(counts.indptr[rows.start : rows.stop + 1])
         self._bin_E = np.repeat(np.arange(len(sizes_n)), sizes_n)
-        self._gene_E, self._count_E = counts.indices[first:last], counts.data[first:last]
+        self._gene_E, self._count_E = counts.indices[first:last], counts.data[first:last].astype(np.float64)
         self._key_E = block_n[self._bin_E] * self._genes + self._gene_E
         self._block_n, self._kept_n = block_n, kept_n
         self._kept_E = kept_n[self._bin_E]

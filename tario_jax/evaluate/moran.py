@@ -65,11 +65,12 @@ def morans_i(values_NxG: np.ndarray | scipy.sparse.csr_array, weights_NxN: scipy
         square_G = np.einsum("ng,ng->g", z_NxG, z_NxG)
         product_G = np.einsum("ng,ng->g", z_NxG, weights_NxN @ z_NxG)
     else:
-        values = scipy.sparse.csr_array(values_NxG, dtype=np.float64)
-        ends_N = weights_NxN.sum(0) + weights_NxN.sum(1)
-        sum_G, pulled_G = (np.ones(number) @ values, ends_N @ values)
+        values = scipy.sparse.csr_array(values_NxG)
+        pulled_G = (weights_NxN.sum(0) + weights_NxN.sum(1)) @ values
+        sum_G, squares_G = (np.bincount(values.indices, power_E, minlength=genes)
+                            for power_E in (values.data, values.data.astype(np.float64) ** 2))  # fmt: skip
         mean_G = sum_G / number
-        square_G = np.ones(number) @ values.power(2) - number * mean_G**2
+        square_G = squares_G - number * mean_G**2
         product_G = _neighbour_products(values, weights_NxN) - mean_G * pulled_G + mean_G**2 * total_weight
     varies_G = square_G > 1e-10 * number * mean_G**2 + 1e-20
     return np.where(varies_G, number / total_weight * product_G / np.where(varies_G, square_G, 1.0), np.nan)

@@ -12,9 +12,7 @@ SPLITS = 3  # thinnings averaged
 
 def section_reliability(measured: Measured) -> np.ndarray:
     """rho of a section's genes, unclipped, [G]; NaN where constant or not measured."""
-    ones_N = np.ones(len(measured))
-    rho_G = reliability_of_sums(len(measured), ones_N @ measured.counts, ones_N @ measured.counts.power(2))
-    return np.where(measured.measured_G, rho_G, np.nan)
+    return np.where(measured.measured_G, reliability_of_sums(len(measured), *measured.sums()), np.nan)
 
 
 def resampled_reliability(sums: Sums, weights_BxK: np.ndarray) -> np.ndarray:
@@ -40,7 +38,8 @@ def thinned(measured: Measured, rng: np.random.Generator, block_N: np.ndarray | 
     The check of rho for counts; for composition and residual it is the only estimate there is.
     """
     # of the genes that are not looked at
-    rest_N = np.maximum(measured.total_N - np.asarray(measured.counts.sum(1)).ravel(), 0).round().astype(np.int64)
+    rest_N = measured.total_N - measured.counts @ np.ones(len(measured.measured_G))
+    rest_N = np.maximum(rest_N, 0).round().astype(np.int64)
     found: dict[str, list[Sums]] = {form: [] for form in FORMS}
     for _ in range(SPLITS):
         counts = measured.counts
@@ -67,7 +66,7 @@ def null_reliabilities(measured: Measured, rng: np.random.Generator) -> dict[str
 
     Where the ceiling of a null is as high as the ceiling itself, the ceiling says nothing about the gene.
     """
-    mean_G = np.asarray(measured.counts.sum(0)).ravel() / max(len(measured), 1)
+    mean_G = measured.sums()[0] / max(len(measured), 1)
     level_N = measured.total_N / max(measured.total_N.mean(), 1e-300) if len(measured) else measured.total_N
     return {
         name: reliability(rng.poisson(along_N[:, None] * mean_G))

@@ -18,7 +18,6 @@ _KEPT_METHODS = (
     "nuclear_density",
     "ridge",
     "ridge_direct",
-    "neighbours",
     "reachable",
     "true_rate",
 )

@@ -123,16 +123,13 @@ def score_measurement(section: SectionBins, truth: Callable[[], Truth] | None, p
     `true_rates` [N, I] is T there.
     """
     measured, in_sets = plan.measure(section), plan.in_sets
-    weights_NxN = neighbour_weights(*section.where)
-    made: dict[str, FromRates | Direct] = {
-        "neighbours": {"counts": lambda rows: (weights_NxN[rows] @ measured.counts).toarray()}
-    }
+    made: dict[str, FromRates | Direct] = {}
     arrays: Arrays = {
         "patient": np.array(section.patient_id), "cohort": np.array(section.cohort), "number": np.array(len(section)),
         "left_out": np.array(len(section) - len(measured.kept_N)), "measured": measured.measured_G,
         "rho": noise.section_reliability(measured),
     }  # fmt: skip
-    _add_bulk(arrays, "measured", measured.counts.sum(0), measured.total_N)
+    _add_bulk(arrays, "measured", measured.sums()[0], measured.total_N)
     if truth is not None:
         for name, rates_NxP in zip(("true_rate", "reachable"), truth(), strict=True):
             rates_NxG, total_N = rates_NxP[:, plan.genes], totals_of(section, _rows(rates_NxP))
@@ -140,11 +137,14 @@ def score_measurement(section: SectionBins, truth: Callable[[], Truth] | None, p
             _add_bulk(arrays, name, rates_NxG.sum(0, dtype=np.float64), total_N)
             if name == "true_rate":
                 arrays["true_rates"] = rates_NxG[:, in_sets].astype(np.float32)
-        arrays["truth/neighbours"] = pearson_by_gene(
-            arrays["true_rates"], (weights_NxN @ measured.counts[:, in_sets]).toarray()
-        )
     _add_scores(arrays, measured, made, plan, section)
     few, block_N = measured.of(in_sets), _blocks(section, plan)
+    smoothed_NxI = neighbour_weights(*section.where) @ few.counts
+    smoothed = {"counts": lambda rows: smoothed_NxI[rows].toarray()}
+    sums = section_sums(few, {"neighbours": smoothed}, block_N)["neighbours", "counts"]
+    _add_sets(arrays, "neighbours", "counts", (sums,), plan)
+    if truth is not None:
+        arrays["truth/neighbours"] = pearson_by_gene(arrays["true_rates"], smoothed_NxI.toarray())
     for form, several in noise.thinned(few, plan.rng(section, "halves"), block_N).items():
         _add_sets(arrays, "halves", form, several, plan)
     nulls = noise.null_reliabilities(few, plan.rng(section, "nulls"))

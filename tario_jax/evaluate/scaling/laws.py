@@ -6,12 +6,11 @@ averaged, and minimised by L-BFGS from a grid of starts. Sizes are divided by th
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 from scipy.optimize import minimize
 
-from tario_jax.config import InputError
+from tario_jax.evaluate.blas import one_thread
 
 KNEE = 1e-3  # of the Huber loss, in log L
 LARGEST_EXPONENT = 4.0
@@ -67,7 +66,7 @@ def fit(sizes_RxT: np.ndarray, losses_R: np.ndarray, near: Law | None = None) ->
         options = {"maxiter": iterations, "ftol": 1e-12, "gtol": 1e-7}
         return minimize(_objective, start, (log_size_RxT, log_loss_R), "L-BFGS-B", True, bounds=bounds, options=options)
 
-    with _blas().limit(limits=1):
+    with one_thread():
         begun = [descend(start, _FIRST_ITERATIONS) for start in starts]
         begun.sort(key=lambda one: one.fun)
         best = min((descend(one.x, _ITERATIONS) for one in begun[:_GO_ON]), key=lambda one: one.fun)
@@ -99,16 +98,6 @@ def bootstrap(
     ends = {name: [float(end) for end in np.percentile(column, (2.5, 97.5))] if len(found) else None
             for name, column in zip(names, values.T, strict=True)}  # fmt: skip
     return {**ends, "samples": len(found), "drawn_again": again}
-
-
-@functools.cache
-def _blas():
-    """L-BFGS-B solves systems of a dozen numbers: threads of BLAS that wait for each other make it 50 times slower."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError as error:
-        raise InputError("scaling: threadpoolctl is not installed; pip install 'tario-jax[eval]'") from error
-    return ThreadpoolController()
 
 
 def _table(sizes: np.ndarray) -> np.ndarray:
