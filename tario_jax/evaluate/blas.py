@@ -18,6 +18,6 @@ def _controller():
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """For small products, and for those that several threads make at once. Raises `InputError` without threadpoolctl."""
+    """For small products, and those that several threads make at once. Raises `InputError` without threadpoolctl."""
     with _controller().limit(limits=1, user_api="blas"):
         yield
