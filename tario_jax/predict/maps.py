@@ -63,6 +63,10 @@ class GeneMaps:
             "he_um_per_px": float(self.he_um_per_px),
         }
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """What is known of each place, [N] each."""
+        return {"x_um": self.x_um_N, "y_um": self.y_um_N, "size_um": np.full(len(self.x_um_N), self.size_um)}
+
     def to_anndata(self):
         """As AnnData: obs = places with x_um and y_um, var_names = symbols, obsm['spatial'] in full-resolution px.
 
@@ -74,10 +78,7 @@ class GeneMaps:
             import pandas
         except ImportError:
             raise InputError("AnnData is not installed; pip install 'tario-jax[io]'") from None
-        obs = pandas.DataFrame(
-            {"x_um": self.x_um_N, "y_um": self.y_um_N, "size_um": np.full(len(self.x_um_N), self.size_um)},
-            index=self.names(),
-        )
+        obs = pandas.DataFrame(self.columns(), index=self.names())
         maps = anndata.AnnData(self.rates_NxG, obs=obs, var=pandas.DataFrame(index=list(self.panel.symbols)))
         maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px + self.he_origin_px
         maps.uns["tario"] = self.metadata()

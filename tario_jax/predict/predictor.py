@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scipy.ndimage
+import scipy.spatial
 from jax.sharding import Mesh
 
 from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
@@ -17,7 +19,7 @@ from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.capacity import densest_spots
-from tario_jax.tokens.window import read_window
+from tario_jax.tokens.window import Bins, read_window
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.state import to_devices
@@ -74,6 +76,32 @@ class Predictor:
 
         A place that several windows hold gets their mean, weighed towards the middle of a window.
         """
+        data = self._data(section, tissue, overlap)
+        if bin_um is not None and section.spots is not None:
+            raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
+        bin_um = self.provenance.bin_um if bin_um is None else bin_um
+        data = dataclasses.replace(data, bin_um=bin_um)
+        places = _SpotPlaces(section, data) if section.spots is not None else _BinPlaces(section, data)
+        rates_NxG = self._rates_of(section, places, data, overlap, progress)
+        names = section.spots.name_N if section.spots is not None else ()
+        return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, rates_NxG,
+                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
+
+    def predict_squares(
+        self, section: Section | ImageSection, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um_N: np.ndarray, *,
+        tissue: str, overlap: float = 0.5, progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Expected detections of every gene in squares of any side around any places, float32 [N, G].
+
+        A query carries its place and its size, so each square is one query; no two may have the same centre. Raises
+        `InputError` as `predict_section`.
+        """
+        data = self._data(section, tissue, overlap)
+        places = _SquarePlaces(section, x_um_N, y_um_N, side_um_N, data)
+        return self._rates_of(section, places, data, overlap, progress)
+
+    def _data(self, section: Section | ImageSection, tissue: str, overlap: float) -> DataConfig:
+        """The data config of prediction. Raises `InputError` for what the model may not be asked."""
         if tissue not in ("virtual", "real"):
             raise InputError(f"tissue is {tissue!r}; expected 'virtual' or 'real'")
         if self.trained_on == "virtual" and tissue == "real" and not self.allow_virtual_model:
@@ -83,13 +111,12 @@ class Predictor:
             )
         if not 0 <= overlap < 1:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
-        data = self.provenance.config.data
-        if bin_um is not None and section.spots is not None:
-            raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
-        bin_um = self.provenance.bin_um if bin_um is None else bin_um
-        data = dataclasses.replace(data, bin_um=bin_um, bin_mixture=(), windows_per_row=1, sequence="window",
-                                   groups=((1, 1.0),))  # fmt: skip
-        places = _SpotPlaces(section, data) if section.spots is not None else _BinPlaces(section, data)
+        return dataclasses.replace(self.provenance.config.data, bin_um=self.provenance.bin_um, bin_mixture=(),
+                                   windows_per_row=1, sequence="window", groups=((1, 1.0),))  # fmt: skip
+
+    def _rates_of(self, section, places, data: DataConfig, overlap: float,
+                  progress: Callable[[int, int], None] | None) -> np.ndarray:  # fmt: skip
+        """Rates at places, float32 [N, G]: the mean over the windows that hold each, weighed towards their middle."""
         layout = make_layout(data, len(self.panel), bins_per_tile=places.per_tile, largest_bin_um=places.size_um,
                              count_capacity=1)  # fmt: skip
         rows = self._rows(data)
@@ -99,7 +126,7 @@ class Predictor:
         unused = np.random.default_rng(0)  # one group: no order is drawn
         for first in range(0, len(corners), rows):
             some = corners[first : first + rows]
-            windows = [self._window(section, corner, data) for corner in some]
+            windows = [self._window(section, places, corner, data) for corner in some]
             batch = tokenise([[window] for window in windows] + [[]] * (rows - len(some)), data, layout,
                              np.ones((rows, 1), int), [[unused]] * rows)  # fmt: skip
             rates = np.asarray(self._rates(self._parameters, self._calibration, to_devices(batch, self._mesh)))
@@ -120,14 +147,13 @@ class Predictor:
                 f"{section.id}: the model's rates are not numbers: its training diverged; see its metrics.jsonl, "
                 "and train again with a lower optim.learning_rate"
             )
-        names = section.spots.name_N if section.spots is not None else ()
-        return GeneMaps(section.id, self.panel, places.x_um_N, places.y_um_N, places.size_um, summed_NxG,
-                        section.he_full_um_per_px, self.trained_on, tissue, names, section.he_origin_px)  # fmt: skip
+        return summed_NxG
 
-    def _window(self, section, corner: tuple[float, float], data: DataConfig):
+    def _window(self, section, places, corner: tuple[float, float], data: DataConfig):
         window = read_window(section, *corner, data, with_counts=False)
+        bins = places.bins(*corner) if isinstance(places, _SquarePlaces) else window.bins
         # the model predicts its own panel, whatever the section measured
-        return dataclasses.replace(window, measured_gene_G=np.ones(len(self.panel), bool))
+        return dataclasses.replace(window, bins=bins, measured_gene_G=np.ones(len(self.panel), bool))
 
     def _rows(self, data: DataConfig) -> int:
         parts = int(np.prod([self._mesh.shape[axis] for axis in BATCH_AXES]))
@@ -223,26 +249,84 @@ class _SpotPlaces:
         """Corners of windows that hold every spot whole; windows without a spot are left out."""
         side, radius = self._data.window_um, self._diameter_um / 2
         step = min(side * (1 - overlap), self._reach_um)
-
-        def starts(places: np.ndarray) -> np.ndarray:
-            low, high = places.min() - radius - 1e-3, places.max() + radius + self._px_um
-            number = max(1, int(np.ceil((high - low - side) / step)) + 1)
-            slack = (side + (number - 1) * step - (high - low)) / 2
-            return np.floor((low - slack + step * np.arange(number)) / self._px_um) * self._px_um
-
         found = []
-        for y in starts(self.y_um_N):
-            for x in starts(self.x_um_N):
-                held = (self.x_um_N >= x + radius) & (self.x_um_N <= x + side - radius)
-                held &= (self.y_um_N >= y + radius) & (self.y_um_N <= y + side - radius)
-                if held.any():
-                    found.append((float(x), float(y)))
+        for x, y in _covering(self.x_um_N, self.y_um_N, radius, side, self._px_um, step):
+            held = (self.x_um_N >= x + radius) & (self.x_um_N <= x + side - radius)
+            held &= (self.y_um_N >= y + radius) & (self.y_um_N <= y + side - radius)
+            if held.any():
+                found.append((x, y))
         return found
 
     def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
         """Numbers of the spots at these places."""
         distance = np.hypot(x_um[:, None] - self.x_um_N, y_um[:, None] - self.y_um_N)
         return distance.argmin(1)
+
+
+class _SquarePlaces:
+    """Squares around given places, each of a side of its own."""
+
+    def __init__(self, section, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um_N: np.ndarray, data: DataConfig):
+        self.x_um_N, self.y_um_N, self._side_um_N = x_um_N, y_um_N, side_um_N
+        self._data, self._px_um = data, section.he_um_per_px
+        self.size_um = float(side_um_N.max())
+        # half of the largest square beyond the place, on both sides
+        self._reach_um = data.window_um - self.size_um - self._px_um - 1e-3
+        if self._reach_um <= 0:
+            raise InputError(f"{section.id}: a square of {self.size_um:.0f} µm does not fit windows of "
+                             f"{data.window_um:g} µm")  # fmt: skip
+        self.per_tile = _most_in_a_tile(x_um_N, y_um_N, data.tile_um)
+        self._tree = scipy.spatial.cKDTree(np.stack([x_um_N, y_um_N], 1))
+
+    def corners(self, overlap: float) -> list[tuple[float, float]]:
+        """Corners of windows that hold every square whole; windows without one are left out."""
+        side_um = self._data.window_um
+        covered = _covering(self.x_um_N, self.y_um_N, self.size_um / 2, side_um, self._px_um,
+                            min(side_um * (1 - overlap), self._reach_um))  # fmt: skip
+        return [corner for corner in covered if len(self._inside(*corner))]
+
+    def _inside(self, x_um: float, y_um: float) -> np.ndarray:
+        half_N, side_um = self._side_um_N / 2, self._data.window_um
+        inside_N = (self.x_um_N >= x_um + half_N) & (self.x_um_N <= x_um + side_um - half_N)
+        inside_N &= (self.y_um_N >= y_um + half_N) & (self.y_um_N <= y_um + side_um - half_N)
+        return np.flatnonzero(inside_N)
+
+    def bins(self, x_um: float, y_um: float) -> Bins:
+        """Those that lie whole in the window whose corner this is."""
+        mine = self._inside(x_um, y_um)
+        none = (np.zeros(0, np.int32),) * 3
+        return Bins(self.x_um_N[mine] - x_um, self.y_um_N[mine] - y_um, self._side_um_N[mine],
+                    np.ones(len(mine), np.float32), *none, 1.0, False)  # fmt: skip
+
+    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+        """Numbers of the squares with these centres."""
+        return self._tree.query(np.stack([x_um, y_um], 1))[1]
+
+
+def _most_in_a_tile(x_um_N: np.ndarray, y_um_N: np.ndarray, tile_um: float) -> int:
+    """No tile, wherever it lies, holds more of these places: a quarter above the most, and quickly found."""
+    step_um, low = tile_um / 8, (x_um_N.min(), y_um_N.min())
+    column_N, row_N = (
+        ((place - start) / step_um).astype(int) for place, start in zip((x_um_N, y_um_N), low, strict=True)
+    )
+    held = np.zeros((row_N.max() + 1, column_N.max() + 1), int)
+    np.add.at(held, (row_N, column_N), 1)
+    for axis in (0, 1):  # sums of the nine steps that a tile may touch
+        held = scipy.ndimage.convolve1d(held, np.ones(9, int), axis, mode="constant")
+    return int(held.max())
+
+
+def _covering(x_um_N: np.ndarray, y_um_N: np.ndarray, half_um: float, side_um: float, px_um: float,
+              step_um: float) -> list[tuple[float, float]]:  # fmt: skip
+    """Corners of windows of side_um, on whole px, that hold everything within half_um of these places."""
+
+    def starts(places: np.ndarray) -> np.ndarray:
+        low, high = places.min() - half_um - 1e-3, places.max() + half_um + px_um
+        number = max(1, int(np.ceil((high - low - side_um) / step_um)) + 1)
+        slack = (side_um + (number - 1) * step_um - (high - low)) / 2
+        return np.floor((low - slack + step_um * np.arange(number)) / px_um) * px_um
+
+    return [(float(x), float(y)) for y in starts(y_um_N) for x in starts(x_um_N)]
 
 
 def _towards_middle(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
