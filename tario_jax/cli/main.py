@@ -16,9 +16,11 @@ from tario_jax.cli import (
     compile,
     corpus,
     evaluate,
+    finer,
     ingest,
     predict,
     run,
+    shift,
     simulate,
     status,
     trace,
@@ -29,10 +31,11 @@ from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "evaluate": evaluate, "bench": bench, "compile": compile, "status": status,
-    "compare": compare, "trace": trace,
+    "predict": predict, "evaluate": evaluate, "finer": finer, "shift": shift, "bench": bench, "compile": compile,
+    "status": status, "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
+_OF_A_RUN = ("predict", "evaluate", "finer", "shift")  # the run has a config already
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,7 +125,7 @@ def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> 
                 + (f"reads {' and '.join(groups)} of a config only; the rest is that of the run" if groups else
                    "reads no config; leave it out")
             )  # fmt: skip
-    if assignments and options.config is None and options.job not in ("predict", "evaluate"):
+    if assignments and options.config is None and options.job not in _OF_A_RUN:
         raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
 
 

@@ -2,15 +2,17 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from tario_jax.cli.options import corpus_of, evaluation_of, finish, model_flags, say_about_ten_times
+from tario_jax.cli.predict_cells import cell_flags, check_cells, maps_of_cells
 from tario_jax.config import InputError
 
 SUMMARY = "gene maps of a section or an image, from the H&E alone"
 EXAMPLES = """
     tario predict --workdir=runs/her2st --corpus=runs/her2st/corpus --section=C5 --out=C5.h5ad --table=C5.tsv
     tario predict --workdir=runs/her2st --image=slide.png --um-per-px=0.5 --out=slide.h5ad
+    tario predict --workdir=runs/quickstart --section=vh00000_core --cells --out=cells.h5ad
+    tario predict --workdir=runs/lung --image=slide.tif --um-per-px=0.25 --cells=cells.geojson --out=cells.h5ad
 """
 GROUPS_READ = ("source", "evaluate")
 
@@ -24,6 +26,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="AnnData (.h5ad)")
     parser.add_argument("--table", type=Path, help="place × gene, expected counts (.parquet, .tsv, .csv)")
     parser.add_argument("--overlap", type=float, help="of neighbouring windows; evaluate.overlap by default")
+    cell_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,6 +58,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--table={options.table}: ends in {options.table.suffix!r}; expected .parquet, .tsv or .csv")
     if options.out is not None and options.out.suffix != ".h5ad":
         raise InputError(f"--out={options.out}: ends in {options.out.suffix!r}; expected .h5ad (AnnData)")
+    check_cells(options)
     for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
         path.parent.mkdir(parents=True, exist_ok=True)
     unused = "um_per_px" if options.section is not None else "corpus"
@@ -72,11 +76,12 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _maps_of_image(options: argparse.Namespace):
-    from tario_jax.predict.tissue import read_image
+    from tario_jax.predict.tissue import ImageSection, read_image
 
     image = read_image(options.image)
     predictor = _load(options)
-    return predictor.predict(image, options.um_per_px, **_asked(options, predictor))
+    section = ImageSection(image, options.um_per_px, genes=len(predictor.panel))
+    return _maps(options, predictor, section, "real")
 
 
 def _maps_of_section(options: argparse.Namespace):
@@ -87,7 +92,7 @@ def _maps_of_section(options: argparse.Namespace):
     corpus = Corpus.open(corpus_of(options))
     section = corpus.section(options.section)
     predictor = _load(options)
-    return predictor.predict_section(section, tissue=corpus.kind, **_asked(options, predictor))
+    return _maps(options, predictor, section, corpus.kind)
 
 
 def _load(options: argparse.Namespace):
@@ -96,7 +101,9 @@ def _load(options: argparse.Namespace):
     return load(options.workdir, allow_virtual_model=options.allow_virtual_model)
 
 
-def _asked(options: argparse.Namespace, predictor) -> dict[str, Any]:
-    """What both kinds of prediction are asked for."""
+def _maps(options: argparse.Namespace, predictor, section, tissue: str):
     overlap = evaluation_of(options, predictor.provenance).overlap if options.overlap is None else options.overlap
-    return {"bin_um": options.bin_um, "overlap": overlap, "progress": say_about_ten_times("predict", "windows")}
+    if options.cells is not None:
+        return maps_of_cells(options, predictor, section, tissue, overlap)
+    return predictor.predict_section(section, tissue=tissue, bin_um=options.bin_um, overlap=overlap,
+                                     progress=say_about_ten_times("predict", "windows"))  # fmt: skip

@@ -96,7 +96,8 @@ class GeneMaps:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        places = {"place": self.names(), "x_um": self.x_um_N, "y_um": self.y_um_N}
+        # one side for all places stands in the metadata
+        places = {"place": self.names()} | {name: of for name, of in self.columns().items() if name != "size_um"}
         table = pa.table(places | dict(zip(self.panel.symbols, self.rates_NxG.T, strict=True)))
         table = table.replace_schema_metadata({f"tario.{name}": str(value) for name, value in self.metadata().items()})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,8 +109,8 @@ class GeneMaps:
             with partial.open("w") as file:
                 file.writelines(f"# {name}: {value}\n" for name, value in self.metadata().items())
                 file.write(separator.join(table.column_names) + "\n")
-                for name, x, y, rates in zip(places["place"], self.x_um_N, self.y_um_N, self.rates_NxG, strict=True):
-                    cells = [name, f"{x:.2f}", f"{y:.2f}", *(f"{rate:.6g}" for rate in rates)]
+                for (name, *of), rates in zip(zip(*places.values(), strict=True), self.rates_NxG, strict=True):
+                    cells = [name, *(f"{value:.2f}" for value in of), *(f"{rate:.6g}" for rate in rates)]
                     file.write(separator.join(cells) + "\n")
         else:
             raise InputError(f"--table={path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +48,7 @@ class Predictor:
     def of_step(self, parameters, calibration) -> "Predictor":
         """Another checkpoint of the same run, predicting with what is compiled already."""
         other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
         other._parameters, other._calibration = jax.device_put((parameters, calibration), self._shardings)
         return other
 
@@ -53,6 +56,14 @@ class Predictor:
     def trained_on(self) -> str:
         """Kind of tissue that the model learnt from: virtual or real."""
         return self.provenance.trained_on
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the parameters and the panel: what was predicted with one is not mistaken for another's."""
+        digest = hashlib.sha256(self.panel.hash.encode())
+        for leaf in jax.tree.leaves((self._parameters, self._calibration)):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
 
     def predict(
         self, image: np.ndarray, um_per_px: float, *, bin_um: float | None = None, tissue: str = "real",
