@@ -6,7 +6,8 @@ from typing import Any
 from tario_jax.evaluate.figures import INK, LINES, SOFT, TITLE, blank_figure, plain_axes, save_figure
 
 _READERS = {  # (label, colour, marker)
-    "model": ("model", LINES["model"][1], "o"), "bins": ("model, bins of 9 µm", LINES["model"][1], "o"),
+    "model": ("model (cells: its bins of 9 µm)", LINES["model"][1], "o"),
+    "bins": ("model (cells: its bins of 9 µm)", LINES["model"][1], "o"),
     "queries": ("model, a query a cell", "#7a4fa3", "s"), "coarse": ("its 36 µm spread evenly", LINES["ridge"][1], "v"),
     "density": ("its density", LINES["own_density"][1], "x"),
     "reachable": ("reachable from the H&E", LINES["reachable"][1], "_"),
@@ -30,11 +31,12 @@ def draw_finer(path: Path, result: dict[str, Any]) -> None:
                 if not known or (reader == "density" and form == "composition"):
                     continue
                 aside = 0.12 * (list(_READERS).index(reader) - 3)
-                spread = [[entry["mean"] - entry["low"] for _, entry in known],
-                          [entry["high"] - entry["mean"] for _, entry in known]]  # fmt: skip
-                handles[label] = axis.errorbar([at + aside for at, _ in known], [e["mean"] for _, e in known], spread,
-                                               fmt=marker, color=colour, markersize=6, linewidth=1.2)  # fmt: skip
-            axis.set_title(f"r with the {target}, {form}", **TITLE)
+                entries = [entry for _, entry in known]
+                handles[label] = axis.errorbar(
+                    [at + aside for at, _ in known], [entry["mean"] for entry in entries], _spread(entries),
+                    fmt=marker, color=colour, markersize=6, linewidth=1.2,
+                )  # fmt: skip
+            axis.set_title(f"r with the {'true rates' if target == 'truth' else 'measured counts'}, {form}", **TITLE)
             axis.set_xticks(range(len(_PLACES)), list(_PLACES.values()))
             plain_axes(axis)
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
@@ -44,24 +46,33 @@ def draw_finer(path: Path, result: dict[str, Any]) -> None:
 
 
 def draw_shift(path: Path, result: dict[str, Any]) -> None:
-    """r of the top genes against the shift of the detections, by side of the bins: the model, and V where known."""
+    """r of the top genes against the shift of the detections, by side of the bins: the model, and V where known.
+
+    Bars are intervals of the paired fall, around r.
+    """
     figure = blank_figure(9.6, 4.4)
     for axis, form in zip(figure.subplots(1, 2), ("counts", "composition"), strict=True):
         for side, readers in result["scores"].items():
             for reader, style in (("reachable", "--"), ("model", "-")):
                 if reader not in readers:
                     continue
-                line = [(float(shift), entry[form]["top"]) for shift, entry in readers[reader].items()]
-                x, means = [at for at, _ in line], [entry["mean"] for _, entry in line]
+                shifts = list(readers[reader])
+                x = [float(shift) for shift in shifts]
+                means = [readers[reader][shift][form]["top"]["mean"] for shift in shifts]
                 colour = _SIDES.get(side, INK)
-                axis.plot(x, means, style, color=colour, linewidth=1.6, marker="o", markersize=3.5,
-                          label=f"{reader}, {side} µm bins")  # fmt: skip
-                axis.fill_between(x, [e["low"] for _, e in line], [e["high"] for _, e in line], color=colour,
-                                  alpha=0.12, linewidth=0)  # fmt: skip
-        axis.set_title(f"r with the counts, {form}", **TITLE)
+                falls = [result["falls"][side][reader][shift][form]["top"] for shift in shifts]
+                axis.errorbar(x, means, _spread(falls), linestyle=style, color=colour, linewidth=1.6, marker="o",
+                              markersize=3.5, capsize=2, label=f"{reader}, {side} µm bins")  # fmt: skip
+        axis.set_title(f"r with measured counts, {form}", **TITLE)
         axis.set_xlabel("shift of the detections, µm", fontsize=10, color=SOFT)
         plain_axes(axis)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
     save_figure(figure, path)
+
+
+def _spread(entries: list[dict[str, float]]) -> list[list[float]]:
+    """Bars below and above the means; a percentile may lie past the mean of few patients."""
+    return [[max(entry["mean"] - entry["low"], 0.0) for entry in entries],
+            [max(entry["high"] - entry["mean"], 0.0) for entry in entries]]  # fmt: skip
