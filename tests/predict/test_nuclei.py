@@ -96,3 +96,16 @@ def test_matches_are_one_to_one_and_the_nearest_first():
     assert (score.recall, score.precision, score.count_error) == (0.5, pytest.approx(1 / 3), 0.5)
     np.testing.assert_array_equal(match_places(found, true, 1000.0), [-1, 0, 1])
     assert len(match_places(np.zeros((0, 2)), true)) == 0 and match_places(found, np.zeros((0, 2))).tolist() == [-1] * 3
+
+
+@pytest.mark.real_data
+def test_a_real_slide_has_nuclei_of_the_size_of_nuclei(real_data):
+    openslide = pytest.importorskip("openslide")
+    with openslide.OpenSlide(real_data / "slides" / "CMU-1-Small-Region.svs") as slide:
+        he = np.asarray(slide.read_region((600, 800), 0, (1000, 1000)).convert("RGB"))
+    nuclei = find_nuclei(ImageSection(he, 0.499, genes=1))
+    low, middle, high = np.percentile(nuclei.area_um2_N, [10, 50, 90])
+    assert 300 < len(nuclei) < 1200 and low > 8 and 15 < middle < 45 and high < 120
+    blue = haematoxylin(he)
+    column, row = (nuclei.centre_um_Nx2 / 0.499).astype(int).T
+    assert blue[row, column].mean() > 2.5 * blue.mean()
