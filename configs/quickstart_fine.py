@@ -1,7 +1,7 @@
 """The quickstart's patients, learnt in bins of 36, 18 and 9 µm by turns: a model for finer readouts.
 
-Cost: about 9 minutes on two cores. Outcome on 30 held-out patients (`tario finer`, `tario shift`; docs/finer.md): read at
-18 and 9 µm it says more of the true rates than its own 36 µm spread evenly, and so it does cell by cell.
+Cost: about 9 minutes on two cores. Outcome on 30 held-out patients (`tario finer`, `tario shift`; docs/finer.md): read
+at 18 and 9 µm it says more of the true rates than its own 36 µm spread evenly, and so it does cell by cell.
 """
 
 from tario_jax.config import Config, DataConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig

@@ -80,8 +80,7 @@ def _bins(section: Section, found: Detections, maps: dict[float, GeneMaps], in_m
         said = {"model": _at(maps[bin_um], x_um_N, y_um_N)[:, in_model]}
         said["density"] = _at(maps[bin_um], x_um_N, y_um_N).sum(1, keepdims=True)
         if bin_um < coarsest.size_um:
-            share = np.float32((bin_um / coarsest.size_um) ** 2)
-            said["coarse"] = share * _at(coarsest, x_um_N, y_um_N)[:, in_model]
+            said["coarse"] = _at(coarsest, x_um_N, y_um_N)[:, in_model]  # neither form of r knows the bins' area
         yield Read(f"{bin_um:g}", bin_um, counts_NxG, true, reachable, said)
 
 

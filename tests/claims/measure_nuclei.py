@@ -1,7 +1,7 @@
 """How many nuclei of virtual patients are found in their H&E, and what is found that is none: `… OUT.json`.
 
-24 patients of all cancer types by turns, core regions of 512 µm. A nucleus is found where one lies within 4 µm of it, one
-to one. The table tells looks apart: what shows as a thin line or a ghost is missed more often.
+24 patients of all cancer types by turns, core regions of 512 µm. A nucleus is found where one lies within 4 µm of it,
+one to one. The table tells looks apart: what shows as a thin line or a ghost is missed more often.
 """
 
 import json
