@@ -57,33 +57,47 @@ class Said:
     """A prediction of N bins by G genes, ready to be held against many counts of the same bins."""
 
     def __init__(self, rates_NxG: np.ndarray):
-        self._rates_NxG = rates_NxG
-        self._composed_NxG = composition(rates_NxG, rates_NxG.sum(1, dtype=np.float64)).astype(np.float32)
+        self._counts = _Values(rates_NxG)
+        self._composition = _Values(composition(rates_NxG, rates_NxG.sum(1, dtype=np.float64)))
 
     def correlations(self, counted: Counted, least_total: float) -> tuple[np.ndarray, np.ndarray]:
         """r by gene in counts and in composition, float64 [G] each; as `pearson_by_gene` on whole arrays.
 
         In the composition form bins with fewer than `least_total` counts are left out.
         """
-        counts_G = _correlate(counted.bin_E, counted.gene_E, counted.count_E, self._rates_NxG)
+        everywhere_N = np.ones(len(counted.total_N), bool)
+        counts_G = self._counts.correlate(counted.bin_E, counted.gene_E, counted.count_E, everywhere_N)
         kept_N = counted.total_N >= least_total
-        number_N = np.cumsum(kept_N) - 1
         among = kept_N[counted.bin_E]
         bin_E, gene_E = counted.bin_E[among], counted.gene_E[among]
         value_E = np.log1p(counted.count_E[among] * COMPOSITION_SCALE / counted.total_N[bin_E])
-        return counts_G, _correlate(number_N[bin_E], gene_E, value_E, self._composed_NxG[kept_N])
+        return counts_G, self._composition.correlate(bin_E, gene_E, value_E, kept_N)
 
 
-def _correlate(bin_E: np.ndarray, gene_E: np.ndarray, value_E: np.ndarray, said_NxG: np.ndarray) -> np.ndarray:
-    """Pearson r by gene of sparse values with dense ones."""
-    bins, genes = said_NxG.shape
-    if bins < 2:
-        return np.full(genes, np.nan)
-    mean_G = said_NxG.mean(0, dtype=np.float64)
-    centred_NxG = said_NxG - mean_G.astype(said_NxG.dtype)
-    rest_G = centred_NxG.mean(0, dtype=np.float64)  # what float32 left of the mean
-    square_G = np.einsum("ng,ng->g", centred_NxG, centred_NxG, dtype=np.float64) - bins * rest_G**2
-    sum_G = np.bincount(gene_E, value_E, genes)
-    values_G = np.bincount(gene_E, value_E**2, genes) - sum_G**2 / bins
-    product_G = np.bincount(gene_E, value_E * centred_NxG[bin_E, gene_E], genes) - sum_G * rest_G
-    return correlation(values_G, square_G, product_G, sum_G**2 / bins, bins * mean_G**2)
+class _Values:
+    """Dense values about their mean, and their sums, from which those of any bins follow by the bins left out."""
+
+    def __init__(self, values_NxG: np.ndarray):
+        self._mean_G = values_NxG.mean(0, dtype=np.float64)
+        self._about_NxG = (values_NxG - self._mean_G).astype(np.float32)
+        self._sums_2xG = _sums(self._about_NxG)
+
+    def correlate(self, bin_E: np.ndarray, gene_E: np.ndarray, value_E: np.ndarray, kept_N: np.ndarray) -> np.ndarray:
+        """Pearson r by gene, over the kept bins, of sparse values (0 where there is no entry) with these."""
+        genes, bins = len(self._mean_G), int(kept_N.sum())
+        if bins < 2:
+            return np.full(genes, np.nan)
+        said_G, said_square_G = self._sums_2xG - _sums(self._about_NxG[~kept_N])
+        sum_G = np.bincount(gene_E, value_E, genes)
+        square_G = np.bincount(gene_E, value_E**2, genes)
+        product_G = np.bincount(gene_E, value_E * self._about_NxG[bin_E, gene_E], genes)
+        return correlation(
+            square_G - sum_G**2 / bins, said_square_G - said_G**2 / bins, product_G - sum_G * said_G / bins,
+            sum_G**2 / bins, bins * self._mean_G**2,
+        )  # fmt: skip
+
+
+def _sums(about_NxG: np.ndarray) -> np.ndarray:
+    """Sums of the values and of their squares, float64 [2, G]."""
+    return np.stack([about_NxG.sum(0, dtype=np.float64),
+                     np.einsum("ng,ng->g", about_NxG, about_NxG, dtype=np.float64)])  # fmt: skip
