@@ -48,7 +48,7 @@ def test_cells_finer_bins_and_shifts_of_a_run(cli_tario, tmp_path):
     done = cli_tario(*words, f"--cells={tmp_path / 'o.geojson'}", "--grow-um=3", f"--out={tmp_path / 'b.h5ad'}")
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(anndata.read_h5ad(tmp_path / "b.h5ad").X, found.X, rtol=0.05)
-    done = cli_tario(*words, "--cells=corpus", "--reading=queries", f"--table={tmp_path / 'c.tsv'}")
+    done = cli_tario(*words, "--cells=corpus", "--reading=bins", f"--table={tmp_path / 'c.tsv'}")
     assert done.returncode == 0, done.stderr
     for job in ("finer", "shift"):
         tables = []

@@ -22,7 +22,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.tissue import ImageSection
 
 Reading = Literal["bins", "queries"]
-READING: Reading = "bins"  # the better of the two on virtual truth: docs/finer.md
+READING: Reading = "queries"  # the better of the two on virtual truth: docs/finer.md
 BIN_UM = 9.0
 GROW_UM = 3.0  # of nuclei; outlines of whole cells are taken as they are
 _APART_UM = 0.01  # between centres

@@ -201,7 +201,8 @@ def test_cells_that_cover_whole_bins_have_the_rates_of_the_bins(predictor, tiny_
     square = np.array([[0, 0], [9, 0], [9, 9], [0, 9.0]])
     chosen = [5, 44, 200, 301]
     corner = np.stack([bins.x_um_N, bins.y_um_N], 1)[chosen] - 4.5
-    cells = predict_cells(predictor, section, Outlines.of([square + at for at in corner]), tissue="virtual", grow_um=0)
+    outlines = Outlines.of([square + at for at in corner])
+    cells = predict_cells(predictor, section, outlines, tissue="virtual", grow_um=0, reading="bins")
     np.testing.assert_allclose(cells.rates_NxG, bins.rates_NxG[chosen], rtol=1e-5)
     assert np.ptp(cells.rates_NxG.sum(1)) > 0
 
