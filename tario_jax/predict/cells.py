@@ -57,7 +57,9 @@ def predict_cells(
     `predict_section`.
     """
     if section.spots is not None:
-        raise InputError(f"{section.id}: is measured in spots; cells are read from 9 µm bins, which need detections")
+        raise InputError(
+            f"{section.id}: is measured in spots, and its model knows places of their size; cells need detections"
+        )
     outlines = within(outlines, section)
     areas = areas_of(outlines, section, grow_um)
     if not areas.area_um2_N.all():
