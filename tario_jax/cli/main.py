@@ -17,11 +17,13 @@ from tario_jax.cli import (
     corpus,
     decode,
     evaluate,
+    finer,
     gallery,
     ingest,
     predict,
     run,
     scaling,
+    shift,
     simulate,
     status,
     trace,
@@ -32,10 +34,11 @@ from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "decode": decode, "evaluate": evaluate, "gallery": gallery, "scaling": scaling, "bench": bench,
-    "compile": compile, "status": status, "compare": compare, "trace": trace,
+    "predict": predict, "decode": decode, "evaluate": evaluate, "finer": finer, "shift": shift, "gallery": gallery,
+    "scaling": scaling, "bench": bench, "compile": compile, "status": status, "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
+_OF_A_RUN = ("predict", "decode", "evaluate", "finer", "shift", "gallery")  # the run has a config already
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,8 +128,7 @@ def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> 
                 + (f"reads {' and '.join(groups)} of a config only; the rest is that of the run" if groups else
                    "reads no config; leave it out")
             )  # fmt: skip
-    reads_its_run = ("predict", "decode", "evaluate", "gallery")
-    if assignments and options.config is None and options.job not in reads_its_run:
+    if assignments and options.config is None and options.job not in _OF_A_RUN:
         raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
 
 

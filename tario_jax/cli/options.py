@@ -33,11 +33,12 @@ def config_flags(parser: argparse.ArgumentParser, *, required: bool = True, work
                             help="folder of the run; run again, it continues")  # fmt: skip
 
 
-def model_flags(parser: argparse.ArgumentParser) -> None:
-    """For the jobs that read a trained model."""
+def model_flags(parser: argparse.ArgumentParser, *, bins: bool = True) -> None:
+    """For the jobs that read a trained model; bins: at any side of the bins."""
     parser.add_argument("--workdir", required=True, type=Path, help="of the run whose newest checkpoint is used")
     config_flags(parser, required=False, workdir=False)
-    parser.add_argument("--bin-um", type=float, help="side of the bins; that of training by default")
+    if bins:
+        parser.add_argument("--bin-um", type=float, help="side of the bins; that of training by default")
     parser.add_argument("--allow-virtual-model", action="store_true",
                         help="let a model of virtual tissue, which knows no biology, see real tissue")  # fmt: skip
 

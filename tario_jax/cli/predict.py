@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from tario_jax.cli.options import (
     at_least_one,
@@ -13,6 +12,7 @@ from tario_jax.cli.options import (
     model_flags,
     say_about_ten_times,
 )
+from tario_jax.cli.predict_cells import cell_flags, check_cells, maps_of_cells
 from tario_jax.config import ORDERS, InputError
 
 SUMMARY = "gene maps of a section or an image, from the H&E alone"
@@ -20,6 +20,8 @@ EXAMPLES = """
     tario predict --workdir=runs/her2st --corpus=runs/her2st/corpus --section=C5 --out=C5.h5ad --table=C5.tsv
     tario predict --workdir=runs/her2st --image=slide.png --um-per-px=0.5 --out=slide.h5ad
     tario predict --workdir=runs/quickstart --section=vh00000_core --steps=16 --samples=8 --uncertainty --out=maps.h5ad
+    tario predict --workdir=runs/quickstart --section=vh00000_core --cells --out=cells.h5ad
+    tario predict --workdir=runs/lung --image=slide.tif --um-per-px=0.25 --cells=cells.geojson --out=cells.h5ad
 """
 GROUPS_READ = ("source", "evaluate")
 
@@ -42,6 +44,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--seed", type=int, help="of orders and draws; 0 by default")
     steps.add_argument("--uncertainty", action="store_true",
                        help="layer between_sample_variance in --out: a count varies by X + this")  # fmt: skip
+    cell_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,6 +76,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--table={options.table}: ends in {options.table.suffix!r}; expected .parquet, .tsv or .csv")
     if options.out is not None and options.out.suffix != ".h5ad":
         raise InputError(f"--out={options.out}: ends in {options.out.suffix!r}; expected .h5ad (AnnData)")
+    check_cells(options)
     for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
         path.parent.mkdir(parents=True, exist_ok=True)
     if options.steps is None:
@@ -101,7 +105,7 @@ def _maps_of_image(options: argparse.Namespace):
     image = read_image(options.image)
     predictor = _load(options)
     section = ImageSection(image, options.um_per_px, genes=len(predictor.panel))
-    return _maps(options, predictor, section, tissue="real")
+    return _maps(options, predictor, section, "real")
 
 
 def _maps_of_section(options: argparse.Namespace):
@@ -111,18 +115,7 @@ def _maps_of_section(options: argparse.Namespace):
     find_checkpoint(options.workdir)
     corpus = Corpus.open(corpus_of(options))
     section = corpus.section(options.section)
-    return _maps(options, _load(options), section, tissue=corpus.kind)
-
-
-def _maps(options: argparse.Namespace, predictor, section, tissue: str):
-    asked = _asked(options, predictor) | {"tissue": tissue}
-    if options.steps is None:
-        return predictor.predict_section(section, **asked)
-    from tario_jax.predict.generate import Steps, generate_section
-
-    steps = Steps(options.steps, options.samples or 8, options.order or "random", options.seed or 0)
-    maps, _ = generate_section(predictor, section, steps, **asked)
-    return maps if options.uncertainty else dataclasses.replace(maps, between_NxG=None)
+    return _maps(options, _load(options), section, corpus.kind)
 
 
 def _load(options: argparse.Namespace):
@@ -137,7 +130,16 @@ def _load(options: argparse.Namespace):
     return predictor
 
 
-def _asked(options: argparse.Namespace, predictor) -> dict[str, Any]:
-    """What both kinds of prediction are asked for."""
+def _maps(options: argparse.Namespace, predictor, section, tissue: str):
     overlap = evaluation_of(options, predictor.provenance).overlap if options.overlap is None else options.overlap
-    return {"bin_um": options.bin_um, "overlap": overlap, "progress": say_about_ten_times("predict", "windows")}
+    if options.cells is not None:
+        return maps_of_cells(options, predictor, section, tissue, overlap)
+    asked = {"tissue": tissue, "bin_um": options.bin_um, "overlap": overlap,
+             "progress": say_about_ten_times("predict", "windows")}  # fmt: skip
+    if options.steps is None:
+        return predictor.predict_section(section, **asked)
+    from tario_jax.predict.generate import Steps, generate_section
+
+    steps = Steps(options.steps, options.samples or 8, options.order or "random", options.seed or 0)
+    maps, _ = generate_section(predictor, section, steps, **asked)
+    return maps if options.uncertainty else dataclasses.replace(maps, between_NxG=None)

@@ -28,10 +28,13 @@ class Cover:
     Windows have one group; `count_capacity` entries fit a row. overlap: of neighbouring windows, from 0 to below 1.
     """
 
-    def __init__(self, section: Section, data: DataConfig, genes: int, *, overlap: float, count_capacity: int = 1):
+    def __init__(self, section: Section, data: DataConfig, genes: int, *, overlap: float, count_capacity: int = 1,
+                 places=None):  # fmt: skip
+        """places: others than the section's own."""
         self.section, self.genes = section, genes
         self.data = dataclasses.replace(data, bin_mixture=(), windows_per_row=1, sequence="window", groups=((1, 1.0),))
-        self.places = SpotPlaces(section, self.data) if section.spots is not None else BinPlaces(section, self.data)
+        own = BinPlaces if section.spots is None else SpotPlaces
+        self.places = own(section, self.data) if places is None else places
         self.layout = make_layout(self.data, genes, bins_per_tile=self.places.per_tile,
                                   largest_bin_um=self.places.size_um, count_capacity=count_capacity)  # fmt: skip
         self.corners = self.places.corners(overlap)
@@ -166,26 +169,31 @@ class SpotPlaces:
         """Corners of windows that hold every spot whole; windows without a spot are left out."""
         side, radius = self._data.window_um, self._diameter_um / 2
         step = min(side * (1 - overlap), self._reach_um)
-
-        def starts(places: np.ndarray) -> np.ndarray:
-            low, high = places.min() - radius - 1e-3, places.max() + radius + self._px_um
-            number = max(1, int(np.ceil((high - low - side) / step)) + 1)
-            slack = (side + (number - 1) * step - (high - low)) / 2
-            return np.floor((low - slack + step * np.arange(number)) / self._px_um) * self._px_um
-
         found = []
-        for y in starts(self.y_um_N):
-            for x in starts(self.x_um_N):
-                held = (self.x_um_N >= x + radius) & (self.x_um_N <= x + side - radius)
-                held &= (self.y_um_N >= y + radius) & (self.y_um_N <= y + side - radius)
-                if held.any():
-                    found.append((float(x), float(y)))
+        for x, y in covering(self.x_um_N, self.y_um_N, radius, side, self._px_um, step):
+            held = (self.x_um_N >= x + radius) & (self.x_um_N <= x + side - radius)
+            held &= (self.y_um_N >= y + radius) & (self.y_um_N <= y + side - radius)
+            if held.any():
+                found.append((x, y))
         return found
 
     def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
         """Numbers of the spots at these places."""
         distance = np.hypot(x_um[:, None] - self.x_um_N, y_um[:, None] - self.y_um_N)
         return distance.argmin(1)
+
+
+def covering(x_um_N: np.ndarray, y_um_N: np.ndarray, half_um: float, side_um: float, px_um: float,
+              step_um: float) -> list[tuple[float, float]]:  # fmt: skip
+    """Corners of windows of side_um, on whole px, that hold everything within half_um of these places."""
+
+    def starts(places: np.ndarray) -> np.ndarray:
+        low, high = places.min() - half_um - 1e-3, places.max() + half_um + px_um
+        number = max(1, int(np.ceil((high - low - side_um) / step_um)) + 1)
+        slack = (side_um + (number - 1) * step_um - (high - low)) / 2
+        return np.floor((low - slack + step_um * np.arange(number)) / px_um) * px_um
+
+    return [(float(x), float(y)) for y in starts(y_um_N) for x in starts(x_um_N)]
 
 
 def _towards_middle(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:

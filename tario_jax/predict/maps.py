@@ -87,6 +87,10 @@ class GeneMaps:
         return {f"{name}_{cohort}": values for cohort in self.validation.cohorts
                 for name, values in self.validation.of(cohort, self.panel.symbols).items()}  # fmt: skip
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """What is known of each place, [N] each."""
+        return {"x_um": self.x_um_N, "y_um": self.y_um_N, "size_um": np.full(len(self.x_um_N), self.size_um)}
+
     def to_anndata(self):
         """As AnnData: obs = places with x_um and y_um, var_names = symbols, obsm['spatial'] in full-resolution px.
 
@@ -98,10 +102,7 @@ class GeneMaps:
             import pandas
         except ImportError:
             raise InputError("AnnData is not installed; pip install 'tario-jax[io]'") from None
-        obs = pandas.DataFrame(
-            {"x_um": self.x_um_N, "y_um": self.y_um_N, "size_um": np.full(len(self.x_um_N), self.size_um)},
-            index=self.names(),
-        )
+        obs = pandas.DataFrame(self.columns(), index=self.names())
         genes = pandas.DataFrame(self.gene_columns(), index=list(self.panel.symbols))
         maps = anndata.AnnData(self.rates_NxG, obs=obs, var=genes)
         maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px + self.he_origin_px
@@ -125,7 +126,8 @@ class GeneMaps:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        places = {"place": self.names(), "x_um": self.x_um_N, "y_um": self.y_um_N}
+        # one side for all places stands in the metadata
+        places = {"place": self.names()} | {name: of for name, of in self.columns().items() if name != "size_um"}
         table = pa.table(places | dict(zip(self.panel.symbols, self.rates_NxG.T, strict=True)))
         table = table.replace_schema_metadata({f"tario.{name}": str(value) for name, value in self.metadata().items()})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +139,8 @@ class GeneMaps:
             with partial.open("w") as file:
                 file.writelines(f"# {name}: {value}\n" for name, value in self.metadata().items())
                 file.write(separator.join(table.column_names) + "\n")
-                for name, x, y, rates in zip(places["place"], self.x_um_N, self.y_um_N, self.rates_NxG, strict=True):
-                    cells = [name, f"{x:.2f}", f"{y:.2f}", *(f"{rate:.6g}" for rate in rates)]
+                for (name, *of), rates in zip(zip(*places.values(), strict=True), self.rates_NxG, strict=True):
+                    cells = [name, *(f"{value:.2f}" for value in of), *(f"{rate:.6g}" for rate in rates)]
                     file.write(separator.join(cells) + "\n")
         else:
             raise InputError(f"--table={path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tario_jax.config import BATCH_AXES, InputError, MeshConfig
+from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import build
 from tario_jax.model.model import Tario
@@ -18,6 +18,7 @@ from tario_jax.predict.cover import Blend, Cover
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
 from tario_jax.predict.maps import ONE_SHOT, GeneMaps
+from tario_jax.predict.squares import SquareCover, SquarePlaces
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import Batch
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
@@ -79,6 +80,24 @@ class Predictor:
         A place that several windows hold gets their mean, weighed towards the middle of a window.
         """
         cover = self.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap)
+        return self.maps(cover, self._blended(cover, progress), tissue)
+
+    def predict_squares(
+        self, section: Section | ImageSection, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um_N: np.ndarray, *,
+        tissue: str, overlap: float = 0.5, progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Expected detections of every gene in squares of any side around any places, float32 [N, G].
+
+        A query carries its place and its size, so each square is one query; no two may have the same centre. Raises
+        `InputError` as `predict_section`.
+        """
+        data = self._data(section, tissue, overlap)
+        places = SquarePlaces(section, x_um_N, y_um_N, side_um_N, data)
+        cover = SquareCover(section, data, len(self.panel), overlap=overlap, places=places)
+        return _whole(section, self._blended(cover, progress), np.ones(len(cover), bool))
+
+    def _blended(self, cover: Cover, progress: Callable[[int, int], None] | None) -> Blend:
+        """Rates of all places of a cover, from the H&E at once."""
         blend = Blend(len(cover), len(self.panel))
         for windows, batch in cover.batches(self.rows):
             rates_BxQxG = np.asarray(self.call(Tario.rates, self.placed_on_devices(batch)))
@@ -86,13 +105,21 @@ class Predictor:
                 blend.add(cover.placed(batch, row, window), rates_BxQxG[row])
             if progress is not None:
                 progress(windows.stop, len(cover.corners))
-        return self.maps(cover, blend, tissue)
+        return blend
 
     def cover(
         self, section: Section | ImageSection, *, tissue: str, bin_um: float | None, overlap: float,
         count_capacity: int = 1,
     ) -> Cover:  # fmt: skip
         """The windows of a section. Raises `InputError` for what may not, or cannot, be predicted."""
+        data = self._data(section, tissue, overlap)
+        if bin_um is not None and section.spots is not None:
+            raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
+        data = data if bin_um is None else dataclasses.replace(data, bin_um=bin_um)
+        return Cover(section, data, len(self.panel), overlap=overlap, count_capacity=count_capacity)
+
+    def _data(self, section: Section | ImageSection, tissue: str, overlap: float) -> DataConfig:
+        """The data config of prediction. Raises `InputError` for what the model may not be asked."""
         if tissue not in ("virtual", "real"):
             raise InputError(f"tissue is {tissue!r}; expected 'virtual' or 'real'")
         if self.trained_on == "virtual" and tissue == "real" and not self.allow_virtual_model:
@@ -102,11 +129,7 @@ class Predictor:
             )
         if not 0 <= overlap < 1:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
-        if bin_um is not None and section.spots is not None:
-            raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
-        bin_um = self.provenance.bin_um if bin_um is None else bin_um
-        data = dataclasses.replace(self.provenance.config.data, bin_um=bin_um, bin_mixture=())
-        return Cover(section, data, len(self.panel), overlap=overlap, count_capacity=count_capacity)
+        return dataclasses.replace(self.provenance.config.data, bin_um=self.provenance.bin_um, bin_mixture=())
 
     def call(self, function: Callable, *arguments):
         """`function(model, *arguments)` on the devices; compiled once a shape, also for other steps of the run."""
@@ -130,15 +153,7 @@ class Predictor:
         """
         section, places = cover.section, cover.places
         asked_N = np.ones(len(cover), bool) if asked_N is None else asked_N
-        unseen = int((asked_N & ~blend.seen_N).sum())
-        if unseen:
-            raise InputError(f"{section.id}: {unseen} places lie in no window; lower the overlap")
-        rates_NxG = blend.mean() if asked_N.all() else blend.mean()[asked_N]
-        if not np.isfinite(rates_NxG).all():
-            raise InputError(
-                f"{section.id}: the model's rates are not numbers: its training diverged; see its metrics.jsonl, "
-                "and train again with a lower optim.learning_rate"
-            )
+        rates_NxG = _whole(section, blend, asked_N)
         names = section.spots.name_N if section.spots is not None else ()
         names = tuple(name for name, asked in zip(names, asked_N, strict=False) if asked)
         # what was validated is the prediction from the H&E at once
@@ -179,6 +194,20 @@ def load_step(
         if found.about["checkpoint"] == checkpoint:  # else it is that of an earlier step
             predictor.validation = found
     return predictor
+
+
+def _whole(section: Section | ImageSection, blend: Blend, asked_N: np.ndarray) -> np.ndarray:
+    """Blended rates of the places that were asked. Raises `InputError` where one has none, or they are no numbers."""
+    unseen = int((asked_N & ~blend.seen_N).sum())
+    if unseen:
+        raise InputError(f"{section.id}: {unseen} places lie in no window; lower the overlap")
+    rates_NxG = blend.mean() if asked_N.all() else blend.mean()[asked_N]
+    if not np.isfinite(rates_NxG).all():
+        raise InputError(
+            f"{section.id}: the model's rates are not numbers: its training diverged; see its metrics.jsonl, "
+            "and train again with a lower optim.learning_rate"
+        )
+    return rates_NxG
 
 
 def _prediction_mesh() -> Mesh:

@@ -193,7 +193,8 @@ class _Slots(NamedTuple):
     weight_NxM: np.ndarray
 
 
-def _slots(x_um_N: np.ndarray, y_um_N: np.ndarray, size_um: float, data: DataConfig, layout: Layout) -> _Slots:
+def _slots(x_um_N: np.ndarray, y_um_N: np.ndarray, size_um: float | np.ndarray, data: DataConfig,
+           layout: Layout) -> _Slots:  # fmt: skip
     tiles_per_side = round(data.window_um / data.tile_um)
     tile_N = np.minimum(y_um_N // data.tile_um, tiles_per_side - 1).astype(int) * tiles_per_side
     tile_N += np.minimum(x_um_N // data.tile_um, tiles_per_side - 1).astype(int)
@@ -232,11 +233,12 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
 
     bins = window.bins
     counted = bins.measured_N > 0
-    x, y = bins.x_um_N[counted], bins.y_um_N[counted]
+    x, y, size_um = bins.x_um_N[counted], bins.y_um_N[counted], bins.size_um
     if bins.square:
-        slots = _Slots(*(part[counted] for part in _grid_slots(data, layout, bins.size_um)))
+        slots = _Slots(*(part[counted] for part in _grid_slots(data, layout, size_um)))
     else:
-        slots = _slots(x, y, bins.size_um, data, layout)
+        size_um = np.broadcast_to(size_um, counted.shape)[counted]
+        slots = _slots(x, y, size_um, data, layout)
     if slots.place_N.max(initial=0) >= layout.bins_per_tile:
         raise InputError(
             f"a tile holds {slots.place_N.max() + 1} bins, more than its capacity {layout.bins_per_tile}; "
@@ -245,7 +247,7 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     at = (row, first_tile + slots.tile_N, slots.place_N)
     ranks = writing_ranks(data.order, x, y, bins.pitch_um, rng)
     batch.bin_xy_um_BxTxNx2[at] = np.stack([x + beside_um, y], 1)
-    batch.bin_size_um_BxTxN[at] = bins.size_um
+    batch.bin_size_um_BxTxN[at] = size_um
     batch.bin_measured_BxTxN[at] = bins.measured_N[counted]
     batch.bin_step_BxTxN[at] = write_steps(ranks, groups)
     batch.pool_patch_BxTxNxM[at] = slots.patch_NxM + first_tile * layout.patches_per_tile
@@ -296,7 +298,7 @@ def _write_counts(batch: Batch, row: int, used: int, bins: Bins, bin_K: np.ndarr
     return used
 
 
-def _patches_under(x: np.ndarray, y: np.ndarray, size_um: float, data: DataConfig, layout: Layout):
+def _patches_under(x: np.ndarray, y: np.ndarray, size_um: float | np.ndarray, data: DataConfig, layout: Layout):
     """Patches of the window (tile by tile) that a bin covers, and their shares of its area: two arrays [N, M]."""
     across = math.isqrt(layout.patches_per_bin)
     side = round(data.window_um / data.patch_um)

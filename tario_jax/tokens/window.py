@@ -16,7 +16,7 @@ class Bins:
 
     x_um_N: np.ndarray  # float64, centres
     y_um_N: np.ndarray
-    size_um: float  # side of the square, or of the square of a spot's area
+    size_um: float | np.ndarray  # side of the square, or of that of a spot's area; [N]: each its own, off a grid
     measured_N: np.ndarray  # float32, share of the area that is measured; 0 = does not count
     bin_E: np.ndarray  # int32, ascending
     gene_E: np.ndarray

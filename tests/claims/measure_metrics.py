@@ -1,8 +1,8 @@
 """Every metric of one large section, and Moran's I beside squidpy's: `measure_metrics.py OUT.json --peer=PYTHON`.
 
 The section: a square grid of 100,489 bins of 18,963 genes, 4 % of the entries not 0, and rates of rank 2 that are
-made strip by strip, so that neither counts nor rates ever exist as a dense array. What is timed is what `tario evaluate`
-does with a section: ranking, ceilings, the model in three forms, displacement, turned targets, nats. squidpy runs in an
+made strip by strip, so that neither counts nor rates ever exist as a dense array. What `tario evaluate` does with a
+section is timed: ranking, ceilings, the model in three forms, displacement, turned targets, nats. squidpy runs in an
 environment of its own (--peer), on the same matrix of 4,096 bins, warmed up before it is timed; ours is timed in the
 same run.
 """

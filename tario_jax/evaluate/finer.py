@@ -1,0 +1,190 @@
+"""Finer readouts against virtual truth: what is gained by reading a model at 18 and 9 µm, and cell by cell.
+
+Each section is measured once (`finer_section.py`) and kept as a small file, so a job that was killed continues.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import EvaluateConfig, InputError
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate.finer_section import BINS_UM, FORMS, measure_section
+from tario_jax.evaluate.gene_sets import SetMean, gene_sets, rank_by_moran
+from tario_jax.evaluate.intervals import patient_resampling
+from tario_jax.evaluate.kept import Kept, key_of
+from tario_jax.evaluate.nucleus_match import NEAR_UM, NucleusScore
+from tario_jax.predict.cells import GROW_UM
+from tario_jax.predict.predictor import Predictor
+
+_VERSION = 1
+TARGETS = ("truth", "counts")
+PLACES = (*(f"{bin_um:g}" for bin_um in BINS_UM), "cells", "nuclei")
+TITLES = {"36": "bins of 36 µm", "18": "bins of 18 µm", "9": "bins of 9 µm", "cells": "cells, outlines given",
+          "nuclei": "cells, nuclei found"}  # fmt: skip
+READERS = {
+    "model": "model",
+    "bins": "model, bins of 9 µm",
+    "queries": "model, a query a cell",
+    "coarse": "its 36 µm spread evenly",
+    "density": "its density",
+    "reachable": "reachable from the H&E",
+    "measured": "the measurement",
+}
+_DIFFERENCES = (("model", "coarse"), ("model", "density"), ("bins", "coarse"), ("queries", "coarse"),
+                ("queries", "bins"), ("bins", "density"))  # fmt: skip
+
+
+def measure_finer(
+    predictor: Predictor, corpus: Corpus, sections: Sequence[Section], folder: Path, config: EvaluateConfig, *,
+    ranked_on: Sequence[Section] = (), say: Callable[[str], None] = print,
+) -> dict[str, Any]:  # fmt: skip
+    """Scores of the model on these sections of a virtual corpus, in bins of 36, 18 and 9 µm and in cells.
+
+    ranked_on: training sections whose Moran's I says which genes are at the top; `sections` themselves where there are
+    none. Writes a file a section into folder/finer; run again, it continues. Returns `scores[place][reader][target]
+    [form][set]` and `differences[place]["a - b"]…` as {mean, low, high} (r over the genes of a set, patient bootstrap),
+    `nuclei` (recall, precision and count error, likewise) and `table`. Raises `InputError` for real tissue.
+    """
+    _check(corpus, sections)
+    symbols, in_model, in_corpus = genes_in_common(predictor, corpus)
+    kept = Kept(folder / "finer")
+    key = key_of(
+        format_version=_VERSION, model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal,
+        overlap=config.overlap, grow_um=GROW_UM, near_um=NEAR_UM,
+    )  # fmt: skip
+    found = []
+    for number, section in enumerate(sections, 1):
+        measure = functools.partial(measure_section, predictor, section, in_model, in_corpus, config.overlap)
+        found.append(kept.get(section.id, key, measure))
+        section.close()
+        say(f"finer: {number}/{len(sections)} sections")
+    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[in_corpus]
+    sets = gene_sets(moran_G, config.top_genes, corpus, in_corpus)
+    patients = [section.patient for section in sections]
+    resampling = patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed))
+    result = {
+        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(symbols),
+        "ranked_on": "training sections" if ranked_on else "the sections scored",
+        "sets": {name: len(chosen) for name, chosen in sets.items()}, "trained_bins_um": _trained(predictor),
+        "nuclei": _nuclei([scores["nuclei"] for scores in found], resampling.weights_BxS),
+    }  # fmt: skip
+    result["scores"], result["differences"] = _summed(found, sets, resampling)
+    return result | {"table": finer_table(result)}
+
+
+def genes_in_common(predictor: Predictor, corpus: Corpus) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Symbols of the genes that the model and the corpus know, and their positions in the two panels."""
+    position_G = corpus.panel.positions(predictor.panel.symbols)
+    in_model = np.flatnonzero(position_G >= 0)
+    if not len(in_model):
+        raise InputError(f"corpus {corpus.root}: its panel {corpus.panel.hash} shares no gene with the model's "
+                         f"{predictor.panel.hash}; check that both use the same gene symbols")  # fmt: skip
+    return tuple(predictor.panel.symbols[i] for i in in_model), in_model, position_G[in_model]
+
+
+def sections_to_score(predictor: Predictor, corpus: Corpus) -> tuple[list[Section], list[Section]]:
+    """Sections that the model has not seen, and the training sections that genes are ranked on.
+
+    Held-out sections of the corpus of training; of another corpus, those of patients that the model has not seen, and
+    none to rank on.
+    """
+    provenance = predictor.provenance
+    if corpus.seal == provenance.corpus_seal:
+        return [corpus.section(name) for name in provenance.held_out], [corpus.section(n) for n in provenance.train]
+    seen = set(provenance.seen_patients)
+    return [section for section in corpus.sections if section.patient not in seen], []
+
+
+def _check(corpus: Corpus, sections: Sequence[Section]) -> None:
+    if corpus.kind != "virtual" or any(section.truth is None for section in sections):
+        raise InputError(f"corpus {corpus.root}: finer readouts are scored on virtual truth; this is {corpus.kind} "
+                         "tissue; 'tario predict --cells' reads cells of any tissue")  # fmt: skip
+    if not sections:
+        raise InputError(f"corpus {corpus.root}: holds no section of a patient that the model has not seen")
+    small = [section.id for section in sections if min(section.width_um, section.height_um) < 2 * BINS_UM[0]]
+    if small:
+        raise InputError(f"section {small[0]}: holds less than two bins of {BINS_UM[0]:g} µm a side; leave it out")
+
+
+def _trained(predictor: Predictor) -> list[float]:
+    return sorted(predictor.provenance.config.data.trained_bins_um, reverse=True)
+
+
+def _summed(found: list[dict[str, np.ndarray]], sets: dict[str, np.ndarray], resampling) -> tuple[dict, dict]:
+    """Means over sections and genes with their intervals, and paired differences between readers."""
+    means: dict[tuple[str, str, str, str, str], SetMean] = {}
+    for name in (name for name in found[0] if "/" in name):
+        r_SxG = np.stack([scores[name] for scores in found]).astype(np.float64)
+        for which, chosen in sets.items():
+            means[(*name.split("/"), which)] = SetMean.of(r_SxG, chosen, resampling)
+    scores: dict[str, Any] = {}
+    for (place, reader, target, form, which), mean in means.items():
+        at = scores.setdefault(place, {}).setdefault(reader, {}).setdefault(target, {}).setdefault(form, {})
+        at[which] = mean.to_dict()
+    differences: dict[str, Any] = {}
+    for (place, reader, target, form, which), mean in means.items():
+        for other in (b for a, b in _DIFFERENCES if a == reader and (place, b, target, form, which) in means):
+            at = differences.setdefault(place, {}).setdefault(f"{reader} - {other}", {}).setdefault(target, {})
+            paired = mean - means[(place, other, target, form, which)]
+            at.setdefault(form, {})[which] = paired.to_dict()
+    return scores, differences
+
+
+def _nuclei(counted: list[np.ndarray], weights_BxS: np.ndarray) -> dict[str, Any]:
+    """Recall, precision and count error over all nuclei of the sections, with intervals over patients."""
+    counted_Sx3 = np.stack(counted).astype(np.float64)
+    samples = [NucleusScore(*drawn) for drawn in weights_BxS @ counted_Sx3]
+    whole = NucleusScore(*(int(n) for n in counted_Sx3.sum(0)))
+    result: dict[str, Any] = dataclasses.asdict(whole) | {"near_um": NEAR_UM}
+    for name in ("recall", "precision", "count_error"):
+        values_B = np.array([getattr(sample, name) for sample in samples])
+        result[name] = SetMean(getattr(whole, name), values_B).to_dict()
+    return result
+
+
+def finer_table(result: dict[str, Any]) -> str:
+    """For people: the top genes at every place, then classes against the truth."""
+    top = result["sets"].get("top", 0)
+    trained = ", ".join(f"{side:g}" for side in result["trained_bins_um"])
+    lines = [
+        f"mean r over the {top} genes of highest Moran's I ({result['ranked_on']}), {len(result['sections'])} sections "
+        f"of {result['patients']} patients; [95 % patient bootstrap]; the model was trained on bins of {trained} µm",
+        f"{'':<26}{'':<26}" + "".join(f"{f'{target}, {form}':>24}" for target in TARGETS for form in FORMS),
+    ]
+    for place in PLACES:
+        for reader, title in READERS.items():
+            if reader in result["scores"][place]:
+                cells = "".join(f"{_interval(_entry(result['scores'], place, reader, t, f)):>24}"
+                                for t in TARGETS for f in FORMS)  # fmt: skip
+                lines.append(f"{TITLES[place] if reader in ('model', 'bins') else '':<26}{title:<26}{cells}")
+        for pair, entry in result["differences"][place].items():
+            cells = "".join(f"{_interval(entry.get(t, {}).get(f, {}).get('top'), '+.3f'):>24}"
+                            for t in TARGETS for f in FORMS)  # fmt: skip
+            lines.append(f"{'':<26}{pair:<26}{cells}")
+    heads = [(place, reader) for place in PLACES for reader in ("model", "bins", "coarse", "reachable")
+             if reader in result["scores"][place]]  # fmt: skip
+    lines += ["", "r with the truth in counts, by class of genes",
+              f"{'':<16}{'genes':>7}" + "".join(f"{f'{place} {reader}':>18}" for place, reader in heads)]  # fmt: skip
+    for name, number in result["sets"].items():
+        cells = (f"{_entry(result['scores'], *head, 'truth', 'counts', name)['mean']:>18.3f}" for head in heads)
+        lines.append(f"{name:<16}{number:>7,}" + "".join(cells))
+    nuclei = result["nuclei"]
+    lines += ["", f"nuclei found in the H&E, within {nuclei['near_um']:g} µm of a true one: "
+              f"recall {_interval(nuclei['recall'])}, precision {_interval(nuclei['precision'])}, "
+              f"number found over number drawn, less 1: {_interval(nuclei['count_error'], '+.3f')}"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _entry(scores: dict[str, Any], place: str, reader: str, target: str, form: str, which: str = "top"):
+    return scores[place][reader].get(target, {}).get(form, {}).get(which)
+
+
+def _interval(entry: dict[str, float] | None, form: str = ".3f") -> str:
+    if entry is None:
+        return "-"
+    return f"{entry['mean']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"

@@ -1,0 +1,63 @@
+"""Sets of genes that means are taken over, and those means with their intervals over patients."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.intervals import Resampling, interval, weighted_mean
+from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.moran import morans_i, neighbour_weights
+from tario_jax.virtual.genes import program
+
+RANKED_BIN_UM = 36.0
+RANKED_SECTIONS = 12
+
+
+def rank_by_moran(sections: Sequence[Section], genes: int) -> np.ndarray:
+    """Mean Moran's I of each gene's counts in 36 µm bins over at most 12 sections, evenly chosen, float64 [G]."""
+    chosen = list(sections)[:: max(1, -(-len(sections) // RANKED_SECTIONS))]
+    found = []
+    for section in chosen:
+        columns, rows = (int(side / RANKED_BIN_UM + 1e-6) for side in (section.width_um, section.height_um))
+        counts_NxG = grid_counts(section.all_detections(), genes, columns, rows, RANKED_BIN_UM)
+        places = grid_places(columns, rows, RANKED_BIN_UM)
+        measured_N = section.measured_share(*places, RANKED_BIN_UM) >= 0.9 - 1e-6
+        weights = neighbour_weights(*(place[measured_N] for place in places), RANKED_BIN_UM, "square")
+        found.append(morans_i(counts_NxG[measured_N], weights))
+    return mean_defined(np.stack(found))
+
+
+def gene_sets(moran_G: np.ndarray, top_genes: int, corpus: Corpus, in_corpus: np.ndarray) -> dict[str, np.ndarray]:
+    """Positions of the genes of highest Moran's I, as "top", and on virtual tissue those of each class."""
+    ranked = np.nan_to_num(moran_G, nan=-np.inf)
+    order = np.argsort(-ranked, kind="stable")
+    sets = {"top": np.sort(order[: min(top_genes, int(np.isfinite(moran_G).sum()))])}
+    if corpus.kind == "virtual":
+        class_G = program(len(corpus.panel) < len(program().panel)).class_G[in_corpus]
+        sets |= {str(name): np.flatnonzero(class_G == name) for name in dict.fromkeys(class_G.tolist())}
+    return {name: chosen for name, chosen in sets.items() if len(chosen)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SetMean:
+    """Mean r over a set of genes, each its mean over sections, and the same in every sample of a bootstrap."""
+
+    mean: float
+    samples_B: np.ndarray
+
+    @classmethod
+    def of(cls, r_SxG: np.ndarray, genes: np.ndarray, resampling: Resampling) -> "SetMean":
+        mean = mean_defined(mean_defined(r_SxG[:, genes]))
+        samples_BxG = weighted_mean(r_SxG[:, genes], resampling.weights_BxS)
+        return cls(float(mean), mean_defined(samples_BxG.T))
+
+    def __sub__(self, other: "SetMean") -> "SetMean":
+        """Paired: the same patients are drawn on both sides."""
+        return SetMean(self.mean - other.mean, self.samples_B - other.samples_B)
+
+    def to_dict(self) -> dict[str, float]:
+        low, high = interval(self.samples_B)
+        return {"mean": self.mean, "low": low, "high": high}

@@ -1,0 +1,156 @@
+"""What registration costs: how r falls where the detections lie 2 to 36 µm beside their place on the H&E.
+
+The same predictions are held against the detections moved in eight directions and binned again, in the bins that stay
+measured wherever the detections are moved. `tario check` says how far a section is off (sources/registration.py); this
+is the price list that goes with it. On virtual tissue V, the reader that sees all that the H&E shows, pays too.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import EvaluateConfig, InputError
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate.bins import grid_places
+from tario_jax.evaluate.finer import genes_in_common
+from tario_jax.evaluate.gene_sets import SetMean, gene_sets, rank_by_moran
+from tario_jax.evaluate.intervals import patient_resampling
+from tario_jax.evaluate.kept import Kept, key_of
+from tario_jax.evaluate.shifted import Said, count_shifted, directions
+from tario_jax.predict.predictor import Predictor
+from tario_jax.virtual.section import truth_rates
+
+_VERSION = 1
+BINS_UM = (36.0, 18.0, 9.0)
+SHIFTS_UM = (0.0, 2.0, 9.0, 18.0, 36.0)
+DIRECTIONS = 8
+FORMS = ("counts", "composition")
+MIN_TOTAL = 20  # counts of a bin of 36 µm in the composition form; in proportion for smaller ones
+_LEAST_BINS = 16
+
+
+def measure_registration_cost(
+    predictor: Predictor, corpus: Corpus, sections: Sequence[Section], folder: Path, config: EvaluateConfig, *,
+    ranked_on: Sequence[Section] = (), say: Callable[[str], None] = print,
+) -> dict[str, Any]:  # fmt: skip
+    """r of the model with shifted counts, in bins of 36, 18 and 9 µm.
+
+    ranked_on: training sections whose Moran's I says which genes are at the top; `sections` where there are none.
+    Writes a file a section into folder/shift; run again, it continues. Returns `scores[bin][reader][shift][form][set]`
+    and `falls` likewise, the paired change from no shift, as {mean, low, high} (patient bootstrap), and `table`.
+    Raises `InputError` for sections without detections, or too small to move anything.
+    """
+    without = [section.id for section in sections if not (section.has_detections and section.holds("he"))]
+    if without or not sections:
+        found = f"section {without[0]} has no detections or no H&E" if without else "there is no section to score"
+        raise InputError(f"corpus {corpus.root}: {found}; shifts move the detections of sections that are predicted")
+    symbols, in_model, in_corpus = genes_in_common(predictor, corpus)
+    kept = Kept(folder / "shift")
+    key = key_of(
+        format_version=_VERSION, model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal,
+        overlap=config.overlap, shifts_um=SHIFTS_UM, directions=DIRECTIONS, bins_um=BINS_UM,
+        min_measured=predictor.provenance.config.data.min_measured,
+    )  # fmt: skip
+    found = []
+    for number, section in enumerate(sections, 1):
+        measure = functools.partial(_measure, predictor, corpus, section, in_model, in_corpus, config.overlap)
+        found.append(kept.get(section.id, key, measure))
+        section.close()
+        say(f"shift: {number}/{len(sections)} sections")
+    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[in_corpus]
+    sets = gene_sets(moran_G, config.top_genes, corpus, in_corpus)
+    patients = [section.patient for section in sections]
+    resampling = patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed))
+    result: dict[str, Any] = {
+        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(symbols),
+        "ranked_on": "training sections" if ranked_on else "the sections scored", "directions": DIRECTIONS,
+        "sets": {name: len(chosen) for name, chosen in sets.items()}, "scores": {}, "falls": {},
+    }  # fmt: skip
+    for name in found[0]:
+        bin_um, reader, shift, form = name.split("/")
+        unmoved_SxG, r_SxG = (np.stack([scores[f"{bin_um}/{reader}/{at}/{form}"] for scores in found]).astype(float)
+                              for at in ("0", shift))  # fmt: skip
+        for which, chosen in sets.items():
+            mean, unmoved = (SetMean.of(r, chosen, resampling) for r in (r_SxG, unmoved_SxG))
+            for what, entry in (("scores", mean), ("falls", mean - unmoved)):
+                at = result[what].setdefault(bin_um, {}).setdefault(reader, {}).setdefault(shift, {})
+                at.setdefault(form, {})[which] = entry.to_dict()
+    return result | {"table": shift_table(result)}
+
+
+def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: np.ndarray, in_corpus: np.ndarray,
+             overlap: float) -> dict[str, np.ndarray]:  # fmt: skip
+    """r of every gene as `bin/reader/shift/form` → float32 [G], the mean over the directions."""
+    found, scores = section.all_detections(), {}
+    least = predictor.provenance.config.data.min_measured - 1e-6
+    for bin_um in BINS_UM:
+        section.check_bins(bin_um)
+        columns, rows = (int(extent / bin_um + 1e-6) for extent in (section.width_um, section.height_um))
+        x_um_N, y_um_N = grid_places(columns, rows, bin_um)
+        moves = [(shift, shift * way) for shift in SHIFTS_UM for way in directions(DIRECTIONS if shift else 1)]
+        kept_N = np.ones(columns * rows, bool)
+        for _, (right, down) in moves:  # a bin holds what came from where it was before
+            kept_N &= section.measured_share(x_um_N - right, y_um_N - down, bin_um) >= least
+        kept = np.flatnonzero(kept_N)
+        if len(kept) < _LEAST_BINS:
+            raise InputError(
+                f"section {section.id}: {len(kept)} bins of {bin_um:g} µm stay measured when it is moved by "
+                f"{max(SHIFTS_UM):g} µm; expected at least {_LEAST_BINS}; leave it out"
+            )
+        maps = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=overlap)
+        readers = {"model": Said(maps.rates_NxG[_numbers(maps, columns)[kept]][:, in_model])}
+        if section.truth is not None:
+            _, reachable = truth_rates(section.truth, bin_um)
+            readers["reachable"] = Said(reachable.reshape(columns * rows, -1)[kept][:, in_corpus])
+        least_total = max(1.0, MIN_TOTAL * (bin_um / BINS_UM[0]) ** 2)
+        r: dict[str, list[np.ndarray]] = {}
+        for shift, move_um in moves:
+            counted = count_shifted(found, move_um, bin_um, columns, rows, kept, len(corpus.panel)).of(in_corpus)
+            for reader, said in readers.items():
+                for form, r_G in zip(FORMS, said.correlations(counted, least_total), strict=True):
+                    r.setdefault(f"{bin_um:g}/{reader}/{shift:g}/{form}", []).append(r_G)
+        scores |= {name: np.mean(ways, 0).astype(np.float32) for name, ways in r.items()}
+    return scores
+
+
+def _numbers(maps, columns: int) -> np.ndarray:
+    """Positions among the maps' places of the whole bins of the section, row by row."""
+    column_B, row_B = (np.floor(place / maps.size_um).astype(int) for place in (maps.x_um_N, maps.y_um_N))
+    whole = np.flatnonzero(column_B < columns)
+    return whole[np.argsort(row_B[whole] * columns + column_B[whole], kind="stable")]
+
+
+def shift_table(result: dict[str, Any]) -> str:
+    """For people: r of the top genes at every shift, the fall, and what is left by class."""
+    lines = [
+        f"mean r over the {result['sets'].get('top', 0)} genes of highest Moran's I ({result['ranked_on']}), "
+        f"{len(result['sections'])} sections of {result['patients']} patients, {result['directions']} directions; "
+        "fall: paired, [95 % patient bootstrap]",
+        f"{'bins':<8}{'reader':<12}{'shift':>8}"
+        + "".join(f"{f'r, {form}':>16}{'left':>7}{'fall':>25}" for form in FORMS),
+    ]
+    for bin_um, readers in result["scores"].items():
+        for reader, shifts in readers.items():
+            for shift, forms in shifts.items():
+                cells = ""
+                for form in FORMS:
+                    at, none = forms[form]["top"]["mean"], shifts["0"][form]["top"]["mean"]
+                    fall = result["falls"][bin_um][reader][shift][form]["top"]
+                    left = f"{at / none:.0%}" if none > 0.005 else "-"
+                    low, high = fall["low"], fall["high"]
+                    change = f"{fall['mean']:+.3f} [{low:+.3f}, {high:+.3f}]" if float(shift) else ""
+                    cells += f"{at:>16.3f}{left:>7}{change:>25}"
+                lines.append(f"{bin_um + ' µm':<8}{reader:<12}{shift + ' µm':>8}{cells}")
+    heads = [(bin_um, reader, shift) for bin_um, readers in result["scores"].items() for reader in readers
+             for shift in readers[reader]]  # fmt: skip
+    lines += ["", "r in counts by class of genes: bins, reader, then a column a shift "
+              f"({', '.join(f'{shift:g}' for shift in SHIFTS_UM)} µm)"]  # fmt: skip
+    for name, number in result["sets"].items():
+        for bin_um, reader in dict.fromkeys(head[:2] for head in heads):
+            row = (entry["counts"][name]["mean"] for entry in result["scores"][bin_um][reader].values())
+            cells = "".join(f"{value:>9.3f}" for value in row)
+            lines.append(f"{name:<16}{number:>7,}  {bin_um + ' µm':<8}{reader:<12}{cells}")
+    return "\n".join(lines)

@@ -1,0 +1,177 @@
+"""Finer readouts and the price of a shift, of readers whose answer is known."""
+
+import types
+
+import numpy as np
+import pytest
+from refusals import refused
+from tiny_tissue import tiny_section, write_corpus
+
+from tario_jax.config import DataConfig, EvaluateConfig
+from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
+from tario_jax.evaluate import finer, registration_cost
+from tario_jax.evaluate.bins import grid_places
+from tario_jax.evaluate.finer import measure_finer
+from tario_jax.evaluate.finer_figures import draw_finer, draw_shift
+from tario_jax.evaluate.gene_sets import rank_by_moran
+from tario_jax.evaluate.registration_cost import measure_registration_cost
+from tario_jax.predict.maps import GeneMaps
+from tario_jax.virtual import Settings, curated_panel, simulate_section, truth_rates
+
+CONFIG = EvaluateConfig(top_genes=60, mean_genes=20, bootstraps=100)
+SIDE_UM = 216.0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root, panel = tmp_path_factory.mktemp("finer") / "c", curated_panel()
+    begin_corpus(root, panel, "virtual", {"made": "by a test"})
+    for number in (0, 1, 2):
+        data = simulate_section(number, "core", Settings(section_um=SIDE_UM, panel="curated"))
+        write_section(root, panel, "virtual", data)
+    return seal_corpus(root, panel, "virtual", {"vt00000": "train", "vt00001": "held_out", "vt00002": "held_out"})
+
+
+class Oracle:
+    """Says the true rates of bins; of squares, those of the 9 µm bin that holds their centre, by area."""
+
+    checkpoint = "oracle"
+
+    def __init__(self, corpus):
+        self.panel, self.asked = corpus.panel, 0
+        self.provenance = types.SimpleNamespace(
+            config=types.SimpleNamespace(data=DataConfig()), corpus_seal=corpus.seal, train=("vt00000_core",),
+            held_out=("vt00001_core", "vt00002_core"), seen_patients=("vt00000",),
+        )  # fmt: skip
+
+    def predict_section(self, section, *, tissue, bin_um, overlap):
+        self.asked += 1
+        true, _ = truth_rates(section.truth, bin_um, reachable=False)
+        side = len(true)
+        true = true.reshape(side * side, -1)
+        return GeneMaps(section.id, self.panel, *grid_places(side, side, bin_um), bin_um, true, 0.5, "virtual", tissue)
+
+    def predict_squares(self, section, x_um_N, y_um_N, side_um_N, *, tissue, overlap):
+        maps = self.predict_section(section, tissue=tissue, bin_um=9.0, overlap=overlap)
+        row_N, column_N = (np.minimum(place // 9, SIDE_UM // 9 - 1).astype(int) for place in (y_um_N, x_um_N))
+        return maps.rates_NxG[row_N * int(SIDE_UM // 9) + column_N] * (side_um_N[:, None] / 9) ** 2
+
+
+@pytest.fixture(scope="module")
+def measured(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out")
+    oracle = Oracle(corpus)
+    sections, ranked_on = finer.sections_to_score(oracle, corpus)
+    said = []
+    result = measure_finer(oracle, corpus, sections, folder, CONFIG, ranked_on=ranked_on, say=said.append)
+    assert said == ["finer: 1/2 sections", "finer: 2/2 sections"]
+    return folder, result
+
+
+def test_who_says_the_truth_has_all_of_it_and_no_more_of_the_counts_than_there_is(measured):
+    _, result = measured
+    assert result["ranked_on"] == "training sections" and result["patients"] == 2
+    for place in ("36", "18", "9"):
+        readers = result["scores"][place]
+        for form in ("counts", "composition"):
+            assert readers["model"]["truth"][form]["top"]["mean"] == pytest.approx(1, abs=1e-6)
+            # r(T, X), once as the model's and once as the measurement's
+            assert readers["model"]["counts"][form]["top"] == pytest.approx(readers["measured"]["truth"][form]["top"])
+            assert readers["model"]["counts"][form]["top"]["mean"] > readers["reachable"]["counts"][form]["top"]["mean"]
+        assert readers["density"]["truth"]["counts"]["top"]["mean"] < 0.9
+        assert readers["density"]["truth"]["composition"]["top"]["mean"] == 0
+    for place in ("18", "9"):
+        gain = result["differences"][place]["model - coarse"]["truth"]["counts"]["top"]
+        assert gain["low"] > 0.05 and gain["low"] <= gain["mean"] <= gain["high"]
+
+
+def test_a_cell_is_read_better_from_fine_bins_than_from_coarse_ones(measured):
+    _, result = measured
+    for place in ("cells", "nuclei"):
+        for pair in ("bins - coarse", "queries - coarse"):
+            assert result["differences"][place][pair]["truth"]["counts"]["top"]["mean"] > 0.02
+        classes = result["scores"][place]["reachable"]["truth"]["counts"]
+        assert classes["visible_state"]["mean"] > 0.9 > classes["hidden_state"]["mean"] + 0.1
+    nuclei = result["nuclei"]
+    assert 0.85 < nuclei["recall"]["mean"] <= 1 and 0.85 < nuclei["precision"]["mean"] <= 1
+    assert nuclei["recall"]["low"] <= nuclei["recall"]["mean"] <= nuclei["recall"]["high"]
+
+
+def test_the_table_and_the_figure_show_what_was_measured(measured):
+    folder, result = measured
+    for words in ("bins of 9 µm", "cells, nuclei found", "a query a cell", "hidden_state", "recall 0."):
+        assert words in result["table"]
+    draw_finer(folder / "finer.png", result)
+    assert (folder / "finer.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_restart_measures_what_is_left_and_says_the_same(measured, corpus, tmp_path):
+    folder, result = measured
+    sections, ranked_on = finer.sections_to_score(Oracle(corpus), corpus)
+    files = sorted((folder / "finer").iterdir())
+    assert [file.name.split(".")[0] for file in files] == ["vt00001_core", "vt00002_core"]
+    files[1].write_bytes(files[1].read_bytes()[:1000])  # what a full disk leaves
+    oracle = Oracle(corpus)
+    again = measure_finer(oracle, corpus, sections, folder, CONFIG, ranked_on=ranked_on, say=lambda line: None)
+    assert again == result and oracle.asked == 5  # three sides of bins and two kinds of cells, of one section
+
+
+def test_real_tissue_has_no_truth_to_be_scored_on(corpus, tmp_path):
+    real = write_corpus(tmp_path / "c", [tiny_section("A1", "A", 0)], kind="real", split={"A": "train"})
+    say = {"say": lambda line: None}
+    refused(lambda: measure_finer(Oracle(real), real, real.sections, tmp_path, CONFIG, **say), "virtual truth",
+            "--cells")  # fmt: skip
+    refused(lambda: measure_finer(Oracle(corpus), corpus, [], tmp_path, CONFIG, **say), "no section")
+
+
+@pytest.fixture(scope="module")
+def priced(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shift")
+    sections, ranked_on = finer.sections_to_score(Oracle(corpus), corpus)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(registration_cost, "BINS_UM", (36.0, 9.0))
+
+        def measure():
+            return measure_registration_cost(Oracle(corpus), corpus, sections, folder, CONFIG, ranked_on=ranked_on,
+                                             say=lambda line: None)  # fmt: skip
+
+        yield folder, measure(), measure
+
+
+def test_a_perfect_reader_pays_more_for_each_shift_and_most_in_fine_bins(priced):
+    _, result, _ = priced
+    for reader in ("model", "reachable"):
+        for form in ("counts", "composition"):
+            r = {side: [entry[form]["top"]["mean"] for entry in result["scores"][side][reader].values()]
+                 for side in ("36", "9")}  # fmt: skip
+            assert all(line[0] > line[2] > line[4] for line in r.values())
+            assert r["9"][2] / r["9"][0] < r["36"][2] / r["36"][0]  # 9 µm are more to a bin of 9 µm
+    falls = result["falls"]["9"]["model"]
+    assert falls["0"]["counts"]["top"] == {"mean": 0, "low": 0, "high": 0}
+    assert falls["9"]["counts"]["top"]["high"] < 0
+    at = result["scores"]["9"]["model"]
+    assert falls["9"]["counts"]["top"]["mean"] == pytest.approx(
+        at["9"]["counts"]["top"]["mean"] - at["0"]["counts"]["top"]["mean"], abs=1e-6
+    )
+
+
+def test_a_restart_of_the_price_list_says_the_same(priced):
+    folder, result, measure = priced
+    assert "36 µm" in result["table"] and "left" in result["table"]
+    next((folder / "shift").glob("vt00002_core.*")).unlink()
+    assert measure() == result
+    draw_shift(folder / "shift.png", result)
+    assert (folder / "shift.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_cannot_be_moved_is_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(registration_cost, "SHIFTS_UM", (0.0, 60.0))
+    sections, _ = finer.sections_to_score(Oracle(corpus), corpus)
+    refused(lambda: measure_registration_cost(Oracle(corpus), corpus, sections, tmp_path, CONFIG),
+            "4 bins of 36 µm stay measured", "60 µm", "at least 16")  # fmt: skip
+    refused(lambda: measure_registration_cost(Oracle(corpus), corpus, [], tmp_path, CONFIG), "no section to score")
+
+
+def test_genes_rank_by_their_moran(corpus):
+    moran_G = rank_by_moran(corpus.sections, len(corpus.panel))
+    assert moran_G.shape == (len(corpus.panel),) and np.nanmax(moran_G) > 0.3
