@@ -11,6 +11,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Compiled programs outlive the process: the second `make test` is much faster than the first.
 TEST_ENV := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 
+# Files of tests side by side, one a core, at most four: a test's programs are compiled by a core each.
+WORKERS := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart her2st lint test test-all claims clean
 
@@ -32,10 +35,10 @@ lint: $(DEV) ## ruff, its format, and the floors of the imports
 	$(BIN)/lint-imports
 
 test: lint ## lint and the fast tests
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow" $(WORKERS)
 
 test-all: lint $(ALL) ## lint and every test, with the compiler for TPUs and the trackers (800 MB more)
-	$(TEST_ENV) $(BIN)/python -m pytest -q
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(WORKERS)
 
 claims: $(DEV) ## measure what is claimed: ONLY=group,group/name … (* allowed); LONG=1 runs the long ones too
 	$(BIN)/python tests/claims/run.py $(if $(ONLY),--only='$(ONLY)') $(if $(LONG),--long)

@@ -53,6 +53,7 @@ def evaluate_checkpoint(
     usable = [section for section in held_out if section.holds("he")]
     if not usable:
         raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to predict from")
+    predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.spots is not None for section in usable)
     if (bin_um is not None or read_um is not None) and spots:
         raise InputError(f"corpus {corpus.root}: is measured in spots, which are predicted as they are; leave out "

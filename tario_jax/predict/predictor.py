@@ -118,15 +118,19 @@ class Predictor:
         data = data if bin_um is None else dataclasses.replace(data, bin_um=bin_um)
         return Cover(section, data, len(self.panel), overlap=overlap, count_capacity=count_capacity)
 
-    def _data(self, section: Section | ImageSection, tissue: str, overlap: float) -> DataConfig:
-        """The data config of prediction. Raises `InputError` for what the model may not be asked."""
+    def refuse_tissue(self, name: str, tissue: str) -> None:
+        """Raises `InputError` where the model may not be asked about tissue of this kind."""
         if tissue not in ("virtual", "real"):
             raise InputError(f"tissue is {tissue!r}; expected 'virtual' or 'real'")
         if self.trained_on == "virtual" and tissue == "real" and not self.allow_virtual_model:
             raise InputError(
-                f"{section.id}: is real tissue, and this model was trained on virtual tissue and knows no biology; "
+                f"{name}: is real tissue, and this model was trained on virtual tissue and knows no biology; "
                 "use --allow-virtual-model (allow_virtual_model=True) if you only want to see it run"
             )
+
+    def _data(self, section: Section | ImageSection, tissue: str, overlap: float) -> DataConfig:
+        """The data config of prediction. Raises `InputError` for what the model may not be asked."""
+        self.refuse_tissue(section.id, tissue)
         if not 0 <= overlap < 1:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
         return dataclasses.replace(self.provenance.config.data, bin_um=self.provenance.bin_um, bin_mixture=())
