@@ -1,0 +1,140 @@
+"""What a study of configs/sweeps/study.py found, statement by statement: `measure_study.py FOLDER OUT.json`.
+
+Each statement is one that was published of TARIO-2, asked of the runs in FOLDER, with its null and its interval. A
+statement that does not hold is told like one that does.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.score_file import ScoreTable, read_scores
+
+MAIN = ("p256_m_w288_seed0", "p256_m_w288_seed1")  # the most patients, at the sizes that the other axes start from
+MIXED = "p256_m_mixed_seed0"
+CLASS_ORDER = ("mutation", "diffusing", "hidden_state", "visible_state", "type_marker", "housekeeping", "patient_level",
+               "sex", "low", "null")  # fmt: skip
+
+
+def gained(study: dict, axis: str) -> list[dict]:
+    """Comparisons of an axis' first and last point."""
+    return [one for one in study["comparisons"] if one["axis"].startswith(axis)]
+
+
+def better(comparison: dict, form: str = "counts") -> dict:
+    found, difference = comparison["forms"][form]["better"], comparison["forms"][form]["difference"]
+    null = [*found["null"]["before"], *found["null"]["after"]]
+    return {"n": found["n"], "genes": found["genes"], "fraction": found["fraction"], "low": found["low"],
+            "high": found["high"], "null": float(np.mean(null)) if null else None, "mean": difference["mean"],
+            "mean_low": difference["low"], "mean_high": difference["high"]}  # fmt: skip
+
+
+def told(what: str, one: dict) -> str:
+    null = "no null" if one["null"] is None else f"two seeds {100 * one['null']:.0f} %"
+    return (f"{what}: better on {one['n']:,} of {one['genes']:,} genes, {100 * one['fraction']:.0f} % (patients "
+            f"{100 * one['low']:.0f} to {100 * one['high']:.0f} %; {null}); mean r {one['mean']:+.4f} "
+            f"({one['mean_low']:+.4f} to {one['mean_high']:+.4f})")  # fmt: skip
+
+
+def by_rank(scores: ScoreTable) -> dict:
+    """Mean r over genes by their place in the ranking, and Spearman's correlation of r with the rank."""
+    order, r_G = scores.order, mean_defined(scores.r["model", "counts"])
+    parts = {f"{first + 1:,} to {last:,}": float(mean_defined(r_G[order[first:last]]))
+             for first, last in ((0, 100), (100, 1000), (1000, 4000), (4000, len(order)))}  # fmt: skip
+    defined = np.isfinite(r_G[order])
+    rank = scipy.stats.spearmanr(np.arange(len(order))[defined], r_G[order][defined]).statistic
+    return {"mean_r": parts, "spearman": float(rank)}
+
+
+def main() -> None:
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    study = json.loads((folder / "scaling.json").read_text())
+    reports = [json.loads((folder / name / "report.json").read_text()) for name in MAIN]
+    report, scores = reports[0], read_scores(folder / MAIN[0] / "scores.npz")
+    top = report["sets"]["top_moran"]
+    (patients,) = gained(study, "patients at equal steps")
+    sizes = [one for one in gained(study, "parameters") if one["forms"]["counts"]["better"]["pairs_of_seeds"]]
+    context = max(gained(study, "context"), key=lambda one: one["after"]["size"])
+    (resolution,) = gained(study, "resolution")
+    grid = study["grids"][0]["quantities"]["r/counts/top"]
+    found = {
+        "patients": better(patients), "patients_composition": better(patients, "composition"),
+        "parameters": better(sizes[0]), "context": better(context), "resolution": better(resolution),
+        "grid": {name: grid[name] for name in ("interaction", "low", "high", "seed_sd")},
+        "bulk_r": report["headline"]["bulk_r"], "spatial_r": report["headline"]["spatial_r_top100"],
+        "bulk_minus_spatial": report["headline"]["bulk_r"] - report["headline"]["spatial_r_top100"],
+        "ranks": by_rank(scores),
+        "nearer": {name: top["nearer_than_measurement"][name] for name in ("model", "own_density", "neighbours")},
+        "nearer_seen": top["nearer_truth"], "null_class": report["null_class"],
+        "shares": top["share_of_reachable"],
+        "shares_of_controls": {
+            control: {form: top["methods"][control][form]["mean_r"] / top["methods"]["reachable"][form]["mean_r"]
+                      for form in ("counts", "composition") if form in top["methods"][control]}
+            for control in ("own_density", "nuclear_density", "ridge", "ridge_direct")
+        },
+        "classes": report["classes"], "runs": len(study["runs"]), "genes": report["genes"]["evaluated"],
+        "laws": {f"{sweep['name']}, {name}": {"verdict": law["verdict"], "why": law["why"], "text": law["text"]}
+                 for sweep in study["sweeps"] for name, law in sweep["laws"].items()},
+    }  # fmt: skip
+    out.write_text(json.dumps(found | {"table": table(found, report)}, indent=1))
+
+
+def _shares(name: str, by_form: dict) -> str:
+    return f"{name.replace('_', ' ')} " + ", ".join(f"{form} {share:.3f}" for form, share in by_form.items())
+
+
+def table(found: dict, report: dict) -> str:
+    grid, null, ranks = found["grid"], found["null_class"], found["ranks"]
+    seen = found["nearer_seen"]
+    lines = [
+        f"{found['runs']} readings of runs, {found['genes']:,} genes, {report['sections']['held_out_patients']} "
+        "held-out patients, bins of 36 µm, r in counts; top: the 1,000 genes of highest Moran's I in training",
+        "",
+        told("more patients, 16 to 256", found["patients"]),
+        told("  in composition", found["patients_composition"]),
+        told("finer bins, 36 to 9 µm, same checkpoint", found["resolution"]),
+        told("larger models, xs to l", found["parameters"]),
+        told("more context, windows of 144 to 576 µm", found["context"]),
+        f"larger models gain more from longer context: {grid['interaction']:+.4f} in mean r of the top "
+        f"(patients {grid['low']:+.4f} to {grid['high']:+.4f}; seeds ± {grid['seed_sd']:.4f})",
+        f"bulk above spatial: {found['bulk_r']:.3f} within cohorts, log-CPM, and {found['spatial_r']:.3f} over the top",
+        "spatial r falls with Moran rank: " + ", ".join(f"{name} {r:.3f}" for name, r in ranks["mean_r"].items())
+        + f"; Spearman {ranks['spearman']:+.2f}",
+        "nearer the truth than the measurement, share of the top (r > rho, interval above 0): " + ", ".join(
+            f"{name.replace('_', ' ')} {100 * one['share_certain']:.0f} %" for name, one in found["nearer"].items()),
+        f"  seen against the true rate, where the counts reach r {seen['measured']['r']:.3f}: " + ", ".join(
+            f"{name.replace('_', ' ')} {100 * seen[name]['share_nearer']:.0f} % nearer, r {seen[name]['r']:.3f}"
+            for name in ("model", "own_density", "neighbours")),
+        f"null class: composition r beyond a bin's total {null['beyond_total']:+.4f} (standard error {null['se']:.4f}; "
+        f"bins shuffled {null['shuffled_mean']:+.4f} ± {null['shuffled_sd']:.4f})",
+        "",
+        "share of the reachable r, top:   " + ", ".join(
+            f"{form} {one['share']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+            for form, one in found["shares"].items()),
+        "  controls:   " + "; ".join(_shares(name, one) for name, one in found["shares_of_controls"].items()),
+        "",
+        f"{'class':<15}{'genes':>7}  {'counts: model':>14}{'density':>9}{'ridge':>7}{'V':>7}{'share':>7}"
+        f"  {'composition: model':>19}{'density':>9}{'ridge':>7}{'V':>7}{'share':>7}",
+    ]  # fmt: skip
+    for name in sorted(found["classes"], key=lambda name: CLASS_ORDER.index(name) if name in CLASS_ORDER else 99):
+        entry, cells = found["classes"][name], ""
+        for form, ridge, wide in (("counts", "ridge", 16), ("composition", "ridge_direct", 21)):
+            of = entry.get(form, {})
+            r = [of.get(method, {}).get("mean_r") for method in ("model", "own_density", ridge, "reachable")]
+            share = of.get("share", {}).get("value")
+            cells += "".join(f"{'–' if value is None else f'{value:.3f}':>{width}}"
+                             for value, width in zip(r, (wide, 9, 7, 7), strict=True))  # fmt: skip
+            cells += f"{'–' if share is None else f'{share:.2f}':>7}"
+        lines.append(f"{name:<15}{entry['genes']:>7,}{cells}")
+    lines += ["", "laws:"]
+    lines += [f"  {name}: {law['verdict']}{': ' + law['text'] if law['text'] else ''}"
+              f"{'; ' + law['why'] if law['why'] else ''}" for name, law in found["laws"].items()]  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
