@@ -35,8 +35,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.decoding import Asked, genes_by_moran, measure_decoding
-    from tario_jax.evaluate.decoding_figure import decoding_tables, draw_decoding
+    from tario_jax.evaluate.decoding.figure import decoding_tables, draw_decoding
+    from tario_jax.evaluate.decoding.measure import Asked, genes_by_moran, measure_decoding
     from tario_jax.predict.predictor import load_step
     from tario_jax.tokens.capacity import refuse_fine_bins
     from tario_jax.train.checkpoint import find_checkpoint
@@ -81,13 +81,10 @@ def names(text: str) -> tuple[str, ...]:
 
 def _sides(predictor, corpus, most: int | None) -> tuple[list, list]:
     """Training sections that rank genes (none of another corpus), and held-out ones, of as many patients as can be."""
-    provenance = predictor.provenance
-    if corpus.seal == provenance.corpus_seal:
-        train = [section for section in map(corpus.section, provenance.train) if section.has_counts]
-        held_out = [corpus.section(name) for name in provenance.held_out]
-    else:
-        train, seen = [], set(provenance.seen_patients)
-        held_out = [section for section in corpus.sections if section.patient not in seen]
+    from tario_jax.evaluate.scope import sections_of
+
+    train, held_out = sections_of(predictor.provenance, corpus)
+    train = [section for section in train if section.has_counts]
     held_out = [section for section in held_out if section.holds("he") and section.has_counts]
     if not held_out:
         raise InputError(f"corpus {corpus.root}: no held-out section has both an H&E and counts; expected some")

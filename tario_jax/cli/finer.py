@@ -28,8 +28,8 @@ def scored_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tario_jax.evaluate.finer import measure_finer
-    from tario_jax.evaluate.finer_figures import draw_finer
+    from tario_jax.evaluate.finer.figures import draw_finer
+    from tario_jax.evaluate.finer.measure import measure_finer
 
     return score(options, "finer", measure_finer, draw_finer)
 
@@ -37,14 +37,14 @@ def run(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace, name: str, measure, draw) -> int:
     """measure(predictor, corpus, sections, folder, config, ranked_on, say) → result; draw(path, result)."""
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.finer import sections_to_score
+    from tario_jax.evaluate.scope import sections_of
     from tario_jax.predict.predictor import load
     from tario_jax.train.compiled import compiled_kept
     from tario_jax.train.whole_file import write_whole
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(corpus_of(options))
-    sections, ranked_on = sections_to_score(predictor, corpus)
+    ranked_on, sections = sections_of(predictor.provenance, corpus)
     if options.patients is not None:
         patients = list(dict.fromkeys(section.patient for section in sections))[: options.patients]
         sections = [section for section in sections if section.patient in patients]

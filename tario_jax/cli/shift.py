@@ -17,7 +17,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tario_jax.evaluate.finer_figures import draw_shift
-    from tario_jax.evaluate.registration_cost import measure_registration_cost
+    from tario_jax.evaluate.finer.figures import draw_shift
+    from tario_jax.evaluate.finer.registration_cost import measure_registration_cost
 
     return score(options, "shift", measure_registration_cost, draw_shift)

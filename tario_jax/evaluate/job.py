@@ -18,7 +18,8 @@ from tario_jax.evaluate.null_class import null_report
 from tario_jax.evaluate.outcome_tables import gene_validation, score_table
 from tario_jax.evaluate.report import banners, write_report
 from tario_jax.evaluate.report_figures import Shown, draw_figures
-from tario_jax.evaluate.section_reader import CommonGenes, Reader, common_genes
+from tario_jax.evaluate.scope import CommonGenes, common_genes, sections_of
+from tario_jax.evaluate.section_reader import Reader
 from tario_jax.evaluate.tables import Evaluation, Work, evaluate, plain
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.maps import GeneMaps
@@ -49,7 +50,11 @@ def evaluate_checkpoint(
     """
     began = time.monotonic() if began is None else began
     provenance = predictor.provenance
-    train, held_out = _sides(provenance, corpus, say)
+    train, held_out = sections_of(provenance, corpus)
+    own, left_out = corpus.seal == provenance.corpus_seal, len(corpus.sections) - len(held_out)
+    if not own:
+        say(f"evaluate: another corpus than that of training: {len(held_out)} of {len(corpus.sections)} sections are "
+            f"held out{f', {left_out} bear the name of a training patient' if left_out else ''}")  # fmt: skip
     usable = [section for section in held_out if section.holds("he")]
     if not usable:
         raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to predict from")
@@ -73,7 +78,6 @@ def evaluate_checkpoint(
     density = {section.id for section in train[:: max(1, len(train) // _DENSITY_SECTIONS)][:_DENSITY_SECTIONS]}
     training = [reader.source(section, predicted=section.id in density, with_truth=False) for section in train]
     sources = [reader.source(section, predicted=True, with_truth=True) for section in usable]
-    own = corpus.seal == provenance.corpus_seal
     virtual = corpus.kind == "virtual"
     null = _null_genes(genes) if virtual else None
     ranking = [
@@ -96,7 +100,7 @@ def evaluate_checkpoint(
         "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train), "own_corpus": own,
         "starts": [{name: start[name] for name in ("run", "step", "trained_on", "corpus_seal", "panel_hash", "code")}
                    for start in provenance.starts],
-        "sections_of_training_patients": 0 if own else len(corpus.sections) - len(held_out),
+        "sections_of_training_patients": 0 if own else left_out,
     }  # fmt: skip
     if null is not None:
         report["null_class"] = plain(null_report(*(
@@ -124,21 +128,6 @@ def evaluate_checkpoint(
     gene_validation(evaluation.context, symbols, about).write(folder / VALIDATION)
     write_report(folder, evaluation, figures, title)
     return evaluation
-
-
-def _sides(provenance: Provenance, corpus: Corpus, say: Callable[[str], None]) -> tuple[list[Section], list[Section]]:
-    """Training and held-out sections; of another corpus than that of training, what the model has not seen."""
-    if corpus.seal == provenance.corpus_seal:
-        return [corpus.section(name) for name in provenance.train], [corpus.section(n) for n in provenance.held_out]
-    seen = set(provenance.seen_patients)
-    held_out = [section for section in corpus.sections if section.patient not in seen]
-    if not held_out:
-        raise InputError(f"corpus {corpus.root}: the model was trained on every patient in it, by their names; "
-                         "expected patients that it has not seen")  # fmt: skip
-    left_out = len(corpus.sections) - len(held_out)
-    say(f"evaluate: another corpus than that of training: {len(held_out)} of {len(corpus.sections)} sections are "
-        f"held out{f', {left_out} bear the name of a training patient' if left_out else ''}")  # fmt: skip
-    return [], held_out
 
 
 def _ranking_side(provenance: Provenance, corpus: Corpus) -> list[Section]:

@@ -11,32 +11,13 @@ from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import area_weights, grid_places, sparse_grid_counts
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.kept import Arrays, Kept, key_of
+from tario_jax.evaluate.scope import CommonGenes
 from tario_jax.evaluate.section_bins import SectionBins, SectionSource, Truth
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
 _VERSION = 1  # of the bins that are kept
-
-
-@dataclasses.dataclass(frozen=True)
-class CommonGenes:
-    """Genes that both the model and the corpus know, in the order of the model's panel."""
-
-    symbols: tuple[str, ...]
-    in_model: np.ndarray  # positions
-    in_corpus: np.ndarray
-
-
-def common_genes(predictor: Predictor, corpus: Corpus) -> CommonGenes:
-    """Raises `InputError` where there are none."""
-    position_G = corpus.panel.positions(predictor.panel.symbols)
-    in_model = np.flatnonzero(position_G >= 0)
-    if not len(in_model):
-        raise InputError(f"corpus {corpus.root}: its panel {corpus.panel.hash} shares no gene with the model's "
-                         f"{predictor.panel.hash}; check that both use the same gene symbols")  # fmt: skip
-    symbols = tuple(predictor.panel.symbols[i] for i in in_model)
-    return CommonGenes(symbols, in_model, position_G[in_model])
 
 
 @dataclasses.dataclass(frozen=True)

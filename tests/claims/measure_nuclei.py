@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from tario_jax.evaluate.nucleus_match import NEAR_UM, NucleusScore, match_places
+from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore, match_places
 from tario_jax.predict.nuclei import find_nuclei
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.virtual import Settings, simulate_section

@@ -5,7 +5,7 @@ import pytest
 from refusals import refused
 from tiny_tissue import spot_section, tiny_section, write_corpus
 
-from tario_jax.evaluate.nucleus_match import NucleusScore, match_places
+from tario_jax.evaluate.finer.nucleus_match import NucleusScore, match_places
 from tario_jax.predict.nuclei import find_nuclei, haematoxylin
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.virtual import Settings, simulate_section

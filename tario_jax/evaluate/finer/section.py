@@ -14,8 +14,8 @@ import numpy as np
 from tario_jax.corpus.read import Section
 from tario_jax.corpus.section import Detections
 from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.finer.nucleus_match import NucleusScore, match_places
 from tario_jax.evaluate.metrics import composition, pearson_by_gene
-from tario_jax.evaluate.nucleus_match import NucleusScore, match_places
 from tario_jax.predict.cell_areas import cell_counts, cell_tiles, cells_at
 from tario_jax.predict.cells import GROW_UM, areas_of, rates_from_bins
 from tario_jax.predict.maps import GeneMaps

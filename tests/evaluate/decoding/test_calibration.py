@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tario_jax.evaluate.calibration import (
+from tario_jax.evaluate.decoding.calibration import (
     LEVELS,
     coverage,
     crps_mixture,

@@ -11,10 +11,10 @@ from tiny_tissue import PANEL, spot_section, write_corpus
 import tario_jax
 from tario_jax.cli.main import main
 from tario_jax.config import InputError
-from tario_jax.evaluate import decoding
-from tario_jax.evaluate.decoding import Asked, Gathered, gene_classes, genes_by_moran, measure_decoding
-from tario_jax.evaluate.decoding_figure import decoding_tables, draw_decoding
-from tario_jax.evaluate.decoding_section import Truth, nearest_means
+from tario_jax.evaluate.decoding import measure as decoding
+from tario_jax.evaluate.decoding.figure import decoding_tables, draw_decoding
+from tario_jax.evaluate.decoding.measure import Asked, Gathered, gene_classes, genes_by_moran, measure_decoding
+from tario_jax.evaluate.decoding.section import Truth, nearest_means
 from tario_jax.evaluate.intervals import patient_resampling
 from tario_jax.predict.condition import Condition
 from tario_jax.virtual.genes import curated_panel

@@ -9,12 +9,13 @@ from tiny_tissue import tiny_section, write_corpus
 
 from tario_jax.config import DataConfig, EvaluateConfig
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
-from tario_jax.evaluate import finer, registration_cost
 from tario_jax.evaluate.bins import grid_places
-from tario_jax.evaluate.finer import measure_finer
-from tario_jax.evaluate.finer_figures import draw_finer, draw_shift
-from tario_jax.evaluate.gene_sets import rank_by_moran
-from tario_jax.evaluate.registration_cost import measure_registration_cost
+from tario_jax.evaluate.finer import registration_cost
+from tario_jax.evaluate.finer.figures import draw_finer, draw_shift
+from tario_jax.evaluate.finer.gene_sets import rank_by_moran
+from tario_jax.evaluate.finer.measure import measure_finer
+from tario_jax.evaluate.finer.registration_cost import measure_registration_cost
+from tario_jax.evaluate.scope import sections_of
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.virtual import Settings, curated_panel, simulate_section, truth_rates
 
@@ -61,7 +62,7 @@ class Oracle:
 def measured(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
     oracle = Oracle(corpus)
-    sections, ranked_on = finer.sections_to_score(oracle, corpus)
+    ranked_on, sections = sections_of(oracle.provenance, corpus)
     said = []
     result = measure_finer(oracle, corpus, sections, folder, CONFIG, ranked_on=ranked_on, say=said.append)
     assert said == ["finer: 1/2 sections", "finer: 2/2 sections"]
@@ -107,7 +108,7 @@ def test_the_table_and_the_figure_show_what_was_measured(measured):
 
 def test_a_restart_measures_what_is_left_and_says_the_same(measured, corpus, tmp_path):
     folder, result = measured
-    sections, ranked_on = finer.sections_to_score(Oracle(corpus), corpus)
+    ranked_on, sections = sections_of(Oracle(corpus).provenance, corpus)
     files = sorted((folder / "finer").iterdir())
     assert [file.name.split(".")[0] for file in files] == ["vt00001_core", "vt00002_core"]
     files[1].write_bytes(files[1].read_bytes()[:1000])  # what a full disk leaves
@@ -127,7 +128,7 @@ def test_real_tissue_has_no_truth_to_be_scored_on(corpus, tmp_path):
 @pytest.fixture(scope="module")
 def priced(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shift")
-    sections, ranked_on = finer.sections_to_score(Oracle(corpus), corpus)
+    ranked_on, sections = sections_of(Oracle(corpus).provenance, corpus)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(registration_cost, "BINS_UM", (36.0, 9.0))
 
@@ -166,7 +167,7 @@ def test_a_restart_of_the_price_list_says_the_same(priced):
 
 def test_what_cannot_be_moved_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(registration_cost, "SHIFTS_UM", (0.0, 60.0))
-    sections, _ = finer.sections_to_score(Oracle(corpus), corpus)
+    _, sections = sections_of(Oracle(corpus).provenance, corpus)
     refused(lambda: measure_registration_cost(Oracle(corpus), corpus, sections, tmp_path, CONFIG),
             "4 bins of 36 µm stay measured", "60 µm", "at least 16")  # fmt: skip
     refused(lambda: measure_registration_cost(Oracle(corpus), corpus, [], tmp_path, CONFIG), "no section to score")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tario_jax.evaluate.calibration import LEVELS
-from tario_jax.evaluate.decoding_section import ONE_SHOT
+from tario_jax.evaluate.decoding.calibration import LEVELS
+from tario_jax.evaluate.decoding.section import ONE_SHOT
 from tario_jax.evaluate.figures import COHORT_COLOURS, INK, RULE, SOFT, TITLE, blank_figure, plain_axes, save_figure
 
 _FORMS = {"counts_r": ("counts", COHORT_COLOURS[0]), "composition_r": ("composition", COHORT_COLOURS[3])}

@@ -5,8 +5,8 @@ import pytest
 
 from tario_jax.corpus.section import Detections
 from tario_jax.evaluate.bins import grid_counts
+from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
 from tario_jax.evaluate.metrics import composition, pearson_by_gene
-from tario_jax.evaluate.shifted import Said, count_shifted, directions
 
 GENES, COLUMNS, ROWS, BIN_UM = 7, 6, 5, 9.0
 

@@ -9,7 +9,7 @@ import scipy.spatial
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_counts, grid_places
-from tario_jax.evaluate.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
+from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
 from tario_jax.evaluate.metrics import composition, pearson_by_gene
 from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
 from tario_jax.predict.condition import Condition, entries_of_window, predict_given

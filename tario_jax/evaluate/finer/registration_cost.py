@@ -15,11 +15,11 @@ import numpy as np
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_places
-from tario_jax.evaluate.finer import genes_in_common
-from tario_jax.evaluate.gene_sets import SetMean, gene_sets, rank_by_moran
+from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, rank_by_moran
+from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
 from tario_jax.evaluate.intervals import patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of
-from tario_jax.evaluate.shifted import Said, count_shifted, directions
+from tario_jax.evaluate.scope import common_genes
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
@@ -47,7 +47,7 @@ def measure_registration_cost(
     if without or not sections:
         found = f"section {without[0]} has no detections or no H&E" if without else "there is no section to score"
         raise InputError(f"corpus {corpus.root}: {found}; shifts move the detections of sections that are predicted")
-    symbols, in_model, in_corpus = genes_in_common(predictor, corpus)
+    genes = common_genes(predictor, corpus)
     kept = Kept(folder / "shift")
     key = key_of(
         format_version=_VERSION, model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal,
@@ -56,16 +56,18 @@ def measure_registration_cost(
     )  # fmt: skip
     found = []
     for number, section in enumerate(sections, 1):
-        measure = functools.partial(_measure, predictor, corpus, section, in_model, in_corpus, config.overlap)
+        measure = functools.partial(
+            _measure, predictor, corpus, section, genes.in_model, genes.in_corpus, config.overlap
+        )
         found.append(kept.get(section.id, key, measure))
         section.close()
         say(f"shift: {number}/{len(sections)} sections")
-    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[in_corpus]
-    sets = gene_sets(moran_G, config.top_genes, corpus, in_corpus)
+    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[genes.in_corpus]
+    sets = gene_sets(moran_G, config.top_genes, corpus, genes.in_corpus)
     patients = [section.patient for section in sections]
     resampling = patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed))
     result: dict[str, Any] = {
-        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(symbols),
+        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(genes.symbols),
         "ranked_on": "training sections" if ranked_on else "the sections scored", "directions": DIRECTIONS,
         "sets": {name: len(chosen) for name, chosen in sets.items()}, "scores": {}, "falls": {},
     }  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.decoding_section import (
+from tario_jax.evaluate.decoding.section import (
     CONDITIONS,
     ONE_SHOT,
     Measures,

@@ -13,11 +13,12 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.finer_section import BINS_UM, FORMS, measure_section
-from tario_jax.evaluate.gene_sets import SetMean, gene_sets, rank_by_moran
+from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, rank_by_moran
+from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore
+from tario_jax.evaluate.finer.section import BINS_UM, FORMS, measure_section
 from tario_jax.evaluate.intervals import patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of
-from tario_jax.evaluate.nucleus_match import NEAR_UM, NucleusScore
+from tario_jax.evaluate.scope import common_genes
 from tario_jax.predict.cells import GROW_UM
 from tario_jax.predict.predictor import Predictor
 
@@ -51,7 +52,7 @@ def measure_finer(
     `nuclei` (recall, precision and count error, likewise) and `table`. Raises `InputError` for real tissue.
     """
     _check(corpus, sections)
-    symbols, in_model, in_corpus = genes_in_common(predictor, corpus)
+    genes = common_genes(predictor, corpus)
     kept = Kept(folder / "finer")
     key = key_of(
         format_version=_VERSION, model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal,
@@ -59,45 +60,24 @@ def measure_finer(
     )  # fmt: skip
     found = []
     for number, section in enumerate(sections, 1):
-        measure = functools.partial(measure_section, predictor, section, in_model, in_corpus, config.overlap)
+        measure = functools.partial(
+            measure_section, predictor, section, genes.in_model, genes.in_corpus, config.overlap
+        )
         found.append(kept.get(section.id, key, measure))
         section.close()
         say(f"finer: {number}/{len(sections)} sections")
-    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[in_corpus]
-    sets = gene_sets(moran_G, config.top_genes, corpus, in_corpus)
+    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[genes.in_corpus]
+    sets = gene_sets(moran_G, config.top_genes, corpus, genes.in_corpus)
     patients = [section.patient for section in sections]
     resampling = patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed))
     result = {
-        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(symbols),
+        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(genes.symbols),
         "ranked_on": "training sections" if ranked_on else "the sections scored",
         "sets": {name: len(chosen) for name, chosen in sets.items()}, "trained_bins_um": _trained(predictor),
         "nuclei": _nuclei([scores["nuclei"] for scores in found], resampling.weights_BxS),
     }  # fmt: skip
     result["scores"], result["differences"] = _summed(found, sets, resampling)
     return result | {"table": finer_table(result)}
-
-
-def genes_in_common(predictor: Predictor, corpus: Corpus) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Symbols of the genes that the model and the corpus know, and their positions in the two panels."""
-    position_G = corpus.panel.positions(predictor.panel.symbols)
-    in_model = np.flatnonzero(position_G >= 0)
-    if not len(in_model):
-        raise InputError(f"corpus {corpus.root}: its panel {corpus.panel.hash} shares no gene with the model's "
-                         f"{predictor.panel.hash}; check that both use the same gene symbols")  # fmt: skip
-    return tuple(predictor.panel.symbols[i] for i in in_model), in_model, position_G[in_model]
-
-
-def sections_to_score(predictor: Predictor, corpus: Corpus) -> tuple[list[Section], list[Section]]:
-    """Sections that the model has not seen, and the training sections that genes are ranked on.
-
-    Held-out sections of the corpus of training; of another corpus, those of patients that the model has not seen, and
-    none to rank on.
-    """
-    provenance = predictor.provenance
-    if corpus.seal == provenance.corpus_seal:
-        return [corpus.section(name) for name in provenance.held_out], [corpus.section(n) for n in provenance.train]
-    seen = set(provenance.seen_patients)
-    return [section for section in corpus.sections if section.patient not in seen], []
 
 
 def _check(corpus: Corpus, sections: Sequence[Section]) -> None:
