@@ -306,9 +306,10 @@ class TrainConfig:
 class EvaluateConfig:
     """What is measured on held-out sections, and how."""
 
-    top_genes: int = 100  # genes of highest Moran's I, ranked on training sections
-    mean_genes: int = 300  # genes of highest mean, on training sections
-    min_detected: float = 0.0  # a gene enters a ranking if seen in this share of training bins
+    top_genes: int = 100  # genes of highest Moran's I
+    ranked_on: Literal["train", "held_out"] = "train"  # held_out: chosen on the test truth, as published curves are
+    mean_genes: int = 300  # genes of highest mean
+    min_detected: float = 0.0  # a gene enters a ranking if seen in this share of the bins that it is ranked on
     min_total: int = 20  # bins with fewer counts are left out of the composition form, and counted
     min_bins: int = 32  # sections with fewer bins are skipped, and counted
     overlap: float = 0.5  # of neighbouring windows in prediction

@@ -14,6 +14,7 @@ Layout = Literal["square", "spots"]
 # The 8 nearest spots of a full square array lie within sqrt(5) pitches even at its corners;
 # what is further is on the other side of a gap.
 SPOT_REACH_PITCHES = 2.5
+HEXAGONAL_PITCHES = 1.2
 
 ROWS_AT_ONCE = 64  # whose neighbours are laid out densely: of a whole transcriptome a few tens of megabytes
 
@@ -23,8 +24,9 @@ def neighbour_weights(
 ) -> scipy.sparse.csr_array:
     """Row-normalised neighbour weights, sparse [N, N].
 
-    Square bins: the up to 8 neighbours (queen) at one pitch on the grid; a gap is not bridged.
-    Spots of a square array: the 8 nearest within 2.5 pitches. A place without neighbours has an empty row.
+    Square bins: the up to 8 neighbours (queen) at one pitch on the grid; a gap is not bridged. Spots: of a square array
+    the 8 nearest, of a hexagonal one (six neighbours at one pitch) the 6 nearest, within 2.5 pitches. A place without
+    neighbours has an empty row.
     """
     places_Nx2 = np.stack([x_um_N, y_um_N], 1).astype(np.float64)
     number = len(places_Nx2)
@@ -37,8 +39,10 @@ def neighbour_weights(
         row_E = np.concatenate([pairs_Ex2[:, 0], pairs_Ex2[:, 1]])
         column_E = np.concatenate([pairs_Ex2[:, 1], pairs_Ex2[:, 0]])
     else:
-        nearest = min(9, number)
-        distance_NxK, index_NxK = tree.query(places_Nx2, nearest)
+        distance_NxK, index_NxK = tree.query(places_Nx2, min(9, number))
+        # in a square array the sixth nearest is sqrt(2) pitches away; the lower quartile looks past the edges
+        if number > 6 and np.quantile(distance_NxK[:, 6], 0.25) < HEXAGONAL_PITCHES * pitch_um:
+            distance_NxK, index_NxK = distance_NxK[:, :7], index_NxK[:, :7]
         near_NxK = (distance_NxK <= SPOT_REACH_PITCHES * pitch_um) & (index_NxK != np.arange(number)[:, None])
         row_E, slot_E = np.nonzero(near_NxK)
         column_E = index_NxK[row_E, slot_E]

@@ -93,6 +93,8 @@ def evaluate(
         if shared:
             raise InputError(f"split: patient {shared[0]!r} is in training and held out; expected one side only")
     ranking_side = train if ranked_on is None else ranked_on
+    if config.ranked_on == "held_out":
+        ranking_side = []
     every = {section.section_id: section for section in (*train, *ranking_side, *held_out)}
     standings = _standings(list(every.values()), config, work)
     bins = {name: int(arrays["bins"]) for name, arrays in standings.items()}

@@ -259,6 +259,15 @@ def test_without_training_sections_genes_rank_on_the_truth_and_it_says_so(split)
     assert report["headline"]["ridge_r_top100"] is None and report["headline"]["spatial_r_top100"] > 0.3
 
 
+def test_genes_may_be_ranked_on_the_test_truth_for_published_curves(split, perfect):
+    train, held_out = split
+    other = [dataclasses.replace(s, counts_NxG=np.random.default_rng(0).permuted(s.counts_NxG, axis=0)) for s in train]
+    config = dataclasses.replace(CONFIG, ranked_on="held_out")
+    report = run(other, held_out, config).report
+    assert report["ranked_on"] == "held-out sections" and report["headline"]["ridge_r_top100"] is not None
+    assert report["sets"]["top_moran"]["symbols"] == run([], held_out).report["sets"]["top_moran"]["symbols"]
+
+
 def test_rare_genes_do_not_enter_a_moran_ranking(split):
     train, held_out = split
     corner_NxG = (np.arange(GENES) == 7) * (np.arange(SIDE**2) < 4)[:, None]

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 import scipy.stats
 
-from tario_jax.evaluate import metrics, moran
+from tario_jax.evaluate import metrics, moments, moran, noise
 
 
 @pytest.fixture
@@ -172,3 +172,37 @@ def test_moran_equals_that_of_esda(rng, shape):
     expected = [esda.Moran(counts[:, g], queen, permutations=0).I for g in range(6)]
     for values in (counts, scipy.sparse.csr_array(counts)):
         np.testing.assert_allclose(moran.morans_i(values, ours), expected, atol=1e-10)
+
+
+def test_spots_of_a_hexagonal_array_have_six_neighbours_and_those_of_a_square_one_eight(rng):
+    row, column = (v.ravel() for v in np.meshgrid(np.arange(12), np.arange(12), indexing="ij"))
+    hexagonal = (column + 0.5 * (row % 2)) * 100.0, row * 100.0 * np.sqrt(0.75)
+    square = column * 200.0, row * 200.0
+    inner = (row > 1) & (row < 10) & (column > 1) & (column < 10)
+    for places, pitch, expected in ((hexagonal, 100.0, 6), (square, 200.0, 8)):
+        jittered = [place + rng.normal(0, 0.03 * pitch, place.shape) for place in places]
+        weights = moran.neighbour_weights(*jittered, pitch, "spots")
+        assert (np.diff(weights.indptr)[inner] == expected).all()
+        if expected == 6:
+            far = [abs(jittered[0][i] - jittered[0][j]) for i, j in zip(*weights.nonzero(), strict=True) if inner[i]]
+            assert max(far) < 1.2 * pitch
+
+
+def test_thinning_equals_brute_force_on_the_same_draws(rng):
+    counts = rng.poisson(rng.gamma(1.0, 2.0, (60, 7))).astype(float)
+    counts[:, 5], counts[:, 6] = 0, 3
+    rest = rng.poisson(40.0, 60)
+    measured = moments.Measured(scipy.sparse.csr_array(counts), counts.sum(1) + rest, np.arange(60), np.ones(7, bool))
+    found = noise.thinned(measured, np.random.default_rng(8), None)
+    draws = np.random.default_rng(8)
+    r = {form: [] for form in moments.FORMS}
+    for _ in range(noise.SPLITS):
+        half = np.zeros_like(counts)
+        half[counts > 0] = draws.binomial(counts[counts > 0].astype(int), 0.5)  # row by row, as the entries are stored
+        half_rest = draws.binomial(rest, 0.5)
+        sides = [(half, half.sum(1) + half_rest), (counts - half, (counts - half).sum(1) + rest - half_rest)]
+        forms = [(x, metrics.composition(x, t), metrics.pearson_residuals(x, t)) for x, t in sides]
+        for k, form in enumerate(moments.FORMS):
+            r[form].append(metrics.pearson_by_gene(forms[0][k], forms[1][k]))
+    for form in moments.FORMS:
+        np.testing.assert_allclose([sums.r() for sums in found[form]], r[form], atol=1e-6)
