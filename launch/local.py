@@ -11,6 +11,7 @@ from pathlib import Path
 from launch.sweep_file import Sweep, is_evaluated, is_trained
 from tario_jax.config_files import expand
 
+JOBS = ("simulate", "ingest", "train", "evaluate", "scaling")
 _TARIO = (sys.executable, "-m", "tario_jax.cli")
 
 
@@ -37,15 +38,20 @@ def commands(sweep: Sweep, folder: Path) -> dict[str, list[list[str]]]:
     return found
 
 
-def run_here(sweep: Sweep, folder: Path, say: Callable[[str], None] = print) -> int:
-    """Makes the corpus, then each run, then the scaling report. Returns the number of runs that failed; one that does
-    leaves the others alone. What a command prints goes to logs/<run>.txt."""
+def run_here(sweep: Sweep, folder: Path, jobs: tuple[str, ...] = JOBS, say: Callable[[str], None] = print) -> int:
+    """Makes the corpus, then each run, then the scaling report; of the commands only those of `jobs`.
+
+    Returns the number of runs that failed; one that does leaves the others alone. What a command prints goes to
+    logs/<run>.txt.
+    """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     began, failed = time.monotonic(), []
     steps = commands(sweep, folder)
     for number, (name, several) in enumerate(steps.items(), 1):
         config = sweep.configs.get(name)
         for command in several:
+            if command[0] not in jobs:
+                continue
             if config is not None:
                 done = is_trained if command[0] == "train" else is_evaluated
                 if done(folder / name, config):

@@ -1,11 +1,12 @@
 """From 93 to 2,545 patients: the article's comparison, at equal steps and at equal epochs, two seeds each.
 
 Nested cohorts: of any two sizes one holds the other. 213 patients are held out, whatever the size. `steps`: all runs do
-as many steps, so the smaller cohort is seen more often. `epochs`: steps in proportion to patients.
+as many steps, so the smaller cohort is seen more often. `epochs`: steps, and those of the warm-up, in proportion to
+patients.
 
     python -m launch configs/sweeps/patients.py --workdir=sweeps/patients --dry-run
 
-The model is that of configs/tario2_50m.py. Cost: 22 runs of up to 20,000 steps; for accelerators (docs/pods.md). Not
+The model is that of configs/tario2_50m.py. Cost: 22 runs, of at most as many steps as that config says; for accelerators (docs/pods.md). Not
 run here, so no outcome is promised; configs/sweeps/study.py is its small sister.
 """
 
@@ -28,15 +29,17 @@ def base() -> Config:
     return changed(config, {"name": "patients", "source": COHORT})
 
 
+def shorter(config: Config, patients: int) -> dict[str, int]:
+    """As many epochs of fewer patients as of all."""
+    share = patients / SIZES[-1]
+    return {"split.train_patients": patients, "train.steps": round(config.train.steps * share),
+            "optim.warmup_steps": round(config.optim.warmup_steps * share)}  # fmt: skip
+
+
 def get_sweep() -> dict[str, Config]:
     config = base()
     steps = vary("p", "split.train_patients", SIZES)
-    epochs = tuple(
-        Variant(f"p{patients}_epochs", {
-            "split.train_patients": patients, "train.steps": max(1, round(config.train.steps * patients / SIZES[-1])),
-        })
-        for patients in SIZES[:-1]
-    )  # fmt: skip
+    epochs = tuple(Variant(f"p{patients}_epochs", shorter(config, patients)) for patients in SIZES[:-1])
     return runs(config, product(chain(steps, epochs), SEEDS))
 
 
