@@ -3,7 +3,8 @@
     python -m launch configs/sweeps/context.py --workdir=sweeps/context --dry-run
 
 The model is that of configs/tario2_50m.py; batches hold 512 windows of 144 µm or 8 of 1,152 µm, the same bins and the
-same H&E a step: each window is whole bins of 36 µm. Cost: 8 runs, of as many steps as that config says; for accelerators. Not run here, so no outcome is promised.
+same H&E a step: each window is whole bins of 36 µm. Cost: 8 runs, of as many steps as that config says; for
+accelerators. Not run here, so no outcome is promised.
 """
 
 from pathlib import Path

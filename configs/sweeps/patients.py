@@ -6,8 +6,8 @@ patients.
 
     python -m launch configs/sweeps/patients.py --workdir=sweeps/patients --dry-run
 
-The model is that of configs/tario2_50m.py. Cost: 22 runs, of at most as many steps as that config says; for accelerators (docs/pods.md). Not
-run here, so no outcome is promised; configs/sweeps/study.py is its small sister.
+The model is that of configs/tario2_50m.py. Cost: 22 runs, of at most as many steps as that config says; for
+accelerators (docs/pods.md). Not run here, so no outcome is promised; configs/sweeps/study.py is its small sister.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.train.whole_file import write_whole
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE = "scores.npz"
 
 
@@ -27,6 +27,7 @@ class ScoreTable:
     bin_um: float  # side of the bins that are compared; 0: spots
     read_um: float  # side of those that were predicted, and then summed up to bin_um; 0: spots
     corpus_seal: str
+    checkpoint: str  # of the model: its step, and what tells it from others of that step
     sections: tuple[str, ...]
     patients: tuple[str, ...]  # of the sections
     cohorts: tuple[str, ...]
