@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 
 from tario_jax.config import Config, InputError, SourceConfig
+from tario_jax.config_files import from_dict, to_dict
+from tario_jax.train.provenance import deciding_fields
+from tario_jax.train.seal import seal_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +46,27 @@ def read_sweep(file: Path, only: str = "*") -> Sweep:
 
 
 def is_trained(workdir: Path, config: Config) -> bool:
-    try:
-        return json.loads((workdir / "done.json").read_text())["step"] >= config.train.steps
-    except (OSError, ValueError, KeyError):
+    """Whether the run is done, and with this config: one that was changed is trained, or refused by 'tario train'."""
+    found = _read(workdir / "config.json"), _read(workdir / "done.json")
+    if None in found or found[1].get("step") != config.train.steps:
         return False
+    return deciding_fields(from_dict(found[0])) == deciding_fields(config)
 
 
 def is_evaluated(workdir: Path, config: Config) -> bool:
-    """Whether the scores are there that are newer than the end of training, at every side of bins."""
-    folders = [workdir, *(workdir / f"read_{read_um:g}um" for read_um in config.evaluate.read_um)]
+    """Whether reports are there of its newest checkpoint, with these settings, at every side of bins."""
+    step = (_read(workdir / "done.json") or {}).get("step")
+    checkpoint = f"{step}-{seal_id(workdir / 'checkpoints' / str(step))}"
+    settings = json.loads(json.dumps(to_dict(config.evaluate)))
+    for folder in (workdir, *(workdir / f"read_{read_um:g}um" for read_um in config.evaluate.read_um)):
+        report = _read(folder / "report.json") or {}
+        if report.get("settings") != settings or report["provenance"]["checkpoint"] != checkpoint:
+            return False
+    return True
+
+
+def _read(path: Path) -> dict | None:
     try:
-        done = (workdir / "done.json").stat().st_mtime
-        return all((folder / "report.json").stat().st_mtime >= done for folder in folders)
-    except OSError:
-        return False
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -310,7 +310,9 @@ class EvaluateConfig:
     ranked_on: Literal["train", "held_out"] = "train"  # held_out: chosen on the test truth, as published curves are
     mean_genes: int = 300  # genes of highest mean
     min_detected: float = 0.0  # a gene enters a ranking if seen in this share of the bins that it is ranked on
-    min_total: int = 20  # bins with fewer counts are left out of the composition form, and counted
+    min_total: int = (
+        20  # 36 µm bins (others by area) or spots with fewer counts are left out of composition, and counted
+    )
     min_bins: int = 32  # sections with fewer bins are skipped, and counted
     overlap: float = 0.5  # of neighbouring windows in prediction
     shuffles: int = 10  # shuffled-target runs

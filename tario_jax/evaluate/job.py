@@ -22,7 +22,6 @@ from tario_jax.evaluate.scope import CommonGenes, common_genes, sections_of
 from tario_jax.evaluate.section_reader import Reader
 from tario_jax.evaluate.tables import Evaluation, Work, evaluate, plain
 from tario_jax.predict.gene_validation import FILE as VALIDATION
-from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.capacity import refuse_fine_bins
 from tario_jax.train.provenance import Provenance
@@ -35,18 +34,18 @@ _LEAST_NULL_GENES = 10
 
 def evaluate_checkpoint(
     predictor: Predictor, corpus: Corpus, config: EvaluateConfig, folder: Path, *, title: str,
-    maps: dict[str, GeneMaps] | None = None, bin_um: float | None = None, read_um: float | None = None,
+    bin_um: float | None = None, read_um: float | None = None,
     shared: Path | None = None, part: tuple[int, int] = (1, 1), say: Callable[[str], None] = print,
     began: float | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluates on the held-out sections of the corpus that the model was trained on, or on all sections of another.
 
-    maps: predictions of held-out sections that are there already; bin_um: side of the bins, that of training by
-    default; read_um: side of those that are predicted, and summed up to bin_um, by default the same; shared: folder of
-    what does not depend on the model, `folder`/kept by default; part: (k, n) where n processes share the work;
-    began: `time.monotonic()` of the start of the whole job. What is worked out is kept section by section: interrupted
-    and started again, it goes on. Writes report.html, report.json, genes.tsv, scores.npz, validation.parquet and
-    figures/ into `folder`. On another panel the genes in common are evaluated, and the report says how many.
+    bin_um: side of the bins, that of training by default; read_um: side of those that are predicted, and summed up to
+    bin_um, by default the same; shared: folder of what does not depend on the model, `folder`/kept by default; part:
+    (k, n) where n processes share the work; began: `time.monotonic()` of the start of the whole job. What is worked out
+    is kept section by section: interrupted and started again, it goes on. Writes report.html, report.json, genes.tsv,
+    scores.npz, validation.parquet and figures/ into `folder`. On another panel the genes in common are evaluated, and
+    the report says how many.
     """
     began = time.monotonic() if began is None else began
     provenance = predictor.provenance
@@ -74,7 +73,7 @@ def evaluate_checkpoint(
             f"{len(corpus.panel)} in the corpus's")  # fmt: skip
     kept = Kept(folder / "kept")
     reader = Reader(predictor, corpus, genes, bin_um, read_um, config.overlap,
-                    kept if shared is None else Kept(shared), dict(maps or {}))  # fmt: skip
+                    kept if shared is None else Kept(shared))  # fmt: skip
     density = {section.id for section in train[:: max(1, len(train) // _DENSITY_SECTIONS)][:_DENSITY_SECTIONS]}
     training = [reader.source(section, predicted=section.id in density, with_truth=False) for section in train]
     sources = [reader.source(section, predicted=True, with_truth=True) for section in usable]
@@ -94,6 +93,7 @@ def evaluate_checkpoint(
     report["genes"]["in_common"] = len(genes.symbols)
     report["bin_um"] = None if spots else bin_um
     report["read_um"] = None if spots else read_um
+    report["settings"] = plain(dataclasses.asdict(config))
     report["provenance"] = {
         "name": provenance.config.name, "checkpoint": predictor.checkpoint, "corpus_seal": corpus.seal,
         "trained_on_seal": provenance.corpus_seal,
@@ -116,13 +116,9 @@ def evaluate_checkpoint(
     if virtual:
         report["classes"] = plain(class_report(evaluation.context, class_G))
     score_table(
-        evaluation.context,
-        symbols,
-        class_G,
-        bin_um=report["bin_um"] or 0.0,
-        read_um=report["read_um"] or 0.0,
-        corpus_seal=corpus.seal,
-    ).write(folder / score_file.FILE)
+        evaluation.context, symbols, class_G, bin_um=report["bin_um"] or 0.0, read_um=report["read_um"] or 0.0,
+        corpus_seal=corpus.seal, checkpoint=predictor.checkpoint,
+    ).write(folder / score_file.FILE)  # fmt: skip
     about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
     about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}
     gene_validation(evaluation.context, symbols, about).write(folder / VALIDATION)

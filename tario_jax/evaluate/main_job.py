@@ -1,6 +1,5 @@
 """The main job, the whole way: a source, a corpus, a model, gene maps, a report. Each stage resumes."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -49,21 +48,25 @@ def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Ev
         train(config, corpus, workdir, say)
         clock.note("train")
         predictor = load(workdir)
-        maps = {}
-        for number, name in enumerate(predictor.provenance.held_out, 1):
-            section = corpus.section(name)
-            maps[name] = predictor.predict_section(section, tissue=corpus.kind, overlap=config.evaluate.overlap)
-            if number % 10 == 0 or number == len(predictor.provenance.held_out):
-                say(f"predict: {number}/{len(predictor.provenance.held_out)} held-out sections")
-        clock.note("predict")
         evaluation = evaluate_checkpoint(
-            predictor, corpus, config.evaluate, workdir, title=config.name, maps=maps, say=say,
+            predictor, corpus, config.evaluate, workdir, title=config.name, say=say,
             began=time.monotonic() - clock.total(),
         )  # fmt: skip
-        validation = read_gene_validation(workdir / VALIDATION)
-        for name, found in maps.items():
-            dataclasses.replace(found, validation=validation).write_h5ad(workdir / "maps" / f"{name}.h5ad")
+        for read_um in config.evaluate.read_um:
+            say(f"read at {read_um:g} µm:")
+            evaluate_checkpoint(
+                predictor, corpus, config.evaluate, workdir / f"read_{read_um:g}um", read_um=read_um, say=say,
+                shared=workdir / "kept", title=f"{config.name}, read at {read_um:g} µm",
+            )  # fmt: skip
         clock.note("evaluate")
+        predictor.validation = read_gene_validation(workdir / VALIDATION)
+        for number, name in enumerate(predictor.provenance.held_out, 1):
+            section = corpus.section(name)
+            maps = predictor.predict_section(section, tissue=corpus.kind, overlap=config.evaluate.overlap)
+            maps.write_h5ad(workdir / "maps" / f"{name}.h5ad")
+            if number % 10 == 0 or number == len(predictor.provenance.held_out):
+                say(f"maps: {number}/{len(predictor.provenance.held_out)} held-out sections")
+        clock.note("maps")
         return evaluation
 
 

@@ -151,8 +151,10 @@ def section_sums(measured: Measured, predictions: Mapping[str, FromRates | Direc
     step = max(1, VALUES_AT_ONCE // max(genes, 1))
     strips = [slice(first, min(first + step, number)) for first in range(0, number, step)]
 
-    def one(rows: slice) -> dict[tuple[str, str], list[np.ndarray]]:
-        strip = _Strip(measured, rows, kept_N[rows], block_N[rows], blocks)
+    def one(rows: slice) -> tuple[np.ndarray, dict[tuple[str, str], list[np.ndarray]]]:
+        """Sums of a strip over the few blocks that it touches, and which those are."""
+        touched, block_n = np.unique(block_N[rows], return_inverse=True)
+        strip = _Strip(measured, rows, kept_N[rows], block_n, max(len(touched), 1))
         found = {("", ""): strip.measured()}
         for method, prediction in predictions.items():
             if isinstance(prediction, FromRates):
@@ -161,21 +163,17 @@ def section_sums(measured: Measured, predictions: Mapping[str, FromRates | Direc
             else:
                 for form, values in prediction.items():
                     found[method, form] = strip.of_values(form, np.asarray(values(rows), np.float64))
-        return found
+        return touched, found
 
     added: dict[tuple[str, str], list[np.ndarray]] = {}
     with one_thread(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         # a few at a time: results of all strips of a large section would be as large as its predictions
-        for first in range(0, len(strips), 8):
-            for parts in pool.map(one, strips[first : first + 8]):
+        for first in range(0, max(len(strips), 1), 8):
+            for touched, parts in pool.map(one, strips[first : first + 8] or [slice(0, 0)]):
                 for name, values in parts.items():
-                    if name in added:
-                        for total, value in zip(added[name], values, strict=True):
-                            total += value
-                    else:
-                        added[name] = values
-    if not strips:
-        added = one(slice(0, 0))
+                    totals = added.setdefault(name, [np.zeros((blocks, *value.shape[1:])) for value in values])
+                    for total, value in zip(totals, values, strict=True):
+                        total[touched] += value[: len(touched)]
     return _finished(added, measured.measured_G)
 
 

@@ -8,6 +8,7 @@ from tario_jax.evaluate.metrics import reliability, reliability_of_sums, spearma
 from tario_jax.evaluate.moments import FORMS, FromRates, Measured, Sums, section_sums
 
 SPLITS = 3  # thinnings averaged
+_VALUES_AT_ONCE = 1 << 22  # of drawn nulls
 
 
 def section_reliability(measured: Measured) -> np.ndarray:
@@ -68,10 +69,13 @@ def null_reliabilities(measured: Measured, rng: np.random.Generator) -> dict[str
     """
     mean_G = measured.sums()[0] / max(len(measured), 1)
     level_N = measured.total_N / max(measured.total_N.mean(), 1e-300) if len(measured) else measured.total_N
-    return {
-        name: reliability(rng.poisson(along_N[:, None] * mean_G))
-        for name, along_N in (("flat", np.ones(len(measured))), ("depth_only", level_N))
-    }
+    found = {}
+    for name, along_N in (("flat", np.ones(len(measured))), ("depth_only", level_N)):
+        step = max(1, _VALUES_AT_ONCE // max(len(measured), 1))
+        parts = [reliability(rng.poisson(along_N[:, None] * mean_G[first : first + step]))
+                 for first in range(0, len(mean_G), step)]  # fmt: skip
+        found[name] = np.concatenate([np.zeros(0), *parts])
+    return found
 
 
 def nearer_than_measurement(r_BxG: np.ndarray, rho_BxG: np.ndarray, r_G: np.ndarray, rho_G: np.ndarray) -> dict:

@@ -27,7 +27,7 @@ def null_report(counts_S: list[np.ndarray], total_S: list[np.ndarray],
     counts_S: counts of the null genes, [N, K] a section; total_S: of all genes, [N]; told_S: the composition that is
     predicted of them, [N, K]. `se` is the standard error of `beyond_total` over genes, whose fields are independent;
     `shuffled_mean` and `shuffled_sd` are of the same with bins shuffled; `plain_shuffle` is of r with bins shuffled.
-    None where no section has LEAST_BINS bins that count.
+    None where no section has LEAST_BINS bins that count, or fewer than two genes vary there.
     """
     rng = np.random.default_rng(SEED)
     counts, totals, told = [], [], []
@@ -49,6 +49,8 @@ def null_report(counts_S: list[np.ndarray], total_S: list[np.ndarray],
     left_told = [without_total(p, total_N) for p, total_N in zip(told, totals, strict=True)]
     beyond_K = mean_r(left, left_told)
     beyond_K = beyond_K[np.isfinite(beyond_K)]
+    if len(beyond_K) < 2:
+        return None
     shuffled = [np.nanmean(mean_r([x[order] for x, order in zip(left, some, strict=True)], left_told))
                 for some in orders]  # fmt: skip
     plain = [

@@ -31,7 +31,6 @@ class Reader:
     read_um: float
     overlap: float
     shared: Kept
-    maps: dict[str, GeneMaps]  # predictions that are there already
 
     def source(self, section: Section, *, predicted: bool, with_truth: bool) -> SectionSource:
         data = self.predictor.provenance.config.data
@@ -52,12 +51,10 @@ class Reader:
 
     def rates(self, section: Section, bins: SectionBins) -> np.ndarray:
         """Predicted rates of the common genes on the measured part of each bin, float32 [N, P]."""
-        maps = self.maps.get(section.id)
-        if maps is None:
-            read_um = None if section.spots is not None else self.read_um
-            maps = self.predictor.predict_section(
-                section, tissue=self.corpus.kind, overlap=self.overlap, bin_um=read_um
-            )
+        maps = self.predictor.predict_section(
+            section, tissue=self.corpus.kind, overlap=self.overlap,
+            bin_um=None if section.spots is not None else self.read_um,
+        )  # fmt: skip
         rates_NxP = _on_places(maps, bins)
         return (rates_NxP if bins.share_N is None else bins.share_N[:, None] * rates_NxP)[:, self.genes.in_model]
 

@@ -40,7 +40,8 @@ class Plan:
     null_genes: np.ndarray | None = None  # positions in the panel
 
     def measure(self, section: SectionBins) -> Measured:
-        return measure(section.counts, section.measured_gene_P, self.genes, self.config.min_total)
+        least_total = section.least_total(self.config.min_total)
+        return measure(section.counts, section.measured_gene_P, self.genes, least_total)
 
     def rng(self, section: SectionBins, purpose: str) -> np.random.Generator:
         """Of one section: what is drawn for it does not depend on which others there are."""

@@ -175,7 +175,7 @@ def _standings(sections: list[SectionSource], config: EvaluateConfig, work: Work
         def make() -> Arrays:
             section = source.measured()
             every = np.arange(section.counts.shape[1])
-            measured = measure(section.counts, section.measured_gene_P, every, config.min_total)
+            measured = measure(section.counts, section.measured_gene_P, every, section.least_total(config.min_total))
             return standing(measured, *section.where)
 
         key = key_of(of="standing", version=_VERSION, section=source.key, min_total=config.min_total)

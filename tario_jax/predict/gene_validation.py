@@ -24,8 +24,9 @@ class GeneValidation:
     over held-out sections; of the model, and of its own density control (its predicted total times the mean
     composition).
 
-    validated: the 95 % patient interval of r − density_r lies above 0. A gene that is not may still be predicted well,
-    but these patients do not show it. NaN: not measured, or too few patients.
+    validated: the 95 % t interval over patients of r − density_r lies above 0; gene by gene, so that of genes without
+    skill one in forty passes. One that is not validated may still be predicted well, but these patients do not show it.
+    NaN: not measured, or too few patients.
     """
 
     symbols: tuple[str, ...]

@@ -1,5 +1,6 @@
 """Rates of every gene from the H&E alone, for a section or an image, blended over windows."""
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -193,7 +194,7 @@ def load_step(
     else:
         predictor = Predictor(provenance, parameters, calibration, checkpoint=checkpoint,
                               allow_virtual_model=allow_virtual_model)  # fmt: skip
-    if (workdir / VALIDATION).exists():
+    with contextlib.suppress(InputError, FileNotFoundError):  # a broken one validates nothing, and is written anew
         found = read_gene_validation(workdir / VALIDATION)
         if found.about["checkpoint"] == checkpoint:  # else it is that of an earlier step
             predictor.validation = found

@@ -75,7 +75,9 @@ def whole() -> dict[str, float]:
     plan = Plan(EvaluateConfig(), every, np.zeros(0, int), by_block=False, controls=None)
     stands = standing(plan.measure(section), *section.where)
     ranked_s = time.perf_counter() - began
-    in_sets = np.sort(np.argsort(-np.nan_to_num(stands["moran"], nan=-1.0))[:400])  # as many as the sets of a report
+    in_sets = np.sort(
+        np.argsort(-np.nan_to_num(stands["moran"], nan=-1.0))[:500]
+    )  # as many as the three sets of a report
     plan = Plan(EvaluateConfig(), every, in_sets, by_block=False, controls=None)
     noise = score_measurement(section, None, plan)
     noise_s = time.perf_counter() - began - ranked_s
@@ -107,6 +109,7 @@ def beside_squidpy(peer: str) -> dict[str, float]:
     expected = np.array(theirs["i"], float)
     return {"squidpy": theirs["version"], "squidpy_s": theirs["seconds"], "moran_s": statistics.median(seconds),
             "times": theirs["seconds"] / statistics.median(seconds),
+            "undefined_differ": int((np.isnan(ours) != np.isnan(expected)).sum()),
             "largest_difference": float(np.nanmax(np.abs(ours - expected)))}  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.bulk import MIN_PATIENTS, log_cpm
+from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
 from tario_jax.evaluate.score_file import ScoreTable, read_scores
 
 MAIN = ("p256_m_w288_seed0", "p256_m_w288_seed1")  # the most patients, at the sizes that the other axes start from
-MIXED = "p256_m_mixed_seed0"
+SAMPLES = 500
 CLASS_ORDER = ("mutation", "diffusing", "hidden_state", "visible_state", "type_marker", "housekeeping", "patient_level",
                "sex", "low", "null")  # fmt: skip
 
@@ -25,19 +26,58 @@ def gained(study: dict, axis: str) -> list[dict]:
     return [one for one in study["comparisons"] if one["axis"].startswith(axis)]
 
 
+def only(comparisons: list[dict]) -> dict:
+    if len(comparisons) != 1:
+        raise SystemExit(f"the study holds {len(comparisons)} comparisons where one was expected; is every run there?")
+    return comparisons[0]
+
+
+def widest(comparisons: list[dict]) -> dict:
+    """Of several sweeps along one axis that of most ground."""
+    if not comparisons:
+        raise SystemExit("the study holds no comparison along an axis; is every run there?")
+    return max(comparisons, key=lambda one: one["after"]["size"] / one["before"]["size"])
+
+
 def better(comparison: dict, form: str = "counts") -> dict:
     found, difference = comparison["forms"][form]["better"], comparison["forms"][form]["difference"]
-    null = [*found["null"]["before"], *found["null"]["after"]]
+    null = [one for side in (found["null"] or {}).values() for one in side or ()]  # none: the same checkpoints twice
     return {"n": found["n"], "genes": found["genes"], "fraction": found["fraction"], "low": found["low"],
-            "high": found["high"], "null": float(np.mean(null)) if null else None, "mean": difference["mean"],
+            "high": found["high"], "null": float(np.mean(null)) if null else 0.5, "seeds": bool(null),
+            "before": comparison["before"]["size"], "after": comparison["after"]["size"], "mean": difference["mean"],
             "mean_low": difference["low"], "mean_high": difference["high"]}  # fmt: skip
 
 
 def told(what: str, one: dict) -> str:
-    null = "no null" if one["null"] is None else f"two seeds {100 * one['null']:.0f} %"
+    null = f"two seeds {100 * one['null']:.0f} %" if one["seeds"] else "the same checkpoints: chance is 50 %"
     return (f"{what}: better on {one['n']:,} of {one['genes']:,} genes, {100 * one['fraction']:.0f} % (patients "
             f"{100 * one['low']:.0f} to {100 * one['high']:.0f} %; {null}); mean r {one['mean']:+.4f} "
             f"({one['mean_low']:+.4f} to {one['mean_high']:+.4f})")  # fmt: skip
+
+
+def beside_spatial(scores: ScoreTable) -> dict:
+    """Bulk r (log-CPM, across the patients of a cohort of ten or more) and spatial r of the same 1,000 genes, and their
+    difference with its interval over patients, all of a patient's sections along."""
+    top, cohort_P = scores.order[:1000], np.array(scores.bulk_cohorts)
+    x_PxG, p_PxG = (log_cpm(values[:, top], total) for values, total in (
+        (scores.bulk_measured_PxG, scores.bulk_measured_total_P),
+        (scores.bulk_predicted_PxG, scores.bulk_predicted_total_P)))  # fmt: skip
+    cohorts = [rows for name in dict.fromkeys(scores.bulk_cohorts)
+               if len(rows := np.flatnonzero(cohort_P == name)) >= MIN_PATIENTS]  # fmt: skip
+    r_SxG, patient_S = scores.r["model", "counts"][:, top], np.array(scores.patients)
+
+    def both(drawn: list[np.ndarray]) -> tuple[float, float]:
+        bulk = [float(mean_defined(pearson_by_gene(x_PxG[rows], p_PxG[rows]))) for rows in drawn]
+        sections = np.concatenate(
+            [np.flatnonzero(patient_S == scores.bulk_patients[p]) for rows in drawn for p in rows]
+        )
+        return float(np.mean(bulk)), float(mean_defined(mean_defined(r_SxG[sections])))
+
+    rng = np.random.default_rng(0)
+    bulk, spatial = both(cohorts)
+    samples = [both([rng.choice(rows, len(rows)) for rows in cohorts]) for _ in range(SAMPLES)]
+    low, high = np.percentile([a - b for a, b in samples], (2.5, 97.5))
+    return {"bulk_r": bulk, "spatial_r": spatial, "difference": bulk - spatial, "low": low, "high": high}
 
 
 def by_rank(scores: ScoreTable) -> dict:
@@ -56,17 +96,15 @@ def main() -> None:
     reports = [json.loads((folder / name / "report.json").read_text()) for name in MAIN]
     report, scores = reports[0], read_scores(folder / MAIN[0] / "scores.npz")
     top = report["sets"]["top_moran"]
-    (patients,) = gained(study, "patients at equal steps")
-    sizes = [one for one in gained(study, "parameters") if one["forms"]["counts"]["better"]["pairs_of_seeds"]]
-    context = max(gained(study, "context"), key=lambda one: one["after"]["size"])
-    (resolution,) = gained(study, "resolution")
+    patients, resolution = (only(gained(study, axis)) for axis in ("patients at equal steps", "resolution"))
+    sizes = widest(gained(study, "parameters"))
+    context = widest(gained(study, "context"))
     grid = study["grids"][0]["quantities"]["r/counts/top"]
     found = {
         "patients": better(patients), "patients_composition": better(patients, "composition"),
-        "parameters": better(sizes[0]), "context": better(context), "resolution": better(resolution),
+        "parameters": better(sizes), "context": better(context), "resolution": better(resolution),
         "grid": {name: grid[name] for name in ("interaction", "low", "high", "seed_sd")},
-        "bulk_r": report["headline"]["bulk_r"], "spatial_r": report["headline"]["spatial_r_top100"],
-        "bulk_minus_spatial": report["headline"]["bulk_r"] - report["headline"]["spatial_r_top100"],
+        "bulk": beside_spatial(scores), "bulk_of_all": report["bulk"]["log_cpm"],
         "ranks": by_rank(scores),
         "nearer": {name: top["nearer_than_measurement"][name] for name in ("model", "own_density", "neighbours")},
         "nearer_seen": top["nearer_truth"], "null_class": report["null_class"],
@@ -89,7 +127,7 @@ def _shares(name: str, by_form: dict) -> str:
 
 def table(found: dict, report: dict) -> str:
     grid, null, ranks = found["grid"], found["null_class"], found["ranks"]
-    seen = found["nearer_seen"]
+    seen, bulk = found["nearer_seen"], found["bulk"]
     lines = [
         f"{found['runs']} readings of runs, {found['genes']:,} genes, {report['sections']['held_out_patients']} "
         "held-out patients, bins of 36 µm, r in counts; top: the 1,000 genes of highest Moran's I in training",
@@ -98,10 +136,13 @@ def table(found: dict, report: dict) -> str:
         told("  in composition", found["patients_composition"]),
         told("finer bins, 36 to 9 µm, same checkpoint", found["resolution"]),
         told("larger models, xs to l", found["parameters"]),
-        told("more context, windows of 144 to 576 µm", found["context"]),
+        told("more context, windows of {before:g} to {after:g} µm".format(**found["context"]), found["context"]),
         f"larger models gain more from longer context: {grid['interaction']:+.4f} in mean r of the top "
         f"(patients {grid['low']:+.4f} to {grid['high']:+.4f}; seeds ± {grid['seed_sd']:.4f})",
-        f"bulk above spatial: {found['bulk_r']:.3f} within cohorts, log-CPM, and {found['spatial_r']:.3f} over the top",
+        f"bulk above spatial, the same genes: bulk {bulk['bulk_r']:.3f} (log-CPM, within cohorts), spatial "
+        f"{bulk['spatial_r']:.3f}, difference {bulk['difference']:+.3f} ({bulk['low']:+.3f} to {bulk['high']:+.3f}); "
+        f"bulk of all genes {found['bulk_of_all']['model']:.3f}, ridge {found['bulk_of_all']['ridge']:.3f}, total only "
+        f"{found['bulk_of_all']['total_only']:.3f}",
         "spatial r falls with Moran rank: " + ", ".join(f"{name} {r:.3f}" for name, r in ranks["mean_r"].items())
         + f"; Spearman {ranks['spearman']:+.2f}",
         "nearer the truth than the measurement, share of the top (r > rho, interval above 0): " + ", ".join(

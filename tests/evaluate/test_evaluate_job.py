@@ -108,7 +108,7 @@ def test_another_checkpoint_measures_the_sections_no_second_time(
 
 def test_other_settings_are_worked_out_anew(predictor, others, config, whole, tmp_path):
     left_out = []
-    for min_total in (config.min_total, 23, 10_000):  # of none of the bins are so many left that anything is ranked
+    for min_total in (config.min_total, 92, 40_000):  # of none of the bins are so many left that anything is ranked
         changed = dataclasses.replace(config, min_total=min_total)
         evaluate_checkpoint(predictor, others, changed, tmp_path, title="x", say=lambda line: None)
         left_out.append(tables(tmp_path)[0]["skipped"]["bins_below_min_total"])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from tario_jax.evaluate import curve, intervals
 from tario_jax.evaluate.metrics import pearson_by_gene
@@ -67,3 +68,13 @@ def test_curve_is_the_mean_over_the_top_k_with_undefined_left_out():
     sizes = curve.curve_sizes(4)
     np.testing.assert_allclose(curve.curve(r, np.array([2, 1, 3, 0]), sizes), [np.nan, 0.9, 0.7, 0.5])
     assert curve.curve_sizes(5000)[[0, 99, -1]].tolist() == [1, 100, 5000]
+
+
+@pytest.mark.parametrize("patients", [2, 3, 5, 30])
+def test_genes_without_skill_pass_the_t_interval_one_in_forty_times_whatever_the_number_of_patients(patients):
+    values = np.random.default_rng(patients).normal(size=(patients, 20_000))
+    assert (intervals.lower_t(values) > 0).mean() == pytest.approx(0.025, abs=0.004)
+    values[:, 0], values[1:, 1] = np.nan, np.nan
+    assert np.isnan(intervals.lower_t(values)[:2]).all()
+    low = values[:, 5].mean() - scipy.stats.sem(values[:, 5]) * scipy.stats.t.ppf(0.975, patients - 1)
+    assert intervals.lower_t(values)[5] == pytest.approx(low)

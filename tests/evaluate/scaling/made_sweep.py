@@ -71,7 +71,8 @@ def made_table(*, nats: float = 5.0, skill: float = 0.3, noise_seed: int = 0, re
     offset = tissue.normal(0, 0.2, len(sections))
     measured = tissue.gamma(2.0, 1.0, (patients, genes))
     return ScoreTable(
-        bin_um, read_um, seal, "1-made", sections, names, ("LUAD",) * len(sections), tuple(f"G{g}" for g in range(genes)),
+        bin_um, read_um, seal, "1-made", sections, names, ("LUAD",) * len(sections),
+        tuple(f"G{g}" for g in range(genes)),
         gene_class, moran, np.tile(np.linspace(0.9, 0.5, genes), (len(sections), 1)),
         0.9 * nats + offset - np.average(offset, weights=detections), np.full(len(sections), 0.1 * nats), detections, r,
         names[::2], ("LUAD",) * patients, measured, measured.sum(1),
