@@ -77,10 +77,15 @@ def test_a_pure_density_prediction_is_constant_given_the_total(tissue):
     assert (found["density", "counts"].r()[2:] != 0).all()
 
 
-def test_blocks_that_are_drawn_weigh_as_often_as_they_are(tissue):
+@pytest.mark.parametrize("values_at_once", [1 << 18, 7 * GENES])
+@pytest.mark.parametrize("order", ["in order", "mixed"])
+def test_blocks_that_are_drawn_weigh_as_often_as_they_are(tissue, values_at_once, order, monkeypatch):
+    monkeypatch.setattr(moments, "VALUES_AT_ONCE", values_at_once)
     counts_NxG, told_NxG, seen_G = tissue
     measured = measure(counts_NxG, seen_G, np.arange(GENES), 1)
     block_N = np.arange(BINS) // 30
+    if order == "mixed":
+        block_N = np.random.default_rng(4).permutation(block_N)
     told = FromRates(lambda rows: told_NxG[rows], told_NxG[:, seen_G].sum(1, dtype=np.float64))
     sums = section_sums(measured, {"model": told}, block_N)["model", "counts"]
     weights_BxK = np.array([[1.0, 1, 1, 1, 1], [0, 2, 1, 0, 2]])
