@@ -54,8 +54,13 @@ class Scores:
 
 
 def patient_resampling(patient_S: list[str], samples: int, rng: np.random.Generator) -> Resampling:
-    """Bootstrap over patients: all sections of a drawn patient come along."""
+    """Bootstrap over patients: all sections of a drawn patient come along.
+
+    Of one patient there is nothing to draw: weights are NaN, and so is whatever is made of them.
+    """
     names, index_S = np.unique(np.asarray(patient_S), return_inverse=True)
+    if len(names) < 2:
+        return Resampling("patient", len(names), weights_BxS=np.full((samples, len(index_S)), np.nan))
     drawn_BxP = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples)
     return Resampling("patient", len(names), weights_BxS=drawn_BxP[:, index_S].astype(np.float64))
 

@@ -78,3 +78,11 @@ def test_genes_without_skill_pass_the_t_interval_one_in_forty_times_whatever_the
     assert np.isnan(intervals.lower_t(values)[:2]).all()
     low = values[:, 5].mean() - scipy.stats.sem(values[:, 5]) * scipy.stats.t.ppf(0.975, patients - 1)
     assert intervals.lower_t(values)[5] == pytest.approx(low)
+
+
+def test_one_patient_has_no_interval_and_not_one_of_no_width():
+    resampling = intervals.patient_resampling(["a", "a"], 50, np.random.default_rng(0))
+    r = np.random.default_rng(1).normal(size=(2, 3))
+    samples = intervals.resample(intervals.Scores(r), np.arange(3), resampling)
+    assert samples.shape == (50, 3) and np.isnan(samples).all()
+    assert np.isnan(intervals.interval(samples[:, 0])).all()

@@ -24,7 +24,8 @@ def compare_genes(
 
     better: of "genes" that are defined in both, the "n" on which `after` has the higher mean r over sections, and the
     fraction with its patient interval, all as means over the pairs of seeds (range: over those pairs). null: the larger
-    of the fractions better and worse between two seeds of one configuration, each pair. difference: mean over ranked
+    of the fractions better and worse between two seeds of one configuration, each pair; of the same checkpoints read in
+    two ways (same_checkpoints) there is none: chance is a half. difference: mean over ranked
     genes; by_class and by_decile: the same by gene class and by tenth of the ranking; top: r at matched top-k.
     """
     forms = [form for form in FORMS if all(form in one.r_SxG for one in (*before, *after))]
@@ -39,13 +40,13 @@ def _of_form(
     r_before_KxG, r_after_KxG = (
         np.stack([mean_defined(one.r_SxG[form]) for one in several]) for several in (before, after)
     )
-    pairs = list(itertools.product(range(len(before)), range(len(after))))
+    pairs, same = _pairs(before, after)
     fractions = [fraction_better(r_before_KxG[i], r_after_KxG[j]) for i, j in pairs]
     sampled = _resampled(before, after, form, ranking, weights_BxS)
     genes = int((np.isfinite(r_before_KxG).all(0) & np.isfinite(r_after_KxG).all(0)).sum())
     difference_G = mean_defined(r_after_KxG) - mean_defined(r_before_KxG)
     groups = _groups(after[0], ranking)
-    null_G = [_null_differences(r_KxG) for r_KxG in (r_before_KxG, r_after_KxG)]
+    null_G = [] if same else [_null_differences(r_KxG) for r_KxG in (r_before_KxG, r_after_KxG)]
     of_group = {name: {
         "genes": int(np.isfinite(difference_G[members]).sum()),
         "better": fraction_better(mean_defined(r_before_KxG)[members], mean_defined(r_after_KxG)[members]),
@@ -57,13 +58,24 @@ def _of_form(
             "genes": genes, "fraction": float(np.mean(fractions)), "n": round(float(np.mean(fractions)) * genes),
             "range": [min(fractions), max(fractions)], "pairs_of_seeds": len(pairs),
             **_spread_about(float(np.mean(fractions)), sampled["fraction"]),
-            "null": {"before": _null_fractions(r_before_KxG), "after": _null_fractions(r_after_KxG)},
+            "same_checkpoints": same,
+            "null": {name: [] if same else _null_fractions(r_KxG)
+                     for name, r_KxG in (("before", r_before_KxG), ("after", r_after_KxG))},
         },
         "difference": of_group.pop("ranked genes"),
         "by_class": {name.removeprefix("class "): of_group[name] for name in of_group if name.startswith("class ")},
         "by_decile": [of_group[name] for name in of_group if name.startswith("decile ")],
         "top": _matched(r_before_KxG, r_after_KxG, ranking),
     }  # fmt: skip
+
+
+def _pairs(before: list[RunScores], after: list[RunScores]) -> tuple[list[tuple[int, int]], bool]:
+    """Which seed is held against which: all against all; but the same checkpoints, read in two ways, each against
+    itself, and no seed lies between them (True)."""
+    names = [[one.checkpoint for one in several] for several in (before, after)]
+    if sorted(names[0]) == sorted(names[1]) and len(set(names[0])) == len(names[0]):
+        return [(i, names[1].index(name)) for i, name in enumerate(names[0])], True
+    return list(itertools.product(range(len(before)), range(len(after)))), False
 
 
 def fraction_better(before_G: np.ndarray, after_G: np.ndarray) -> float:
@@ -109,7 +121,7 @@ def _resampled(before, after, form: str, ranking: Ranking, weights_BxS: np.ndarr
     for start in range(0, len(weights_BxP), at_once):
         some_BxP = weights_BxP[start : start + at_once]
         r_before, r_after = ([_mean(some_BxP, *sums) for sums in several] for several in (sums_before, sums_after))
-        of_pairs = [_fractions(a_BxG, b_BxG) for a_BxG in r_before for b_BxG in r_after]
+        of_pairs = [_fractions(r_before[i], r_after[j]) for i, j in _pairs(before, after)[0]]
         fraction.append(np.mean(of_pairs, axis=0))
         difference_BxG = mean_defined(np.stack(r_after)) - mean_defined(np.stack(r_before))
         for name, members in groups.items():
@@ -131,7 +143,8 @@ def _mean(weights_BxP: np.ndarray, sum_PxG: np.ndarray, number_PxG: np.ndarray) 
 
 def _fractions(before_BxG: np.ndarray, after_BxG: np.ndarray) -> np.ndarray:
     both_BxG = np.isfinite(before_BxG) & np.isfinite(after_BxG)
-    return ((after_BxG > before_BxG) & both_BxG).sum(1) / np.maximum(both_BxG.sum(1), 1)
+    number_B = both_BxG.sum(1)
+    return np.where(number_B > 0, ((after_BxG > before_BxG) & both_BxG).sum(1) / np.maximum(number_B, 1), np.nan)
 
 
 def _matched(r_before_KxG: np.ndarray, r_after_KxG: np.ndarray, ranking: Ranking) -> list[dict]:

@@ -79,7 +79,10 @@ def gather(places: list[Path]) -> tuple[list[Record], list[LeftOut]]:
         if why := _unready(files, now):
             left_out.append(LeftOut(name, why))
         else:
-            records += _records(name, files)
+            found, stale = _records(name, files)
+            records += found
+            left_out += [LeftOut(f"{name}/{folder}", "is of another checkpoint than the run's scores; read it again")
+                         for folder in stale]  # fmt: skip
     if len({record.name for record in records}) < 2:
         told = "; ".join(f"{one.name}: {one.why}" for one in left_out) or "one run only"
         raise InputError(f"scaling: fewer than two runs can be compared ({told})")
@@ -110,16 +113,18 @@ def _unready(files: RunFiles, now: float) -> str:
     return ""
 
 
-def _records(name: str, files: RunFiles) -> list[Record]:
-    """The run at its own bins, then at each other side that its checkpoint was read at."""
+def _records(name: str, files: RunFiles) -> tuple[list[Record], list[str]]:
+    """The run at its own bins, then at each other side that its checkpoint was read at; and folders of other ones."""
     try:
         config = from_dict(files.config)
     except InputError as error:
         raise InputError(f"{files.workdir / 'config.json'}: {error}") from None
-    tables = [read_scores(files.workdir / SCORES)]
+    tables, stale = [read_scores(files.workdir / SCORES)], []
     for path in sorted(files.workdir.glob(f"read_*/{SCORES}")):
         table = read_scores(path)
-        if table.read_um not in [one.read_um for one in tables]:
+        if table.checkpoint != tables[0].checkpoint:
+            stale.append(path.parent.name)
+        elif table.read_um not in [one.read_um for one in tables]:
             tables.append(table)
     provenance = _provenance(files)
     layout, genes = _layout(config, provenance, tables[0]), len(tables[0].symbols)
@@ -138,7 +143,7 @@ def _records(name: str, files: RunFiles) -> list[Record]:
         provenance.trained_on if provenance else "", RunScores.of(tables[0]), True,
     )  # fmt: skip
     others = [dataclasses.replace(first, scores=RunScores.of(table), own_bins=False) for table in tables[1:]]
-    return [first, *others]
+    return [first, *others], stale
 
 
 def _provenance(files: RunFiles) -> Provenance | None:

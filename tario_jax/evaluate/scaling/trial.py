@@ -74,6 +74,7 @@ def try_law(
     numbers = {name: len(np.unique(size_R)) for name, size_R in sizes.items()}
     lacking = [f"{number} sizes ({name}), at least {LEAST_SIZES} are needed"
                for name, number in numbers.items() if number < LEAST_SIZES]  # fmt: skip
+    lacking += _unidentified(sizes)
     lacking += ["no two runs differ in their seeds only, so nothing tells how far a law may miss"] if sd is None else []
     if not np.isfinite(losses_R).all() or (losses_R <= 0).any():
         lacking.append("a value is missing, or not above 0")
@@ -87,6 +88,19 @@ def try_law(
     if why := "; ".join(filter(None, (_fault(one, sd) for one in held_back))) or _at_bound(law):
         return dataclasses.replace(fitted, verdict="refused", why=why)
     return dataclasses.replace(fitted, intervals=bootstrap(table_RxT, losses_R, law, samples, rng))
+
+
+def _unidentified(sizes: dict[str, np.ndarray]) -> list[str]:
+    """Axes that are left with too few sizes when the largest of another one is held back: a cross of two sweeps is no
+    grid, and says nothing of both at once."""
+    found = []
+    for held, held_R in sizes.items():
+        for name, size_R in sizes.items():
+            number = len(np.unique(size_R[held_R < held_R.max()]))
+            if name != held and number < LEAST_SIZES - 1:
+                found.append(f"without the largest ({held}) {number} sizes ({name}) are left, at least "
+                             f"{LEAST_SIZES - 1} are needed: a grid")  # fmt: skip
+    return found
 
 
 def _hold_back(axis: int, name: str, table_RxT: np.ndarray, losses_R: np.ndarray, group_R: list) -> HeldBack:

@@ -43,8 +43,11 @@ def better_text(form: dict[str, Any]) -> str:
     """On how many genes it is better, beside what seeds do."""
     better = form["better"]
     null = [value for one in better["null"].values() for value in one]
-    beside = (f"two seeds of one configuration: {', '.join(percent(value) for value in null)}" if null else
-              "no configuration has a second seed: this fraction cannot be judged")  # fmt: skip
+    beside = "no configuration has a second seed: this fraction cannot be judged"
+    if better["same_checkpoints"]:
+        beside = "the same checkpoints: chance is 50 %"
+    elif null:
+        beside = f"two seeds of one configuration: {', '.join(percent(value) for value in null)}"
     return (f"better on {better['n']:,} of {better['genes']:,} genes ({percent(better['fraction'])}, patients "
             f"[{percent(better['low'])}, {percent(better['high'])}]; {beside})")  # fmt: skip
 

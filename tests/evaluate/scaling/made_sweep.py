@@ -42,7 +42,7 @@ def trunk(model: ModelConfig) -> int:
 
 def made_table(*, nats: float = 5.0, skill: float = 0.3, noise_seed: int = 0, read_um: float = 36.0, patients: int = 12,
                genes: int = GENES, bin_um: float = 36.0, seal: str = "sealed", prefix: str = "p",
-               class_gain: float = 0.0) -> ScoreTable:  # fmt: skip
+               class_gain: float = 0.0, checkpoint: str = "") -> ScoreTable:  # fmt: skip
     """Two sections a patient. r is `skill` times a gene's share (falling with its rank), plus what its patient and the
     seed do; class_gain: more of it for type markers. The last gene is constant everywhere, the one before not ranked.
     """
@@ -71,7 +71,7 @@ def made_table(*, nats: float = 5.0, skill: float = 0.3, noise_seed: int = 0, re
     offset = tissue.normal(0, 0.2, len(sections))
     measured = tissue.gamma(2.0, 1.0, (patients, genes))
     return ScoreTable(
-        bin_um, read_um, seal, "1-made", sections, names, ("LUAD",) * len(sections),
+        bin_um, read_um, seal, checkpoint or f"1-{noise_seed}", sections, names, ("LUAD",) * len(sections),
         tuple(f"G{g}" for g in range(genes)),
         gene_class, moran, np.tile(np.linspace(0.9, 0.5, genes), (len(sections), 1)),
         0.9 * nats + offset - np.average(offset, weights=detections), np.full(len(sections), 0.1 * nats), detections, r,
@@ -129,10 +129,10 @@ def write_study(folder: Path, *, patients=(93, 186, 372, 744, 1488), widths=(16,
             loss -= 0.02 * np.log2(context) * np.log(size / 5000)
             loss += noise.normal(0, 0.002)
 
-            def table(read: float, loss=loss, seed=seed) -> ScoreTable:
+            def table(read: float, loss=loss, seed=seed, checkpoint=workdir.name) -> ScoreTable:
                 skill = 1.3 - 0.2 * loss + 0.02 * np.log2(36.0 / read)
                 return made_table(nats=loss - 0.05 * np.log2(36.0 / read), skill=skill, noise_seed=seed, read_um=read,
-                                  genes=genes)  # fmt: skip
+                                  genes=genes, checkpoint=checkpoint)  # fmt: skip
 
             write_run(workdir, config, table(36.0), validation_nats=loss + 0.1)
             for read in read_um:

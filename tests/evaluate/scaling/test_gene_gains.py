@@ -38,6 +38,26 @@ def test_the_fraction_of_genes_is_counted_pair_by_pair_of_seeds():
     assert (found["genes"], found["n"], found["pairs_of_seeds"]) == (59, round(np.mean(fractions) * 59), 6)
 
 
+def test_the_same_checkpoints_read_in_two_ways_are_each_held_against_itself():
+    """The seeds differ by more than the reading: crossed, as many genes would fall as rise."""
+    coarse = [scores(skill=0.3, noise_seed=seed, checkpoint=f"9-{seed}") for seed in (0, 1)]
+    fine = [scores(skill=0.3005, noise_seed=seed, checkpoint=f"9-{seed}", read_um=9.0) for seed in (1, 0)]
+    found = compared(coarse, fine)["counts"]
+    better = found["better"]
+    assert better["fraction"] == 1 and better["pairs_of_seeds"] == 2 and better["same_checkpoints"]
+    assert better["null"] == {"before": [], "after": []} and found["difference"]["null"] == []
+    others = [scores(skill=0.3005, noise_seed=seed, checkpoint=f"8-{seed}") for seed in (1, 0)]
+    crossed = compared(coarse, others)["counts"]["better"]
+    assert crossed["fraction"] < 0.9 and crossed["pairs_of_seeds"] == 4 and not crossed["same_checkpoints"]
+
+
+def test_one_patient_has_no_interval():
+    before, after = (scores(skill=skill, noise_seed=seed, patients=1) for skill, seed in ((0.3, 0), (0.33, 1)))
+    found = compared([before], [after])["counts"]
+    for one in (found["better"], found["difference"]):
+        assert np.isnan(one["low"]) and np.isnan(one["high"])
+
+
 def test_the_null_is_the_same_fraction_between_seeds_whichever_comes_first():
     before = [scores(noise_seed=seed) for seed in (0, 1)]
     after = [scores(noise_seed=seed) for seed in (2, 3, 4)]
