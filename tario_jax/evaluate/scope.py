@@ -1,6 +1,9 @@
 """On what a model is evaluated: sections that it has not seen, and genes that it and the corpus know."""
 
 import dataclasses
+import functools
+import hashlib
+from pathlib import Path
 
 import numpy as np
 
@@ -8,6 +11,8 @@ from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.predict.predictor import Predictor
 from tario_jax.train.provenance import Provenance
+from tario_jax.virtual import cell_truth
+from tario_jax.virtual.version import checksum
 
 
 def sections_of(provenance: Provenance, corpus: Corpus) -> tuple[list[Section], list[Section]]:
@@ -23,6 +28,21 @@ def sections_of(provenance: Provenance, corpus: Corpus) -> tuple[list[Section], 
         raise InputError(f"corpus {corpus.root}: the model was trained on every patient in it, by their names; "
                          "expected patients that it has not seen")  # fmt: skip
     return [], held_out
+
+
+def truth_key(section: Section) -> str:
+    """Of all that the truth of virtual tissue depends on: what is stored of it, outside the corpus's seal, and the
+    simulator's code. Empty where no truth is known."""
+    if not section.record["truth"]:
+        return ""
+    stored = hashlib.sha256((section.place / "truth.npz").read()).hexdigest()[:16]
+    return f"{stored} {checksum()[:16]} {_cells_code()}"
+
+
+@functools.cache
+def _cells_code() -> str:
+    """The truth of single cells, which no bit of a patient depends on, is not in the simulator's checksum."""
+    return hashlib.sha256(Path(cell_truth.__file__).read_bytes()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,5 +63,6 @@ class SectionSource:
     measured: Callable[[], SectionBins]
     rates: Callable[[], Rows] | None = None
     truth: Callable[[], Truth] | None = None
-    key: str = ""  # of everything that `measured` and `truth` depend on
+    key: str = ""  # of everything that `measured` depends on
+    truth_key: str = ""  # and `truth`, beyond that
     rates_key: str = ""  # of everything that `rates` depends on

@@ -11,7 +11,7 @@ from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import area_weights, grid_places, sparse_grid_counts
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.kept import Arrays, Kept, key_of
-from tario_jax.evaluate.scope import CommonGenes
+from tario_jax.evaluate.scope import CommonGenes, truth_key
 from tario_jax.evaluate.section_bins import SectionBins, SectionSource, Truth
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
@@ -46,7 +46,8 @@ class Reader:
         return SectionSource(
             section.id, section.patient, section.cohort, measured,
             (lambda: self.rates(section, measured()).__getitem__) if predicted else None,
-            self._truth(section, measured) if with_truth else None, key, rates_key,
+            self._truth(section, measured) if with_truth else None, key, truth_key(section) if with_truth else "",
+            rates_key,
         )  # fmt: skip
 
     def rates(self, section: Section, bins: SectionBins) -> np.ndarray:

@@ -204,7 +204,8 @@ def _scored(fitting: list[SectionSource], kept: list[SectionSource], plan: Plan,
     key = key_of(of="scores", version=_VERSION, by_block=plan.by_block, **chosen, **settings)
 
     def of_measurement(source: SectionSource) -> Arrays:
-        return work.shared.get(f"measurement/{source.section_id}", key_of(section=source.key, plan=key),
+        own_key = key_of(section=source.key, truth=source.truth_key, plan=key)
+        return work.shared.get(f"measurement/{source.section_id}", own_key,
                                lambda: score_measurement(source.measured(), source.truth, plan))  # fmt: skip
 
     found = _each("truth and noise", kept, of_measurement, work)
@@ -231,8 +232,9 @@ def _scored(fitting: list[SectionSource], kept: list[SectionSource], plan: Plan,
             true = found[source.section_id].get("true_rates")
             return score_model(source.measured(), rates, density, true, plan)
 
-        return work.own.get(f"model/{source.section_id}", key_of(section=source.key, rates=source.rates_key, plan=key,
-                                                                  density=density_key), make)  # fmt: skip
+        own_key = key_of(section=source.key, truth=source.truth_key, rates=source.rates_key, plan=key,
+                         density=density_key)  # fmt: skip
+        return work.own.get(f"model/{source.section_id}", own_key, make)
 
     model = _each("predict", kept, of_model, work)
     return tuple(found[source.section_id] | model[source.section_id] for source in kept), plan.controls

@@ -18,8 +18,9 @@ from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore
 from tario_jax.evaluate.finer.section import BINS_UM, FORMS, measure_section
 from tario_jax.evaluate.intervals import patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of
-from tario_jax.evaluate.scope import common_genes
+from tario_jax.evaluate.scope import common_genes, truth_key
 from tario_jax.predict.cells import GROW_UM
+from tario_jax.predict.nuclei import NucleusSettings
 from tario_jax.predict.predictor import Predictor
 
 _VERSION = 1
@@ -56,14 +57,14 @@ def measure_finer(
     kept = Kept(folder / "finer")
     key = key_of(
         format_version=_VERSION, model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal,
-        overlap=config.overlap, grow_um=GROW_UM, near_um=NEAR_UM,
+        overlap=config.overlap, grow_um=GROW_UM, near_um=NEAR_UM, nuclei=dataclasses.asdict(NucleusSettings()),
     )  # fmt: skip
     found = []
     for number, section in enumerate(sections, 1):
         measure = functools.partial(
             measure_section, predictor, section, genes.in_model, genes.in_corpus, config.overlap
         )
-        found.append(kept.get(section.id, key, measure))
+        found.append(kept.get(section.id, key_of(key=key, truth=truth_key(section)), measure))
         section.close()
         say(f"finer: {number}/{len(sections)} sections")
     moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[genes.in_corpus]

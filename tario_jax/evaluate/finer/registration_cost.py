@@ -19,7 +19,8 @@ from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, rank_by_moran
 from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
 from tario_jax.evaluate.intervals import patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of
-from tario_jax.evaluate.scope import common_genes
+from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.scope import common_genes, truth_key
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
@@ -59,7 +60,7 @@ def measure_registration_cost(
         measure = functools.partial(
             _measure, predictor, corpus, section, genes.in_model, genes.in_corpus, config.overlap
         )
-        found.append(kept.get(section.id, key, measure))
+        found.append(kept.get(section.id, key_of(key=key, truth=truth_key(section)), measure))
         section.close()
         say(f"shift: {number}/{len(sections)} sections")
     moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[genes.in_corpus]
@@ -76,8 +77,11 @@ def measure_registration_cost(
         unmoved_SxG, r_SxG = (np.stack([scores[f"{bin_um}/{reader}/{at}/{form}"] for scores in found]).astype(float)
                               for at in ("0", shift))  # fmt: skip
         for which, chosen in sets.items():
-            mean, unmoved = (SetMean.of(r, chosen, resampling) for r in (r_SxG, unmoved_SxG))
-            for what, entry in (("scores", mean), ("falls", mean - unmoved)):
+            both_SxG = np.isfinite(r_SxG) & np.isfinite(unmoved_SxG)  # a fall is that of the same genes and sections
+            moved, unmoved = (
+                SetMean.of(np.where(both_SxG, r, np.nan), chosen, resampling) for r in (r_SxG, unmoved_SxG)
+            )
+            for what, entry in (("scores", SetMean.of(r_SxG, chosen, resampling)), ("falls", moved - unmoved)):
                 at = result[what].setdefault(bin_um, {}).setdefault(reader, {}).setdefault(shift, {})
                 at.setdefault(form, {})[which] = entry.to_dict()
     return result | {"table": shift_table(result)}
@@ -114,7 +118,7 @@ def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: n
             for reader, said in readers.items():
                 for form, r_G in zip(FORMS, said.correlations(counted, least_total), strict=True):
                     r.setdefault(f"{bin_um:g}/{reader}/{shift:g}/{form}", []).append(r_G)
-        scores |= {name: np.mean(ways, 0).astype(np.float32) for name, ways in r.items()}
+        scores |= {name: mean_defined(np.stack(ways)).astype(np.float32) for name, ways in r.items()}
     return scores
 
 
