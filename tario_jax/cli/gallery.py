@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--section={options.section}: shows --genes there; name some, or leave it out")
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
+    from tario_jax.evaluate.run_comparison import unique_names
     from tario_jax.evaluate.score_file import FILE, read_scores
     from tario_jax.predict.predictor import load
     from tario_jax.train.compiled import compiled_kept
@@ -51,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus, provenance = Corpus.open(corpus_of(options)), predictor.provenance
     bin_um = provenance.bin_um if options.bin_um is None else options.bin_um
-    gallery = Gallery(corpus, bin_um, evaluation_of(options, provenance).overlap, say)
+    gallery = Gallery(
+        corpus, bin_um, evaluation_of(options, provenance).overlap, provenance.config.data.min_measured, say
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     drawn = []
     with compiled_kept(options.workdir):
@@ -59,6 +62,11 @@ def run(options: argparse.Namespace) -> int:
             chosen = [Example(options.section, symbol, "by its name") for symbol in options.genes]
         else:
             scores = read_scores(options.workdir / FILE)
+            for what, found, wanted in (("checkpoint", scores.checkpoint, predictor.checkpoint),
+                                        ("corpus", scores.corpus_seal, corpus.seal)):  # fmt: skip
+                if found != wanted:
+                    raise InputError(f"{options.workdir / FILE}: is of {what} {found}, and this is {wanted}; run "
+                                     f"'tario evaluate --workdir={options.workdir}' on it first")  # fmt: skip
             chosen = of_genes(scores, options.genes) if options.genes else best_median_worst(scores)
             named = {"at_r": (at_r(scores, options.at_r), "Genes at chosen r"),
                      "best_median_worst": (best_median_worst(scores), "The best, the median, the worst")}  # fmt: skip
@@ -68,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             drawn.append(gallery.triptychs(options.out / "genes.png", predictor, chosen, "Genes by name"))
         if options.beside is not None:
             other = load(options.beside, allow_virtual_model=options.allow_virtual_model)
-            pair = {other.provenance.config.name: other, provenance.config.name: predictor}
+            pair = dict(zip(unique_names([options.beside, options.workdir]), (other, predictor), strict=True))
             title = " beside ".join(pair)
             drawn.append(gallery.runs(options.out / "runs.png", pair, chosen, title))
         if options.sides_um:

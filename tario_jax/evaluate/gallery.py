@@ -79,8 +79,10 @@ def _middle_section(scores: ScoreTable, gene: int) -> str:
 class Gallery:
     """Draws examples of one corpus. Sections are predicted once a model and side of bins."""
 
-    def __init__(self, corpus: Corpus, bin_um: float, overlap: float, say: Callable[[str], None] = print):
+    def __init__(self, corpus: Corpus, bin_um: float, overlap: float, min_measured: float,
+                 say: Callable[[str], None] = print):  # fmt: skip
         self._corpus, self._bin_um, self._overlap, self._say = corpus, bin_um, overlap, say
+        self._min_measured = min_measured
         self._maps: dict[tuple[str, str, float], GeneMaps] = {}
 
     def triptychs(self, path: Path, predictor: Predictor, examples: list[Example], title: str) -> Drawn:
@@ -126,9 +128,10 @@ class Gallery:
         if not section.has_detections:
             return None
         columns, rows = (int(extent / side_um + 1e-6) for extent in (section.width_um, section.height_um))
-        found = _of_gene(section, self._gene(symbol))
-        values_N = grid_counts(found, 1, columns, rows, side_um)[:, 0]
-        return GeneMap(f"measured, {side_um:g} µm", *grid_places(columns, rows, side_um), side_um, "square",
+        x_um_N, y_um_N = grid_places(columns, rows, side_um)
+        kept = np.flatnonzero(section.measured_share(x_um_N, y_um_N, side_um) >= self._min_measured - 1e-6)
+        values_N = grid_counts(_of_gene(section, self._gene(symbol)), 1, columns, rows, side_um)[kept, 0]
+        return GeneMap(f"measured, {side_um:g} µm", x_um_N[kept], y_um_N[kept], side_um, "square",
                        values_N.astype(float))  # fmt: skip
 
     def _predicted(self, section: Section, symbol: str, name: str, predictor: Predictor, side_um: float,
@@ -145,7 +148,10 @@ class Gallery:
         pitch_um = section.spots.pitch_um if spots else side_um
         title = f"{name or 'predicted'}{'' if spots else f', {side_um:g} µm'}"
         if truth is not None:
-            title += f" · r = {_r(truth, maps.x_um_N, maps.y_um_N, values_N):.2f}"
+            share_N = np.ones(len(values_N))
+            if not spots:
+                share_N = np.minimum(section.measured_share(maps.x_um_N, maps.y_um_N, side_um), 1.0)
+            title += f" · r = {_r(truth, maps.x_um_N, maps.y_um_N, share_N * values_N):.2f}"
         return GeneMap(title, maps.x_um_N, maps.y_um_N, pitch_um, "spots" if spots else "square", values_N)
 
     def _look(self, section: Section, symbol: str) -> Look:

@@ -8,6 +8,7 @@ from refusals import refused
 from test_score_file import made_table
 from tiny_tissue import spot_section, tiny_section, write_corpus
 
+from tario_jax.corpus.section import Detections
 from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
 from tario_jax.predict.predictor import load
 
@@ -44,7 +45,7 @@ def corpus(tmp_path_factory):
 def test_every_kind_of_picture_is_drawn(tiny_run, corpus, tmp_path):
     pytest.importorskip("matplotlib")
     said: list[str] = []
-    gallery, predictor = Gallery(corpus, 18.0, 0.5, said.append), load(tiny_run)
+    gallery, predictor = Gallery(corpus, 18.0, 0.5, 0.9, said.append), load(tiny_run)
     examples = [Example("cells", "GENE1", "for a test"), Example("cells", "GENE4", "for a test")]
     drawn = [
         gallery.triptychs(tmp_path / "triptychs.png", predictor, examples, "x"),
@@ -56,3 +57,22 @@ def test_every_kind_of_picture_is_drawn(tiny_run, corpus, tmp_path):
     for one in drawn:
         assert one.path.read_bytes().startswith(b"\x89PNG") and "for a test" in one.caption
     assert len(said) == len(set(said)) == 6  # no section is predicted twice by one model at one side of bins
+
+
+def test_what_was_not_measured_is_no_zero_expression(tiny_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    whole = tiny_section("gap", "a", 6)
+    found = whole.detections
+    kept = found.x_um_D < 90
+    detections = Detections(found.x_um_D[kept], found.y_um_D[kept], found.gene_D[kept])
+    left = np.tile(np.arange(45) < 22.5, (38, 1))  # of 180 × 150 µm, at 4 µm
+    section = dataclasses.replace(whole, detections=detections, measured=left)
+    corpus = write_corpus(tmp_path / "c", [section])
+    gallery = Gallery(corpus, 18.0, 0.5, 0.9, lambda line: None)
+    truth = gallery._measured(corpus.section("gap"), "GENE1", 18.0)
+    assert truth.x_um_N.max() < 90 and len(truth.values_N) >= 4 * 8
+    one = gallery._predicted(corpus.section("gap"), "GENE1", "", load(tiny_run), 18.0, truth)
+    r = float(one.title.split("r = ")[1])
+    places = {(x, y): v for x, y, v in zip(one.x_um_N, one.y_um_N, one.values_N, strict=True)}
+    told = [places[x, y] for x, y in zip(truth.x_um_N, truth.y_um_N, strict=True)]
+    assert r == pytest.approx(np.corrcoef(truth.values_N, told)[0, 1], abs=0.006)
