@@ -80,7 +80,8 @@ def predict_cells(
     return CellMaps(
         section.id, predictor.panel, x_um_N, y_um_N, float(np.sqrt(areas.area_um2_N.mean())), rates_NxG,
         section.he_full_um_per_px, predictor.trained_on, tissue, outlines.names, section.he_origin_px,
-        area_um2_N=areas.area_um2_N, outline_um2_N=outlines.area_um2_N, grow_um=grow_um, reading=reading,
+        validation=predictor.validation, area_um2_N=areas.area_um2_N, outline_um2_N=outlines.area_um2_N,
+        grow_um=grow_um, reading=reading,
     )  # fmt: skip
 
 

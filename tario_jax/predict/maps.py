@@ -73,12 +73,14 @@ class GeneMaps:
 
     @property
     def validated_on(self) -> str:
-        """By cohort, on how many held-out patients the model was validated, and how many genes stood above density."""
+        """On which places, by cohort on how many held-out patients, and with how many genes above density."""
         if self.validation is None:
             return "nothing: 'tario evaluate' validates each gene on held-out patients"
+        side_um = self.validation.about.get("bin_um")
+        places = "spots" if side_um is None else f"bins of {side_um:g} µm"
         known = zip(self.validation.cohorts, self.validation.patients_C, self.validation.validated_CxG, strict=True)
-        return "; ".join(f"{cohort}: {patients} patients, {int(validated_G.sum())} genes above density"
-                         for cohort, patients, validated_G in known)  # fmt: skip
+        return f"{places}: " + "; ".join(f"{cohort}: {patients} patients, {int(validated_G.sum())} genes above density"
+                                         for cohort, patients, validated_G in known)  # fmt: skip
 
     def gene_columns(self) -> dict[str, np.ndarray]:
         """By gene and cohort, as `held_out_r_all` or `validated_LUAD`: see `GeneValidation.of`. Empty where unknown."""
