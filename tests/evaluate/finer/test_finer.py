@@ -1,5 +1,6 @@
 """Finer readouts and the price of a shift, of readers whose answer is known."""
 
+import shutil
 import types
 
 import numpy as np
@@ -11,7 +12,7 @@ from tario_jax.config import DataConfig, EvaluateConfig
 from tario_jax.corpus.section import Detections
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
 from tario_jax.evaluate.bins import grid_counts, grid_places
-from tario_jax.evaluate.finer import registration_cost
+from tario_jax.evaluate.finer import measure, registration_cost
 from tario_jax.evaluate.finer.figures import draw_finer, draw_shift
 from tario_jax.evaluate.finer.gene_sets import rank_by_moran
 from tario_jax.evaluate.finer.measure import measure_finer
@@ -19,6 +20,7 @@ from tario_jax.evaluate.finer.registration_cost import measure_registration_cost
 from tario_jax.evaluate.finer.shifted import directions
 from tario_jax.evaluate.scope import sections_of
 from tario_jax.predict.maps import GeneMaps
+from tario_jax.predict.nuclei import NucleusSettings
 from tario_jax.virtual import Settings, curated_panel, simulate_section, truth_rates
 
 CONFIG = EvaluateConfig(top_genes=60, mean_genes=20, bootstraps=100)
@@ -134,6 +136,19 @@ def test_a_restart_measures_what_is_left_and_says_the_same(measured, corpus, tmp
     assert again == result and oracle.asked == 5  # three sides of bins and two kinds of cells, of one section
 
 
+@pytest.mark.parametrize("changed", ["truth_key", "NucleusSettings"])
+def test_what_is_kept_of_another_truth_or_of_other_nuclei_is_measured_anew(measured, corpus, tmp_path, monkeypatch,
+                                                                           changed):  # fmt: skip
+    folder = shutil.copytree(measured[0], tmp_path / "out")
+    _, (section, _) = sections_of(Oracle(corpus).provenance, corpus)
+    say = {"ranked_on": corpus.sections[:1], "say": lambda line: None}
+    other = {"truth_key": lambda section: "another", "NucleusSettings": lambda: NucleusSettings(above=0.3)}
+    monkeypatch.setattr(measure, changed, other[changed])
+    oracle = Oracle(corpus)
+    measure_finer(oracle, corpus, [section], folder, CONFIG, **say)
+    assert oracle.asked == 5
+
+
 def test_real_tissue_has_no_truth_to_be_scored_on(corpus, tmp_path):
     real = write_corpus(tmp_path / "c", [tiny_section("A1", "A", 0)], kind="real", split={"A": "train"})
     say = {"say": lambda line: None}
@@ -149,11 +164,11 @@ def priced(corpus, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(registration_cost, "BINS_UM", (36.0, 9.0))
 
-        def measure():
+        def priced_again():
             return measure_registration_cost(Oracle(corpus), corpus, sections, folder, CONFIG, ranked_on=ranked_on,
                                              say=lambda line: None)  # fmt: skip
 
-        yield folder, measure(), measure
+        yield folder, priced_again(), priced_again
 
 
 def test_a_perfect_reader_pays_more_for_each_shift_and_most_in_fine_bins(priced):
@@ -191,10 +206,15 @@ def test_a_gene_counts_in_the_directions_in_which_it_is_seen(priced, corpus):
 
 
 def test_a_restart_of_the_price_list_says_the_same(priced):
-    folder, result, measure = priced
+    folder, result, again = priced
     assert "36 µm" in result["table"] and "left" in result["table"]
     next((folder / "shift").glob("vt00002_core.*")).unlink()
-    assert measure() == result
+    assert again() == result
+    with pytest.MonkeyPatch.context() as patched:  # V may have changed: the files that are there are not taken
+        patched.setattr(registration_cost, "truth_key", lambda section: section.id)
+        patched.setattr(registration_cost, "_measure", lambda *words: pytest.fail("measured anew"))
+        with pytest.raises(pytest.fail.Exception, match="anew"):
+            again()
     draw_shift(folder / "shift.png", result)
     assert (folder / "shift.png").read_bytes()[:4] == b"\x89PNG"
 
