@@ -130,6 +130,9 @@ class Gallery:
         columns, rows = (int(extent / side_um + 1e-6) for extent in (section.width_um, section.height_um))
         x_um_N, y_um_N = grid_places(columns, rows, side_um)
         kept = np.flatnonzero(section.measured_share(x_um_N, y_um_N, side_um) >= self._min_measured - 1e-6)
+        if not len(kept):
+            raise InputError(f"section {section.id}: holds no bin of {side_um:g} µm that is measured to "
+                             f"{self._min_measured:.0%}; take smaller bins, or another section")  # fmt: skip
         values_N = grid_counts(_of_gene(section, self._gene(symbol)), 1, columns, rows, side_um)[kept, 0]
         return GeneMap(f"measured, {side_um:g} µm", x_um_N[kept], y_um_N[kept], side_um, "square",
                        values_N.astype(float))  # fmt: skip

@@ -41,6 +41,12 @@ class GeneMap:
                 float(self.y_um_N.min() - half), float(self.y_um_N.max() + half))  # fmt: skip
 
 
+def frame_of(maps: list[GeneMap]) -> tuple[float, float, float, float]:
+    """The frame that holds all of them: what was measured may be less than what is predicted."""
+    left, right, top, bottom = zip(*(one.frame_um for one in maps), strict=True)
+    return min(left), max(right), min(top), max(bottom)
+
+
 def draw_maps(path: Path, heading: str, rows: list[tuple[Look | None, list[GeneMap]]], caption: str) -> Drawn:
     """A row a gene or section: detections or H&E first (None: nothing), then its maps, all in one frame.
 
@@ -48,12 +54,12 @@ def draw_maps(path: Path, heading: str, rows: list[tuple[Look | None, list[GeneM
     are written at the bars.
     """
     columns = max(len(maps) + (look is not None) for look, maps in rows)
-    left, right, top, bottom = rows[0][1][0].frame_um
+    left, right, top, bottom = frame_of(rows[0][1])
     width = 3.6 * min(max((right - left) / (bottom - top), 0.6), 1.6)
     figure = blank_figure(columns * width + 1.4, 4.0 * len(rows) + 0.35)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, (look, maps) in zip(grid, rows, strict=True):
-        frame = maps[0].frame_um
+        frame = frame_of(maps)
         axes = list(axes)
         if look is not None:
             _draw_look(axes[0], look)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import InputError
+from tario_jax.corpus.layout import damaged
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.predict.predictor import Predictor
 from tario_jax.train.provenance import Provenance
@@ -32,10 +33,14 @@ def sections_of(provenance: Provenance, corpus: Corpus) -> tuple[list[Section], 
 
 def truth_key(section: Section) -> str:
     """Of all that the truth of virtual tissue depends on: what is stored of it, outside the corpus's seal, and the
-    simulator's code. Empty where no truth is known."""
+    simulator's code. Empty where no truth is known. Raises `InputError` where it should be stored, and is not."""
     if not section.record["truth"]:
         return ""
-    stored = hashlib.sha256((section.place / "truth.npz").read()).hexdigest()[:16]
+    place = section.place / "truth.npz"
+    try:
+        stored = hashlib.sha256(place.read()).hexdigest()[:16]
+    except OSError as error:
+        raise damaged(place, error) from None
     return f"{stored} {checksum()[:16]} {_cells_code()}"
 
 

@@ -69,7 +69,13 @@ class GeneMaps:
             "size_um": float(self.size_um),
             "he_um_per_px": float(self.he_um_per_px),
             "validated_on": self.validated_on,
-        }
+        } | self._validation_of()
+
+    def _validation_of(self) -> dict[str, str]:
+        """Which corpus and split the validation is of; nothing where there was none."""
+        if self.validation is None:
+            return {}
+        return {f"validation_{name}": self.validation.about[name] for name in ("corpus_seal", "split_by")}
 
     @property
     def validated_on(self) -> str:

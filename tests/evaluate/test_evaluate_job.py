@@ -158,6 +158,8 @@ def test_maps_carry_what_is_known_of_each_gene(predictor, others, whole, tmp_pat
     assert read.var["validated_LUAD"].dtype == bool and read.uns["tario"]["validated_on"].startswith(
         "bins of 18 µm: all: 5 patients"
     )
+    about = read.uns["tario"]
+    assert (about["validation_corpus_seal"], about["validation_split_by"]) == (others.seal, found.about["split_by"])
     maps.write_table(tmp_path / "maps.tsv")
     lines = (tmp_path / "maps.genes.tsv").read_text().splitlines()
     assert len(lines) == 13 and lines[0].startswith("symbol\theld_out_r_all")

@@ -1,6 +1,8 @@
 """Which examples are taken, and that every kind of picture is drawn."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,13 @@ from refusals import refused
 from test_score_file import made_table
 from tiny_tissue import spot_section, tiny_section, write_corpus
 
+from tario_jax.cli import main as cli
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections
+from tario_jax.evaluate import gallery as gallery_module
+from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
+from tario_jax.evaluate.map_figures import frame_of
 from tario_jax.predict.predictor import load
 
 
@@ -76,3 +83,68 @@ def test_what_was_not_measured_is_no_zero_expression(tiny_run, tmp_path):
     places = {(x, y): v for x, y, v in zip(one.x_um_N, one.y_um_N, one.values_N, strict=True)}
     told = [places[x, y] for x, y in zip(truth.x_um_N, truth.y_um_N, strict=True)]
     assert r == pytest.approx(np.corrcoef(truth.values_N, told)[0, 1], abs=0.006)
+
+
+def test_a_bin_that_is_measured_in_part_is_told_in_part_and_the_frame_is_that_of_all_maps(tiny_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    measured = np.ones((150, 180), bool)  # at 1 µm
+    measured[:, 95:] = False
+    measured[:72, 54:62] = False  # 10 of 18 µm are left there
+    data = dataclasses.replace(tiny_section("gap", "a", 6), measured=measured, measured_um_per_px=1.0)
+    section = write_corpus(tmp_path / "c", [data]).sections[0]
+    gallery = Gallery(Corpus.open(tmp_path / "c"), 18.0, 0.5, 0.5, lambda line: None)
+    truth = gallery._measured(section, "GENE1", 18.0)
+    predictor = load(tiny_run)
+    one = gallery._predicted(section, "GENE1", "", predictor, 18.0, truth)
+    told = dict(zip(zip(one.x_um_N, one.y_um_N, strict=True), one.values_N, strict=True))
+    counted = {(x, y): ((found.gene_D == 1) & (abs(found.x_um_D - x) < 9) & (abs(found.y_um_D - y) < 9)).sum()
+               for found in [data.detections] for x in np.arange(9, 90, 18) for y in np.arange(9, 144, 18)}  # fmt: skip
+    assert dict(zip(zip(truth.x_um_N, truth.y_um_N, strict=True), truth.values_N, strict=True)) == counted
+    share = {place: 10 / 18 if place[0] == 63 and place[1] < 72 else 1 for place in counted}
+    r = np.corrcoef([*counted.values()], [share[place] * told[place] for place in counted])[0, 1]
+    assert one.title.endswith(f"r = {r:.2f}")
+    strict = Gallery(Corpus.open(tmp_path / "c"), 18.0, 0.5, 0.7)
+    refused(lambda: strict._measured(section, "GENE1", 150.0), "gap", "no bin of 150 µm", "70%")
+    assert frame_of([truth, one]) == one.frame_um != truth.frame_um  # what is predicted beyond it is not cut off
+
+
+@pytest.fixture
+def drawn_titles(monkeypatch) -> dict[str, list[str]]:
+    """Titles of the maps of each picture that is drawn meanwhile, by its name."""
+    titles: dict[str, list[str]] = {}
+
+    def draw(path, heading, rows, caption):
+        titles[Path(path).stem] = [heading, *(one.title for _, maps in rows for one in maps)]
+        return Drawn(path, caption)
+
+    monkeypatch.setattr(gallery_module, "draw_maps", draw)
+    return titles
+
+
+def scored(run, corpus, **changes):
+    """scores.npz of the run's own checkpoint and corpus, but for what is changed."""
+    symbols = corpus.panel.symbols[:4]
+    own = {"checkpoint": load(run).checkpoint, "corpus_seal": corpus.seal, "sections": ("F1",) * 3, "symbols": symbols}
+    dataclasses.replace(made_table(), **own | changes).write(run / "scores.npz")
+
+
+def test_two_runs_of_one_config_are_both_drawn(tiny_run, tiny_corpus, tmp_path, drawn_titles, capsys):
+    first, second = (shutil.copytree(tiny_run, tmp_path / name / "run") for name in ("a", "b"))
+    words = ["gallery", f"--workdir={second}", f"--corpus={tiny_corpus.root}", f"--out={tmp_path / 'out'}"]
+    scored(second, tiny_corpus)
+    assert cli.main([*words, f"--beside={first}"]) == 0, capsys.readouterr().err
+    heading, _, one, other, *_ = drawn_titles["runs"]
+    assert heading == "a/run beside b/run" and one.startswith("a/run, 18 µm") and other.startswith("b/run, 18 µm")
+    assert cli.main([*words, f"--beside={second}"]) == 2
+    assert "is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"checkpoint": "7-other"}, "checkpoint 7-other"),
+                                               ({"corpus_seal": "another"}, "corpus another")])  # fmt: skip
+def test_scores_of_something_else_choose_no_pictures(tiny_run, tiny_corpus, tmp_path, capsys, drawn_titles, changes,
+                                                     said):  # fmt: skip
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    scored(run, tiny_corpus, **changes)
+    status = cli.main(["gallery", f"--workdir={run}", f"--corpus={tiny_corpus.root}", f"--out={tmp_path / 'out'}"])
+    error = capsys.readouterr().err
+    assert status == 2 and error.count("\n") == 1 and said in error and "scores.npz" in error and not drawn_titles

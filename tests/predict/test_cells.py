@@ -13,6 +13,7 @@ import tario_jax
 from tario_jax.corpus.section import Detections
 from tario_jax.predict.cell_areas import PX_UM, areas_in_bins, cell_counts, cell_tiles, cells_at
 from tario_jax.predict.cells import predict_cells, within
+from tario_jax.predict.gene_validation import GeneValidation
 from tario_jax.predict.outlines import Outlines, outlines_of_cells, read_geojson
 from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.squares import most_in_a_tile
@@ -243,6 +244,25 @@ def test_outlines_elsewhere_and_twice_are_refused_and_the_buried_left_out(consta
     data = spot_section("A1", "A", 0, x_um=[50.0], y_um=[50.0])
     spots = write_corpus(tmp_path / "c", [data]).sections[0]
     refused(lambda: predict_cells(constant, spots, buried, tissue="virtual", grow_um=0.0), "spots", "detections")
+
+
+def test_cells_carry_what_was_validated_and_say_in_which_bins(constant, tiny_corpus, tmp_path, monkeypatch):
+    ones_CxG = np.ones((2, 12))
+    about = {"bin_um": 36.0, "corpus_seal": "seal", "split_by": "patient"}
+    low_CxG = np.where(np.arange(12) < 3, 0.1, -0.1) * ones_CxG
+    known = GeneValidation(PANEL.symbols, ("all", "LUAD"), np.array([30, 9]), ones_CxG, 0.5 * ones_CxG, low_CxG,
+                           ones_CxG, about)  # fmt: skip
+    monkeypatch.setattr(constant, "validation", known)
+    outlines = discs([[50.0, 20.0], [90.0, 30.0]], 4.0)
+    maps = predict_cells(constant, tiny_corpus.section("F1"), outlines, tissue="virtual", grow_um=2.0)
+    said = "all: 30 patients, 3 genes above density; LUAD: 9 patients, 3 genes above density"
+    assert maps.metadata()["validated_on"] == f"bins of 36 µm: {said}"
+    assert maps.metadata()["validation_corpus_seal"] == "seal" and maps.metadata()["validation_split_by"] == "patient"
+    assert maps.gene_columns()["validated_all"].sum() == 3
+    monkeypatch.setitem(about, "bin_um", None)
+    assert maps.validated_on == f"spots: {said}"
+    maps.write_table(tmp_path / "cells.tsv")
+    assert len((tmp_path / "cells.genes.tsv").read_text().splitlines()) == 13
 
 
 def test_anndata_and_tables_hold_the_cells(constant, tiny_corpus, tmp_path):

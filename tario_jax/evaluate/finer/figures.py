@@ -1,5 +1,6 @@
 """Figures of finer readouts and of what a shift costs."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def draw_shift(path: Path, result: dict[str, Any]) -> None:
 
 
 def _spread(entries: list[dict[str, float]]) -> list[list[float]]:
-    """Bars below and above the means; a percentile may lie past the mean of few patients."""
-    return [[max(entry["mean"] - entry["low"], 0.0) for entry in entries],
-            [max(entry["high"] - entry["mean"], 0.0) for entry in entries]]  # fmt: skip
+    """Bars below and above the means, none without an interval; a percentile may lie past the mean of few patients."""
+    known = [(entry, entry["low"] is not None) for entry in entries]
+    return [[max(entry["mean"] - entry["low"], 0.0) if bar else math.nan for entry, bar in known],
+            [max(entry["high"] - entry["mean"], 0.0) if bar else math.nan for entry, bar in known]]  # fmt: skip

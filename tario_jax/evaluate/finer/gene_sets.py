@@ -43,21 +43,52 @@ def gene_sets(moran_G: np.ndarray, top_genes: int, corpus: Corpus, in_corpus: np
 
 @dataclasses.dataclass(frozen=True)
 class SetMean:
-    """Mean r over a set of genes, each its mean over sections, and the same in every sample of a bootstrap."""
+    """Mean r over a set of genes, each its mean over sections, and the same in every sample of a bootstrap.
+
+    samples_B: None with fewer than two patients: resampling one says nothing of others.
+    """
 
     mean: float
-    samples_B: np.ndarray
+    samples_B: np.ndarray | None
 
     @classmethod
     def of(cls, r_SxG: np.ndarray, genes: np.ndarray, resampling: Resampling) -> "SetMean":
         mean = mean_defined(mean_defined(r_SxG[:, genes]))
         samples_BxG = weighted_mean(r_SxG[:, genes], resampling.weights_BxS)
-        return cls(float(mean), mean_defined(samples_BxG.T))
+        return cls.known(float(mean), mean_defined(samples_BxG.T), resampling)
+
+    @classmethod
+    def known(cls, mean: float, samples_B: np.ndarray, resampling: Resampling) -> "SetMean":
+        """Of a mean and samples that are worked out already."""
+        return cls(mean, samples_B if resampling.patients >= 2 else None)
+
+    @classmethod
+    def change(cls, r_SxG: np.ndarray, from_SxG: np.ndarray, genes: np.ndarray, resampling: Resampling) -> "SetMean":
+        """From one r to the other, over the pairs of gene and section that both are defined for."""
+        both_SxG = np.isfinite(r_SxG) & np.isfinite(from_SxG)
+        after, before = (cls.of(np.where(both_SxG, r, np.nan), genes, resampling) for r in (r_SxG, from_SxG))
+        return after - before
 
     def __sub__(self, other: "SetMean") -> "SetMean":
         """Paired: the same patients are drawn on both sides."""
+        if self.samples_B is None or other.samples_B is None:
+            return SetMean(self.mean - other.mean, None)
         return SetMean(self.mean - other.mean, self.samples_B - other.samples_B)
 
-    def to_dict(self) -> dict[str, float]:
-        low, high = interval(self.samples_B)
+    def to_dict(self) -> dict[str, float | None]:
+        low, high = (None, None) if self.samples_B is None else interval(self.samples_B)
         return {"mean": self.mean, "low": low, "high": high}
+
+
+def of_patients(result: dict) -> str:
+    """On what a table stands, and what its brackets are."""
+    brackets = "[95 % patient bootstrap]" if result["patients"] >= 2 else "no intervals: they need two patients"
+    return f"{len(result['sections'])} sections of {result['patients']} patients; {brackets}"
+
+
+def with_interval(entry: dict[str, float | None] | None, form: str = ".3f") -> str:
+    """A mean and its interval for people; the mean alone where there is no interval."""
+    if entry is None:
+        return "-"
+    interval_said = "" if entry["low"] is None else f" [{entry['low']:{form}}, {entry['high']:{form}}]"
+    return f"{entry['mean']:{form}}{interval_said}"

@@ -13,10 +13,10 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, rank_by_moran
+from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, of_patients, rank_by_moran, with_interval
 from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore
 from tario_jax.evaluate.finer.section import BINS_UM, FORMS, measure_section
-from tario_jax.evaluate.intervals import patient_resampling
+from tario_jax.evaluate.intervals import Resampling, patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of
 from tario_jax.evaluate.scope import common_genes, truth_key
 from tario_jax.predict.cells import GROW_UM
@@ -49,8 +49,9 @@ def measure_finer(
 
     ranked_on: training sections whose Moran's I says which genes are at the top; `sections` themselves where there are
     none. Writes a file a section into folder/finer; run again, it continues. Returns `scores[place][reader][target]
-    [form][set]` and `differences[place]["a - b"]…` as {mean, low, high} (r over the genes of a set, patient bootstrap),
-    `nuclei` (recall, precision and count error, likewise) and `table`. Raises `InputError` for real tissue.
+    [form][set]` and `differences[place]["a - b"]…` as {mean, low, high} (r over the genes of a set, patient bootstrap;
+    low and high are None with one patient), `nuclei` (recall, precision and count error, likewise) and `table`. Raises
+    `InputError` for real tissue.
     """
     _check(corpus, sections)
     genes = common_genes(predictor, corpus)
@@ -75,7 +76,7 @@ def measure_finer(
         "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(genes.symbols),
         "ranked_on": "training sections" if ranked_on else "the sections scored",
         "sets": {name: len(chosen) for name, chosen in sets.items()}, "trained_bins_um": _trained(predictor),
-        "nuclei": _nuclei([scores["nuclei"] for scores in found], resampling.weights_BxS),
+        "nuclei": _nuclei([scores["nuclei"] for scores in found], resampling),
     }  # fmt: skip
     result["scores"], result["differences"] = _summed(found, sets, resampling)
     return result | {"table": finer_table(result)}
@@ -96,7 +97,9 @@ def _trained(predictor: Predictor) -> list[float]:
     return sorted(predictor.provenance.config.data.trained_bins_um, reverse=True)
 
 
-def _summed(found: list[dict[str, np.ndarray]], sets: dict[str, np.ndarray], resampling) -> tuple[dict, dict]:
+def _summed(
+    found: list[dict[str, np.ndarray]], sets: dict[str, np.ndarray], resampling: Resampling
+) -> tuple[dict, dict]:
     """Means over sections and genes with their intervals, and paired differences between readers."""
     means: dict[tuple[str, str, str, str, str], SetMean] = {}
     for name in (name for name in found[0] if "/" in name):
@@ -116,15 +119,15 @@ def _summed(found: list[dict[str, np.ndarray]], sets: dict[str, np.ndarray], res
     return scores, differences
 
 
-def _nuclei(counted: list[np.ndarray], weights_BxS: np.ndarray) -> dict[str, Any]:
+def _nuclei(counted: list[np.ndarray], resampling: Resampling) -> dict[str, Any]:
     """Recall, precision and count error over all nuclei of the sections, with intervals over patients."""
     counted_Sx3 = np.stack(counted).astype(np.float64)
-    samples = [NucleusScore(*drawn) for drawn in weights_BxS @ counted_Sx3]
+    samples = [NucleusScore(*drawn) for drawn in resampling.weights_BxS @ counted_Sx3]
     whole = NucleusScore(*(int(n) for n in counted_Sx3.sum(0)))
     result: dict[str, Any] = dataclasses.asdict(whole) | {"near_um": NEAR_UM}
     for name in ("recall", "precision", "count_error"):
         values_B = np.array([getattr(sample, name) for sample in samples])
-        result[name] = SetMean(getattr(whole, name), values_B).to_dict()
+        result[name] = SetMean.known(getattr(whole, name), values_B, resampling).to_dict()
     return result
 
 
@@ -133,18 +136,18 @@ def finer_table(result: dict[str, Any]) -> str:
     top = result["sets"].get("top", 0)
     trained = ", ".join(f"{side:g}" for side in result["trained_bins_um"])
     lines = [
-        f"mean r over the {top} genes of highest Moran's I ({result['ranked_on']}), {len(result['sections'])} sections "
-        f"of {result['patients']} patients; [95 % patient bootstrap]; the model was trained on bins of {trained} µm",
+        f"mean r over the {top} genes of highest Moran's I ({result['ranked_on']}), "
+        f"{of_patients(result)}; the model was trained on bins of {trained} µm",
         f"{'':<26}{'':<26}" + "".join(f"{f'{target}, {form}':>24}" for target in TARGETS for form in FORMS),
     ]
     for place in PLACES:
         for reader, title in READERS.items():
             if reader in result["scores"][place]:
-                cells = "".join(f"{_interval(_entry(result['scores'], place, reader, t, f)):>24}"
+                cells = "".join(f"{with_interval(_entry(result['scores'], place, reader, t, f)):>24}"
                                 for t in TARGETS for f in FORMS)  # fmt: skip
                 lines.append(f"{TITLES[place] if reader in ('model', 'bins') else '':<26}{title:<26}{cells}")
         for pair, entry in result["differences"][place].items():
-            cells = "".join(f"{_interval(entry.get(t, {}).get(f, {}).get('top'), '+.3f'):>24}"
+            cells = "".join(f"{with_interval(entry.get(t, {}).get(f, {}).get('top'), '+.3f'):>24}"
                             for t in TARGETS for f in FORMS)  # fmt: skip
             lines.append(f"{'':<26}{pair:<26}{cells}")
     heads = [(place, reader) for place in PLACES for reader in ("model", "bins", "coarse", "reachable")
@@ -156,16 +159,10 @@ def finer_table(result: dict[str, Any]) -> str:
         lines.append(f"{name:<16}{number:>7,}" + "".join(cells))
     nuclei = result["nuclei"]
     lines += ["", f"nuclei found in the H&E, within {nuclei['near_um']:g} µm of a true one: "
-              f"recall {_interval(nuclei['recall'])}, precision {_interval(nuclei['precision'])}, "
-              f"number found over number drawn, less 1: {_interval(nuclei['count_error'], '+.3f')}"]  # fmt: skip
+              f"recall {with_interval(nuclei['recall'])}, precision {with_interval(nuclei['precision'])}, "
+              f"number found over number drawn, less 1: {with_interval(nuclei['count_error'], '+.3f')}"]  # fmt: skip
     return "\n".join(lines)
 
 
 def _entry(scores: dict[str, Any], place: str, reader: str, target: str, form: str, which: str = "top"):
     return scores[place][reader].get(target, {}).get(form, {}).get(which)
-
-
-def _interval(entry: dict[str, float] | None, form: str = ".3f") -> str:
-    if entry is None:
-        return "-"
-    return f"{entry['mean']:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"

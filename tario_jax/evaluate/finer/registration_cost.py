@@ -15,7 +15,7 @@ import numpy as np
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_places
-from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, rank_by_moran
+from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, of_patients, rank_by_moran, with_interval
 from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
 from tario_jax.evaluate.intervals import patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of
@@ -24,7 +24,7 @@ from tario_jax.evaluate.scope import common_genes, truth_key
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
-_VERSION = 1
+_VERSION = 2
 BINS_UM = (36.0, 18.0, 9.0)
 SHIFTS_UM = (0.0, 2.0, 9.0, 18.0, 36.0)
 DIRECTIONS = 8
@@ -41,7 +41,8 @@ def measure_registration_cost(
 
     ranked_on: training sections whose Moran's I says which genes are at the top; `sections` where there are none.
     Writes a file a section into folder/shift; run again, it continues. Returns `scores[bin][reader][shift][form][set]`
-    and `falls` likewise, the paired change from no shift, as {mean, low, high} (patient bootstrap), and `table`.
+    and `falls` likewise, the paired change from no shift over the genes and sections that both are
+    defined for, as {mean, low, high} (patient bootstrap; low and high are None with one patient), and `table`.
     Raises `InputError` for sections without detections, or too small to move anything.
     """
     without = [section.id for section in sections if not (section.has_detections and section.holds("he"))]
@@ -77,11 +78,9 @@ def measure_registration_cost(
         unmoved_SxG, r_SxG = (np.stack([scores[f"{bin_um}/{reader}/{at}/{form}"] for scores in found]).astype(float)
                               for at in ("0", shift))  # fmt: skip
         for which, chosen in sets.items():
-            both_SxG = np.isfinite(r_SxG) & np.isfinite(unmoved_SxG)  # a fall is that of the same genes and sections
-            moved, unmoved = (
-                SetMean.of(np.where(both_SxG, r, np.nan), chosen, resampling) for r in (r_SxG, unmoved_SxG)
-            )
-            for what, entry in (("scores", SetMean.of(r_SxG, chosen, resampling)), ("falls", moved - unmoved)):
+            mean = SetMean.of(r_SxG, chosen, resampling)
+            fall = SetMean.change(r_SxG, unmoved_SxG, chosen, resampling)
+            for what, entry in (("scores", mean), ("falls", fall)):
                 at = result[what].setdefault(bin_um, {}).setdefault(reader, {}).setdefault(shift, {})
                 at.setdefault(form, {})[which] = entry.to_dict()
     return result | {"table": shift_table(result)}
@@ -89,7 +88,7 @@ def measure_registration_cost(
 
 def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: np.ndarray, in_corpus: np.ndarray,
              overlap: float) -> dict[str, np.ndarray]:  # fmt: skip
-    """r of every gene as `bin/reader/shift/form` → float32 [G], the mean over the directions."""
+    """r of every gene as `bin/reader/shift/form` → float32 [G], the mean over the directions it is defined in."""
     found, scores = section.all_detections(), {}
     least = predictor.provenance.config.data.min_measured - 1e-6
     for bin_um in BINS_UM:
@@ -133,8 +132,7 @@ def shift_table(result: dict[str, Any]) -> str:
     """For people: r of the top genes at every shift, the fall, and what is left by class."""
     lines = [
         f"mean r over the {result['sets'].get('top', 0)} genes of highest Moran's I ({result['ranked_on']}), "
-        f"{len(result['sections'])} sections of {result['patients']} patients, {result['directions']} directions; "
-        "fall: paired, [95 % patient bootstrap]",
+        f"{result['directions']} directions, {of_patients(result)}; fall: paired",
         f"{'bins':<8}{'reader':<12}{'shift':>8}"
         + "".join(f"{f'r, {form}':>16}{'left':>7}{'fall':>25}" for form in FORMS),
     ]
@@ -145,9 +143,8 @@ def shift_table(result: dict[str, Any]) -> str:
                 for form in FORMS:
                     at, none = forms[form]["top"]["mean"], shifts["0"][form]["top"]["mean"]
                     fall = result["falls"][bin_um][reader][shift][form]["top"]
-                    left = f"{at / none:.0%}" if none > 0.005 else "-"
-                    low, high = fall["low"], fall["high"]
-                    change = f"{fall['mean']:+.3f} [{low:+.3f}, {high:+.3f}]" if float(shift) else ""
+                    left = f"{1 + fall['mean'] / none:.0%}" if none > 0.005 else "-"  # of the pairs of the fall
+                    change = with_interval(fall, "+.3f") if float(shift) else ""
                     cells += f"{at:>16.3f}{left:>7}{change:>25}"
                 lines.append(f"{bin_um + ' µm':<8}{reader:<12}{shift + ' µm':>8}{cells}")
     heads = [(bin_um, reader, shift) for bin_um, readers in result["scores"].items() for reader in readers

@@ -1,5 +1,6 @@
 """Finer readouts and the price of a shift, of readers whose answer is known."""
 
+import shutil
 import types
 
 import numpy as np
@@ -8,15 +9,18 @@ from refusals import refused
 from tiny_tissue import tiny_section, write_corpus
 
 from tario_jax.config import DataConfig, EvaluateConfig
+from tario_jax.corpus.section import Detections
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
-from tario_jax.evaluate.bins import grid_places
-from tario_jax.evaluate.finer import registration_cost
+from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.finer import measure, registration_cost
 from tario_jax.evaluate.finer.figures import draw_finer, draw_shift
 from tario_jax.evaluate.finer.gene_sets import rank_by_moran
 from tario_jax.evaluate.finer.measure import measure_finer
 from tario_jax.evaluate.finer.registration_cost import measure_registration_cost
+from tario_jax.evaluate.finer.shifted import directions
 from tario_jax.evaluate.scope import sections_of
 from tario_jax.predict.maps import GeneMaps
+from tario_jax.predict.nuclei import NucleusSettings
 from tario_jax.virtual import Settings, curated_panel, simulate_section, truth_rates
 
 CONFIG = EvaluateConfig(top_genes=60, mean_genes=20, bootstraps=100)
@@ -106,6 +110,21 @@ def test_the_table_and_the_figure_show_what_was_measured(measured):
     assert (folder / "finer.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_one_patient_is_shown_without_intervals(measured, priced, corpus, monkeypatch):
+    _, (section, _) = sections_of(Oracle(corpus).provenance, corpus)
+    say = {"ranked_on": corpus.sections[:1], "say": lambda line: None}
+    finer = measure_finer(Oracle(corpus), corpus, [section], measured[0], CONFIG, **say)
+    monkeypatch.setattr(registration_cost, "BINS_UM", (36.0, 9.0))
+    shift = measure_registration_cost(Oracle(corpus), corpus, [section], priced[0], CONFIG, **say)
+    entries = [finer["scores"]["36"]["model"]["truth"]["counts"]["top"], finer["nuclei"]["recall"],
+               finer["differences"]["9"]["model - coarse"]["truth"]["counts"]["top"],
+               shift["falls"]["36"]["model"]["9"]["counts"]["top"]]  # fmt: skip
+    assert all((entry["low"], entry["high"]) == (None, None) and entry["mean"] != 0 for entry in entries)
+    for result, draw in ((finer, draw_finer), (shift, draw_shift)):
+        assert "[" not in result["table"] and "they need two patients" in result["table"]
+        draw(measured[0] / "alone.png", result)
+
+
 def test_a_restart_measures_what_is_left_and_says_the_same(measured, corpus, tmp_path):
     folder, result = measured
     ranked_on, sections = sections_of(Oracle(corpus).provenance, corpus)
@@ -115,6 +134,19 @@ def test_a_restart_measures_what_is_left_and_says_the_same(measured, corpus, tmp
     oracle = Oracle(corpus)
     again = measure_finer(oracle, corpus, sections, folder, CONFIG, ranked_on=ranked_on, say=lambda line: None)
     assert again == result and oracle.asked == 5  # three sides of bins and two kinds of cells, of one section
+
+
+@pytest.mark.parametrize("changed", ["truth_key", "NucleusSettings"])
+def test_what_is_kept_of_another_truth_or_of_other_nuclei_is_measured_anew(measured, corpus, tmp_path, monkeypatch,
+                                                                           changed):  # fmt: skip
+    folder = shutil.copytree(measured[0], tmp_path / "out")
+    _, (section, _) = sections_of(Oracle(corpus).provenance, corpus)
+    say = {"ranked_on": corpus.sections[:1], "say": lambda line: None}
+    other = {"truth_key": lambda section: "another", "NucleusSettings": lambda: NucleusSettings(above=0.3)}
+    monkeypatch.setattr(measure, changed, other[changed])
+    oracle = Oracle(corpus)
+    measure_finer(oracle, corpus, [section], folder, CONFIG, **say)
+    assert oracle.asked == 5
 
 
 def test_real_tissue_has_no_truth_to_be_scored_on(corpus, tmp_path):
@@ -132,11 +164,11 @@ def priced(corpus, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(registration_cost, "BINS_UM", (36.0, 9.0))
 
-        def measure():
+        def priced_again():
             return measure_registration_cost(Oracle(corpus), corpus, sections, folder, CONFIG, ranked_on=ranked_on,
                                              say=lambda line: None)  # fmt: skip
 
-        yield folder, measure(), measure
+        yield folder, priced_again(), priced_again
 
 
 def test_a_perfect_reader_pays_more_for_each_shift_and_most_in_fine_bins(priced):
@@ -152,15 +184,37 @@ def test_a_perfect_reader_pays_more_for_each_shift_and_most_in_fine_bins(priced)
     assert falls["9"]["counts"]["top"]["high"] < 0
     at = result["scores"]["9"]["model"]
     assert falls["9"]["counts"]["top"]["mean"] == pytest.approx(
-        at["9"]["counts"]["top"]["mean"] - at["0"]["counts"]["top"]["mean"], abs=0.01
-    )  # not to the bit: a fall is that of the genes and sections that are defined on both sides
+        at["9"]["counts"]["top"]["mean"] - at["0"]["counts"]["top"]["mean"],
+        abs=5e-3,  # the fall is of fewer pairs
+    )
+
+
+def test_a_gene_counts_in_the_directions_in_which_it_is_seen(priced, corpus):
+    section, bin_um, shift_um = corpus.section("vt00001_core"), 36.0, 36.0
+    found, columns = section.all_detections(), int(SIDE_UM / bin_um)
+    inner = np.arange(columns**2).reshape(columns, columns)[1:-1, 1:-1].ravel()  # what a move leaves measured
+    seen = []
+    for way in directions(registration_cost.DIRECTIONS):
+        right, down = shift_um * way
+        moved = Detections(found.x_um_D + right, found.y_um_D + down, found.gene_D)
+        counts_NxG = grid_counts(moved, len(corpus.panel), columns, columns, bin_um)[inner]
+        seen.append(np.ptp(counts_NxG, axis=0) > 0)
+    with np.load(next((priced[0] / "shift").glob("vt00001_core.*"))) as kept:
+        defined_G = np.isfinite(kept["36/model/36/counts"])
+    np.testing.assert_array_equal(defined_G, np.any(seen, 0))
+    assert (np.any(seen, 0) != np.all(seen, 0)).any()  # some genes are constant in some directions
 
 
 def test_a_restart_of_the_price_list_says_the_same(priced):
-    folder, result, measure = priced
+    folder, result, again = priced
     assert "36 µm" in result["table"] and "left" in result["table"]
     next((folder / "shift").glob("vt00002_core.*")).unlink()
-    assert measure() == result
+    assert again() == result
+    with pytest.MonkeyPatch.context() as patched:  # V may have changed: the files that are there are not taken
+        patched.setattr(registration_cost, "truth_key", lambda section: section.id)
+        patched.setattr(registration_cost, "_measure", lambda *words: pytest.fail("measured anew"))
+        with pytest.raises(pytest.fail.Exception, match="anew"):
+            again()
     draw_shift(folder / "shift.png", result)
     assert (folder / "shift.png").read_bytes()[:4] == b"\x89PNG"
 
