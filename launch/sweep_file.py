@@ -9,7 +9,7 @@ from pathlib import Path
 from tario_jax.config import Config, InputError, SourceConfig
 from tario_jax.config_files import from_dict, to_dict
 from tario_jax.train.provenance import deciding_fields
-from tario_jax.train.seal import seal_id
+from tario_jax.train.seal import checkpoint_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def is_trained(workdir: Path, config: Config) -> bool:
 def is_evaluated(workdir: Path, config: Config) -> bool:
     """Whether reports are there of its newest checkpoint, with these settings, at every side of bins."""
     step = (_read(workdir / "done.json") or {}).get("step")
-    checkpoint = f"{step}-{seal_id(workdir / 'checkpoints' / str(step))}"
+    checkpoint = checkpoint_id(workdir, step)
     settings = json.loads(json.dumps(to_dict(config.evaluate)))
     for folder in (workdir, *(workdir / f"read_{read_um:g}um" for read_um in config.evaluate.read_um)):
         report = _read(folder / "report.json") or {}

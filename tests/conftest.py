@@ -91,6 +91,14 @@ def tiny_run(tiny_corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.fixture(scope="module")
+def predictor(tiny_run: Path):
+    """The model of `tiny_run`."""
+    from tario_jax import load
+
+    return load(tiny_run)
+
+
 @pytest.fixture(scope="session")
 def cli_tario(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
     """`cli_tario(*arguments)` runs the installed `tario` in a process of its own, in the root of the repository."""

@@ -1,4 +1,4 @@
-"""A model that reads contents, without training: random numbers, large enough that contents matter."""
+"""Models without training: random numbers, large enough that contents matter; or one that says the same everywhere."""
 
 import dataclasses
 
@@ -34,3 +34,13 @@ def made_reader(tiny_run, *, groups=GROUPS, model=None, **data) -> Predictor:
 
 def data_of(predictor: Predictor, **fields) -> DataConfig:
     return dataclasses.replace(predictor.provenance.config.data, **fields)
+
+
+def says_everywhere(like: Predictor, per_um2: float, share_G: np.ndarray) -> Predictor:
+    """A model that says the same of every place: so many detections per µm², in these shares, up to a factor."""
+    parameters, calibration = jax.device_get((like._parameters, like._calibration))
+    parameters = jax.tree.map(np.zeros_like, parameters)
+    parameters["gene_bias"][: len(PANEL)] = np.log(share_G)
+    parameters["gene_bias"][len(PANEL) :] = -30.0
+    parameters["total_bias"] = np.log(np.float32(per_um2))
+    return Predictor(like.provenance, parameters, calibration)

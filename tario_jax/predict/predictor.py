@@ -24,7 +24,7 @@ from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import Batch
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
-from tario_jax.train.seal import seal_id
+from tario_jax.train.seal import checkpoint_id
 from tario_jax.train.state import to_devices
 
 
@@ -188,7 +188,7 @@ def load_step(
         config = provenance.config
         built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot)
         parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
-    checkpoint = f"{step}-{seal_id(workdir / 'checkpoints' / str(step))}"
+    checkpoint = checkpoint_id(workdir, step)
     if like is not None and like.provenance == provenance:
         predictor = like.of_step(parameters, calibration, checkpoint)
     else:

@@ -27,6 +27,11 @@ def seal_id(folder: Path) -> str | None:
         return None
 
 
+def checkpoint_id(workdir: Path, step: int) -> str:
+    """Tells this checkpoint of a run from all others: its step, and its seal's id."""
+    return f"{step}-{seal_id(workdir / 'checkpoints' / str(step))}"
+
+
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     """What of the sealed files is not as it was, in words; None where all are whole.
 

@@ -14,18 +14,12 @@ from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.kept import Kept
 from tario_jax.evaluate.score_file import read_scores
 from tario_jax.predict.gene_validation import read_gene_validation
-from tario_jax.predict.predictor import load
 
 PATIENTS = 5
 
 
 class Interrupted(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny_run):
-    return load(tiny_run)
 
 
 @pytest.fixture(scope="module")

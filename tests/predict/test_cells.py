@@ -2,14 +2,13 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
+from made_reader import says_everywhere
 from refusals import refused
 from skimage.measure import points_in_poly
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
-import tario_jax
 from tario_jax.corpus.section import Detections
 from tario_jax.predict.cell_areas import PX_UM, areas_in_bins, cell_counts, cell_tiles, cells_at
 from tario_jax.predict.cells import predict_cells, within
@@ -173,18 +172,9 @@ def test_overlaps_with_bins_and_places_are_those_of_the_labels():
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_run) -> Predictor:
-    return tario_jax.load(tiny_run)
-
-
-@pytest.fixture(scope="module")
 def constant(predictor) -> Predictor:
     """0.02 detections per µm², the same of every gene."""
-    parameters, calibration = jax.device_get((predictor._parameters, predictor._calibration))
-    parameters = jax.tree.map(np.zeros_like, parameters)
-    parameters["gene_bias"][len(PANEL) :] = -30.0
-    parameters["total_bias"] = np.log(np.float32(0.02))
-    return Predictor(predictor.provenance, parameters, calibration)
+    return says_everywhere(predictor, 0.02, np.ones(len(PANEL)))
 
 
 def test_both_readings_of_a_flat_model_are_the_area_times_its_density(constant, tiny_corpus):

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from made_reader import says_everywhere
 from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
@@ -17,19 +17,9 @@ from tario_jax.predict.tissue import read_image
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_run) -> Predictor:
-    return tario_jax.load(tiny_run)
-
-
-@pytest.fixture(scope="module")
 def constant(predictor) -> Predictor:
     """A model that says the same of every place: 0.02 detections per µm², shared out over the genes unevenly."""
-    parameters, calibration = jax.device_get((predictor._parameters, predictor._calibration))
-    parameters = jax.tree.map(np.zeros_like, parameters)
-    parameters["gene_bias"][len(PANEL) :] = -30.0
-    parameters["gene_bias"][: len(PANEL)] = np.log(np.arange(1, len(PANEL) + 1) / 78.0)
-    parameters["total_bias"] = np.log(np.float32(0.02))
-    return Predictor(predictor.provenance, parameters, calibration)
+    return says_everywhere(predictor, 0.02, np.arange(1, len(PANEL) + 1) / 78.0)
 
 
 def section_of(tmp_path, data):

@@ -1,10 +1,9 @@
 """Finer readouts against virtual truth: what is gained by reading a model at 18 and 9 µm, and cell by cell.
 
-Each section is measured once (`finer_section.py`) and kept as a small file, so a job that was killed continues.
+Each section is measured once (`section.py`) and kept as a small file, so a job that was killed continues.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, of_patients, rank_by_moran, with_interval
+from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
 from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore
+from tario_jax.evaluate.finer.scored import score_sections
 from tario_jax.evaluate.finer.section import BINS_UM, FORMS, measure_section
-from tario_jax.evaluate.intervals import Resampling, patient_resampling
-from tario_jax.evaluate.kept import Kept, key_of
-from tario_jax.evaluate.scope import common_genes, truth_key
+from tario_jax.evaluate.intervals import Resampling
 from tario_jax.predict.cells import GROW_UM
 from tario_jax.predict.nuclei import NucleusSettings
 from tario_jax.predict.predictor import Predictor
@@ -54,31 +52,19 @@ def measure_finer(
     `InputError` for real tissue.
     """
     _check(corpus, sections)
-    genes = common_genes(predictor, corpus)
-    kept = Kept(folder / "finer")
-    key = key_of(
-        format_version=_VERSION, model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal,
-        overlap=config.overlap, grow_um=GROW_UM, near_um=NEAR_UM, nuclei=dataclasses.asdict(NucleusSettings()),
-    )  # fmt: skip
-    found = []
-    for number, section in enumerate(sections, 1):
-        measure = functools.partial(
-            measure_section, predictor, section, genes.in_model, genes.in_corpus, config.overlap
-        )
-        found.append(kept.get(section.id, key_of(key=key, truth=truth_key(section)), measure))
-        section.close()
-        say(f"finer: {number}/{len(sections)} sections")
-    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[genes.in_corpus]
-    sets = gene_sets(moran_G, config.top_genes, corpus, genes.in_corpus)
-    patients = [section.patient for section in sections]
-    resampling = patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed))
-    result = {
-        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(genes.symbols),
-        "ranked_on": "training sections" if ranked_on else "the sections scored",
-        "sets": {name: len(chosen) for name, chosen in sets.items()}, "trained_bins_um": _trained(predictor),
-        "nuclei": _nuclei([scores["nuclei"] for scores in found], resampling),
-    }  # fmt: skip
-    result["scores"], result["differences"] = _summed(found, sets, resampling)
+    depends_on = {"format_version": _VERSION, "grow_um": GROW_UM, "near_um": NEAR_UM,
+                  "nuclei": dataclasses.asdict(NucleusSettings())}  # fmt: skip
+
+    def measure(section: Section, in_model: np.ndarray, in_corpus: np.ndarray) -> dict[str, np.ndarray]:
+        return measure_section(predictor, section, in_model, in_corpus, config.overlap)
+
+    scored = score_sections("finer", measure, predictor, corpus, sections, folder, config, depends_on=depends_on,
+                            ranked_on=ranked_on, say=say)  # fmt: skip
+    result = scored.about | {
+        "trained_bins_um": _trained(predictor),
+        "nuclei": _nuclei([scores["nuclei"] for scores in scored.found], scored.resampling),
+    }
+    result["scores"], result["differences"] = _summed(scored.found, scored.sets, scored.resampling)
     return result | {"table": finer_table(result)}
 
 

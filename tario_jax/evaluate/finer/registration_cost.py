@@ -5,7 +5,6 @@ measured wherever the detections are moved. `tario check` says how far a section
 is the price list that goes with it. On virtual tissue V, the reader that sees all that the H&E shows, pays too.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ import numpy as np
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_places
-from tario_jax.evaluate.finer.gene_sets import SetMean, gene_sets, of_patients, rank_by_moran, with_interval
+from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
+from tario_jax.evaluate.finer.scored import score_sections
 from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
-from tario_jax.evaluate.intervals import patient_resampling
-from tario_jax.evaluate.kept import Kept, key_of
 from tario_jax.evaluate.metrics import mean_defined
-from tario_jax.evaluate.scope import common_genes, truth_key
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
@@ -49,35 +46,21 @@ def measure_registration_cost(
     if without or not sections:
         found = f"section {without[0]} has no detections or no H&E" if without else "there is no section to score"
         raise InputError(f"corpus {corpus.root}: {found}; shifts move the detections of sections that are predicted")
-    genes = common_genes(predictor, corpus)
-    kept = Kept(folder / "shift")
-    key = key_of(
-        format_version=_VERSION, model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal,
-        overlap=config.overlap, shifts_um=SHIFTS_UM, directions=DIRECTIONS, bins_um=BINS_UM,
-        min_measured=predictor.provenance.config.data.min_measured,
-    )  # fmt: skip
-    found = []
-    for number, section in enumerate(sections, 1):
-        measure = functools.partial(
-            _measure, predictor, corpus, section, genes.in_model, genes.in_corpus, config.overlap
-        )
-        found.append(kept.get(section.id, key_of(key=key, truth=truth_key(section)), measure))
-        section.close()
-        say(f"shift: {number}/{len(sections)} sections")
-    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[genes.in_corpus]
-    sets = gene_sets(moran_G, config.top_genes, corpus, genes.in_corpus)
-    patients = [section.patient for section in sections]
-    resampling = patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed))
-    result: dict[str, Any] = {
-        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(genes.symbols),
-        "ranked_on": "training sections" if ranked_on else "the sections scored", "directions": DIRECTIONS,
-        "sets": {name: len(chosen) for name, chosen in sets.items()}, "scores": {}, "falls": {},
-    }  # fmt: skip
+    depends_on = {"format_version": _VERSION, "shifts_um": SHIFTS_UM, "directions": DIRECTIONS, "bins_um": BINS_UM,
+                  "min_measured": predictor.provenance.config.data.min_measured}  # fmt: skip
+
+    def measure(section: Section, in_model: np.ndarray, in_corpus: np.ndarray) -> dict[str, np.ndarray]:
+        return _measure(predictor, corpus, section, in_model, in_corpus, config.overlap)
+
+    scored = score_sections("shift", measure, predictor, corpus, sections, folder, config, depends_on=depends_on,
+                            ranked_on=ranked_on, say=say)  # fmt: skip
+    found, resampling = scored.found, scored.resampling
+    result: dict[str, Any] = scored.about | {"directions": DIRECTIONS, "scores": {}, "falls": {}}
     for name in found[0]:
         bin_um, reader, shift, form = name.split("/")
         unmoved_SxG, r_SxG = (np.stack([scores[f"{bin_um}/{reader}/{at}/{form}"] for scores in found]).astype(float)
                               for at in ("0", shift))  # fmt: skip
-        for which, chosen in sets.items():
+        for which, chosen in scored.sets.items():
             mean = SetMean.of(r_SxG, chosen, resampling)
             fall = SetMean.change(r_SxG, unmoved_SxG, chosen, resampling)
             for what, entry in (("scores", mean), ("falls", fall)):

@@ -18,7 +18,7 @@ from tario_jax.evaluate.figures import (
     plain_axes,
     save_figure,
 )
-from tario_jax.evaluate.scaling.words import QUANTITIES, law_text, size_text
+from tario_jax.evaluate.scaling.words import QUANTITIES, comparison_name, law_text, size_text
 
 _COLOURS = dict(zip(QUANTITIES, (INK, SOFT, *COHORT_COLOURS), strict=False))
 _LEAST_DRAWN = 3  # sizes: what two have to say stands in the tables
@@ -130,10 +130,11 @@ def draw_gains(path: Path, comparison: dict[str, Any]) -> Drawn:
     by_decile.legend(frameon=False, fontsize=9, labelcolor=INK)
     for axis in (by_class, by_decile):
         plain_axes(axis)
-    figure.suptitle(_between(comparison), x=0.01, ha="left", fontsize=13, color=INK, fontweight="bold")
+    figure.suptitle(comparison_name(comparison), x=0.01, ha="left", fontsize=13, color=INK, fontweight="bold")
     save_figure(figure, path)
-    return Drawn(path, f"{_between(comparison)}: change of r over all ranked genes. Whiskers: 95 % patient bootstrap. "
-                       "Grey and shaded: the largest change between two seeds of one configuration.")  # fmt: skip
+    return Drawn(path, f"{comparison_name(comparison)}: change of r over all ranked genes. Whiskers: 95 % "
+                       "patient bootstrap. Grey and shaded: the largest change between two seeds of one "
+                       "configuration.")  # fmt: skip
 
 
 def _bar(axis, at: float, group: dict[str, Any], height: float, colour: str) -> None:
@@ -146,14 +147,6 @@ def _bar(axis, at: float, group: dict[str, Any], height: float, colour: str) -> 
 
 def _known(value: float | None) -> float:
     return np.nan if value is None else value
-
-
-def _between(comparison: dict[str, Any]) -> str:
-    before, after = comparison["before"], comparison["after"]
-    if before["size"] is None:
-        return f"{before['runs'][0]} → {after['runs'][0]}"
-    ends = " → ".join(size_text(comparison["axis"], one["size"]) for one in (before, after))
-    return f"{comparison['name']}: {ends}"
 
 
 def draw_grid(path: Path, grid: dict[str, Any], top_genes: int) -> Drawn:

@@ -8,7 +8,15 @@ from typing import Any
 from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.report import STYLE, picture
 from tario_jax.evaluate.scaling.figures import draw_study
-from tario_jax.evaluate.scaling.words import QUANTITIES, better_text, count_text, law_text, signed, size_text
+from tario_jax.evaluate.scaling.words import (
+    QUANTITIES,
+    better_text,
+    comparison_name,
+    count_text,
+    law_text,
+    signed,
+    size_text,
+)
 from tario_jax.evaluate.tables import plain
 from tario_jax.train.whole_file import write_whole
 
@@ -154,14 +162,6 @@ def _matched(values: dict[str, Any]) -> str:
                      for top in found["top"]]  # fmt: skip
             rows.append(["" if number else comparison_name(comparison), form, "; ".join(cells)])
     return _table(["r at matched top-k", "form", "k: mean r from → to"], rows) if rows else ""
-
-
-def comparison_name(comparison: dict[str, Any]) -> str:
-    before, after = comparison["before"], comparison["after"]
-    if before["size"] is None:
-        return f"{', '.join(before['runs'])} → {', '.join(after['runs'])}"
-    ends = " → ".join(size_text(comparison["axis"], one["size"]) for one in (before, after))
-    return f"{comparison['name']}: {ends}"
 
 
 def _runs(values: dict[str, Any]) -> str:

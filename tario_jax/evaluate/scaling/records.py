@@ -19,6 +19,7 @@ from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
 from tario_jax.train.provenance import Provenance, deciding_fields
 from tario_jax.train.run_files import RunFiles, read_run, refuse_no_workdir
 from tario_jax.train.run_state import run_state, steps_done
+from tario_jax.train.seal import checkpoint_id
 
 SCORES = "scores.npz"
 SEEDS = ("data.seed", "train.seed")
@@ -78,11 +79,15 @@ def gather(places: list[Path]) -> tuple[list[Record], list[LeftOut]]:
         files = read_run(workdir)
         if why := _unready(files, now):
             left_out.append(LeftOut(name, why))
-        else:
-            found, stale = _records(name, files)
-            records += found
-            left_out += [LeftOut(f"{name}/{folder}", "is of another checkpoint than the run's scores; read it again")
-                         for folder in stale]  # fmt: skip
+            continue
+        table = read_scores(workdir / SCORES)
+        if why := _not_of_its_end(files, table.checkpoint):
+            left_out.append(LeftOut(name, why))
+            continue
+        found, stale = _records(name, files, table)
+        records += found
+        left_out += [LeftOut(f"{name}/{folder}", "is of another checkpoint than the run's scores; read it again")
+                     for folder in stale]  # fmt: skip
     if len({record.name for record in records}) < 2:
         told = "; ".join(f"{one.name}: {one.why}" for one in left_out) or "one run only"
         raise InputError(f"scaling: fewer than two runs can be compared ({told})")
@@ -105,27 +110,33 @@ def _unready(files: RunFiles, now: float) -> str:
     if files.done is None:
         done, steps = steps_done(files)
         return f"not finished: {run_state(files, now).name}, step {done:,}" + (f" of {steps:,}" if steps else "")
-    scores = files.workdir / SCORES
-    if not scores.is_file():
+    if not (files.workdir / SCORES).is_file():
         return f"not evaluated: holds no {SCORES}; run 'tario evaluate --workdir={files.workdir}'"
-    if scores.stat().st_mtime < files.done["unix"]:
-        return f"{SCORES} is older than the end of its training; run 'tario evaluate --workdir={files.workdir}'"
     return ""
 
 
-def _records(name: str, files: RunFiles) -> tuple[list[Record], list[str]]:
+def _not_of_its_end(files: RunFiles, scored: str) -> str:
+    """Why scores of this checkpoint are not those of the trained run; empty where they are."""
+    step = files.done["step"]
+    last = checkpoint_id(files.workdir, step)
+    if scored == last or (not files.checkpoints and scored.startswith(f"{step}-")):  # deleted: the step must do
+        return ""
+    return f"{SCORES} is of checkpoint {scored}, and the last is {last}; run 'tario evaluate --workdir={files.workdir}'"
+
+
+def _records(name: str, files: RunFiles, table: ScoreTable) -> tuple[list[Record], list[str]]:
     """The run at its own bins, then at each other side that its checkpoint was read at; and folders of other ones."""
     try:
         config = from_dict(files.config)
     except InputError as error:
         raise InputError(f"{files.workdir / 'config.json'}: {error}") from None
-    tables, stale = [read_scores(files.workdir / SCORES)], []
+    tables, stale = [table], []
     for path in sorted(files.workdir.glob(f"read_*/{SCORES}")):
-        table = read_scores(path)
-        if table.checkpoint != tables[0].checkpoint:
+        other = read_scores(path)
+        if other.checkpoint != table.checkpoint:
             stale.append(path.parent.name)
-        elif table.read_um not in [one.read_um for one in tables]:
-            tables.append(table)
+        elif other.read_um not in [one.read_um for one in tables]:
+            tables.append(other)
     provenance = _provenance(files)
     layout, genes = _layout(config, provenance, tables[0]), len(tables[0].symbols)
     if provenance is not None:

@@ -52,6 +52,15 @@ def better_text(form: dict[str, Any]) -> str:
             f"[{percent(better['low'])}, {percent(better['high'])}]; {beside})")  # fmt: skip
 
 
+def comparison_name(comparison: dict[str, Any]) -> str:
+    """What changes from what to what: 93 → 2,545 along an axis, or the runs' names."""
+    before, after = comparison["before"], comparison["after"]
+    if before["size"] is None:
+        return f"{', '.join(before['runs'])} → {', '.join(after['runs'])}"
+    ends = " → ".join(size_text(comparison["axis"], one["size"]) for one in (before, after))
+    return f"{comparison['name']}: {ends}"
+
+
 def percent(share: float | None) -> str:
     return "–" if share is None or share != share else f"{100 * share:.0f} %"
 

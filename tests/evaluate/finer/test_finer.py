@@ -12,7 +12,7 @@ from tario_jax.config import DataConfig, EvaluateConfig
 from tario_jax.corpus.section import Detections
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
 from tario_jax.evaluate.bins import grid_counts, grid_places
-from tario_jax.evaluate.finer import measure, registration_cost
+from tario_jax.evaluate.finer import measure, registration_cost, scored
 from tario_jax.evaluate.finer.figures import draw_finer, draw_shift
 from tario_jax.evaluate.finer.gene_sets import rank_by_moran
 from tario_jax.evaluate.finer.measure import measure_finer
@@ -143,7 +143,7 @@ def test_what_is_kept_of_another_truth_or_of_other_nuclei_is_measured_anew(measu
     _, (section, _) = sections_of(Oracle(corpus).provenance, corpus)
     say = {"ranked_on": corpus.sections[:1], "say": lambda line: None}
     other = {"truth_key": lambda section: "another", "NucleusSettings": lambda: NucleusSettings(above=0.3)}
-    monkeypatch.setattr(measure, changed, other[changed])
+    monkeypatch.setattr(scored if changed == "truth_key" else measure, changed, other[changed])
     oracle = Oracle(corpus)
     measure_finer(oracle, corpus, [section], folder, CONFIG, **say)
     assert oracle.asked == 5
@@ -211,7 +211,7 @@ def test_a_restart_of_the_price_list_says_the_same(priced):
     next((folder / "shift").glob("vt00002_core.*")).unlink()
     assert again() == result
     with pytest.MonkeyPatch.context() as patched:  # V may have changed: the files that are there are not taken
-        patched.setattr(registration_cost, "truth_key", lambda section: section.id)
+        patched.setattr(scored, "truth_key", lambda section: section.id)
         patched.setattr(registration_cost, "_measure", lambda *words: pytest.fail("measured anew"))
         with pytest.raises(pytest.fail.Exception, match="anew"):
             again()

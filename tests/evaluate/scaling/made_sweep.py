@@ -3,6 +3,7 @@
 `python tests/evaluate/scaling/made_sweep.py FOLDER` makes a small study to look at with `tario scaling FOLDER`.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -18,6 +19,7 @@ from tario_jax.model.build import model_sizes
 from tario_jax.panel import Panel
 from tario_jax.tokens.batch import make_layout, square_bins_per_tile
 from tario_jax.train.provenance import Provenance
+from tario_jax.train.seal import checkpoint_id
 
 GENES = 60
 CLASSES = ("type_marker", "hidden_state", "null")
@@ -82,7 +84,7 @@ def made_table(*, nats: float = 5.0, skill: float = 0.3, noise_seed: int = 0, re
 
 def write_run(workdir: Path, config: Config, table: ScoreTable | None, *, done: bool = True, checkpoint: bool = True,
               validation_nats: float = 5.5, seal: str = "sealed") -> Path:  # fmt: skip
-    """A workdir that `tario scaling` reads; table None: not evaluated."""
+    """A workdir that `tario scaling` reads; table None: not evaluated. The scores are of its checkpoint."""
     workdir.mkdir(parents=True)
     steps = config.train.steps
     (workdir / "config.json").write_text(json.dumps(to_dict(config)))
@@ -104,10 +106,16 @@ def write_run(workdir: Path, config: Config, table: ScoreTable | None, *, done: 
         place = workdir / "checkpoints" / str(steps)
         place.mkdir(parents=True)
         (place / "provenance.json").write_text(json.dumps(provenance.to_json()))
-        (place / "tario_seal.json").write_text("{}")
+        (place / "tario_seal.json").write_text(json.dumps({"files": {}, "of": workdir.name}))
     if table is not None:
-        table.write(workdir / "scores.npz")
+        write_scores(workdir, steps, table)
     return workdir
+
+
+def write_scores(workdir: Path, steps: int, table: ScoreTable, folder: str = "") -> None:
+    """Scores of that checkpoint of the run, in its workdir or a folder of it."""
+    (workdir / folder).mkdir(exist_ok=True)
+    dataclasses.replace(table, checkpoint=checkpoint_id(workdir, steps)).write(workdir / folder / "scores.npz")
 
 
 def write_study(folder: Path, *, patients=(93, 186, 372, 744, 1488), widths=(16, 32, 64, 128),
@@ -129,15 +137,14 @@ def write_study(folder: Path, *, patients=(93, 186, 372, 744, 1488), widths=(16,
             loss -= 0.02 * np.log2(context) * np.log(size / 5000)
             loss += noise.normal(0, 0.002)
 
-            def table(read: float, loss=loss, seed=seed, checkpoint=workdir.name) -> ScoreTable:
+            def table(read: float, loss=loss, seed=seed) -> ScoreTable:
                 skill = 1.3 - 0.2 * loss + 0.02 * np.log2(36.0 / read)
                 return made_table(nats=loss - 0.05 * np.log2(36.0 / read), skill=skill, noise_seed=seed, read_um=read,
-                                  genes=genes, checkpoint=checkpoint)  # fmt: skip
+                                  genes=genes)  # fmt: skip
 
             write_run(workdir, config, table(36.0), validation_nats=loss + 0.1)
             for read in read_um:
-                (workdir / f"read_{read:g}um").mkdir()
-                table(read).write(workdir / f"read_{read:g}um" / "scores.npz")
+                write_scores(workdir, config.train.steps, table(read), f"read_{read:g}um")
 
     middle = dict(patients=patients[len(patients) // 2], width=widths[1], window_um=windows[0], rows=8)
 

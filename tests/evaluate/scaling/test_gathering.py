@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
+import shutil
 
 import numpy as np
 import pytest
 from made_run import made_run
-from made_sweep import GENES, made_config, made_table, write_run
+from made_sweep import GENES, made_config, made_table, write_run, write_scores
 from refusals import refused
 
 from tario_jax.config_files import from_dict
@@ -70,13 +70,18 @@ def test_what_is_unfinished_or_not_evaluated_is_listed_with_its_reason(tmp_path)
     (tmp_path / "without/scores.npz").unlink(missing_ok=True)
     made_run(tmp_path / "going", "stopped")
     stale = add(tmp_path, "stale")
-    os.utime(stale / "scores.npz", (1.6e9, 1.6e9))
+    write_scores(stale, 200, made_table())  # of an earlier checkpoint
+    again = add(tmp_path, "again")
+    (again / "checkpoints/400/tario_seal.json").write_text("another training up to the same step")
+    deleted = add(tmp_path, "deleted")
+    shutil.rmtree(deleted / "checkpoints")
     records, left_out = gather([tmp_path])
-    assert [one.name for one in records] == ["a", "b"]
+    assert [one.name for one in records] == ["a", "b", "deleted"]
     why = {one.name: one.why for one in left_out}
     assert why["going"] == "not finished: stopped, step 260 of 400"
     assert "holds no scores.npz" in why["without"] and "tario evaluate --workdir=" in why["without"]
-    assert "older than the end of its training" in why["stale"]
+    assert "of checkpoint 200-None, and the last is 400-" in why["stale"]
+    assert "and the last is 400-" in why["again"]
     refused(lambda: gather([tmp_path / "a", tmp_path / "going"]), "fewer than two runs", "going: not finished")
 
 
@@ -224,8 +229,7 @@ def test_one_checkpoint_read_at_other_bins_is_the_axis_of_resolution(tmp_path):
     for seed in (0, 1):
         workdir = add(tmp_path, f"a{seed}", seed=seed)
         for side in (36.0, 18.0, 9.0):  # what is there twice counts once
-            (workdir / f"read_{side:g}um").mkdir()
-            made_table(read_um=side).write(workdir / f"read_{side:g}um/scores.npz")
+            write_scores(workdir, 400, made_table(read_um=side), f"read_{side:g}um")
     assert sweeps_of(tmp_path) == {"resolution": [(1000 / 36, 2), (1000 / 18, 2), (1000 / 9, 2)]}
 
 

@@ -1,0 +1,57 @@
+"""The sections of a job on finer readouts, each measured once and kept, and what means over them are taken of."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import EvaluateConfig
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate.finer.gene_sets import gene_sets, rank_by_moran
+from tario_jax.evaluate.intervals import Resampling, patient_resampling
+from tario_jax.evaluate.kept import Kept, key_of
+from tario_jax.evaluate.scope import common_genes, truth_key
+from tario_jax.predict.predictor import Predictor
+
+# of a section, the model's genes, the corpus's, each [G] positions: arrays by name
+Measure = Callable[[Section, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    found: list[dict[str, np.ndarray]]  # a dict a section
+    sets: dict[str, np.ndarray]  # positions of genes by the set's name
+    resampling: Resampling
+    about: dict[str, Any]  # what a report says of all that
+
+
+def score_sections(
+    job: str, measure: Measure, predictor: Predictor, corpus: Corpus, sections: Sequence[Section], folder: Path,
+    config: EvaluateConfig, *, depends_on: dict[str, Any], ranked_on: Sequence[Section], say: Callable[[str], None],
+) -> Scored:  # fmt: skip
+    """Measures each section, or reads what folder/<job> keeps of it under the model, the corpus and `depends_on`.
+
+    ranked_on: sections whose Moran's I says which genes are at the top; `sections` themselves where there are none.
+    """
+    genes, kept = common_genes(predictor, corpus), Kept(folder / job)
+    key = key_of(model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal, overlap=config.overlap,
+                 **depends_on)  # fmt: skip
+    found = []
+    for number, section in enumerate(sections, 1):
+        measured = functools.partial(measure, section, genes.in_model, genes.in_corpus)
+        found.append(kept.get(section.id, key_of(key=key, truth=truth_key(section)), measured))
+        section.close()
+        say(f"{job}: {number}/{len(sections)} sections")
+    moran_G = rank_by_moran(ranked_on or sections, len(corpus.panel))[genes.in_corpus]
+    sets = gene_sets(moran_G, config.top_genes, corpus, genes.in_corpus)
+    patients = [section.patient for section in sections]
+    about = {
+        "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(genes.symbols),
+        "ranked_on": "training sections" if ranked_on else "the sections scored",
+        "sets": {name: len(chosen) for name, chosen in sets.items()},
+    }  # fmt: skip
+    return Scored(found, sets, patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed)),
+                  about)  # fmt: skip
