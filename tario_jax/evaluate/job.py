@@ -16,9 +16,11 @@ from tario_jax.evaluate.kept import Kept
 from tario_jax.evaluate.map_figures import Look
 from tario_jax.evaluate.null_class import null_report
 from tario_jax.evaluate.outcome_tables import gene_validation, score_table
+from tario_jax.evaluate.ranking import RANKED_BIN_UM
 from tario_jax.evaluate.report import banners, write_report
 from tario_jax.evaluate.report_figures import Shown, draw_figures
 from tario_jax.evaluate.scope import CommonGenes, common_genes, sections_of
+from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_reader import Reader
 from tario_jax.evaluate.tables import Evaluation, Work, evaluate, plain
 from tario_jax.predict.gene_validation import FILE as VALIDATION
@@ -75,13 +77,19 @@ def evaluate_checkpoint(
     reader = Reader(predictor, corpus, genes, bin_um, read_um, config.overlap,
                     kept if shared is None else Kept(shared))  # fmt: skip
     density = {section.id for section in train[:: max(1, len(train) // _DENSITY_SECTIONS)][:_DENSITY_SECTIONS]}
-    training = [reader.source(section, predicted=section.id in density, with_truth=False) for section in train]
-    sources = [reader.source(section, predicted=True, with_truth=True) for section in usable]
+    ranking_side = _ranking_side(provenance, corpus)
+    ranker = _ranker(reader, [*train, *usable, *ranking_side], spots)
+
+    def source_of(section: Section, *, predicted: bool = False, with_truth: bool = False) -> SectionSource:
+        ranked = None if ranker is reader else ranker.source(section, predicted=False, with_truth=False)
+        source = reader.source(section, predicted=predicted, with_truth=with_truth)
+        return dataclasses.replace(source, ranked=ranked)
+
+    training = [source_of(section, predicted=section.id in density) for section in train]
+    sources = [source_of(section, predicted=True, with_truth=True) for section in usable]
     virtual = corpus.kind == "virtual"
     null = _null_genes(genes) if virtual else None
-    ranking = [
-        reader.source(section, predicted=False, with_truth=False) for section in _ranking_side(provenance, corpus)
-    ]
+    ranking = [source_of(section) for section in ranking_side]
     evaluation = evaluate(
         training, sources, genes.symbols, config, trained_on=provenance.trained_on, corpus_kind=corpus.kind,
         split_by=provenance.split_by if own else "patient", null_genes=null,
@@ -93,6 +101,7 @@ def evaluate_checkpoint(
     report["genes"]["in_common"] = len(genes.symbols)
     report["bin_um"] = None if spots else bin_um
     report["read_um"] = None if spots else read_um
+    report["ranked_bin_um"] = None if spots else ranker.bin_um
     report["settings"] = plain(dataclasses.asdict(config))
     report["provenance"] = {
         "name": provenance.config.name, "checkpoint": predictor.checkpoint, "corpus_seal": corpus.seal,
@@ -117,7 +126,7 @@ def evaluate_checkpoint(
         report["classes"] = plain(class_report(evaluation.context, class_G))
     score_table(
         evaluation.context, symbols, class_G, bin_um=report["bin_um"] or 0.0, read_um=report["read_um"] or 0.0,
-        corpus_seal=corpus.seal, checkpoint=predictor.checkpoint,
+        corpus_seal=corpus.seal, checkpoint=predictor.checkpoint, ranked_on=report["ranked_on"],
     ).write(folder / score_file.FILE)  # fmt: skip
     about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
     about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}
@@ -136,6 +145,16 @@ def _ranking_side(provenance: Provenance, corpus: Corpus) -> list[Section]:
         return own
     every = split_corpus(corpus, dataclasses.replace(provenance.config.split, train_patients=0)).train
     return list(every)
+
+
+def _ranker(reader: Reader, sections: list[Section], spots: bool) -> Reader:
+    """Reads the bins that genes are ranked on, whatever is evaluated: the same where those are spots, or where some
+    section holds no bin of 36 µm, or none that its places are known well enough for."""
+    side_um = RANKED_BIN_UM
+    if spots or any(min(section.width_um, section.height_um) < side_um or side_um < 2 * section.place_precision_um
+                    for section in sections):  # fmt: skip
+        return reader
+    return reader if reader.bin_um == side_um else dataclasses.replace(reader, bin_um=side_um)
 
 
 def _null_genes(genes: CommonGenes) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """Tables that outlive a report: what maps carry of each gene, and what other runs are held against this one by."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,9 @@ def gene_validation(context: Context, symbols: np.ndarray, about: dict[str, Any]
 
 
 def score_table(context: Context, symbols: np.ndarray, gene_class: np.ndarray, *, bin_um: float, read_um: float,
-                corpus_seal: str, checkpoint: str) -> ScoreTable:  # fmt: skip
+                corpus_seal: str, checkpoint: str, ranked_on: str) -> ScoreTable:  # fmt: skip
     """Scores of every gene under evaluation; gene_class: of each, "" where none is known."""
+    settings = {name: getattr(context.config, name) for name in ("min_total", "overlap")}
     ranked_G = np.isin(np.arange(len(symbols)), context.ranking.order)
     detections_S = context.stack("detections")
     nats = (context.stack(name) / np.maximum(detections_S, 1) for name in ("gene_nats", "total_nats"))
@@ -60,7 +62,8 @@ def score_table(context: Context, symbols: np.ndarray, gene_class: np.ndarray, *
     patients = tuple(sorted(cohort_of))
     pooled = [part for name in ("measured", "model") for part in pool(context.arrays_S, name, list(patients))]
     return ScoreTable(
-        bin_um, read_um, corpus_seal, checkpoint, context.section_ids, tuple(context.patients),
+        bin_um, read_um, corpus_seal, checkpoint, ranked_on, json.dumps(settings), context.section_ids,
+        tuple(context.patients),
         tuple(str(arrays["cohort"]) for arrays in context.arrays_S), tuple(symbols.tolist()),
         tuple(gene_class.tolist()),
         np.where(ranked_G, context.ranking.moran_G, np.nan), context.rho_SxG, *nats, detections_S,

@@ -10,6 +10,8 @@ from tario_jax.evaluate.metrics import COMPOSITION_SCALE, mean_defined
 from tario_jax.evaluate.moments import Measured
 from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
 
+RANKED_BIN_UM = 36.0  # side of the bins that Moran's I is of, whatever is evaluated; spots are taken as they are
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:

@@ -84,8 +84,10 @@ def banners(report: dict[str, Any]) -> list[str]:
         found.append("Split by section: a patient may be on both sides of the split. "
                      "Nothing here says that the model generalises to new patients.")  # fmt: skip
     if report["ranked_on"] != "training sections":
-        found.append("Genes were ranked on the held-out sections themselves, since there are no training sections; "
-                     "the controls that need training are missing.")  # fmt: skip
+        why = "as published curves are, and not as a choice that knows nothing of them would be."
+        if not report["sections"]["train"]:
+            why = "since there are no training sections; the controls that need training are missing."
+        found.append(f"Genes were ranked on the held-out sections themselves, {why}")
     return found
 
 
@@ -137,7 +139,7 @@ def _tiles(report: dict[str, Any]) -> str:
 
 def _summary(report: dict[str, Any]) -> str:
     sections, genes, kind = report["sections"], report["genes"], report["interval"]
-    side = f" of {report['bin_um']:g} µm" if report.get("bin_um") else ""
+    side = f" of {report['bin_um']:g} µm{_read_at(report)}" if report.get("bin_um") else ""
     known = ""
     if genes.get("in_common", genes["panel"]) < max(genes.get("model_panel", 0), genes.get("corpus_panel", 0)):
         known = (f"The model's panel of {genes['model_panel']:,} genes and the corpus's of {genes['corpus_panel']:,} "
@@ -146,13 +148,26 @@ def _summary(report: dict[str, Any]) -> str:
         f"{sections['held_out']} held-out sections of {sections['held_out_patients']} patients "
         f"({sections['held_out_bins']:,} bins{side}); {sections['train']} training sections of "
         f"{sections['train_patients']} patients. {known}{genes['evaluated']:,} of {genes['panel']:,} genes evaluated, "
-        f"ranked on {report['ranked_on']}. Intervals in brackets: 95 % {kind['kind']}, {kind['samples']:,} samples "
-        f"({kind['note']}). Composition: {report['composition']['scale']}, "
+        f"ranked on {report['ranked_on']}{_ranked_at(report)}. Intervals in brackets: 95 % {kind['kind']}, "
+        f"{kind['samples']:,} samples ({kind['note']}). Composition: {report['composition']['scale']}, "
         f"{report['composition']['of_the_model']}; bins with fewer than {report['composition']['min_total']} counts "
         f"left out. Residual: {report['composition']['residual']}. Nats per detection under the predicted rates: "
         f"{_r(report['nats_per_detection']['genes'])} over genes, "
         f"{_r(report['nats_per_detection']['totals'])} of totals."
     )
+
+
+def _read_at(report: dict[str, Any]) -> str:
+    """Where the model was read on other bins than those that are compared."""
+    bin_um, read_um = report["bin_um"], report["read_um"]
+    if read_um == bin_um:
+        return ""
+    nests = abs(bin_um / read_um - round(bin_um / read_um)) < 1e-6
+    return f", predicted at {read_um:g} µm and summed up" + ("" if nests else " by area, since these do not nest")
+
+
+def _ranked_at(report: dict[str, Any]) -> str:
+    return f" by bins of {report['ranked_bin_um']:g} µm" if report.get("ranked_bin_um") else ""
 
 
 def _set_section(report: dict[str, Any], name: str, heading: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.train.whole_file import write_whole
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE = "scores.npz"
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of a torn .npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,8 @@ class ScoreTable:
     read_um: float  # side of those that were predicted, and then summed up to bin_um; 0: spots
     corpus_seal: str
     checkpoint: str  # of the model: its step, and what tells it from others of that step
+    ranked_on: str  # "training sections" or "held-out sections"
+    settings: str  # JSON of those of `EvaluateConfig` that r depends on
     sections: tuple[str, ...]
     patients: tuple[str, ...]  # of the sections
     cohorts: tuple[str, ...]
@@ -73,7 +77,7 @@ def read_scores(path: Path) -> ScoreTable:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; 'tario evaluate' of that run writes it") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read ({error}); evaluate that run again") from None
     version = int(arrays.pop("format_version", -1))
     if version != FORMAT_VERSION:

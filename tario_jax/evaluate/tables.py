@@ -105,7 +105,7 @@ def evaluate(
                          f"has {most} bins; take smaller bins or lower evaluate.min_bins")  # fmt: skip
     fitting = [section for section in train if bins[section.section_id] >= config.min_bins]
     ranking_side = [section for section in ranking_side if bins[section.section_id] >= config.min_bins]
-    ranking_on = [standings[section.section_id] for section in ranking_side or kept]
+    ranking_on = _ranking_standings(ranking_side or kept, standings, config, work)
     genes, rankable_G = candidate_genes(ranking_on, config.min_detected, config.mean_genes)
     usable = np.any([standings[s.section_id]["measured"] for s in kept], axis=0)[genes]
     genes, rankable_G = genes[usable], rankable_G[usable]
@@ -166,6 +166,14 @@ def evaluate(
     }  # fmt: skip
     table = _gene_table(context, chosen, bulk_r)
     return Evaluation(plain(report), table, _examples(context, chosen), {**pooled, "symbols": chosen}, context)
+
+
+def _ranking_standings(sections: list[SectionSource], standings: dict[str, Arrays], config: EvaluateConfig,
+                       work: Work) -> list[Arrays]:  # fmt: skip
+    """Those on which genes are ranked: of other bins, where the sections have some for that."""
+    apart = [section.ranked for section in sections if section.ranked is not None]
+    known = standings | _standings(apart, config, work)
+    return [known[section.section_id] for section in sections]
 
 
 def _standings(sections: list[SectionSource], config: EvaluateConfig, work: Work) -> dict[str, Arrays]:

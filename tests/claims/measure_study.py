@@ -1,10 +1,11 @@
-"""What a study of configs/sweeps/study.py found, statement by statement: `measure_study.py FOLDER OUT.json`.
+"""What a study of configs/sweeps/study.py found, statement by statement: `measure_study.py FOLDER OUT.json [DOCS]`.
 
 Each statement is one that was published of TARIO-2, asked of the runs in FOLDER, with its null and its interval. A
-statement that does not hold is told like one that does.
+statement that does not hold is told like one that does. DOCS: a folder for the figures of docs/scaling_study.md.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -90,6 +91,16 @@ def by_rank(scores: ScoreTable) -> dict:
     return {"mean_r": parts, "spearman": float(rank)}
 
 
+def cost(study: dict) -> dict:
+    """Minutes by the runs' own clocks, added up: those of each run's training, and of each evaluation."""
+    workdirs = {Path(run["workdir"]) for run in study["runs"]}
+    trained = [json.loads((workdir / "done.json").read_text())["seconds"] for workdir in workdirs]
+    evaluated = [json.loads(path.read_text())["headline"]["seconds"] for workdir in workdirs
+                 for path in (workdir / "report.json", *workdir.glob("read_*/report.json"))]  # fmt: skip
+    return {"runs": len(trained), "training_minutes": sum(trained) / 60, "readings": len(evaluated),
+            "evaluation_minutes": sum(evaluated) / 60}  # fmt: skip
+
+
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     study = json.loads((folder / "scaling.json").read_text())
@@ -101,6 +112,7 @@ def main() -> None:
     context = widest(gained(study, "context"))
     grid = study["grids"][0]["quantities"]["r/counts/top"]
     found = {
+        "cost": cost(study),
         "patients": better(patients), "patients_composition": better(patients, "composition"),
         "parameters": better(sizes), "context": better(context), "resolution": better(resolution),
         "grid": {name: grid[name] for name in ("interaction", "low", "high", "seed_sd")},
@@ -119,6 +131,17 @@ def main() -> None:
                  for sweep in study["sweeps"] for name, law in sweep["laws"].items()},
     }  # fmt: skip
     out.write_text(json.dumps(found | {"table": table(found, report)}, indent=1))
+    if len(sys.argv) > 3:
+        for name, figure in figures(study).items():
+            shutil.copy(folder / "figures" / f"{figure}.png", Path(sys.argv[3]) / f"scaling_study_{name}.png")
+
+
+def figures(study: dict) -> dict[str, str]:
+    """Those that docs/scaling_study.md shows, by what they show."""
+    of_patients = [one["axis"].startswith("patients") for one in study["comparisons"]].index(True)
+    numbered = {one["axis"].split(" ")[0]: number for number, one in enumerate(study["sweeps"], 1)}
+    return {"patients": f"sweep_{numbered['patients']}", "genes": f"genes_{of_patients + 1}",
+            "parameters": f"sweep_{numbered['parameters']}", "grid": "grid_1"}  # fmt: skip
 
 
 def _shares(name: str, by_form: dict) -> str:
@@ -126,11 +149,13 @@ def _shares(name: str, by_form: dict) -> str:
 
 
 def table(found: dict, report: dict) -> str:
-    grid, null, ranks = found["grid"], found["null_class"], found["ranks"]
+    grid, null, ranks, cost = found["grid"], found["null_class"], found["ranks"], found["cost"]
     seen, bulk = found["nearer_seen"], found["bulk"]
     lines = [
-        f"{found['runs']} readings of runs, {found['genes']:,} genes, {report['sections']['held_out_patients']} "
+        f"{found['runs']} readings, {found['genes']:,} genes, {report['sections']['held_out_patients']} "
         "held-out patients, bins of 36 µm, r in counts; top: the 1,000 genes of highest Moran's I in training",
+        f"{cost['runs']} runs trained in {cost['training_minutes']:.0f} min, {cost['readings']} evaluations in "
+        f"{cost['evaluation_minutes']:.0f} min, by their own clocks",
         "",
         told("more patients, 16 to 256", found["patients"]),
         told("  in composition", found["patients_composition"]),

@@ -13,7 +13,8 @@ def made_table(sections: int = 3, genes: int = 4) -> ScoreTable:
     rng = np.random.default_rng(0)
     patients = tuple(f"p{s}" for s in range(sections))
     return ScoreTable(
-        36.0, 18.0, "seal", "1-a", tuple(f"s{s}" for s in range(sections)), patients, ("LUAD",) * sections,
+        36.0, 18.0, "seal", "1-a", "training sections", "{}", tuple(f"s{s}" for s in range(sections)),
+        patients, ("LUAD",) * sections,
         tuple(f"G{g}" for g in range(genes)), ("",) * genes, np.array([0.1, np.nan, 0.3, 0.1][:genes]),
         rng.random((sections, genes)), rng.random(sections), rng.random(sections), rng.random(sections),
         {("model", "counts"): rng.random((sections, genes)).astype(np.float32)}, patients, ("LUAD",) * sections,

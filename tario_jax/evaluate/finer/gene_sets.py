@@ -10,9 +10,9 @@ from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.intervals import Resampling, interval, weighted_mean
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
+from tario_jax.evaluate.ranking import RANKED_BIN_UM
 from tario_jax.virtual.genes import program
 
-RANKED_BIN_UM = 36.0
 RANKED_SECTIONS = 12
 
 

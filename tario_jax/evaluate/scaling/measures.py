@@ -24,6 +24,8 @@ class RunScores:
     read_um: float
     corpus_seal: str
     checkpoint: str
+    ranked_on: str  # "training sections" or "held-out sections"
+    settings: str  # of the evaluation
     sections: tuple[str, ...]
     patients: tuple[str, ...]  # of the sections
     symbols: tuple[str, ...]
@@ -40,10 +42,9 @@ class RunScores:
         r = {form: table.r["model", form] for form in FORMS if ("model", form) in table.r}
         nats_SxK = np.stack([table.gene_nats_S, table.total_nats_S], 1)
         nats_SxK[table.detections_S == 0] = 0.0  # nothing a detection, where there is none
-        return cls(table.bin_um, table.read_um, table.corpus_seal, table.checkpoint, table.sections, table.patients,
-                   table.symbols,
-                   table.gene_class, table.order, ceiling(table.rho_SxG), r,
-                   nats_SxK, table.detections_S, _bulk(table))  # fmt: skip
+        return cls(table.bin_um, table.read_um, table.corpus_seal, table.checkpoint, table.ranked_on,
+                   table.settings, table.sections, table.patients, table.symbols, table.gene_class, table.order,
+                   ceiling(table.rho_SxG), r, nats_SxK, table.detections_S, _bulk(table))  # fmt: skip
 
     def nats(self, weights_BxS: np.ndarray) -> np.ndarray:
         """Nats per detection of genes and of totals, with sections drawn so often, [B, K]."""

@@ -219,6 +219,11 @@ def refuse_incomparable(records: list[Record]) -> None:
             shared = len(set(a.symbols) & set(b.symbols))
             raise InputError(f"{whose}: other genes ({len(a.symbols)} and {len(b.symbols)}, {shared} of them the "
                              "same); train both on one panel")  # fmt: skip
+        if a.ranked_on != b.ranked_on:
+            raise InputError(f"{whose}: their genes were ranked on {a.ranked_on} and {b.ranked_on}; evaluate both "
+                             "alike ('evaluate.ranked_on')")  # fmt: skip
+        if a.settings != b.settings:
+            raise InputError(f"{whose}: they were evaluated with {a.settings} and {b.settings}; evaluate both alike")
         if a.bin_um != b.bin_um:
             raise InputError(f"{whose}: scored on bins of {a.bin_um:g} and of {b.bin_um:g} µm; compare them on one "
                              "grid ('tario evaluate --bin-um')")  # fmt: skip

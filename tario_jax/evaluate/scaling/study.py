@@ -65,7 +65,7 @@ def study(places: list[Path], options: Options, say: Callable[[str], None] = pri
         say(f"scaling: {number}/{len(sweeps)} {sweep.name}: {len(sweep.points)} sizes, {len(sweep.runs)} runs")
     joint = [_joint(plane, values, options) for plane in find_planes(records, (PATIENTS_STEPS,))]
     return {
-        "ranked_on": f"training sections of {ranking.run}", "top_genes": len(ranking.top),
+        "ranked_on": f"{most.scores.ranked_on} of {ranking.run}", "top_genes": len(ranking.top),
         "ranked_genes": len(ranking.order), "genes": len(most.scores.symbols), "samples": options.samples,
         "held_out": {"sections": len(most.scores.sections), "patients": len(set(most.scores.patients)),
                      "corpus_seal": most.scores.corpus_seal, "bin_um": most.scores.bin_um},

@@ -44,7 +44,8 @@ def trunk(model: ModelConfig) -> int:
 
 def made_table(*, nats: float = 5.0, skill: float = 0.3, noise_seed: int = 0, read_um: float = 36.0, patients: int = 12,
                genes: int = GENES, bin_um: float = 36.0, seal: str = "sealed", prefix: str = "p",
-               class_gain: float = 0.0, checkpoint: str = "") -> ScoreTable:  # fmt: skip
+               class_gain: float = 0.0, checkpoint: str = "", ranked_on: str = "training sections",
+               settings: str = "{}") -> ScoreTable:  # fmt: skip
     """Two sections a patient. r is `skill` times a gene's share (falling with its rank), plus what its patient and the
     seed do; class_gain: more of it for type markers. The last gene is constant everywhere, the one before not ranked.
     """
@@ -73,8 +74,8 @@ def made_table(*, nats: float = 5.0, skill: float = 0.3, noise_seed: int = 0, re
     offset = tissue.normal(0, 0.2, len(sections))
     measured = tissue.gamma(2.0, 1.0, (patients, genes))
     return ScoreTable(
-        bin_um, read_um, seal, checkpoint or f"1-{noise_seed}", sections, names, ("LUAD",) * len(sections),
-        tuple(f"G{g}" for g in range(genes)),
+        bin_um, read_um, seal, checkpoint or f"1-{noise_seed}", ranked_on, settings, sections, names,
+        ("LUAD",) * len(sections), tuple(f"G{g}" for g in range(genes)),
         gene_class, moran, np.tile(np.linspace(0.9, 0.5, genes), (len(sections), 1)),
         0.9 * nats + offset - np.average(offset, weights=detections), np.full(len(sections), 0.1 * nats), detections, r,
         names[::2], ("LUAD",) * patients, measured, measured.sum(1),

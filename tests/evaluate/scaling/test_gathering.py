@@ -90,6 +90,8 @@ def test_what_is_unfinished_or_not_evaluated_is_listed_with_its_reason(tmp_path)
     ({"prefix": "q"}, ("other held-out sections (24 and 24, 0 of them the same)",)),
     ({"genes": 50}, ("other genes (60 and 50, 50 of them the same)",)),
     ({"bin_um": 18.0}, ("bins of 36 and of 18 µm",)),
+    ({"ranked_on": "held-out sections"}, ("ranked on training sections and held-out sections",)),
+    ({"settings": '{"min_total": 50}'}, ("evaluated with", "50")),
 ])  # fmt: skip
 def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, fields, words):
     add(tmp_path, "a")
