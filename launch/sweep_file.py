@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tario_jax.config import Config, InputError, SourceConfig
 from tario_jax.config_files import from_dict, to_dict
+from tario_jax.evaluate import score_file
 from tario_jax.train.provenance import deciding_fields
 from tario_jax.train.seal import checkpoint_id
 
@@ -54,13 +55,16 @@ def is_trained(workdir: Path, config: Config) -> bool:
 
 
 def is_evaluated(workdir: Path, config: Config) -> bool:
-    """Whether reports are there of its newest checkpoint, with these settings, at every side of bins."""
+    """Whether reports are there of its newest checkpoint, with these settings, at every side of bins, and scores that
+    can be read."""
     step = (_read(workdir / "done.json") or {}).get("step")
     checkpoint = checkpoint_id(workdir, step)
     settings = json.loads(json.dumps(to_dict(config.evaluate)))
     for folder in (workdir, *(workdir / f"read_{read_um:g}um" for read_um in config.evaluate.read_um)):
         report = _read(folder / "report.json") or {}
         if report.get("settings") != settings or report["provenance"]["checkpoint"] != checkpoint:
+            return False
+        if not score_file.is_current(folder / score_file.FILE):
             return False
     return True
 

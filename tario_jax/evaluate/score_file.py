@@ -70,6 +70,15 @@ class ScoreTable:
         write_whole(path, memory.getvalue())
 
 
+def is_current(path: Path) -> bool:
+    """Whether these scores are there and of this version; their arrays are not read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return int(file["format_version"]) == FORMAT_VERSION
+    except UNREADABLE:
+        return False
+
+
 def read_scores(path: Path) -> ScoreTable:
     """Raises `InputError` where the file is missing, broken or of another version."""
     try:

@@ -88,11 +88,26 @@ def gather(places: list[Path]) -> tuple[list[Record], list[LeftOut]]:
         records += found
         left_out += [LeftOut(f"{name}/{folder}", "is of another checkpoint than the run's scores; read it again")
                      for folder in stale]  # fmt: skip
+    refuse_incomparable(records)
+    records, again = _once(records)
+    left_out += again
     if len({record.name for record in records}) < 2:
         told = "; ".join(f"{one.name}: {one.why}" for one in left_out) or "one run only"
         raise InputError(f"scaling: fewer than two runs can be compared ({told})")
-    refuse_incomparable(records)
     return records, left_out
+
+
+def _once(records: list[Record]) -> tuple[list[Record], list[LeftOut]]:
+    """Runs that differ at least in a seed: a copy of a run, or the same one trained again, tells nothing of seeds."""
+    first: dict[Any, Record] = {}
+    found, again = [], []
+    for record in records:
+        known = first.setdefault((record.key, record.seeds, record.read_um), record)
+        if known is record:
+            found.append(record)
+        elif record.own_bins:
+            again.append(LeftOut(record.name, f"has the config, patients and seeds of {known.name}: no replicate"))
+    return found, again
 
 
 def _workdirs(place: Path) -> list[Path]:
@@ -204,8 +219,8 @@ def _sizes(model: ModelConfig, data: DataConfig, genes: int) -> Sizes:
 
 def refuse_incomparable(records: list[Record]) -> None:
     """Raises `InputError` naming the first two records whose scores are not of the same held-out bins and genes."""
-    first = records[0]
     for other in records[1:]:
+        first = records[0]
         a, b = first.scores, other.scores
         whose = f"scaling: {first.name} and {_told(other)} cannot be compared"
         if a.corpus_seal != b.corpus_seal:

@@ -58,14 +58,14 @@ def test_without_a_checkpoint_the_config_tells_the_same(tmp_path):
 
 
 def test_a_workdir_and_a_folder_of_workdirs_are_taken_alike(tmp_path):
-    for name in ("s/a", "s/b", "alone"):
-        add(tmp_path, name)
+    for seed, name in enumerate(("s/a", "s/b", "alone")):
+        add(tmp_path, name, seed=seed)
     assert [one.name for one in gather([tmp_path / "s", tmp_path / "alone"])[0]] == ["a", "b", "alone"]
 
 
 def test_what_is_unfinished_or_not_evaluated_is_listed_with_its_reason(tmp_path):
-    for name in ("a", "b"):
-        add(tmp_path, name)
+    for seed, name in enumerate(("a", "b")):
+        add(tmp_path, name, seed=seed)
     add(tmp_path, "without", table=False)
     (tmp_path / "without/scores.npz").unlink(missing_ok=True)
     made_run(tmp_path / "going", "stopped")
@@ -73,7 +73,8 @@ def test_what_is_unfinished_or_not_evaluated_is_listed_with_its_reason(tmp_path)
     write_scores(stale, 200, made_table())  # of an earlier checkpoint
     again = add(tmp_path, "again")
     (again / "checkpoints/400/tario_seal.json").write_text("another training up to the same step")
-    deleted = add(tmp_path, "deleted")
+    deleted = add(tmp_path, "deleted", patients=93)
+    shutil.copytree(tmp_path / "a", tmp_path / "copied")
     shutil.rmtree(deleted / "checkpoints")
     records, left_out = gather([tmp_path])
     assert [one.name for one in records] == ["a", "b", "deleted"]
@@ -82,6 +83,7 @@ def test_what_is_unfinished_or_not_evaluated_is_listed_with_its_reason(tmp_path)
     assert "holds no scores.npz" in why["without"] and "tario evaluate --workdir=" in why["without"]
     assert "of checkpoint 200-None, and the last is 400-" in why["stale"]
     assert "and the last is 400-" in why["again"]
+    assert "the config, patients and seeds of a" in why["copied"]
     refused(lambda: gather([tmp_path / "a", tmp_path / "going"]), "fewer than two runs", "going: not finished")
 
 
@@ -107,8 +109,8 @@ def test_a_folder_without_runs_and_a_run_given_twice_are_refused(tmp_path):
 
 
 def test_a_config_of_another_version_is_told_with_its_file(tmp_path):
-    for name in ("a", "b"):
-        add(tmp_path, name)
+    for seed, name in enumerate(("a", "b")):
+        add(tmp_path, name, seed=seed)
     path = tmp_path / "b/config.json"
     values = json.loads(path.read_text())
     values["model"]["new"] = 3

@@ -150,6 +150,23 @@ def test_a_joint_law_must_predict_the_largest_of_both_axes():
     assert flat.verdict == "refused" and "knows nothing of patients" in flat.why
 
 
+def test_a_joint_law_must_predict_every_configuration_of_the_largest_size():
+    """One that is far off at the largest of both axes is not hidden by the others of the row."""
+    grid = np.meshgrid([3e4, 1e5, 3e5, 1e6], [93, 372, 1488, 2545])
+    parameters, patients = (np.repeat(size.ravel(), 2) for size in grid)
+    sd, corner = 0.003, (parameters == 1e6) & (patients == 2545)
+    y = 4.0 + 30.0 * parameters**-0.4 + 3.0 * patients**-0.3 + np.tile([sd, -sd], 16) / np.sqrt(2)
+
+    def tried(losses):
+        sizes, groups = {"parameters": parameters, "patients": patients}, np.repeat(np.arange(16), 2)
+        return try_law(sizes, losses, groups, 5, np.random.default_rng(0))
+
+    assert tried(y).accepted
+    off = tried(y + 6 * sd * corner)
+    assert off.verdict == "refused" and "it predicts" in off.why
+    assert (6 * sd * corner)[patients == 2545].mean() < 2 * sd  # in the mean of the row it hides
+
+
 def test_the_seed_deviation_is_pooled_over_groups():
     sd, degrees = seed_deviation(np.array([1.0, 3.0, 10.0, 10.0, 13.0, 5.0]), ["a", "a", "b", "b", "b", "c"])
     assert degrees == 3 and sd == pytest.approx(np.sqrt((2.0 + 6.0) / 3))
