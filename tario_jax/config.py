@@ -310,9 +310,7 @@ class EvaluateConfig:
     ranked_on: Literal["train", "held_out"] = "train"  # held_out: chosen on the test truth, as published curves are
     mean_genes: int = 300  # genes of highest mean
     min_detected: float = 0.0  # a gene enters a ranking if seen in this share of the bins that it is ranked on
-    min_total: int = (
-        20  # 36 µm bins (others by area) or spots with fewer counts are left out of composition, and counted
-    )
+    min_total: int = 20  # 36 µm bins (others by area), or spots, with fewer counts have no composition, and are counted
     min_bins: int = 32  # sections with fewer bins are skipped, and counted
     overlap: float = 0.5  # of neighbouring windows in prediction
     shuffles: int = 10  # shuffled-target runs
@@ -329,6 +327,11 @@ class EvaluateConfig:
         _check(self.shuffles >= 10, f"evaluate.shuffles is {self.shuffles}; expected at least 10")
         for side_um in self.read_um:
             _check(side_um > 0, f"evaluate.read_um holds {side_um}; expected more than 0")
+        for name in ("examples", "min_total", "seed"):
+            _check(getattr(self, name) >= 0, f"evaluate.{name} is {getattr(self, name)}; expected at least 0")
+        _check(0 <= self.min_detected <= 1, f"evaluate.min_detected is {self.min_detected}; expected a share, 0 to 1")
+        _check(self.bootstraps >= 20, f"evaluate.bootstraps is {self.bootstraps}; expected at least 20, of which 95 % "
+               "are an interval")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

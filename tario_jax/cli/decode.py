@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
                   config.min_total, config.bootstraps, options.seed)  # fmt: skip
     train, sections = _sides(predictor, corpus, options.sections)
     refuse_fine_bins(sections, bin_um, force=predictor.provenance.config.data.force_adjacent)
-    genes = genes_by_moran(predictor, corpus, train or sections, options.genes, bin_um)
+    genes = genes_by_moran(predictor, corpus, train or sections, options.genes)
     with compiled_kept(options.workdir):
         report = measure_decoding(
             predictor, corpus, sections, genes, asked, options.out, checkpoint=f"step {step}, {seal:08x}", say=say,

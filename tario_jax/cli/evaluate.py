@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from tario_jax.cli.options import at_least_one, corpus_of, evaluation_of, finish, model_flags, part_of, say
+from tario_jax.cli.options import above_0, at_least_one, corpus_of, evaluation_of, finish, model_flags, part_of, say
 from tario_jax.config import InputError
 
 SUMMARY = "correlations with controls on held-out sections, figures, report.html"
@@ -23,7 +23,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     model_flags(parser)
     parser.add_argument("--corpus", metavar="PLACE", help="by default that of the run")
     parser.add_argument("--out", type=Path, help="folder of the report; WORKDIR by default")
-    parser.add_argument("--read-um", type=float, metavar="UM",
+    parser.add_argument("--read-um", type=above_0, metavar="UM",
                         help="side of the bins that are predicted, summed up to --bin-um (default: those)")  # fmt: skip
     work = parser.add_argument_group(
         "the work", "Sections are kept in OUT/kept as they are done: interrupted, the same command goes on."

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tario_jax.cli.options import corpus_of, evaluation_of, finish, model_flags, say
+from tario_jax.cli.options import above_0, corpus_of, evaluation_of, finish, model_flags, say
 from tario_jax.config import InputError
 
 SUMMARY = "pictures: detections, truth and prediction of genes; two runs, or several sides of bins, side by side"
@@ -21,10 +21,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--genes", type=_names, default=(), metavar="A,B", help="these genes too")
     parser.add_argument("--section", help="show --genes in this section, which may hold an H&E alone")
-    parser.add_argument("--at-r", type=_numbers, default=(0.5, 0.3, 0.17), metavar="R,R",
+    parser.add_argument("--at-r", type=_correlations, default=(0.5, 0.3, 0.17), metavar="R,R",
                         help="triptychs of genes whose r is nearest to these (0.5,0.3,0.17)")  # fmt: skip
     parser.add_argument("--beside", type=Path, metavar="WORKDIR", help="another run, whose maps stand first")
-    parser.add_argument("--sides-um", type=_numbers, default=(), metavar="UM,UM",
+    parser.add_argument("--sides-um", type=_sides, default=(), metavar="UM,UM",
                         help="sides of bins to stand beside each other")  # fmt: skip
 
 
@@ -32,11 +32,18 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _sides(text: str) -> tuple[float, ...]:
+    return tuple(above_0(part) for part in text.split(","))
+
+
+def _correlations(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(",") if part)
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers, as in 36,18") from None
+        found = (2.0,)
+    if not all(-1 <= r <= 1 for r in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers from -1 to 1, as in 0.5,0.3")
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,6 +74,9 @@ def run(options: argparse.Namespace) -> int:
                 if found != wanted:
                     raise InputError(f"{options.workdir / FILE}: is of {what} {found}, and this is {wanted}; run "
                                      f"'tario evaluate --workdir={options.workdir}' on it first")  # fmt: skip
+            if scores.bin_um not in (0, bin_um):
+                raise InputError(f"{options.workdir / FILE}: is of bins of {scores.bin_um:g} µm, and maps would be of "
+                                 f"{bin_um:g} µm; say --bin-um={scores.bin_um:g}, or evaluate those first")  # fmt: skip
             chosen = of_genes(scores, options.genes) if options.genes else best_median_worst(scores)
             named = {"at_r": (at_r(scores, options.at_r), "Genes at chosen r"),
                      "best_median_worst": (best_median_worst(scores), "The best, the median, the worst")}  # fmt: skip

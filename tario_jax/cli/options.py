@@ -38,7 +38,7 @@ def model_flags(parser: argparse.ArgumentParser, *, bins: bool = True) -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="of the run whose newest checkpoint is used")
     config_flags(parser, required=False, workdir=False)
     if bins:
-        parser.add_argument("--bin-um", type=float, help="side of the bins; that of training by default")
+        parser.add_argument("--bin-um", type=above_0, help="side of the bins; that of training by default")
     parser.add_argument("--allow-virtual-model", action="store_true",
                         help="let a model of virtual tissue, which knows no biology, see real tissue")  # fmt: skip
 
@@ -92,6 +92,17 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
+
+
+def above_0(text: str) -> float:
+    """For flags in µm, and other sizes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value
 
 
 def part_of(text: str) -> tuple[int, int]:

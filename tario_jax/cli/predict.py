@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from tario_jax.cli.options import (
+    above_0,
     at_least_one,
     corpus_of,
     evaluation_of,
@@ -31,7 +32,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", metavar="PLACE", help="corpus of --section; by default that of the run")
     parser.add_argument("--section", help="a section of the corpus")
     parser.add_argument("--image", type=Path, help="an image file (PNG, JPEG, TIFF)")
-    parser.add_argument("--um-per-px", type=float, help="of --image")
+    parser.add_argument("--um-per-px", type=above_0, help="of --image")
     parser.add_argument("--out", type=Path, help="AnnData (.h5ad)")
     parser.add_argument("--table", type=Path, help="place × gene, expected counts (.parquet, .tsv, .csv)")
     parser.add_argument("--overlap", type=float, help="of neighbouring windows; evaluate.overlap by default")

@@ -23,9 +23,17 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of scaling.html, scaling.json and figures")
     parser.add_argument("--top-genes", type=at_least_one, metavar="N", help="r is a mean over so many genes of highest "
                         "Moran's I; by default as many as evaluate.top_genes of the runs")  # fmt: skip
-    parser.add_argument("--samples", type=at_least_one, default=1000, metavar="N", help="of patients, drawn (1000)")
+    parser.add_argument("--samples", type=_samples, default=1000, metavar="N",
+                        help="of patients, drawn; at least 20 (1000)")  # fmt: skip
     parser.add_argument("--between", nargs=2, metavar="RUN",
                         help="compare these two gene by gene, each with its replicates")  # fmt: skip
+
+
+def _samples(text: str) -> int:
+    """Of fewer, 95 % are no interval."""
+    if at_least_one(text) < 20:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 20")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -59,6 +59,9 @@ def evaluate_checkpoint(
     usable = [section for section in held_out if section.holds("he")]
     if not usable:
         raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to predict from")
+    without_he = [section.id for section in held_out if not section.holds("he")]
+    if without_he:
+        say(f"evaluate: {len(without_he)} held-out sections have no H&E and are left out ({without_he[0]}, …)")
     predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.spots is not None for section in usable)
     if (bin_um is not None or read_um is not None) and spots:
@@ -101,6 +104,7 @@ def evaluate_checkpoint(
     report["genes"]["in_common"] = len(genes.symbols)
     report["bin_um"] = None if spots else bin_um
     report["read_um"] = None if spots else read_um
+    report["skipped"]["sections_without_he"] = without_he
     report["ranked_bin_um"] = None if spots else ranker.bin_um
     report["settings"] = plain(dataclasses.asdict(config))
     report["provenance"] = {

@@ -293,9 +293,10 @@ def _left_out(report: dict[str, Any]) -> str:
         f"Genes constant in every held-out section (r undefined, left out): {skipped['constant_genes']:,}; "
         f"gene × section pairs: {skipped['constant_gene_sections']:,}",
     ]
-    missing = skipped["sections_without_prediction"]
-    if missing:
-        lines.append(f"Sections without a prediction (r = 0): {html.escape(', '.join(missing))}")
+    for name, label in (("sections_without_prediction", "Sections without a prediction (r = 0)"),
+                        ("sections_without_he", "Held-out sections without an H&E")):  # fmt: skip
+        if skipped.get(name):
+            lines.append(f"{label}: {html.escape(', '.join(skipped[name]))}")
     return "<h2>Left out</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 

@@ -11,6 +11,13 @@ from tario_jax.evaluate.moran import Layout
 
 MIN_TOTAL_BIN_UM = 36.0
 
+
+def least_total(min_total: int, pitch_um: float, layout: Layout) -> int:
+    """Counts that a bin needs in the composition form: `min_total` is that of 36 µm bins, and of any spot."""
+    share = (pitch_um / MIN_TOTAL_BIN_UM) ** 2 if layout == "square" else 1.0
+    return max(1, round(min_total * share))
+
+
 Truth = tuple[np.ndarray, np.ndarray]  # T and V: the true rate, and what the H&E can tell of it, [N, P] each
 
 
@@ -40,9 +47,7 @@ class SectionBins:
         return self.x_um_N, self.y_um_N, self.pitch_um, self.layout
 
     def least_total(self, min_total: int) -> int:
-        """Counts that a bin needs in the composition form: `min_total` is that of 36 µm bins, and of any spot."""
-        share = (self.pitch_um / MIN_TOTAL_BIN_UM) ** 2 if self.layout == "square" else 1.0
-        return max(1, round(min_total * share))
+        return least_total(min_total, self.pitch_um, self.layout)
 
     def counts_of(self, gene: int) -> np.ndarray:
         """Of one gene, [N]."""

@@ -271,7 +271,7 @@ def by_cohort(context: Context, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def curves(context: Context, rng: np.random.Generator) -> dict[str, Any]:
-    """Curves over k in counts, for all held-out sections and by cohort; intervals for the model and ridge."""
+    """Curves over k in counts, for all held-out sections and by cohort; intervals for the model."""
     order = context.ranking.order
     if not len(order):
         return {"k": [], "cohorts": {}}

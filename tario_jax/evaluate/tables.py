@@ -109,6 +109,9 @@ def evaluate(
     genes, rankable_G = candidate_genes(ranking_on, config.min_detected, config.mean_genes)
     usable = np.any([standings[s.section_id]["measured"] for s in kept], axis=0)[genes]
     genes, rankable_G = genes[usable], rankable_G[usable]
+    if len(genes) and not rankable_G.any():
+        raise InputError(f"evaluate.min_detected is {config.min_detected:g}: no gene is seen in so large a share "
+                         "of the bins; lower it")  # fmt: skip
     if not len(genes):
         raise InputError("evaluate: no gene was seen in training bins and measured in held-out sections; "
                          "check that both are of one panel")  # fmt: skip

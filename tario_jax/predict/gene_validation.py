@@ -99,5 +99,5 @@ def read_gene_validation(path: Path) -> GeneValidation:
         return GeneValidation(
             symbols, cohorts, columns["patients"].reshape(shape)[:, 0], r, density_r, low, ceiling, about
         )
-    except (pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path}: is no validation table ({error}); 'tario evaluate' writes it anew") from None

@@ -104,7 +104,7 @@ def read_geojson(path: Path, um_per_px: float = 1.0, origin_px: tuple[float, flo
         raise InputError(f"--cells={path}: no such file; expected GeoJSON with a polygon a cell, 'nuclei' or 'corpus'")
     try:
         found = json.loads(path.read_text())
-        features = found["features"] if isinstance(found, dict) else list(found)
+        features = list(found["features"] if isinstance(found, dict) else found)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"--cells={path}: is no GeoJSON ({type(error).__name__}); expected a FeatureCollection of "
                          "polygons") from None  # fmt: skip
@@ -133,10 +133,10 @@ def _outer_ring(feature: Any, where: str) -> np.ndarray:
     kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind not in ("Polygon", "MultiPolygon"):
         raise InputError(f"{where}: is a {kind or 'feature without geometry'}; expected a Polygon or a MultiPolygon")
-    parts = [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]
     try:
+        parts = [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]
         rings = [np.asarray(part[0], np.float64)[:, :2] for part in parts]
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError):
         rings = []
     if not rings or any(len(ring) < 4 or not np.isfinite(ring).all() for ring in rings):
         raise InputError(f"{where}: its ring is not a list of at least 4 places [x, y], the first again at the end")

@@ -124,7 +124,8 @@ def drawn_titles(monkeypatch) -> dict[str, list[str]]:
 def scored(run, corpus, **changes):
     """scores.npz of the run's own checkpoint and corpus, but for what is changed."""
     symbols = corpus.panel.symbols[:4]
-    own = {"checkpoint": load(run).checkpoint, "corpus_seal": corpus.seal, "sections": ("F1",) * 3, "symbols": symbols}
+    own = {"checkpoint": load(run).checkpoint, "corpus_seal": corpus.seal, "sections": ("F1",) * 3, "symbols": symbols,
+           "bin_um": 18.0}  # fmt: skip
     dataclasses.replace(made_table(), **own | changes).write(run / "scores.npz")
 
 
@@ -140,7 +141,8 @@ def test_two_runs_of_one_config_are_both_drawn(tiny_run, tiny_corpus, tmp_path, 
 
 
 @pytest.mark.parametrize(("changes", "said"), [({"checkpoint": "7-other"}, "checkpoint 7-other"),
-                                               ({"corpus_seal": "another"}, "corpus another")])  # fmt: skip
+                                               ({"corpus_seal": "another"}, "corpus another"),
+                                               ({"bin_um": 36.0}, "say --bin-um=36")])  # fmt: skip
 def test_scores_of_something_else_choose_no_pictures(tiny_run, tiny_corpus, tmp_path, capsys, drawn_titles, changes,
                                                      said):  # fmt: skip
     run = shutil.copytree(tiny_run, tmp_path / "run")

@@ -14,7 +14,8 @@ _WHO = {"model": COHORT_COLOURS[0], ONE_SHOT: SOFT, "neighbours": COHORT_COLOURS
 def decoding_tables(report: dict[str, Any]) -> str:
     """Ways of generating, what is given, gains by class of genes, and seconds, as text."""
     lines = [
-        f"{report['sections']} sections of {report['patients']} patients, {report['bins']:,} bins, {report['genes']} "
+        f"{report['sections']} sections of {report['patients']} patients, {report['bins']:,} bins "
+        f"({report['bins_below_min_total']:,} of too few counts for composition), {report['genes']} "
         f"genes {report['chosen']}; means over genes; in brackets: "
         f"{'95 % patient bootstrap' if report['interval'] else 'one patient, no interval'}",
         "", f"{'generation':<26}{'r counts':>9}  {'over one-shot':<26}{'r compos.':>9}  {'over one-shot':<26}",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.config import InputError
+from tario_jax.config import ORDERS, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.decoding.section import (
     CONDITIONS,
@@ -27,11 +27,14 @@ from tario_jax.evaluate.decoding.section import (
 from tario_jax.evaluate.intervals import Resampling, Scores, interval, patient_resampling, resample
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
+from tario_jax.evaluate.ranking import RANKED_BIN_UM
+from tario_jax.evaluate.score_file import UNREADABLE
 from tario_jax.predict.generate import Steps, refuse_one_shot
 from tario_jax.predict.predictor import Predictor
 from tario_jax.train.whole_file import write_whole
 from tario_jax.virtual.genes import program
 
+_VERSION = 2  # of what is kept of a section
 _RANKED_ON = 12  # sections whose measured counts rank the genes
 _LEAST_GENES = 3  # of a class that is told apart
 _SCORES = ("counts_r", "composition_r")
@@ -50,7 +53,7 @@ class Asked:
     given: tuple[str, ...] = ()
     bin_um: float = 36.0
     overlap: float = 0.5
-    min_total: int = 20  # bins with fewer counts have no part in composition
+    min_total: int = 20  # 36 µm bins (others by area) with fewer counts have no part in composition, and are counted
     bootstraps: int = 1000
     seed: int = 0
 
@@ -58,6 +61,9 @@ class Asked:
         unknown = [name for name in self.given if name not in CONDITIONS]
         if unknown:
             raise InputError(f"--given: holds {unknown[0]!r}; expected some of {', '.join(CONDITIONS)}")
+        for order in self.orders:
+            if order not in ORDERS:
+                raise InputError(f"--order: holds {order!r}; expected some of {', '.join(ORDERS)}")
         self.ways()
 
     def ways(self) -> dict[str, Steps]:
@@ -85,28 +91,30 @@ def measure_decoding(
         refuse_one_shot(predictor, "decoding")
     if not sections or not len(genes):
         raise InputError(f"decoding: {len(sections)} sections and {len(genes)} genes to score; expected some of both")
-    stamp = json.dumps([dataclasses.asdict(asked), genes.tolist(), corpus.seal, predictor.panel.hash, checkpoint])
+    stamp = json.dumps([_VERSION, dataclasses.asdict(asked), genes.tolist(), corpus.seal, predictor.panel.hash,
+                        checkpoint])  # fmt: skip
     held = folder / "sections"
     held.mkdir(parents=True, exist_ok=True)
     capacity = capacity_of(predictor, sections, asked.bin_um) if asked.given else 0
     of_sections = []
     for number, section in enumerate(sections, 1):
         path = held / f"{section.id}.npz"
-        if not path.is_file():
+        measures = _read(path, stamp)
+        if measures is None:
             _write(path, stamp, _measure(predictor, corpus, section, genes, asked, capacity))
+            measures = _read(path, stamp)
             say(f"decoding: {number}/{len(sections)} sections")
-        of_sections.append(_read(path, stamp))
+        of_sections.append(measures)
     return {"chosen": chosen} | _report(predictor, corpus, sections, genes, asked, of_sections)
 
 
-def genes_by_moran(
-    predictor: Predictor, corpus: Corpus, sections: list[Section], top: int, bin_um: float
-) -> np.ndarray:
-    """Positions of the genes of highest mean Moran's I of the counts in some of these sections, best first."""
+def genes_by_moran(predictor: Predictor, corpus: Corpus, sections: list[Section], top: int) -> np.ndarray:
+    """Positions of the genes of highest mean Moran's I of the counts in bins of 36 µm (or spots) of some of these
+    sections, best first."""
     every = np.arange(len(predictor.panel))
     found = []
     for section in sections[:: max(1, len(sections) // _RANKED_ON)][:_RANKED_ON]:
-        truth = read_truth(section, corpus, predictor, every, bin_um)
+        truth = read_truth(section, corpus, predictor, every, RANKED_BIN_UM)
         weights_NxN = neighbour_weights(truth.x_um_N, truth.y_um_N, truth.pitch_um, truth.layout)
         found.append(morans_i(np.nan_to_num(truth.counts_Nxg), weights_NxN))
     moran_G = mean_defined(np.stack(found))
@@ -117,7 +125,8 @@ def genes_by_moran(
 def _measure(predictor, corpus, section, genes, asked: Asked, capacity: int) -> Measures:
     truth = read_truth(section, corpus, predictor, genes, asked.bin_um)
     how = {"bin_um": asked.bin_um, "overlap": asked.overlap, "min_total": asked.min_total}
-    found = {"measured/moran": truth.spread(truth.counts_Nxg), "measured/bins": np.float64(len(truth))}
+    found = {"measured/moran": truth.spread(truth.counts_Nxg), "measured/bins": np.float64(len(truth)),
+             "measured/below": np.float64((~truth.enough(asked.min_total)).sum())}  # fmt: skip
     for way, steps in asked.ways().items():
         measures = measure_steps(predictor, corpus, section, truth, genes, steps, **how)
         found |= {f"{way}/{name}": value for name, value in measures.items()}
@@ -137,12 +146,18 @@ def _write(path: Path, stamp: str, measures: Measures) -> None:
     write_whole(path, content.getvalue())
 
 
-def _read(path: Path, stamp: str) -> Measures:
-    with np.load(path) as held:
-        if str(held["stamp"]) != stamp:
-            raise InputError(f"{path}: was measured with other options, genes or another checkpoint; give another "
-                             "--out, or delete its folder")  # fmt: skip
-        return {name: held[name] for name in held.files if name != "stamp"}
+def _read(path: Path, stamp: str) -> Measures | None:
+    """None where the file is absent or torn: the section is measured anew."""
+    try:
+        with np.load(path) as held:
+            values = {name: held[name] for name in held.files}
+            found = str(values.pop("stamp"))
+    except UNREADABLE:
+        return None
+    if found != stamp:
+        raise InputError(f"{path}: was measured with other options, genes or another checkpoint; give another "
+                         "--out, or delete its folder")  # fmt: skip
+    return values
 
 
 def _report(predictor, corpus, sections, genes, asked: Asked, of_sections: list[Measures]) -> dict[str, Any]:
@@ -156,7 +171,9 @@ def _report(predictor, corpus, sections, genes, asked: Asked, of_sections: list[
     given = {name: gathered.given(f"given {name}", classes) for name in asked.given}
     return {
         "sections": len(sections), "patients": len(set(patient_S)), "genes": len(genes), "symbols": symbols,
-        "bins": int(gathered.number("measured/bins").sum()), "corpus_kind": corpus.kind, "corpus_seal": corpus.seal,
+        "bins": int(gathered.number("measured/bins").sum()),
+        "bins_below_min_total": int(gathered.number("measured/below").sum()),
+        "corpus_kind": corpus.kind, "corpus_seal": corpus.seal,
         "trained_on": predictor.trained_on, "panel_hash": predictor.panel.hash,
         "asked": dataclasses.asdict(asked), "interval": "patient bootstrap" if resampling else None,
         "moran_measured": gathered.mean("measured/moran"), "classes": {name: len(own) for name, own in classes.items()},

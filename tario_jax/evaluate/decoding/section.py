@@ -12,6 +12,7 @@ from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
 from tario_jax.evaluate.metrics import composition, pearson_by_gene
 from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
+from tario_jax.evaluate.section_bins import least_total
 from tario_jax.predict.condition import Condition, entries_of_window, predict_given
 from tario_jax.predict.generate import Samples, Steps, generate_section
 from tario_jax.predict.maps import GeneMaps
@@ -44,6 +45,10 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.x_um_N)
+
+    def enough(self, min_total: int) -> np.ndarray:
+        """Places with counts enough for composition, bool [N]; min_total: of bins of 36 µm, others by their area."""
+        return self.total_N >= least_total(min_total, self.pitch_um, self.layout)
 
     def of(self, kept: np.ndarray) -> "Truth":
         """At some of the places."""
@@ -159,7 +164,7 @@ def correlations(truth: Truth, predicted_Nxg: np.ndarray, predicted_total_N: np.
     """r in counts and in composition, NaN for genes that are not to be scored here."""
     scored = np.isfinite(truth.counts_Nxg).all(0)
     counts_r = pearson_by_gene(truth.counts_Nxg, predicted_Nxg)
-    enough = truth.total_N >= min_total
+    enough = truth.enough(min_total)
     composition_r = pearson_by_gene(
         composition(np.nan_to_num(truth.counts_Nxg[enough]), truth.total_N[enough]),
         composition(predicted_Nxg[enough], predicted_total_N[enough]),

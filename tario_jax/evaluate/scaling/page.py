@@ -29,8 +29,9 @@ _SHOWN = ("run", "patients", "parameters", "gene tables", "window", "read at", "
 
 def write_study(folder: Path, values: dict[str, Any], title: str) -> Path:
     """Writes figures/, scaling.json and scaling.html into `folder`; returns the page."""
-    drawn = draw_study(folder / "figures", values)
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "scaling.json", json.dumps(plain(values), indent=1, allow_nan=False) + "\n")
+    drawn = draw_study(folder / "figures", values)
     page = folder / "scaling.html"
     write_whole(page, render(values, drawn, title))
     return page

@@ -144,9 +144,9 @@ def test_differences_are_of_the_same_sections_genes_and_patients():
 
 
 def test_genes_are_ranked_by_what_was_measured(reader, tiny_corpus, sections):
-    genes = genes_by_moran(reader, tiny_corpus, sections, 5, 18.0)
+    genes = genes_by_moran(reader, tiny_corpus, sections, 5)
     assert len(set(genes.tolist())) == 5
-    assert len(genes_by_moran(reader, tiny_corpus, sections, 99, 18.0)) == len(PANEL)
+    assert len(genes_by_moran(reader, tiny_corpus, sections, 99)) == len(PANEL)
 
 
 def test_classes_are_those_of_virtual_genes():
