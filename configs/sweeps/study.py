@@ -12,7 +12,7 @@
 
     python -m launch configs/sweeps/study.py --workdir=sweeps/study
 
-Cost: about two hours on two cores. Outcome: docs/scaling_study.md holds the figures of the last time. Sizes share one
+Cost: about three hours on two cores. Outcome: docs/scaling_study.md holds the figures of the last time. Sizes share one
 learning rate by muP. Windows of 144 µm come in batches of 32, those of 576 µm in batches of 2: equal tokens a step.
 """
 

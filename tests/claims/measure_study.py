@@ -44,13 +44,13 @@ def better(comparison: dict, form: str = "counts") -> dict:
     found, difference = comparison["forms"][form]["better"], comparison["forms"][form]["difference"]
     null = [one for side in (found["null"] or {}).values() for one in side or ()]  # none: the same checkpoints twice
     return {"n": found["n"], "genes": found["genes"], "fraction": found["fraction"], "low": found["low"],
-            "high": found["high"], "null": float(np.mean(null)) if null else 0.5, "seeds": bool(null),
+            "high": found["high"], "null": float(np.max(null)) if null else 0.5, "seeds": bool(null),
             "before": comparison["before"]["size"], "after": comparison["after"]["size"], "mean": difference["mean"],
             "mean_low": difference["low"], "mean_high": difference["high"]}  # fmt: skip
 
 
 def told(what: str, one: dict) -> str:
-    null = f"two seeds {100 * one['null']:.0f} %" if one["seeds"] else "the same checkpoints: chance is 50 %"
+    null = f"two seeds at most {100 * one['null']:.0f} %" if one["seeds"] else "the same checkpoints: chance is 50 %"
     return (f"{what}: better on {one['n']:,} of {one['genes']:,} genes, {100 * one['fraction']:.0f} % (patients "
             f"{100 * one['low']:.0f} to {100 * one['high']:.0f} %; {null}); mean r {one['mean']:+.4f} "
             f"({one['mean_low']:+.4f} to {one['mean_high']:+.4f})")  # fmt: skip
@@ -139,9 +139,13 @@ def main() -> None:
 def figures(study: dict) -> dict[str, str]:
     """Those that docs/scaling_study.md shows, by what they show."""
     of_patients = [one["axis"].startswith("patients") for one in study["comparisons"]].index(True)
-    numbered = {one["axis"].split(" ")[0]: number for number, one in enumerate(study["sweeps"], 1)}
-    return {"patients": f"sweep_{numbered['patients']}", "genes": f"genes_{of_patients + 1}",
-            "parameters": f"sweep_{numbered['parameters']}", "grid": "grid_1"}  # fmt: skip
+    longest: dict[str, int] = {}
+    for number, one in enumerate(study["sweeps"]):
+        axis = one["axis"].split(" ")[0]
+        if axis not in longest or len(one["points"]) > len(study["sweeps"][longest[axis]]["points"]):
+            longest[axis] = number
+    return {"patients": f"sweep_{longest['patients'] + 1}", "genes": f"genes_{of_patients + 1}",
+            "parameters": f"sweep_{longest['parameters'] + 1}", "grid": "grid_1"}  # fmt: skip
 
 
 def _shares(name: str, by_form: dict) -> str:

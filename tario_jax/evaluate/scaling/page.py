@@ -227,11 +227,11 @@ def study_table(values: dict[str, Any]) -> str:
         for name, title in QUANTITIES.items():
             cells = "".join(f"{_number(_mean(point['values'][name])):>13}" for point in sweep["points"])
             lines.append(f"  {title.removeprefix('held-out '):<22}{cells}")
-        lines += [f"  law of {QUANTITIES[name]}: {law_text(sweep['laws'][name])}" for name in QUANTITIES
+        lines += [f"  law: {QUANTITIES[name]}: {law_text(sweep['laws'][name])}" for name in QUANTITIES
                   if len(sweep["points"]) > 2]  # fmt: skip
     for joint in values["joint"]:
         lines += ["", "parameters and patients together"]
-        lines += [f"  law of {QUANTITIES[name]}: {law_text(law)}" for name, law in joint["laws"].items()]
+        lines += [f"  law: {QUANTITIES[name]}: {law_text(law)}" for name, law in joint["laws"].items()]
     for grid in values["grids"]:
         lines += ["", f"{len(grid['sizes'])} sizes × {len(grid['contexts_um'])} contexts: interaction"]
         lines += [f"  {QUANTITIES[name]}: {_interaction(found)}" for name, found in grid["quantities"].items()]

@@ -89,7 +89,7 @@ def test_the_table_holds_what_the_page_does(folder, tmp_path, capsys):
     command = ["scaling", *places, f"--out={tmp_path}", "--samples=20", "--between", *names]
     assert cli.main(command) == 0
     told = capsys.readouterr().out
-    assert "patients at equal steps\n" in told and "law of held-out loss" in told
+    assert "patients at equal steps\n" in told and "law: held-out loss" in told
     assert "p93_w32_um144_s0, p93_w32_um144_s1 → p1488_w32_um144_s0, p1488_w32_um144_s1" in told
     assert "two seeds of one configuration:" in told and f"report: {tmp_path.resolve()}/scaling.html" in told
     assert values(tmp_path)["comparisons"][0]["name"] == "asked for"
