@@ -79,6 +79,22 @@ def test_the_list_of_jobs_is_what_help_lists(cli_tario):
     assert listed == list(JOBS)
 
 
+# --- sides and numbers that mean nothing
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("evaluate", "--workdir=x", "--bin-um=0"), "--bin-um: '0': expected a number above 0"),
+    (("evaluate", "--workdir=x", "--read-um=nan"), "--read-um: 'nan': expected a number above 0"),
+    (("decode", "--workdir=x", "--out=y", "--bin-um=-36"), "--bin-um: '-36': expected a number above 0"),
+    (("gallery", "--workdir=x", "--out=y", "--sides-um=0,36"), "--sides-um: '0': expected a number above 0"),
+    (("gallery", "--workdir=x", "--out=y", "--at-r="), "--at-r: '': expected numbers from -1 to 1"),
+    (("gallery", "--workdir=x", "--out=y", "--at-r=nan"), "--at-r: 'nan': expected numbers from -1 to 1"),
+    (("scaling", "x", "--out=y", "--samples=3"), "--samples: '3': expected a whole number of at least 20"),
+])  # fmt: skip
+def test_a_number_that_means_nothing_is_refused_with_its_flag(tario, words, told):
+    refused(tario(*words), told)
+
+
 # --- configs and flags
 
 

@@ -296,7 +296,7 @@ def _left_out(report: dict[str, Any]) -> str:
     for name, label in (("sections_without_prediction", "Sections without a prediction (r = 0)"),
                         ("sections_without_he", "Held-out sections without an H&E")):  # fmt: skip
         if skipped.get(name):
-            lines.append(f"{label}: {html.escape(', '.join(skipped[name]))}")
+            lines.append(f"{html.escape(label)}: {html.escape(', '.join(skipped[name]))}")
     return "<h2>Left out</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 

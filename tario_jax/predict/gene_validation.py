@@ -100,4 +100,5 @@ def read_gene_validation(path: Path) -> GeneValidation:
             symbols, cohorts, columns["patients"].reshape(shape)[:, 0], r, density_r, low, ceiling, about
         )
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: is no validation table ({error}); 'tario evaluate' writes it anew") from None
+        why = " ".join(str(error).split())[:200]  # some of Arrow's reach over several lines
+        raise InputError(f"{path}: is no validation table ({why}); 'tario evaluate' writes it anew") from None

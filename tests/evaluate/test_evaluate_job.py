@@ -9,9 +9,11 @@ import scipy.stats
 from refusals import refused
 from tiny_tissue import tiny_section, write_corpus
 
+from tario_jax.config import EvaluateConfig
 from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places, sparse_grid_counts
 from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.kept import Kept
+from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.score_file import read_scores
 from tario_jax.predict.gene_validation import read_gene_validation
 
@@ -163,6 +165,7 @@ def test_fine_bins_are_read_and_summed_up(predictor, others, config, tmp_path):
     evaluation = evaluate_checkpoint(predictor, others, config, tmp_path, title="x", bin_um=36.0, read_um=18.0,
                                      say=lambda line: None)  # fmt: skip
     assert (evaluation.report["bin_um"], evaluation.report["read_um"]) == (36.0, 18.0)
+    assert "bins of 36 µm, predicted at 18 µm and summed up)" in (tmp_path / "report.html").read_text()
     scores = read_scores(tmp_path / "scores.npz")
     assert (scores.bin_um, scores.read_um) == (36.0, 18.0)
     section = others.section("N0")
@@ -177,6 +180,47 @@ def test_fine_bins_are_read_and_summed_up(predictor, others, config, tmp_path):
     assert scores.r["model", "counts"][0, scores.symbols.index("GENE0")] == pytest.approx(r, abs=1e-5)
     refused(lambda: evaluate_checkpoint(predictor, others, config, tmp_path, title="x", bin_um=18.0, read_um=36.0),
             "--read-um=36", "18 µm")  # fmt: skip
+
+
+def test_genes_are_ranked_on_bins_of_36_um_whatever_is_evaluated(predictor, others, config, whole, tmp_path):
+    reports = {}
+    for bin_um in (18.0, 36.0):
+        folder = tmp_path / f"{bin_um:g}"
+        found = evaluate_checkpoint(predictor, others, config, folder, title="x", bin_um=bin_um, say=lambda line: None)
+        reports[bin_um] = found.report
+        assert found.report["ranked_bin_um"] == 36.0
+        assert "ranked on held-out sections by bins of 36 µm" in (folder / "report.html").read_text()
+    tables = [read_scores(tmp_path / side / "scores.npz") for side in ("18", "36")]
+    np.testing.assert_array_equal(tables[0].moran_G, tables[1].moran_G)
+    x_um_N, y_um_N = grid_places(5, 4, 36.0)
+    morans = [morans_i(grid_counts(section.all_detections(), 12, 5, 4, 36.0),
+                       neighbour_weights(x_um_N, y_um_N, 36.0, "square")) for section in others.sections]  # fmt: skip
+    np.testing.assert_allclose(tables[0].moran_G, np.mean(morans, 0), atol=1e-6)
+    by_sides = [found["sections"]["held_out_bins"] for found in reports.values()]
+    assert by_sides[0] == 4 * by_sides[1]  # what is evaluated are bins of 18 µm
+
+
+def test_a_damaged_table_of_genes_is_told_in_a_line(whole, tmp_path):
+    held = (whole / "validation.parquet").read_bytes()
+    for cut in range(50, len(held), 97):
+        (tmp_path / "validation.parquet").write_bytes(held[: cut // 2] + held[cut:])
+        refused(lambda: read_gene_validation(tmp_path / "validation.parquet"), "no validation table")
+
+
+def test_sections_without_an_h_and_e_are_counted(predictor, config, tmp_path):
+    sections = [tiny_section(f"N{k}", f"N{k}", 40 + k) for k in range(3)]
+    sections[1] = dataclasses.replace(sections[1], he=None, he_um_per_px=None)
+    corpus, lines = write_corpus(tmp_path / "c", sections), []
+    report = evaluate_checkpoint(predictor, corpus, config, tmp_path / "o", title="x", say=lines.append).report
+    assert report["skipped"]["sections_without_he"] == ["N1"] and report["sections"]["held_out"] == 2
+    assert any("1 held-out sections have no H&E" in line for line in lines)
+    assert "Held-out sections without an H&amp;E: N1" in (tmp_path / "o/report.html").read_text()
+
+
+@pytest.mark.parametrize(("field", "value"), [("examples", -1), ("min_detected", 2.0), ("min_total", -1), ("seed", -1),
+                                              ("bootstraps", 1)])  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(field, value):
+    refused(lambda: EvaluateConfig(**{field: value}), f"evaluate.{field} is {value}")
 
 
 def test_bins_that_do_not_nest_are_shared_by_area():

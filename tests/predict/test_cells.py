@@ -76,11 +76,13 @@ def test_a_feature_in_parts_is_its_largest_and_holes_are_filled(tmp_path):
 def test_wrong_outlines_are_answered_in_one_line(tmp_path):
     path = tmp_path / "o.geojson"
     point = {"features": [{"geometry": {"type": "Point", "coordinates": [1, 2]}}]}
+    no_places = {"features": [{"geometry": {"type": "Polygon"}}]}
     open_ring = {"features": [{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}}]}
     for content, words in (
         ("{", ("is no GeoJSON",)), ('{"type": "x"}', ("is no GeoJSON",)), (json.dumps(point), ("feature 1", "Point")),
         ("[3]", ("feature 1", "without geometry")), (json.dumps(open_ring), ("feature 1", "at least 4 places")),
-        ('{"features": []}', ("no polygon",)),
+        ('{"features": []}', ("no polygon",)), ('{"features": 5}', ("is no GeoJSON",)),
+        (json.dumps(no_places), ("feature 1", "at least 4 places")),
     ):  # fmt: skip
         path.write_text(content)
         refused(lambda: read_geojson(path), f"--cells={path}", *words)

@@ -20,7 +20,7 @@ from tario_jax.predict.condition import Condition
 from tario_jax.virtual.genes import curated_panel
 
 GENES = np.random.default_rng(0).permutation(len(PANEL))
-ASKED = Asked((4,), samples=2, given=("half", "panel", "no-he"), bin_um=18.0, overlap=0.0, min_total=5, bootstraps=50)
+ASKED = Asked((4,), samples=2, given=("half", "panel", "no-he"), bin_um=18.0, overlap=0.0, min_total=60, bootstraps=50)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,11 @@ def test_one_shot_is_scored_as_by_hand(done, reader, sections):
     def composed(values):
         return np.log1p(1e4 * values / values.sum(1, keepdims=True))[:, GENES]
 
-    pairs = [(x[kept], p[kept]) for x, p in zip(counts, maps, strict=True) for kept in [x.sum(1) >= 5]]
+    pairs = [(x[kept], p[kept]) for x, p in zip(counts, maps, strict=True) for kept in [x.sum(1) >= 15]]
     expected = np.mean([mean_r(composed(x), composed(p)) for x, p in pairs])
     assert one_shot["composition_r"] == pytest.approx(expected, abs=1e-4)
+    below = sum((x.sum(1) < 15).sum() for x in counts)  # 60 of a bin of 36 µm
+    assert done[1]["bins_below_min_total"] == below > 0 and f"{below} of too few counts" in decoding_tables(done[1])
     assert done[1]["bins"] == 240 and done[1]["sections"] == done[1]["patients"] == 3
     assert set(done[1]["ways"]) == {"one-shot", "4 steps, random"} == set(done[1]["seconds"])
     gain = done[1]["ways"]["4 steps, random"]["gain"]["counts_r"]
@@ -115,6 +117,7 @@ def test_a_job_that_was_interrupted_ends_with_equal_tables(done, reader, tiny_co
     with pytest.raises(KeyboardInterrupt):
         measured(reader, tiny_corpus, sections, tmp_path, say=killed)
     assert [path.name for path in (tmp_path / "sections").iterdir()] == ["D1.npz"]
+    (tmp_path / "sections/E1.npz").write_bytes((tmp_path / "sections/D1.npz").read_bytes()[:900])  # a full disk
     measure, again = decoding._measure, []
     monkeypatch.setattr(decoding, "_measure", lambda *given: again.append(given[2].id) or measure(*given))
     report = measured(reader, tiny_corpus, sections, tmp_path)
@@ -123,9 +126,13 @@ def test_a_job_that_was_interrupted_ends_with_equal_tables(done, reader, tiny_co
     assert json.dumps(report | seconds) == json.dumps(done[1] | seconds)
 
 
+def test_an_order_that_is_unknown_is_refused_also_where_nothing_is_ordered():
+    refused(lambda: Asked((1,), orders=("foo",)), "--order: holds 'foo'", "hilbert")
+
+
 def test_other_options_are_refused_in_a_folder_that_is_begun(done, reader, tiny_corpus, sections):
     folder, _ = done
-    other = Asked((4,), samples=3, given=ASKED.given, bin_um=18.0, overlap=0.0, min_total=5, bootstraps=50)
+    other = Asked((4,), samples=3, given=ASKED.given, bin_um=18.0, overlap=0.0, min_total=60, bootstraps=50)
     refused(lambda: measured(reader, tiny_corpus, sections, folder, other), "D1.npz", "other options", "--out")
     refused(lambda: measured(reader, tiny_corpus, sections, folder, checkpoint="x"), "another checkpoint")
 
