@@ -73,7 +73,7 @@ class ScoreTable:
 def is_current(path: Path) -> bool:
     """Whether these scores are there and of this version; their arrays are not read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return int(file["format_version"]) == FORMAT_VERSION
     except UNREADABLE:
         return False

@@ -149,7 +149,7 @@ def _write(path: Path, stamp: str, measures: Measures) -> None:
 def _read(path: Path, stamp: str) -> Measures | None:
     """None where the file is absent or torn: the section is measured anew."""
     try:
-        with np.load(path) as held:
+        with np.load(io.BytesIO(path.read_bytes())) as held:
             values = {name: held[name] for name in held.files}
             found = str(values.pop("stamp"))
     except UNREADABLE:
