@@ -17,12 +17,13 @@ from tario_jax.evaluate.map_figures import Look
 from tario_jax.evaluate.null_class import null_report
 from tario_jax.evaluate.outcome_tables import gene_validation, score_table
 from tario_jax.evaluate.ranking import RANKED_BIN_UM
-from tario_jax.evaluate.report import banners, write_report
+from tario_jax.evaluate.report import banners, read_at, write_report
 from tario_jax.evaluate.report_figures import Shown, draw_figures
 from tario_jax.evaluate.scope import CommonGenes, common_genes, sections_of
 from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_reader import Reader
-from tario_jax.evaluate.tables import Evaluation, Work, evaluate, plain
+from tario_jax.evaluate.section_work import Work
+from tario_jax.evaluate.tables import Evaluation, evaluate, plain
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.capacity import refuse_fine_bins
@@ -192,6 +193,8 @@ def headline_table(report: dict) -> str:
         f"{'genes in common':<32} {genes['evaluated']} evaluated of {genes['in_common']} in common "
         f"(model {genes['model_panel']}, corpus {genes['corpus_panel']})",
     ]
+    if report["bin_um"]:
+        lines.insert(-1, f"{'bins':<32} {report['bin_um']:g} µm{read_at(report)}")
     for name, value in report["headline"].items():
         text = "not estimable" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
         lines.append(f"{name:<32} {text}")

@@ -139,7 +139,7 @@ def _tiles(report: dict[str, Any]) -> str:
 
 def _summary(report: dict[str, Any]) -> str:
     sections, genes, kind = report["sections"], report["genes"], report["interval"]
-    side = f" of {report['bin_um']:g} µm{_read_at(report)}" if report.get("bin_um") else ""
+    side = f" of {report['bin_um']:g} µm{read_at(report)}" if report.get("bin_um") else ""
     known = ""
     if genes.get("in_common", genes["panel"]) < max(genes.get("model_panel", 0), genes.get("corpus_panel", 0)):
         known = (f"The model's panel of {genes['model_panel']:,} genes and the corpus's of {genes['corpus_panel']:,} "
@@ -157,7 +157,7 @@ def _summary(report: dict[str, Any]) -> str:
     )
 
 
-def _read_at(report: dict[str, Any]) -> str:
+def read_at(report: dict[str, Any]) -> str:
     """Where the model was read on other bins than those that are compared."""
     bin_um, read_um = report["bin_um"], report["read_um"]
     if read_um == bin_um:

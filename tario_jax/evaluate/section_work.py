@@ -1,0 +1,148 @@
+"""The work of an evaluation section by section: each piece is kept under a key of everything that it depends on, and
+several processes may share it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from tario_jax.config import EvaluateConfig
+from tario_jax.evaluate.controls import (
+    Controls,
+    Fitting,
+    controls_from_arrays,
+    controls_to_arrays,
+    fit_controls,
+    fit_density,
+)
+from tario_jax.evaluate.kept import Arrays, Kept, by_turns, key_of
+from tario_jax.evaluate.moments import measure
+from tario_jax.evaluate.ranking import standing
+from tario_jax.evaluate.section_bins import SectionSource
+from tario_jax.evaluate.section_scores import Plan, score_controls, score_measurement, score_model, totals_of
+
+_VERSION = 1  # of what is kept: another one is worked out anew
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How the work is shared and kept. With defaults: alone, and nothing is kept.
+
+    shared: what does not depend on the model, for all evaluations on the same corpus; own: what does. part: (k, n) for
+    the k-th of n processes that share both folders: each begins with its own sections and then helps the others.
+    """
+
+    shared: Kept = Kept(None)
+    own: Kept = Kept(None)
+    part: tuple[int, int] = (1, 1)
+    say: Callable[[str], None] = lambda line: None
+
+
+ALONE = Work()
+
+
+def ranking_standings(sections: list[SectionSource], standings: dict[str, Arrays], config: EvaluateConfig,
+                       work: Work) -> list[Arrays]:  # fmt: skip
+    """Those on which genes are ranked: of other bins, where the sections have some for that."""
+    apart = [section.ranked for section in sections if section.ranked is not None]
+    known = standings | standings_of(apart, config, work)
+    return [known[section.section_id] for section in sections]
+
+
+def standings_of(sections: list[SectionSource], config: EvaluateConfig, work: Work) -> dict[str, Arrays]:
+    """How the genes of the whole panel stand in each section."""
+
+    def one(source: SectionSource) -> Arrays:
+        def make() -> Arrays:
+            section = source.measured()
+            every = np.arange(section.counts.shape[1])
+            measured = measure(section.counts, section.measured_gene_P, every, section.least_total(config.min_total))
+            return standing(measured, *section.where)
+
+        key = key_of(of="standing", version=_VERSION, section=source.key, min_total=config.min_total)
+        return work.shared.get(f"standing/{source.section_id}", key, make)
+
+    return _each("measure", sections, one, work)
+
+
+def _each(what: str, sections: list[SectionSource], one: Callable[[SectionSource], Arrays], work: Work,
+          ) -> dict[str, Arrays]:  # fmt: skip
+    """one(section) of all, in this process's order; told about five times. In the order of `sections`."""
+    found = {}
+    for number, source in enumerate(by_turns(sections, work.part), 1):
+        found[source.section_id] = one(source)
+        if number % max(1, len(sections) // 5) == 0 or number == len(sections):
+            work.say(f"{what}: {number}/{len(sections)} sections")
+    return {source.section_id: found[source.section_id] for source in sections}
+
+
+def score_sections(fitting: list[SectionSource], kept: list[SectionSource], plan: Plan, split_by: str,
+            work: Work) -> tuple[tuple[Arrays, ...], Controls | None]:  # fmt: skip
+    """What section_scores finds of each held-out section, and the controls."""
+    config = plan.config
+    chosen = {name: getattr(plan, name).tolist() for name in ("genes", "in_sets")}
+    settings = {name: getattr(config, name) for name in ("min_total", "block_um", "shuffles", "seed")}
+    key = key_of(of="scores", version=_VERSION, by_block=plan.by_block, **chosen, **settings)
+
+    def of_measurement(source: SectionSource) -> Arrays:
+        own_key = key_of(section=source.key, truth=source.truth_key, plan=key)
+        return work.shared.get(f"measurement/{source.section_id}", own_key,
+                               lambda: score_measurement(source.measured(), source.truth, plan))  # fmt: skip
+
+    found = _each("truth and noise", kept, of_measurement, work)
+    if fitting:
+        key = key_of(plan=key, fitted=[s.key for s in fitting], split_by=split_by)
+        arrays = work.shared.get("fitted", key, lambda: controls_to_arrays(_fitted(fitting, plan, split_by, work)))
+        plan = dataclasses.replace(plan, controls=controls_from_arrays(arrays))
+
+        def of_controls(source: SectionSource) -> Arrays:
+            return work.shared.get(f"controls/{source.section_id}", key_of(section=source.key, plan=key),
+                                   lambda: score_controls(source.measured(), plan))  # fmt: skip
+
+        control = _each("controls", kept, of_controls, work)
+        found = {name: arrays | control[name] for name, arrays in found.items()}
+    predicted = [source for source in fitting if source.rates is not None]
+    totals = _each("density", predicted, lambda source: _total(source, work), work) if predicted else {}
+    density = fit_density([(plan.measure(source.measured()), totals[source.section_id]["total"])
+                           for source in predicted])  # fmt: skip
+    density_key = [source.rates_key for source in predicted]
+
+    def of_model(source: SectionSource) -> Arrays:
+        def make() -> Arrays:
+            rates = None if source.rates is None else source.rates()
+            true = found[source.section_id].get("true_rates")
+            return score_model(source.measured(), rates, density, true, plan)
+
+        own_key = key_of(section=source.key, truth=source.truth_key, rates=source.rates_key, plan=key,
+                         density=density_key)  # fmt: skip
+        return work.own.get(f"model/{source.section_id}", own_key, make)
+
+    model = _each("predict", kept, of_model, work)
+    return tuple(found[source.section_id] | model[source.section_id] for source in kept), plan.controls
+
+
+def _total(source: SectionSource, work: Work) -> Arrays:
+    """Predicted totals of a training section, over the genes that it measured."""
+
+    def make() -> Arrays:
+        return {"total": totals_of(source.measured(), source.rates())}
+
+    return work.own.get(f"total/{source.section_id}", key_of(version=_VERSION, rates=source.rates_key), make)
+
+
+def _fitted(fitting: list[SectionSource], plan: Plan, split_by: str, work: Work) -> Controls:
+    sections = []
+    for source in fitting:
+        section = source.measured()
+        measured = plan.measure(section)
+        sections.append(Fitting(
+            lambda source=source: plan.measure(source.measured()), section.features_NxF, measured.total_N,
+            measured.kept_N, section.nuclear_density_N,
+            source.patient_id if split_by == "patient" else source.section_id,
+        ))  # fmt: skip
+
+    def say(done: int) -> None:
+        if done % max(1, len(fitting) // 5) == 0 or done == len(fitting):
+            work.say(f"fit controls: {done}/{len(fitting)} sections")
+
+    return fit_controls(sections, plan.in_sets, say)
