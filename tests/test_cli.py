@@ -234,7 +234,7 @@ def test_a_prediction_that_cannot_be_made_is_one_line_and_writes_nothing(tiny_ru
         (("--section=Z9",), ("has no section 'Z9'", "it holds A1")),
         (("--section=F1", "--bin-um=500"), ("180 x 150 µm", "at least one bin of 500 µm")),
         (("--section=F1", "--bin-um=100"), ("bins of 100 µm do not fit windows of data.window_um = 72 µm",)),
-        (("--section=F1", "--bin-um=0"), ("bin_um is 0.0",)),
+        (("--section=F1", "--bin-um=0"), ("--bin-um: '0': expected a number above 0",)),
         (("--section=F1", "--overlap=1"), ("overlap",)),
     ):
         refused(tario("predict", *given, *words), *answer)
