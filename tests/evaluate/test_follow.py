@@ -254,7 +254,7 @@ def test_it_reports_of_each_step_what_an_evaluation_of_it_alone_does(tiny_run, t
     evaluator = Evaluator(tiny_run, tmp_path / "out", lambda: tiny_corpus, lambda provenance: config)
     status, said = followed(evaluator, every=15)
     assert status == 0 and [line["step"] for line in lines(tmp_path / "out")] == [15, 30]
-    assert load_step(tiny_run, 30, like=(first := load_step(tiny_run, 15)))._rates is first._rates
+    assert load_step(tiny_run, 30, like=(first := load_step(tiny_run, 15)))._compiled is first._compiled
     reports = [json.loads((tmp_path / f"out/evaluations/{step}/report.json").read_text()) for step in (15, 30)]
     alone = evaluate_checkpoint(load(tiny_run), tiny_corpus, config, tmp_path / "alone", title="alone").report
     del reports[1]["headline"]["seconds"], alone["headline"]["seconds"]
