@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import zlib
 from pathlib import Path
 
 from tario_jax.cli.options import at_least_one, corpus_of, evaluation_of, finish, model_flags, say
@@ -37,16 +36,12 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.decoding.figure import decoding_tables, draw_decoding
     from tario_jax.evaluate.decoding.measure import Asked, genes_by_moran, measure_decoding
-    from tario_jax.predict.predictor import load_step
+    from tario_jax.predict.predictor import load
     from tario_jax.tokens.capacity import refuse_fine_bins
-    from tario_jax.train.checkpoint import find_checkpoint
     from tario_jax.train.compiled import compiled_kept
-    from tario_jax.train.seal import SEAL
     from tario_jax.train.whole_file import write_whole
 
-    workdir, step = find_checkpoint(options.workdir)
-    predictor = load_step(workdir, step, allow_virtual_model=options.allow_virtual_model)
-    seal = zlib.crc32((workdir / "checkpoints" / str(step) / SEAL).read_bytes())
+    predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus, config = Corpus.open(corpus_of(options)), evaluation_of(options, predictor.provenance)
     bin_um = predictor.provenance.bin_um if options.bin_um is None else options.bin_um
     asked = Asked(options.steps, options.samples, options.order, options.given, bin_um, config.overlap,
@@ -56,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     genes = genes_by_moran(predictor, corpus, train or sections, options.genes)
     with compiled_kept(options.workdir):
         report = measure_decoding(
-            predictor, corpus, sections, genes, asked, options.out, checkpoint=f"step {step}, {seal:08x}", say=say,
+            predictor, corpus, sections, genes, asked, options.out, say=say,
             chosen=f"of highest Moran's I in {'training sections' if train else 'these sections'}",
         )  # fmt: skip
     report["table"] = decoding_tables(report)

@@ -40,8 +40,8 @@ def _correlations(text: str) -> tuple[float, ...]:
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = (2.0,)
-    if not all(-1 <= r <= 1 for r in found):
+        found = ()
+    if not found or not all(-1 <= r <= 1 for r in found):
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers from -1 to 1, as in 0.5,0.3")
     return found
 

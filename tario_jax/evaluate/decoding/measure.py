@@ -79,20 +79,19 @@ class Asked:
 
 def measure_decoding(
     predictor: Predictor, corpus: Corpus, sections: list[Section], genes: np.ndarray, asked: Asked, folder: Path, *,
-    chosen: str = "as given", checkpoint: str = "", say: Callable[[str], None] = print,
+    chosen: str = "as given", say: Callable[[str], None] = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Every way that is asked for on these sections, scored on these genes (positions in the model's panel).
 
-    Writes folder/sections/<id>.npz section by section. checkpoint: tells the model from others in those files; chosen:
-    how the genes were, in words. Raises `InputError` where the folder holds sections that were measured otherwise, and
-    for a model that reads no contents.
+    Writes folder/sections/<id>.npz section by section. chosen: how the genes were, in words. Raises `InputError` where
+    the folder holds sections that were measured otherwise, and for a model that reads no contents.
     """
     if len(asked.ways()) > 1 or asked.given:
         refuse_one_shot(predictor, "decoding")
     if not sections or not len(genes):
         raise InputError(f"decoding: {len(sections)} sections and {len(genes)} genes to score; expected some of both")
     stamp = json.dumps([_VERSION, dataclasses.asdict(asked), genes.tolist(), corpus.seal, predictor.panel.hash,
-                        checkpoint])  # fmt: skip
+                        predictor.checkpoint])  # fmt: skip
     held = folder / "sections"
     held.mkdir(parents=True, exist_ok=True)
     capacity = capacity_of(predictor, sections, asked.bin_um) if asked.given else 0

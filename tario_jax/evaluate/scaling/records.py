@@ -12,6 +12,7 @@ from tario_jax.config import Config, DataConfig, InputError, ModelConfig
 from tario_jax.config_files import from_dict, to_dict
 from tario_jax.evaluate.run_comparison import unique_names
 from tario_jax.evaluate.scaling.measures import RunScores
+from tario_jax.evaluate.score_file import FILE as SCORES
 from tario_jax.evaluate.score_file import ScoreTable, read_scores
 from tario_jax.model.build import Sizes, model_sizes
 from tario_jax.model.flops import step_flops
@@ -21,7 +22,6 @@ from tario_jax.train.run_files import RunFiles, read_run, refuse_no_workdir
 from tario_jax.train.run_state import run_state, steps_done
 from tario_jax.train.seal import checkpoint_id
 
-SCORES = "scores.npz"
 SEEDS = ("data.seed", "train.seed")
 CORPUS, TRAINED_ON = "corpus of training", "patients of training"  # beside the fields of the config
 
@@ -218,7 +218,8 @@ def _sizes(model: ModelConfig, data: DataConfig, genes: int) -> Sizes:
 
 
 def refuse_incomparable(records: list[Record]) -> None:
-    """Raises `InputError` naming the first two records whose scores are not of the same held-out bins and genes."""
+    """Raises `InputError` naming the first two records whose scores are not of the same held-out bins and genes, or
+    were not evaluated alike."""
     for other in records[1:]:
         first = records[0]
         a, b = first.scores, other.scores

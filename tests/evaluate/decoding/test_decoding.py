@@ -1,5 +1,6 @@
 """Ways of decoding beside each other: scores that can be computed by hand, pairs, restarts, refusals, the commands."""
 
+import copy
 import json
 
 import numpy as np
@@ -134,7 +135,9 @@ def test_other_options_are_refused_in_a_folder_that_is_begun(done, reader, tiny_
     folder, _ = done
     other = Asked((4,), samples=3, given=ASKED.given, bin_um=18.0, overlap=0.0, min_total=60, bootstraps=50)
     refused(lambda: measured(reader, tiny_corpus, sections, folder, other), "D1.npz", "other options", "--out")
-    refused(lambda: measured(reader, tiny_corpus, sections, folder, checkpoint="x"), "another checkpoint")
+    later = copy.copy(reader)
+    later.checkpoint = "x"
+    refused(lambda: measured(later, tiny_corpus, sections, folder), "another checkpoint")
 
 
 def test_differences_are_of_the_same_sections_genes_and_patients():
