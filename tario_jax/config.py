@@ -317,7 +317,8 @@ class EvaluateConfig:
     bootstraps: int = 1000
     block_um: float = 100.0  # side of a bootstrap block within a section; spots use 3 × 3 spots
     examples: int = 3  # triptychs
-    read_um: tuple[float, ...] = ()  # finer bins at which the model is read too, and summed up to data.bin_um
+    bin_um: float = 0.0  # side of the bins on which all is measured, to which predictions are summed up; 0: data.bin_um
+    read_um: tuple[float, ...] = ()  # finer bins at which the model is read too, and summed up to the same
     seed: int = 0
 
     def __post_init__(self):
@@ -327,7 +328,7 @@ class EvaluateConfig:
         _check(self.shuffles >= 10, f"evaluate.shuffles is {self.shuffles}; expected at least 10")
         for side_um in self.read_um:
             _check(side_um > 0, f"evaluate.read_um holds {side_um}; expected more than 0")
-        for name in ("examples", "min_total", "seed"):
+        for name in ("examples", "min_total", "seed", "bin_um"):
             _check(getattr(self, name) >= 0, f"evaluate.{name} is {getattr(self, name)}; expected at least 0")
         _check(0 <= self.min_detected <= 1, f"evaluate.min_detected is {self.min_detected}; expected a share, 0 to 1")
         _check(self.bootstraps >= 20, f"evaluate.bootstraps is {self.bootstraps}; expected at least 20, of which 95 % "
@@ -348,3 +349,8 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self):
+        _check(not 0 < self.evaluate.bin_um < self.data.bin_um,
+               f"evaluate.bin_um is {self.evaluate.bin_um}; expected at least data.bin_um = {self.data.bin_um}, which is "
+               "what is predicted and summed up, or 0")  # fmt: skip

@@ -43,8 +43,8 @@ def evaluate_checkpoint(
 ) -> Evaluation:  # fmt: skip
     """Evaluates on the held-out sections of the corpus that the model was trained on, or on all sections of another.
 
-    bin_um: side of the bins, that of training by default; read_um: side of those that are predicted, and summed up to
-    bin_um, by default the same; shared: folder of what does not depend on the model, `folder`/kept by default; part:
+    bin_um: side of the bins, by default evaluate.bin_um, else that of training; read_um: side of those that are
+    predicted, and summed up to bin_um; by default the same where bin_um is given, else that of training; shared: folder of what does not depend on the model, `folder`/kept by default; part:
     (k, n) where n processes share the work; began: `time.monotonic()` of the start of the whole job. What is worked out
     is kept section by section: interrupted and started again, it goes on. Writes report.html, report.json, genes.tsv,
     scores.npz, validation.parquet and figures/ into `folder`. On another panel the genes in common are evaluated, and
@@ -65,11 +65,12 @@ def evaluate_checkpoint(
         say(f"evaluate: {len(without_he)} held-out sections have no H&E and are left out ({without_he[0]}, …)")
     predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.spots is not None for section in usable)
-    if (bin_um is not None or read_um is not None) and spots:
+    if (bin_um is not None or read_um is not None or config.bin_um) and spots:
         raise InputError(f"corpus {corpus.root}: is measured in spots, which are predicted as they are; leave out "
                          "the side of bins")  # fmt: skip
-    bin_um = provenance.bin_um if bin_um is None else bin_um
-    read_um = bin_um if read_um is None else read_um
+    if read_um is None:
+        read_um = provenance.bin_um if bin_um is None else bin_um
+    bin_um = (config.bin_um or provenance.bin_um) if bin_um is None else bin_um
     if read_um > bin_um:
         raise InputError(f"--read-um={read_um:g}: bins are summed up to those of {bin_um:g} µm; expected smaller ones")
     refuse_fine_bins(usable, read_um, force=provenance.config.data.force_adjacent)

@@ -13,7 +13,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_counts, grid_places
-from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
+from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.virtual.genes import program
 from tario_jax.virtual.section import truth_rates
@@ -104,6 +104,6 @@ def _correlations(counts_NxG: np.ndarray, true_NxG: np.ndarray, reachable_NxG: n
         composed_NxG = composition(counts_NxG[kept_N, some], total_N[kept_N])
         for k, rates in enumerate((true_NxG, reachable_NxG)):
             r["counts"][k, some] = pearson_by_gene(counts_NxG[:, some], rates[:, some])
-            expected = composition(rates[kept_N, some], totals[k][kept_N])
+            expected = expected_composition(rates[kept_N, some], totals[k][kept_N])
             r["composition"][k, some] = pearson_by_gene(composed_NxG, expected)
     return r

@@ -47,15 +47,50 @@ def composition(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:
     return np.log1p(np.maximum(values_NxG, 0.0) * scale_N[:, None])
 
 
+_SERIES = ((0.1, 4), (0.5, 6), (2.0, 12))
+"""(highest rate, degree) of the series in the rate; what is left out of it is below 4e-6."""
+_SUMMED = 16.0
+"""Up to this rate the sum over n has 40 terms, which leave 1e-6 of a Poisson."""
+
+
 def expected_composition(rates_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:
     """E[log1p(1e4 n / total)] for n ~ Poisson(rate), with the predicted total held fixed, [N, G].
 
-    The sum over n runs up to 40; rates above 16 use the second-order expansion around the mean instead
-    (their sums would be cut, and there the expansion is good to about 1e-3).
+    What a model of counts says of the composition of the counts that will be measured: log1p is far from straight
+    between no detection and one, so the composition of the rates is another quantity.
+
+    With g(n) = log1p(1e4 n / total), E[g(n)] = Σ_k rate^k / k! · Δ^k g(0), with Newton's forward differences of g: of
+    genes whose rates stay low a few terms do. The others are summed over n up to 40; rates above 16 use the
+    second-order expansion around the mean (their sums would be cut, and there it is good to about 1e-3).
     """
     rates_NxG = np.maximum(np.asarray(rates_NxG, np.float64), 0.0)
     scale_N = np.where(total_N > 0, COMPOSITION_SCALE / np.where(total_N > 0, total_N, 1.0), 0.0)
-    small_NxG = np.minimum(rates_NxG, 16.0)
+    highest_G = rates_NxG.max(0, initial=0.0)
+    above, mean_NxG = -1.0, np.empty_like(rates_NxG)
+    for highest, degree in (*_SERIES, (np.inf, 0)):
+        genes = np.flatnonzero((highest_G > above) & (highest_G <= highest))
+        if len(genes):
+            some_NxG = rates_NxG if len(genes) == len(highest_G) else rates_NxG[:, genes]
+            mean_NxG[:, genes] = _series(some_NxG, scale_N, degree) if degree else _summed(some_NxG, scale_N)
+        above = highest
+    return mean_NxG
+
+
+def _series(rates_NxG: np.ndarray, scale_N: np.ndarray, degree: int) -> np.ndarray:
+    difference_NxK = np.log1p(np.arange(degree + 1) * scale_N[:, None])
+    of_degree = []
+    for k in range(1, degree + 1):
+        difference_NxK = np.diff(difference_NxK, axis=1) / k
+        of_degree.append(difference_NxK[:, :1])
+    mean_NxG = rates_NxG * of_degree.pop()
+    for term_Nx1 in reversed(of_degree):
+        mean_NxG += term_Nx1
+        mean_NxG *= rates_NxG
+    return mean_NxG
+
+
+def _summed(rates_NxG: np.ndarray, scale_N: np.ndarray) -> np.ndarray:
+    small_NxG = np.minimum(rates_NxG, _SUMMED)
     pmf_NxG = np.exp(-small_NxG)
     mean_NxG = np.zeros_like(rates_NxG)
     for n in range(1, 41):
@@ -63,7 +98,7 @@ def expected_composition(rates_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarr
         mean_NxG += pmf_NxG * np.log1p(n * scale_N)[:, None]
     scaled_NxG = rates_NxG * scale_N[:, None]
     spread_NxG = 0.5 * scaled_NxG * scale_N[:, None] / (1.0 + scaled_NxG) ** 2
-    return np.where(rates_NxG > 16.0, np.log1p(scaled_NxG) - spread_NxG, mean_NxG)
+    return np.where(rates_NxG > _SUMMED, np.log1p(scaled_NxG) - spread_NxG, mean_NxG)
 
 
 def pearson_residuals(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:

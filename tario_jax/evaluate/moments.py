@@ -19,7 +19,7 @@ import numpy as np
 import scipy.sparse
 
 from tario_jax.evaluate.blas import one_thread
-from tario_jax.evaluate.metrics import COMPOSITION_SCALE, composition, correlation, residuals
+from tario_jax.evaluate.metrics import COMPOSITION_SCALE, composition, correlation, expected_composition, residuals
 
 FORMS = ("counts", "composition", "residual")
 VALUES_AT_ONCE = 1 << 18  # of a strip: 2 MiB in float64, a few of which lie in the cache
@@ -92,11 +92,15 @@ def measure(counts_NxP: scipy.sparse.csr_array | np.ndarray, measured_P: np.ndar
 class FromRates:
     """A prediction of counts, whose composition and residuals follow from its rates and their own total.
 
+    The composition is its expectation, if counts are Poisson with these rates; that of the rates is another quantity
+    (`metrics.expected_composition`). The expected residual is that of the rates.
+
     A strip's total is looked at when its rates were read: what reads them may fill it in as it goes.
     """
 
     rates: Rows
     total_N: np.ndarray
+    counted: bool = False  # these are counts that another measurement found, whose composition is their own
 
 
 Direct = Mapping[str, Rows]
@@ -159,7 +163,7 @@ def section_sums(measured: Measured, predictions: Mapping[str, FromRates | Direc
         for method, prediction in predictions.items():
             if isinstance(prediction, FromRates):
                 rates_nxG = np.asarray(prediction.rates(rows), np.float64)
-                found[method, "rates"] = strip.of_rates(rates_nxG, prediction.total_N[rows])
+                found[method, "rates"] = strip.of_rates(rates_nxG, prediction.total_N[rows], prediction.counted)
             else:
                 for form, values in prediction.items():
                     found[method, form] = strip.of_values(form, np.asarray(values(rows), np.float64))
@@ -224,7 +228,7 @@ class _Strip:
             self._by_block(self._kept_n * self._root_n), self._by_block(self._kept_n * self._total_n),
         ]  # fmt: skip
 
-    def of_rates(self, p_nxG: np.ndarray, total_n: np.ndarray) -> list[np.ndarray]:
+    def of_rates(self, p_nxG: np.ndarray, total_n: np.ndarray, counted: bool) -> list[np.ndarray]:
         """All sums with predicted rates p and their total u, in the order in which `_from_rates` takes them."""
         root_n = np.sqrt(np.maximum(total_n, 0.0))
         inverse_n = np.divide(1.0, root_n, out=np.zeros_like(root_n), where=root_n > 0)
@@ -236,9 +240,7 @@ class _Strip:
         xp = self._by_gene(self._count_E * told_E)
         ab = self._by_gene(self._rooted_E * told_E * inverse_n[self._bin_E])
         ad = self._by_gene(self._rooted_E * root_n[self._bin_E])
-        composed_nxG = np.maximum(p_nxG, 0.0, out=square_nxG)
-        composed_nxG *= (COMPOSITION_SCALE * inverse_n**2)[:, None]
-        np.log1p(composed_nxG, out=composed_nxG)
+        composed_nxG = (composition if counted else expected_composition)(p_nxG, total_n)
         (y,) = self._summed(composed_nxG, kept_n)
         xy = self._by_gene(self._composed_E * composed_nxG[self._bin_E, self._gene_E])
         (yy,) = self._summed(np.multiply(composed_nxG, composed_nxG, out=composed_nxG), kept_n)

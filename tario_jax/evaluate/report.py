@@ -15,7 +15,7 @@ from tario_jax.train.whole_file import write_whole
 
 METHODS = {  # rows of the tables, in order
     "model": "<b>model</b>",
-    "model_expected": "model, composition as E[log1p]",
+    "model_rates": "model, composition of its rates",
     "own_density": "model's own density control",
     "nuclear_density": "nuclear density",
     "ridge": "ridge, fitted to counts",

@@ -12,7 +12,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.train.whole_file import write_whole
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FILE = "scores.npz"
 UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of a torn .npz
 

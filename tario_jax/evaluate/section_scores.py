@@ -18,7 +18,7 @@ from tario_jax.evaluate import noise
 from tario_jax.evaluate.controls import Controls, Density, displaced, from_density, turned
 from tario_jax.evaluate.intervals import blocks
 from tario_jax.evaluate.kept import Arrays
-from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
+from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Measured, Rows, Sums, measure, section_sums
 from tario_jax.evaluate.moran import neighbour_weights
 from tario_jax.evaluate.section_bins import SectionBins, Truth
@@ -187,9 +187,9 @@ def score_model(section: SectionBins, rates: Rows | None, density: Density | Non
             own = from_density(density, total_N, mean_G)
         _add_scores(arrays, measured, {"own_density": own}, plan, section)
     few, block_N = measured.of(in_sets), _blocks(section, plan)
-    expected = {"composition": lambda rows: expected_composition(rates_NxI[rows], total_N[rows])}
-    sums = section_sums(few, {"model_expected": expected}, block_N)["model_expected", "composition"]
-    _add_sets(arrays, "model_expected", "composition", (sums,), plan)
+    of_rates = {"composition": lambda rows: composition(rates_NxI[rows], total_N[rows])}
+    sums = section_sums(few, {"model_rates": of_rates}, block_N)["model_rates", "composition"]
+    _add_sets(arrays, "model_rates", "composition", (sums,), plan)
     for pitches in (1, 2):
         several: dict[str, list[Sums]] = {form: [] for form in FORMS}
         for source_N in displaced(*section.where, pitches):
@@ -262,7 +262,7 @@ def _add_scores(arrays: Arrays, measured: Measured, made: dict[str, FromRates | 
 
 def _of_genes(prediction: FromRates | Direct, genes: np.ndarray) -> FromRates | Direct:
     if isinstance(prediction, FromRates):
-        return FromRates(lambda rows: prediction.rates(rows)[:, genes], prediction.total_N)
+        return FromRates(lambda rows: prediction.rates(rows)[:, genes], prediction.total_N, prediction.counted)
     return {form: functools.partial(lambda values, rows: values(rows)[:, genes], values)
             for form, values in prediction.items()}  # fmt: skip
 

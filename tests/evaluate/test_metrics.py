@@ -86,6 +86,11 @@ def test_expected_composition_equals_the_sum_over_the_poisson(rng):
     n = np.arange(0, 400)
     expected = [(scipy.stats.poisson.pmf(n, rate) * np.log1p(n * 1e4 / 500.0)).sum() for rate in rates[0]]
     np.testing.assert_allclose(metrics.expected_composition(rates, total)[0], expected, atol=4e-3)
+    for rate in (0.0, 0.003, 0.1, 0.4, 0.5, 1.9, 2.0, 2.1, 15.9):  # each alone: the number of terms follows the rate
+        for total in (30.0, 500.0, 20000.0):
+            expected = (scipy.stats.poisson.pmf(n, rate) * np.log1p(n * 1e4 / total)).sum()
+            found = metrics.expected_composition(np.array([[rate]]), np.array([total]))
+            np.testing.assert_allclose(found, [[expected]], atol=2e-5)
 
 
 @pytest.mark.parametrize("layout", ["square", "spots"])

@@ -10,7 +10,7 @@ from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
-from tario_jax.evaluate.metrics import composition, pearson_by_gene
+from tario_jax.evaluate.metrics import composition, expected_composition, pearson_by_gene
 from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
 from tario_jax.evaluate.section_bins import least_total
 from tario_jax.predict.condition import Condition, entries_of_window, predict_given
@@ -167,7 +167,7 @@ def correlations(truth: Truth, predicted_Nxg: np.ndarray, predicted_total_N: np.
     enough = truth.enough(min_total)
     composition_r = pearson_by_gene(
         composition(np.nan_to_num(truth.counts_Nxg[enough]), truth.total_N[enough]),
-        composition(predicted_Nxg[enough], predicted_total_N[enough]),
+        expected_composition(predicted_Nxg[enough], predicted_total_N[enough]),
     )
     return {"counts_r": np.where(scored, counts_r, np.nan), "composition_r": np.where(scored, composition_r, np.nan)}
 

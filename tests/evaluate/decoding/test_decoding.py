@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 from made_reader import made_reader
 from refusals import refused
 from tiny_tissue import PANEL, spot_section, write_corpus
@@ -69,8 +70,14 @@ def test_one_shot_is_scored_as_by_hand(done, reader, sections):
     def composed(values):
         return np.log1p(1e4 * values / values.sum(1, keepdims=True))[:, GENES]
 
+    def expected_composed(rates):
+        n = np.arange(200)
+        value_NxC = np.log1p(1e4 * n / rates.sum(1, dtype=np.float64)[:, None])
+        chance = scipy.stats.poisson.pmf(n, rates[:, GENES, None].astype(np.float64))
+        return (chance * value_NxC[:, None]).sum(2)
+
     pairs = [(x[kept], p[kept]) for x, p in zip(counts, maps, strict=True) for kept in [x.sum(1) >= 15]]
-    expected = np.mean([mean_r(composed(x), composed(p)) for x, p in pairs])
+    expected = np.mean([mean_r(composed(x), expected_composed(p)) for x, p in pairs])
     assert one_shot["composition_r"] == pytest.approx(expected, abs=1e-4)
     below = sum((x.sum(1) < 15).sum() for x in counts)  # 60 of a bin of 36 µm
     assert done[1]["bins_below_min_total"] == below > 0 and f"{below} of too few counts" in decoding_tables(done[1])
