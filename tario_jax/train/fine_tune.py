@@ -83,7 +83,8 @@ class StartPoint:
                 "symbols or Ensembl ids"
             )
         config = theirs.config
-        built = build(config.model, len(theirs.panel), config.data.patch_px, content=not config.data.one_shot)
+        built = build(config.model, len(theirs.panel), config.data.patch_px, content=not config.data.one_shot,
+                      frozen=theirs.layout.frozen_features)  # fmt: skip
         with Checkpoints(self.workdir) as checkpoints:
             found, calibration = checkpoints.model(self.step, built, run.mesh)
         found = dict(traversals.flatten_mapping(found))
