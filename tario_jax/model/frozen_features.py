@@ -30,7 +30,7 @@ class FrozenFeatures(nnx.Module):
         self.into = weight(rngs, (axes, config.width), ("features", "hidden"), axes)
 
     def __call__(self, features_BxTxPxF: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """[B, T, P, d]. What is not finite counts as the mean: half precision may have overflowed."""
+        """[B, T, P, d]."""
         standard = (features_BxTxPxF.astype(jnp.float32) - self.mean[...]) / self.scale[...]
         standard = jnp.clip(standard, -CLIP_SD, CLIP_SD)
         leading = project("btpf,fk->btpk", standard.astype(dtype), self.axes_FxK[...])
