@@ -94,6 +94,7 @@ class DataConfig:
     min_measured: float = 0.9  # a bin counts if this share of it is measured (bins off the tissue count too)
     max_spots: int = 0  # capacity for spots in a window; 0 = from the corpus
     count_capacity: int = 0  # entries (bin, gene, count) a row; 0 = from the corpus
+    frozen_encoder: str = ""  # whose stored features (tario encode) each H&E token holds too; empty: none
     seed: int = 0
     prefetch: int = 2  # batches read ahead
     workers: int = 0  # processes that make the batches, each `prefetch` ahead; 0 = threads of this one
@@ -148,6 +149,7 @@ class ModelConfig:
     mlp_width: int = 384
     pattern: tuple[Literal["global", "local"], ...] = ("global",)  # one period of the layers
     stem_width: int = 48
+    frozen_axes: int = 64  # of the stored features of data.frozen_encoder, those of most variance
     gene_dim: int = 64  # factored gene tables: [genes, gene_dim] and [gene_dim, width]
     tie_genes: bool = True  # the bin encoder reads with the head's table
     # gene_in starts at 0, and nothing is read out of a table that holds nothing yet; without it the best rate of short
@@ -170,7 +172,7 @@ class ModelConfig:
     def __post_init__(self):
         for name in (
             "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "stem_width", "gene_dim",
-            "attention_block",
+            "attention_block", "frozen_axes",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; expected more than 0")
         bases = ("base_width", "base_head_dim", "base_gene_dim", "base_stem_width")

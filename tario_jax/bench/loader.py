@@ -211,7 +211,8 @@ def _wait_share(config: Config, corpus: Corpus, source: BatchSource, steps: int,
     from tario_jax.train.state import initial_state, make_train_step, to_devices
 
     mesh = make_mesh(config.mesh)
-    built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot)
+    built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot,
+                  frozen=source.layout.frozen_features)  # fmt: skip
     optimiser = make_optimiser(config.optim, config.train.steps, built)
     state = initial_state(built, optimiser, mesh, config.train.seed)
     train_step = make_train_step(built, optimiser, mesh, config.train.accumulate)

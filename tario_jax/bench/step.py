@@ -50,11 +50,12 @@ class _Ours:
         self.mesh = make_mesh(config.mesh)
         check_rows(self.mesh, config.data.rows, config.train.accumulate)
         check_tiles(batch.tile_BxT.shape[1], self.mesh.shape["context"])
-        built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
+        frozen = batch.features_BxTxPxF.shape[-1]
+        built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot, frozen=frozen)
         optimiser = make_optimiser(config.optim, config.train.steps, built)
         self.state: TrainState = initial_state(built, optimiser, self.mesh, config.train.seed)
         self.batch = to_devices(batch, self.mesh)
-        say(f"bench: compiling the step of {model_sizes(config, genes)} for {len(self.mesh.devices.flat)} x "
+        say(f"bench: compiling the step of {model_sizes(config, genes, frozen)} for {len(self.mesh.devices.flat)} x "
             f"{jax.devices()[0].device_kind}")  # fmt: skip
         began = time.monotonic()
         step = make_train_step(built, optimiser, self.mesh, config.train.accumulate)

@@ -46,6 +46,9 @@ class Batches:
 
         Raises `InputError` where the corpus has no sections for validation.
         """
+        if config.data.frozen_encoder:
+            raise InputError(f"--config.data.frozen_encoder={config.data.frozen_encoder}: widths are compared without "
+                             "stored features; leave it out")  # fmt: skip
         split = split_corpus(corpus, config.split)
         if not split.validation:
             raise InputError(f"{corpus.root}: no section for validation, on which rates are compared; name some with "

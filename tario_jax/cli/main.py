@@ -16,6 +16,7 @@ from tario_jax.cli import (
     compile,
     corpus,
     decode,
+    encode,
     evaluate,
     finer,
     gallery,
@@ -33,9 +34,10 @@ from tario_jax.cli.options import add_command
 from tario_jax.config import InputError
 
 JOBS = {
-    "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "train": train,
-    "predict": predict, "decode": decode, "evaluate": evaluate, "finer": finer, "shift": shift, "gallery": gallery,
-    "scaling": scaling, "bench": bench, "compile": compile, "status": status, "compare": compare, "trace": trace,
+    "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "encode": encode,
+    "train": train, "predict": predict, "decode": decode, "evaluate": evaluate, "finer": finer, "shift": shift,
+    "gallery": gallery, "scaling": scaling, "bench": bench, "compile": compile, "status": status, "compare": compare,
+    "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 _OF_A_RUN = ("predict", "decode", "evaluate", "finer", "shift", "gallery")  # the run has a config already

@@ -10,6 +10,7 @@ corpus/  corpus.json  ingest.json  panel.tsv  patients.parquet  sections.parquet
          sections/<id>/detections/{nucleus,cell}   uint8 [D], int32 [D], where the vendor gives them
          sections/<id>/spots/{place,indptr,gene,count,array}
          sections/<id>/{gene_totals,measured_genes}  int64 [G], uint8 [G]
+         sections/<id>/features/<encoder>/         features of H&E patches (feature_grid.py); outside the corpus seal
          sections/<id>/truth.npz                   of virtual tissue, to compute its truth; outside the corpus seal
 
 Every chunk and every shard's index carries a checksum: a flipped byte is an error that names its file.
@@ -35,12 +36,14 @@ FORMAT_VERSION = 3
 DETECTION_TILE_UM = 64.0
 PLACE_STEPS_PER_UM = 65536 / DETECTION_TILE_UM  # a place is read as the middle of its step: off by at most 0.0005 µm
 
+WHOLE = 0  # of a chunk's side: the whole axis
 # Inner chunk and shard by array; arrays that are not named are one chunk. A window reads whole inner chunks only.
 CHUNKS = {
     "he": ((128, 128, 3), (4096, 4096, 3)),
     "place_and_gene": ((32768, 3), (4194304, 3)),
     "nucleus": ((32768,), (4194304,)),
     "cell": ((32768,), (4194304,)),
+    "vectors": ((16, 16, WHOLE), (128, 128, WHOLE)),
 }
 
 _BAND_BYTES = 96 << 20  # of an image that is hashed in bands of rows
@@ -96,7 +99,8 @@ def write_array(place: Place, array: Rows | BlockImage) -> None:
     metadata: dict[str, Any] = {"shape": list(array.shape), "data_type": str(array.dtype)}
     rows_at_once, holds_any = max(1, array.shape[0]), 0 not in array.shape
     if place.name in CHUNKS and holds_any:
-        inner, shard = CHUNKS[place.name]
+        inner, shard = ([side or size for side, size in zip(sides, array.shape, strict=True)]
+                        for sides in CHUNKS[place.name])  # fmt: skip
         # a shard never reaches far beyond its array: small sections stay small files
         shard = [min(s, -(-n // c) * c) for s, n, c in zip(shard, array.shape, inner, strict=True)]
         configuration = {"chunk_shape": list(inner), "codecs": [*_BY_COLUMN.get(place.name, []), *_CODECS],

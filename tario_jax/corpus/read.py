@@ -15,6 +15,7 @@ import tensorstore as ts
 
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
+from tario_jax.corpus.feature_grid import FeatureGrid, open_grid
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.resample import box_means, crop_later
 from tario_jax.corpus.section import BlockImage, DetectionBlocks, Detections, Spots
@@ -38,6 +39,7 @@ class Section:
         self._genes = genes
         self._opening: dict[str, ts.Future] = {}
         self._reading: dict[str, ts.Future] = {}  # arrays that are held whole, once read
+        self._grids: dict[str, FeatureGrid] = {}  # by encoder
 
     def __reduce__(self):
         """A process that it is sent to opens its arrays itself."""
@@ -160,6 +162,7 @@ class Section:
         """Lets go of what `begin` opened; whatever is asked for later opens it again."""
         self._opening.clear()
         self._reading.clear()
+        self._grids.clear()
         self.__dict__.pop("tissue", None)
 
     @property
@@ -200,6 +203,20 @@ class Section:
         store = self._array("he")
         return crop_later(store, store.shape, self.he_um_per_px, x_um, y_um, side_px, um_per_px,
                           lambda part: self._begin("he", part))  # fmt: skip
+
+    @property
+    def seal_sha256(self) -> str:
+        """Checksum of the section's seal: what else is stored of it says so, and is not taken for another's."""
+        return self._seal_sha256
+
+    def feature_grid(self, encoder: str) -> FeatureGrid:
+        """The stored features of an encoder. Raises `InputError`, naming what makes them, where there are none."""
+        grid = self._grids.get(encoder)  # another thread may close the section meanwhile
+        if grid is None:
+            corpus = str(self.place).removesuffix(f"/sections/{self.id}")
+            command = f"tario encode --corpus={corpus} --encoder={encoder}"
+            grid = self._grids[encoder] = open_grid(self.place, encoder, self._seal_sha256, command)
+        return grid
 
     def detections(
         self, x_um: float, y_um: float, width_um: float, height_um: float, *, flags: bool = False

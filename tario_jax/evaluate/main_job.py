@@ -10,6 +10,7 @@ from tario_jax.config_files import expand
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.tables import Evaluation
+from tario_jax.he_features.encode import encode_missing
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import read_gene_validation
 from tario_jax.predict.predictor import load
@@ -35,7 +36,7 @@ def make_corpus(config: SourceConfig, root: Path | str, say: Callable[[str], Non
 
 
 def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Evaluation:
-    """Simulates or ingests, trains, predicts the held-out sections, evaluates; run again, it continues.
+    """Simulates or ingests, encodes, trains, predicts the held-out sections, evaluates; run again, it continues.
 
     Writes corpus/, checkpoints/, compiled/, metrics.jsonl, maps/<section>.h5ad, report.html and report.json into
     `workdir`.
@@ -44,6 +45,9 @@ def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Ev
     clock = _Clock(workdir / "seconds.json")
     corpus = make_corpus(config.source, workdir / "corpus", say)
     clock.note("corpus")
+    if config.data.frozen_encoder:
+        encode_missing(corpus, config.data.frozen_encoder, say)
+        clock.note("encode")
     with compiled_kept(workdir):
         train(config, corpus, workdir, say)
         clock.note("train")

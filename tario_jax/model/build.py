@@ -64,12 +64,12 @@ class Built:
         return nnx.to_pure_dict(self.parameters), nnx.to_pure_dict(self.calibration)
 
 
-def build(config: ModelConfig, genes: int, patch_px: int, *, content: bool) -> Built:
-    """The model for a panel of `genes`, without allocating it."""
+def build(config: ModelConfig, genes: int, patch_px: int, *, content: bool, frozen: int = 0) -> Built:
+    """The model for a panel of `genes`, without allocating it. frozen: length of stored features of H&E patches."""
     padded = padded_genes(genes)
 
     def make(rngs: nnx.Rngs) -> Tario:
-        return Tario(config, padded, patch_px, content=content, rngs=rngs)
+        return Tario(config, padded, patch_px, content=content, rngs=rngs, frozen=frozen)
 
     graph, parameters, calibration = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, Calibration)
     return Built(graph, parameters, calibration, make)
@@ -86,9 +86,9 @@ class Sizes:
         return f"trunk {self.trunk / 1e6:,.2f}M, gene tables {self.gene_tables / 1e6:,.2f}M parameters"
 
 
-def model_sizes(config: Config, genes: int) -> Sizes:
+def model_sizes(config: Config, genes: int, frozen: int = 0) -> Sizes:
     """Sizes of a config's model for a panel of `genes`, from its abstract parameters."""
-    built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
+    built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot, frozen=frozen)
     tables = trunk = 0
     for _, variable in nnx.to_flat_state(built.parameters):
         if {"genes", "gene_bias"} & set(variable.axes):

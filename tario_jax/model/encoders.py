@@ -6,6 +6,7 @@ from flax import nnx
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic, weight
+from tario_jax.model.frozen_features import FrozenFeatures
 from tario_jax.model.stain import stain_densities, texture_count, texture_statistics
 from tario_jax.model.width import Growth
 from tario_jax.ops.convolution import convolve3x3
@@ -19,7 +20,8 @@ from tario_jax.tokens.batch import Batch
 class HEEncoder(nnx.Module):
     """One token a patch: a small convolutional stem on stain densities beside fixed stain and texture statistics."""
 
-    def __init__(self, config: ModelConfig, patch_px: int, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, patch_px: int, rngs: nnx.Rngs, frozen: int = 0):
+        """frozen: length of the stored features of a frozen encoder; 0: there are none."""
         d, c, features = config.width, config.stem_width, texture_count(patch_px)
         grown = Growth.of(config)
         self.stride = stem_stride(patch_px)
@@ -38,6 +40,7 @@ class HEEncoder(nnx.Module):
         self.texture_in = weight(rngs, (features, d), ("features", "hidden"), features)
         self.texture_bias = constant((d,), ("vector",), 0.0)
         self.texture_hidden = weight(rngs, (d, d), ("hidden", "stem"), d, grown=grown.width)
+        self.frozen = FrozenFeatures(config, frozen, rngs) if frozen else None
 
     def standardised(self, batch: Batch) -> jax.Array:
         """Stain densities in deviations from training tissue: float32 [B, T, P, px, px, 3]."""
@@ -58,7 +61,8 @@ class HEEncoder(nnx.Module):
         cells = cells + _gelu(convolve3x3(cells, self.stem_conv[...]), self.stem_conv_bias[...])
         seen = project("btpi,id->btpd", cells.reshape(B, T, P, -1), self.stem_out[...])
         known = _gelu(project("btpf,fd->btpd", texture, self.texture_in[...]), self.texture_bias[...])
-        return seen + project("btpd,de->btpe", known, self.texture_hidden[...])
+        token = seen + project("btpd,de->btpe", known, self.texture_hidden[...])
+        return token if self.frozen is None else token + self.frozen(batch.features_BxTxPxF, dtype)
 
 
 def _gelu(x: jax.Array, bias: jax.Array) -> jax.Array:

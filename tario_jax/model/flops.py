@@ -48,6 +48,8 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     stride, c = stem_stride(layout.patch_px), model.stem_width
     cells, features = (layout.patch_px // stride) ** 2, texture_count(layout.patch_px)
     patch = cells * (3 * stride**2 * c + 9 * c * c + c * d) + features * d + d * d
+    if layout.frozen_features:
+        patch += min(model.frozen_axes, layout.frozen_features) * (layout.frozen_features / 3 + d)  # axes: forward only
     encoders = (1 if frozen else 3) * (patches * patch + bins * (d * d + 2 * d)) + trunk * contents * (r * d + 2 * d)
     head = bins * (trunk * d * r + (2 + through) * r * genes) + (2 if frozen else 3) * contents * r * genes
     pairs = sum(

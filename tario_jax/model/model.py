@@ -59,12 +59,14 @@ class Loss(NamedTuple):
 class Tario(nnx.Module):
     """H&E and contents of bins in, rates of every gene in every queried bin out."""
 
-    def __init__(self, config: ModelConfig, genes_padded: int, patch_px: int, *, content: bool, rngs: nnx.Rngs):
-        """genes_padded: padded length of the panel; content: whether bins are ever read (False: one-shot only)."""
+    def __init__(self, config: ModelConfig, genes_padded: int, patch_px: int, *, content: bool, rngs: nnx.Rngs,
+                 frozen: int = 0):  # fmt: skip
+        """genes_padded: padded length of the panel; content: whether bins are ever read (False: one-shot only);
+        frozen: length of stored features of H&E patches."""
         d, r = config.width, config.gene_dim
         self.config, self.reads_content = config, content
         grown = Growth.of(config)
-        self.he_encoder = HEEncoder(config, patch_px, rngs)
+        self.he_encoder = HEEncoder(config, patch_px, rngs, frozen)
         self.bin_encoder = BinEncoder(config, genes_padded, rngs, content=content)
         self.decoder = Decoder(config, rngs)
         self.head_norm = constant((d,), ("vector",), 1.0)

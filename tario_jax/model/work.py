@@ -172,6 +172,10 @@ def _encoders(model: ModelConfig, layout: Layout, patches, bins, contents, machi
     part = _product(name, patches * cells, 3 * stride**2, c, 0, machine, inputs=False)
     part += _product(name, patches, cells * c, d, 0, machine) + _product(name, patches, d, d, 0, machine)
     part += _product(name, patches, features, d, 0, machine, inputs=False)
+    if layout.frozen_features:
+        axes = min(model.frozen_axes, layout.frozen_features)
+        forward = Part(name, 2 * patches * layout.frozen_features * axes, 0.0, 2 * patches * layout.frozen_features)
+        part += forward + _product(name, patches, axes, d, 0, machine, inputs=False)
     part += _product(name, bins, d, d, 0, machine) + _product(name, contents, model.gene_dim, d, 0, machine)
     stem = _product(name, patches * cells, 9 * c, c, 0, machine)
     if machine.joins:  # a convolution reads each cell once

@@ -29,14 +29,15 @@ class Cover:
     """
 
     def __init__(self, section: Section, data: DataConfig, genes: int, *, overlap: float, count_capacity: int = 1,
-                 places=None):  # fmt: skip
-        """places: others than the section's own."""
+                 places=None, frozen_features: int = 0):  # fmt: skip
+        """places: others than the section's own; frozen_features: length of those that the section holds."""
         self.section, self.genes = section, genes
         self.data = dataclasses.replace(data, bin_mixture=(), windows_per_row=1, sequence="window", groups=((1, 1.0),))
         own = BinPlaces if section.spots is None else SpotPlaces
         self.places = own(section, self.data) if places is None else places
         self.layout = make_layout(self.data, genes, bins_per_tile=self.places.per_tile,
-                                  largest_bin_um=self.places.size_um, count_capacity=count_capacity)  # fmt: skip
+                                  largest_bin_um=self.places.size_um, count_capacity=count_capacity,
+                                  frozen_features=frozen_features)  # fmt: skip
         self.corners = self.places.corners(overlap)
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from tario_jax.model.build import build
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import make_mesh, traced_on
 from tario_jax.predict.cover import Blend, Cover
+from tario_jax.predict.frozen_card import refuse_other_card
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
 from tario_jax.predict.maps import ONE_SHOT, GeneMaps
@@ -41,7 +42,8 @@ class Predictor:
         self.allow_virtual_model = allow_virtual_model
         config = provenance.config
         self._mesh = _prediction_mesh()
-        self._built = build(config.model, len(self.panel), config.data.patch_px, content=not config.data.one_shot)
+        self._built = build(config.model, len(self.panel), config.data.patch_px, content=not config.data.one_shot,
+                            frozen=provenance.layout.frozen_features)  # fmt: skip
         self._shardings = self._built.shardings(self._mesh)
         self._parameters, self._calibration = jax.device_put((parameters, calibration), self._shardings)
         self._compiled: dict[Callable, Callable] = {}
@@ -94,7 +96,8 @@ class Predictor:
         """
         data = self._data(section, tissue, overlap)
         places = SquarePlaces(section, x_um_N, y_um_N, side_um_N, data)
-        cover = SquareCover(section, data, len(self.panel), overlap=overlap, places=places)
+        cover = SquareCover(section, data, len(self.panel), overlap=overlap, places=places,
+                            frozen_features=self.provenance.layout.frozen_features)  # fmt: skip
         return _whole(section, self._blended(cover, progress), np.ones(len(cover), bool))
 
     def _blended(self, cover: Cover, progress: Callable[[int, int], None] | None) -> Blend:
@@ -117,7 +120,8 @@ class Predictor:
         if bin_um is not None and section.spots is not None:
             raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
         data = data if bin_um is None else dataclasses.replace(data, bin_um=bin_um)
-        return Cover(section, data, len(self.panel), overlap=overlap, count_capacity=count_capacity)
+        return Cover(section, data, len(self.panel), overlap=overlap, count_capacity=count_capacity,
+                     frozen_features=self.provenance.layout.frozen_features)  # fmt: skip
 
     def refuse_tissue(self, name: str, tissue: str) -> None:
         """Raises `InputError` where the model may not be asked about tissue of this kind."""
@@ -134,6 +138,8 @@ class Predictor:
         self.refuse_tissue(section.id, tissue)
         if not 0 <= overlap < 1:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
+        if (card := self.provenance.frozen_card) is not None:
+            refuse_other_card(section, card)
         return dataclasses.replace(self.provenance.config.data, bin_um=self.provenance.bin_um, bin_mixture=())
 
     def call(self, function: Callable, *arguments):
@@ -186,7 +192,8 @@ def load_step(
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
         config = provenance.config
-        built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot)
+        built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot,
+                      frozen=provenance.layout.frozen_features)  # fmt: skip
         parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
     checkpoint = checkpoint_id(workdir, step)
     if like is not None and like.provenance == provenance:

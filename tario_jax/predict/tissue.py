@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import InputError
+from tario_jax.corpus.feature_grid import FeatureGrid
 from tario_jax.corpus.resample import crop_and_resample
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
 from tario_jax.sources.images import read_ome_tiff, read_rgb
@@ -35,9 +36,20 @@ class ImageSection:
         self.he_full_um_per_px = self.he_um_per_px
         self.height_um, self.width_um = (size * self.he_um_per_px for size in image.shape[:2])
         self.measured_gene_G = np.ones(genes, bool)
+        self._grids: dict[str, FeatureGrid] = {}  # by encoder
 
     def holds(self, name: str) -> bool:
         return name == "he"
+
+    def feature_grid(self, encoder: str) -> FeatureGrid:
+        """Features of the image, worked out when they are first asked for. Raises `InputError` where they cannot be:
+        the encoder is not one that the catalogue and this installation know how to run."""
+        if encoder not in self._grids:
+            from tario_jax.he_features.encode import grid_of
+            from tario_jax.he_features.encoders import load_encoder
+
+            self._grids[encoder] = grid_of(self, load_encoder(encoder))
+        return self._grids[encoder]
 
     def begin_he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> Callable[[], np.ndarray]:
         pixels, scale = self._pixels, self.he_um_per_px

@@ -1,7 +1,8 @@
 """Batches as arrays: windows laid out tile by tile, with the three integers of the visibility rule.
 
 Axes: B rows, T tiles of a row (windows side by side, tile by tile), P H&E patches of a tile, N bin slots of a tile,
-M patches under a bin, C entries (bin slot, gene, count) of a row, W windows of a row, G the padded gene axis.
+M patches under a bin, C entries (bin slot, gene, count) of a row, W windows of a row, G the padded gene axis, F stored
+features of a patch.
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     count_gene_BxC: np.ndarray  # int32
     count_BxC: np.ndarray  # int32
     measured_gene_BxWxG: np.ndarray  # bool, False beyond the panel
+    features_BxTxPxF: np.ndarray  # float16, stored features of a frozen encoder at each patch's centre; F = 0: none
 
     @property
     def window_BxT(self):
@@ -65,6 +67,7 @@ class Layout:
     windows_per_row: int
     genes_padded: int
     patch_px: int
+    frozen_features: int = 0  # of each patch
 
     @property
     def tiles(self) -> int:
@@ -72,8 +75,9 @@ class Layout:
 
 
 def make_layout(
-    data: DataConfig, genes: int, *, bins_per_tile: int, largest_bin_um: float, count_capacity: int
-) -> Layout:
+    data: DataConfig, genes: int, *, bins_per_tile: int, largest_bin_um: float, count_capacity: int,
+    frozen_features: int = 0,
+) -> Layout:  # fmt: skip
     """Sizes for windows of `data`; `bins_per_tile` and `largest_bin_um` are those of the densest tile."""
     tiles_per_side = round(data.window_um / data.tile_um)
     patches_across = math.ceil(largest_bin_um / data.patch_um - 1e-6) + 1
@@ -86,6 +90,7 @@ def make_layout(
         windows_per_row=data.windows_per_row,
         genes_padded=padded_genes(genes),
         patch_px=data.patch_px,
+        frozen_features=frozen_features,
     )
 
 
@@ -150,6 +155,7 @@ def _fields(rows: int, layout: Layout) -> list[tuple[tuple[int, ...], Any, Any]]
         count_gene_BxC=((B, C), np.int32, 0),
         count_BxC=((B, C), np.int32, 0),
         measured_gene_BxWxG=((B, W, layout.genes_padded), bool, False),
+        features_BxTxPxF=((B, T, P, layout.frozen_features), np.float16, 0),
     )
     return list(fields)
 
@@ -220,6 +226,10 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     _write_pixels(batch.he_BxTxPxYxXx3[row, tiles], window.he, (tiles_per_side, patches_per_side, data.patch_px))
     centre = (np.arange(tiles_per_side * patches_per_side) + 0.5) * data.patch_um
     centre = centre.reshape(tiles_per_side, patches_per_side)
+    if window.features_YxXxF is not None:
+        of_tiles = (tiles_per_side, patches_per_side) * 2
+        by_tile = window.features_YxXxF.reshape(*of_tiles, layout.frozen_features).transpose(0, 2, 1, 3, 4)
+        batch.features_BxTxPxF[row, tiles] = by_tile.reshape(layout.tiles_per_window, layout.patches_per_tile, -1)
     places = np.empty((tiles_per_side, tiles_per_side, patches_per_side, patches_per_side, 2), np.float32)
     # windows of one sequence lie side by side, the breadth of a window between them
     in_one = data.sequence == "patient"

@@ -51,8 +51,9 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
             max(largest_um, *data.trained_bins_um),
         )
     capacity = data.count_capacity or count_capacity(sections, data).held
+    frozen_features = sections[0].feature_grid(data.frozen_encoder).shape[-1] if data.frozen_encoder else 0
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um,
-                       count_capacity=_whole(capacity))  # fmt: skip
+                       count_capacity=_whole(capacity), frozen_features=frozen_features)  # fmt: skip
 
 
 def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapacity:

@@ -34,6 +34,7 @@ class Window:
     bins: Bins
     measured_gene_G: np.ndarray  # bool [G]
     stain_mix_3x3: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(3, dtype=np.float32))
+    features_YxXxF: np.ndarray | None = None  # float16, of a frozen encoder, in the middle of each H&E patch
 
 
 def read_window(
@@ -43,6 +44,7 @@ def read_window(
     """Reads the window whose top left corner is (x_um, y_um), flips it left to right, then turns it counter-clockwise.
 
     Image, measured area, places and detections are turned alike, so the augmented window is a window of turned tissue.
+    Stored features are taken along to where their tissue goes; they stay those of the tissue as it was scanned.
     """
     return begin_window(
         section, x_um, y_um, data, quarter_turns=quarter_turns, flip=flip, with_counts=with_counts
@@ -57,7 +59,14 @@ def begin_window(
     side = data.window_um
     he = section.begin_he_window(x_um, y_um, round(side / data.he_um_per_px), data.he_um_per_px)
     bins = begin_bins(section, x_um, y_um, data, quarter_turns=quarter_turns, flip=flip, with_counts=with_counts)
-    return lambda: Window(side, turn_image(he(), quarter_turns, flip), bins(), section.measured_gene_G)
+    features = None
+    if data.frozen_encoder:
+        grid = section.feature_grid(data.frozen_encoder)
+        features = grid.begin_square(x_um, y_um, round(side / data.patch_um), data.patch_um)
+    return lambda: Window(
+        side, turn_image(he(), quarter_turns, flip), bins(), section.measured_gene_G,
+        features_YxXxF=None if features is None else turn_image(features(), quarter_turns, flip),
+    )  # fmt: skip
 
 
 def begin_bins(

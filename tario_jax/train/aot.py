@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from tario_jax.config import Config, InputError
+from tario_jax.he_features.encoders import card_of
 from tario_jax.model.build import Built, build, model_sizes
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.chips import Chip, chip_of
@@ -78,7 +79,8 @@ class Plan:
         check_rows(mesh, config.data.rows, config.train.accumulate)
         layout = pod_layout(config, genes)
         check_tiles(layout.tiles, mesh.shape["context"])
-        built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot)
+        built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot,
+                      frozen=layout.frozen_features)  # fmt: skip
         batch = abstract_batch(config.data.rows, layout, mesh)
         trained = trained_parameters(built, config.start)
         state = abstract_state(built, make_optimiser(config.optim, config.train.steps, built, trained), mesh)
@@ -103,7 +105,7 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
     for a mesh that does not fit the pod, the batch or the model.
     """
     plan = Plan.of(config, genes, pod.devices)
-    sizes, layout, mesh = model_sizes(config, genes), plan.layout, plan.mesh
+    sizes, layout, mesh = model_sizes(config, genes, plan.layout.frozen_features), plan.layout, plan.mesh
     say(f"compile: {sizes}, for {mesh.size} chips of {pod.chip.name}: minutes for a large model")
     began = time.monotonic()
     lowered = plan.lowered()
@@ -171,7 +173,8 @@ def pod_layout(config: Config, genes: int) -> Layout:
     data = config.data
     area_um2 = data.windows_per_row * data.window_um**2
     return make_layout(data, genes, bins_per_tile=square_bins_per_tile(data), largest_bin_um=max(data.trained_bins_um),
-                       count_capacity=data.count_capacity or math.ceil(ENTRIES_PER_UM2 * area_um2))  # fmt: skip
+                       count_capacity=data.count_capacity or math.ceil(ENTRIES_PER_UM2 * area_um2),
+                       frozen_features=card_of(data.frozen_encoder).features if data.frozen_encoder else 0)  # fmt: skip
 
 
 def _asked_bytes(message: str, arguments: int) -> int | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tario_jax.corpus.read import Section
 from tario_jax.model.build import Built, Tree
+from tario_jax.model.frozen_features import CLIP_SD, leading_axes
 from tario_jax.model.stain import texture_statistics
 from tario_jax.tokens.batch import Batch
 
@@ -36,6 +37,8 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
         seen = statistics(density)[batch.segment_BxT >= 0]
         textures.add(np.asarray(seen, np.float64).reshape(-1, seen.shape[-1]))
     encoder["texture_mean"], encoder["texture_scale"] = textures.mean(), textures.deviation()
+    if "frozen" in encoder:
+        encoder["frozen"] = _frozen(encoder["frozen"], batches)
 
     bias_G = np.full(parameters["gene_bias"].shape, PADDING_BIAS, np.float32)
     bias_G[:genes] = np.log(gene_shares(sections, genes))
@@ -47,6 +50,21 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
         "total_bias": jnp.asarray(np.log((detections + 1.0) / max(area_um2, 1.0)), jnp.float32),
     }
     return parameters, calibration
+
+
+def _frozen(statistics: Tree, batches: list[Batch]) -> Tree:
+    """Means and deviations of the stored features of training windows, and their axes of most variance."""
+    moments, products = _Moments(), 0.0
+    features = [batch.features_BxTxPxF[batch.segment_BxT >= 0].reshape(-1, len(statistics["mean"])).astype(np.float64)
+                for batch in batches]  # fmt: skip
+    for rows in features:
+        moments.add(rows)
+    mean, scale = (np.asarray(of) for of in (moments.mean(), moments.deviation()))
+    for rows in features:
+        standard = np.clip((rows - mean) / scale, -CLIP_SD, CLIP_SD)
+        products = products + standard.T @ standard
+    axes_FxK = leading_axes(products / moments.number, statistics["axes_FxK"].shape[1])
+    return {**statistics, "mean": jnp.asarray(mean), "scale": jnp.asarray(scale), "axes_FxK": jnp.asarray(axes_FxK)}
 
 
 def gene_shares(sections: list[Section], genes: int) -> np.ndarray:

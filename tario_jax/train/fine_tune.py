@@ -32,7 +32,7 @@ from tario_jax.train.state import make_totals, to_devices
 
 # of a model, what may differ: how the same numbers are computed, and how a seed's parameters begin
 _FREE = ("attention", "attention_block", "compute_dtype", "remat", "loss_chunk", "loss_gene_chunk", "zero_read_out")
-_DATA = ("patch_px", "he_um_per_px")  # what a token of H&E is
+_DATA = ("patch_px", "he_um_per_px", "frozen_encoder")  # what a token of H&E is
 _NAMED = 3  # genes in a line
 
 
@@ -83,7 +83,8 @@ class StartPoint:
                 "symbols or Ensembl ids"
             )
         config = theirs.config
-        built = build(config.model, len(theirs.panel), config.data.patch_px, content=not config.data.one_shot)
+        built = build(config.model, len(theirs.panel), config.data.patch_px, content=not config.data.one_shot,
+                      frozen=theirs.layout.frozen_features)  # fmt: skip
         with Checkpoints(self.workdir) as checkpoints:
             found, calibration = checkpoints.model(self.step, built, run.mesh)
         found = dict(traversals.flatten_mapping(found))
@@ -112,6 +113,9 @@ class StartPoint:
             before, now = (getattr(getattr(config, group), name) for config in (theirs, ours))
             if before != now:
                 differs.append(f"{group}.{name} = {before!r}, now {now!r}")
+        before, now = ((card or {}).get("hash") for card in (self.provenance.frozen_card, run.provenance.frozen_card))
+        if before != now and not differs:
+            differs.append(f"features of card {before} of its encoder, now {now}")
         if differs:
             raise InputError(f"{self.named}: is of another model, with {'; with '.join(differs)}; give the run what "
                              "the checkpoint has")  # fmt: skip

@@ -34,6 +34,7 @@ class Provenance:
     started_from: dict[str, Any] | None = None  # the checkpoint that step 0 took, as `as_start` describes it
     validation: tuple[str, ...] = ()  # sections
     train_patients: tuple[str, ...] = ()  # empty: written by a tario that did not tell them from those of validation
+    frozen_card: dict[str, Any] | None = None  # of data.frozen_encoder, with its hash
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +55,7 @@ class Provenance:
             "started_from": self.started_from,
             "validation": list(self.validation),
             "train_patients": list(self.train_patients),
+            "frozen_card": self.frozen_card,
         }
 
     def as_start(self, run: str, step: int) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class Provenance:
                    tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
                    tuple(value["seen_patients"]), value["bin_um"], value["code"],
                    value.get("started_from"), tuple(value.get("validation", ())),
-                   tuple(value.get("train_patients", ())))  # fmt: skip
+                   tuple(value.get("train_patients", ())), value.get("frozen_card"))  # fmt: skip
 
 
 @functools.cache
@@ -143,6 +145,9 @@ def refuse_other_run(found: Provenance, now: Provenance, step: int, where: str) 
         if before != after:
             differs.append(f"another {name} ({len(before)} sections, now {len(after)}, "
                            f"{len(set(before) & set(after))} of them the same)")  # fmt: skip
+    before, after = ((card or {}).get("hash") for card in (found.frozen_card, now.frozen_card))
+    if before != after:
+        differs.append(f"features of card {before} of a frozen encoder, now {after}")
     before, after = deciding_fields(found.config), deciding_fields(now.config)
     if rate_is_constant(found.config, step) and rate_is_constant(now.config, step):
         for name in ("train.steps", "optim.decay_share", "optim.final_share"):  # they decide what is still to come

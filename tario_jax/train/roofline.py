@@ -100,14 +100,14 @@ def roofline(parts: Sequence[Part], rates: Rates, link_seconds: Mapping[str, flo
 def estimate(config: Config, layout: Layout, genes: int, mesh: Mesh, rates: Rates,
              links: Mapping[str, float]) -> Roofline:  # fmt: skip
     """The step of `config` on a device of `mesh`. links: seconds by axis, of a compiled program or `written_links`."""
-    sizes = model_sizes(config, genes)
+    sizes = model_sizes(config, genes, layout.frozen_features)
     parts = device_work(config, layout, mesh.shape, _machine(config, layout, mesh), sizes.trunk + sizes.gene_tables)
     return roofline(parts, rates, links, step_flops(config, layout).total / mesh.size)
 
 
 def written_links(config: Config, layout: Layout, genes: int, mesh: Mesh, chip: Chip, slices: int) -> dict[str, float]:
     """Seconds by axis of what the program sends as it is written, before a compiler has seen it."""
-    sizes = model_sizes(config, genes)
+    sizes = model_sizes(config, genes, layout.frozen_features)
     machine = _machine(config, layout, mesh)
     return link_seconds(
         device_links(config, layout, mesh.shape, machine, sizes.trunk + sizes.gene_tables), chip, slices

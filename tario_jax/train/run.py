@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from tario_jax.config import Config
+from tario_jax.corpus.feature_grid import common_card
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
 from tario_jax.model.build import Built, Tree, build, model_sizes
@@ -46,18 +47,24 @@ class Run:
         """Raises `InputError` where the config does not fit the corpus or the devices."""
         split = split_corpus(corpus, config.split)
         layout = corpus_layout(split.train + split.validation, config.data, len(corpus.panel))
+        card = None
+        if config.data.frozen_encoder:
+            with_he = [section for side in (split.train, split.validation, split.held_out) for section in side
+                       if section.holds("he")]  # fmt: skip
+            card = common_card(with_he, config.data.frozen_encoder)
         provenance = Provenance(
             config, corpus.panel, corpus.seal, corpus.kind, split.by,
             tuple(s.id for s in split.train), tuple(s.id for s in split.held_out), layout,
             tuple(sorted({s.patient for s in split.train + split.validation})),
             trained_bin_um(split.train, config.data), validation=tuple(s.id for s in split.validation),
-            train_patients=tuple(sorted({s.patient for s in split.train})),
+            train_patients=tuple(sorted({s.patient for s in split.train})), frozen_card=card,
         )  # fmt: skip
         mesh = make_mesh(config.mesh)
         check_rows(mesh, config.data.rows, config.train.accumulate)
         check_tiles(layout.tiles, mesh.shape["context"])
         check_host_memory(jax.local_devices(), config.model.remat)
-        built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot)
+        built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot,
+                      frozen=layout.frozen_features)  # fmt: skip
         trained = trained_parameters(built, config.start)
         optimiser = make_optimiser(config.optim, config.train.steps, built, trained)
         return cls(config, split, layout, provenance, mesh, built, optimiser, trained)
@@ -103,9 +110,9 @@ class Run:
         rows = config.data.rows // config.train.accumulate
         attention = traced_on(self.mesh, choose_attention)(config.model, rows, seen, bins)
         say(
-            f"{config.name}: {model_sizes(config, genes)}; {genes} genes; a row holds {layout.windows_per_row} windows "
-            f"= {seen} tokens and {bins} queries; {config.data.rows} rows a step; attention: {attention}; "
-            f"mesh {dict(self.mesh.shape)} of {jax.devices()[0].device_kind}"
+            f"{config.name}: {model_sizes(config, genes, layout.frozen_features)}; {genes} genes; a row holds "
+            f"{layout.windows_per_row} windows = {seen} tokens and {bins} queries; {config.data.rows} rows a step; "
+            f"attention: {attention}; mesh {dict(self.mesh.shape)} of {jax.devices()[0].device_kind}"
         )
         held = max(config.data.workers, 1) * config.data.prefetch + 1
         of_bytes = batch_bytes(len(local_rows(self.mesh, config.data.rows)), layout)

@@ -1,0 +1,1 @@
+"""Frozen H&E encoders: what they are (cards), how they are run, and their features of a corpus."""

@@ -1,0 +1,133 @@
+"""Encoders of other libraries: timm, Hugging Face transformers, ONNX. Each is imported when it is asked for.
+
+An adapter takes a card and the weights that were named, and gives the network, from normalised float32 pixels
+[N, px, px, 3] to what it says (the card pools it), and a checksum of its weights.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.config_files import expand
+from tario_jax.he_features.card import EncoderCard
+from tario_jax.he_features.encoders import file_sha256, imported
+
+Network = Callable[[np.ndarray], np.ndarray]
+
+
+def onnx_encoder(card: EncoderCard, weights: Path | None) -> tuple[Network, str]:
+    """A model of ONNX Runtime: one input of pixels, [N, 3, px, px], and the features as its first output."""
+    what = f"encoder {card.name}"
+    if weights is None:
+        raise InputError(f"{what}: is an ONNX model, and no file was named; give --weights=MODEL.onnx")
+    sha256 = file_sha256(weights, what)  # first: a missing file is said in a line
+    runtime = imported("onnxruntime", "encoders-onnx", what)
+    try:
+        session = runtime.InferenceSession(expand(str(weights)), providers=runtime.get_available_providers())
+    except Exception as error:  # the library has a type of its own for each fault, and none in common
+        raise InputError(f"{what}: {weights}: ONNX Runtime cannot read it ({_line(error)})") from None
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise InputError(f"{what}: {weights} takes {len(inputs)} inputs; expected one, of pixels [N, 3, px, px]")
+
+    def run(pixels_NxYxXx3: np.ndarray) -> np.ndarray:
+        try:
+            return session.run(None, {inputs[0].name: _channels_first(pixels_NxYxXx3)})[0]
+        except Exception as error:
+            raise InputError(f"{what}: {weights} does not take pixels {list(inputs[0].shape)} of this card, "
+                             f"[N, 3, {card.input_px}, {card.input_px}] ({_line(error)})") from None  # fmt: skip
+
+    return run, sha256
+
+
+def timm_encoder(card: EncoderCard, weights: Path | None) -> tuple[Network, str]:
+    """A model of timm by the card's name of it; weights: its file, by default what timm fetches from the hub."""
+    what = f"encoder {card.name}"
+    timm = imported("timm", "encoders-timm", what)
+    torch = imported("torch", "encoders-timm", what)
+    if weights is None:
+        source: dict[str, Any] = {"pretrained": True}
+    else:
+        file_sha256(weights, what)
+        source = {"pretrained": False, "checkpoint_path": expand(str(weights))}
+    try:
+        model = timm.create_model(card.model, **source, **_timm_arguments(card, timm, torch))
+    except Exception as error:
+        raise _not_made(what, "timm", card, weights, error) from None
+    # forward_features gives tokens; the call itself the vector that the model's own head pools
+    forward = model if card.pooling == "vector" else model.forward_features
+    return _torch_network(torch, model, forward), _state_sha256(model)
+
+
+def transformers_encoder(card: EncoderCard, weights: Path | None) -> tuple[Network, str]:
+    """A vision model of transformers by the card's name; weights: a folder, by default what the hub gives."""
+    what = f"encoder {card.name}"
+    transformers = imported("transformers", "encoders-transformers", what)
+    torch = imported("torch", "encoders-transformers", what)
+    if weights is not None:
+        file_sha256(weights, what)
+    try:
+        model = transformers.AutoModel.from_pretrained(card.model if weights is None else expand(str(weights)))
+    except Exception as error:
+        raise _not_made(what, "transformers", card, weights, error) from None
+
+    def forward(pixels):
+        output = model(pixel_values=pixels)
+        return output.pooler_output if card.pooling == "vector" else output.last_hidden_state
+
+    return _torch_network(torch, model, forward), _state_sha256(model)
+
+
+ADAPTERS: dict[str, Callable[[EncoderCard, Path | None], tuple[Network, str]]] = {
+    "onnx": onnx_encoder, "timm": timm_encoder, "transformers": transformers_encoder,
+}  # fmt: skip
+
+
+def _timm_arguments(card: EncoderCard, timm, torch) -> dict[str, Any]:
+    """What the authors' pages say to pass beside the name: their configs on the hub do not hold it."""
+    if card.model.endswith("/Virchow2"):
+        return {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    if card.model.endswith(("/UNI", "/H-optimus-0")):
+        return {"init_values": 1e-5, "dynamic_img_size": card.model.endswith("/UNI")}
+    return {}
+
+
+def _torch_network(torch, model, forward: Callable) -> Network:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.eval()
+    model.to(device)
+
+    def run(pixels_NxYxXx3: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return forward(torch.from_numpy(_channels_first(pixels_NxYxXx3)).to(device)).float().cpu().numpy()
+
+    return run
+
+
+def _channels_first(pixels_NxYxXx3: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels_NxYxXx3.transpose(0, 3, 1, 2))
+
+
+def _state_sha256(model) -> str:
+    """Of the arrays, wherever their file lies: the same for the hub's copy and for one's own."""
+    state: Mapping[str, Any] = model.state_dict()
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].detach().cpu().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _not_made(what: str, library: str, card: EncoderCard, weights: Path | None, error: Exception) -> InputError:
+    given = f"the weights of {card.source}" if weights is None else str(weights)
+    return InputError(f"{what}: {library} could not load {given} ({_line(error)}); where access is gated, accept the "
+                      "licence there and log in, or give --weights")  # fmt: skip
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

