@@ -204,7 +204,7 @@ class OptimConfig:
     decay_share: float = 0.2  # wsd: of the steps, the last ones, over which the rate falls
     final_share: float = 0.0  # of learning_rate, at the last step
     weight_decay: float = 0.05  # times the rate, of matrices and tables
-    optimiser: Literal["adamw", "muon"] = "adamw"  # muon: of hidden matrices, AdamW of all else
+    optimiser: Literal["adamw", "muon"] = "adamw"  # muon: of matrices, AdamW of gene tables, norms and biases
     muon_rate: float = 10.0  # muon: of its matrices, over the rate of all else
     b1: float = 0.9
     b2: float = 0.98
@@ -354,5 +354,5 @@ class Config:
 
     def __post_init__(self):
         _check(not 0 < self.evaluate.bin_um < self.data.bin_um,
-               f"evaluate.bin_um is {self.evaluate.bin_um}; expected at least data.bin_um = {self.data.bin_um}, which is "
-               "what is predicted and summed up, or 0")  # fmt: skip
+               f"evaluate.bin_um is {self.evaluate.bin_um}; expected at least data.bin_um = {self.data.bin_um}, since "
+               "that is predicted and summed up, or 0")  # fmt: skip

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from tario_jax.config import Config
 from tario_jax.model.build import Tree, build
 from tario_jax.model.decoder import LONGEST_UM, SHORTEST_UM
-from tario_jax.model.encoders import stem_stride
+from tario_jax.model.he_encoder import Pyramid
 from tario_jax.model.stain import LAGS_PX, THRESHOLDS, STAINS_3x3
 from tario_jax.model.width import Growth
 from tario_jax.tokens.batch import Batch
@@ -76,7 +76,7 @@ class TorchStep:
             (config.optim.b1, config.optim.b2), fused=True,
         )  # fmt: skip
         self.shape = batch.bin_step_BxTxN.shape, batch.he_BxTxPxYxXx3.shape[2]
-        self.stride = stem_stride(config.data.patch_px)
+        self.pyramid = Pyramid.of(config.data.patch_px)
         self.tokens = self._tokens(batch)
         self._steps = 0
         self._loss = (
@@ -154,14 +154,18 @@ class TorchStep:
             density = self._density()
             texture = (_texture(density) - self.calibration["texture_mean"]) / self.calibration["texture_scale"]
             texture = texture.clamp(-6.0, 6.0).to(self.dtype)
-            s = self.stride
-            n, c = density.shape[-1] // s, self.config.model.stem_width
-            cells = density.to(self.dtype).view(-1, 3, n, s, n, s).permute(0, 2, 4, 3, 5, 1).reshape(-1, s * s * 3)
-        cells = F.gelu(torch.addmm(w["stem_bias"], cells, w["stem_in"]), approximate="tanh")
-        kernel = w["stem_conv"].view(3, 3, c, c).permute(3, 2, 0, 1)
-        cells = cells.view(-1, n, n, c).permute(0, 3, 1, 2)  # channels last in memory
-        cells = cells + F.gelu(F.conv2d(cells, kernel, w["stem_conv_bias"], padding=1), approximate="tanh")
-        seen = cells.permute(0, 2, 3, 1).reshape(-1, n * n * c) @ w["stem_out"]
+            cell_px, cells, large = self.pyramid
+            tiles, side, px = self.shape[0][0] * self.shape[0][1], round(self.shape[1] ** 0.5), density.shape[-1]
+            x = density.to(self.dtype).view(tiles, side, side, 3, px, px).permute(0, 3, 1, 4, 2, 5)
+            x = _joined(x.reshape(tiles, 3, side * px, side * px), cell_px)
+        x = _convolved(x, w["stem_in"], w["stem_bias"])
+        x = x + _convolved(x, w["stem_conv"], w["stem_conv_bias"])
+        x = torch.einsum("tiyx,ic->tcyx", _joined(x, cells), w["stem_join"])
+        x = F.gelu(x + w["stem_join_bias"][:, None, None], approximate="tanh")
+        for kernel, bias in zip(w["wide_conv"], w["wide_conv_bias"], strict=True):
+            x = x + _convolved(x, kernel, bias)
+        x = _joined(x, large).permute(0, 2, 3, 1)
+        seen = x.reshape(-1, x.shape[-1]) @ w["stem_out"]
         known = F.gelu(torch.addmm(w["texture_bias"], texture, w["texture_in"]), approximate="tanh")
         return torch.addmm(seen, known, w["texture_hidden"])
 
@@ -329,6 +333,18 @@ def _turned(x_SxHxD: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     wide = x_SxHxD.float()
     swapped = wide.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)
     return torch.addcmul(wide * cos, swapped, sin).to(x_SxHxD.dtype)
+
+
+def _joined(x_TxCxYxX: torch.Tensor, cells: int) -> torch.Tensor:
+    """Squares of cells as one, [T, cells² C, Y / cells, X / cells]."""
+    T, C, Y, X = x_TxCxYxX.shape
+    squares = x_TxCxYxX.reshape(T, C, Y // cells, cells, X // cells, cells).permute(0, 3, 5, 1, 2, 4)
+    return squares.reshape(T, cells * cells * C, Y // cells, X // cells).contiguous(memory_format=torch.channels_last)
+
+
+def _convolved(x_TxCxYxX: torch.Tensor, weight_9CxE: torch.Tensor, bias_E: torch.Tensor) -> torch.Tensor:
+    kernel = weight_9CxE.view(3, 3, x_TxCxYxX.shape[1], -1).permute(3, 2, 0, 1)
+    return F.gelu(F.conv2d(x_TxCxYxX, kernel, bias_E, padding=1), approximate="tanh")
 
 
 def _texture(density: torch.Tensor) -> torch.Tensor:

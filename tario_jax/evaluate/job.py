@@ -44,7 +44,8 @@ def evaluate_checkpoint(
     """Evaluates on the held-out sections of the corpus that the model was trained on, or on all sections of another.
 
     bin_um: side of the bins, by default evaluate.bin_um, else that of training; read_um: side of those that are
-    predicted, and summed up to bin_um; by default the same where bin_um is given, else that of training; shared: folder of what does not depend on the model, `folder`/kept by default; part:
+    predicted, and summed up to bin_um; by default bin_um where that is given, else the side of training; shared: folder
+    of what does not depend on the model, `folder`/kept by default; part:
     (k, n) where n processes share the work; began: `time.monotonic()` of the start of the whole job. What is worked out
     is kept section by section: interrupted and started again, it goes on. Writes report.html, report.json, genes.tsv,
     scores.npz, validation.parquet and figures/ into `folder`. On another panel the genes in common are evaluated, and

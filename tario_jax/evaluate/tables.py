@@ -113,7 +113,7 @@ def evaluate(
         },
         "composition": {
             "scale": "log1p of values scaled to 1e4 a bin", "min_total": config.min_total,
-            "of_the_model": "expectation of log1p under Poisson counts of its rates; 'model_rates': log1p of the rates themselves",
+            "of_the_model": "expectation of log1p over Poisson counts; 'model_rates': log1p of the rates themselves",
             "residual": "Pearson residuals given the bin's total, on the bins of the composition form",
         },
         "sections": {

@@ -9,7 +9,7 @@ full: of 36 µm bins in tiles of 144 µm they are, in tiles of 128 µm a fifth s
 import dataclasses
 
 from tario_jax.config import Config
-from tario_jax.model.encoders import stem_stride
+from tario_jax.model.he_encoder import WIDE, WIDE_LAYERS, Pyramid
 from tario_jax.model.stain import texture_count
 from tario_jax.tokens.batch import Layout
 
@@ -45,9 +45,8 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     of_query = 2 * d * model.heads * model.head_dim + 3 * d * model.mlp_width
     of_key = 2 * d * model.kv_heads * model.head_dim
     decoder = model.layers * ((seen + bins) * of_query + seen * of_key)
-    stride, c = stem_stride(layout.patch_px), model.stem_width
-    cells, features = (layout.patch_px // stride) ** 2, texture_count(layout.patch_px)
-    patch = cells * (3 * stride**2 * c + 9 * c * c + c * d) + features * d + d * d
+    features = texture_count(layout.patch_px)
+    patch = _pyramid(Pyramid.of(layout.patch_px), model.stem_width, d) + features * d + d * d
     if layout.frozen_features:
         patch += min(model.frozen_axes, layout.frozen_features) * (layout.frozen_features / 3 + d)  # axes: forward only
     encoders = (1 if frozen else 3) * (patches * patch + bins * (d * d + 2 * d)) + trunk * contents * (r * d + 2 * d)
@@ -58,6 +57,14 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     )
     attention = (4.0 + 8.0 * through) * model.head_dim * model.heads * pairs
     return StepFlops(2.0 * rows * trunk * decoder, 2.0 * rows * encoders, 2.0 * rows * head, rows * attention)
+
+
+def _pyramid(pyramid: Pyramid, c: int, d: int) -> int:
+    """Multiply-adds of the convolutions of a patch."""
+    wide, large = WIDE * c, pyramid.large**2
+    small = large * pyramid.cells**2
+    of_small = small * (9 * 3 * pyramid.cell_px**2 * c + 9 * c * c)
+    return of_small + large * (pyramid.cells**2 * c * wide + WIDE_LAYERS * 9 * wide**2 + wide * d)
 
 
 def allowed_pairs(config: Config, layout: Layout, *, local: bool) -> int:

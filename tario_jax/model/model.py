@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tario_jax.config import ModelConfig
+from tario_jax.model.bin_encoder import BinEncoder
 from tario_jax.model.declare import constant, rms_norm, weight
 from tario_jax.model.decoder import Decoder, compute_dtype
-from tario_jax.model.encoders import BinEncoder, HEEncoder
+from tario_jax.model.he_encoder import HEEncoder
 from tario_jax.model.streams import Visibility, context_ranks, side_by_side
 from tario_jax.model.width import Growth
 from tario_jax.ops.attention.tiles import Tiles

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tario_jax.config import MESH_AXES, Config, ModelConfig
-from tario_jax.model.encoders import stem_stride
 from tario_jax.model.flops import allowed_pairs
+from tario_jax.model.he_encoder import WIDE, WIDE_LAYERS, Pyramid
 from tario_jax.model.stain import texture_count
 from tario_jax.ops.attention.tiles import Tiles
 from tario_jax.tokens.batch import Layout
@@ -166,25 +166,32 @@ def _gene_head(model: ModelConfig, genes: int, bins, contents, tensor: int, mach
 
 def _encoders(model: ModelConfig, layout: Layout, patches, bins, contents, machine: Machine) -> Part:
     name, d, c, b = "encoders", model.width, model.stem_width, machine.element_bytes
-    stride, pixels = stem_stride(layout.patch_px), patches * layout.patch_px**2
-    cells = (layout.patch_px // stride) ** 2
+    pyramid, wide, pixels = Pyramid.of(layout.patch_px), WIDE * c, patches * layout.patch_px**2
+    large = patches * pyramid.large**2
+    small, inside = large * pyramid.cells**2, 3 * pyramid.cell_px**2
     features = texture_count(layout.patch_px)
-    part = _product(name, patches * cells, 3 * stride**2, c, 0, machine, inputs=False)
-    part += _product(name, patches, cells * c, d, 0, machine) + _product(name, patches, d, d, 0, machine)
+    part = _convolution(small, inside, c, machine, inputs=False) + _convolution(small, c, c, machine)
+    part += _product(name, large, pyramid.cells**2 * c, wide, 0, machine)
+    part += _convolution(large, wide, wide, machine).times(WIDE_LAYERS)
+    part += _product(name, patches, pyramid.large**2 * wide, d, 0, machine) + _product(name, patches, d, d, 0, machine)
     part += _product(name, patches, features, d, 0, machine, inputs=False)
     if layout.frozen_features:
         axes = min(model.frozen_axes, layout.frozen_features)
         forward = Part(name, 2 * patches * layout.frozen_features * axes, 0.0, 2 * patches * layout.frozen_features)
         part += forward + _product(name, patches, axes, d, 0, machine, inputs=False)
     part += _product(name, bins, d, d, 0, machine) + _product(name, contents, model.gene_dim, d, 0, machine)
-    stem = _product(name, patches * cells, 9 * c, c, 0, machine)
-    if machine.joins:  # a convolution reads each cell once
-        stem = stem._replace(bytes=stem.bytes - 3 * b * 8 * patches * cells * c)
-    else:  # the nine neighbours of each cell are written side by side, and their gradients read
-        stem += Part(name, 0.0, 0.0, 2 * b * 9 * patches * cells * c)
+    bent = 2 * small * c + (1 + WIDE_LAYERS) * large * wide + patches * d  # elements that pass a gelu
     # densities: uint8 in, float32 out, read by three statistics and by the stem
-    return part + stem + Part(name, 0.0, 3 * pixels + 2 * (2 * patches * cells * c + patches * d),
-                              pixels * 3 * (1 + 5 * _F32 + 2 * b))  # fmt: skip
+    return part + Part(name, 0.0, 3 * pixels + 2 * bent, pixels * 3 * (1 + 5 * _F32 + 2 * b))
+
+
+def _convolution(cells: float, k: int, n: int, machine: Machine, *, inputs: bool = True) -> Part:
+    """3 × 3, of k channels to n."""
+    part, b = _product("encoders", cells, 9 * k, n, 0, machine, inputs=inputs), machine.element_bytes
+    if machine.joins:  # it reads each cell once
+        return part._replace(bytes=part.bytes - (3 if inputs else 2) * b * 8 * cells * k)
+    # the nine neighbours of each cell are written side by side, and their gradients read
+    return part + Part("encoders", 0.0, 0.0, (2 if inputs else 1) * b * 9 * cells * k)
 
 
 def device_links(

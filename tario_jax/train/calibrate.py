@@ -11,18 +11,22 @@ from tario_jax.model.build import Built, Tree
 from tario_jax.model.frozen_features import CLIP_SD, leading_axes
 from tario_jax.model.stain import texture_statistics
 from tario_jax.tokens.batch import Batch
+from tario_jax.train.principal import principal_table
 
 _SECTIONS_COUNTED = 128  # at most, evenly among all: a start takes as long with 93 patients as with 2,545
 PADDING_BIAS = -30.0  # e^−30: nothing, and still finite
 
 
 def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[Batch], sections: list[Section],
-              genes: int) -> tuple[Tree, Tree]:  # fmt: skip
-    """Sets the H&E encoder's scales from `batches`, and the head's biases from the training sections' totals.
+              genes: int, *, gene_base: float = 0, seed: int = 0) -> tuple[Tree, Tree]:  # fmt: skip
+    """Sets the H&E encoder's scales and the table of genes from `batches`, and the head's biases from totals.
 
-    The head then starts at the mean composition and the mean density of detections, so that the first steps are spent
-    on differences between places. Returns new parameters and calibration. Of `parameters` only the shapes are read:
-    they may lie on devices of other processes; those that are set are arrays of this one, as is all of calibration.
+    The head then starts at the mean composition and the mean density of detections, and the table at the axes along
+    which bins differ (train/principal.py), so that the first steps are spent on differences between places.
+    gene_base: columns of the table in the base of muP, 0: its own; seed: of what is random in it.
+
+    Returns new parameters and calibration. Of `parameters` only the shapes are read: they may lie on devices of other
+    processes; those that are set are arrays of this one, as is all of calibration.
     """
     densities, textures = _Moments(), _Moments()
     for batch in batches:
@@ -42,10 +46,13 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
 
     bias_G = np.full(parameters["gene_bias"].shape, PADDING_BIAS, np.float32)
     bias_G[:genes] = np.log(gene_shares(sections, genes))
+    table_Gxr = np.zeros(parameters["gene_table"].shape, np.float32)
+    table_Gxr[:genes] = principal_table(batches, genes, table_Gxr.shape[1], gene_base or table_Gxr.shape[1], seed)
     area_um2 = sum(float((batch.bin_size_um_BxTxN**2 * batch.bin_measured_BxTxN).sum()) for batch in batches)
     detections = sum(float(batch.count_BxC.sum()) for batch in batches)
     parameters = {
         **parameters,
+        "gene_table": jnp.asarray(table_Gxr),
         "gene_bias": jnp.asarray(bias_G),
         "total_bias": jnp.asarray(np.log((detections + 1.0) / max(area_um2, 1.0)), jnp.float32),
     }

@@ -17,10 +17,14 @@ MATRICES: dict[tuple[str, ...], int] = {
     ("embed", "mlp"): 1,
     ("mlp", "embed"): 1,
     ("hidden", "stem"): 1,
+    ("neighbours", "stem"): 1,
+    ("pixels", "stem"): 1,
+    ("pixels", "hidden"): 1,
+    ("features", "hidden"): 1,
 }
-"""Hidden matrices, which are Muon's: logical axes beside "layers", and how many of the first ones are summed over.
+"""Muon's matrices: logical axes beside "layers", and how many of the first ones are summed over.
 
-All else is AdamW's: tables of genes, norms, biases, and the stem, whose inputs are pixels and statistics.
+All else is AdamW's: tables of genes, norms and biases.
 """
 
 

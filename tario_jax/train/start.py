@@ -6,6 +6,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from tario_jax.model.build import Tree
+from tario_jax.model.width import Growth
 from tario_jax.parallel.mesh import local_rows
 from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.calibrate import calibrate
@@ -34,14 +35,17 @@ def start(run: Run, say: Callable[[str], None]) -> tuple[Run, TrainState]:
 
 
 def _from_seed(run: Run) -> tuple[Tree, Tree]:
-    """Parameters from the seed, statistics from the first windows of training."""
+    """Parameters from the seed, statistics and the table of genes from the first windows of training."""
+    model = run.config.model
     parameters, calibration = run.built.initialise(run.config.train.seed, run.mesh)
     source = _batches(run)
     batches = [source[t] for t in range(len(source))]
     changed, calibration = calibrate(run.built, parameters, jax.device_get(calibration), batches,
-                                     list(run.split.train), len(run.provenance.panel))  # fmt: skip
+                                     list(run.split.train), len(run.provenance.panel),
+                                     gene_base=model.gene_dim / Growth.of(model).gene_dim,
+                                     seed=run.config.train.seed)  # fmt: skip
     # every process read the same batches; where their processors round differently, the first one's numbers count
-    ours = {name: changed[name] for name in ("gene_bias", "total_bias")}
+    ours = {name: changed[name] for name in ("gene_table", "gene_bias", "total_bias")}
     ours, calibration = multihost_utils.broadcast_one_to_all((ours, calibration))
     shardings = run.built.shardings(run.mesh)
     return jax.device_put({**parameters, **ours}, shardings[0]), jax.device_put(calibration, shardings[1])

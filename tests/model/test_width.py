@@ -53,11 +53,11 @@ ALWAYS = {
 }  # fmt: skip
 FIXED_SIZES = ALWAYS | {
     "gene_in": OUTPUT,
-    **dict.fromkeys(("gene_table", "content_in", "stem_conv", "stem_out"), INPUT),
+    **dict.fromkeys(("gene_table", "content_in", "stem_conv", "stem_join", "wide_conv", "stem_out"), INPUT),
 }
 # entries of the table are those of the base: a standard one's fall in variance as gene_dim grows
 GROWN_SIZES = ALWAYS | {"gene_in": HIDDEN, "gene_table": (2.0, 1.0), "content_in": HIDDEN, "stem_conv": HIDDEN,
-                        "stem_out": HIDDEN}  # fmt: skip
+                        "stem_join": HIDDEN, "wide_conv": HIDDEN, "stem_out": HIDDEN}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,15 @@ def test_muon_orthogonalises_hidden_matrices_layer_by_layer_and_leaves_the_rest_
             assert 0.6 < singular.min() and singular.max() < 1.3, name
     for name in ("gene_table", "gene_bias", "total_weight", "head_norm"):
         np.testing.assert_array_equal(muon[name], adamw[name], err_msg=name)
-    for path in (("he_encoder", "stem_conv"), ("he_encoder", "texture_in"), ("decoder", "q_norm")):
+    for path in (("he_encoder", "stem_bias"), ("he_encoder", "texture_bias"), ("decoder", "q_norm")):
         np.testing.assert_array_equal(muon[path[0]][path[1]], adamw[path[0]][path[1]])
-    for path in (("bin_encoder", "query_he"), ("bin_encoder", "content_in"), ("he_encoder", "texture_hidden")):
+    for path in (
+        ("bin_encoder", "query_he"),
+        ("bin_encoder", "content_in"),
+        ("he_encoder", "texture_hidden"),
+        ("he_encoder", "stem_in"),
+        ("he_encoder", "wide_conv"),
+    ):
         assert np.abs(muon[path[0]][path[1]] - adamw[path[0]][path[1]]).max() > 0.1
 
 
