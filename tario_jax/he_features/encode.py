@@ -38,8 +38,7 @@ def encode_section(section, encoder: Encoder, *, batch: int = 32,
             # one shape only: a program is compiled for each
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch - len(some), 0)])
             found = np.asarray(encoder.features(pixels))[: len(some)]
-            found = found.astype(np.float16)
-            if not np.isfinite(found).all():
+            if not (np.abs(found) <= np.finfo(np.float16).max).all():  # nor NaN
                 raise InputError(f"encoder {card.name}: a vector is not finite in float16 ({section.id}); expected "
                                  "numbers within 65,504")  # fmt: skip
             for (row, column, _), vector in zip(some, found, strict=True):
