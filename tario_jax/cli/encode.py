@@ -12,8 +12,7 @@ EXAMPLES = """
     tario encode --corpus=corpora/her2st --encoder=efficientnet-lite0 --um-per-patch=112 --name=lite0-112um
     tario encode --corpus=corpora/lung --encoder=uni --weights=models/uni.bin
     tario encode --corpus=corpora/lung --encoder=mine --card=mine.json --weights=mine.onnx
-    tario train --config=configs/her2st.py --corpus=corpora/her2st --workdir=runs/a --config.data.frozen_encoder=efficientnet-lite0
-"""  # noqa: E501
+"""
 GROUPS_READ = ()
 
 
