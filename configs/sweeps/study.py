@@ -4,7 +4,7 @@
 
     axis        at                                             the others
     patients    16, 32, 64, 128, 256                           m, 288 µm
-    parameters  xs, s, m, l (trunks of 0.1 to 3 million)       256 patients, 288 µm
+    parameters  xs, s, m, l (trunks of 0.2 to 3 million)       256 patients, 288 µm
     context     windows of 144, 288, 576 µm, as much tissue    256 patients, m
     resolution  one model of bins of 36, 18 and 9 µm, read at  256 patients, m, 288 µm
                 each and compared at 36 µm
@@ -40,11 +40,11 @@ BASE = Config(
         head_dim=32,
         mlp_width=320,
         gene_dim=64,
-        stem_width=48,
+        stem_width=32,
         base_width=128,
         base_head_dim=32,
         base_gene_dim=64,
-        base_stem_width=48,
+        base_stem_width=32,
     ),
     optim=OptimConfig(learning_rate=2e-3, warmup_steps=40),
     train=TrainConfig(steps=400, log_every=20, validate_every=200, checkpoint_every=200, keep_checkpoints=1),

@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     with compiled_kept(options.workdir):
         report = measure_decoding(
             predictor, corpus, sections, genes, asked, options.out, say=say,
+            fitted_on=[corpus.section(name) for name in predictor.provenance.validation] if train else [],
             chosen=f"of highest Moran's I in {'training sections' if train else 'these sections'}",
         )  # fmt: skip
     report["table"] = decoding_tables(report)

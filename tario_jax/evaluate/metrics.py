@@ -66,7 +66,7 @@ def expected_composition(rates_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarr
     rates_NxG = np.maximum(np.asarray(rates_NxG, np.float64), 0.0)
     scale_N = np.where(total_N > 0, COMPOSITION_SCALE / np.where(total_N > 0, total_N, 1.0), 0.0)
     highest_G = rates_NxG.max(0, initial=0.0)
-    above, mean_NxG = -1.0, np.empty_like(rates_NxG)
+    above, mean_NxG = -1.0, np.full_like(rates_NxG, np.nan)  # a gene with a rate that is no number has none
     for highest, degree in (*_SERIES, (np.inf, 0)):
         genes = np.flatnonzero((highest_G > above) & (highest_G <= highest))
         if len(genes):

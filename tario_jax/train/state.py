@@ -194,9 +194,10 @@ def _part(batch: Batch, number: jax.Array | int, parts: int, mesh: Mesh) -> Batc
     devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
     def cut(x_Bx, sharding: NamedSharding):
-        of_devices = x_Bx.reshape(devices, parts, -1, *x_Bx.shape[1:])
+        rows = x_Bx.shape[0] // (devices * parts)
+        of_devices = x_Bx.reshape(devices, parts, rows, *x_Bx.shape[1:])
         part = jax.lax.dynamic_index_in_dim(of_devices, number, axis=1, keepdims=False)
-        return jax.lax.with_sharding_constraint(part.reshape(-1, *x_Bx.shape[1:]), sharding)
+        return jax.lax.with_sharding_constraint(part.reshape(devices * rows, *x_Bx.shape[1:]), sharding)
 
     return jax.tree.map(cut, batch, batch_shardings(mesh))
 

@@ -114,8 +114,8 @@ def content_size(mup: bool, growth: int) -> float:
 
 def test_contents_keep_their_size_as_the_table_grows():
     at_base = content_size(True, 1)
-    assert content_size(True, 16) == pytest.approx(at_base, rel=0.1)
-    assert content_size(False, 16) == pytest.approx(at_base / 4, rel=0.1)
+    assert content_size(True, 16) == pytest.approx(at_base, rel=0.15)
+    assert content_size(False, 16) == pytest.approx(at_base / 4, rel=0.15)
 
 
 @pytest.mark.parametrize(

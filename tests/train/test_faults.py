@@ -221,7 +221,7 @@ def test_saves_that_fail_are_no_checkpoints_and_three_in_a_row_end_the_run(run, 
     assert numbers(workdir) == numbers(unbroken)
 
 
-_MOUNTED = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=900k none "$0" && shift 0 && exec "$@"')
+_MOUNTED = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1250k none "$0" && shift 0 && exec "$@"')
 
 
 def test_a_disk_that_fills_up_in_a_save_leaves_the_newest_whole_one(run, tmp_path):

@@ -1,11 +1,14 @@
 """How well a predicted distribution of counts fits what was measured: CRPS, and coverage of central intervals.
 
-A distribution is Poisson with a predicted rate, or the mixture of S Poisson distributions with equal weights that S
-samples of rates give. Plain functions on arrays; counts are whole numbers of at least 0, rates at least 0.
+A distribution is Poisson with a predicted rate, or the mixture with equal weights that S samples of rates give, of
+Poisson distributions or of negative binomials (spread.py). Plain functions on arrays; counts are whole numbers of at
+least 0, rates at least 0.
 """
 
 import numpy as np
 import scipy.special
+
+from tario_jax.evaluate.decoding.spread import POISSON, Spread, log_probability
 
 LEVELS = (0.5, 0.8, 0.95)  # of central intervals
 
@@ -17,23 +20,24 @@ def crps_poisson(counts: np.ndarray, rates: np.ndarray) -> np.ndarray:
     (y − λ)(2 F(y) − 1) + 2 λ f(y) − λ exp(−2λ) (I0(2λ) + I1(2λ)).
     """
     y, rate = np.broadcast_arrays(np.asarray(counts, np.float64), np.asarray(rates, np.float64))
-    up_to, at = scipy.special.pdtr(y, rate), _probability(y, rate)
+    up_to, at = scipy.special.pdtr(y, rate), np.exp(log_probability(y, rate, None))
     spread = rate * (scipy.special.i0e(2 * rate) + scipy.special.i1e(2 * rate))
     return (y - rate) * (2 * up_to - 1) + 2 * rate * at - spread
 
 
-def crps_mixture(counts: np.ndarray, rates_Sx___: np.ndarray) -> np.ndarray:
-    """The same of a mixture of Poissons, whose rates lie along the first axis: Σ_n (F(n) − [n >= count])².
+def crps_mixture(counts: np.ndarray, rates_Sx___: np.ndarray, spread: Spread = POISSON) -> np.ndarray:
+    """The same of a mixture of distributions, whose rates lie along the first axis: Σ_n (F(n) − [n >= count])².
 
-    The sum ends where what is left of F is beyond float64.
+    The sum ends where what is left of F is beyond 1e-9.
     """
     y, rates_Sx___ = np.asarray(counts, np.float64), np.asarray(rates_Sx___, np.float64)
-    highest = rates_Sx___.max(initial=0.0)
-    last = int(max(y.max(initial=0.0), highest + 9 * np.sqrt(highest) + 30))
-    up_to, score = np.zeros(y.shape), np.zeros(y.shape)
-    for n in range(last + 1):
-        up_to += _probability(n, rates_Sx___).mean(0)
+    sizes = spread.sizes(rates_Sx___)
+    up_to, score, n = np.zeros(y.shape), np.zeros(y.shape), 0
+    most = y.max(initial=0.0)
+    while n <= most or (up_to < 1 - 1e-9).any():
+        up_to += np.exp(log_probability(n, rates_Sx___, sizes)).mean(0)
         score += (up_to - (n >= y)) ** 2
+        n += 1
     return score
 
 
@@ -52,22 +56,25 @@ def crps_samples(counts: np.ndarray, drawn_Sx___: np.ndarray) -> np.ndarray:
     return away - between / (2 * samples * (samples - 1))
 
 
-def randomised_pit(counts: np.ndarray, rates_Sx___: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """F(y − 1) + u f(y) with u uniform on [0, 1): uniform itself if the counts follow the mixture of Poissons.
+def randomised_pit(counts: np.ndarray, rates_Sx___: np.ndarray, rng: np.random.Generator,
+                   spread: Spread = POISSON) -> np.ndarray:  # fmt: skip
+    """F(y − 1) + u f(y) with u uniform on [0, 1): uniform itself if the counts follow the mixture.
 
     Without u, intervals of counts could only be too wide. Czado, Gneiting & Held, Biometrics 65 (2009) 1254–1261.
     """
     y = np.asarray(counts, np.float64)
     rates_Sx___ = np.asarray(rates_Sx___, np.float64)
-    below = np.where(y > 0, scipy.special.pdtr(np.maximum(y - 1, 0), rates_Sx___), 0.0).mean(0)
-    return below + rng.random(y.shape) * _probability(y, rates_Sx___).mean(0)
+    sizes = spread.sizes(rates_Sx___)
+    before = np.maximum(y - 1, 0)
+    if sizes is None:
+        below = scipy.special.pdtr(before, rates_Sx___)
+    else:  # the regularised incomplete beta function; without a rate all is at 0
+        share = sizes / np.maximum(rates_Sx___ + sizes, 1e-300)
+        below = np.where(rates_Sx___ > 0, scipy.special.betainc(np.maximum(sizes, 1e-12), before + 1, share), 1.0)
+    below = np.where(y > 0, below, 0.0).mean(0)
+    return below + rng.random(y.shape) * np.exp(log_probability(y, rates_Sx___, sizes)).mean(0)
 
 
 def coverage(pit: np.ndarray, level: float, axis: int = 0) -> np.ndarray:
     """Share of counts within the central interval of this level, along an axis; the level itself is best."""
     return (np.abs(pit - 0.5) <= level / 2).mean(axis)
-
-
-def _probability(n, rate) -> np.ndarray:
-    """Of n under Poisson(rate)."""
-    return np.exp(scipy.special.xlogy(n, rate) - rate - scipy.special.gammaln(np.add(n, 1.0)))

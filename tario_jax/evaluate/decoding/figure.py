@@ -28,6 +28,12 @@ def decoding_tables(report: dict[str, Any]) -> str:
         covered = "".join(f"{_number(found[f'covered_{round(100 * level)}']):>8}" for level in LEVELS)
         lines.append(f"{way:<26}{_number(found['crps']):>9}{_number(found['crps_drawn']):>9}{covered}"
                      f"{_number(found['moran']):>20}{_number(found['moran_drawn']):>18}")  # fmt: skip
+        covered = "".join(f"{_number(found[f'covered_poisson_{round(100 * level)}']):>8}" for level in LEVELS)
+        lines.append(f"{'  if counts were Poisson':<26}{_number(found['crps_poisson']):>9}{'':>9}{covered}")
+    lines += ["", "variance of a count of mean m, from sections of validation: " + "; ".join(
+        f"{way} {1 + found['spread']['bursts']:.2f} m + {found['spread']['uncertain']:.3f} m²"
+        for way, found in report["ways"].items()
+    )]  # fmt: skip
     if report["given"]:
         lines += [
             "",

@@ -23,7 +23,9 @@ from tario_jax.evaluate.decoding.section import (
     measure_given,
     measure_steps,
     read_truth,
+    spread_of,
 )
+from tario_jax.evaluate.decoding.spread import POISSON, Spread
 from tario_jax.evaluate.intervals import Resampling, Scores, interval, patient_resampling, resample
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
@@ -34,9 +36,10 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.train.whole_file import write_whole
 from tario_jax.virtual.genes import program
 
-_VERSION = 3  # of what is kept of a section
+_VERSION = 4  # of what is kept of a section
 _RANKED_ON = 12  # sections whose measured counts rank the genes
 _LEAST_GENES = 3  # of a class that is told apart
+_FITTED_ON = 8  # sections of validation
 _SCORES = ("counts_r", "composition_r")
 
 
@@ -79,12 +82,13 @@ class Asked:
 
 def measure_decoding(
     predictor: Predictor, corpus: Corpus, sections: list[Section], genes: np.ndarray, asked: Asked, folder: Path, *,
-    chosen: str = "as given", say: Callable[[str], None] = print,
+    fitted_on: list[Section] = (), chosen: str = "as given", say: Callable[[str], None] = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Every way that is asked for on these sections, scored on these genes (positions in the model's panel).
 
-    Writes folder/sections/<id>.npz section by section. chosen: how the genes were, in words. Raises `InputError` where
-    the folder holds sections that were measured otherwise, and for a model that reads no contents.
+    Writes folder/sections/<id>.npz section by section. fitted_on: sections of validation, around whose rates counts are
+    seen to scatter (spread.py); without any, distributions are Poisson. chosen: how the genes were, in words. Raises
+    `InputError` where the folder holds sections that were measured otherwise, and for a model that reads no contents.
     """
     if len(asked.ways()) > 1 or asked.given:
         refuse_one_shot(predictor, "decoding")
@@ -95,16 +99,20 @@ def measure_decoding(
     held = folder / "sections"
     held.mkdir(parents=True, exist_ok=True)
     capacity = capacity_of(predictor, sections, asked.bin_um) if asked.given else 0
+    spreads = _spreads(predictor, corpus, list(fitted_on), genes, asked, folder / "spreads.npz", stamp, say)
     of_sections = []
     for number, section in enumerate(sections, 1):
         path = held / f"{section.id}.npz"
         measures = _read(path, stamp)
         if measures is None:
-            _write(path, stamp, _measure(predictor, corpus, section, genes, asked, capacity))
+            _write(path, stamp, _measure(predictor, corpus, section, genes, asked, capacity, spreads))
             measures = _read(path, stamp)
             say(f"decoding: {number}/{len(sections)} sections")
         of_sections.append(measures)
-    return {"chosen": chosen} | _report(predictor, corpus, sections, genes, asked, of_sections)
+    report = {"chosen": chosen} | _report(predictor, corpus, sections, genes, asked, of_sections)
+    for way, spread in spreads.items():
+        report["ways"][way]["spread"] = spread._asdict()
+    return report
 
 
 def genes_by_moran(predictor: Predictor, corpus: Corpus, sections: list[Section], top: int) -> np.ndarray:
@@ -121,13 +129,31 @@ def genes_by_moran(predictor: Predictor, corpus: Corpus, sections: list[Section]
     return order[: min(top, int(np.isfinite(moran_G).sum()))]
 
 
-def _measure(predictor, corpus, section, genes, asked: Asked, capacity: int) -> Measures:
+def _spreads(predictor, corpus, sections: list[Section], genes, asked: Asked, path: Path, stamp: str,
+             say: Callable[[str], None]) -> dict[str, Spread]:  # fmt: skip
+    """Of each way of generating, fitted once."""
+    sections = [section for section in sections if section.holds("he") and section.has_counts][:_FITTED_ON]
+    if not sections:
+        return dict.fromkeys(asked.ways(), POISSON)
+    stamp = json.dumps([stamp, [section.id for section in sections]])
+    kept = _read(path, stamp)
+    if kept is None:
+        kept = {}
+        for way, steps in asked.ways().items():
+            spread = spread_of(predictor, corpus, sections, genes, steps, bin_um=asked.bin_um, overlap=asked.overlap)
+            kept[way] = np.array(spread)
+            say(f"decoding: scatter of counts around {way}, from {len(sections)} sections of validation")
+        _write(path, stamp, kept)
+    return {way: Spread(*(float(value) for value in kept[way])) for way in asked.ways()}
+
+
+def _measure(predictor, corpus, section, genes, asked: Asked, capacity: int, spreads: dict[str, Spread]) -> Measures:
     truth = read_truth(section, corpus, predictor, genes, asked.bin_um)
     how = {"bin_um": asked.bin_um, "overlap": asked.overlap, "min_total": asked.min_total}
     found = {"measured/moran": truth.spread(truth.counts_Nxg), "measured/bins": np.float64(len(truth)),
              "measured/below": np.float64((~truth.enough(asked.min_total)).sum())}  # fmt: skip
     for way, steps in asked.ways().items():
-        measures = measure_steps(predictor, corpus, section, truth, genes, steps, **how)
+        measures = measure_steps(predictor, corpus, section, truth, genes, steps, spreads[way], **how)
         found |= {f"{way}/{name}": value for name, value in measures.items()}
     if asked.given:
         bin_um = None if section.spots is not None else asked.bin_um

@@ -10,6 +10,7 @@ from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
+from tario_jax.evaluate.decoding.spread import POISSON, Spread, fit_spread
 from tario_jax.evaluate.metrics import composition, expected_composition, pearson_by_gene
 from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
 from tario_jax.evaluate.section_bins import least_total
@@ -84,8 +85,12 @@ def read_truth(section: Section, corpus: Corpus, predictor: Predictor, genes: np
 
 
 def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth: Truth, genes: np.ndarray,
-                  steps: Steps, *, bin_um: float, overlap: float, min_total: int) -> Measures:  # fmt: skip
-    """r, CRPS, coverage, smoothness and seconds of one way of generating; K = 1 is one-shot."""
+                  steps: Steps, spread: Spread, *, bin_um: float, overlap: float,
+                  min_total: int) -> Measures:  # fmt: skip
+    """r, CRPS, coverage, smoothness and seconds of one way of generating; K = 1 is one-shot.
+
+    spread: of counts around the rates of this way.
+    """
     asked = {"tissue": corpus.kind, "bin_um": None if section.spots is not None else bin_um, "overlap": overlap}
     began = time.monotonic()
     if steps.groups == 1:  # what a user waits for: nothing is drawn
@@ -96,7 +101,7 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
         seconds = time.monotonic() - began
     at_N = every_place(maps, truth)
     found = correlations(truth, *_read(maps, at_N, truth, genes), min_total)
-    found |= _fit(truth, samples, at_N, steps.seed)
+    found |= _fit(truth, samples, at_N, steps.seed, spread)
     found["moran"] = truth.spread(maps.rates_NxG[np.ix_(at_N, genes)])
     drawn = np.stack([truth.spread(counts_Nxg[at_N]) for counts_Nxg in samples.counts_SxNxg])
     found["moran_drawn"] = drawn.mean(0)
@@ -179,13 +184,28 @@ def _read(maps: GeneMaps, at_N: np.ndarray, truth: Truth, genes: np.ndarray) -> 
     return rates_NxG[:, genes] * truth.share_N[:, None], total_N * truth.share_N
 
 
-def _fit(truth: Truth, samples: Samples, at_N: np.ndarray, seed: int) -> Measures:
-    """CRPS of the mixture and of the draws, and coverage, by gene."""
+def spread_of(predictor: Predictor, corpus: Corpus, sections: list[Section], genes: np.ndarray, steps: Steps, *,
+              bin_um: float, overlap: float) -> Spread:  # fmt: skip
+    """How counts of these sections, which no score may be of, scatter around the rates of a way of generating."""
+    counts, rates = [], []
+    for section in sections:
+        truth = read_truth(section, corpus, predictor, genes, bin_um)
+        maps, samples = generate_section(predictor, section, steps, genes=genes, tissue=corpus.kind, overlap=overlap,
+                                         bin_um=None if section.spots is not None else bin_um)  # fmt: skip
+        told_SxNxg = samples.rates_SxNxg[:, every_place(maps, truth)] * truth.share_N[:, None]
+        counts.append(truth.counts_Nxg.ravel())
+        rates.append(told_SxNxg.reshape(len(told_SxNxg), -1))
+    return fit_spread(np.concatenate(counts), np.concatenate(rates, 1), np.random.default_rng(steps.seed))
+
+
+def _fit(truth: Truth, samples: Samples, at_N: np.ndarray, seed: int, spread: Spread) -> Measures:
+    """CRPS of the mixture, with its spread and without, and of the draws; coverage; by gene."""
     rates_SxNxg = samples.rates_SxNxg[:, at_N] * truth.share_N[:, None]
     scored = np.isfinite(truth.counts_Nxg).all(0)
     counts_Nxg = np.nan_to_num(truth.counts_Nxg)
-    pit_Nxg = randomised_pit(counts_Nxg, rates_SxNxg, np.random.default_rng(seed))
-    found = {"crps": crps_mixture(counts_Nxg, rates_SxNxg).mean(0),
-             "crps_drawn": crps_samples(counts_Nxg, samples.counts_SxNxg[:, at_N]).mean(0)}  # fmt: skip
-    found |= {f"covered_{round(100 * level)}": coverage(pit_Nxg, level) for level in LEVELS}
+    found = {"crps_drawn": crps_samples(counts_Nxg, samples.counts_SxNxg[:, at_N]).mean(0)}
+    for name, around in (("", spread), ("_poisson", POISSON)):
+        pit_Nxg = randomised_pit(counts_Nxg, rates_SxNxg, np.random.default_rng(seed), around)
+        found[f"crps{name}"] = crps_mixture(counts_Nxg, rates_SxNxg, around).mean(0)
+        found |= {f"covered{name}_{round(100 * level)}": coverage(pit_Nxg, level) for level in LEVELS}
     return {name: np.where(scored, value, np.nan) for name, value in found.items()}

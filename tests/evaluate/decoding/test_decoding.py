@@ -138,6 +138,26 @@ def test_an_order_that_is_unknown_is_refused_also_where_nothing_is_ordered():
     refused(lambda: Asked((1,), orders=("foo",)), "--order: holds 'foo'", "hilbert")
 
 
+def test_scatter_is_fitted_once_and_covers_better_on_sections_it_was_not_fitted_on(done, reader, tiny_corpus, sections,
+                                                                                   tmp_path):  # fmt: skip
+    """Of tiny sections, whose counts scatter far more than Poisson's around what a model of a few steps says."""
+    seen = []
+    asked = Asked((1,), samples=2, bin_um=18.0, overlap=0.0, min_total=60, bootstraps=50)
+    fitted_on = [tiny_corpus.section("A1")]
+    found = measured(reader, tiny_corpus, sections, tmp_path, asked, fitted_on=fitted_on, say=seen.append)
+    assert seen[0] == "decoding: scatter of counts around one-shot, from 1 sections of validation"
+    of_way = found["ways"]["one-shot"]
+    assert of_way["spread"]["bursts"] + of_way["spread"]["uncertain"] > 0.05
+    assert of_way["crps"] < of_way["crps_poisson"]
+    assert abs(of_way["covered_80"] - 0.8) < abs(of_way["covered_poisson_80"] - 0.8)
+    assert "if counts were Poisson" in decoding_tables(found)
+    again = []
+    same = measured(reader, tiny_corpus, sections, tmp_path, asked, fitted_on=fitted_on, say=again.append)
+    assert again == [] and same["ways"]["one-shot"]["spread"] == of_way["spread"]
+    poisson = done[1]["ways"]["one-shot"]  # no sections of validation: nothing is known of the scatter
+    assert set(poisson["spread"].values()) == {0.0} and poisson["crps"] == poisson["crps_poisson"]
+
+
 def test_other_options_are_refused_in_a_folder_that_is_begun(done, reader, tiny_corpus, sections):
     folder, _ = done
     other = Asked((4,), samples=3, given=ASKED.given, bin_um=18.0, overlap=0.0, min_total=60, bootstraps=50)

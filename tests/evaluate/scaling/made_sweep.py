@@ -32,7 +32,7 @@ def made_config(*, patients: int = 372, width: int = 32, window_um: float = 144.
         source=SourceConfig(train_patients=MOST_PATIENTS), split=SplitConfig(train_patients=patients),
         data=DataConfig(window_um=window_um, tile_um=min(144.0, window_um), rows=rows, seed=seed),
         model=ModelConfig(width=width, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_width=2 * width, gene_dim=16,
-                          stem_width=8),
+                          stem_width=2),
         optim=OptimConfig(learning_rate=rate, warmup_steps=warmup), train=TrainConfig(steps=steps, seed=seed),
     )  # fmt: skip
 

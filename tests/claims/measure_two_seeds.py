@@ -1,0 +1,63 @@
+"""A config's run with two seeds, on one corpus, beside ridge: `measure_two_seeds.py CONFIG WORKDIR OUT.json`.
+
+What is claimed must hold of both; `null` is what they differ by. Runs of a former start in WORKDIR go on.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SEEDS = (0, 1)
+
+
+def main() -> None:
+    config, workdir, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    folders = [workdir / f"seed{seed}" for seed in SEEDS]
+    tario("run", f"--config={config}", f"--workdir={folders[0]}")
+    for seed, folder in zip(SEEDS[1:], folders[1:], strict=True):
+        tario("train", f"--config={config}", f"--workdir={folder}", f"--corpus={folders[0] / 'corpus'}",
+              f"--config.data.seed={seed}", f"--config.train.seed={seed}")  # fmt: skip
+        tario("evaluate", f"--workdir={folder}", f"--corpus={folders[0] / 'corpus'}",
+              f"--shared={folders[0] / 'kept'}")  # fmt: skip
+    found = [figures(json.loads((folder / "report.json").read_text())) for folder in folders]
+    result = {
+        "seeds": found,
+        "least": {name: min(one[name] for one in found) for name in found[0]},
+        "null": {name: abs(found[1][name] - found[0][name]) for name in found[0]},
+        "table": table(found),
+    }
+    print(result["table"])
+    out.write_text(json.dumps(result))
+
+
+def tario(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "tario_jax.cli", *words], check=True)
+
+
+def figures(report: dict[str, Any]) -> dict[str, float]:
+    methods = report["sets"]["top_moran"]["methods"]
+    r = {form: {name: of[form]["mean_r"] for name, of in methods.items() if form in of} for form in
+         ("counts", "composition")}  # fmt: skip
+    ridge = {form: max(r[form]["ridge"], r[form]["ridge_direct"]) for form in r}  # whichever is stronger
+    found = {f"{form}_r": r[form]["model"] for form in r} | {f"ridge_{form}_r": ridge[form] for form in r}
+    found |= {f"{form}_above_ridge": r[form]["model"] - ridge[form] for form in r}
+    found |= {f"{form}_share": r[form]["model"] / r[form]["reachable"] for form in r}
+    found |= {"counts_above_own_density": r["counts"]["model"] - r["counts"]["own_density"],
+              "composition_of_rates_r": r["composition"]["model_rates"]}  # fmt: skip
+    bulk, ridge_bulk = report["headline"]["bulk_r"], report["headline"]["ridge_bulk_r"]
+    return found | {"bulk_r": bulk, "ridge_bulk_r": ridge_bulk, "bulk_above_ridge": bulk - ridge_bulk}
+
+
+def table(found: list[dict[str, float]]) -> str:
+    lines = [f"{'':<28}" + "".join(f"{f'seed {seed}':>10}" for seed in SEEDS) + f"{'differ by':>12}"]
+    for name in found[0]:
+        values = [one[name] for one in found]
+        lines.append(f"{name.replace('_', ' '):<28}" + "".join(f"{value:>10.4f}" for value in values)
+                     + f"{abs(values[1] - values[0]):>12.4f}")  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
