@@ -60,7 +60,7 @@ class HEEncoder(nnx.Module):
         self.texture_scale = statistic((features,), 1.0)
         inside, wide = 9 * 3 * self.pyramid.cell_px**2, WIDE * c
         joined, out = self.pyramid.cells**2 * c, self.pyramid.large**2 * wide
-        self.stem_in = weight(rngs, (inside, c), ("pixels", "stem"), inside)
+        self.stem_in = weight(rngs, (inside, c), ("pixels", "hidden"), inside)
         self.stem_bias = constant((c,), ("vector",), 0.0)
         self.stem_conv = weight(rngs, (9 * c, c), ("neighbours", "stem"), 9 * c, grown=grown.stem_width)
         self.stem_conv_bias = constant((c,), ("vector",), 0.0)

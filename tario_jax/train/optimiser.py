@@ -18,7 +18,6 @@ MATRICES: dict[tuple[str, ...], int] = {
     ("mlp", "embed"): 1,
     ("hidden", "stem"): 1,
     ("neighbours", "stem"): 1,
-    ("pixels", "stem"): 1,
     ("pixels", "hidden"): 1,
     ("features", "hidden"): 1,
 }

@@ -9,7 +9,7 @@ import scipy.stats
 from refusals import refused
 from tiny_tissue import tiny_section, write_corpus
 
-from tario_jax.config import EvaluateConfig
+from tario_jax.config import Config, DataConfig, EvaluateConfig
 from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places, sparse_grid_counts
 from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.kept import Kept
@@ -180,6 +180,14 @@ def test_fine_bins_are_read_and_summed_up(predictor, others, config, tmp_path):
     assert scores.r["model", "counts"][0, scores.symbols.index("GENE0")] == pytest.approx(r, abs=1e-5)
     refused(lambda: evaluate_checkpoint(predictor, others, config, tmp_path, title="x", bin_um=18.0, read_um=36.0),
             "--read-um=36", "18 µm")  # fmt: skip
+    # the config says the same: the model, of bins of 18 µm, is read at these
+    coarse = dataclasses.replace(config, bin_um=36.0)
+    said = evaluate_checkpoint(predictor, others, coarse, tmp_path / "said", title="x", say=lambda line: None)
+    assert (said.report["bin_um"], said.report["read_um"]) == (36.0, predictor.provenance.bin_um) == (36.0, 18.0)
+    np.testing.assert_array_equal(read_scores(tmp_path / "said/scores.npz").r["model", "counts"],
+                                  scores.r["model", "counts"])  # fmt: skip
+    refused(lambda: Config(data=DataConfig(bin_um=36.0), evaluate=EvaluateConfig(bin_um=18.0)),
+            "evaluate.bin_um is 18.0", "at least data.bin_um = 36.0")  # fmt: skip
 
 
 def test_genes_are_ranked_on_bins_of_36_um_whatever_is_evaluated(predictor, others, config, whole, tmp_path):

@@ -44,7 +44,7 @@ def test_unseen_states_are_out_of_reach_of_the_h_and_e(corpus):
     composed = limits.by_bin[36.0]["composition"]
     seen, unseen = composed["visible_state"], composed["hidden_state"]
     # the expected composition follows the depth a little, which the H&E shows
-    assert seen[1] > 0.95 * seen[0] and unseen[1] < 0.8 * unseen[0]
+    assert seen[1] > 0.95 * seen[0] and unseen[1] < 0.75 * unseen[0]
 
 
 def test_real_tissue_has_no_limits(tmp_path):

@@ -18,11 +18,11 @@ GENES = len(PANEL)
 
 
 @functools.cache
-def started(**model):
+def started(seed=0, **model):
     """Config, split model, parameters and calibration."""
     config = tiny_config(model=model)
     built = build(config.model, GENES, config.data.patch_px, content=True)
-    return config, built, *jax.device_get(built.initialise(0, make_mesh(config.mesh)))
+    return config, built, *jax.device_get(built.initialise(seed, make_mesh(config.mesh)))
 
 
 def loss_and_gradients(config, built, parameters, calibration):
@@ -102,20 +102,24 @@ def test_scores_are_divided_by_the_dimension_of_a_head_and_logits_by_that_of_the
 
 
 def content_size(mup: bool, growth: int) -> float:
-    """Root mean square of contents' tokens at the start."""
+    """Root mean square of contents' tokens at the start, over draws of it: a narrow table is few numbers."""
+    return float(np.sqrt(np.mean([_content_square(mup, growth, seed) for seed in range(6)])))
+
+
+def _content_square(mup: bool, growth: int, seed: int) -> float:
     bases = {"base_width": 32, "base_gene_dim": 16} if mup else {}
-    config, built, parameters, calibration = started(width=32 * growth, gene_dim=16 * growth, **bases)
+    config, built, parameters, calibration = started(seed, width=32 * growth, gene_dim=16 * growth, **bases)
     encoder = parameters["bin_encoder"] | {"content_total": np.zeros((2, 32 * growth), np.float32)}
     model = built.merge(parameters | {"bin_encoder": encoder}, calibration)
     batch = made_batch(config, pod_layout(config, GENES), GENES, 0)
     tokens = model.bin_encoder.content(batch, parameters["gene_table"], parameters["gene_bias"], np.float32)
-    return float(np.sqrt(np.mean(np.square(tokens))))
+    return float(np.mean(np.square(tokens)))
 
 
 def test_contents_keep_their_size_as_the_table_grows():
     at_base = content_size(True, 1)
-    assert content_size(True, 16) == pytest.approx(at_base, rel=0.15)
-    assert content_size(False, 16) == pytest.approx(at_base / 4, rel=0.15)
+    assert content_size(True, 16) == pytest.approx(at_base, rel=0.1)
+    assert content_size(False, 16) == pytest.approx(at_base / 4, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def run(tmp_path_factory, tiny_corpus):
     (folder / "config.py").write_text(_CONFIG)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "train"))),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
+        "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
         "PLANTED_MARKER": str(folder / "marker"),
         # of their own: a program that was compiled with a full disk is not kept
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
