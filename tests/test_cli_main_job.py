@@ -19,7 +19,7 @@ VIRTUAL = """
 SPOTS = """
         source=SourceConfig(kind="spots", path="$TARIO_TEST_SPOTS", patients=(("A", "BRCA"),)),
         split=SplitConfig(by="section", train=("A1",), held_out=("A2",)),
-        data=DataConfig(window_um=432, tile_um=432, patch_px=36, rows=2),
+        data=DataConfig(window_um=432, tile_um=432, he_um_per_px=4, patch_px=9, rows=2),
         evaluate=EvaluateConfig(top_genes=5, mean_genes=10, bootstraps=100),
 """
 

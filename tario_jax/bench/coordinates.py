@@ -62,7 +62,7 @@ def _entering(model: Tario, batch: Batch) -> dict[str, jax.Array]:
     found = {"H&E tokens": he}
     if model.reads_content:
         found["contents"] = model.bin_encoder.content(batch, model.gene_table[...], model.gene_bias[...], dtype)
-    found["queries"] = model.bin_encoder.query(batch, he, dtype)
+    found["queries"] = model.bin_encoder.query(batch, he, model.gene_bias[...], dtype)
     return {name: x.reshape(len(x), -1, x.shape[-1]) for name, x in found.items()}
 
 

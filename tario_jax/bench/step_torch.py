@@ -45,6 +45,7 @@ class Tokens(NamedTuple):
     step: torch.Tensor
     counts_QxG: torch.Tensor  # dense
     gene_mask_WxG: torch.Tensor  # windows of all rows
+    log_depth_W: torch.Tensor  # −inf where it is not told
     one_group: bool  # all bins are written at once
 
 
@@ -61,6 +62,7 @@ class TorchStep:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.set_float32_matmul_precision("highest" if compute_dtype == "float32" else "high")
         self.calibration = {name: self._tensor(value) for name, value in calibration["he_encoder"].items()}
+        self.depth = {name: self._tensor(value) for name, value in calibration["bin_encoder"].items()}
         layers = {name: np.asarray(value) for name, value in parameters["decoder"].items()}
         self.layers = [{name: self._weight(value[number]) for name, value in layers.items()}
                        for number in range(config.model.layers)]  # fmt: skip
@@ -184,7 +186,22 @@ class TorchStep:
         under = (self.tokens.pool_BxQxS @ he.view(B, -1, he.shape[1])).flatten(0, 1)
         size = (self.tokens.size_um / 36.0).log()
         place = torch.stack([torch.ones_like(size), size], 1).to(self.dtype)
-        return self._norm(under, w["query_norm"]) @ w["query_he"] + place @ w["query_size"]
+        return (
+            self._norm(under, w["query_norm"]) @ w["query_he"]
+            + place @ w["query_size"]
+            + self._known_depth() @ w["query_depth"]
+        )
+
+    def _known_depth(self) -> torch.Tensor:
+        """[B·T·N, 2]: whether the depth of its section is told, and what it is."""
+        tokens = self.tokens
+        with torch.no_grad():
+            share_W = torch.where(tokens.gene_mask_WxG, torch.softmax(self.weights["gene_bias",], 0), 0.0).sum(1)
+            told_W = tokens.log_depth_W.isfinite()
+            depth_W = tokens.log_depth_W - share_W.clamp(min=1e-9).log() - self.depth["depth_mean"]
+            depth_W = (depth_W / self.depth["depth_scale"]).clamp(-4.0, 4.0).masked_fill(~told_W, 0.0)
+            known_Wx2 = torch.stack([told_W.float(), depth_W], 1)
+            return known_Wx2[tokens.window].to(self.dtype)
 
     def _content_tokens(self) -> torch.Tensor:
         """[B·T·N, d]."""
@@ -199,7 +216,9 @@ class TorchStep:
             residual = residual.masked_fill(~tokens.gene_mask_WxG[tokens.window], 0.0).to(self.dtype)
             density = ((total + 0.5) / (tokens.size_um.square() * tokens.measured.clamp(min=0.05))).log()
             place = torch.stack([density, (tokens.size_um / 36.0).log()], 1).to(self.dtype)
-        return (residual @ table) @ w["content_in"] + place @ w["content_total"]
+        return (
+            (residual @ table) @ w["content_in"] + place @ w["content_total"] + self._known_depth() @ w["content_depth"]
+        )
 
     # --- decoder
 
@@ -298,7 +317,8 @@ class TorchStep:
             self._tensor(pool_BxQxS).to(self.dtype), self._tensor(np.concatenate(xy_um)),
             self._tensor(batch.bin_size_um_BxTxN.reshape(-1)), self._tensor(batch.bin_measured_BxTxN.reshape(-1)),
             self._tensor(window), self._tensor(batch.bin_step_BxTxN.reshape(-1)), self._tensor(counts_QxG),
-            self._tensor(batch.measured_gene_BxWxG.reshape(-1, G)), bool((batch.bin_step_BxTxN == 1).all()),
+            self._tensor(batch.measured_gene_BxWxG.reshape(-1, G)), self._tensor(batch.log_depth_BxW.reshape(-1)),
+            bool((batch.bin_step_BxTxN == 1).all()),
         )  # fmt: skip
 
     def _of(self, part: str) -> dict[str, torch.Tensor]:

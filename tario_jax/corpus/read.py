@@ -274,6 +274,19 @@ class Section:
         held_RxC = np.diff(self._whole(_OFFSET)).reshape(-1, columns)
         return held_RxC > _GLASS * held_RxC.sum() / max(np.count_nonzero(held_RxC), 1)
 
+    @property
+    def density_per_um2(self) -> float:
+        """Mean detections per µm² of tissue, or spot counts per µm² of spots: how deep the assay went. 0: none."""
+        if self.spots is not None:
+            area_um2 = len(self.spots) * np.pi * (self.spots.diameter_um / 2) ** 2
+            detections = float(self.spots.count_E.sum())
+        elif self.has_detections:
+            tiles = np.diff(self._whole(_OFFSET))[self.tissue.ravel()]
+            area_um2, detections = tiles.size * layout.DETECTION_TILE_UM**2, float(tiles.sum())
+        else:
+            return 0.0
+        return detections / max(area_um2, 1.0)
+
     def begin_places(
         self, x_um: float, y_um: float, width_um: float, height_um: float, others: tuple[str, ...] = ()
     ) -> Callable[[], Iterator[Places]]:

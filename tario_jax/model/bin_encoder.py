@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tario_jax.config import ModelConfig
-from tario_jax.model.declare import constant, rms_norm, start_at_zero, weight
+from tario_jax.model.declare import constant, rms_norm, start_at_zero, statistic, weight
 from tario_jax.model.width import Growth
 from tario_jax.ops.count_content import count_content, dense_content
 from tario_jax.ops.pooling import weighted_means
@@ -24,6 +24,8 @@ class BinEncoder(nnx.Module):
         self.query_size = start_at_zero(weight(rngs, (2, d), ("features", "hidden"), 2), row=1)
         self.query_he = weight(rngs, (d, d), ("hidden", "stem"), d, grown=grown.width)
         self.query_norm = constant((d,), ("vector",), 1.0)
+        self.query_depth = constant((2, d), ("features", "hidden"), 0.0)
+        self.depth_mean, self.depth_scale = statistic((), 0.0), statistic((), 1.0)
         if not content:
             return
         self.tied = config.tie_genes
@@ -31,6 +33,7 @@ class BinEncoder(nnx.Module):
             self.gene_table = weight(rngs, (genes_padded, r), ("genes", "gene_dim"), r / grown.gene_dim)
         self.content_in = weight(rngs, (r, d), ("hidden", "stem"), r, grown=grown.gene_dim)
         self.content_total = start_at_zero(weight(rngs, (2, d), ("features", "hidden"), 2), row=1)
+        self.content_depth = constant((2, d), ("features", "hidden"), 0.0)
 
     def content(self, batch: Batch, head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """Content tokens [B, T, N, d]: the bin's counts against the mean composition, its total and its size.
@@ -47,16 +50,20 @@ class BinEncoder(nnx.Module):
                 jnp.repeat(batch.window_BxT, N, axis=1), dtype=dtype, chunk=self.chunk,
             )  # fmt: skip
         held, total = held.reshape(B, T, N, -1), total.reshape(B, T, N)
-        return self._content(held, total, batch.bin_size_um_BxTxN, batch.bin_measured_BxTxN)
+        token = self._content(held, total, batch.bin_size_um_BxTxN, batch.bin_measured_BxTxN)
+        return token + self._of_depth(batch, gene_bias_G, self.content_depth, dtype)
 
-    def content_of(self, counts_BxnxG: jax.Array, measured_gene_BxG: jax.Array, size_um_Bxn: jax.Array,
-                   measured_Bxn: jax.Array, head_table_Gxr: jax.Array, gene_bias_G: jax.Array,
-                   dtype: jnp.dtype) -> jax.Array:  # fmt: skip
-        """The same tokens [B, n, d] of n bins of each row, from dense counts: of bins that are drawn, not read."""
-        table = head_table_Gxr if self.tied else self.gene_table[...]
+    def content_of(self, batch: Batch, counts_BxnxG: jax.Array, size_um_Bxn: jax.Array, measured_Bxn: jax.Array,
+                   head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:  # fmt: skip
+        """The same tokens [B, n, d] of n bins of each row, from dense counts: of bins that are drawn, not read.
+
+        batch: what they are drawn in, a window a row.
+        """
+        table, genes_BxG = head_table_Gxr if self.tied else self.gene_table[...], batch.measured_gene_BxWxG[:, 0]
         with jax.named_scope("gene_head"):
-            held, total = dense_content(table, jax.nn.softmax(gene_bias_G), counts_BxnxG, measured_gene_BxG, dtype)
-        return self._content(held[:, None], total[:, None], size_um_Bxn[:, None], measured_Bxn[:, None])[:, 0]
+            held, total = dense_content(table, jax.nn.softmax(gene_bias_G), counts_BxnxG, genes_BxG, dtype)
+        token = self._content(held[:, None], total[:, None], size_um_Bxn[:, None], measured_Bxn[:, None])
+        return (token + self._of_depth(batch, gene_bias_G, self.content_depth, dtype)[:, :1])[:, 0]
 
     def _content(self, held_BxTxNxr, total_BxTxN, size_um_BxTxN, measured_BxTxN) -> jax.Array:
         area_um2 = size_um_BxTxN * size_um_BxTxN * jnp.maximum(measured_BxTxN, 0.05)
@@ -66,8 +73,22 @@ class BinEncoder(nnx.Module):
             "btnf,fd->btnd", place, self.content_total[...]
         )
 
-    def query(self, batch: Batch, he_BxTxPxd: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Query tokens [B, T, N, d]: the bin's size and the mean of the H&E tokens under it."""
+    def _of_depth(self, batch: Batch, gene_bias_G: jax.Array, weight_2xd: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+        """What every token of a tile holds of how deep its section was measured [B, T, 1, d]; 0 where it is not told.
+
+        A section that measured a part of the panel is as deep as its density over that part's share says.
+        """
+        share_BxW = jnp.where(batch.measured_gene_BxWxG, jax.nn.softmax(gene_bias_G), 0.0).sum(-1)
+        log_depth_BxW = batch.log_depth_BxW - jnp.log(jnp.maximum(share_BxW, 1e-9))
+        told_BxW = jnp.isfinite(log_depth_BxW)
+        standard_BxW = jnp.where(told_BxW, (log_depth_BxW - self.depth_mean[...]) / self.depth_scale[...], 0.0)
+        known_BxWx2 = jnp.stack([told_BxW.astype(jnp.float32), jnp.clip(standard_BxW, -4.0, 4.0)], -1)
+        known_BxWx2 = jax.lax.stop_gradient(known_BxWx2).astype(dtype)
+        known_BxTx2 = jnp.take_along_axis(known_BxWx2, batch.window_BxT[:, :, None], axis=1)
+        return project("btf,fd->btd", known_BxTx2, weight_2xd[...])[:, :, None]
+
+    def query(self, batch: Batch, he_BxTxPxd: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Query tokens [B, T, N, d]: the bin's size, the mean of the H&E tokens under it, and the depth if told."""
         B, T, P, d = he_BxTxPxd.shape
         patch, share = batch.pool_patch_BxTxNxM, batch.pool_weight_BxTxNxM
         of_bins = (x.reshape(B, -1, x.shape[-1]) for x in (patch, share))
@@ -75,4 +96,5 @@ class BinEncoder(nnx.Module):
         under = project("btnd,de->btne", rms_norm(under, self.query_norm[...]), self.query_he[...])
         size = jnp.log(batch.bin_size_um_BxTxN / 36.0)
         place = jnp.stack([jnp.ones_like(size), size], -1).astype(dtype)
-        return under + project("btnf,fd->btnd", place, self.query_size[...])
+        token = under + project("btnf,fd->btnd", place, self.query_size[...])
+        return token + self._of_depth(batch, gene_bias_G, self.query_depth, dtype)

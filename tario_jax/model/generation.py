@@ -1,14 +1,14 @@
-"""Generation in K steps: the H&E is written once, then the bins, group by group, as they are drawn.
+"""Generation in steps: the H&E is written once, then bins, group by group, as they are drawn.
 
-Group 1 is predicted from the H&E alone, its counts are drawn, their contents are written, group 2 is predicted from
-them too, and so on. What a cache of keys and values holds of a sample is what one pass over all of it would compute
-(model/decoder.py). The prediction is what is said of each bin, its conditional rates, never the drawn counts.
+A group is predicted from the H&E and from the contents that are written, its counts are drawn, their contents are
+written, the next group is predicted from them too, and so on. What a cache of keys and values holds of a sample is what
+one pass over all of it would compute (model/decoder.py). The prediction is what is said of each bin, its conditional
+rates, never the drawn counts. Contents of bins that another window drew are written before all else.
 
-Axes: B rows (a window each), Q bin slots of a row, K groups, n bins of a group, G padded gene axis, g chosen genes,
-r and d widths.
+Axes: B rows (a window each), Q bin slots of a row, K groups, n bins of a group, m bins that were drawn before, G padded
+gene axis, g chosen genes, r and d widths.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,8 +21,6 @@ from tario_jax.model.model import Predicted, Tario, visibilities
 from tario_jax.model.streams import Visibility
 from tario_jax.ops.poisson import draw_poisson
 from tario_jax.tokens.batch import Batch
-
-_LEVEL_SHARE = 1 / 8  # of the bins of a window: a level is estimated from at least so many
 
 Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """draw(key_B, rates_BxnxG, slot_Bxn): the counts [B, n, G] of the bins in these slots (−1: padding)."""
@@ -37,20 +35,26 @@ class Begun(NamedTuple):
 
 
 class Order(NamedTuple):
-    """In which order a sample writes the bins, and what it draws from."""
+    """What a sample writes, and in which order; bins that are in neither array stay unwritten."""
 
-    step_BxQ: jax.Array  # int32, the group of each bin slot, 1 … K
-    slot_KxBxn: jax.Array  # int32, the slots of each group; −1 is padding
+    before_Bxm: jax.Array  # int32, slots of bins that were drawn already; −1 is padding
+    content_Bxmxd: jax.Array  # their tokens
+    slot_KxBxn: jax.Array  # int32, slots of the bins that are drawn, by group; −1 is padding
     key_B: jax.Array  # jax.random keys
 
 
+class Drawn(NamedTuple):
+    """A sample: of every bin slot what was said of it when its turn came; of others, from the H&E alone."""
+
+    said: Predicted
+    content_BxQxd: jax.Array  # tokens of the bins that were drawn; 0 elsewhere
+    counts_BxQxg: jax.Array  # of chosen genes, as they were drawn
+
+
 class Sums(NamedTuple):
-    """Over samples, of the rates' differences from those from the H&E alone: [B, Q, G] each.
+    """Over samples, of by how much rates differ from those from the H&E alone, as a share of these: [B, Q, G] each."""
 
-    Differences, since squares of whole rates would lose in float32 what samples differ by.
-    """
-
-    difference: jax.Array
+    share: jax.Array
     square: jax.Array
 
     @staticmethod
@@ -78,103 +82,85 @@ def begin(model: Tario, batch: Batch) -> Begun:
 
 
 def write_groups(model: Tario, batch: Batch, begun: Begun, order: Order, chosen_g: jax.Array,
-                 draw: Draw | None = None) -> tuple[Predicted, jax.Array]:  # fmt: skip
-    """What is said of every bin when its group's turn comes, and the counts [B, Q, g] that were drawn of some genes.
-
-    chosen_g: positions of those genes; draw: Poisson counts with the rates by default.
-    """
+                 draw: Draw | None = None) -> Drawn:  # fmt: skip
+    """Draws one sample. chosen_g: positions of genes whose counts are kept; draw: Poisson counts by default."""
     draw = draw or (lambda key_B, rates_BxnxG, slot_Bxn: draw_poisson(key_B, rates_BxnxG))
-    batch = batch._replace(bin_step_BxTxN=order.step_BxQ.reshape(batch.bin_step_BxTxN.shape))
-    B, Q, _ = begun.queries_BxQxd.shape
+    batch = batch._replace(bin_step_BxTxN=_steps(order, begun.queries_BxQxd.shape[1], batch.bin_step_BxTxN.shape))
+    B, Q, d = begun.queries_BxQxd.shape
     patches = begun.cache.k_LxBxSxKxD.shape[2] - Q
     size_BxQ, measured_BxQ = _bins(batch)
     xy_BxQx2 = batch.bin_xy_um_BxTxNx2.reshape(B, Q, 2)
     visibility = _whole(model, batch)
-    genes_BxG = batch.measured_gene_BxWxG[:, 0]
     table, bias = model.gene_table[...], model.gene_bias[...]
 
-    def drawn(step, said: Predicted, slot_Bxn):
-        said = Predicted(_taken(said.gene_BxQxr, slot_Bxn), _taken(said.log_total_BxQ, slot_Bxn))
-        rates_BxnxG = model.rates_said(said, batch.measured_gene_BxWxG, jnp.zeros_like(slot_Bxn))
-        # a slot of padding has the rates of another bin, and would draw for nothing
-        rates_BxnxG = jnp.where(slot_Bxn[:, :, None] >= 0, rates_BxnxG, 0)
-        return draw(jax.vmap(jax.random.fold_in, (0, None))(order.key_B, step), rates_BxnxG, slot_Bxn)
-
     def one(carry, at):
-        cache, said, counts_BxnxG, chosen_BxQxg = carry
-        step, written_Bxn, asked_Bxn = at
-        size_Bxn, measured_Bxn = _taken(size_BxQ, written_Bxn), _taken(measured_BxQ, written_Bxn)
-        content_Bxnxd = model.bin_encoder.content_of(counts_BxnxG, genes_BxG, size_Bxn, measured_Bxn, table, bias,
-                                                     begun.queries_BxQxd.dtype)  # fmt: skip
+        cache, written_Bxm, content_Bxmxd, sample = carry
+        step, asked_Bxn = at
         cache, queries = model.decoder.extend(
-            cache, jnp.where(written_Bxn < 0, -1, patches + written_Bxn), content_Bxnxd,
-            _taken(begun.queries_BxQxd, asked_Bxn), _taken(xy_BxQx2, written_Bxn), _taken(xy_BxQx2, asked_Bxn),
-            {kind: _of_group(fields, patches, written_Bxn, asked_Bxn) for kind, fields in visibility.items()},
+            cache, jnp.where(written_Bxm < 0, -1, patches + written_Bxm), content_Bxmxd,
+            _taken(begun.queries_BxQxd, asked_Bxn), _taken(xy_BxQx2, written_Bxm), _taken(xy_BxQx2, asked_Bxn),
+            {kind: _of_group(fields, patches, written_Bxm, asked_Bxn) for kind, fields in visibility.items()},
         )  # fmt: skip
-        new = model.read_out(queries, _taken(size_BxQ, asked_Bxn), _taken(measured_BxQ, asked_Bxn))
-        said = jax.tree.map(lambda kept, new: _put(kept, asked_Bxn, new), said, new)
-        counts_BxnxG = drawn(step, said, asked_Bxn)
-        chosen_BxQxg = _put(chosen_BxQxg, asked_Bxn, counts_BxnxG[:, :, chosen_g])
-        return (cache, said, counts_BxnxG, chosen_BxQxg), None
+        size_Bxn, measured_Bxn = _taken(size_BxQ, asked_Bxn), _taken(measured_BxQ, asked_Bxn)
+        said = model.read_out(queries, size_Bxn, measured_Bxn)
+        rates_BxnxG = model.rates_said(said, batch.measured_gene_BxWxG, jnp.zeros_like(asked_Bxn))
+        # a slot of padding has the rates of another bin, and would draw for nothing
+        rates_BxnxG = jnp.where(asked_Bxn[:, :, None] >= 0, rates_BxnxG, 0)
+        counts_BxnxG = draw(jax.vmap(jax.random.fold_in, (0, None))(order.key_B, step), rates_BxnxG, asked_Bxn)
+        content_Bxnxd = model.bin_encoder.content_of(batch, counts_BxnxG, size_Bxn, measured_Bxn, table, bias,
+                                                     content_Bxmxd.dtype)  # fmt: skip
+        new = Drawn(said, content_Bxnxd, counts_BxnxG[:, :, chosen_g])
+        sample = jax.tree.map(lambda kept, new: _put(kept, asked_Bxn, new), sample, new)
+        return (cache, asked_Bxn, content_Bxnxd, sample), None
 
-    first = order.slot_KxBxn[0]
-    counts_BxnxG = drawn(0, begun.said, first)
-    chosen_BxQxg = jnp.zeros((B, Q, len(chosen_g)), counts_BxnxG.dtype)
-    chosen_BxQxg = _put(chosen_BxQxg, first, counts_BxnxG[:, :, chosen_g])
-    if len(order.slot_KxBxn) == 1:  # nothing is written, and a model that reads no contents has no encoder for them
-        return begun.said, chosen_BxQxg
-    carry = begun.cache, begun.said, counts_BxnxG, chosen_BxQxg
+    dtype = begun.queries_BxQxd.dtype
+    sample = Drawn(begun.said, jnp.zeros((B, Q, d), dtype), jnp.zeros((B, Q, len(chosen_g)), jnp.float32))
+    first = begun.cache, order.before_Bxm, order.content_Bxmxd.astype(dtype), sample
+    (cache, written, content, sample), _ = one(first, (0, order.slot_KxBxn[0]))
     steps = jnp.arange(1, len(order.slot_KxBxn))
-    (_, said, _, chosen_BxQxg), _ = jax.lax.scan(one, carry, (steps, order.slot_KxBxn[:-1], order.slot_KxBxn[1:]))
-    return said, chosen_BxQxg
+    (_, _, _, sample), _ = jax.lax.scan(one, (cache, written, content, sample), (steps, order.slot_KxBxn[1:]))
+    return sample
 
 
-def detection_levels(log_total_BxQ: jax.Array, alone_BxQ: jax.Array, step_BxQ: jax.Array, valid_BxQ: jax.Array,
-                     groups: int) -> jax.Array:  # fmt: skip
-    """Log of the level of detection that a sample has come to believe in where it writes each bin, [B, Q].
+def add_samples(model: Tario, batch: Batch, begun: Begun, window_R: jax.Array, order: Order, chosen_g: jax.Array,
+                sums: Sums) -> tuple[Sums, jax.Array, Drawn]:  # fmt: skip
+    """Draws R samples, each of a window of the batch, and adds their rates to the sums of their windows.
 
-    The H&E does not show how much of the RNA an assay finds of a patient: from it alone the model says the mean over
-    patients; from contents it reads a level, and in a sample these are drawn, so the level is no patient's, and it
-    drifts. The level of a group is its predicted total relative to that from the H&E alone (`alone`, logs both) over
-    the same bins. Small groups are estimated with their neighbours in the order of writing, an eighth of the window
-    together: of one bin alone nothing but the H&E's total would be left. The first group has level 1, as it read none.
+    window_R: int32, rows of the batch; the rows of `order` are those of the samples. Returns the sums, of the chosen
+    genes the rates as a share of those from the H&E alone [R, Q, g], and the samples.
     """
-    reach = max(0, math.ceil((groups * _LEVEL_SHARE - 1) / 2))
-    group_K = jnp.arange(1, groups + 1)
-    middle_K = jnp.where(group_K > 1, jnp.clip(group_K, 2 + reach, groups - reach), 1)
-    near_KxK = (jnp.abs(group_K - middle_K[:, None]) <= reach) & ((group_K > 1) == (group_K > 1)[:, None])
-
-    def near(log_BxQ):
-        total_BxQ = jnp.where(valid_BxQ, jnp.exp(log_BxQ), 0)
-        total_BxK = jax.vmap(lambda step_Q, total_Q: jnp.zeros(groups).at[step_Q - 1].add(total_Q))(step_BxQ, total_BxQ)
-        return total_BxK @ near_KxK.T
-
-    total_BxK, alone_BxK = near(log_total_BxQ), near(alone_BxQ)
-    level_BxK = jnp.where((alone_BxK > 0) & (total_BxK > 0), jnp.log(total_BxK) - jnp.log(alone_BxK), 0)
-    return jnp.take_along_axis(level_BxK, step_BxQ - 1, axis=1)
+    batch, begun = jax.tree.map(lambda x: x[window_R], batch), _of_rows(begun, window_R)
+    drawn = write_groups(model, batch, begun, order, chosen_g)
+    rates_RxQxG, alone_RxQxG = (_rates(model, batch, what) for what in (drawn.said, begun.said))
+    share_RxQxG = jnp.where(alone_RxQxG > 0, rates_RxQxG / jnp.maximum(alone_RxQxG, 1e-30) - 1, 0)
+    sums = Sums(sums.share.at[window_R].add(share_RxQxG), sums.square.at[window_R].add(share_RxQxG**2))
+    return sums, 1 + share_RxQxG[:, :, chosen_g], drawn
 
 
-def add_sample(model: Tario, batch: Batch, begun: Begun, order: Order, chosen_g: jax.Array,
-               sums: Sums) -> tuple[Sums, jax.Array, jax.Array]:  # fmt: skip
-    """Draws one sample and adds its rates, at the level from the H&E alone, to the sums.
-
-    Returns those, and of the chosen genes its rates and its counts [B, Q, g] (counts as drawn, level and all).
-    """
-    said, counts_BxQxg = write_groups(model, batch, begun, order, chosen_g)
-    valid_BxQ = batch.bin_measured_BxTxN.reshape(order.step_BxQ.shape) > 0
-    level_BxQ = detection_levels(said.log_total_BxQ, begun.said.log_total_BxQ, order.step_BxQ, valid_BxQ,
-                                 len(order.slot_KxBxn))  # fmt: skip
-    said = said._replace(log_total_BxQ=said.log_total_BxQ - level_BxQ)
-    rates_BxQxG, alone_BxQxG = (_rates(model, batch, what) for what in (said, begun.said))
-    difference = rates_BxQxG - alone_BxQxG
-    return Sums(sums.difference + difference, sums.square + difference**2), rates_BxQxG[:, :, chosen_g], counts_BxQxg
+def _of_rows(begun: Begun, row_R: jax.Array) -> Begun:
+    cache, at_row = begun.cache, lambda x: x[row_R]
+    kept = DecoderCache(cache.k_LxBxSxKxD[:, row_R], cache.v_LxBxSxKxD[:, row_R],
+                        jax.tree.map(at_row, cache.visibility))  # fmt: skip
+    return Begun(kept, at_row(begun.queries_BxQxd), jax.tree.map(at_row, begun.said))
 
 
-def averaged(model: Tario, batch: Batch, begun: Begun, sums: Sums, samples: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean over samples of the rates, and their variance between samples (0 for one sample), [B, Q, G] each."""
-    mean = sums.difference / samples
-    between = (sums.square - samples * mean**2) / jnp.maximum(samples - 1, 1)
-    return _rates(model, batch, begun.said) + mean, jnp.maximum(between, 0)
+def averaged(sums: Sums, samples: int) -> tuple[jax.Array, jax.Array]:
+    """Mean over samples of the rates as a share of those from the H&E alone, and its variance between samples (0 for
+    one sample), [B, Q, G] each."""
+    mean = sums.share / samples
+    between = (sums.square - samples * mean**2) / max(samples - 1, 1)
+    return 1 + mean, jnp.maximum(between, 0)
+
+
+def _steps(order: Order, slots: int, shape: tuple[int, ...]) -> jax.Array:
+    """The step of writing of every bin slot [B, T, N]: 1 of what was drawn before, from 2 on of the groups."""
+    K, B, _ = order.slot_KxBxn.shape
+    step_BxQ = jnp.full((B, slots), K + 2, jnp.int32)
+    step_BxQ = _put(step_BxQ, order.before_Bxm, jnp.ones_like(order.before_Bxm))
+    for group in range(K):
+        slot_Bxn = order.slot_KxBxn[group]
+        step_BxQ = _put(step_BxQ, slot_Bxn, jnp.full_like(slot_Bxn, group + 2))
+    return step_BxQ.reshape(shape)
 
 
 def _rates(model: Tario, batch: Batch, said: Predicted) -> jax.Array:

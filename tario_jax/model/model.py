@@ -111,7 +111,7 @@ class Tario(nnx.Module):
         dtype = compute_dtype(self.config)
         with jax.named_scope("encoders"):
             he_BxTxPxd = self.he_encoder(batch, dtype)
-            return he_BxTxPxd, self.bin_encoder.query(batch, he_BxTxPxd, dtype)
+            return he_BxTxPxd, self.bin_encoder.query(batch, he_BxTxPxd, self.gene_bias[...], dtype)
 
     def read_out(self, queries_BxQxd: jax.Array, size_um_BxQ: jax.Array, measured_BxQ: jax.Array) -> Predicted:
         """What queries say after all layers, of bins of this side of which this share is measured."""

@@ -5,7 +5,8 @@ change in a step, keeps its size in width, so the best learning rate does too. T
 fan_in against the base (variance of the start; learning rate, both against the standard parametrisation's):
 
     weight    fan_in  fan_out  variance     rate   here
-    input     fixed   grows    1 / fan_in   1      texture_in, query_size, content_total, stem_in; biases, norms
+    input     fixed   grows    1 / fan_in   1      texture_in, query_size, query_depth, content_total,
+                                                   content_depth, stem_in; biases, norms
     hidden    grows   grows    1 / fan_in   1/n    q, k, v, attention_out, mlp_*, query_he, texture_hidden, and where
                                                    their sizes grow stem_conv, stem_join, wide_conv, stem_out,
                                                    content_in, gene_in

@@ -144,7 +144,7 @@ def predict_given(
             asked_n = asked_N[of_row.number_n]
             blend.add(Placed(*(part[asked_n] for part in of_row)), rates_BxQxG[row])
         if progress is not None:
-            progress(windows.stop, len(cover.corners))
+            progress(windows[-1] + 1, len(cover.corners))
     maps = predictor.maps(cover, blend, corpus.kind, asked_N=asked_N, decoding=str(condition))
     return Conditioned(maps, ~given_G if condition.of_panel else np.ones(genes, bool))
 

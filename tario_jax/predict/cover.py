@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.read import Section
 from tario_jax.tokens.batch import Batch, make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.capacity import densest_spots
-from tario_jax.tokens.window import Window, read_window
+from tario_jax.tokens.window import Window, read_window, turn_places
 
 
 class Placed(NamedTuple):
@@ -29,8 +30,10 @@ class Cover:
     """
 
     def __init__(self, section: Section, data: DataConfig, genes: int, *, overlap: float, count_capacity: int = 1,
-                 places=None, frozen_features: int = 0):  # fmt: skip
-        """places: others than the section's own; frozen_features: length of those that the section holds."""
+                 places=None, frozen_features: int = 0, turned: bool = False):  # fmt: skip
+        """places: others than the section's own; frozen_features: length of those that the section holds;
+        turned: whether windows that overlap are shown in different turns, of which a blend is then a mean.
+        """
         self.section, self.genes = section, genes
         self.data = dataclasses.replace(data, bin_mixture=(), windows_per_row=1, sequence="window", groups=((1, 1.0),))
         own = BinPlaces if section.spots is None else SpotPlaces
@@ -39,6 +42,9 @@ class Cover:
                                   largest_bin_um=self.places.size_um, count_capacity=count_capacity,
                                   frozen_features=frozen_features)  # fmt: skip
         self.corners = self.places.corners(overlap)
+        # neighbours in a row, and those in the next, differ
+        along = [np.unique(at, return_inverse=True)[1] for at in np.array(self.corners).T]
+        self._quarter_turns = (along[0] + 2 * along[1]) % 4 * (turned and self.places.turn)
 
     def __len__(self) -> int:
         """Number of places."""
@@ -49,25 +55,29 @@ class Cover:
         """64 bits that tell the section from others, for generators of random numbers."""
         return int.from_bytes(hashlib.sha256(self.section.id.encode()).digest()[:8], "little")
 
-    def batches(self, rows: int, read: Callable[[tuple[float, float]], Window] | None = None) -> Iterator[
-        tuple[range, Batch]
-    ]:  # fmt: skip
+    def batches(self, rows: int, read: Callable[[tuple[float, float]], Window] | None = None,
+                numbers: Sequence[int] | None = None) -> Iterator[tuple[Sequence[int], Batch]]:  # fmt: skip
         """Batches of so many rows with the numbers of their windows: one a row, the last rows may be padding.
 
-        read(corner) gives the window there; its H&E without counts by default.
+        read(corner) gives the window there; its H&E without counts by default. numbers: of the windows, all by default.
         """
         unused = np.random.default_rng(0)  # one group: no order is drawn
-        for first in range(0, len(self.corners), rows):
-            some = self.corners[first : first + rows]
-            windows = [[(read or self.window)(corner)] for corner in some] + [[]] * (rows - len(some))
+        numbers = range(len(self.corners)) if numbers is None else numbers
+        for first in range(0, len(numbers), rows):
+            some = numbers[first : first + rows]
+            windows = [[self._read(number) if read is None else read(self.corners[number])] for number in some]
+            windows += [[]] * (rows - len(some))
             yield (
-                range(first, first + len(some)),
+                some,
                 tokenise(windows, self.data, self.layout, np.ones((rows, 1), int), [[unused]] * rows),
             )
 
-    def window(self, corner: tuple[float, float]) -> Window:
+    def _read(self, number: int) -> Window:
+        return self.window(self.corners[number], int(self._quarter_turns[number]))
+
+    def window(self, corner: tuple[float, float], quarter_turns: int = 0) -> Window:
         """The window's H&E, and its bins without counts."""
-        window = read_window(self.section, *corner, self.data, with_counts=False)
+        window = read_window(self.section, *corner, self.data, quarter_turns=quarter_turns, with_counts=False)
         # the model predicts its own panel, whatever the section measured
         return dataclasses.replace(window, measured_gene_G=np.ones(self.genes, bool))
 
@@ -76,7 +86,9 @@ class Cover:
         slot_n = np.flatnonzero(batch.bin_measured_BxTxN[row].ravel() > 0)
         x, y = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[slot_n].astype(np.float64).T
         x_um, y_um = self.corners[window]
-        return Placed(slot_n, self.places.number(x + x_um, y + y_um), _towards_middle(x, y, self.data.window_um))
+        weight_n = _towards_middle(x, y, self.data.window_um)
+        x, y = turn_places(x, y, self.data.window_um, -int(self._quarter_turns[window]), False)
+        return Placed(slot_n, self.places.number(x + x_um, y + y_um), weight_n)
 
 
 class Blend:
@@ -127,6 +139,8 @@ class BinPlaces:
         self._number_YxX[row, column] = np.arange(len(row))
         self.x_um_N, self.y_um_N = (column + 0.5) * data.bin_um, (row + 0.5) * data.bin_um
         self.size_um, self.pitch_um, self.per_tile = data.bin_um, data.bin_um, square_bins_per_tile(data)
+        # else the bins of a turned window are others
+        self.turn = math.isclose(data.window_um / data.bin_um, round(data.window_um / data.bin_um), abs_tol=1e-6)
         self.per_window = int(data.window_um / data.bin_um + 1e-6) ** 2
 
     def corners(self, overlap: float) -> list[tuple[float, float]]:
@@ -150,6 +164,8 @@ class BinPlaces:
 
 class SpotPlaces:
     """The spots of a section."""
+
+    turn = True
 
     def __init__(self, section: Section, data: DataConfig):
         spots = section.spots

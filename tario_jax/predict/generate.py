@@ -1,22 +1,21 @@
 """Gene maps by generation in K steps, averaged over samples: fresh orders of writing and fresh draws."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tario_jax.config import ORDERS, InputError
 from tario_jax.corpus.read import Section
-from tario_jax.model.generation import Order, Sums, add_sample, averaged, begin
-from tario_jax.predict.cover import Blend, Cover
-from tario_jax.predict.maps import ONE_SHOT, GeneMaps
+from tario_jax.model.generation import Order, Sums, add_samples, averaged, begin
+from tario_jax.predict.cover import Cover, Placed
+from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.tissue import ImageSection
 from tario_jax.tokens.batch import Batch
-from tario_jax.tokens.order import write_steps, writing_ranks
+from tario_jax.tokens.order import writing_ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,56 +44,83 @@ class Steps:
 
 
 class Samples(NamedTuple):
-    """What each of S samples says of g genes at N places, from the window in whose middle a place lies most.
-
-    The rates stand at the level of detection that the H&E alone gives; the counts are as they were drawn and written.
-    """
+    """What each of S samples says of g genes at N places; a sample is of the whole section."""
 
     genes_g: np.ndarray  # positions in the panel
     rates_SxNxg: np.ndarray  # float32
-    counts_SxNxg: np.ndarray  # float32
+    counts_SxNxg: np.ndarray  # float32, as they were drawn and written
 
 
 def generate_section(
     predictor: Predictor, section: Section | ImageSection, steps: Steps, *, tissue: str, bin_um: float | None = None,
     overlap: float = 0.5, genes: np.ndarray | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> tuple[GeneMaps, Samples]:  # fmt: skip
-    """Gene maps of a section from its H&E, its bins written in K groups; `predict_section`'s with K = 1.
+    """Gene maps of a section from its H&E, its bins written in steps; `predict_section`'s with K = 1.
 
-    The rates are the mean over samples of what the model says of a bin when its turn comes; `between_NxG` is the
-    variance between samples, None for one sample. genes: positions of those whose samples are kept; none by default.
+    The rates are those of one-shot prediction, times the mean over samples of by how much what the model says of a bin
+    when its turn comes differs from what it says from the H&E alone; `between_NxG` is the variance between samples,
+    None for one sample. genes: positions of those whose samples are kept; none by default.
 
-    Windows are sampled apart and blended as in one-shot prediction. No array of all samples and genes is ever made.
+    A sample is of the whole section: each bin is drawn once, in the window in whose middle it lies most, and windows
+    that overlap come one after the other, each with the contents that the others have written. All of it is as deep as
+    one-shot prediction says the section is, which the model is told. No array of all samples and genes is ever made.
+
     Orders and draws are from Philox keyed by (seed, section, window, sample): how windows are batched does not matter.
     Raises `InputError` where the model was trained to read no contents (every K of data.groups is 1) and K is not 1.
     """
     if steps.groups != 1:
         refuse_one_shot(predictor, "generation in steps")
-    cover = predictor.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap)
     chosen_g = np.asarray([] if genes is None else genes, np.int32)
-    blend, spread = Blend(len(cover), len(predictor.panel)), Blend(len(cover), len(predictor.panel))
-    kept = _Kept(len(cover), chosen_g, steps.samples)
-    for windows, batch in cover.batches(predictor.rows):
-        on_devices = predictor.placed_on_devices(batch)
-        begun = predictor.call(begin, on_devices)
-        sums = Sums.zero(begun.said, batch.measured_gene_BxWxG)
-        drawn = []
+    cover = predictor.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap, turned=True)
+    held: list[Placed] = []
+    maps = predictor.maps(cover, predictor.blended(cover, progress if steps.groups == 1 else None, held), tissue)
+    samples = Samples(chosen_g, *(np.zeros((steps.samples, len(cover), len(chosen_g)), np.float32) for _ in range(2)))
+    if steps.groups == 1:
+        between_NxG = None if steps.samples == 1 else np.zeros_like(maps.rates_NxG)
+        samples.rates_SxNxg[...] = maps.rates_NxG[:, chosen_g]
         for sample in range(steps.samples):
-            order = _order(cover, batch, windows, steps, sample)
-            sums, *of_chosen = predictor.call(add_sample, on_devices, begun, order, chosen_g, sums)
-            drawn.append(jax.device_get(of_chosen) if len(chosen_g) else None)
-        mean, between = predictor.call(averaged, on_devices, begun, sums, jnp.float32(steps.samples))
-        mean, between = np.asarray(mean), np.asarray(between)
-        for row, window in enumerate(windows):
-            placed = cover.placed(batch, row, window)
-            blend.add(placed, mean[row])
-            spread.add(placed, between[row])
-            if len(chosen_g):
-                kept.add(placed, [[values[row] for values in of_sample] for of_sample in drawn])
-        if progress is not None:
-            progress(windows.stop, len(cover.corners))
-    maps = predictor.maps(cover, blend, tissue, decoding=ONE_SHOT if steps.groups == 1 else str(steps))
-    return dataclasses.replace(maps, between_NxG=spread.mean() if steps.samples > 1 else None), kept.samples
+            key = [steps.seed, cover.section_key]
+            rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, sample]))
+            samples.counts_SxNxg[sample] = rng.poisson(samples.rates_SxNxg[sample])
+        return dataclasses.replace(maps, between_NxG=between_NxG), samples
+    plan = _Plan(cover, held, steps.groups)
+    rates_NxG, between_NxG = maps.rates_NxG.copy(), np.zeros_like(maps.rates_NxG)
+    content_SxNxd = np.zeros((steps.samples, len(cover), predictor.provenance.config.model.width), np.float32)
+    log_depth, done = _log_depth(maps), 0
+    for turn in plan.turns:
+        for windows, batch in cover.batches(predictor.rows, numbers=turn):
+            batch = batch._replace(log_depth_BxW=np.full_like(batch.log_depth_BxW, log_depth))
+            on_devices = predictor.placed_on_devices(batch)
+            begun = predictor.call(begin, on_devices)
+            sums = Sums.zero(begun.said, batch.measured_gene_BxWxG)
+            rows = [plan.parted(cover.placed(batch, row, window), window) for row, window in enumerate(windows)]
+            pairs = [(row, sample) for sample in range(steps.samples) for row in range(len(rows))]
+            for first in range(0, len(pairs), predictor.rows):
+                some = pairs[first : first + predictor.rows]
+                order = _order(cover, batch, plan, rows, windows, steps, some, content_SxNxd)
+                window_R = np.array([row for row, _ in some] + [0] * (predictor.rows - len(some)), np.int32)
+                sums, *found = predictor.call(add_samples, on_devices, begun, window_R, order, chosen_g, sums)
+                share_RxQxg, drawn = found
+                share_RxQxg, content_RxQxd, counts_RxQxg = jax.device_get(
+                    (share_RxQxg, drawn.content_BxQxd, drawn.counts_BxQxg)
+                )
+                for at, (row, sample) in enumerate(some):
+                    own = rows[row].own
+                    content_SxNxd[sample, own.number_n] = content_RxQxd[at, own.slot_n]
+                    samples.counts_SxNxg[sample, own.number_n] = counts_RxQxg[at, own.slot_n]
+                    alone_nxg = maps.rates_NxG[np.ix_(own.number_n, chosen_g)]
+                    samples.rates_SxNxg[sample, own.number_n] = share_RxQxg[at, own.slot_n] * alone_nxg
+            mean_BxQxG, between_BxQxG = jax.device_get(averaged(sums, steps.samples))
+            for row, (own, _) in enumerate(rows):
+                alone_nxG, genes_all = maps.rates_NxG[own.number_n], maps.rates_NxG.shape[1]
+                rates_NxG[own.number_n] = alone_nxG * mean_BxQxG[row, own.slot_n, :genes_all]
+                between_NxG[own.number_n] = alone_nxG**2 * between_BxQxG[row, own.slot_n, :genes_all]
+            plan.written_N[np.concatenate([own.number_n for own, _ in rows])] = True
+            done += len(rows)
+            if progress is not None:
+                progress(done, plan.windows)
+    return dataclasses.replace(maps, rates_NxG=rates_NxG, between_NxG=between_NxG if steps.samples > 1 else None,
+                               decoding=str(steps), validation=None), samples  # fmt: skip
 
 
 def refuse_one_shot(predictor: Predictor, what: str) -> None:
@@ -105,41 +131,73 @@ def refuse_one_shot(predictor: Predictor, what: str) -> None:
                          f"= {data.groups}, and reads no contents; train with a K other than 1 there")  # fmt: skip
 
 
-def _order(cover: Cover, batch: Batch, windows: range, steps: Steps, sample: int) -> Order:
-    """The order of writing of one sample of each window, in arrays of one size for all windows of a section."""
-    B, T, N = batch.bin_step_BxTxN.shape
-    per_window = cover.places.per_window
-    groups = per_window if steps.groups == 0 else min(steps.groups, per_window)
-    step_BxQ = np.ones((B, T * N), np.int32)
-    slot_KxBxn = np.full((groups, B, -(-per_window // groups)), -1, np.int32)
-    key_Bx2 = np.zeros((B, 2), np.uint32)
-    for row, window in enumerate(windows):
-        rng = np.random.Generator(np.random.Philox(key=[steps.seed, cover.section_key], counter=[0, 0, window, sample]))
-        key_Bx2[row] = rng.integers(1 << 32, size=2, dtype=np.uint32)
-        slot_n = np.flatnonzero(batch.bin_measured_BxTxN[row].ravel() > 0)
-        x_n, y_n = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[slot_n].T
+_GLASS = 0.01  # of the mean place: a place with less is no tissue
+
+
+def _log_depth(maps: GeneMaps) -> float:
+    """Log of the section's mean detections per µm² of tissue, as one-shot prediction has it."""
+    total_N = maps.rates_NxG.sum(1, dtype=np.float64)
+    tissue_N = total_N > _GLASS * total_N.mean()
+    return float(np.log(total_N[tissue_N].mean() / maps.size_um**2))
+
+
+class _Parted(NamedTuple):
+    own: Placed  # bins that the window draws
+    before: Placed  # bins that other windows have drawn
+
+
+class _Plan:
+    """Which window draws which places, and in which turn; windows of a turn do not overlap."""
+
+    def __init__(self, cover: Cover, held: list[Placed], groups: int):
+        weight_N, self._window_N = np.zeros(len(cover)), np.zeros(len(cover), int)
+        for window, placed in enumerate(held):
+            better = placed.weight_n > weight_N[placed.number_n]
+            weight_N[placed.number_n[better]] = placed.weight_n[better]
+            self._window_N[placed.number_n[better]] = window
+        own_W = np.bincount(self._window_N, minlength=len(held))
+        per_window = cover.places.per_window
+        self.per_group = 1 if groups == 0 else -(-per_window // groups)
+        self.groups = -(-int(own_W.max()) // self.per_group)
+        self.per_window = per_window
+        self.written_N = np.zeros(len(cover), bool)
+        self.windows = int((own_W > 0).sum())
+        self.turns = _turns(np.array(cover.corners), np.flatnonzero(own_W), cover.data.window_um)
+
+    def parted(self, placed: Placed, window: int) -> _Parted:
+        own_n, written_n = self._window_N[placed.number_n] == window, self.written_N[placed.number_n]
+        return _Parted(*(Placed(*(part[some] for part in placed)) for some in (own_n, written_n & ~own_n)))
+
+
+def _turns(corner_Wx2: np.ndarray, windows: np.ndarray, side_um: float) -> list[list[int]]:
+    """These windows by turns, each in the first in which none overlaps it."""
+    turns: list[list[int]] = []
+    for window in windows.tolist():
+        for turn in turns:
+            if (np.abs(corner_Wx2[turn] - corner_Wx2[window]).max(1) >= side_um - 1e-6).all():
+                turn.append(window)
+                break
+        else:
+            turns.append([window])
+    return turns
+
+
+def _order(cover: Cover, batch: Batch, plan: _Plan, rows: list[_Parted], windows: Sequence[int], steps: Steps,
+           pairs: list[tuple[int, int]], content_SxNxd: np.ndarray) -> Order:  # fmt: skip
+    """What samples write, each a pair of a window, by its row of the batch, and a number; rows beyond are padding."""
+    R = len(batch.bin_step_BxTxN)
+    before_Rxm = np.full((R, plan.per_window), -1, np.int32)
+    content_Rxmxd = np.zeros((R, plan.per_window, content_SxNxd.shape[2]), np.float32)
+    slot_KxRxn = np.full((plan.groups, R, plan.per_group), -1, np.int32)
+    key_Rx2 = np.zeros((R, 2), np.uint32)
+    for at, (row, sample) in enumerate(pairs):
+        key, counter = [steps.seed, cover.section_key], [0, 0, windows[row], sample]
+        rng = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        key_Rx2[at] = rng.integers(1 << 32, size=2, dtype=np.uint32)
+        own, before = rows[row]
+        before_Rxm[at, : len(before.slot_n)] = before.slot_n
+        content_Rxmxd[at, : len(before.slot_n)] = content_SxNxd[sample, before.number_n]
+        x_n, y_n = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[own.slot_n].T
         rank_n = writing_ranks(steps.order, x_n, y_n, cover.places.pitch_um, rng)
-        step_n = write_steps(rank_n, groups)
-        step_BxQ[row, slot_n] = step_n
-        by_rank = np.argsort(rank_n)
-        place_n = np.arange(len(rank_n)) - np.searchsorted(step_n[by_rank], step_n[by_rank])
-        slot_KxBxn[step_n[by_rank] - 1, row, place_n] = slot_n[by_rank]
-    return Order(step_BxQ, slot_KxBxn, jax.random.wrap_key_data(key_Bx2))
-
-
-class _Kept:
-    """Samples of chosen genes; of each place those from the window that has it most in its middle."""
-
-    def __init__(self, places: int, chosen_g: np.ndarray, samples: int):
-        shape = (samples, places if len(chosen_g) else 0, len(chosen_g))
-        self.samples = Samples(chosen_g, np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-        self._weight_N = np.zeros(places)
-
-    def add(self, placed, drawn: list[list[np.ndarray]]) -> None:
-        """drawn: rates and counts [Q, g] of each sample."""
-        better = placed.weight_n > self._weight_N[placed.number_n]
-        number_n, slot_n = placed.number_n[better], placed.slot_n[better]
-        self._weight_N[number_n] = placed.weight_n[better]
-        for sample, (rates_Qxg, counts_Qxg) in enumerate(drawn):
-            self.samples.rates_SxNxg[sample, number_n] = rates_Qxg[slot_n]
-            self.samples.counts_SxNxg[sample, number_n] = counts_Qxg[slot_n]
+        slot_KxRxn[rank_n // plan.per_group, at, rank_n % plan.per_group] = own.slot_n
+    return Order(before_Rxm, content_Rxmxd, slot_KxRxn, jax.random.wrap_key_data(key_Rx2))

@@ -15,7 +15,7 @@ from tario_jax.corpus.read import Section
 from tario_jax.model.build import build
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import make_mesh, traced_on
-from tario_jax.predict.cover import Blend, Cover
+from tario_jax.predict.cover import Blend, Cover, Placed
 from tario_jax.predict.frozen_card import refuse_other_card
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
@@ -82,8 +82,8 @@ class Predictor:
 
         A place that several windows hold gets their mean, weighed towards the middle of a window.
         """
-        cover = self.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap)
-        return self.maps(cover, self._blended(cover, progress), tissue)
+        cover = self.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap, turned=True)
+        return self.maps(cover, self.blended(cover, progress), tissue)
 
     def predict_squares(
         self, section: Section | ImageSection, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um_N: np.ndarray, *,
@@ -96,32 +96,39 @@ class Predictor:
         """
         data = self._data(section, tissue, overlap)
         places = SquarePlaces(section, x_um_N, y_um_N, side_um_N, data)
-        cover = SquareCover(section, data, len(self.panel), overlap=overlap, places=places,
+        cover = SquareCover(section, data, len(self.panel), overlap=overlap, places=places, turned=data.turn,
                             frozen_features=self.provenance.layout.frozen_features)  # fmt: skip
-        return _whole(section, self._blended(cover, progress), np.ones(len(cover), bool))
+        return _whole(section, self.blended(cover, progress), np.ones(len(cover), bool))
 
-    def _blended(self, cover: Cover, progress: Callable[[int, int], None] | None) -> Blend:
-        """Rates of all places of a cover, from the H&E at once."""
+    def blended(self, cover: Cover, progress: Callable[[int, int], None] | None = None,
+                held: list[Placed] | None = None) -> Blend:  # fmt: skip
+        """Rates of all places of a cover, from the H&E at once. held: gets what each window holds, window by window."""
         blend = Blend(len(cover), len(self.panel))
         for windows, batch in cover.batches(self.rows):
             rates_BxQxG = np.asarray(self.call(Tario.rates, self.placed_on_devices(batch)))
             for row, window in enumerate(windows):
-                blend.add(cover.placed(batch, row, window), rates_BxQxG[row])
+                placed = cover.placed(batch, row, window)
+                blend.add(placed, rates_BxQxG[row])
+                if held is not None:
+                    held.append(placed)
             if progress is not None:
-                progress(windows.stop, len(cover.corners))
+                progress(windows[-1] + 1, len(cover.corners))
         return blend
 
     def cover(
         self, section: Section | ImageSection, *, tissue: str, bin_um: float | None, overlap: float,
-        count_capacity: int = 1,
+        count_capacity: int = 1, turned: bool = False,
     ) -> Cover:  # fmt: skip
-        """The windows of a section. Raises `InputError` for what may not, or cannot, be predicted."""
+        """The windows of a section; turned: in different turns, if the model saw tissue turned in training.
+
+        Raises `InputError` for what may not, or cannot, be predicted.
+        """
         data = self._data(section, tissue, overlap)
         if bin_um is not None and section.spots is not None:
             raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
         data = data if bin_um is None else dataclasses.replace(data, bin_um=bin_um)
         return Cover(section, data, len(self.panel), overlap=overlap, count_capacity=count_capacity,
-                     frozen_features=self.provenance.layout.frozen_features)  # fmt: skip
+                     frozen_features=self.provenance.layout.frozen_features, turned=turned and data.turn)  # fmt: skip
 
     def refuse_tissue(self, name: str, tissue: str) -> None:
         """Raises `InputError` where the model may not be asked about tissue of this kind."""

@@ -8,18 +8,21 @@ import scipy.spatial
 
 from tario_jax.config import DataConfig, InputError
 from tario_jax.predict.cover import Cover, covering
-from tario_jax.tokens.window import Bins, Window
+from tario_jax.tokens.window import Bins, Window, turn_places
 
 
 class SquareCover(Cover):
     """Windows whose bins are the squares that lie in them whole."""
 
-    def window(self, corner: tuple[float, float]) -> Window:
-        return dataclasses.replace(super().window(corner), bins=self.places.bins(*corner))
+    def window(self, corner: tuple[float, float], quarter_turns: int = 0) -> Window:
+        return dataclasses.replace(super().window(corner, quarter_turns),
+                                   bins=self.places.bins(*corner, quarter_turns))  # fmt: skip
 
 
 class SquarePlaces:
     """Squares around given places, each of a side of its own."""
+
+    turn = True
 
     def __init__(self, section, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um_N: np.ndarray, data: DataConfig):
         self.x_um_N, self.y_um_N, self._side_um_N = x_um_N, y_um_N, side_um_N
@@ -48,11 +51,13 @@ class SquarePlaces:
         inside_N &= (self.y_um_N >= y_um + half_N) & (self.y_um_N <= y_um + side_um - half_N)
         return np.flatnonzero(inside_N)
 
-    def bins(self, x_um: float, y_um: float) -> Bins:
-        """Those that lie whole in the window whose corner this is."""
+    def bins(self, x_um: float, y_um: float, quarter_turns: int) -> Bins:
+        """Those that lie whole in the window whose corner this is, where its turn takes them."""
         mine = self._inside(x_um, y_um)
         none = (np.zeros(0, np.int32),) * 3
-        return Bins(self.x_um_N[mine] - x_um, self.y_um_N[mine] - y_um, self._side_um_N[mine],
+        x_um_n, y_um_n = turn_places(self.x_um_N[mine] - x_um, self.y_um_N[mine] - y_um, self._data.window_um,
+                                     quarter_turns, False)  # fmt: skip
+        return Bins(x_um_n, y_um_n, self._side_um_N[mine],
                     np.ones(len(mine), np.float32), *none, 1.0, False)  # fmt: skip
 
     def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:

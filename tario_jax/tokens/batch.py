@@ -42,6 +42,7 @@ class Batch(NamedTuple):
     count_gene_BxC: np.ndarray  # int32
     count_BxC: np.ndarray  # int32
     measured_gene_BxWxG: np.ndarray  # bool, False beyond the panel
+    log_depth_BxW: np.ndarray  # float32, log of a section's mean detections per µm² of tissue; −inf: not told
     features_BxTxPxF: np.ndarray  # float16, stored features of a frozen encoder at each patch's centre; F = 0: none
 
     @property
@@ -155,6 +156,7 @@ def _fields(rows: int, layout: Layout) -> list[tuple[tuple[int, ...], Any, Any]]
         count_gene_BxC=((B, C), np.int32, 0),
         count_BxC=((B, C), np.int32, 0),
         measured_gene_BxWxG=((B, W, layout.genes_padded), bool, False),
+        log_depth_BxW=((B, W), np.float32, -np.inf),
         features_BxTxPxF=((B, T, P, layout.frozen_features), np.float16, 0),
     )
     return list(fields)
@@ -239,6 +241,7 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     batch.patch_xy_um_BxTxPx2[row, tiles] = places.reshape(layout.tiles_per_window, -1, 2)
     batch.segment_BxT[row, tiles] = 0 if in_one else slot
     batch.stain_mix_BxTx3x3[row, tiles] = window.stain_mix_3x3
+    batch.log_depth_BxW[row, slot] = window.log_depth
     batch.measured_gene_BxWxG[row, slot, : len(window.measured_gene_G)] = window.measured_gene_G
 
     bins = window.bins

@@ -36,6 +36,7 @@ class Draw(NamedTuple):
     stain_mix_3x3: np.ndarray | None
     bin_um: float  # of squares; spots are as they are
     groups: int
+    told: bool  # how deep the section was measured
     rng: np.random.Generator  # goes on to draw the order of writing
 
 
@@ -118,8 +119,9 @@ class BatchSource:
             for _ in range(_TRIES):
                 draw = self._placed(self._choose(rng, sections, up_to))
                 if not any(_overlap(draw, other, self.data.window_um) for other in found):
-                    # one sequence is written in one order of one length, and stained in one laboratory
-                    found.append(draw._replace(groups=found[0].groups, stain_mix_3x3=found[0].stain_mix_3x3))
+                    # one sequence is written in one order of one length, and comes from one laboratory
+                    same = {name: getattr(first, name) for name in ("groups", "stain_mix_3x3", "told")}
+                    found.append(draw._replace(**same))
                     break
         return found
 
@@ -152,14 +154,16 @@ class BatchSource:
         x_um, y_um = self._corner(section, rng)
         restain = self._augment and self.data.stain_jitter
         stain_mix_3x3 = _restain(self.data.stain_jitter, rng) if restain else None
-        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, bin_um, groups, rng)
+        told = self._augment and bool(rng.random() < self.data.depth_told)
+        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, bin_um, groups, told, rng)
 
     def _begin(self, draw: Draw) -> Callable[[], Window]:
         end = begin_window(draw.section, draw.x_um, draw.y_um, self._of_bins[draw.bin_um],
                            quarter_turns=draw.quarter_turns, flip=draw.flip)  # fmt: skip
-        if draw.stain_mix_3x3 is None:
-            return end
-        return lambda: dataclasses.replace(end(), stain_mix_3x3=draw.stain_mix_3x3)
+        known = {} if draw.stain_mix_3x3 is None else {"stain_mix_3x3": draw.stain_mix_3x3}
+        if draw.told and draw.section.density_per_um2 > 0:
+            known["log_depth"] = math.log(draw.section.density_per_um2)
+        return (lambda: dataclasses.replace(end(), **known)) if known else end
 
     def _corner(self, section: Section, rng: np.random.Generator) -> tuple[float, float]:
         """A random corner on whole px of the stored H&E, so that most reads need no interpolation.

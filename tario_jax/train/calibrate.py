@@ -14,6 +14,7 @@ from tario_jax.tokens.batch import Batch
 from tario_jax.train.principal import principal_table
 
 _SECTIONS_COUNTED = 128  # at most, evenly among all: a start takes as long with 93 patients as with 2,545
+_LEAST_DEVIATION = 0.05  # of the log of depths
 PADDING_BIAS = -30.0  # e^−30: nothing, and still finite
 
 
@@ -44,8 +45,12 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
     if "frozen" in encoder:
         encoder["frozen"] = _frozen(encoder["frozen"], batches)
 
+    shares = gene_shares(sections, genes)
+    encoder = dict(calibration["bin_encoder"])
+    encoder["depth_mean"], encoder["depth_scale"] = (jnp.asarray(of, jnp.float32) for of in _depths(sections, shares))
+    calibration = {**calibration, "bin_encoder": encoder}
     bias_G = np.full(parameters["gene_bias"].shape, PADDING_BIAS, np.float32)
-    bias_G[:genes] = np.log(gene_shares(sections, genes))
+    bias_G[:genes] = np.log(shares)
     table_Gxr = np.zeros(parameters["gene_table"].shape, np.float32)
     table_Gxr[:genes] = principal_table(batches, genes, table_Gxr.shape[1], gene_base or table_Gxr.shape[1], seed)
     area_um2 = sum(float((batch.bin_size_um_BxTxN**2 * batch.bin_measured_BxTxN).sum()) for batch in batches)
@@ -57,6 +62,15 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
         "total_bias": jnp.asarray(np.log((detections + 1.0) / max(area_um2, 1.0)), jnp.float32),
     }
     return parameters, calibration
+
+
+def _depths(sections: list[Section], share_G: np.ndarray) -> tuple[float, float]:
+    """Mean and deviation of the log of how deep the sections were measured, as the model reads it; 0 and 1: of none."""
+    depths = []
+    for section in sections[:: math.ceil(len(sections) / _SECTIONS_COUNTED)]:
+        if (density := section.density_per_um2) > 0:
+            depths.append(math.log(density / share_G[section.measured_gene_G].sum()))
+    return (float(np.mean(depths)), max(float(np.std(depths)), _LEAST_DEVIATION)) if depths else (0.0, 1.0)
 
 
 def _frozen(statistics: Tree, batches: list[Batch]) -> Tree:

@@ -22,7 +22,8 @@ def silent(line: str) -> None:
     pass
 
 
-@pytest.mark.parametrize("widths", [[32, 256], pytest.param([32, 64, 128, 256], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("widths", [[32, 256], [32, 64, 128, 256]])
 def test_the_coordinate_check_is_flat_under_mup_and_not_without(widths, tiny_corpus, tmp_path):
     config = tiny_config(data=ONE_SHOT, model=SMALL, optim={"learning_rate": 1e-3})
     result = check_coordinates(config, tiny_corpus, widths=widths, seeds=4, workdir=tmp_path,

@@ -378,6 +378,31 @@ def test_z_loss_is_added_for_each_detection(windows, layout):
     assert level.first_nats == pytest.approx(model.loss(batch).first_nats, rel=1e-5) and model.loss(batch).z_nats == 0
 
 
+def test_depth_is_read_where_it_is_told(windows, layout):
+    """Not told is another thing than any depth. Of a section that measured a part of the panel, it is the whole's."""
+    model, batch = model_of("content"), batch_of([windows], layout)
+    valid = valid_bins(batch)
+
+    def at(depth: float, batch: Batch = batch) -> Batch:
+        return batch._replace(log_depth_BxW=np.full_like(batch.log_depth_BxW, depth))
+
+    untold, shallow, deep = (model.rates(at(depth))[valid] for depth in (-np.inf, -5.0, -4.0))
+    assert (
+        min(np.abs(shallow / deep - 1).max(), np.abs(untold / deep - 1).max(), np.abs(untold / shallow - 1).max())
+        > 0.01
+    )
+
+    part_G = np.arange(GENES) < GENES // 2
+    bias_G = model.parameters["gene_bias"][:GENES].astype(np.float64)
+    share = np.exp(bias_G[part_G]).sum() / np.exp(bias_G).sum()
+    of_part = batch.measured_gene_BxWxG.copy()
+    of_part[..., :GENES] &= part_G
+    merged = model.built.merge(model.parameters, model.calibration)
+    query = jax.jit(lambda batch: merged.encoded(batch)[1])
+    np.testing.assert_allclose(query(at(-4.0 + math.log(share), batch._replace(measured_gene_BxWxG=of_part))),
+                               query(at(-4.0)), rtol=1e-5, atol=1e-6)  # fmt: skip
+
+
 def test_local_layers_see_their_own_tile_only(windows, layout):
     """With local layers alone a tile is a world of its own; one global layer joins them."""
     batch = batch_of([windows[:1]], layout)

@@ -48,7 +48,7 @@ INPUT, HIDDEN, OUTPUT = (1.0, 1.0), (1.0, 1 / 2), (1 / 2, 1 / 2)
 MATRICES = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_in", "mlp_out", "query_he", "texture_hidden")
 ALWAYS = {
     **dict.fromkeys(MATRICES, HIDDEN),
-    **dict.fromkeys(("texture_in", "query_size", "content_total", "stem_in"), INPUT),
+    **dict.fromkeys(("texture_in", "query_size", "query_depth", "content_total", "content_depth", "stem_in"), INPUT),
     "total_weight": OUTPUT,
 }  # fmt: skip
 FIXED_SIZES = ALWAYS | {

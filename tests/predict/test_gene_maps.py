@@ -199,3 +199,23 @@ def test_tables_hold_the_maps(maps, tmp_path, suffix):
     np.testing.assert_array_equal(maps.gene("GENE3"), maps.rates_NxG[:, 3])
     refused(lambda: maps.gene("ERBB2"), "'ERBB2' is not in the model's panel of 12 genes")
     refused(lambda: maps.write_table(tmp_path / "maps.xlsx"), ".parquet, .tsv or .csv")
+
+
+def test_windows_that_overlap_are_turned_otherwise_and_lie_where_they_did(predictor, tiny_corpus):
+    """Each bin has the H&E of its place beneath it, whatever the turn of its window; where bins do not fit, none is."""
+    section = tiny_corpus.section("F1")
+    cover = predictor.cover(section, tissue="virtual", bin_um=None, overlap=0.5, turned=True)
+    turns = dict(zip(cover.corners, cover._quarter_turns.tolist(), strict=True))
+    assert {turns[corner] for corner in ((0, 0), (36, 0), (0, 36), (36, 36))} == {0, 1, 2, 3}
+    for windows, batch in cover.batches(4):
+        for row, window in enumerate(windows):
+            placed = cover.placed(batch, row, window)
+            patch_Sx3 = batch.he_BxTxPxYxXx3[row].reshape(-1, 81, 3).mean(1)
+            patch_nxM, weight_nxM = (x[row].reshape(-1, x.shape[-1])[placed.slot_n]
+                                     for x in (batch.pool_patch_BxTxNxM, batch.pool_weight_BxTxNxM))  # fmt: skip
+            under = (patch_Sx3[patch_nxM] * weight_nxM[..., None]).sum(1)
+            at = zip(cover.places.x_um_N[placed.number_n], cover.places.y_um_N[placed.number_n], strict=True)
+            expected = [section.he_window(x - 9, y - 9, 18, 1.0).reshape(-1, 3).mean(0) for x, y in at]
+            np.testing.assert_allclose(under, expected, atol=1e-3)
+    odd = predictor.cover(section, tissue="virtual", bin_um=20.0, overlap=0.5, turned=True)
+    assert not odd._quarter_turns.any()

@@ -257,3 +257,24 @@ def test_windows_are_chosen_in_tissue_and_a_section_that_is_all_tissue_gives_wha
     nothing = dataclasses.replace(whole, section_id="C1", patient_id="C", detections=Detections(*np.zeros((3, 0), int)))
     empty = write_corpus(tmp_path / "empty", [nothing]).sections[0]
     assert len(middles(empty)) == 64
+
+
+def test_how_deep_a_section_was_measured_is_told_as_often_as_asked(tmp_path, layout):
+    """Never in validation, and each window the density of its own section."""
+    sections = [tiny_section(f"S{number}", "P", number, detections=500 * number) for number in (1, 2, 3)]
+    sections = write_corpus(tmp_path / "corpus", sections).sections
+    of_section = {section.id: np.log(section.density_per_um2) for section in sections}
+    assert of_section["S3"] - of_section["S1"] == pytest.approx(np.log(3), abs=1e-6)
+    for share in (0.0, 0.5, 1.0):
+        source = BatchSource(sections, dataclasses.replace(DATA, depth_told=share), layout, steps=12)
+        told = []
+        for t in range(12):
+            depth_BxW = source[t].log_depth_BxW
+            for row, of_row in enumerate(source.draws(t)):
+                for slot, draw in enumerate(of_row):
+                    told.append(np.isfinite(depth_BxW[row, slot]))
+                    expected = of_section[draw.section.id] if told[-1] else -np.inf
+                    assert depth_BxW[row, slot] == pytest.approx(expected, rel=1e-6)
+        assert abs(np.mean(told) - share) < 0.15
+    as_scanned = BatchSource(sections, DATA, layout, steps=12, augment=False)
+    assert np.isneginf(as_scanned[3].log_depth_BxW).all()

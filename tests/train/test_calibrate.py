@@ -1,9 +1,10 @@
 """What the head starts from: shares of genes over sections that measured different ones."""
 
 import numpy as np
+import pytest
 from tiny_tissue import PANEL, tiny_section, write_corpus
 
-from tario_jax.train.calibrate import gene_shares
+from tario_jax.train.calibrate import _depths, gene_shares
 
 
 def test_shares_of_genes_are_among_the_sections_that_measured_them(tmp_path):
@@ -20,3 +21,17 @@ def test_shares_of_genes_are_among_the_sections_that_measured_them(tmp_path):
     others = [gene for gene in range(len(PANEL)) if gene not in (3, 7)]
     np.testing.assert_allclose(shares_G[others], counts_SxG.sum(0)[others] / counts_SxG.sum(), rtol=0.01)
     assert 0 < shares_G[7] < 1e-3
+
+
+def test_depths_are_those_of_the_whole_panel(tmp_path):
+    """A section that measured half of what there is, is as deep as one that measured all at twice its density."""
+    share_G = np.full(len(PANEL), 1 / len(PANEL))
+    half_G = np.arange(len(PANEL)) < len(PANEL) // 2
+    sections = [tiny_section("S0", "P", 0), tiny_section("S1", "Q", 1, detections=6000, measured_gene_G=half_G)]
+    sections = list(write_corpus(tmp_path / "corpus", sections).sections)
+    whole, part = (np.log(section.density_per_um2) for section in sections)
+    found = [section.all_detections() for section in sections]
+    assert whole - part == pytest.approx(np.log(len(found[0].gene_D) / len(found[1].gene_D)), abs=1e-6)
+    expected = np.array([whole, part + np.log(2)])
+    assert _depths(sections, share_G) == pytest.approx((expected.mean(), expected.std()), abs=1e-9)
+    assert _depths(sections[:1], share_G) == (pytest.approx(whole), 0.05)

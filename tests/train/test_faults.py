@@ -114,6 +114,7 @@ def test_sigterm_saves_within_the_grace_and_the_same_command_goes_on(run, unbrok
     assert numbers(workdir) == numbers(unbroken)
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_validation_that_outlasts_the_grace_saves_first(run, unbroken, tmp_path):
     workdir = tmp_path / "run"
     started = run(workdir, "SlowValidation", "--config.train.grace_s=4")
@@ -141,6 +142,7 @@ def test_a_second_start_in_a_workdir_is_refused_and_disturbs_nothing(run, unbrok
     assert [line[:3] for line in numbers(workdir)] == [line[:3] for line in numbers(unbroken)]
 
 
+@pytest.mark.slow
 def test_a_save_that_outlasts_the_grace_is_no_checkpoint(run, tmp_path):
     workdir = tmp_path / "run"
     started = run(workdir, "SlowDisk", "--config.train.grace_s=1.5")
@@ -181,6 +183,7 @@ def test_batches_that_are_not_numbers_are_skipped_and_too_many_end_the_run(run, 
     assert "optim.learning_rate" in errors and events(tmp_path / "all", "failed")
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_ends_the_run_with_all_stacks(run, unbroken, tmp_path):
     workdir = tmp_path / "run"
     flags = "--config.data.workers=1", "--config.train.hang_minutes=0.05"
@@ -207,6 +210,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_ends_the_run(ru
 _SMALL_FILES = ("bash", "-c", 'ulimit -f 58 && exec "$0" "$@"')  # KiB
 
 
+@pytest.mark.slow
 def test_saves_that_fail_are_no_checkpoints_and_three_in_a_row_end_the_run(run, unbroken, tmp_path):
     workdir = tmp_path / "run"
     said, errors = ended(run(workdir, before=_SMALL_FILES), 2)
@@ -239,6 +243,7 @@ def test_a_disk_that_fills_up_in_a_save_leaves_the_newest_whole_one(run, tmp_pat
     assert "resumed at step 5 of 30" in ended(run(tmp_path / "left"), 0)[0]
 
 
+@pytest.mark.slow
 def test_a_spike_sends_the_run_back_and_past_its_batches_also_when_it_is_killed(run, tmp_path):
     flags = "--config.train.spike_deviations=6", "--config.train.steps=60"
     whole, broken = tmp_path / "whole", tmp_path / "broken"

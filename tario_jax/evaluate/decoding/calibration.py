@@ -31,14 +31,27 @@ def crps_mixture(counts: np.ndarray, rates_Sx___: np.ndarray, spread: Spread = P
     The sum ends where what is left of F is beyond 1e-9.
     """
     y, rates_Sx___ = np.asarray(counts, np.float64), np.asarray(rates_Sx___, np.float64)
-    sizes = spread.sizes(rates_Sx___)
-    up_to, score, n = np.zeros(y.shape), np.zeros(y.shape), 0
-    most = y.max(initial=0.0)
-    while n <= most or (up_to < 1 - 1e-9).any():
-        up_to += np.exp(log_probability(n, rates_Sx___, sizes)).mean(0)
-        score += (up_to - (n >= y)) ** 2
+    score, n = np.zeros(y.size), 0
+    left, y_N, rates_SxN = np.arange(y.size), y.ravel(), rates_Sx___.reshape(len(rates_Sx___), -1)
+    sizes_SxN = spread.sizes(rates_SxN)
+    up_to_N, log_SxN = np.zeros(y.size), log_probability(0, rates_SxN, sizes_SxN)
+    while len(left):
+        up_to_N += np.exp(log_SxN).mean(0)
+        score[left] += (up_to_N - (n >= y_N)) ** 2
+        with np.errstate(divide="ignore"):  # a rate of 0
+            if sizes_SxN is None:
+                log_SxN += np.log(rates_SxN / (n + 1))
+            else:
+                log_SxN += np.log((n + sizes_SxN) / (n + 1) * rates_SxN / np.maximum(rates_SxN + sizes_SxN, 1e-300))
         n += 1
-    return score
+        goes_on = (n <= y_N) | (up_to_N < 1 - 1e-9)
+        if np.count_nonzero(goes_on) < 0.8 * len(left):  # most counts are small: their sums are done early
+            left, y_N, up_to_N = left[goes_on], y_N[goes_on], up_to_N[goes_on]
+            rates_SxN, log_SxN = rates_SxN[:, goes_on], log_SxN[:, goes_on]
+            sizes_SxN = None if sizes_SxN is None else sizes_SxN[:, goes_on]
+        elif not goes_on.any():
+            break
+    return score.reshape(y.shape)
 
 
 def crps_samples(counts: np.ndarray, drawn_Sx___: np.ndarray) -> np.ndarray:
