@@ -84,20 +84,21 @@ def run_command(claim: Claim, root: Path, say: Callable[[str], None]) -> Run:
     log = workdir / "claim.log"
     limit = (claim.minutes * SPARE + 5) * 60
     start = time.monotonic()
+    process = None
+    # whoever ends the runner ends what it runs: else two measurements would share the machine
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 words, cwd=root, env=_environment(root), stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-    except OSError as error:
-        return Run(places, 0.0, f"{Path(words[0]).name}: {error.strerror}")
-    # whoever ends the runner ends what it runs: else two measurements would share the machine
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
         failure = _await(process, claim, log, start, limit, say)
-    except BaseException:
-        _end(process)
+    except BaseException as error:
+        if process is not None:
+            _end(process)
+        elif isinstance(error, OSError):
+            return Run(places, 0.0, f"{Path(words[0]).name}: {error.strerror}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
