@@ -82,6 +82,7 @@ def test_ways_that_cannot_be_left_out_are_refused(leave_out, message):
         bench_attention(Shape(64, 2, 2, 16, "float32", 32), "causal", 1, 1, leave_out)
 
 
+@pytest.mark.slow
 def test_through_the_command_line(cli_tario, tmp_path):
     small = ("--tokens=256", "--heads=2", "--width=16", "--block=32")
     # so short that each is called hundreds of times in a measurement

@@ -103,7 +103,7 @@ def test_scores_are_divided_by_the_dimension_of_a_head_and_logits_by_that_of_the
 
 def content_size(mup: bool, growth: int) -> float:
     """Root mean square of contents' tokens at the start, over draws of it: a narrow table is few numbers."""
-    return float(np.sqrt(np.mean([_content_square(mup, growth, seed) for seed in range(6)])))
+    return float(np.sqrt(np.mean([_content_square(mup, growth, seed) for seed in range(3)])))
 
 
 def _content_square(mup: bool, growth: int, seed: int) -> float:

@@ -198,6 +198,7 @@ def test_a_worker_that_hangs_ends_the_run_with_all_stacks(run, unbroken, tmp_pat
     assert numbers(workdir) == numbers(unbroken)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_ends_the_run(run, unbroken, tmp_path):
     said, _ = ended(run(tmp_path / "once", "DiesOnce", "--config.data.workers=1"), 0)
     assert "one of them was killed while batch 7 was made" in said and "started again (1 of 3 times)" in said

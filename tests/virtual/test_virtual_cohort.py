@@ -96,6 +96,7 @@ def test_the_invisible_mutation_goes_with_nothing_and_the_others_with_site_and_s
         assert max(gap(mutation, value) for value in values[: len(TRAITS)]) > 3
 
 
+@pytest.mark.slow
 def test_the_posterior_of_a_genotype_is_calibrated(lung):
     # an oracle apart from it: the patients themselves, and how often those with a high posterior are mutated
     told, site_only = (
