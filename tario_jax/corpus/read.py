@@ -274,7 +274,7 @@ class Section:
         held_RxC = np.diff(self._whole(_OFFSET)).reshape(-1, columns)
         return held_RxC > _GLASS * held_RxC.sum() / max(np.count_nonzero(held_RxC), 1)
 
-    @property
+    @functools.cached_property
     def density_per_um2(self) -> float:
         """Mean detections per µm² of tissue, or spot counts per µm² of spots: how deep the assay went. 0: none."""
         if self.spots is not None:

@@ -157,9 +157,9 @@ def _steps(order: Order, slots: int, shape: tuple[int, ...]) -> jax.Array:
     K, B, _ = order.slot_KxBxn.shape
     step_BxQ = jnp.full((B, slots), K + 2, jnp.int32)
     step_BxQ = _put(step_BxQ, order.before_Bxm, jnp.ones_like(order.before_Bxm))
-    for group in range(K):
-        slot_Bxn = order.slot_KxBxn[group]
-        step_BxQ = _put(step_BxQ, slot_Bxn, jnp.full_like(slot_Bxn, group + 2))
+    step_K = jnp.broadcast_to(jnp.arange(2, K + 2, dtype=jnp.int32)[:, None, None], order.slot_KxBxn.shape)
+    slot_BxKn, step_BxKn = (jnp.moveaxis(x, 0, 1).reshape(B, -1) for x in (order.slot_KxBxn, step_K))
+    step_BxQ = _put(step_BxQ, slot_BxKn, step_BxKn)
     return step_BxQ.reshape(shape)
 
 

@@ -161,8 +161,8 @@ class BatchSource:
         end = begin_window(draw.section, draw.x_um, draw.y_um, self._of_bins[draw.bin_um],
                            quarter_turns=draw.quarter_turns, flip=draw.flip)  # fmt: skip
         known = {} if draw.stain_mix_3x3 is None else {"stain_mix_3x3": draw.stain_mix_3x3}
-        if draw.told and draw.section.density_per_um2 > 0:
-            known["log_depth"] = math.log(draw.section.density_per_um2)
+        if draw.told and (density := draw.section.density_per_um2) > 0:
+            known["log_depth"] = math.log(density)
         return (lambda: dataclasses.replace(end(), **known)) if known else end
 
     def _corner(self, section: Section, rng: np.random.Generator) -> tuple[float, float]:

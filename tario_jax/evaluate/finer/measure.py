@@ -21,7 +21,7 @@ from tario_jax.predict.cells import GROW_UM
 from tario_jax.predict.nuclei import NucleusSettings
 from tario_jax.predict.predictor import Predictor
 
-_VERSION = 1
+_VERSION = 2
 TARGETS = ("truth", "counts")
 PLACES = (*(f"{bin_um:g}" for bin_um in BINS_UM), "cells", "nuclei")
 TITLES = {"36": "bins of 36 µm", "18": "bins of 18 µm", "9": "bins of 9 µm", "cells": "cells, outlines given",

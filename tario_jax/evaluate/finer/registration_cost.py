@@ -21,7 +21,7 @@ from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
-_VERSION = 2
+_VERSION = 3
 BINS_UM = (36.0, 18.0, 9.0)
 SHIFTS_UM = (0.0, 2.0, 9.0, 18.0, 36.0)
 DIRECTIONS = 8
