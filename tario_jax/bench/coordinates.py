@@ -16,7 +16,6 @@ import numpy as np
 from tario_jax.config import ModelConfig
 from tario_jax.evaluate.figures import INK, RULE, SOFT, blank_figure, plain_axes, save_figure
 from tario_jax.model.build import Tree, build
-from tario_jax.model.decoder import compute_dtype
 from tario_jax.model.model import Tario, visibilities
 from tario_jax.tokens.batch import Batch
 
@@ -57,12 +56,11 @@ def activations(config: ModelConfig, genes: int, patch_px: int, *, content: bool
 
 def _entering(model: Tario, batch: Batch) -> dict[str, jax.Array]:
     """What the decoder is given, [B, tokens, d] each."""
-    dtype = compute_dtype(model.config)
-    he = model.he_encoder(batch, dtype)
+    he, queries = model.encoded(batch)
     found = {"H&E tokens": he}
     if model.reads_content:
-        found["contents"] = model.bin_encoder.content(batch, model.gene_table[...], model.gene_bias[...], dtype)
-    found["queries"] = model.bin_encoder.query(batch, he, model.gene_bias[...], dtype)
+        found["contents"], queries = model.with_contents(batch, queries)
+    found["queries"] = queries
     return {name: x.reshape(len(x), -1, x.shape[-1]) for name, x in found.items()}
 
 

@@ -38,6 +38,7 @@ class Tokens(NamedTuple):
     he: torch.Tensor  # uint8 [B·T·P, 3, px, px]
     mix: torch.Tensor  # of each patch [B·T·P, 3, 3]
     pool_BxQxS: torch.Tensor  # shares of the patches under each bin
+    near_BxQxQ: torch.Tensor  # weights of the contents around each bin that its query may see
     xy_um_Ax2: torch.Tensor
     size_um: torch.Tensor  # of bins [B·T·N], as the next three
     measured: torch.Tensor
@@ -122,7 +123,10 @@ class TorchStep:
         tokens = self.tokens
         he = self._he_tokens()
         queries = self._query_tokens(he)
-        parts = [he, queries] if self.config.data.one_shot else [he, self._content_tokens(), queries]
+        parts = [he, queries]
+        if not self.config.data.one_shot:
+            content = self._content_tokens() + queries
+            parts = [he, content, queries + self._near(content)]
         x = self._decoder(torch.cat(parts))[-len(queries) :]
         h = self._norm(x, self.weights["head_norm",])
         total_weight, total_bias = self.weights["total_weight",], self.weights["total_bias",]
@@ -220,6 +224,14 @@ class TorchStep:
             (residual @ table) @ w["content_in"] + place @ w["content_total"] + self._known_depth() @ w["content_depth"]
         )
 
+    def _near(self, content: torch.Tensor) -> torch.Tensor:
+        """What each query knows of contents around it, [B·T·N, d]."""
+        near_BxQxQ, w = self.tokens.near_BxQxQ, self._of("bin_encoder")
+        known = near_BxQxQ.sum(2, keepdim=True)
+        mean = (near_BxQxQ / (known + 1)).to(self.dtype) @ content.view(len(near_BxQxQ), -1, content.shape[1])
+        share = (known / (known + 1)).flatten(0, 1).to(self.dtype) * w["near_known"]
+        return mean.flatten(0, 1) @ w["near_in"] + share
+
     # --- decoder
 
     def _decoder(self, x: torch.Tensor) -> torch.Tensor:
@@ -306,6 +318,11 @@ class TorchStep:
         pool_BxQxS = np.zeros((B, T * N, T * P), np.float32)
         number, weight = (x.reshape(B, T * N, -1) for x in (batch.pool_patch_BxTxNxM, batch.pool_weight_BxTxNxM))
         np.add.at(pool_BxQxS, (np.arange(B)[:, None, None], np.arange(T * N)[:, None], number), weight)
+        near_BxQxQ = np.zeros((B, T * N, T * N), np.float32)
+        number, weight = (x.reshape(B, T * N, -1) for x in (batch.near_bin_BxTxNxM, batch.near_weight_BxTxNxM))
+        np.add.at(near_BxQxQ, (np.arange(B)[:, None, None], np.arange(T * N)[:, None], number), weight)
+        step_BxQ = batch.bin_step_BxTxN.reshape(B, T * N)
+        near_BxQxQ *= step_BxQ[:, None, :] < step_BxQ[:, :, None]
         patch_xy, bin_xy = (x.reshape(-1, 2) for x in (batch.patch_xy_um_BxTxPx2, batch.bin_xy_um_BxTxNx2))
         xy_um = [patch_xy, bin_xy] if self.config.data.one_shot else [patch_xy, bin_xy, bin_xy]
         windows = batch.measured_gene_BxWxG.shape[1]
@@ -314,7 +331,7 @@ class TorchStep:
         he = np.moveaxis(batch.he_BxTxPxYxXx3, -1, 3).reshape(B * T * P, 3, side, side)
         return Tokens(
             self._tensor(he), self._tensor(np.repeat(batch.stain_mix_BxTx3x3.reshape(-1, 3, 3), P, 0)),
-            self._tensor(pool_BxQxS).to(self.dtype), self._tensor(np.concatenate(xy_um)),
+            self._tensor(pool_BxQxS).to(self.dtype), self._tensor(near_BxQxQ), self._tensor(np.concatenate(xy_um)),
             self._tensor(batch.bin_size_um_BxTxN.reshape(-1)), self._tensor(batch.bin_measured_BxTxN.reshape(-1)),
             self._tensor(window), self._tensor(batch.bin_step_BxTxN.reshape(-1)), self._tensor(counts_QxG),
             self._tensor(batch.measured_gene_BxWxG.reshape(-1, G)), self._tensor(batch.log_depth_BxW.reshape(-1)),

@@ -34,9 +34,13 @@ class BinEncoder(nnx.Module):
         self.content_in = weight(rngs, (r, d), ("hidden", "stem"), r, grown=grown.gene_dim)
         self.content_total = start_at_zero(weight(rngs, (2, d), ("features", "hidden"), 2), row=1)
         self.content_depth = constant((2, d), ("features", "hidden"), 0.0)
+        self.near_in = weight(rngs, (d, d), ("hidden", "stem"), d, grown=grown.width)
+        self.near_known = constant((d,), ("vector",), 0.0)
 
-    def content(self, batch: Batch, head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Content tokens [B, T, N, d]: the bin's counts against the mean composition, its total and its size.
+    def content(self, batch: Batch, query_BxTxNxd: jax.Array, head_table_Gxr: jax.Array, gene_bias_G: jax.Array,
+                dtype: jnp.dtype) -> jax.Array:  # fmt: skip
+        """Content tokens [B, T, N, d]: the bin's query, which holds its H&E, and its counts against the mean
+        composition, its total and its size.
 
         A bin's composition enters as variance-stabilised residuals of its measured genes from the mean composition at
         its total, read through the gene table (ops/count_content.py).
@@ -51,10 +55,11 @@ class BinEncoder(nnx.Module):
             )  # fmt: skip
         held, total = held.reshape(B, T, N, -1), total.reshape(B, T, N)
         token = self._content(held, total, batch.bin_size_um_BxTxN, batch.bin_measured_BxTxN)
-        return token + self._of_depth(batch, gene_bias_G, self.content_depth, dtype)
+        return token + query_BxTxNxd + self._of_depth(batch, gene_bias_G, self.content_depth, dtype)
 
-    def content_of(self, batch: Batch, counts_BxnxG: jax.Array, size_um_Bxn: jax.Array, measured_Bxn: jax.Array,
-                   head_table_Gxr: jax.Array, gene_bias_G: jax.Array, dtype: jnp.dtype) -> jax.Array:  # fmt: skip
+    def content_of(self, batch: Batch, query_Bxnxd: jax.Array, counts_BxnxG: jax.Array, size_um_Bxn: jax.Array,
+                   measured_Bxn: jax.Array, head_table_Gxr: jax.Array, gene_bias_G: jax.Array,
+                   dtype: jnp.dtype) -> jax.Array:  # fmt: skip
         """The same tokens [B, n, d] of n bins of each row, from dense counts: of bins that are drawn, not read.
 
         batch: what they are drawn in, a window a row.
@@ -63,7 +68,7 @@ class BinEncoder(nnx.Module):
         with jax.named_scope("gene_head"):
             held, total = dense_content(table, jax.nn.softmax(gene_bias_G), counts_BxnxG, genes_BxG, dtype)
         token = self._content(held[:, None], total[:, None], size_um_Bxn[:, None], measured_Bxn[:, None])
-        return (token + self._of_depth(batch, gene_bias_G, self.content_depth, dtype)[:, :1])[:, 0]
+        return (token + self._of_depth(batch, gene_bias_G, self.content_depth, dtype)[:, :1])[:, 0] + query_Bxnxd
 
     def _content(self, held_BxTxNxr, total_BxTxN, size_um_BxTxN, measured_BxTxN) -> jax.Array:
         area_um2 = size_um_BxTxN * size_um_BxTxN * jnp.maximum(measured_BxTxN, 0.05)
@@ -72,6 +77,17 @@ class BinEncoder(nnx.Module):
         return project("btnr,rd->btnd", held_BxTxNxr, self.content_in[...]) + project(
             "btnf,fd->btnd", place, self.content_total[...]
         )
+
+    def near(self, content_BxQxd: jax.Array, near_BxNxM: jax.Array, weight_BxNxM: jax.Array) -> jax.Array:
+        """What N queries know at once of contents around them, [B, N, d]: a mean that fewer of them say less in.
+
+        near: slots among the Q contents; weight: 0 of those that are not written.
+        """
+        known_BxN = weight_BxNxM.sum(-1)
+        weight_BxNxM = weight_BxNxM / (known_BxN + 1)[..., None]
+        mean_BxNxd = weighted_means(content_BxQxd, near_BxNxM, weight_BxNxM)
+        share = (known_BxN / (known_BxN + 1))[..., None] * self.near_known[...]
+        return project("bnd,de->bne", mean_BxNxd, self.near_in[...]) + share.astype(mean_BxNxd.dtype)
 
     def _of_depth(self, batch: Batch, gene_bias_G: jax.Array, weight_2xd: nnx.Param, dtype: jnp.dtype) -> jax.Array:
         """What every token of a tile holds of how deep its section was measured [B, T, 1, d]; 0 where it is not told.

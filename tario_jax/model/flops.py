@@ -49,7 +49,8 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     patch = _pyramid(Pyramid.of(layout.patch_px), model.stem_width, d) + features * d + d * d
     if layout.frozen_features:
         patch += min(model.frozen_axes, layout.frozen_features) * (layout.frozen_features / 3 + d)  # axes: forward only
-    encoders = (1 if frozen else 3) * (patches * patch + bins * (d * d + 2 * d)) + trunk * contents * (r * d + 2 * d)
+    of_contents = trunk * contents * (r * d + 2 * d + d * d)  # and what queries know of those around them
+    encoders = (1 if frozen else 3) * (patches * patch + bins * (d * d + 2 * d)) + of_contents
     head = bins * (trunk * d * r + (2 + through) * r * genes) + (2 if frozen else 3) * contents * r * genes
     pairs = sum(
         model.layers // len(model.pattern) * allowed_pairs(config, layout, local=kind == "local")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from tario_jax.model.cache import DecoderCache
 from tario_jax.model.decoder import compute_dtype
-from tario_jax.model.model import Predicted, Tario, visibilities
+from tario_jax.model.model import Predicted, Tario, near_and_known, visibilities
 from tario_jax.model.streams import Visibility
 from tario_jax.ops.poisson import draw_poisson
 from tario_jax.tokens.batch import Batch
@@ -47,7 +47,7 @@ class Drawn(NamedTuple):
     """A sample: of every bin slot what was said of it when its turn came; of others, from the H&E alone."""
 
     said: Predicted
-    content_BxQxd: jax.Array  # tokens of the bins that were drawn; 0 elsewhere
+    content_BxQxd: jax.Array  # tokens of the bins that are written; 0 elsewhere
     counts_BxQxg: jax.Array  # of chosen genes, as they were drawn
 
 
@@ -92,13 +92,16 @@ def write_groups(model: Tario, batch: Batch, begun: Begun, order: Order, chosen_
     xy_BxQx2 = batch.bin_xy_um_BxTxNx2.reshape(B, Q, 2)
     visibility = _whole(model, batch)
     table, bias = model.gene_table[...], model.gene_bias[...]
+    near_and_weight = near_and_known(batch)
 
     def one(carry, at):
         cache, written_Bxm, content_Bxmxd, sample = carry
         step, asked_Bxn = at
+        near = (_taken(of_all, asked_Bxn) for of_all in near_and_weight)
+        queries_Bxnxd = _taken(begun.queries_BxQxd, asked_Bxn) + model.bin_encoder.near(sample.content_BxQxd, *near)
         cache, queries = model.decoder.extend(
             cache, jnp.where(written_Bxm < 0, -1, patches + written_Bxm), content_Bxmxd,
-            _taken(begun.queries_BxQxd, asked_Bxn), _taken(xy_BxQx2, written_Bxm), _taken(xy_BxQx2, asked_Bxn),
+            queries_Bxnxd, _taken(xy_BxQx2, written_Bxm), _taken(xy_BxQx2, asked_Bxn),
             {kind: _of_group(fields, patches, written_Bxm, asked_Bxn) for kind, fields in visibility.items()},
         )  # fmt: skip
         size_Bxn, measured_Bxn = _taken(size_BxQ, asked_Bxn), _taken(measured_BxQ, asked_Bxn)
@@ -107,15 +110,19 @@ def write_groups(model: Tario, batch: Batch, begun: Begun, order: Order, chosen_
         # a slot of padding has the rates of another bin, and would draw for nothing
         rates_BxnxG = jnp.where(asked_Bxn[:, :, None] >= 0, rates_BxnxG, 0)
         counts_BxnxG = draw(jax.vmap(jax.random.fold_in, (0, None))(order.key_B, step), rates_BxnxG, asked_Bxn)
-        content_Bxnxd = model.bin_encoder.content_of(batch, counts_BxnxG, size_Bxn, measured_Bxn, table, bias,
-                                                     content_Bxmxd.dtype)  # fmt: skip
+        content_Bxnxd = model.bin_encoder.content_of(
+            batch, _taken(begun.queries_BxQxd, asked_Bxn), counts_BxnxG, size_Bxn, measured_Bxn, table, bias,
+            content_Bxmxd.dtype,
+        )  # fmt: skip
         new = Drawn(said, content_Bxnxd, counts_BxnxG[:, :, chosen_g])
         sample = jax.tree.map(lambda kept, new: _put(kept, asked_Bxn, new), sample, new)
         return (cache, asked_Bxn, content_Bxnxd, sample), None
 
     dtype = begun.queries_BxQxd.dtype
     sample = Drawn(begun.said, jnp.zeros((B, Q, d), dtype), jnp.zeros((B, Q, len(chosen_g)), jnp.float32))
-    first = begun.cache, order.before_Bxm, order.content_Bxmxd.astype(dtype), sample
+    before_Bxmxd = order.content_Bxmxd.astype(dtype)
+    sample = sample._replace(content_BxQxd=_put(sample.content_BxQxd, order.before_Bxm, before_Bxmxd))
+    first = begun.cache, order.before_Bxm, before_Bxmxd, sample
     (cache, written, content, sample), _ = one(first, (0, order.slot_KxBxn[0]))
     steps = jnp.arange(1, len(order.slot_KxBxn))
     (_, _, _, sample), _ = jax.lax.scan(one, (cache, written, content, sample), (steps, order.slot_KxBxn[1:]))

@@ -82,14 +82,12 @@ class Tario(nnx.Module):
 
     def __call__(self, batch: Batch, given: Given | None = None) -> Predicted:
         """Every bin slot of the batch, predicted from what its query may see; given: as in training by default."""
-        dtype = compute_dtype(self.config)
         he_BxTxPxd, queries = self.encoded(batch, given)
         B, T, N, d = queries.shape
         tokens, places = [he_BxTxPxd], [batch.patch_xy_um_BxTxPx2]
         if self.reads_content:
-            told = batch if given is None else batch._replace(measured_gene_BxWxG=given.content_gene_BxWxG)
-            with jax.named_scope("encoders"):
-                tokens.append(self.bin_encoder.content(told, self.gene_table[...], self.gene_bias[...], dtype))
+            content, queries = self.with_contents(batch, queries, given)
+            tokens.append(content)
             places.append(batch.bin_xy_um_BxTxNx2)
         # by modality, tile by tile within: blocks of attention hold one modality, whatever their size
         seen, seen_xy = (side_by_side(context_ranks(), *(x.reshape(B, -1, x.shape[-1]) for x in parts))
@@ -102,6 +100,17 @@ class Tario(nnx.Module):
                                       batch.bin_xy_um_BxTxNx2.reshape(B, T * N, 2), visibility, tiles)  # fmt: skip
         size_BxQ, measured_BxQ = (x.reshape(B, T * N) for x in (batch.bin_size_um_BxTxN, batch.bin_measured_BxTxN))
         return self.read_out(queries, size_BxQ, measured_BxQ)
+
+    def with_contents(self, batch: Batch, query_BxTxNxd: jax.Array, given: Given | None = None
+                      ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+        """Contents of all bins, and the queries with what is written around each of them, [B, T, N, d] both."""
+        B, _, _, d = query_BxTxNxd.shape
+        told = batch if given is None else batch._replace(measured_gene_BxWxG=given.content_gene_BxWxG)
+        with jax.named_scope("encoders"):
+            content_BxTxNxd = self.bin_encoder.content(told, query_BxTxNxd, self.gene_table[...], self.gene_bias[...],
+                                                       query_BxTxNxd.dtype)  # fmt: skip
+            near_BxQxd = self.bin_encoder.near(content_BxTxNxd.reshape(B, -1, d), *near_and_known(batch, given))
+        return content_BxTxNxd, query_BxTxNxd + near_BxQxd.reshape(query_BxTxNxd.shape)
 
     def encoded(self, batch: Batch, given: Given | None = None) -> tuple[jax.Array, jax.Array]:
         """Tokens of the H&E [B, T, P, d], and queries [B, T, N, d]."""
@@ -151,6 +160,16 @@ class Tario(nnx.Module):
         """Expected detections [B, Q, G] of what was said of Q bins; window: that each of them belongs to."""
         return jnp.exp(log_rates(said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], said.log_total_BxQ,
                                  measured_gene_BxWxG, window_BxQ))  # fmt: skip
+
+
+def near_and_known(batch: Batch, given: Given | None = None) -> tuple[jax.Array, jax.Array]:
+    """Slots [B, T·N, M] of the bins around each bin, and their weights, 0 of those whose content it may not see."""
+    B, T, N, M = batch.near_bin_BxTxNxM.shape
+    near_BxQxM, weight_BxQxM = (x.reshape(B, T * N, M) for x in (batch.near_bin_BxTxNxM, batch.near_weight_BxTxNxM))
+    step_BxQ = batch.bin_step_BxTxN.reshape(B, T * N)
+    read_BxQ = step_BxQ - 1 if given is None else given.read_step_BxTxN.reshape(B, T * N)
+    step_BxQxM = jnp.take_along_axis(step_BxQ[:, None], near_BxQxM.reshape(B, 1, -1), 2).reshape(B, T * N, M)
+    return near_BxQxM, jnp.where(step_BxQxM <= read_BxQ[..., None], weight_BxQxM, 0)
 
 
 def _window_of_bin(batch: Batch) -> jax.Array:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.spatial
 
 from tario_jax.config import DataConfig, InputError
 from tario_jax.panel import padded_genes
@@ -19,6 +20,8 @@ from tario_jax.tokens.order import write_steps, writing_ranks
 from tario_jax.tokens.window import Bins, Window, grid_centres
 
 _WHITE = 255
+NEAR = 24  # bins around a bin: of a grid, the square of five by five
+_REACH = 1.5  # pitches: the deviation of the Gaussian by which they are weighed
 
 
 class Batch(NamedTuple):
@@ -36,6 +39,8 @@ class Batch(NamedTuple):
     bin_step_BxTxN: np.ndarray  # int32, the group that writes the bin, 1 … K
     pool_patch_BxTxNxM: np.ndarray  # int32, patches under the bin, numbered through the row
     pool_weight_BxTxNxM: np.ndarray  # float32, their shares of its area; the sum is 1
+    near_bin_BxTxNxM: np.ndarray  # int32, slots of the bins around a bin, numbered through the row, nearest first
+    near_weight_BxTxNxM: np.ndarray  # float32, falling with the distance; 0 = padding
     segment_BxT: np.ndarray  # int32, sequence of the row; −1 = padding
     tile_BxT: np.ndarray  # int32, unique in the row; windows follow each other, T / W tiles each
     count_bin_BxC: np.ndarray  # int32, bin slot numbered through the row, ascending; −1 = padding
@@ -150,6 +155,8 @@ def _fields(rows: int, layout: Layout) -> list[tuple[tuple[int, ...], Any, Any]]
         bin_step_BxTxN=((B, T, N), np.int32, 1),
         pool_patch_BxTxNxM=((B, T, N, M), np.int32, 0),
         pool_weight_BxTxNxM=((B, T, N, M), np.float32, 0),
+        near_bin_BxTxNxM=((B, T, N, NEAR), np.int32, 0),
+        near_weight_BxTxNxM=((B, T, N, NEAR), np.float32, 0),
         segment_BxT=((B, T), np.int32, -1),
         tile_BxT=((B, T), np.int32, np.arange(T)),
         count_bin_BxC=((B, C), np.int32, -1),
@@ -267,7 +274,27 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     batch.pool_weight_BxTxNxM[at] = slots.weight_NxM
 
     slot_K = (first_tile + slots.tile_N) * layout.bins_per_tile + slots.place_N
+    whole_grid = bins.square and counted.all()
+    near_KxM, weight_KxM = _grid_near(data.window_um, size_um) if whole_grid else _near(x, y, bins.pitch_um)
+    batch.near_bin_BxTxNxM[at], batch.near_weight_BxTxNxM[at] = slot_K[near_KxM], weight_KxM
     return _write_counts(batch, row, used, bins, np.flatnonzero(counted).astype(np.int32), slot_K, layout)
+
+
+@functools.lru_cache(16)
+def _grid_near(window_um: float, bin_um: float) -> tuple[np.ndarray, np.ndarray]:
+    return _near(*grid_centres(window_um, bin_um), bin_um)
+
+
+def _near(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float) -> tuple[np.ndarray, np.ndarray]:
+    """The bins around each bin, nearest first, and their weights: two arrays [N, NEAR]; 0 where there are fewer."""
+    near_NxM, weight_NxM = np.zeros((len(x_um_N), NEAR), np.int64), np.zeros((len(x_um_N), NEAR), np.float32)
+    number = min(NEAR, len(x_um_N) - 1)
+    if number > 0:
+        places_Nx2 = np.stack([x_um_N, y_um_N], 1)
+        away_NxM, found_NxM = scipy.spatial.cKDTree(places_Nx2).query(places_Nx2, [*range(2, number + 2)])
+        near_NxM[:, :number] = found_NxM
+        weight_NxM[:, :number] = np.exp(-0.5 * (away_NxM / (_REACH * pitch_um)) ** 2)
+    return near_NxM, weight_NxM
 
 
 def _write_pixels(he_TxPxYxXx3: np.ndarray, he: np.ndarray, sides: tuple[int, int, int]) -> None:

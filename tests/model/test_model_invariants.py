@@ -386,7 +386,9 @@ def test_depth_is_read_where_it_is_told(windows, layout):
     def at(depth: float, batch: Batch = batch) -> Batch:
         return batch._replace(log_depth_BxW=np.full_like(batch.log_depth_BxW, depth))
 
-    untold, shallow, deep = (model.rates(at(depth))[valid] for depth in (-np.inf, -5.0, -4.0))
+    usual = model.calibration["bin_encoder"]
+    low, high = (float(usual["depth_mean"] + step * usual["depth_scale"]) for step in (-1, 1))
+    untold, shallow, deep = (model.rates(at(depth))[valid] for depth in (-np.inf, low, high))
     assert (
         min(np.abs(shallow / deep - 1).max(), np.abs(untold / deep - 1).max(), np.abs(untold / shallow - 1).max())
         > 0.01
@@ -399,13 +401,15 @@ def test_depth_is_read_where_it_is_told(windows, layout):
     of_part[..., :GENES] &= part_G
     merged = model.built.merge(model.parameters, model.calibration)
     query = jax.jit(lambda batch: merged.encoded(batch)[1])
-    np.testing.assert_allclose(query(at(-4.0 + math.log(share), batch._replace(measured_gene_BxWxG=of_part))),
-                               query(at(-4.0)), rtol=1e-5, atol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(query(at(high + math.log(share), batch._replace(measured_gene_BxWxG=of_part))),
+                               query(at(high)), rtol=1e-5, atol=1e-6)  # fmt: skip
 
 
 def test_local_layers_see_their_own_tile_only(windows, layout):
-    """With local layers alone a tile is a world of its own; one global layer joins them."""
+    """With local layers alone a tile is a world of its own but for what queries are told of contents just beyond it;
+    one global layer joins tiles."""
     batch = batch_of([windows[:1]], layout)
+    batch = batch._replace(near_weight_BxTxNxM=np.zeros_like(batch.near_weight_BxTxNxM))
     he = batch.he_BxTxPxYxXx3.copy()
     he[:, 1] = 255 - he[:, 1]
     other = with_counts_changed(batch, layout.bins_per_tile)._replace(he_BxTxPxYxXx3=he)  # pixels and counts of tile 1

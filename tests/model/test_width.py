@@ -45,7 +45,7 @@ def test_at_the_base_it_is_the_standard_model_to_the_bit():
 
 # of a model twice as wide as its base: where n is its growth, (variance of the start over the standard one's, rate)
 INPUT, HIDDEN, OUTPUT = (1.0, 1.0), (1.0, 1 / 2), (1 / 2, 1 / 2)
-MATRICES = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_in", "mlp_out", "query_he", "texture_hidden")
+MATRICES = ("q", "k", "v", "attention_out", "mlp_gate", "mlp_in", "mlp_out", "query_he", "near_in", "texture_hidden")
 ALWAYS = {
     **dict.fromkeys(MATRICES, HIDDEN),
     **dict.fromkeys(("texture_in", "query_size", "query_depth", "content_total", "content_depth", "stem_in"), INPUT),
@@ -112,7 +112,8 @@ def _content_square(mup: bool, growth: int, seed: int) -> float:
     encoder = parameters["bin_encoder"] | {"content_total": np.zeros((2, 32 * growth), np.float32)}
     model = built.merge(parameters | {"bin_encoder": encoder}, calibration)
     batch = made_batch(config, pod_layout(config, GENES), GENES, 0)
-    tokens = model.bin_encoder.content(batch, parameters["gene_table"], parameters["gene_bias"], np.float32)
+    no_query = np.zeros((*batch.bin_step_BxTxN.shape, 32 * growth), np.float32)
+    tokens = model.bin_encoder.content(batch, no_query, parameters["gene_table"], parameters["gene_bias"], np.float32)
     return float(np.mean(np.square(tokens)))
 
 

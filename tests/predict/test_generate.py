@@ -76,10 +76,12 @@ def test_with_true_contents_it_is_one_pass_over_everything(tiny_run, section, pa
             return jnp.take_along_axis(counts_BxQxG, jnp.maximum(slot_Bxn, 0)[:, :, None], 1)
 
         ones_Bxm, tables = jnp.ones(before_Bxm.shape), (model.gene_table[...], model.gene_bias[...])
-        content_Bxmxd = model.bin_encoder.content_of(batch, draw(None, None, before_Bxm), 18.0 * ones_Bxm, ones_Bxm,
-                                                     *tables, jnp.float32)  # fmt: skip
+        begun = begin(model, batch)
+        query_Bxmxd = jnp.take_along_axis(begun.queries_BxQxd, jnp.maximum(before_Bxm, 0)[:, :, None], 1)
+        content_Bxmxd = model.bin_encoder.content_of(batch, query_Bxmxd, draw(None, None, before_Bxm),
+                                                     18.0 * ones_Bxm, ones_Bxm, *tables, jnp.float32)  # fmt: skip
         order = Order(before_Bxm, content_Bxmxd, slot_KxBxn, jax.random.wrap_key_data(jnp.zeros((3, 2), jnp.uint32)))
-        drawn = write_groups(model, batch, begin(model, batch), order, ALL, draw)
+        drawn = write_groups(model, batch, begun, order, ALL, draw)
         rates = model.rates_said(drawn.said, batch.measured_gene_BxWxG, jnp.zeros_like(valid, jnp.int32))
         return rates, drawn.counts_BxQxg, drawn.content_BxQxd
 
@@ -89,7 +91,7 @@ def test_with_true_contents_it_is_one_pass_over_everything(tiny_run, section, pa
     expected = np.asarray(predictor.call(Tario.rates, batch))
     np.testing.assert_allclose(rates[valid], expected[valid], rtol=2e-4, atol=1e-6)
     np.testing.assert_array_equal(chosen[later], counts_BxQxG[later][:, ALL])
-    assert (np.abs(content[later]).max(-1) > 0).all() and (content[~later] == 0).all()
+    assert (np.abs(content[valid]).max(-1) > 0).all() and (content[~valid] == 0).all()
     # contents matter: without them, bins of later groups come out otherwise
     alone = np.asarray(predictor.call(Tario.rates, batch._replace(bin_step_BxTxN=np.ones_like(batch.bin_step_BxTxN))))
     assert np.abs(alone / np.maximum(expected, 1e-9) - 1)[later][:, ALL].max() > 0.02
@@ -110,7 +112,8 @@ def test_how_windows_are_batched_does_not_matter(tiny_run, reader, section):
     for rows in (1, 3):
         found, of_rows = generated(made_reader(tiny_run, rows=rows), section, steps, genes=ALL)
         np.testing.assert_allclose(found.rates_NxG, expected.rates_NxG, rtol=1e-4)
-        np.testing.assert_allclose(found.between_NxG, expected.between_NxG, rtol=2e-3, atol=1e-7)
+        apart, expected_apart = (np.sqrt(maps.between_NxG) / maps.rates_NxG for maps in (found, expected))
+        np.testing.assert_allclose(apart, expected_apart, rtol=2e-3, atol=1e-3)
         np.testing.assert_array_equal(of_rows.counts_SxNxg, of_four.counts_SxNxg)
 
 
@@ -120,7 +123,9 @@ def test_samples_are_what_the_mean_and_the_spread_are_of(reader, section, order)
     maps, samples = generated(reader, section, steps, genes=ALL)
     rates = samples.rates_SxNxg.astype(np.float64)
     np.testing.assert_allclose(maps.rates_NxG, rates.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(maps.between_NxG, rates.var(0, ddof=1), rtol=1e-2, atol=1e-7)
+    # of which float32 keeps the deviation, as a share of the rate, to a thousandth: it is a difference of squares
+    apart, expected = np.sqrt(maps.between_NxG) / maps.rates_NxG, rates.std(0, ddof=1) / rates.mean(0)
+    np.testing.assert_allclose(apart, expected, rtol=5e-3, atol=1e-3)
     assert maps.between_NxG.max() > 1e-4 and order in maps.decoding
     again, _ = generated(reader, section, steps, genes=ALL)
     other, _ = generated(reader, section, dataclasses.replace(steps, seed=1), genes=ALL)

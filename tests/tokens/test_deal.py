@@ -24,7 +24,7 @@ def test_each_rank_holds_every_other_tile(batch):
     np.testing.assert_array_equal(dealt.window_BxT, np.take(batch.window_BxT, dealt.tile_BxT[0], axis=1))
 
 
-def test_counts_and_patches_stay_with_their_bins(batch):
+def test_what_belongs_to_a_bin_stays_with_it(batch):
     dealt = deal(batch, 4)
     bins, genes = batch.bin_step_BxTxN.shape[1:], batch.measured_gene_BxWxG.shape[2]
 
@@ -40,10 +40,17 @@ def test_counts_and_patches_stay_with_their_bins(batch):
         flat = some.patch_xy_um_BxTxPx2.reshape(len(some.tile_BxT), -1, 2)
         return np.stack([flat[row][some.pool_patch_BxTxNxM[row]] for row in range(len(flat))])
 
+    def centres_near(some):
+        flat = some.bin_xy_um_BxTxNx2.reshape(len(some.tile_BxT), -1, 2)
+        return np.stack([flat[row][some.near_bin_BxTxNxM[row]] for row in range(len(flat))])
+
     assert dense(batch).sum() > 100
     order = dealt.tile_BxT[0]
     np.testing.assert_array_equal(dense(dealt), dense(batch)[:, order])
     np.testing.assert_array_equal(centres_under(dealt), centres_under(batch)[:, order])
+    there = (batch.near_weight_BxTxNxM > 0)[..., None]
+    assert there.any((2, 3)).all()
+    np.testing.assert_array_equal(centres_near(dealt) * there[:, order], (centres_near(batch) * there)[:, order])
     slots = np.where(dealt.count_bin_BxC < 0, bins[0] * bins[1], dealt.count_bin_BxC)
     assert (np.diff(slots, axis=1) >= 0).all()  # ascending, padding at the end
 
