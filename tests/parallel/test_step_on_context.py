@@ -7,6 +7,7 @@ from tiny_tissue import tiny_config
 
 from tario_jax.config import MeshConfig
 from tario_jax.config_files import to_dict
+from tario_jax.tokens.batch import NEAR
 
 _ROWS, _FSDP, _CONTEXT = 6, 2, 4  # three rows a device: no parameter has an axis of three
 
@@ -65,11 +66,12 @@ def test_in_layers_only_the_ring_moves_tokens_and_pixels_never_move(devices8):
     assert {(kind, shape) for kind, in_layers, shape in of_batch if in_layers} == {
         ("collective-permute", keys), ("collective-permute", keys[:3])
     }  # fmt: skip
-    # once a step: which patches lie under the bins, their shares, the sums over ranks, and the gradients of these
+    # once a step: which patches lie under the bins, their shares, the sums over ranks, and the gradients of these;
+    # likewise of contents around bins, and when each was written
     outside = sorted((kind, math.prod(shape)) for kind, in_layers, shape in of_batch if not in_layers)
     of_bins, width = rows * tiles * bins, config.model.width
     assert outside == sorted([
-        ("all-gather", of_bins * under), ("all-gather", of_bins * under), ("all-gather", of_bins * width),
-        ("reduce-scatter", of_bins * width // _CONTEXT),
+        *(("all-gather", of_bins * each) for number in (under, NEAR) for each in (number, number, width)),
+        *[("reduce-scatter", of_bins * width // _CONTEXT)] * 2, ("all-gather", of_bins),
         ("all-reduce", rows * config.data.windows_per_row),  # the last step of writing of each sequence
     ])  # fmt: skip
