@@ -247,7 +247,9 @@ class TorchStep:
             q, k, v = ((part @ w[name].flatten(1)).view(len(part), -1, model.head_dim)
                        for name, part in (("q", h), ("k", h[:seen]), ("v", h[:seen])))  # fmt: skip
             q_norm = w["q_norm"] * self.grown.head_dim**-0.5
-            q, k = _turned(self._norm(q, q_norm), turn), _turned(self._norm(k, w["k_norm"]), turn[:, :seen])
+            q = self._norm(q, q_norm) + w["q_reach"].view(q.shape[1:])
+            k = self._norm(k, w["k_norm"]) + w["k_reach"].view(k.shape[1:])
+            q, k = _turned(q, turn), _turned(k, turn[:, :seen])
             read = self._attention(q, k, v, kind == "local", masks[kind])
             x = torch.addmm(x, read, w["attention_out"].flatten(0, 1))
             h = self._norm(x, w["mlp_norm"])

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -29,6 +30,10 @@ def start_at_zero(parameter: nnx.Param, row: int) -> nnx.Param:
 
 def constant(shape: tuple[int, ...], axes: tuple[str, ...], value: float) -> nnx.Param:
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes, rate=1.0)
+
+
+def start_of(value: np.ndarray, axes: tuple[str, ...]) -> nnx.Param:
+    return nnx.Param(jnp.asarray(value, jnp.float32), axes=axes, rate=1.0)
 
 
 def statistic(shape: tuple[int, ...], value: float) -> Calibration:

@@ -8,12 +8,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.cache import DecoderCache, kept_at
-from tario_jax.model.declare import constant, rms_norm, weight
+from tario_jax.model.declare import constant, rms_norm, start_of, weight
+from tario_jax.model.reach import reach_constants
 from tario_jax.model.streams import Streams, Visibility, context_ranks
 from tario_jax.model.width import Growth
 from tario_jax.ops.attention import ATTENTION_OUT, Choice, attention, choose_strategy
@@ -46,6 +48,10 @@ class Decoder(nnx.Module):
         self.v = weight(rngs, (L, d, K, D), ("layers", "embed", "kv_heads", "head_dim"), d, grown=n)
         self.q_norm = constant((L, D), ("layers", "vector"), 1.0)
         self.k_norm = constant((L, D), ("layers", "vector"), 1.0)
+        of_heads = reach_constants(H, K, D, shortest_um=SHORTEST_UM, longest_um=LONGEST_UM)
+        self.q_reach, self.k_reach = (
+            start_of(np.broadcast_to(start.ravel(), (L, start.size)), ("layers", "vector")) for start in of_heads
+        )
         self.attention_out = weight(rngs, (L, H, D, d), ("layers", "heads", "head_dim", "embed"), H * D, out_gain,
                                     grown=n)  # fmt: skip
         self.mlp_norm = constant((L, d), ("layers", "vector"), 1.0)
@@ -148,6 +154,7 @@ def _layer(p: dict, x_BxAxd, streams: Streams, turns: Turns, attend):
     h = rms_norm(x_BxAxd, p["attention_norm"])
     q = rms_norm(project("bad,dhk->bahk", h, p["q"]), p["q_norm"])
     k = rms_norm(project("bsd,dhk->bshk", streams.seen(h), p["k"]), p["k_norm"])
+    q, k = (x + reach.reshape(x.shape[2:]).astype(x.dtype) for x, reach in ((q, p["q_reach"]), (k, p["k_reach"])))
     v = project("bsd,dhk->bshk", streams.seen(h), p["v"])
     read = attend(rotate(q, turns), rotate(k, jax.tree.map(streams.seen, turns)), v)
     x = x_BxAxd + project("bahk,hkd->bad", read, p["attention_out"])

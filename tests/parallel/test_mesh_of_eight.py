@@ -65,8 +65,8 @@ for replica, fsdp, context, tensor in json.loads(sys.argv[3]):
     worst, error = max(errors, key=lambda found: found[1])
     there = alone[0] != 0  # z_nats are 0
     loss_error = abs(losses[there] / alone[0][there] - 1).max()
-    print(json.dumps({"mesh": [replica, fsdp, context, tensor], "parameters": float(error), "worst": jax.tree_util.keystr(worst),
-                      "loss": float(loss_error), "table_shard": list(shard)}))
+    print(json.dumps({"mesh": [replica, fsdp, context, tensor], "parameters": float(error), "loss": float(loss_error),
+                      "worst": jax.tree_util.keystr(worst), "table_shard": list(shard)}))
 layout = corpus_layout(corpus.sections, config.data, genes)
 provenance = Provenance(config, corpus.panel, corpus.seal, corpus.kind, "patient", (), (), layout,
                         seen_patients=(), bin_um=18.0)
