@@ -116,8 +116,8 @@ def test_three_steps_are_those_of_one_device_and_resume_on_one(
     *found, moved = map(json.loads, said.splitlines())
     assert len(found) == len(meshes) and moved["moved"] > 1e-4
     for result in found:
-        # Adam divides by the gradient's own size: where that is near 0, rounding moves a parameter
-        assert result["parameters"] < 3e-5 and result["loss"] < 1e-5, result
+        # Adam divides by a gradient's own size: where it is near 0, rounding moves parameters; errors do by 1e-2
+        assert result["parameters"] < 1e-4 and result["loss"] < 1e-5, result
     assert [result["table_shard"] for result in found] == list(meshes.values())
     # the state of the last mesh, saved from eight devices, is bit for bit that which one device restores
     built = build(config.model, 12, config.data.patch_px, content=not config.data.one_shot)
