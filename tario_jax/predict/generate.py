@@ -58,8 +58,9 @@ def generate_section(
     """Gene maps of a section from its H&E, its bins written in steps; `predict_section`'s with K = 1.
 
     The rates are those of one-shot prediction, times the mean over samples of by how much what the model says of a bin
-    when its turn comes differs from what it says from the H&E alone; `between_NxG` is the variance between samples,
-    None for one sample. genes: positions of those whose samples are kept; none by default.
+    when its turn comes differs from what it says from the H&E alone, as far as samples agree on that (`_belief`);
+    `between_NxG` is the variance between samples, None for one sample. genes: positions of those whose samples are
+    kept, and whose mean is the prediction; none by default.
 
     A sample is of the whole section: each bin is drawn once, in the window in whose middle it lies most, and windows
     that overlap come one after the other, each with the contents that the others have written. All of it is as deep as
@@ -119,8 +120,27 @@ def generate_section(
             done += len(rows)
             if progress is not None:
                 progress(done, plan.windows)
-    return dataclasses.replace(maps, rates_NxG=rates_NxG, between_NxG=between_NxG if steps.samples > 1 else None,
-                               decoding=str(steps), validation=None), samples  # fmt: skip
+    maps = dataclasses.replace(maps, decoding=str(steps), validation=None)
+    if steps.samples == 1:
+        return dataclasses.replace(maps, rates_NxG=rates_NxG), samples
+    belief = _belief(maps.rates_NxG, rates_NxG, between_NxG, steps.samples)
+    believed_NxG = maps.rates_NxG + belief * (rates_NxG - maps.rates_NxG)
+    moved_NxG = np.divide(believed_NxG, rates_NxG, out=np.ones_like(rates_NxG), where=rates_NxG > 0)
+    samples.rates_SxNxg[...] *= moved_NxG[:, chosen_g]
+    return dataclasses.replace(maps, rates_NxG=believed_NxG, between_NxG=between_NxG * moved_NxG**2), samples
+
+
+def _belief(alone_NxG: np.ndarray, mean_NxG: np.ndarray, between_NxG: np.ndarray, samples: int) -> float:
+    """What share of the difference between the mean of samples and one-shot is to be believed, 0 to 1.
+
+    Of a mean of S samples whose variance is v, v / S of its squared distance from one-shot is expected from the draws
+    alone; what is left is the share of it that more samples would not take away (as of an estimate that is shrunk
+    towards a prior: Efron & Morris, JASA 68, 1973). Bins and genes count in their Poisson variance.
+    """
+    weight_NxG = 1 / np.maximum(alone_NxG, 1e-12)
+    away = float((weight_NxG * (mean_NxG - alone_NxG) ** 2).sum(dtype=np.float64))
+    by_chance = float((weight_NxG * between_NxG).sum(dtype=np.float64)) / samples
+    return max(0.0, 1.0 - by_chance / away) if away > 0 else 0.0
 
 
 def refuse_one_shot(predictor: Predictor, what: str) -> None:

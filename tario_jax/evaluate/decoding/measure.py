@@ -36,7 +36,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.train.whole_file import write_whole
 from tario_jax.virtual.genes import program
 
-_VERSION = 5  # of what is kept of a section
+_VERSION = 6  # of what is kept of a section
 _RANKED_ON = 12  # sections whose measured counts rank the genes
 _LEAST_GENES = 3  # of a class that is told apart
 _FITTED_ON = 8  # sections of validation
