@@ -1,9 +1,12 @@
-"""Does a wider window tell more? Genes that diffusing signals drive, from the true cells: `… OUT.json`.
+"""Does a wider window tell more? Genes that diffusing signals drive, from the true cells.
+
+    python tests/claims/measure_virtual_context.py OUT.json [NARROW_UM WIDE_UM [looks]]
 
 Large regions, bins of 36 µm, the curated panel. Everything of a cell is known (place, type, the other states) but what
 interferon and TGF-beta do to it: that is learnt, on some patients, from the true cells in a square window of 128 or of
 512 µm around it (how many of each type in squares of rising size and under Gaussians cut at the window's border, and
-how far the nearest aggregate is, if it lies in the window). The expected rates that follow are read against the counts
+how far the nearest aggregate is, if it lies in the window); with `looks`, from how many of each look, which is all that
+H&E shows of a type. The expected rates that follow are read against the counts
 X of other patients, beside those of the true states and those of no state at all.
 """
 
@@ -25,7 +28,7 @@ from tario_jax.virtual.detections import draw_detections
 from tario_jax.virtual.fields import Stream, generator
 from tario_jax.virtual.genes import DIFFUSING
 from tario_jax.virtual.hidden import Hidden
-from tario_jax.virtual.kinds import TYPES, UNSEEN_STATES
+from tario_jax.virtual.kinds import LOOKS, TYPES, UNSEEN_STATES
 from tario_jax.virtual.patients import draw_patient
 from tario_jax.virtual.rates import Loadings
 from tario_jax.virtual.regions import LARGE_EVERY, region_of
@@ -33,7 +36,9 @@ from tario_jax.virtual.section import Settings, draw_expression, draw_tissue
 from tario_jax.virtual.truth import make_bins, true_rates
 
 BIN_UM = 36.0
-WINDOWS_UM = (128, 512)
+NARROW_UM, WIDE_UM = (int(um) for um in sys.argv[2:4] or (128, 512))
+LOOKS_ONLY = sys.argv[4:] == ["looks"]
+WINDOWS_UM = (NARROW_UM, WIDE_UM)
 STEP_UM = 8.0  # of the grid on which senders are counted
 HALF_UM = (12, 28, 44, 60, 92, 140, 196, 252)  # half sides of the squares
 GAUSSIAN_UM = (40.0, 80.0, 160.0)
@@ -62,8 +67,9 @@ def seen(cells: Cells, hidden: Hidden, side_um: float, window_um: float) -> np.n
         """A mean over the part of the window that lies in the section, at each cell."""
         return (smooth(grid) / smooth(ones))[row_N, column_N]
 
-    for t in range(len(TYPES)):
-        grid = np.bincount(row_N * steps + column_N, hidden.type_N == t, steps**2).reshape(steps, steps).astype(float)
+    kind_N, kinds = (cells.look_N, LOOKS) if LOOKS_ONLY else (hidden.type_N, TYPES)
+    for kind in range(len(kinds)):
+        grid = np.bincount(row_N * steps + column_N, kind_N == kind, steps**2).reshape(steps, steps).astype(float)
         for half_um in (half for half in HALF_UM if 2 * half <= window_um):
             size = 2 * int(half_um / STEP_UM) + 1
             columns.append(around(grid, lambda some, size=size: ndimage.uniform_filter(some, size, mode="constant")))
@@ -128,12 +134,12 @@ def main() -> None:
                 models[window_um, u] = booster.fit(seen_NxF, state_NxU[:, u])
         rows = list(pool.map(read, numbers[TRAIN:], [models] * TEST))
     result = {name: float(mean_defined(np.array([[row[name]] for row in rows]))[0]) for name in rows[0]}
-    result["gain"] = result["r_512"] - result["r_128"]
-    by_region = np.array([row["r_512"] - row["r_128"] for row in rows])
+    by_region = np.array([row[f"r_{WIDE_UM}"] - row[f"r_{NARROW_UM}"] for row in rows])
+    result["gain"] = float(mean_defined(by_region[:, None])[0])
     drawn = np.random.default_rng(0).integers(TEST, size=(2000, TEST))
     low, high = np.quantile(by_region[drawn].mean(1), (0.025, 0.975))
     result |= {"gain_low": float(low), "gain_high": float(high)}  # 95 %, regions drawn with replacement
-    result["patients_that_gain"] = float(np.mean([row["r_512"] > row["r_128"] for row in rows]))
+    result["patients_that_gain"] = float(np.mean(by_region > 0))
     result["table"] = "\n".join([
         f"genes that diffuse, counts, bins of {BIN_UM:g} µm, {TEST} regions of 2,048 µm; mean r with states known from",
         *(f"{name:<22}{value:.3f}" for name, value in result.items()),
