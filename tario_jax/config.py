@@ -168,6 +168,10 @@ class ModelConfig:
     attention_block: int = 256  # most tokens of a block in plain XLA
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device has it
     remat: Literal["none", "full", "save_attention", "offload"] = "none"  # see model/decoder.py
+    # of a bin's total; the second with one learnt dispersion, as in training (predicted rates are means of both)
+    total_likelihood: Literal["poisson", "negative_binomial"] = "poisson"
+    # a detection weighs (mean share of a gene)^−this in training, at most 100 times the usual; 0: all alike
+    rare_gene_weight: float = 0.0
     loss_chunk: int = 0  # bins of a row whose logits exist at once; 0: a budget of memory says (ops/sparse_counts.py)
     loss_gene_chunk: int = 0  # genes of a device whose logits exist at once; 0: the same, mostly all of them
 
@@ -177,6 +181,8 @@ class ModelConfig:
             "attention_block", "frozen_axes",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; expected more than 0")
+        _check(0 <= self.rare_gene_weight <= 1,
+               f"model.rare_gene_weight is {self.rare_gene_weight}; expected 0 to 1")  # fmt: skip
         bases = ("base_width", "base_head_dim", "base_gene_dim", "base_stem_width")
         for name in ("loss_chunk", "loss_gene_chunk", *bases):
             _check(getattr(self, name) >= 0, f"model.{name} is {getattr(self, name)}; expected at least 0")

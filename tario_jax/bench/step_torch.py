@@ -308,6 +308,8 @@ class TorchStep:
 
     def _tokens(self, batch: Batch) -> Tokens:
         (B, T, N), P = self.shape
+        if self.config.model.total_likelihood != "poisson" or self.config.model.rare_gene_weight:
+            raise ValueError("the peer knows Poisson totals and genes of one weight; leave the two options out")
         full = (batch.segment_BxT >= 0).all() and (batch.bin_measured_BxTxN > 0).all()
         if not full:
             raise ValueError("a row has padding; expected full rows")

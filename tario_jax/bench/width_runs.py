@@ -65,7 +65,8 @@ class Batches:
         built = build(config.model, len(corpus.panel), data.patch_px, content=not data.one_shot)
         start = jax.device_get(built.initialise(0, make_mesh(config.mesh)))
         parameters, statistics = calibrate(built, *start, read(split.train, data, run.calibration_rows, 2, False),
-                                           list(split.train), len(corpus.panel))  # fmt: skip
+                                           list(split.train), len(corpus.panel),
+                                           rare_gene_weight=config.model.rare_gene_weight)  # fmt: skip
         return cls(
             read(split.train, data, run.steps * data.rows, 0, True),
             read(split.validation, one_shot, run.validation_rows, 1, False),

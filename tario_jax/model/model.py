@@ -8,7 +8,7 @@ from flax import nnx
 
 from tario_jax.config import ModelConfig
 from tario_jax.model.bin_encoder import BinEncoder
-from tario_jax.model.declare import constant, rms_norm, weight
+from tario_jax.model.declare import constant, rms_norm, statistic, weight
 from tario_jax.model.decoder import Decoder, compute_dtype
 from tario_jax.model.he_encoder import HEEncoder
 from tario_jax.model.streams import Visibility, context_ranks, side_by_side
@@ -79,6 +79,10 @@ class Tario(nnx.Module):
         self.gene_bias = constant((genes_padded,), ("gene_bias",), 0.0)
         self.total_weight = weight(rngs, (d,), ("vector",), d, gain=0.1, grown=grown.width, output=True)
         self.total_bias = constant((), (), 0.0)  # log detections per µm²
+        if config.total_likelihood == "negative_binomial":
+            self.total_log_size = constant((), (), 2.0)  # log r: totals vary by mu + mu² / r
+        if config.rare_gene_weight:
+            self.gene_weight = statistic((genes_padded,), 1.0)
 
     def __call__(self, batch: Batch, given: Given | None = None) -> Predicted:
         """Every bin slot of the batch, predicted from what its query may see; given: as in training by default."""
@@ -131,8 +135,12 @@ class Tario(nnx.Module):
             gene = project("bqd,dr->bqr", h, self.gene_in[...])
             return Predicted(gene if self.gene_gain == 1 else gene * self.gene_gain, log_total)
 
-    def loss(self, batch: Batch, z_loss: float = 0.0) -> Loss:
-        """Negative log-likelihood of the batch's counts; z_loss: weight of each detection's log²Z (`count_nll`)."""
+    def loss(self, batch: Batch, z_loss: float = 0.0, *, as_trained: bool = False) -> Loss:
+        """Negative log-likelihood of the batch's counts, Poisson and every detection alike: what runs are compared by.
+
+        z_loss: weight of each detection's log²Z (`count_nll`); as_trained: with the model's likelihood of totals and
+        its weights of genes, which is what training minimises.
+        """
         said = self(batch)
         B, T, N = batch.bin_step_BxTxN.shape
         counts = SparseCounts(batch.count_bin_BxC, batch.count_gene_BxC, batch.count_BxC)
@@ -147,6 +155,8 @@ class Tario(nnx.Module):
                 batch.bin_measured_BxTxN.reshape(B, T * N) > 0, batch.measured_gene_BxWxG, _window_of_bin(batch),
                 chunk=self.config.loss_chunk, gene_chunk=self.config.loss_gene_chunk, z_loss=z_loss,
                 group_of_bin_BxN=_first_or_last(batch), groups=2,
+                log_size=getattr(self, "total_log_size", None) if as_trained else None,
+                gene_weight_G=getattr(self, "gene_weight", None) if as_trained else None,
             )  # fmt: skip
         (first, last), (first_detections, last_detections) = nll.group_nats_K, nll.group_detections_K
         return Loss(nll.total_nats, nll.gene_nats, nll.z_nats, nll.detections, first, first_detections,

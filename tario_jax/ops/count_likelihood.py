@@ -7,7 +7,12 @@ c splits, up to a constant of the counts alone (the multinomial coefficient), in
     gene:   −Σ_g c[b, g] log softmax_g(logits[b])
 
 and the second is next-token cross-entropy of the bin's detections over a vocabulary of genes (gene_likelihood.py, with
-the z-loss that may be added).
+the z-loss that may be added). The total may be negative binomial instead, of mean mu and variance mu + mu² / r:
+
+    total:  (n_b + r) log(mu_b + r) − n_b log mu_b − r log r − log Γ(n_b + r) + log Γ(r) + log n_b!
+
+With weights w_g of genes the gene part is −Σ_g w_g c[b, g] log softmax_g(logits[b] + log w): what it is least at is the
+same composition, softmax of the logits, whatever the weights.
 
 Axes: B rows, N bins of a row, d width, G padded gene axis, C entries of counts, W gene masks of a row (one a window).
 """
@@ -22,7 +27,7 @@ from jax import lax
 from tario_jax.config import BATCH_AXES, InputError
 from tario_jax.ops.gene_likelihood import LOWEST, Asked, Bins, Partition, gene_nats, masked_logits
 from tario_jax.ops.ranks import Ranks
-from tario_jax.ops.sparse_counts import SparseCounts, bin_totals, chunk_sizes
+from tario_jax.ops.sparse_counts import SparseCounts, bin_totals, chunk_sizes, entry_sums
 from tario_jax.ops.tally import group_sums
 
 __all__ = ("CountNLL", "SparseCounts", "check_counts", "chunk_sizes", "count_nll", "log_rates")
@@ -58,6 +63,8 @@ def count_nll(
     z_loss: float = 0.0,
     group_of_bin_BxN: jax.Array | None = None,
     groups: int = 0,
+    log_size: jax.Array | None = None,
+    gene_weight_G: jax.Array | None = None,
 ) -> CountNLL:
     """The negative log-likelihood of `counts` under logits = h tableᵀ + bias and expected totals exp(log_total).
 
@@ -73,6 +80,8 @@ def count_nll(
 
     z_loss: weight of log²Z of each detection, Z being the denominator of its bin's softmax. groups: the sums are told
     by group of bins too, where `group_of_bin` (int32) is 0 … groups − 1; a bin of any other number is in no group.
+    log_size: log r, a scalar, for negative binomial totals, else they are Poisson. gene_weight: float32, above 0; with
+    weights `gene_nats` are those of weighted counts, and `detections` are still counted once each.
 
     Under `jax.set_mesh` the work is split, rows over replica × fsdp, bins over context (in order: rank r has the slots
     r N / ranks to (r + 1) N / ranks), genes over tensor; the entries of a row are whole on each of its devices, and the
@@ -88,9 +97,15 @@ def count_nll(
     sizes = chunk_sizes(rows, bins, table_Gxd.shape[0], chunk=chunk, gene_chunk=gene_chunk)
     n_BxN = jnp.where(bin_valid_BxN, bin_totals(counts, bins), 0)
     log_total_BxN = jnp.where(bin_valid_BxN, log_total_BxN.astype(jnp.float32), 0)
-    nats_BxN = jnp.exp(log_total_BxN) - n_BxN * log_total_BxN + lax.lgamma(n_BxN + 1)
+    nats_BxN = _total_nats(n_BxN, log_total_BxN, log_size)
     total_nats = jnp.sum(nats_BxN, where=bin_valid_BxN)
-    of_bins, asked = Bins(n_BxN, mask_of_bin_BxN, group_of_bin_BxN), Asked(sizes, z_loss, groups)
+    weighed_BxN = n_BxN
+    if gene_weight_G is not None:
+        gene_weight_G = lax.stop_gradient(gene_weight_G)
+        bias_G = bias_G + jnp.log(gene_weight_G)
+        counts = counts._replace(count_BxC=counts.count_BxC * gene_weight_G[counts.gene_BxC])
+        weighed_BxN = jnp.where(bin_valid_BxN, entry_sums(counts, bins), 0)
+    of_bins, asked = Bins(weighed_BxN, mask_of_bin_BxN, group_of_bin_BxN), Asked(sizes, z_loss, groups)
     gene, z_nats = gene_nats(h_BxNxd, table_Gxd, bias_G, counts, of_bins, gene_mask_BxWxG, asked)
     group_nats_K = group_detections_K = jnp.zeros(0)
     if groups:
@@ -99,6 +114,17 @@ def count_nll(
         group_detections_K = group_sums(n_BxN, group_of_bin_BxN, groups)
     z_nats = jnp.zeros(()) if z_nats is None else z_nats
     return CountNLL(total_nats, gene.whole, z_nats, n_BxN.sum(), group_nats_K, group_detections_K)
+
+
+def _total_nats(n_BxN: jax.Array, log_total_BxN: jax.Array, log_size: jax.Array | None) -> jax.Array:
+    factorial_BxN = lax.lgamma(n_BxN + 1)
+    if log_size is None:
+        return jnp.exp(log_total_BxN) - n_BxN * log_total_BxN + factorial_BxN
+    size = jnp.exp(log_size)
+    # of n / r in place of n and r, so that a large r does not cancel: log(mu + r) = log r + log1p(mu / r)
+    log_more_BxN = jax.nn.softplus(log_total_BxN - log_size)
+    choices_BxN = lax.lgamma(n_BxN + size) - lax.lgamma(size) - n_BxN * log_size
+    return (n_BxN + size) * log_more_BxN - n_BxN * log_total_BxN - choices_BxN + factorial_BxN
 
 
 def log_rates(

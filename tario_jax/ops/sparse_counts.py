@@ -78,13 +78,22 @@ def _even_share(size: int, most: int, aligned: int) -> int:
 
 def bin_totals(counts: SparseCounts, bins: int) -> jax.Array:
     """Counts of each bin, float32 [B, N]; summed as integers. On a mesh, each device has those of its bins."""
+    return _sums(counts, bins, jnp.int32)
+
+
+def entry_sums(counts: SparseCounts, bins: int) -> jax.Array:
+    """The same of entries that are no whole numbers."""
+    return _sums(counts, bins, jnp.float32)
+
+
+def _sums(counts: SparseCounts, bins: int, dtype: jnp.dtype) -> jax.Array:
     ranks = Ranks.ambient()
     here = ranks.part(bins, "bins of a row", "context")
 
     def of_row(slot_C, count_C):
         # A negative index would wrap around: what is not here goes past the end, and is dropped there.
         slot_C = jnp.where(slot_C < 0, here, slot_C)
-        return jnp.zeros(here, jnp.int32).at[slot_C].add(count_C.astype(jnp.int32), mode="drop")
+        return jnp.zeros(here, dtype).at[slot_C].add(count_C.astype(dtype), mode="drop")
 
     def local(bin_BxC, count_BxC):
         return jax.vmap(of_row)(slots_from(bin_BxC, here * ranks.index("context")), count_BxC).astype(jnp.float32)

@@ -40,7 +40,7 @@ class Steps:
 
     def __str__(self) -> str:
         steps = f"{self.groups} steps" if self.groups else "one step a bin"
-        return f"{steps}, {self.order} order, mean of {self.samples} samples"
+        return f"{steps}, {self.order} order, {self.samples} samples"
 
 
 class Samples(NamedTuple):
@@ -49,6 +49,7 @@ class Samples(NamedTuple):
     genes_g: np.ndarray  # positions in the panel
     rates_SxNxg: np.ndarray  # float32
     counts_SxNxg: np.ndarray  # float32, as they were drawn and written
+    moved_Nxg: np.ndarray  # float32: the mean over samples of their rates as they were drawn, over one-shot's
 
 
 def generate_section(
@@ -57,10 +58,11 @@ def generate_section(
 ) -> tuple[GeneMaps, Samples]:  # fmt: skip
     """Gene maps of a section from its H&E, its bins written in steps; `predict_section`'s with K = 1.
 
-    The rates are those of one-shot prediction, times the mean over samples of by how much what the model says of a bin
-    when its turn comes differs from what it says from the H&E alone, as far as samples agree on that (`_belief`);
-    `between_NxG` is the variance between samples, None for one sample. genes: positions of those whose samples are
-    kept, and whose mean is the prediction; none by default.
+    The rates are those of one-shot prediction. A sample's are these times by how much what the model says of a bin when
+    its turn comes differs from what it says from the H&E alone, over the mean of that over samples: a mean over
+    contents that were drawn from the model knows no more of the patient, and what it moves by is drift. One sample
+    alone has nothing to be held against and keeps its own. `between_NxG` is the variance between samples, None for one
+    sample. genes: positions of those whose samples are kept; none by default.
 
     A sample is of the whole section: each bin is drawn once, in the window in whose middle it lies most, and windows
     that overlap come one after the other, each with the contents that the others have written. All of it is as deep as
@@ -75,7 +77,9 @@ def generate_section(
     cover = predictor.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap, turned=True)
     held: list[Placed] = []
     maps = predictor.maps(cover, predictor.blended(cover, progress if steps.groups == 1 else None, held), tissue)
-    samples = Samples(chosen_g, *(np.zeros((steps.samples, len(cover), len(chosen_g)), np.float32) for _ in range(2)))
+    of_places = (len(cover), len(chosen_g))
+    of_samples = (np.zeros((steps.samples, *of_places), np.float32) for _ in range(2))
+    samples = Samples(chosen_g, *of_samples, np.ones(of_places, np.float32))
     if steps.groups == 1:
         between_NxG = None if steps.samples == 1 else np.zeros_like(maps.rates_NxG)
         samples.rates_SxNxg[...] = maps.rates_NxG[:, chosen_g]
@@ -85,7 +89,7 @@ def generate_section(
             samples.counts_SxNxg[sample] = rng.poisson(samples.rates_SxNxg[sample])
         return dataclasses.replace(maps, between_NxG=between_NxG), samples
     plan = _Plan(cover, held, steps.groups)
-    rates_NxG, between_NxG = maps.rates_NxG.copy(), np.zeros_like(maps.rates_NxG)
+    mean_NxG, between_NxG = np.ones_like(maps.rates_NxG), np.zeros_like(maps.rates_NxG)
     content_SxNxd = np.zeros((steps.samples, len(cover), predictor.provenance.config.model.width), np.float32)
     log_depth, done = _log_depth(maps), 0
     for turn in plan.turns:
@@ -114,33 +118,17 @@ def generate_section(
             mean_BxQxG, between_BxQxG = jax.device_get(averaged(sums, steps.samples))
             for row, (own, _) in enumerate(rows):
                 alone_nxG, genes_all = maps.rates_NxG[own.number_n], maps.rates_NxG.shape[1]
-                rates_NxG[own.number_n] = alone_nxG * mean_BxQxG[row, own.slot_n, :genes_all]
+                mean_NxG[own.number_n] = np.maximum(mean_BxQxG[row, own.slot_n, :genes_all], 1e-6)
                 between_NxG[own.number_n] = alone_nxG**2 * between_BxQxG[row, own.slot_n, :genes_all]
             plan.written_N[np.concatenate([own.number_n for own, _ in rows])] = True
             done += len(rows)
             if progress is not None:
                 progress(done, plan.windows)
-    maps = dataclasses.replace(maps, decoding=str(steps), validation=None)
+    samples.moved_Nxg[...] = mean_NxG[:, chosen_g]
     if steps.samples == 1:
-        return dataclasses.replace(maps, rates_NxG=rates_NxG), samples
-    belief = _belief(maps.rates_NxG, rates_NxG, between_NxG, steps.samples)
-    believed_NxG = maps.rates_NxG + belief * (rates_NxG - maps.rates_NxG)
-    moved_NxG = np.divide(believed_NxG, rates_NxG, out=np.ones_like(rates_NxG), where=rates_NxG > 0)
-    samples.rates_SxNxg[...] *= moved_NxG[:, chosen_g]
-    return dataclasses.replace(maps, rates_NxG=believed_NxG, between_NxG=between_NxG * moved_NxG**2), samples
-
-
-def _belief(alone_NxG: np.ndarray, mean_NxG: np.ndarray, between_NxG: np.ndarray, samples: int) -> float:
-    """What share of the difference between the mean of samples and one-shot is to be believed, 0 to 1.
-
-    Of a mean of S samples whose variance is v, v / S of its squared distance from one-shot is expected from the draws
-    alone; what is left is the share of it that more samples would not take away (as of an estimate that is shrunk
-    towards a prior: Efron & Morris, JASA 68, 1973). Bins and genes count in their Poisson variance.
-    """
-    weight_NxG = 1 / np.maximum(alone_NxG, 1e-12)
-    away = float((weight_NxG * (mean_NxG - alone_NxG) ** 2).sum(dtype=np.float64))
-    by_chance = float((weight_NxG * between_NxG).sum(dtype=np.float64)) / samples
-    return max(0.0, 1.0 - by_chance / away) if away > 0 else 0.0
+        return dataclasses.replace(maps, decoding=str(steps)), samples
+    samples.rates_SxNxg[...] /= samples.moved_Nxg
+    return dataclasses.replace(maps, between_NxG=between_NxG / mean_NxG**2, decoding=str(steps)), samples
 
 
 def refuse_one_shot(predictor: Predictor, what: str) -> None:

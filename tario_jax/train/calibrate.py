@@ -14,17 +14,21 @@ from tario_jax.tokens.batch import Batch
 from tario_jax.train.principal import principal_table
 
 _SECTIONS_COUNTED = 128  # at most, evenly among all: a start takes as long with 93 patients as with 2,545
+_MOST_WEIGHT = 100.0  # of a gene's detections, over those of the median gene
 _LEAST_DEVIATION = 0.05  # of the log of depths
 PADDING_BIAS = -30.0  # e^−30: nothing, and still finite
 
 
-def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[Batch], sections: list[Section],
-              genes: int, *, gene_base: float = 0, seed: int = 0) -> tuple[Tree, Tree]:  # fmt: skip
+def calibrate(
+    built: Built, parameters: Tree, calibration: Tree, batches: list[Batch], sections: list[Section], genes: int, *,
+    gene_base: float = 0, rare_gene_weight: float = 0.0, seed: int = 0,
+) -> tuple[Tree, Tree]:  # fmt: skip
     """Sets the H&E encoder's scales and the table of genes from `batches`, and the head's biases from totals.
 
     The head then starts at the mean composition and the mean density of detections, and the table at the axes along
     which bins differ (train/principal.py), so that the first steps are spent on differences between places.
-    gene_base: columns of the table in the base of muP, 0: its own; seed: of what is random in it.
+    gene_base: columns of the table in the base of muP, 0: its own; rare_gene_weight: as of the config, for a model that
+    weighs genes; seed: of what is random in the table.
 
     Returns new parameters and calibration. Of `parameters` only the shapes are read: they may lie on devices of other
     processes; those that are set are arrays of this one, as is all of calibration.
@@ -49,6 +53,8 @@ def calibrate(built: Built, parameters: Tree, calibration: Tree, batches: list[B
     encoder = dict(calibration["bin_encoder"])
     encoder["depth_mean"], encoder["depth_scale"] = (jnp.asarray(of, jnp.float32) for of in _depths(sections, shares))
     calibration = {**calibration, "bin_encoder": encoder}
+    if "gene_weight" in calibration:
+        calibration["gene_weight"] = _gene_weights(shares, rare_gene_weight, len(calibration["gene_weight"]))
     bias_G = np.full(parameters["gene_bias"].shape, PADDING_BIAS, np.float32)
     bias_G[:genes] = np.log(shares)
     table_Gxr = np.zeros(parameters["gene_table"].shape, np.float32)
@@ -71,6 +77,13 @@ def _depths(sections: list[Section], share_G: np.ndarray) -> tuple[float, float]
         if (density := section.density_per_um2) > 0:
             depths.append(math.log(density / share_G[section.measured_gene_G].sum()))
     return (float(np.mean(depths)), max(float(np.std(depths)), _LEAST_DEVIATION)) if depths else (0.0, 1.0)
+
+
+def _gene_weights(share_G: np.ndarray, power: float, padded: int) -> jax.Array:
+    """share^−power, at most 100 times the usual, for a mean over detections of 1; float32 [padded]."""
+    weight_G = np.minimum((share_G / np.median(share_G)) ** -power, _MOST_WEIGHT)
+    weight_G /= (share_G * weight_G).sum() / share_G.sum()
+    return jnp.asarray(np.pad(weight_G, (0, padded - len(weight_G)), constant_values=1.0), jnp.float32)
 
 
 def _frozen(statistics: Tree, batches: list[Batch]) -> Tree:

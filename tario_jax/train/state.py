@@ -113,7 +113,7 @@ def make_train_step(built: Built, optimiser: optax.GradientTransformation, mesh:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         def nats(moving, part: Batch):
             parameters = filled(moving, state.parameters, trained)
-            sums = built.merge(parameters, state.calibration).loss(part, stability.z_loss)
+            sums = built.merge(parameters, state.calibration).loss(part, stability.z_loss, as_trained=True)
             return sums.objective, sums
 
         gradients, sums = _sum_over_parts(

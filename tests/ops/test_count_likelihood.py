@@ -19,7 +19,7 @@ from count_case import (
     oracle,
     sparse,
 )
-from scipy import special
+from scipy import special, stats
 
 from tario_jax.config import InputError, OptimConfig
 from tario_jax.ops.count_likelihood import SparseCounts, check_counts, chunk_sizes, count_nll, log_rates
@@ -264,3 +264,54 @@ def test_a_chunk_is_not_negative(name):
 def test_the_weight_of_z_loss_is_not_negative():
     with pytest.raises(InputError, match="optim.z_loss is -0.1; expected at least 0"):
         OptimConfig(z_loss=-0.1)
+
+
+@pytest.mark.parametrize("size", [0.5, 8.0, 3e4])
+def test_negative_binomial_totals(size):
+    """Against scipy's, and their gradients against differences in float64; a large r is nearly a Poisson."""
+    inputs, dense = case()
+    valid = inputs["bin_valid_BxN"]
+
+    def nats(log_total_BxN, log_size):
+        return count_nll(**{**inputs, "log_total_BxN": log_total_BxN}, log_size=log_size).total_nats
+
+    def expected(log_total_BxN, log_size):
+        mean, r = np.exp(log_total_BxN[valid]), np.exp(log_size)
+        return -stats.nbinom.logpmf(dense.sum(-1)[valid], r, r / (r + mean)).sum()
+
+    log_total, log_size = inputs["log_total_BxN"].astype(np.float64), float(np.log(size))
+    at = jnp.asarray(log_total, jnp.float32), jnp.float32(log_size)
+    np.testing.assert_allclose(jax.jit(nats)(*at), expected(log_total, log_size), rtol=2e-4)
+    d_total, d_size = jax.jit(jax.grad(nats, (0, 1)))(*at)
+    step, direction = 1e-4, np.random.default_rng(0).normal(size=log_total.shape)
+    ahead, behind = (expected(log_total + sign * step * direction, log_size) for sign in (1, -1))
+    assert (np.asarray(d_total, np.float64) * direction).sum() == pytest.approx((ahead - behind) / (2 * step), rel=1e-3)
+    assert not np.asarray(d_total)[~valid].any()
+    if size < 100:  # beyond, float32 has nothing left of it
+        ahead, behind = (expected(log_total, log_size + sign * step) for sign in (1, -1))
+        assert float(d_size) == pytest.approx((ahead - behind) / (2 * step), rel=1e-3)
+
+
+def test_weighted_genes():
+    """Σ w c (−log softmax(logits + log w)), with no gradient where the softmax of the logits is the counts'."""
+    inputs, dense = case()
+    weight_G = np.random.default_rng(2).gamma(2.0, 1.0, G).astype(np.float32) + 0.1
+    plain = jax.jit(count_nll)(**inputs)
+    found = jax.jit(functools.partial(count_nll, chunk=5, gene_chunk=50))(**inputs, gene_weight_G=weight_G)
+    logits = inputs["h_BxNxd"].astype(np.float64) @ inputs["table_Gxd"].T.astype(np.float64) + inputs["bias_G"]
+    logits = np.where(allowed_genes(inputs), logits + np.log(weight_G), -np.inf)
+    kept = inputs["bin_valid_BxN"] & (dense.sum(-1) > 0)
+    log_p = logits[kept] - special.logsumexp(logits[kept], axis=-1, keepdims=True)
+    weighed = dense[kept] * weight_G
+    np.testing.assert_allclose(found.gene_nats, -weighed[weighed > 0] @ log_p[weighed > 0], rtol=1e-5)
+    assert found.detections == plain.detections and found.total_nats == plain.total_nats
+
+    one_bin = {**inputs, "bin_valid_BxN": np.zeros_like(inputs["bin_valid_BxN"])}
+    one_bin["bin_valid_BxN"][1, 3] = True
+    counts_G = dense[1, 3] + allowed_genes(inputs)[1, 3]  # none of them 0
+    own = np.zeros_like(dense)
+    own[1, 3] = counts_G
+    one_bin |= {"counts": sparse(own), "h_BxNxd": np.zeros_like(inputs["h_BxNxd"]),
+                "bias_G": np.log(np.maximum(counts_G, 1e-30)).astype(np.float32)}  # fmt: skip
+    slope = jax.grad(lambda bias_G: count_nll(**{**one_bin, "bias_G": bias_G}, gene_weight_G=weight_G).gene_nats)
+    assert np.abs(slope(one_bin["bias_G"])).max() < 1e-3 * counts_G.max()

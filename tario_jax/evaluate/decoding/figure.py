@@ -30,6 +30,9 @@ def decoding_tables(report: dict[str, Any]) -> str:
                      f"{_number(found['moran']):>20}{_number(found['moran_drawn']):>18}")  # fmt: skip
         covered = "".join(f"{_number(found[f'covered_poisson_{round(100 * level)}']):>8}" for level in LEVELS)
         lines.append(f"{'  if counts were Poisson':<26}{_number(found['crps_poisson']):>9}{'':>9}{covered}")
+    lines += ["", "r in counts of the mean of samples as they were drawn, before it is set to one-shot's: " + ", ".join(
+        f"{way} {_number(found['counts_r_of_mean'])}" for way, found in report["ways"].items()
+    )]  # fmt: skip
     lines += ["", "variance of a count of mean m, from sections of validation: " + "; ".join(
         f"{way} {1 + found['spread']['bursts']:.2f} m + {found['spread']['uncertain']:.3f} m²"
         for way, found in report["ways"].items()

@@ -102,6 +102,9 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
     at_N = every_place(maps, truth)
     found = correlations(truth, *_read(maps, at_N, truth, genes), min_total)
     found |= _fit(truth, samples, at_N, steps.seed, spread)
+    moved_Nxg = (maps.rates_NxG[:, genes] * samples.moved_Nxg)[at_N] * truth.share_N[:, None]
+    r_of_mean = pearson_by_gene(truth.counts_Nxg, moved_Nxg)
+    found["counts_r_of_mean"] = np.where(np.isnan(found["counts_r"]), np.nan, r_of_mean)
     found["moran"] = truth.spread(maps.rates_NxG[np.ix_(at_N, genes)])
     drawn = np.stack([truth.spread(counts_Nxg[at_N]) for counts_Nxg in samples.counts_SxNxg])
     found["moran_drawn"] = drawn.mean(0)
