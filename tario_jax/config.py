@@ -150,6 +150,9 @@ class ModelConfig:
     head_dim: int = 32
     mlp_width: int = 384
     pattern: tuple[Literal["global", "local"], ...] = ("global",)  # one period of the layers
+    # lengths l of the first and the last head, which begin as means over their surroundings (model/reach.py);
+    # none: over all that they see
+    reach_um: tuple[float, ...] = (20.0, 200.0)
     stem_width: int = 48
     frozen_axes: int = 64  # of the stored features of data.frozen_encoder, those of most variance
     gene_dim: int = 64  # factored gene tables: [genes, gene_dim] and [gene_dim, width]
@@ -181,6 +184,12 @@ class ModelConfig:
             "attention_block", "frozen_axes",
         ):  # fmt: skip
             _check(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; expected more than 0")
+        _check(
+            len(self.reach_um) in (0, 2)
+            and list(self.reach_um) == sorted(self.reach_um)
+            and min(self.reach_um, default=1) > 0,
+            f"model.reach_um is {self.reach_um}; expected two lengths in µm, the shorter first, or () for none",
+        )
         _check(0 <= self.rare_gene_weight <= 1,
                f"model.rare_gene_weight is {self.rare_gene_weight}; expected 0 to 1")  # fmt: skip
         bases = ("base_width", "base_head_dim", "base_gene_dim", "base_stem_width")

@@ -48,7 +48,7 @@ class Decoder(nnx.Module):
         self.v = weight(rngs, (L, d, K, D), ("layers", "embed", "kv_heads", "head_dim"), d, grown=n)
         self.q_norm = constant((L, D), ("layers", "vector"), 1.0)
         self.k_norm = constant((L, D), ("layers", "vector"), 1.0)
-        of_heads = reach_constants(H, K, D, shortest_um=SHORTEST_UM, longest_um=LONGEST_UM)
+        of_heads = reach_constants(H, K, D, config.reach_um, shortest_um=SHORTEST_UM, longest_um=LONGEST_UM)
         self.q_reach, self.k_reach = (
             start_of(np.broadcast_to(start.ravel(), (L, start.size)), ("layers", "vector")) for start in of_heads
         )

@@ -15,22 +15,25 @@ import math
 
 import numpy as np
 
-NEAREST_UM, FARTHEST_UM = 20.0, 200.0  # lengths l of the first and of the last head of queries
 _FLAT = 10.0
 
 
-def reach_constants(heads: int, kv_heads: int, width: int, *, shortest_um: float,
+def reach_constants(heads: int, kv_heads: int, width: int, reach_um: tuple[float, ...], *, shortest_um: float,
                     longest_um: float) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Constants of queries [H, D] and of keys [K, D], float32, for scores that are divided by √D.
 
-    Lengths run geometrically over the heads of queries, or are the mean one where there is one head. Wavelengths: those
-    of the turns.
+    reach_um: lengths l of the first and of the last head of queries; between them they run geometrically, and one head
+    has the mean one. Empty: zeros, with which training starts at means over all that is visible. Wavelengths: those of
+    the turns.
     """
+    if not reach_um:
+        return np.zeros((heads, width), np.float32), np.zeros((kv_heads, width), np.float32)
+    nearest_um, farthest_um = reach_um
     pairs = width // 4
     spacing = math.log(longest_um / shortest_um) / max(pairs - 1, 1)
     wave_um_P = shortest_um * np.exp(spacing * np.arange(pairs))
     share_H = np.linspace(0, 1, heads) if heads > 1 else np.array([0.5])
-    length_um_Hx1 = NEAREST_UM * (FARTHEST_UM / NEAREST_UM) ** share_H[:, None]
+    length_um_Hx1 = nearest_um * (farthest_um / nearest_um) ** share_H[:, None]
     score_HxP = np.minimum(wave_um_P / length_um_Hx1, _FLAT) * spacing / math.pi**2
     key_P = np.sqrt(score_HxP.max(0) * width**0.5)  # as large as what it meets
     query_HxP = score_HxP * width**0.5 / key_P
