@@ -135,7 +135,9 @@ def test_a_second_start_in_a_workdir_is_refused_and_disturbs_nothing(run, unbrok
     workdir = tmp_path / "run"
     first = run(workdir, "SlowValidation", "--config.train.validation_rows=4")
     until(first, "step      5/30")
+    first.send_signal(signal.SIGSTOP)  # or it might be through before the second has begun
     _, errors = ended(run(workdir), 2)
+    first.send_signal(signal.SIGCONT)
     assert errors.startswith(f"tario: {workdir}: process {first.pid} on ") and "trains there now" in errors
     assert errors.count("\n") == 1
     ended(first, 0)

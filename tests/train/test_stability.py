@@ -122,7 +122,8 @@ def test_a_run_in_the_constant_part_of_its_schedule_can_be_made_longer(tiny_corp
         train(config(20, learning_rate=4e-3), tiny_corpus, grown, silent)
     found = train(config(20), tiny_corpus, grown, silent)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+        # the schedules of 10 and of 20 steps are two programs, which may round differently
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_newest_checkpoints_stay_and_those_at_a_multiple(tiny_corpus, tmp_path):

@@ -33,8 +33,8 @@ def test_every_axis_of_a_study_is_found(out):
         "patients at equal steps": 5, "patients at equal epochs": 5, "compute along patients at equal epochs": 5,
         "parameters, data.window_um 144": 4, "compute along parameters, data.window_um 144": 4,
         "parameters, data.window_um 288": 3, "compute along parameters, data.window_um 288": 3,
-        "context at equal tissue seen, parameters 5,947": 2, "context at equal tissue seen, parameters 15,099": 2,
-        "context at equal tissue seen, parameters 45,691": 2, "resolution": 3,
+        "context at equal tissue seen, parameters 5,995": 2, "context at equal tissue seen, parameters 15,147": 2,
+        "context at equal tissue seen, parameters 45,739": 2, "resolution": 3,
     }  # fmt: skip
     assert not values(out)["apart"] and not values(out)["left_out"]
 
