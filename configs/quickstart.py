@@ -30,7 +30,16 @@ def get_config() -> Config:
             stain_jitter=0.25,
             groups=((1, 0.6), (4, 0.2), (16, 0.2)),
         ),
-        model=ModelConfig(width=128, layers=3, heads=4, kv_heads=2, head_dim=32, mlp_width=320, stem_width=32),
+        model=ModelConfig(
+            width=128,
+            layers=3,
+            heads=4,
+            kv_heads=2,
+            head_dim=32,
+            mlp_width=320,
+            stem_width=32,
+            rare_gene_weight=0.5,
+        ),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=30, optimiser="muon"),
         train=TrainConfig(steps=320, log_every=20, validate_every=100, checkpoint_every=100),
     )

@@ -259,6 +259,11 @@ class Gathered:
             }
         found["classes"] = {of: self._scores(f"{name}/model/", own, f"{name}/{ONE_SHOT}/")
                             for of, own in classes.items()}  # fmt: skip
+        if "neighbours" in whos:
+            for of, own in classes.items():
+                found["classes"][of]["gain over neighbours"] = {
+                    score: self.gain(f"{name}/model/{score}", f"{name}/neighbours/{score}", own) for score in _SCORES
+                }
         return found
 
     def gain(self, key: str, over: str, of_genes: np.ndarray | slice = slice(None)) -> dict[str, Any]:
