@@ -91,6 +91,7 @@ class DataConfig:
     turn: bool = True
     stain_jitter: float = 0.1  # standard deviation of the log gain of each stain; a third of it mixes the stains
     force_adjacent: bool = False  # bins under 36 µm although a section's H&E is of an adjacent section
+    near_bins: int = 24  # around each bin, whose contents its query knows at once: 24 are the square of five by five
     depth_told: float = 0.5  # how often training tells a window how deep its section was measured (docs/training.md)
     min_measured: float = 0.9  # a bin counts if this share of it is measured (bins off the tissue count too)
     max_spots: int = 0  # capacity for spots in a window; 0 = from the corpus
@@ -107,6 +108,7 @@ class DataConfig:
         for name, low in (("stain_jitter", 0), ("seed", 0), ("max_spots", 0), ("count_capacity", 0), ("prefetch", 1),
                           ("workers", 0)):  # fmt: skip
             _check(getattr(self, name) >= low, f"data.{name} is {getattr(self, name)}; expected at least {low}")
+        _check(self.near_bins >= 0, f"data.near_bins is {self.near_bins}; expected at least 0")
         _check(0 <= self.depth_told <= 1, f"data.depth_told is {self.depth_told}; expected a share, 0 to 1")
         _check(0 <= self.min_measured <= 1, f"data.min_measured is {self.min_measured}; expected 0 to 1")
         for part, whole in (("patch_um", "tile_um"), ("tile_um", "window_um")):
@@ -156,6 +158,9 @@ class ModelConfig:
     stem_width: int = 48
     frozen_axes: int = 64  # of the stored features of data.frozen_encoder, those of most variance
     gene_dim: int = 64  # factored gene tables: [genes, gene_dim] and [gene_dim, width]
+    principal_start: bool = (
+        True  # the table begins at the axes along which bins differ (train/principal.py); or at random
+    )
     tie_genes: bool = True  # the bin encoder reads with the head's table
     # gene_in starts at 0, and nothing is read out of a table that holds nothing yet; without it the best rate of short
     # runs falls with width, in muP too (docs/training_width.md)

@@ -11,7 +11,7 @@ from tario_jax.config_files import load_config
 from tario_jax.model.build import model_sizes
 from tario_jax.sweeps import Variant, chain, changed, product, runs, subsample, vary, zipped
 
-SWEEPS = ("article", "context", "parameters", "patients", "resolution", "study")
+SWEEPS = ("ablation", "article", "context", "parameters", "patients", "resolution", "study")
 
 
 def names(variants):

@@ -18,7 +18,7 @@ from tario_jax.model.flops import allowed_pairs
 from tario_jax.model.he_encoder import WIDE, WIDE_LAYERS, Pyramid
 from tario_jax.model.stain import texture_count
 from tario_jax.ops.attention.tiles import Tiles
-from tario_jax.tokens.batch import NEAR, Layout
+from tario_jax.tokens.batch import Layout
 
 _F32 = 4
 
@@ -181,7 +181,7 @@ def _encoders(model: ModelConfig, layout: Layout, patches, bins, contents, machi
         part += forward + _product(name, patches, axes, d, 0, machine, inputs=False)
     part += _product(name, bins, d, d, 0, machine) + _product(name, contents, model.gene_dim, d, 0, machine)
     # what is written around each bin is added up for its query, a bin after the other, and its gradient likewise
-    around = 2 * contents * NEAR * d
+    around = 2 * contents * layout.near_bins * d
     part += _product(name, contents, d, d, 0, machine) + Part(name, 2 * around, 0.0, around * (b + 2 * _F32))
     bent = 2 * small * c + (1 + WIDE_LAYERS) * large * wide + patches * d  # elements that pass a gelu
     # densities: uint8 in, float32 out, read by three statistics and by the stem

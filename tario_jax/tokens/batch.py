@@ -20,7 +20,6 @@ from tario_jax.tokens.order import write_steps, writing_ranks
 from tario_jax.tokens.window import Bins, Window, grid_centres
 
 _WHITE = 255
-NEAR = 24  # bins around a bin: of a grid, the square of five by five
 _REACH = 1.5  # pitches: the deviation of the Gaussian by which they are weighed
 
 
@@ -73,6 +72,7 @@ class Layout:
     windows_per_row: int
     genes_padded: int
     patch_px: int
+    near_bins: int = 0  # of whose contents each query knows
     frozen_features: int = 0  # of each patch
 
     @property
@@ -95,6 +95,7 @@ def make_layout(
         count_capacity=count_capacity,
         windows_per_row=data.windows_per_row,
         genes_padded=padded_genes(genes),
+        near_bins=0 if data.one_shot else data.near_bins,
         patch_px=data.patch_px,
         frozen_features=frozen_features,
     )
@@ -155,8 +156,8 @@ def _fields(rows: int, layout: Layout) -> list[tuple[tuple[int, ...], Any, Any]]
         bin_step_BxTxN=((B, T, N), np.int32, 1),
         pool_patch_BxTxNxM=((B, T, N, M), np.int32, 0),
         pool_weight_BxTxNxM=((B, T, N, M), np.float32, 0),
-        near_bin_BxTxNxM=((B, T, N, NEAR), np.int32, 0),
-        near_weight_BxTxNxM=((B, T, N, NEAR), np.float32, 0),
+        near_bin_BxTxNxM=((B, T, N, layout.near_bins), np.int32, 0),
+        near_weight_BxTxNxM=((B, T, N, layout.near_bins), np.float32, 0),
         segment_BxT=((B, T), np.int32, -1),
         tile_BxT=((B, T), np.int32, np.arange(T)),
         count_bin_BxC=((B, C), np.int32, -1),
@@ -275,20 +276,21 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
 
     slot_K = (first_tile + slots.tile_N) * layout.bins_per_tile + slots.place_N
     whole_grid = bins.square and counted.all()
-    near_KxM, weight_KxM = _grid_near(data.window_um, size_um) if whole_grid else _near(x, y, bins.pitch_um)
+    around = bins.pitch_um, layout.near_bins
+    near_KxM, weight_KxM = _grid_near(data.window_um, *around) if whole_grid else _near(x, y, *around)
     batch.near_bin_BxTxNxM[at], batch.near_weight_BxTxNxM[at] = slot_K[near_KxM], weight_KxM
     return _write_counts(batch, row, used, bins, np.flatnonzero(counted).astype(np.int32), slot_K, layout)
 
 
 @functools.lru_cache(16)
-def _grid_near(window_um: float, bin_um: float) -> tuple[np.ndarray, np.ndarray]:
-    return _near(*grid_centres(window_um, bin_um), bin_um)
+def _grid_near(window_um: float, bin_um: float, near_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    return _near(*grid_centres(window_um, bin_um), bin_um, near_bins)
 
 
-def _near(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float) -> tuple[np.ndarray, np.ndarray]:
-    """The bins around each bin, nearest first, and their weights: two arrays [N, NEAR]; 0 where there are fewer."""
-    near_NxM, weight_NxM = np.zeros((len(x_um_N), NEAR), np.int64), np.zeros((len(x_um_N), NEAR), np.float32)
-    number = min(NEAR, len(x_um_N) - 1)
+def _near(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, near_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """The M = near_bins bins around each bin, nearest first, and their weights, [N, M]; 0 where there are fewer."""
+    near_NxM, weight_NxM = (np.zeros((len(x_um_N), near_bins), dtype) for dtype in (np.int64, np.float32))
+    number = min(near_bins, len(x_um_N) - 1)
     if number > 0:
         places_Nx2 = np.stack([x_um_N, y_um_N], 1)
         away_NxM, found_NxM = scipy.spatial.cKDTree(places_Nx2).query(places_Nx2, [*range(2, number + 2)])

@@ -21,14 +21,14 @@ PADDING_BIAS = -30.0  # e^−30: nothing, and still finite
 
 def calibrate(
     built: Built, parameters: Tree, calibration: Tree, batches: list[Batch], sections: list[Section], genes: int, *,
-    gene_base: float = 0, rare_gene_weight: float = 0.0, seed: int = 0,
+    gene_base: float = 0, principal: bool = True, rare_gene_weight: float = 0.0, seed: int = 0,
 ) -> tuple[Tree, Tree]:  # fmt: skip
     """Sets the H&E encoder's scales and the table of genes from `batches`, and the head's biases from totals.
 
     The head then starts at the mean composition and the mean density of detections, and the table at the axes along
     which bins differ (train/principal.py), so that the first steps are spent on differences between places.
-    gene_base: columns of the table in the base of muP, 0: its own; rare_gene_weight: as of the config, for a model that
-    weighs genes; seed: of what is random in the table.
+    gene_base: columns of the table in the base of muP, 0: its own; principal: False leaves the table as it is;
+    rare_gene_weight: as of the config, for a model that weighs genes; seed: of what is random in the table.
 
     Returns new parameters and calibration. Of `parameters` only the shapes are read: they may lie on devices of other
     processes; those that are set are arrays of this one, as is all of calibration.
@@ -57,16 +57,17 @@ def calibrate(
         calibration["gene_weight"] = _gene_weights(shares, rare_gene_weight, len(calibration["gene_weight"]))
     bias_G = np.full(parameters["gene_bias"].shape, PADDING_BIAS, np.float32)
     bias_G[:genes] = np.log(shares)
-    table_Gxr = np.zeros(parameters["gene_table"].shape, np.float32)
-    table_Gxr[:genes] = principal_table(batches, genes, table_Gxr.shape[1], gene_base or table_Gxr.shape[1], seed)
     area_um2 = sum(float((batch.bin_size_um_BxTxN**2 * batch.bin_measured_BxTxN).sum()) for batch in batches)
     detections = sum(float(batch.count_BxC.sum()) for batch in batches)
     parameters = {
         **parameters,
-        "gene_table": jnp.asarray(table_Gxr),
         "gene_bias": jnp.asarray(bias_G),
         "total_bias": jnp.asarray(np.log((detections + 1.0) / max(area_um2, 1.0)), jnp.float32),
     }
+    if principal:
+        table_Gxr = np.zeros(parameters["gene_table"].shape, np.float32)
+        table_Gxr[:genes] = principal_table(batches, genes, table_Gxr.shape[1], gene_base or table_Gxr.shape[1], seed)
+        parameters["gene_table"] = jnp.asarray(table_Gxr)
     return parameters, calibration
 
 

@@ -43,9 +43,10 @@ def _from_seed(run: Run) -> tuple[Tree, Tree]:
     changed, calibration = calibrate(run.built, parameters, jax.device_get(calibration), batches,
                                      list(run.split.train), len(run.provenance.panel),
                                      gene_base=model.gene_dim / Growth.of(model).gene_dim,
+                                     principal=model.principal_start,
                                      rare_gene_weight=model.rare_gene_weight, seed=run.config.train.seed)  # fmt: skip
     # every process read the same batches; where their processors round differently, the first one's numbers count
-    ours = {name: changed[name] for name in ("gene_table", "gene_bias", "total_bias")}
+    ours = {name: value for name, value in changed.items() if value is not parameters[name]}
     ours, calibration = multihost_utils.broadcast_one_to_all((ours, calibration))
     shardings = run.built.shardings(run.mesh)
     return jax.device_put({**parameters, **ours}, shardings[0]), jax.device_put(calibration, shardings[1])

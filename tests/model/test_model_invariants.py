@@ -422,6 +422,17 @@ def test_local_layers_see_their_own_tile_only(windows, layout):
         assert changed[tile != 1].any() == joined
 
 
+def test_a_model_without_bins_around_bins_is_one_whose_bins_have_none(windows, layout):
+    model, batch = model_of("content"), batch_of([windows], layout)
+    valid = valid_bins(batch)
+    alone = batch._replace(near_weight_BxTxNxM=np.zeros_like(batch.near_weight_BxTxNxM))
+    without = batch_of([windows], layout, near_bins=0)
+    assert without.near_bin_BxTxNxM.shape[3] == 0
+    expected = model.rates(alone)[valid]
+    np.testing.assert_allclose(model.rates(without)[valid], expected, rtol=2e-5)
+    assert np.abs(model.rates(batch)[valid] / expected - 1).max() > 0.01
+
+
 def test_the_window_is_its_own_frame(windows, layout):
     """A window is predicted alike wherever it stands in the row and whatever its tiles are numbered."""
     model = model_of("content")

@@ -7,7 +7,6 @@ from tiny_tissue import tiny_config
 
 from tario_jax.config import MeshConfig
 from tario_jax.config_files import to_dict
-from tario_jax.tokens.batch import NEAR
 
 _ROWS, _FSDP, _CONTEXT = 6, 2, 4  # three rows a device: no parameter has an axis of three
 
@@ -71,7 +70,8 @@ def test_in_layers_only_the_ring_moves_tokens_and_pixels_never_move(devices8):
     outside = sorted((kind, math.prod(shape)) for kind, in_layers, shape in of_batch if not in_layers)
     of_bins, width = rows * tiles * bins, config.model.width
     assert outside == sorted([
-        *(("all-gather", of_bins * each) for number in (under, NEAR) for each in (number, number, width)),
+        *(("all-gather", of_bins * each) for number in (under, config.data.near_bins)
+          for each in (number, number, width)),
         *[("reduce-scatter", of_bins * width // _CONTEXT)] * 2, ("all-gather", of_bins),
         ("all-reduce", rows * config.data.windows_per_row),  # the last step of writing of each sequence
     ])  # fmt: skip

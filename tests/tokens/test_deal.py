@@ -12,7 +12,8 @@ from tario_jax.tokens.pipeline import BatchSource
 
 @pytest.fixture(scope="module")
 def batch(tiny_corpus):
-    data = tiny_config(data={"rows": 3, "tile_um": 36.0, "window_um": 72.0, "windows_per_row": 2}).data
+    data = tiny_config(data={"rows": 3, "tile_um": 36.0, "window_um": 72.0, "windows_per_row": 2,
+                             "groups": ((1, 1.0), (4, 1.0))}).data  # fmt: skip
     layout = corpus_layout(tiny_corpus.sections, data, 12)
     return BatchSource(tiny_corpus.sections, data, layout, steps=1)[0]
 

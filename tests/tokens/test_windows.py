@@ -9,7 +9,7 @@ from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 
 from tario_jax.corpus.section import Detections, SectionData, Spots
 from tario_jax.panel import Panel
-from tario_jax.tokens.batch import NEAR, make_layout, square_bins_per_tile, tokenise
+from tario_jax.tokens.batch import make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.window import _count, read_window
 
 TURNS = [(quarter, flip) for quarter in range(4) for flip in (False, True)]
@@ -212,7 +212,9 @@ def test_pool_weights_are_shares_of_the_bins_area(tiny_corpus, bin_um, patch_px)
 @pytest.mark.parametrize("kind", ["detections", "spots"])
 def test_a_bin_knows_the_bins_around_it(painted, kind):
     """The 24 nearest, of which none is itself, weighed by distance; where parts of a window are not measured too."""
-    data = data_of(bin_um=9.0, min_measured=0.5)
+    data = data_of(bin_um=9.0, min_measured=0.5, groups=((1, 1.0), (4, 1.0)))
+    near_bins = data.near_bins
+    assert near_bins == 24
     per_tile = square_bins_per_tile(data) if kind == "detections" else 40
     layout = make_layout(data, 60, bins_per_tile=per_tile, largest_bin_um=9.0, count_capacity=128)
     for corner_um in (CORNER_UM, (-31.0, 30.0)):
@@ -220,12 +222,12 @@ def test_a_bin_knows_the_bins_around_it(painted, kind):
         batch = tokenise([[window]], data, layout, np.ones((1, 1), int), [[np.random.default_rng(0)]])
         slots = np.flatnonzero(batch.bin_measured_BxTxN.ravel())
         xy = batch.bin_xy_um_BxTxNx2.reshape(-1, 2).astype(float)
-        near, weight = (x.reshape(-1, NEAR)[slots] for x in (batch.near_bin_BxTxNxM, batch.near_weight_BxTxNxM))
+        near, weight = (x.reshape(-1, near_bins)[slots] for x in (batch.near_bin_BxTxNxM, batch.near_weight_BxTxNxM))
         away = np.linalg.norm(xy[slots, None] - xy[slots], axis=-1)
         pitch_um = window.bins.pitch_um
         for number, mine in enumerate(slots):
             there = weight[number] > 0
-            assert there.sum() == min(NEAR, len(slots) - 1) and np.isin(near[number][there], slots).all()
+            assert there.sum() == min(near_bins, len(slots) - 1) and np.isin(near[number][there], slots).all()
             assert mine not in near[number][there] and len(set(near[number][there])) == there.sum()
             found = np.linalg.norm(xy[near[number][there]] - xy[mine], axis=-1)
             np.testing.assert_allclose(found, np.sort(away[number])[1 : there.sum() + 1], rtol=1e-6)

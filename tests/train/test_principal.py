@@ -1,8 +1,15 @@
 """The table of genes' start: axes of correspondence analysis, against a dense float64 one."""
 
+import jax
 import numpy as np
 import pytest
+from tiny_tissue import tiny_config
 
+from tario_jax.bench.made_batch import made_batch
+from tario_jax.model.build import build
+from tario_jax.parallel.mesh import make_mesh
+from tario_jax.train.aot import pod_layout
+from tario_jax.train.calibrate import calibrate
 from tario_jax.train.principal import principal_table
 
 GENES, PADDED, BINS, AXES = 60, 64, 400, 5
@@ -86,3 +93,18 @@ def test_of_few_bins_it_is_random_and_of_the_same_spread(tissue):
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1
     assert one.std() == pytest.approx(0.5 / 4, rel=0.1)
+
+
+def test_a_table_that_is_to_begin_at_random_is_left_alone(tiny_corpus):
+    config = tiny_config(data={"groups": ((1, 1.0),)})
+    genes = len(tiny_corpus.panel)
+    batch = made_batch(config, pod_layout(config, genes), genes, 0)
+    built = build(config.model, genes, config.data.patch_px, content=False)
+    start = jax.device_get(built.initialise(0, make_mesh(config.mesh)))
+    left, set_ = (
+        calibrate(built, *start, [batch], list(tiny_corpus.sections), genes, principal=principal)[0]
+        for principal in (False, True)
+    )
+    assert left["gene_table"] is start[0]["gene_table"]
+    assert np.abs(set_["gene_table"] - left["gene_table"]).max() > 0.01
+    np.testing.assert_array_equal(left["gene_bias"], set_["gene_bias"])

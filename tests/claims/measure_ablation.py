@@ -1,0 +1,46 @@
+"""Each part of the model removed in turn, at equal compute: `measure_ablation.py FOLDER OUT.json`.
+
+FOLDER: workdir of `python -m launch configs/sweeps/ablation.py`, all of whose runs are evaluated. What a part gives is
+the mean of two seeds with it less that without it, beside what the two seeds of a run differ by at most.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from measure_two_seeds import figures
+
+from launch.sweep_file import read_sweep
+
+SWEEP = Path(__file__).resolve().parents[2] / "configs/sweeps/ablation.py"
+SHOWN = {"counts_r": "r counts", "counts_share": "share of V", "composition_r": "r composition",
+         "composition_share": "share of V", "bulk_r": "r bulk"}  # fmt: skip
+
+
+def main() -> None:
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    by_part: dict[str, list[dict[str, float]]] = {}
+    for name in read_sweep(SWEEP).configs:
+        part, _, _ = name.rpartition("_seed")
+        report = folder / name / "report.json"
+        by_part.setdefault(part, []).append(figures(json.loads(report.read_text())))
+    means = {part: {name: float(np.mean([of[name] for of in found])) for name in SHOWN}
+             for part, found in by_part.items()}  # fmt: skip
+    null = {name: max(abs(found[0][name] - found[1][name]) for found in by_part.values()) for name in SHOWN}
+    gives = {part.removeprefix("without_"): {name: means["whole"][name] - of[name] for name in SHOWN}
+             for part, of in means.items() if part != "whole"}  # fmt: skip
+    lines = [f"{'':<20}" + "".join(f"{label:>15}" for label in SHOWN.values())]
+    lines.append(f"{'whole':<20}" + "".join(f"{means['whole'][name]:>15.4f}" for name in SHOWN))
+    lines += [f"{'  ' + part + ' gives':<20}" + "".join(f"{of[name]:>+15.4f}" for name in SHOWN)
+              for part, of in gives.items()]  # fmt: skip
+    lines.append(f"{'seeds differ by':<20}" + "".join(f"{null[name]:>15.4f}" for name in SHOWN))
+    parts_that_count = sum(any(of[name] > null[name] for name in SHOWN) for of in gives.values())
+    table = "\n".join(lines)
+    print(table)
+    out.write_text(json.dumps({"means": means, "gives": gives, "null": null, "table": table,
+                               "parts_that_count": parts_that_count}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
