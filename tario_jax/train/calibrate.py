@@ -54,7 +54,7 @@ def calibrate(
     encoder["depth_mean"], encoder["depth_scale"] = (jnp.asarray(of, jnp.float32) for of in _depths(sections, shares))
     calibration = {**calibration, "bin_encoder": encoder}
     if "gene_weight" in calibration:
-        calibration["gene_weight"] = _gene_weights(shares, rare_gene_weight, len(calibration["gene_weight"]))
+        calibration["gene_weight"] = gene_weights(shares, rare_gene_weight, len(calibration["gene_weight"]))
     bias_G = np.full(parameters["gene_bias"].shape, PADDING_BIAS, np.float32)
     bias_G[:genes] = np.log(shares)
     area_um2 = sum(float((batch.bin_size_um_BxTxN**2 * batch.bin_measured_BxTxN).sum()) for batch in batches)
@@ -80,8 +80,8 @@ def _depths(sections: list[Section], share_G: np.ndarray) -> tuple[float, float]
     return (float(np.mean(depths)), max(float(np.std(depths)), _LEAST_DEVIATION)) if depths else (0.0, 1.0)
 
 
-def _gene_weights(share_G: np.ndarray, power: float, padded: int) -> jax.Array:
-    """share^−power, at most 100 times the usual, for a mean over detections of 1; float32 [padded]."""
+def gene_weights(share_G: np.ndarray, power: float, padded: int) -> jax.Array:
+    """share^−power, at most 100 times that of the median gene, for a mean over detections of 1; float32 [padded]."""
     weight_G = np.minimum((share_G / np.median(share_G)) ** -power, _MOST_WEIGHT)
     weight_G /= (share_G * weight_G).sum() / share_G.sum()
     return jnp.asarray(np.pad(weight_G, (0, padded - len(weight_G)), constant_values=1.0), jnp.float32)

@@ -24,14 +24,15 @@ from tario_jax.config_files import expand
 from tario_jax.model.build import Tree, build
 from tario_jax.panel import GeneMatch, Panel, match_genes
 from tario_jax.tokens.pipeline import BatchSource
-from tario_jax.train.calibrate import PADDING_BIAS, gene_shares
+from tario_jax.train.calibrate import PADDING_BIAS, gene_shares, gene_weights
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.run import Run
 from tario_jax.train.state import make_totals, to_devices
 
-# of a model, what may differ: how the same numbers are computed, and how a seed's parameters begin
-_FREE = ("attention", "attention_block", "compute_dtype", "remat", "loss_chunk", "loss_gene_chunk", "zero_read_out")
+# of a model, what may differ: how the same numbers are computed, how a seed's parameters begin, how genes are weighed
+_FREE = ("attention", "attention_block", "compute_dtype", "remat", "loss_chunk", "loss_gene_chunk", "zero_read_out",
+         "reach_um", "principal_start", "rare_gene_weight")  # fmt: skip
 _DATA = ("patch_px", "he_um_per_px", "frozen_encoder")  # what a token of H&E is
 _NAMED = 3  # genes in a line
 
@@ -95,6 +96,12 @@ class StartPoint:
             start = dict(traversals.flatten_mapping(run.built.initialise(run.config.train.seed, run.mesh)[0]))
             parameters |= {path: start[path] for path in missing}
         parameters |= self._of_genes(run, found, match)
+        calibration = {name: value for name, value in calibration.items() if name != "gene_weight"}
+        if weight := run.config.model.rare_gene_weight:
+            weight_G = gene_weights(gene_shares(list(run.split.train), len(ours.panel)), weight,
+                                    len(run.built.abstract()[1]["gene_weight"]))  # fmt: skip
+            calibration["gene_weight"] = jax.device_put(multihost_utils.broadcast_one_to_all(weight_G),
+                                                        run.built.shardings(run.mesh)[1]["gene_weight"])  # fmt: skip
         parameters = traversals.unflatten_mapping(parameters)
         expected = self._density_by(parameters, calibration, run, source)
         parameters["total_bias"] = jax.device_put(

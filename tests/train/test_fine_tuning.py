@@ -18,6 +18,7 @@ from tario_jax.model.flops import step_flops
 from tario_jax.panel import Panel, match_genes
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.train import fine_tune
+from tario_jax.train.calibrate import gene_shares
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.loop import train
 from tario_jax.train.provenance import Provenance
@@ -254,6 +255,19 @@ def test_other_bins_and_windows_run_from_the_same_checkpoint(tiny_run, tiny_corp
 
 
 @pytest.mark.slow
+def test_genes_are_weighed_anew(tiny_run, other_corpus, tmp_path):
+    """By the shares of the run's own tissue, on its panel, whatever the checkpoint was trained with."""
+    weighing = {"rare_gene_weight": 0.5}
+    run, state, _ = begun(config_of(tiny_run, model=weighing), other_corpus)
+    assert state.calibration["gene_weight"].shape == state.parameters["gene_bias"].shape
+    shares = gene_shares(list(run.split.train), len(other_corpus.panel))
+    weight_G = np.asarray(state.calibration["gene_weight"])[: len(shares)]
+    np.testing.assert_allclose(weight_G * shares**0.5, (weight_G * shares**0.5)[0], rtol=1e-4)
+    train(config_of(tiny_run, model=weighing), other_corpus, tmp_path / "weighed", silent)
+    _, state, _ = begun(config_of(tmp_path / "weighed"), other_corpus)
+    assert "gene_weight" not in state.calibration
+
+
 def test_the_running_mean_is_what_it_starts_from(content_run, tiny_corpus):
     config = config_of(content_run, data=CONTENT, model={"tie_genes": False}, train={"ema_decay": 0.9})
     _, state, _ = begun(config, tiny_corpus)
