@@ -95,7 +95,7 @@ def make_layout(
         count_capacity=count_capacity,
         windows_per_row=data.windows_per_row,
         genes_padded=padded_genes(genes),
-        near_bins=0 if data.one_shot else data.near_bins,
+        near_bins=data.near_bins,
         patch_px=data.patch_px,
         frozen_features=frozen_features,
     )
