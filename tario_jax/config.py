@@ -158,9 +158,7 @@ class ModelConfig:
     stem_width: int = 48
     frozen_axes: int = 64  # of the stored features of data.frozen_encoder, those of most variance
     gene_dim: int = 64  # factored gene tables: [genes, gene_dim] and [gene_dim, width]
-    principal_start: bool = (
-        True  # the table begins at the axes along which bins differ (train/principal.py); or at random
-    )
+    principal_start: bool = True  # the table begins at axes along which bins differ (train/principal.py); or at random
     tie_genes: bool = True  # the bin encoder reads with the head's table
     # gene_in starts at 0, and nothing is read out of a table that holds nothing yet; without it the best rate of short
     # runs falls with width, in muP too (docs/training_width.md)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tario_jax.config import Config
+from tario_jax.config import Config, InputError
 from tario_jax.model.build import Tree, build
 from tario_jax.model.decoder import LONGEST_UM, SHORTEST_UM
 from tario_jax.model.he_encoder import Pyramid
@@ -55,8 +55,11 @@ class TorchStep:
 
     def __init__(self, config: Config, parameters: Tree, calibration: Tree, batch: Batch, compute_dtype: str):
         """parameters, calibration: ours, copied. compute_dtype: as of ours. Raises `ValueError` for rows with padding:
-        the attention of this peer knows none.
+        the attention of this peer knows none; and `InputError` for a likelihood that it does not know.
         """
+        if config.model.total_likelihood != "poisson" or config.model.rare_gene_weight:
+            raise InputError("bench step: the peer in torch knows Poisson totals and genes of one weight; give "
+                             "--config.model.total_likelihood=poisson --config.model.rare_gene_weight=0")  # fmt: skip
         self.config, self.grown = config, Growth.of(config.model)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, compute_dtype)
@@ -308,8 +311,6 @@ class TorchStep:
 
     def _tokens(self, batch: Batch) -> Tokens:
         (B, T, N), P = self.shape
-        if self.config.model.total_likelihood != "poisson" or self.config.model.rare_gene_weight:
-            raise ValueError("the peer knows Poisson totals and genes of one weight; leave the two options out")
         full = (batch.segment_BxT >= 0).all() and (batch.bin_measured_BxTxN > 0).all()
         if not full:
             raise ValueError("a row has padding; expected full rows")

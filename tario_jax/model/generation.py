@@ -98,7 +98,8 @@ def write_groups(model: Tario, batch: Batch, begun: Begun, order: Order, chosen_
         cache, written_Bxm, content_Bxmxd, sample = carry
         step, asked_Bxn = at
         near = (_taken(of_all, asked_Bxn) for of_all in near_and_weight)
-        queries_Bxnxd = _taken(begun.queries_BxQxd, asked_Bxn) + model.bin_encoder.near(sample.content_BxQxd, *near)
+        alone_Bxnxd = _taken(begun.queries_BxQxd, asked_Bxn)
+        queries_Bxnxd = alone_Bxnxd + model.bin_encoder.near(sample.content_BxQxd, *near)
         cache, queries = model.decoder.extend(
             cache, jnp.where(written_Bxm < 0, -1, patches + written_Bxm), content_Bxmxd,
             queries_Bxnxd, _taken(xy_BxQx2, written_Bxm), _taken(xy_BxQx2, asked_Bxn),
@@ -111,7 +112,7 @@ def write_groups(model: Tario, batch: Batch, begun: Begun, order: Order, chosen_
         rates_BxnxG = jnp.where(asked_Bxn[:, :, None] >= 0, rates_BxnxG, 0)
         counts_BxnxG = draw(jax.vmap(jax.random.fold_in, (0, None))(order.key_B, step), rates_BxnxG, asked_Bxn)
         content_Bxnxd = model.bin_encoder.content_of(
-            batch, _taken(begun.queries_BxQxd, asked_Bxn), counts_BxnxG, size_Bxn, measured_Bxn, table, bias,
+            batch, alone_Bxnxd, counts_BxnxG, size_Bxn, measured_Bxn, table, bias,
             content_Bxmxd.dtype,
         )  # fmt: skip
         new = Drawn(said, content_Bxnxd, counts_BxnxG[:, :, chosen_g])

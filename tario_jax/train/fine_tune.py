@@ -95,11 +95,11 @@ class StartPoint:
         if missing:
             start = dict(traversals.flatten_mapping(run.built.initialise(run.config.train.seed, run.mesh)[0]))
             parameters |= {path: start[path] for path in missing}
-        parameters |= self._of_genes(run, found, match)
+        shares_G = gene_shares(list(run.split.train), len(ours.panel))
+        parameters |= self._of_genes(run, found, match, shares_G)
         calibration = {name: value for name, value in calibration.items() if name != "gene_weight"}
         if weight := run.config.model.rare_gene_weight:
-            weight_G = gene_weights(gene_shares(list(run.split.train), len(ours.panel)), weight,
-                                    len(run.built.abstract()[1]["gene_weight"]))  # fmt: skip
+            weight_G = gene_weights(shares_G, weight, len(run.built.abstract()[1]["gene_weight"]))
             calibration["gene_weight"] = jax.device_put(multihost_utils.broadcast_one_to_all(weight_G),
                                                         run.built.shardings(run.mesh)[1]["gene_weight"])  # fmt: skip
         parameters = traversals.unflatten_mapping(parameters)
@@ -152,11 +152,13 @@ class StartPoint:
                 "them"
             )
 
-    def _of_genes(self, run: Run, found: dict, match: GeneMatch) -> dict[tuple, jax.Array]:
-        """What has a row or a bias for each gene, by path: matched ones as they are, new ones without a claim."""
+    def _of_genes(self, run: Run, found: dict, match: GeneMatch, shares_G: np.ndarray) -> dict[tuple, jax.Array]:
+        """What has a row or a bias for each gene, by path: matched ones as they are, new ones without a claim.
+
+        shares: of each gene of the run in the detections of training.
+        """
         known_G = match.position_S >= 0
         at_M = match.position_S[known_G]
-        shares_G = gene_shares(list(run.split.train), len(known_G))
         theirs_M = _whole(found["gene_bias",], run.mesh)[at_M].astype(np.float64)
         of_known_M = np.exp(theirs_M - theirs_M.max())
         log_sum = np.log(of_known_M.sum()) + theirs_M.max()
