@@ -60,7 +60,7 @@ class Batches:
             source = BatchSource(sections, data, layout, steps=steps, stream=stream, augment=augment)
             return [source[t] for t in range(steps)]
 
-        one_shot = dataclasses.replace(config.data, groups=((1, 1.0),), bin_mixture=(), sequence="window")
+        one_shot = config.data.of_one_scale(groups=((1, 1.0),), bin_mixture=(), sequence="window")
         data, run = config.data, config.train
         built = build(config.model, len(corpus.panel), data.patch_px, content=not data.one_shot)
         start = jax.device_get(built.initialise(0, make_mesh(config.mesh)))

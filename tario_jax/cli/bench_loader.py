@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.corpus.read import Corpus
 
     config = _DEFAULT if options.config is None else config_of(options)
+    config.refuse_he_alone("tario bench loader")
     corpus = Corpus.open(corpus_of(options))
     result = bench_loader(
         config, corpus, batches=options.batches, rounds=options.rounds,

@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.bench.step import bench_step, check_left_out
 
     config = config_of(options)
+    config.refuse_he_alone("tario bench step")
     if options.rows:
         config = override(config, {"data.rows": str(options.rows)})
     result = bench_step(config, genes=options.genes, rounds=options.rounds, steps=options.steps,

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     widths = numbers("widths", options.widths or _WIDTHS, int, at_least=2)
     rates = numbers("rates", options.rates or _RATES, float, at_least=3)
     config = config_of(options)
+    config.refuse_he_alone("tario bench width")
     if options.steps is not None:
         config = override(config, {"train.steps": str(options.steps)})
 

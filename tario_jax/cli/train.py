@@ -10,6 +10,7 @@ SUMMARY = "trains a model on a corpus; run again, it continues"
 EXAMPLES = """
     tario train --config=configs/quickstart.py --corpus=corpora/virtual --workdir=runs/a
     tario train --config=configs/quickstart.py --corpus=corpora/virtual --workdir=runs/b --config.data.bin_um=18
+    tario train --config=configs/quickstart.py --corpus=corpora/slides --workdir=runs/he --config.train.learns=he
     srun tario train --config=configs/tario2_200m.py --corpus=gs://tissue/corpus --workdir=runs/c
     tario train --config=configs/quickstart.py --workdir=runs/d --coordinator=node01:12321 --processes=2 --process=0
     tario train --config=configs/quickstart.py --workdir=runs/d --coordinator=node01:12321 --processes=2 --process=1

@@ -114,6 +114,11 @@ class Section:
                 f"of {bin_um:g} µm are too small for it; expected at least {least_um:g} µm, or smaller squares ingested"
             )
 
+    def he_alone(self) -> "Section":
+        """The same section as if nothing had been measured on it."""
+        record = {**self.record, "arrays": [name for name in self.record["arrays"] if name == "he"], "truth": []}
+        return Section(self.place, record, self._seal_sha256, self._genes)
+
     def holds(self, name: str) -> bool:
         return name in self.record["arrays"]
 

@@ -61,10 +61,11 @@ def write_split(root: Place, sides: Mapping[str, str]) -> None:
     (root / "split.tsv").write(("patient\tsplit\n" + "".join(lines)).encode())
 
 
-def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
+def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False) -> Split:
     """Splits by the config's lists, or by the corpus's `split.tsv` where they are empty.
 
     A section of H&E alone, whoever its patient is, stands on no side: nothing of it can be learnt or measured.
+    he_alone: it is what is learnt from; all sections with an H&E are taken, none with more, nobody need be held out.
     Raises `InputError` where a patient (or section) is unknown, stands on two sides, or a side is empty.
     """
     lists = {side: getattr(config, side) for side in SIDES}
@@ -83,9 +84,10 @@ def split_corpus(corpus: Corpus, config: SplitConfig) -> Split:
     sides: dict[str, list[Section]] = {side: [] for side in SIDES}
     for section in corpus.sections:
         side = assigned.get(section.id if unit == "section" else section.patient)
-        if side is not None and section.has_counts:
-            sides[side].append(section)
-    for side in ("train", "held_out"):
+        if side is None or not (section.holds("he") if he_alone else section.has_counts):
+            continue
+        sides[side].append(section.he_alone() if he_alone else section)
+    for side in ("train",) if he_alone else ("train", "held_out"):
         if not sides[side]:
             raise InputError(f"{where}: no section is on the side {side!r}; expected at least one")
     return Split(unit, *(tuple(sides[side]) for side in SIDES))

@@ -41,6 +41,7 @@ def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Ev
     Writes corpus/, checkpoints/, compiled/, metrics.jsonl, maps/<section>.h5ad, report.html and report.json into
     `workdir`.
     """
+    config.refuse_he_alone("tario run")
     workdir.mkdir(parents=True, exist_ok=True)
     clock = _Clock(workdir / "seconds.json")
     corpus = make_corpus(config.source, workdir / "corpus", say)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from tario_jax.config import Config, ModelConfig
 from tario_jax.model.declare import Calibration
+from tario_jax.model.hidden_he import HiddenHE
 from tario_jax.model.model import Tario
 from tario_jax.panel import padded_genes
 from tario_jax.parallel.rules import count, state_shardings
@@ -40,7 +41,7 @@ class Built:
 
         return make(jax.random.key(seed))
 
-    def merge(self, parameters: Tree, calibration: Tree) -> Tario:
+    def merge(self, parameters: Tree, calibration: Tree) -> Tario | HiddenHE:
         def filled(abstract: nnx.State, values: Tree) -> nnx.State:
             leaves = dict(nnx.traversals.flatten_mapping(values))
             return nnx.map_state(lambda path, variable: variable.replace(leaves[path]), abstract)
@@ -64,15 +65,25 @@ class Built:
         return nnx.to_pure_dict(self.parameters), nnx.to_pure_dict(self.calibration)
 
 
-def build(config: ModelConfig, genes: int, patch_px: int, *, content: bool, frozen: int = 0) -> Built:
-    """The model for a panel of `genes`, without allocating it. frozen: length of stored features of H&E patches."""
+def build(config: ModelConfig, genes: int, patch_px: int, *, content: bool, frozen: int = 0,
+          learns: str = "counts") -> Built:  # fmt: skip
+    """The model for a panel of `genes`, without allocating it. frozen: length of stored features of H&E patches;
+    learns: as in `TrainConfig`, of H&E alone it has no genes."""
     padded = padded_genes(genes)
 
-    def make(rngs: nnx.Rngs) -> Tario:
+    def make(rngs: nnx.Rngs) -> Tario | HiddenHE:
+        if learns == "he":
+            return HiddenHE(config, patch_px, rngs=rngs, frozen=frozen)
         return Tario(config, padded, patch_px, content=content, rngs=rngs, frozen=frozen)
 
     graph, parameters, calibration = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, Calibration)
     return Built(graph, parameters, calibration, make)
+
+
+def build_of(config: Config, genes: int, frozen: int = 0) -> Built:
+    """The model that a run of this config trains."""
+    return build(config.model, genes, config.data.patch_px, content=not config.data.one_shot, frozen=frozen,
+                 learns=config.train.learns)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Sizes:
 
 def model_sizes(config: Config, genes: int, frozen: int = 0) -> Sizes:
     """Sizes of a config's model for a panel of `genes`, from its abstract parameters."""
-    built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot, frozen=frozen)
+    built = build_of(config, genes, frozen)
     tables = trunk = 0
     for _, variable in nnx.to_flat_state(built.parameters):
         if {"genes", "gene_bias"} & set(variable.axes):

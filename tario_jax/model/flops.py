@@ -8,10 +8,11 @@ full: of 36 µm bins in tiles of 144 µm they are, in tiles of 128 µm a fifth s
 
 import dataclasses
 
-from tario_jax.config import Config
+from tario_jax.config import Config, ModelConfig
 from tario_jax.model.he_encoder import WIDE, WIDE_LAYERS, Pyramid
 from tario_jax.model.stain import texture_count
 from tario_jax.tokens.batch import Layout
+from tario_jax.tokens.hidden import GROUPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     A frozen trunk has no gradients of its weights, and none passes through what nothing that is trained lies before:
     the H&E encoder and the queries; in one-shot training, where no content is read, the decoder too.
     """
+    if config.train.learns == "he":
+        return _of_he_alone(config, layout)
     frozen = config.start.trained != "all"
     through = 0 if frozen and config.data.one_shot else 1
     trunk = 1 + through + (not frozen)  # passes of its weights: forward, back through them, and their own gradients
@@ -42,13 +45,7 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     patches, bins = layout.tiles * layout.patches_per_tile, layout.tiles * layout.bins_per_tile
     contents = 0 if config.data.one_shot else bins
     seen = patches + contents
-    of_query = 2 * d * model.heads * model.head_dim + 3 * d * model.mlp_width
-    of_key = 2 * d * model.kv_heads * model.head_dim
-    decoder = model.layers * ((seen + bins) * of_query + seen * of_key)
-    features = texture_count(layout.patch_px)
-    patch = _pyramid(Pyramid.of(layout.patch_px), model.stem_width, d) + features * d + d * d
-    if layout.frozen_features:
-        patch += min(model.frozen_axes, layout.frozen_features) * (layout.frozen_features / 3 + d)  # axes: forward only
+    decoder, patch = _layers(model, seen, bins), _patch(model, layout)
     of_contents = trunk * contents * (r * d + 2 * d + d * d)  # and what queries know of those around them
     encoders = (1 if frozen else 3) * (patches * patch + bins * (d * d + 2 * d)) + of_contents
     head = bins * (trunk * d * r + (2 + through) * r * genes) + (2 if frozen else 3) * contents * r * genes
@@ -58,6 +55,37 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     )
     attention = (4.0 + 8.0 * through) * model.head_dim * model.heads * pairs
     return StepFlops(2.0 * rows * trunk * decoder, 2.0 * rows * encoders, 2.0 * rows * head, rows * attention)
+
+
+def _of_he_alone(config: Config, layout: Layout) -> StepFlops:
+    """Of patches that are seen and of those that are hidden, each once: what one of the other kind takes is in vain."""
+    model, rows, patches = config.model, config.data.rows, layout.tiles * layout.patches_per_tile
+    seen = patches / GROUPS
+    hidden = patches - seen
+    looks = hidden * model.width * texture_count(layout.patch_px)
+    pairs = 0.0
+    for kind in model.pattern:
+        parts = layout.tiles if kind == "local" else layout.windows_per_row
+        pairs += model.layers / len(model.pattern) * seen * patches / parts
+    return StepFlops(6.0 * rows * _layers(model, seen, hidden), 6.0 * rows * patches * _patch(model, layout),
+                     6.0 * rows * looks, 12.0 * rows * model.head_dim * model.heads * pairs)  # fmt: skip
+
+
+def _layers(model: ModelConfig, seen: float, queries: float) -> float:
+    """Multiply-adds of the weights of all layers: only what is seen has keys and values."""
+    d = model.width
+    of_query = 2 * d * model.heads * model.head_dim + 3 * d * model.mlp_width
+    of_key = 2 * d * model.kv_heads * model.head_dim
+    return model.layers * ((seen + queries) * of_query + seen * of_key)
+
+
+def _patch(model: ModelConfig, layout: Layout) -> float:
+    """Multiply-adds of the encoder of one patch."""
+    d, features = model.width, texture_count(layout.patch_px)
+    patch = _pyramid(Pyramid.of(layout.patch_px), model.stem_width, d) + features * d + d * d
+    if layout.frozen_features:
+        patch += min(model.frozen_axes, layout.frozen_features) * (layout.frozen_features / 3 + d)  # axes: forward only
+    return patch
 
 
 def _pyramid(pyramid: Pyramid, c: int, d: int) -> int:

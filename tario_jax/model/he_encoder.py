@@ -80,13 +80,20 @@ class HEEncoder(nnx.Module):
         density = stain_densities(batch.he_BxTxPxYxXx3, batch.stain_mix_BxTx3x3)
         return (density - self.density_mean[...]) / self.density_scale[...]
 
-    def __call__(self, batch: Batch, dtype: jnp.dtype) -> jax.Array:
-        """Tokens [B, T, P, d]."""
-        density = jax.lax.stop_gradient(self.standardised(batch))
+    def looks(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Stain densities, and statistics of stain and texture [B, T, P, F], in deviations from training tissue."""
+        density = self.standardised(batch)
         texture = (texture_statistics(density) - self.texture_mean[...]) / self.texture_scale[...]
-        texture = jnp.clip(texture, -6.0, 6.0).astype(dtype)
+        return density, jnp.clip(texture, -6.0, 6.0)
+
+    def __call__(self, batch: Batch, dtype: jnp.dtype, hidden_BxTxP: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, T, P, d]. hidden: patches that no other token may know of; their own ones then say nothing."""
+        density, texture = (jax.lax.stop_gradient(x) for x in self.looks(batch))
+        if hidden_BxTxP is not None:  # the convolutions reach into the patches beside
+            density = jnp.where(hidden_BxTxP[..., None, None, None], 0.0, density)
         token = self._seen(density.astype(dtype))
-        known = _gelu(project("btpf,fd->btpd", texture, self.texture_in[...]), self.texture_bias[...])
+        known = project("btpf,fd->btpd", texture.astype(dtype), self.texture_in[...])
+        known = _gelu(known, self.texture_bias[...])
         token += project("btpd,de->btpe", known, self.texture_hidden[...])
         return token if self.frozen is None else token + self.frozen(batch.features_BxTxPxF, dtype)
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from tario_jax.config import Config, InputError
 from tario_jax.he_features.encoders import card_of
-from tario_jax.model.build import Built, build, model_sizes
+from tario_jax.model.build import Built, build_of, model_sizes
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.chips import Chip, chip_of
 from tario_jax.parallel.collectives import Collective, collectives, received_by_axis
@@ -75,12 +75,12 @@ class Plan:
     @classmethod
     def of(cls, config: Config, genes: int, devices: list[jax.Device]) -> "Plan":
         """Raises `InputError` where the mesh does not fit the devices, the batch or the model."""
+        config.refuse_he_alone("tario compile")
         mesh = make_mesh(config.mesh, devices)
         check_rows(mesh, config.data.rows, config.train.accumulate)
         layout = pod_layout(config, genes)
         check_tiles(layout.tiles, mesh.shape["context"])
-        built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot,
-                      frozen=layout.frozen_features)  # fmt: skip
+        built = build_of(config, genes, layout.frozen_features)
         batch = abstract_batch(config.data.rows, layout, mesh)
         trained = trained_parameters(built, config.start)
         state = abstract_state(built, make_optimiser(config.optim, config.train.steps, built, trained), mesh)
@@ -172,7 +172,7 @@ def pod_layout(config: Config, genes: int) -> Layout:
     """Batch sizes of square bins, without a corpus."""
     data = config.data
     area_um2 = data.windows_per_row * data.window_um**2
-    return make_layout(data, genes, bins_per_tile=square_bins_per_tile(data), largest_bin_um=max(data.trained_bins_um),
+    return make_layout(data, genes, bins_per_tile=square_bins_per_tile(data), largest_bin_um=data.largest_bin_um,
                        count_capacity=data.count_capacity or math.ceil(ENTRIES_PER_UM2 * area_um2),
                        frozen_features=card_of(data.frozen_encoder).features if data.frozen_encoder else 0)  # fmt: skip
 

@@ -33,22 +33,7 @@ def calibrate(
     Returns new parameters and calibration. Of `parameters` only the shapes are read: they may lie on devices of other
     processes; those that are set are arrays of this one, as is all of calibration.
     """
-    densities, textures = _Moments(), _Moments()
-    for batch in batches:
-        raw = built.merge(parameters, calibration).he_encoder.standardised(batch)
-        densities.add(np.asarray(raw[batch.segment_BxT >= 0], np.float64).reshape(-1, 3))
-    encoder = dict(calibration["he_encoder"])
-    encoder["density_mean"], encoder["density_scale"] = densities.mean(), densities.deviation()
-    calibration = {**calibration, "he_encoder": encoder}
-    statistics = jax.jit(texture_statistics)
-    for batch in batches:
-        density = built.merge(parameters, calibration).he_encoder.standardised(batch)
-        seen = statistics(density)[batch.segment_BxT >= 0]
-        textures.add(np.asarray(seen, np.float64).reshape(-1, seen.shape[-1]))
-    encoder["texture_mean"], encoder["texture_scale"] = textures.mean(), textures.deviation()
-    if "frozen" in encoder:
-        encoder["frozen"] = _frozen(encoder["frozen"], batches)
-
+    calibration = calibrate_he(built, parameters, calibration, batches)
     shares = gene_shares(sections, genes)
     encoder = dict(calibration["bin_encoder"])
     encoder["depth_mean"], encoder["depth_scale"] = (jnp.asarray(of, jnp.float32) for of in _depths(sections, shares))
@@ -69,6 +54,26 @@ def calibrate(
         table_Gxr[:genes] = principal_table(batches, genes, table_Gxr.shape[1], gene_base or table_Gxr.shape[1], seed)
         parameters["gene_table"] = jnp.asarray(table_Gxr)
     return parameters, calibration
+
+
+def calibrate_he(built: Built, parameters: Tree, calibration: Tree, batches: list[Batch]) -> Tree:
+    """The calibration with the H&E encoder's scales set from `batches`; what is new are arrays of this process."""
+    densities, textures = _Moments(), _Moments()
+    for batch in batches:
+        raw = built.merge(parameters, calibration).he_encoder.standardised(batch)
+        densities.add(np.asarray(raw[batch.segment_BxT >= 0], np.float64).reshape(-1, 3))
+    encoder = dict(calibration["he_encoder"])
+    encoder["density_mean"], encoder["density_scale"] = densities.mean(), densities.deviation()
+    calibration = {**calibration, "he_encoder": encoder}
+    statistics = jax.jit(texture_statistics)
+    for batch in batches:
+        density = built.merge(parameters, calibration).he_encoder.standardised(batch)
+        seen = statistics(density)[batch.segment_BxT >= 0]
+        textures.add(np.asarray(seen, np.float64).reshape(-1, seen.shape[-1]))
+    encoder["texture_mean"], encoder["texture_scale"] = textures.mean(), textures.deviation()
+    if "frozen" in encoder:
+        encoder["frozen"] = _frozen(encoder["frozen"], batches)
+    return calibration
 
 
 def _depths(sections: list[Section], share_G: np.ndarray) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import InputError, StartConfig
 from tario_jax.config_files import expand
-from tario_jax.model.build import Tree, build
+from tario_jax.model.build import Tree, build_of
 from tario_jax.panel import GeneMatch, Panel, match_genes
 from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.calibrate import PADDING_BIAS, gene_shares, gene_weights
@@ -34,6 +34,8 @@ from tario_jax.train.state import make_totals, to_devices
 _FREE = ("attention", "attention_block", "compute_dtype", "remat", "loss_chunk", "loss_gene_chunk", "zero_read_out",
          "reach_um", "principal_start", "rare_gene_weight")  # fmt: skip
 _DATA = ("patch_px", "he_um_per_px", "frozen_encoder")  # what a token of H&E is
+_OF_GENES = ("gene_dim", "tie_genes", "total_likelihood")  # what a model of H&E alone does not have
+_PARTS_OF_HE = ("he_encoder", "decoder")  # and what both have
 _NAMED = 3  # genes in a line
 
 
@@ -67,12 +69,44 @@ class StartPoint:
     def origin(self) -> dict[str, Any]:
         return self.provenance.as_start(self.workdir.resolve().name, self.step)
 
+    @property
+    def learns(self) -> str:
+        return self.provenance.config.train.learns
+
+    def of_he(
+        self, run: Run, begin: Callable[[Run], tuple[Tree, Tree]], say: Callable[[str], None]
+    ) -> tuple[Tree, Tree]:
+        """Parameters and calibration of step 0 from a checkpoint that learnt from H&E alone.
+
+        H&E encoder and decoder, with the statistics of stain and texture, are the checkpoint's; all else is as `begin`
+        gives it, from the seed. A run that learns from H&E alone itself takes everything. Raises `InputError` as
+        `parameters` does.
+        """
+        self._refuse_other_model(run)
+        self._refuse_seen(run)
+        built = build_of(self.provenance.config, len(self.provenance.panel), self.provenance.layout.frozen_features)
+        with Checkpoints(self.workdir) as checkpoints:
+            found, found_calibration = checkpoints.model(self.step, built, run.mesh)
+        line = (
+            f"starts from step {self.step} of {self.workdir}, which learnt from {self.provenance.trained_on} H&E alone"
+        )
+        if run.config.train.learns == "he":
+            say(line)
+            return found, found_calibration
+        parameters, calibration = begin(run)
+        say(f"{line}: its H&E encoder and decoder, and the statistics of the stain; all else begins as from a seed")
+        calibration = {**calibration, "he_encoder": found_calibration["he_encoder"]}
+        return {**parameters, **{part: found[part] for part in _PARTS_OF_HE}}, calibration
+
     def parameters(self, run: Run, source: BatchSource, say: Callable[[str], None]) -> tuple[Tree, Tree]:
         """Parameters and calibration of the run's step 0, each where the run's mesh wants it.
 
         source: windows of training, this process's rows of them. Raises `InputError` where the checkpoint's model is
         another one, the panels share no gene, or the checkpoint has seen patients that the run holds out.
         """
+        if run.config.train.learns == "he":
+            raise InputError(f"{self.named}: learnt from counts, and train.learns=he begins before that; expected a "
+                             "checkpoint of train.learns=he, or none")  # fmt: skip
         self._refuse_other_model(run)
         self._refuse_seen(run)
         ours, theirs = run.provenance, self.provenance
@@ -83,9 +117,7 @@ class StartPoint:
                 f", …), but {len(theirs.panel)} others ({', '.join(theirs.panel.symbols[:3])}, …); expected the same "
                 "symbols or Ensembl ids"
             )
-        config = theirs.config
-        built = build(config.model, len(theirs.panel), config.data.patch_px, content=not config.data.one_shot,
-                      frozen=theirs.layout.frozen_features)  # fmt: skip
+        built = build_of(theirs.config, len(theirs.panel), theirs.layout.frozen_features)
         with Checkpoints(self.workdir) as checkpoints:
             found, calibration = checkpoints.model(self.step, built, run.mesh)
         found = dict(traversals.flatten_mapping(found))
@@ -114,7 +146,8 @@ class StartPoint:
 
     def _refuse_other_model(self, run: Run) -> None:
         theirs, ours = self.provenance.config, run.config
-        fields = [("model", field.name) for field in dataclasses.fields(ours.model) if field.name not in _FREE]
+        free = _FREE + (_OF_GENES if self.learns == "he" else ())
+        fields = [("model", field.name) for field in dataclasses.fields(ours.model) if field.name not in free]
         differs = []
         for group, name in (*fields, *(("data", name) for name in _DATA)):
             before, now = (getattr(getattr(config, group), name) for config in (theirs, ours))
@@ -126,7 +159,7 @@ class StartPoint:
         if differs:
             raise InputError(f"{self.named}: is of another model, with {'; with '.join(differs)}; give the run what "
                              "the checkpoint has")  # fmt: skip
-        if theirs.data.one_shot and not ours.data.one_shot and ours.start.trained != "all":
+        if self.learns != "he" and theirs.data.one_shot and not ours.data.one_shot and ours.start.trained != "all":
             raise InputError(
                 f"{self.named}: never read contents of bins (its data.groups are {theirs.data.groups}), and what reads "
                 f"them would stay as it starts with start.trained={ours.start.trained}; set start.trained=all or "

@@ -165,7 +165,7 @@ def _back(run: Run, told: StepMetrics, spike: int, checkpoints: CheckpointWriter
     A run that is killed on its way from there meets the same spike, and does the same.
     """
     config, number = run.config.train, int(told.health.rollbacks) + 1
-    usual = f"{float(told.health.usual_loss):.4f} nats per detection"
+    usual = f"{float(told.health.usual_loss):.4f} nats per {'value' if config.learns == 'he' else 'detection'}"
     if number > config.rollback_limit:
         raise InputError(
             f"step {spike}: the loss stands {config.spike_deviations:g} usual departures above the usual {usual} for "

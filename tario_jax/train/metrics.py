@@ -108,6 +108,7 @@ class Metrics:
     def __init__(self, workdir: Path, config: Config, layout: Layout, clock: Clock, flops: float, first: int,
                  start: int, say: Callable[[str], None]):  # fmt: skip
         self._config, self._clock, self._say, self._flops = config, clock, say, flops
+        self._unit = "nats/value" if config.train.learns == "he" else "nats/detection"
         self._tokens = config.data.rows * layout.tiles * (
             layout.patches_per_tile + layout.bins_per_tile * (1 if config.data.one_shot else 2)
         )  # fmt: skip
@@ -157,7 +158,7 @@ class Metrics:
         eta = (self._config.train.steps - step) * cycle_s
         mfu = "" if values["mfu"] is None else f"  MFU {values['mfu']:.2f}"
         self._say(
-            f"step {step:>6}/{self._config.train.steps}  loss {values['loss_nats_per_detection']:.4f} nats/detection  "
+            f"step {step:>6}/{self._config.train.steps}  loss {values['loss_nats_per_detection']:.4f} {self._unit}  "
             f"gradient {values['gradient_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s{mfu}  "
             f"ETA {int(eta) // 60}:{int(eta) % 60:02d}"
         )
@@ -165,7 +166,7 @@ class Metrics:
 
     def validation(self, step: int, loss: float) -> None:
         self.lines.write(step=step, validation_nats_per_detection=loss)
-        self._say(f"step {step:>6}/{self._config.train.steps}  validation {loss:.4f} nats/detection")
+        self._say(f"step {step:>6}/{self._config.train.steps}  validation {loss:.4f} {self._unit}")
 
     def find_slowest(self) -> None:
         """Looks which process's own work (batches, and the loop's Python) takes longest a step, by the heartbeats.

@@ -14,13 +14,14 @@ from tario_jax.config import Config
 from tario_jax.corpus.feature_grid import common_card
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
-from tario_jax.model.build import Built, Tree, build, model_sizes
+from tario_jax.model.build import Built, Tree, build_of, model_sizes
 from tario_jax.model.decoder import choose_attention, compute_dtype
 from tario_jax.parallel.hosts import refuse_different
 from tario_jax.parallel.mesh import check_host_memory, check_rows, local_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Batch, Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.deal import check_tiles
+from tario_jax.tokens.hidden import of_he
 from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
 from tario_jax.train.frozen import trained_parameters
 from tario_jax.train.optimiser import make_optimiser
@@ -45,7 +46,10 @@ class Run:
     @classmethod
     def of(cls, config: Config, corpus: Corpus) -> "Run":
         """Raises `InputError` where the config does not fit the corpus or the devices."""
-        split = split_corpus(corpus, config.split)
+        he_alone = config.train.learns == "he"
+        if he_alone:
+            config = dataclasses.replace(config, data=of_he(config.data))
+        split = split_corpus(corpus, config.split, he_alone=he_alone)
         layout = corpus_layout(split.train + split.validation, config.data, len(corpus.panel))
         card = None
         if config.data.frozen_encoder:
@@ -63,8 +67,7 @@ class Run:
         check_rows(mesh, config.data.rows, config.train.accumulate)
         check_tiles(layout.tiles, mesh.shape["context"])
         check_host_memory(jax.local_devices(), config.model.remat)
-        built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot,
-                      frozen=layout.frozen_features)  # fmt: skip
+        built = build_of(config, len(corpus.panel), layout.frozen_features)
         trained = trained_parameters(built, config.start)
         optimiser = make_optimiser(config.optim, config.train.steps, built, trained)
         return cls(config, split, layout, provenance, mesh, built, optimiser, trained)

@@ -9,7 +9,7 @@ from tario_jax.model.build import Tree
 from tario_jax.model.width import Growth
 from tario_jax.parallel.mesh import local_rows
 from tario_jax.tokens.pipeline import BatchSource
-from tario_jax.train.calibrate import calibrate
+from tario_jax.train.calibrate import calibrate, calibrate_he
 from tario_jax.train.fine_tune import StartPoint
 from tario_jax.train.run import Run
 from tario_jax.train.stability import Stability
@@ -25,8 +25,11 @@ def start(run: Run, say: Callable[[str], None]) -> tuple[Run, TrainState]:
     """
     if run.config.start.checkpoint:
         point = StartPoint.find(run.config.start, say)
-        own_rows = _batches(run, local_rows(run.mesh, run.config.data.rows))
-        parameters, calibration = point.parameters(run, own_rows, say)
+        if point.learns == "he":
+            parameters, calibration = point.of_he(run, _from_seed, say)
+        else:
+            own_rows = _batches(run, local_rows(run.mesh, run.config.data.rows))
+            parameters, calibration = point.parameters(run, own_rows, say)
         run = run.started(point.origin)
     else:
         parameters, calibration = _from_seed(run)
@@ -36,10 +39,13 @@ def start(run: Run, say: Callable[[str], None]) -> tuple[Run, TrainState]:
 
 def _from_seed(run: Run) -> tuple[Tree, Tree]:
     """Parameters from the seed, statistics and the table of genes from the first windows of training."""
-    model = run.config.model
+    model, shardings = run.config.model, run.built.shardings(run.mesh)
     parameters, calibration = run.built.initialise(run.config.train.seed, run.mesh)
     source = _batches(run)
     batches = [source[t] for t in range(len(source))]
+    if run.config.train.learns == "he":
+        calibration = calibrate_he(run.built, parameters, jax.device_get(calibration), batches)
+        return parameters, jax.device_put(multihost_utils.broadcast_one_to_all(calibration), shardings[1])
     changed, calibration = calibrate(run.built, parameters, jax.device_get(calibration), batches,
                                      list(run.split.train), len(run.provenance.panel),
                                      gene_base=model.gene_dim / Growth.of(model).gene_dim,
@@ -48,7 +54,6 @@ def _from_seed(run: Run) -> tuple[Tree, Tree]:
     # every process read the same batches; where their processors round differently, the first one's numbers count
     ours = {name: value for name, value in changed.items() if value is not parameters[name]}
     ours, calibration = multihost_utils.broadcast_one_to_all((ours, calibration))
-    shardings = run.built.shardings(run.mesh)
     return jax.device_put({**parameters, **ours}, shardings[0]), jax.device_put(calibration, shardings[1])
 
 

@@ -1,6 +1,5 @@
 """Loss on fixed windows of the validation sections."""
 
-import dataclasses
 from collections.abc import Callable
 
 from jax.sharding import Mesh
@@ -24,8 +23,10 @@ class Validation:
         self._mesh, self._beat, self._batches = mesh, beat, []
         if sections:
             steps = max(1, config.train.validation_rows // config.data.rows)
-            one_shot = dataclasses.replace(config.data, groups=((1, 1.0),), bin_mixture=(), sequence="window")
-            source = BatchSource(sections, one_shot, layout, steps=steps, stream=_STREAM,
+            # of hidden patches, the groups say which are hidden
+            groups = config.data.groups if config.train.learns == "he" else ((1, 1.0),)
+            data = config.data.of_one_scale(groups=groups, bin_mixture=(), sequence="window")
+            source = BatchSource(sections, data, layout, steps=steps, stream=_STREAM,
                                  rows=local_rows(mesh, config.data.rows), augment=False)  # fmt: skip
             self._batches = [source[t] for t in range(steps)]
             self._loss = make_loss(built, mesh, config.train.accumulate)

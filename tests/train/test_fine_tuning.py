@@ -289,7 +289,7 @@ def test_tables_of_contents_are_matched_too_and_dropped_where_nothing_reads_them
                                   theirs["bin_encoder"]["gene_table"][old])  # fmt: skip
     _, state, said = begun(config_of(content_run, model={"tie_genes": False}), other_corpus)
     assert "gene_table" not in state.parameters["bin_encoder"]
-    assert "contents of bins are not read here: bin_encoder.content_in" in said[-1]
+    assert "contents of bins are not read here: bin_encoder.content_depth, bin_encoder.content_in" in said[-1]
 
 
 @pytest.mark.slow

@@ -1,0 +1,12 @@
+"""Windows of H&E alone: their bins are the patches, of which all but those of the first group are hidden."""
+
+from tario_jax.config import DataConfig
+
+GROUPS = 2  # half of the patches are seen
+_NO_COUNTS = 128  # the least capacity
+
+
+def of_he(data: DataConfig) -> DataConfig:
+    """The same windows without anything that is of counts; the order of writing says which patches are hidden."""
+    return data.of_one_scale(bin_um=data.patch_um, bin_mixture=(), groups=((GROUPS, 1.0),), near_bins=0,
+                             depth_told=0.0, min_measured=0.9, max_spots=0, count_capacity=_NO_COUNTS)  # fmt: skip
