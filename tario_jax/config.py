@@ -68,6 +68,8 @@ class SplitConfig:
 
 
 ORDERS = ("raster", "hilbert", "random", "coarse_to_fine")  # in which bins are written (tokens/order.py)
+RESOLUTIONS = "resolutions"  # in generation also: the larger bins of data.coarse_um, scale by scale, then the bins
+GENERATED_ORDERS = (*ORDERS, RESOLUTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,9 @@ class DataConfig:
     sequence: Literal["window", "patient"] = "window"  # what sees each other: a window, or a row's, all of one patient
     groups: tuple[tuple[int, float], ...] = ((1, 1.0),)  # (K, weight): K is drawn per window; 0 = one bin a group
     order: Literal[ORDERS] = "random"
+    # sides of larger bins that a window writes before its own, the largest first: coarse to fine (docs/decoding.md)
+    coarse_um: tuple[float, ...] = ()
+    coarse_share: float = 0.5  # of the windows in training, where there are such bins
     flip: bool = True
     turn: bool = True
     stain_jitter: float = 0.1  # standard deviation of the log gain of each stain; a third of it mixes the stains
@@ -126,6 +131,33 @@ class DataConfig:
                f"data.bin_um is {self.bin_um}, which validation and evaluation take; expected one of data.bin_mixture, "
                f"{', '.join(f'{side:g}' for side in self.trained_bins_um)}")  # fmt: skip
 
+        self._check_coarse()
+
+    def _check_coarse(self) -> None:
+        """Each scale's bins are made of whole ones of the next, and a window of whole ones of the first."""
+        _check(0 < self.coarse_share <= 1, f"data.coarse_share is {self.coarse_share}; expected above 0, at most 1")
+        sides = (self.window_um, *self.coarse_um)
+        pairs = (*zip(sides, sides[1:], strict=False), *((sides[-1], side) for side in self.trained_bins_um))
+        nests = all(math.isclose(large / small, round(large / small), abs_tol=1e-6) and (large > small or not number)
+                    for number, (large, small) in enumerate(pairs))  # fmt: skip
+        _check(not self.coarse_um or nests,
+               f"data.coarse_um is {self.coarse_um}; expected sides that fall, each a multiple of the next, the last "
+               f"one of the bins' {', '.join(f'{side:g}' for side in self.trained_bins_um)} µm, and a window of "
+               f"{self.window_um:g} µm a multiple of the first")  # fmt: skip
+        _check(
+            bool(self.coarse_um) or self.coarse_share == DataConfig.coarse_share,
+            f"data.coarse_share is {self.coarse_share} without data.coarse_um; set that, or leave it out",
+        )
+
+    def of_one_scale(self, **fields) -> "DataConfig":
+        """The same without coarse bins, and with these fields."""
+        return dataclasses.replace(self, coarse_um=(), coarse_share=DataConfig.coarse_share, **fields)
+
+    @property
+    def largest_bin_um(self) -> float:
+        """Side of the largest squares that training draws."""
+        return max(*self.trained_bins_um, *self.coarse_um, 0.0)
+
     @property
     def trained_bins_um(self) -> tuple[float, ...]:
         """Sides of the squares that training draws."""
@@ -137,8 +169,8 @@ class DataConfig:
 
     @property
     def one_shot(self) -> bool:
-        """True where no window ever writes content that a query could read: every K is 1."""
-        return all(groups == 1 for groups, _ in self.groups)
+        """True where no window ever writes content that a query could read: every K is 1, and no bins are coarse."""
+        return all(groups == 1 for groups, _ in self.groups) and not self.coarse_um
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +317,8 @@ TRACKERS = ("tensorboard", "wandb")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
+    # he: from H&E alone, how hidden patches look (docs/fine_tuning.md); what data says of bins and counts is not read
+    learns: Literal["counts", "he"] = "counts"
     steps: int = 500
     accumulate: int = 1  # parts of a batch, one after the other: the memory of a part, the step of the whole
     log_every: int = 10
@@ -373,6 +407,15 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self):
+        _check(self.train.learns == "counts" or self.start.trained == "all",
+               f"start.trained is {self.start.trained!r}, and train.learns={self.train.learns} trains no genes; "
+               "expected start.trained=all")  # fmt: skip
         _check(not 0 < self.evaluate.bin_um < self.data.bin_um,
                f"evaluate.bin_um is {self.evaluate.bin_um}; expected at least data.bin_um = {self.data.bin_um}, since "
                "that is predicted and summed up, or 0")  # fmt: skip
+
+    def refuse_he_alone(self, job: str) -> None:
+        """Raises `InputError` where the config learns from H&E alone, which only training does."""
+        _check(self.train.learns == "counts",
+               f"train.learns is {self.train.learns!r}, and '{job}' asks for a model of counts; run 'tario train' with "
+               "it, then this with start.checkpoint of that workdir")  # fmt: skip

@@ -13,7 +13,8 @@
 
     python -m launch configs/sweeps/ablation.py --workdir=sweeps/ablation
 
-Cost: 9 minutes a run on one core; 20 runs take an hour and a half on two. Outcome: docs/tables/model_ablation.txt.
+Cost: 9 minutes a run on one core; 20 runs take an hour and a half on two, where both seeds run side by side (--only).
+Outcome: docs/tables/model_ablation.txt.
 """
 
 import importlib.util

@@ -5,7 +5,7 @@ import collections
 from pathlib import Path
 
 from tario_jax.cli.options import at_least_one, corpus_of, evaluation_of, finish, model_flags, say
-from tario_jax.config import ORDERS, InputError
+from tario_jax.config import GENERATED_ORDERS, InputError
 
 SUMMARY = "one-shot beside generation in K steps and prediction from measured counts: r, calibration, smoothness, time"
 EXAMPLES = """
@@ -23,9 +23,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=whole_numbers, default=(1, 4, 16, 64), metavar="K,K,…",
                         help="groups that bins are written in; 0: a bin a step; one-shot is always there")  # fmt: skip
     parser.add_argument("--samples", type=at_least_one, default=8, metavar="S", help="fresh orders and draws, averaged")
-    parser.add_argument("--order", type=names, default=("random",), metavar="ORDER,…", help=f"of {', '.join(ORDERS)}")
+    parser.add_argument(
+        "--order", type=names, default=("random",), metavar="ORDER,…", help=f"of {', '.join(GENERATED_ORDERS)}"
+    )
     parser.add_argument("--given", type=names, default=(), metavar="WHAT,…",
-                        help="known counts: half, checkerboard, random, panel, no-he")  # fmt: skip
+                        help="known counts: half, checkerboard, random, panel, coarse, no-he")  # fmt: skip
     parser.add_argument("--sections", type=at_least_one, metavar="N", help="of the held-out ones; all by default")
     parser.add_argument("--genes", type=at_least_one, default=300, metavar="N",
                         help="scored: those of highest Moran's I in training sections; default 300")  # fmt: skip

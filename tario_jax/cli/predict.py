@@ -14,7 +14,7 @@ from tario_jax.cli.options import (
     say_about_ten_times,
 )
 from tario_jax.cli.predict_cells import cell_flags, check_cells, maps_of_cells
-from tario_jax.config import ORDERS, InputError
+from tario_jax.config import GENERATED_ORDERS, InputError
 
 SUMMARY = "gene maps of a section or an image, from the H&E alone"
 EXAMPLES = """
@@ -41,7 +41,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_argument_group("generation", "One-shot by default. docs/decoding.md says what steps do.")
     steps.add_argument("--steps", type=int, metavar="K", help="groups that bins are written in; 0: a bin a step")
     steps.add_argument("--samples", type=at_least_one, metavar="S", help="orders and draws, averaged; 8 by default")
-    steps.add_argument("--order", choices=ORDERS, help="in which bins are written; random by default")
+    steps.add_argument("--order", choices=GENERATED_ORDERS, help="in which bins are written; random by default")
     steps.add_argument("--seed", type=int, help="of orders and draws; 0 by default")
     steps.add_argument("--uncertainty", action="store_true",
                        help="layer between_sample_variance in --out: a count varies by X + this")  # fmt: skip

@@ -22,10 +22,11 @@ from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.batch import Batch
 from tario_jax.tokens.capacity import count_capacity
-from tario_jax.tokens.window import Window, begin_bins
+from tario_jax.tokens.coarse import with_coarse
+from tario_jax.tokens.window import Bins, Window, begin_bins
 
 _GLASS = 255  # pixels in place of an H&E that nobody sees
-BINS = ("half", "checkerboard", "random", "all")
+BINS = ("half", "checkerboard", "random", "all", "coarse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Condition:
     """What is given of a section. Raises `InputError` for what leaves nothing to predict, or is unknown.
 
     bins: "half": bands half a window wide, by turns, so that a window holds as much of both; "checkerboard": every
-    other bin; "random": a share of the bins; "all": every bin, of a share of the genes. share: of bins or genes, drawn
+    other bin; "random": a share of the bins; "all": every bin, of a share of the genes; "coarse": the larger bins that
+    training wrote first (data.coarse_um), which the others are parts of. share: of bins or genes, drawn
     by `seed`. he: whether the H&E is given too.
     """
 
@@ -58,7 +60,7 @@ class Condition:
     def __str__(self) -> str:
         share = f"{self.share:g} of "
         what = {"half": "half of the tissue", "checkerboard": "every other bin", "random": f"{share}the bins",
-                "all": f"{share}the genes"}[self.bins]  # fmt: skip
+                "all": f"{share}the genes", "coarse": "larger bins"}[self.bins]  # fmt: skip
         return f"one-shot, given {what}{'' if self.he else ' and no H&E'}"
 
     def given_bins(self, cover: Cover) -> np.ndarray:
@@ -75,6 +77,8 @@ class Condition:
                 given_N = rng.random(len(cover)) < self.share
             case "all":
                 given_N = np.ones(len(cover), bool)
+            case "coarse":
+                return places.scale_N < places.scale_N.max()
         if cover.section.spots is None:
             share_N = cover.section.measured_share(places.x_um_N, places.y_um_N, places.size_um)
             given_N &= share_N >= data.min_measured - 1e-6
@@ -117,7 +121,8 @@ def predict_given(
     if condition.he and not section.holds("he"):
         raise InputError(f"{section.id}: has no H&E; ask without it (he=False, --given=no-he)")
     capacity = capacity or entries_of_window(predictor, [section], bin_um)
-    cover = predictor.cover(section, tissue=corpus.kind, bin_um=bin_um, overlap=overlap, count_capacity=capacity)
+    cover = predictor.cover(section, tissue=corpus.kind, bin_um=bin_um, overlap=overlap, count_capacity=capacity,
+                            coarse=condition.bins == "coarse")  # fmt: skip
     genes = len(predictor.panel)
     position_G = predictor.panel.positions(corpus.panel.symbols)  # of the corpus's genes, in the model's panel
     given_G = condition.given_genes(genes)
@@ -166,10 +171,11 @@ def _given(batch: Batch, told_G: np.ndarray, he: bool) -> Given:
 
 def entries_of_window(predictor: Predictor, sections: list[Section], bin_um: float | None) -> int:
     """A capacity for counts that no window of these sections exceeds, a power of two."""
-    data = predictor.provenance.config.data
+    trained = predictor.provenance.config.data
     bin_um = predictor.provenance.bin_um if bin_um is None else bin_um
-    data = dataclasses.replace(data, bin_um=bin_um, bin_mixture=(), windows_per_row=1, sequence="window")
-    return 1 << max(count_capacity(sections, data).most - 1, 127).bit_length()
+    data = trained.of_one_scale(bin_um=bin_um, bin_mixture=(), windows_per_row=1, sequence="window")
+    most = count_capacity(sections, data).most * max(1, len(trained.coarse_um))
+    return 1 << max(most - 1, 127).bit_length()
 
 
 def _read(cover: Cover, given_N, position_G, told_G, he: bool, corner: tuple[float, float]) -> Window:
@@ -182,14 +188,23 @@ def _read(cover: Cover, given_N, position_G, told_G, he: bool, corner: tuple[flo
         glass = np.full((side_px, side_px, 3), _GLASS, np.uint8)
         window = Window(cover.data.window_um, glass, bins, np.ones(cover.genes, bool))
     counted = begin_bins(cover.section, *corner, cover.data)()
+    if cover.data.coarse_um:
+        with_counts = with_coarse(window, counted, cover.data).coarse
+        return dataclasses.replace(window, coarse=tuple(_of_genes(bins, position_G, told_G) for bins in with_counts))
     number_N = np.full(len(window.bins.x_um_N), -1)
     on = np.flatnonzero(window.bins.measured_N > 0)
-    number_N[on] = cover.places.number(window.bins.x_um_N[on] + corner[0], window.bins.y_um_N[on] + corner[1])
+    x_um_n, y_um_n = window.bins.x_um_N[on] + corner[0], window.bins.y_um_N[on] + corner[1]
+    number_N[on] = cover.places.number(x_um_n, y_um_n, np.full(len(on), window.bins.size_um))
     given_n = (number_N >= 0) & given_N[number_N]
-    gene_E = position_G[counted.gene_E]
-    kept_E = given_n[counted.bin_E] & (gene_E >= 0) & told_G[gene_E]
-    bins = dataclasses.replace(
-        window.bins, measured_N=np.where(given_n, counted.measured_N, window.bins.measured_N),
-        bin_E=counted.bin_E[kept_E], gene_E=gene_E[kept_E], count_E=counted.count_E[kept_E],
-    )  # fmt: skip
-    return dataclasses.replace(window, bins=bins)
+    bins = _of_genes(counted, position_G, told_G, given_n)
+    measured_N = np.where(given_n, counted.measured_N, window.bins.measured_N)
+    return dataclasses.replace(window, bins=dataclasses.replace(bins, measured_N=measured_N))
+
+
+def _of_genes(bins: Bins, position_G, told_G, given_N: np.ndarray | None = None) -> Bins:
+    """With the counts of told genes alone, numbered as the model does; of all bins, or of those that are given."""
+    gene_E = position_G[bins.gene_E]
+    kept_E = (gene_E >= 0) & told_G[gene_E]
+    if given_N is not None:
+        kept_E &= given_N[bins.bin_E]
+    return dataclasses.replace(bins, bin_E=bins.bin_E[kept_E], gene_E=gene_E[kept_E], count_E=bins.count_E[kept_E])

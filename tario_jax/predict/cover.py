@@ -12,6 +12,7 @@ from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.read import Section
 from tario_jax.tokens.batch import Batch, make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.capacity import densest_spots
+from tario_jax.tokens.coarse import with_coarse
 from tario_jax.tokens.window import Window, read_window, turn_places
 
 
@@ -22,6 +23,10 @@ class Placed(NamedTuple):
     number_n: np.ndarray  # of the place
     weight_n: np.ndarray  # 1 in the middle of the window, falling smoothly, never 0
 
+    def before(self, number: int) -> "Placed":
+        """Those of the first places of the section."""
+        return Placed(*(part[self.number_n < number] for part in self))
+
 
 class Cover:
     """The windows of a section, and the places (square bins, or its spots) that they predict.
@@ -30,16 +35,19 @@ class Cover:
     """
 
     def __init__(self, section: Section, data: DataConfig, genes: int, *, overlap: float, count_capacity: int = 1,
-                 places=None, frozen_features: int = 0, turned: bool = False):  # fmt: skip
+                 places=None, frozen_features: int = 0, turned: bool = False, coarse: bool = False):  # fmt: skip
         """places: others than the section's own; frozen_features: length of those that the section holds;
-        turned: whether windows that overlap are shown in different turns, of which a blend is then a mean.
+        turned: whether windows that overlap are shown in different turns, of which a blend is then a mean;
+        coarse: the larger bins of `data.coarse_um` are places too, after the others.
         """
         self.section, self.genes = section, genes
-        self.data = dataclasses.replace(data, bin_mixture=(), windows_per_row=1, sequence="window", groups=((1, 1.0),))
-        own = BinPlaces if section.spots is None else SpotPlaces
+        alike = {"bin_mixture": (), "windows_per_row": 1, "sequence": "window", "groups": ((1, 1.0),)}
+        self.data = dataclasses.replace(data, **alike) if coarse else data.of_one_scale(**alike)
+        own = SpotPlaces if section.spots is not None else NestedPlaces if coarse else BinPlaces
         self.places = own(section, self.data) if places is None else places
         self.layout = make_layout(self.data, genes, bins_per_tile=self.places.per_tile,
-                                  largest_bin_um=self.places.size_um, count_capacity=count_capacity,
+                                  largest_bin_um=max([self.places.size_um, *self.data.coarse_um]),
+                                  count_capacity=count_capacity,
                                   frozen_features=frozen_features)  # fmt: skip
         self.corners = self.places.corners(overlap)
         # neighbours in a row, and those in the next, differ
@@ -78,6 +86,8 @@ class Cover:
     def window(self, corner: tuple[float, float], quarter_turns: int = 0) -> Window:
         """The window's H&E, and its bins without counts."""
         window = read_window(self.section, *corner, self.data, quarter_turns=quarter_turns, with_counts=False)
+        if self.data.coarse_um:
+            window = with_coarse(window, window.bins, self.data)
         # the model predicts its own panel, whatever the section measured
         return dataclasses.replace(window, measured_gene_G=np.ones(self.genes, bool))
 
@@ -88,7 +98,8 @@ class Cover:
         x_um, y_um = self.corners[window]
         weight_n = _towards_middle(x, y, self.data.window_um)
         x, y = turn_places(x, y, self.data.window_um, -int(self._quarter_turns[window]), False)
-        return Placed(slot_n, self.places.number(x + x_um, y + y_um), weight_n)
+        size_um_n = batch.bin_size_um_BxTxN[row].ravel()[slot_n]
+        return Placed(slot_n, self.places.number(x + x_um, y + y_um, size_um_n), weight_n)
 
 
 class Blend:
@@ -146,20 +157,52 @@ class BinPlaces:
     def corners(self, overlap: float) -> list[tuple[float, float]]:
         """Corners of windows on the bins' grid that cover the section."""
         held = int(self._data.window_um / self._data.bin_um + 1e-6)
-        step = max(1, round(held * (1 - overlap)))
+        unit = round(self._data.largest_bin_um / self._data.bin_um)  # the same coarse bins in all windows
+        step = max(unit, round(held * (1 - overlap) / unit) * unit)
 
         def starts(number: int) -> list[int]:
             if number <= held:
-                return [-((held - number) // 2)]  # the section lies in the middle of its only window
-            return sorted({*range(0, number - held, step), number - held})
+                return [-((held - number) // 2 // unit) * unit]  # the section lies in the middle of its only window
+            last = -(-(number - held) // unit) * unit
+            return sorted({*range(0, last, step), last})
 
         bin_um = self._data.bin_um
         return [(x * bin_um, y * bin_um) for y in starts(self._rows) for x in starts(self._columns)]
 
-    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
-        """Numbers of the bins with these centres."""
+    def number(self, x_um: np.ndarray, y_um: np.ndarray, size_um: np.ndarray) -> np.ndarray:
+        """Numbers of the bins with these centres and sides."""
+        del size_um
         bin_um = self._data.bin_um
         return self._number_YxX[(y_um // bin_um).astype(int), (x_um // bin_um).astype(int)]
+
+
+class NestedPlaces(BinPlaces):
+    """The same bins, and after them the larger ones of `data.coarse_um`, scale by scale, that they are parts of."""
+
+    def __init__(self, section, data: DataConfig):
+        super().__init__(section, data)
+        self.number_of_bins = len(self.x_um_N)
+        self.scales = [BinPlaces(section, data.of_one_scale(bin_um=side_um)) for side_um in data.coarse_um]
+        self.per_window += sum(scale.per_window for scale in self.scales)
+        self.x_um_N, self.y_um_N = (np.concatenate([own, *(getattr(scale, name) for scale in self.scales)])
+                                    for own, name in ((self.x_um_N, "x_um_N"), (self.y_um_N, "y_um_N")))  # fmt: skip
+
+    def number(self, x_um: np.ndarray, y_um: np.ndarray, size_um: np.ndarray) -> np.ndarray:
+        """Numbers of the bins with these centres and sides."""
+        found, first = np.zeros(len(x_um), int), self.number_of_bins
+        bins = np.isclose(size_um, self.size_um)
+        found[bins] = super().number(x_um[bins], y_um[bins], size_um[bins])
+        for scale in self.scales:
+            own = np.isclose(size_um, scale.size_um)
+            found[own] = first + scale.number(x_um[own], y_um[own], size_um[own])
+            first += len(scale.x_um_N)
+        return found
+
+    @property
+    def scale_N(self) -> np.ndarray:
+        """Of each place its scale: 0 the coarsest, the largest number that of the bins."""
+        of_scales = [np.full(len(scale.x_um_N), number) for number, scale in enumerate(self.scales)]
+        return np.concatenate([np.full(self.number_of_bins, len(self.scales)), *of_scales])
 
 
 class SpotPlaces:
@@ -194,8 +237,9 @@ class SpotPlaces:
                 found.append((x, y))
         return found
 
-    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+    def number(self, x_um: np.ndarray, y_um: np.ndarray, size_um: np.ndarray) -> np.ndarray:
         """Numbers of the spots at these places."""
+        del size_um
         distance = np.hypot(x_um[:, None] - self.x_um_N, y_um[:, None] - self.y_um_N)
         return distance.argmin(1)
 

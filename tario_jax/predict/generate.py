@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tario_jax.config import ORDERS, InputError
+from tario_jax.config import GENERATED_ORDERS, RESOLUTIONS, InputError
 from tario_jax.corpus.read import Section
 from tario_jax.model.generation import Order, Sums, add_samples, averaged, begin
 from tario_jax.predict.cover import Cover, Placed
@@ -22,8 +22,9 @@ from tario_jax.tokens.order import writing_ranks
 class Steps:
     """How bins are generated. Raises `InputError` for what cannot be.
 
-    groups: K, at most one for each bin of a window (0: so many); samples: S; order: as `data.order`; seed: of orders
-    and draws.
+    groups: K, at most one for each bin of a window (0: so many); samples: S; order: as `data.order`, or "resolutions":
+    first the larger bins that training wrote first, scale by scale, then the others in K groups at random; seed: of
+    orders and draws.
     """
 
     groups: int
@@ -35,8 +36,17 @@ class Steps:
         for name, least in (("groups", 0), ("samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"generation: {name} is {getattr(self, name)}; expected at least {least}")
-        if self.order not in ORDERS:
-            raise InputError(f"generation: order is {self.order!r}; expected one of {', '.join(ORDERS)}")
+        if self.order not in GENERATED_ORDERS:
+            raise InputError(f"generation: order is {self.order!r}; expected one of {', '.join(GENERATED_ORDERS)}")
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether nothing is written that another bin is predicted from."""
+        return self.groups == 1 and not self.coarse
+
+    @property
+    def coarse(self) -> bool:
+        return self.order == RESOLUTIONS
 
     def __str__(self) -> str:
         steps = f"{self.groups} steps" if self.groups else "one step a bin"
@@ -69,18 +79,21 @@ def generate_section(
     one-shot prediction says the section is, which the model is told. No array of all samples and genes is ever made.
 
     Orders and draws are from Philox keyed by (seed, section, window, sample): how windows are batched does not matter.
-    Raises `InputError` where the model was trained to read no contents (every K of data.groups is 1) and K is not 1.
+    Raises `InputError` where the model was trained to read no contents (every K of data.groups is 1) and K is not 1,
+    and where larger bins are to be written first that it does not know.
     """
-    if steps.groups != 1:
+    if not steps.one_shot:
         refuse_one_shot(predictor, "generation in steps")
     chosen_g = np.asarray([] if genes is None else genes, np.int32)
-    cover = predictor.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap, turned=True)
+    cover = predictor.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap, turned=True, coarse=steps.coarse)
     held: list[Placed] = []
-    maps = predictor.maps(cover, predictor.blended(cover, progress if steps.groups == 1 else None, held), tissue)
-    of_places = (len(cover), len(chosen_g))
+    blend = predictor.blended(cover, progress if steps.one_shot else None, held)
+    is_bin_N = cover.places.scale_N == cover.places.scale_N.max() if steps.coarse else np.ones(len(cover), bool)
+    maps = predictor.maps(cover, blend, tissue, asked_N=is_bin_N)
+    of_places = (len(maps.rates_NxG), len(chosen_g))
     of_samples = (np.zeros((steps.samples, *of_places), np.float32) for _ in range(2))
     samples = Samples(chosen_g, *of_samples, np.ones(of_places, np.float32))
-    if steps.groups == 1:
+    if steps.one_shot:
         between_NxG = None if steps.samples == 1 else np.zeros_like(maps.rates_NxG)
         samples.rates_SxNxg[...] = maps.rates_NxG[:, chosen_g]
         for sample in range(steps.samples):
@@ -88,7 +101,7 @@ def generate_section(
             rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, sample]))
             samples.counts_SxNxg[sample] = rng.poisson(samples.rates_SxNxg[sample])
         return dataclasses.replace(maps, between_NxG=between_NxG), samples
-    plan = _Plan(cover, held, steps.groups)
+    plan = _Plan(cover, held, steps)
     mean_NxG, between_NxG = np.ones_like(maps.rates_NxG), np.zeros_like(maps.rates_NxG)
     content_SxNxd = np.zeros((steps.samples, len(cover), predictor.provenance.config.model.width), np.float32)
     log_depth, done = _log_depth(maps), 0
@@ -112,11 +125,13 @@ def generate_section(
                 for at, (row, sample) in enumerate(some):
                     own = rows[row].own
                     content_SxNxd[sample, own.number_n] = content_RxQxd[at, own.slot_n]
+                    own = own.before(len(maps.rates_NxG))
                     samples.counts_SxNxg[sample, own.number_n] = counts_RxQxg[at, own.slot_n]
                     alone_nxg = maps.rates_NxG[np.ix_(own.number_n, chosen_g)]
                     samples.rates_SxNxg[sample, own.number_n] = share_RxQxg[at, own.slot_n] * alone_nxg
             mean_BxQxG, between_BxQxG = jax.device_get(averaged(sums, steps.samples))
-            for row, (own, _) in enumerate(rows):
+            for row, parted in enumerate(rows):
+                own = parted.own.before(len(maps.rates_NxG))
                 alone_nxG, genes_all = maps.rates_NxG[own.number_n], maps.rates_NxG.shape[1]
                 mean_NxG[own.number_n] = np.maximum(mean_BxQxG[row, own.slot_n, :genes_all], 1e-6)
                 between_NxG[own.number_n] = alone_nxG**2 * between_BxQxG[row, own.slot_n, :genes_all]
@@ -157,7 +172,7 @@ class _Parted(NamedTuple):
 class _Plan:
     """Which window draws which places, and in which turn; windows of a turn do not overlap."""
 
-    def __init__(self, cover: Cover, held: list[Placed], groups: int):
+    def __init__(self, cover: Cover, held: list[Placed], steps: Steps):
         weight_N, self._window_N = np.zeros(len(cover)), np.zeros(len(cover), int)
         for window, placed in enumerate(held):
             better = placed.weight_n > weight_N[placed.number_n]
@@ -165,12 +180,29 @@ class _Plan:
             self._window_N[placed.number_n[better]] = window
         own_W = np.bincount(self._window_N, minlength=len(held))
         per_window = cover.places.per_window
-        self.per_group = 1 if groups == 0 else -(-per_window // groups)
-        self.groups = -(-int(own_W.max()) // self.per_group)
+        self._scale_N = cover.places.scale_N if steps.coarse else np.zeros(len(cover), int)
+        self.scales = int(self._scale_N.max())  # that are written before the bins
+        own_SxW = [np.bincount(self._window_N[self._scale_N == scale], minlength=len(held))
+                   for scale in range(self.scales + 1)]  # fmt: skip
+        bins = per_window - sum(scale.per_window for scale in cover.places.scales) if self.scales else per_window
+        self._per_bins = 1 if steps.groups == 0 else -(-bins // steps.groups)
+        self.per_group = max(self._per_bins, *(int(own_W.max()) for own_W in own_SxW[:-1]), 1)
+        self.groups = self.scales + -(-int(own_SxW[-1].max()) // self._per_bins)
         self.per_window = per_window
         self.written_N = np.zeros(len(cover), bool)
         self.windows = int((own_W > 0).sum())
         self.turns = _turns(np.array(cover.corners), np.flatnonzero(own_W), cover.data.window_um)
+
+    def group(self, number_n: np.ndarray, order: str, x_um_n: np.ndarray, y_um_n: np.ndarray, pitch_um: float,
+              rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """The group of each of these places, and its place in that group: scales one after the other, then the bins."""
+        group_n, place_n = np.zeros((2, len(number_n)), int)
+        for scale in range(self.scales + 1):
+            own = np.flatnonzero(self._scale_N[number_n] == scale)
+            rank_n = writing_ranks("random" if order == RESOLUTIONS else order, x_um_n[own], y_um_n[own], pitch_um, rng)
+            size = self._per_bins if scale == self.scales else max(len(own), 1)
+            group_n[own], place_n[own] = scale + rank_n // size, rank_n % size
+        return group_n, place_n
 
     def parted(self, placed: Placed, window: int) -> _Parted:
         own_n, written_n = self._window_N[placed.number_n] == window, self.written_N[placed.number_n]
@@ -206,6 +238,6 @@ def _order(cover: Cover, batch: Batch, plan: _Plan, rows: list[_Parted], windows
         before_Rxm[at, : len(before.slot_n)] = before.slot_n
         content_Rxmxd[at, : len(before.slot_n)] = content_SxNxd[sample, before.number_n]
         x_n, y_n = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[own.slot_n].T
-        rank_n = writing_ranks(steps.order, x_n, y_n, cover.places.pitch_um, rng)
-        slot_KxRxn[rank_n // plan.per_group, at, rank_n % plan.per_group] = own.slot_n
+        group_n, place_n = plan.group(own.number_n, steps.order, x_n, y_n, cover.places.pitch_um, rng)
+        slot_KxRxn[group_n, at, place_n] = own.slot_n
     return Order(before_Rxm, content_Rxmxd, slot_KxRxn, jax.random.wrap_key_data(key_Rx2))

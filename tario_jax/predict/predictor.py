@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
 from tario_jax.corpus.read import Section
-from tario_jax.model.build import build
+from tario_jax.model.build import build_of
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import make_mesh, traced_on
 from tario_jax.predict.cover import Blend, Cover, Placed
@@ -40,10 +40,8 @@ class Predictor:
         self.validation: GeneValidation | None = None  # goes along with every map
         self.panel = provenance.panel
         self.allow_virtual_model = allow_virtual_model
-        config = provenance.config
         self._mesh = _prediction_mesh()
-        self._built = build(config.model, len(self.panel), config.data.patch_px, content=not config.data.one_shot,
-                            frozen=provenance.layout.frozen_features)  # fmt: skip
+        self._built = build_of(provenance.config, len(self.panel), provenance.layout.frozen_features)
         self._shardings = self._built.shardings(self._mesh)
         self._parameters, self._calibration = jax.device_put((parameters, calibration), self._shardings)
         self._compiled: dict[Callable, Callable] = {}
@@ -117,9 +115,11 @@ class Predictor:
 
     def cover(
         self, section: Section | ImageSection, *, tissue: str, bin_um: float | None, overlap: float,
-        count_capacity: int = 1, turned: bool = False,
+        count_capacity: int = 1, turned: bool = False, coarse: bool = False,
     ) -> Cover:  # fmt: skip
         """The windows of a section; turned: in different turns, if the model saw tissue turned in training.
+
+        coarse: with the larger bins that training wrote first.
 
         Raises `InputError` for what may not, or cannot, be predicted.
         """
@@ -127,8 +127,22 @@ class Predictor:
         if bin_um is not None and section.spots is not None:
             raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
         data = data if bin_um is None else dataclasses.replace(data, bin_um=bin_um)
+        if coarse:
+            data = self._with_coarse(section, data)
         return Cover(section, data, len(self.panel), overlap=overlap, count_capacity=count_capacity,
-                     frozen_features=self.provenance.layout.frozen_features, turned=turned and data.turn)  # fmt: skip
+                     frozen_features=self.provenance.layout.frozen_features, turned=turned and data.turn,
+                     coarse=coarse)  # fmt: skip
+
+    def _with_coarse(self, section: Section | ImageSection, data: DataConfig) -> DataConfig:
+        trained = self.provenance.config
+        if not trained.data.coarse_um:
+            raise InputError(f"coarse bins: the model of {trained.name!r} knows none; train with data.coarse_um")
+        if section.spots is not None:
+            raise InputError(f"coarse bins: {section.id} is measured in spots, which are parts of no larger bins")
+        if data.bin_um not in trained.data.trained_bins_um:
+            raise InputError(f"coarse bins: are of bins of {data.bin_um:g} µm here, and were learnt with "
+                             f"{trained.data.bin_um:g} µm; leave out bin_um")  # fmt: skip
+        return dataclasses.replace(data, coarse_um=trained.data.coarse_um)
 
     def refuse_tissue(self, name: str, tissue: str) -> None:
         """Raises `InputError` where the model may not be asked about tissue of this kind."""
@@ -147,7 +161,7 @@ class Predictor:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
         if (card := self.provenance.frozen_card) is not None:
             refuse_other_card(section, card)
-        return dataclasses.replace(self.provenance.config.data, bin_um=self.provenance.bin_um, bin_mixture=())
+        return self.provenance.config.data.of_one_scale(bin_um=self.provenance.bin_um, bin_mixture=())
 
     def call(self, function: Callable, *arguments):
         """`function(model, *arguments)` on the devices; compiled once a shape, also for other steps of the run."""
@@ -198,9 +212,10 @@ def load_step(
     """A certain checkpoint, which is whole. like: one of the same run, whose compiled program is used again."""
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
-        config = provenance.config
-        built = build(config.model, len(provenance.panel), config.data.patch_px, content=not config.data.one_shot,
-                      frozen=provenance.layout.frozen_features)  # fmt: skip
+        if provenance.config.train.learns == "he":
+            raise InputError(f"{workdir}: step {step} learnt from H&E alone (train.learns=he) and knows no gene; start "
+                             f"a run from it (--config.start.checkpoint={workdir}), and predict with that")  # fmt: skip
+        built = build_of(provenance.config, len(provenance.panel), provenance.layout.frozen_features)
         parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
     checkpoint = checkpoint_id(workdir, step)
     if like is not None and like.provenance == provenance:

@@ -60,8 +60,9 @@ class SquarePlaces:
         return Bins(x_um_n, y_um_n, self._side_um_N[mine],
                     np.ones(len(mine), np.float32), *none, 1.0, False)  # fmt: skip
 
-    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+    def number(self, x_um: np.ndarray, y_um: np.ndarray, size_um: np.ndarray) -> np.ndarray:
         """Numbers of the squares with these centres."""
+        del size_um
         return self._tree.query(np.stack([x_um, y_um], 1))[1]
 
 

@@ -16,6 +16,7 @@ import scipy.spatial
 
 from tario_jax.config import DataConfig, InputError
 from tario_jax.panel import padded_genes
+from tario_jax.tokens.coarse import together
 from tario_jax.tokens.order import write_steps, writing_ranks
 from tario_jax.tokens.window import Bins, Window, grid_centres
 
@@ -102,15 +103,16 @@ def make_layout(
 
 
 def square_bins_per_tile(data: DataConfig) -> int:
-    """Most bins whose centre lies in one tile, of whatever size that training draws."""
-    most = 0
-    for bin_um in data.trained_bins_um:
+    """Most bins whose centre lies in one tile, of whatever size that training draws, with the coarse ones."""
+
+    def most(bin_um: float) -> int:
         centres = (np.arange(int(data.window_um / bin_um + 1e-6)) + 0.5) * bin_um
         if not len(centres):
             raise InputError(f"bins of {bin_um:g} µm do not fit windows of data.window_um = {data.window_um:g} µm; "
                              "take smaller bins")  # fmt: skip
-        most = max(most, int(np.bincount((centres // data.tile_um).astype(int)).max()) ** 2)
-    return most
+        return int(np.bincount((centres // data.tile_um).astype(int)).max()) ** 2
+
+    return max(map(most, data.trained_bins_um)) + sum(map(most, data.coarse_um))
 
 
 def tokenise(windows: Iterable[Iterable[Window]], data: DataConfig, layout: Layout, groups: Sequence[Sequence[int]],
@@ -252,7 +254,7 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     batch.log_depth_BxW[row, slot] = window.log_depth
     batch.measured_gene_BxWxG[row, slot, : len(window.measured_gene_G)] = window.measured_gene_G
 
-    bins = window.bins
+    bins = together([window.bins, *window.coarse]) if window.coarse else window.bins
     counted = bins.measured_N > 0
     x, y, size_um = bins.x_um_N[counted], bins.y_um_N[counted], bins.size_um
     if bins.square:
@@ -266,11 +268,10 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
             f"raise --config.data.max_spots to at least {slots.place_N.max() + 1}"
         )
     at = (row, first_tile + slots.tile_N, slots.place_N)
-    ranks = writing_ranks(data.order, x, y, bins.pitch_um, rng)
     batch.bin_xy_um_BxTxNx2[at] = np.stack([x + beside_um, y], 1)
     batch.bin_size_um_BxTxN[at] = size_um
     batch.bin_measured_BxTxN[at] = bins.measured_N[counted]
-    batch.bin_step_BxTxN[at] = write_steps(ranks, groups)
+    batch.bin_step_BxTxN[at] = _write_steps(window, x, y, data.order, groups, rng)
     batch.pool_patch_BxTxNxM[at] = slots.patch_NxM + first_tile * layout.patches_per_tile
     batch.pool_weight_BxTxNxM[at] = slots.weight_NxM
 
@@ -280,6 +281,15 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     near_KxM, weight_KxM = _grid_near(data.window_um, *around) if whole_grid else _near(x, y, *around)
     batch.near_bin_BxTxNxM[at], batch.near_weight_BxTxNxM[at] = slot_K[near_KxM], weight_KxM
     return _write_counts(batch, row, used, bins, np.flatnonzero(counted).astype(np.int32), slot_K, layout)
+
+
+def _write_steps(window: Window, x_um_n: np.ndarray, y_um_n: np.ndarray, order: str, groups: int,
+                 rng: np.random.Generator) -> np.ndarray:  # fmt: skip
+    """The group of each bin that counts, from 1: scales of coarse bins, the largest first, then the others' groups."""
+    number = np.count_nonzero(window.bins.measured_N)
+    ranks = writing_ranks(order, x_um_n[:number], y_um_n[:number], window.bins.pitch_um, rng)
+    of_scales = [np.full(np.count_nonzero(bins.measured_N), step) for step, bins in enumerate(window.coarse, 1)]
+    return np.concatenate([write_steps(ranks, groups) + len(of_scales), *of_scales])
 
 
 @functools.lru_cache(16)

@@ -40,6 +40,9 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     Raises `InputError` for bins too small for a section.
     """
     refuse_fine_bins(sections, min(data.trained_bins_um), force=data.force_adjacent)
+    if data.coarse_um and all(section.spots is not None for section in sections):
+        raise InputError(f"data.coarse_um is {data.coarse_um}, and all sections hold spots, which are part of no "
+                         "larger bin; leave it out")  # fmt: skip
     spots = _spots_of(sections)
     bins_per_tile, largest_um = 0, 0.0
     if spots:
@@ -48,7 +51,7 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     if len(spots) < len(sections):
         bins_per_tile, largest_um = (
             max(bins_per_tile, square_bins_per_tile(data)),
-            max(largest_um, *data.trained_bins_um),
+            max(largest_um, data.largest_bin_um),
         )
     capacity = data.count_capacity or count_capacity(sections, data).held
     frozen_features = sections[0].feature_grid(data.frozen_encoder).shape[-1] if data.frozen_encoder else 0
@@ -78,8 +81,9 @@ def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapaci
         ranked = sorted(others, key=lambda section: -_densest_square(section, data.window_um)[0])
         entries = {section.id: _densest_entries(section, data) for section in ranked[:_SECTIONS_LOOKED_AT]}
         densest = max(entries, key=entries.get)
-        needed = entries[densest] * data.windows_per_row
-        most = max(_most_detections(section, data.window_um) for section in others) * data.windows_per_row
+        times = data.windows_per_row * (1 + len(data.coarse_um))  # a larger bin holds no more entries than its parts
+        needed = entries[densest] * times
+        most = max(_most_detections(section, data.window_um) for section in others) * times
         held = data.count_capacity or _whole(math.ceil(needed * _MARGIN))
         found.append(CountCapacity(needed, held, most, densest))
     return max(found, key=lambda one: one.held)

@@ -17,6 +17,7 @@ from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.layout import DETECTION_TILE_UM
 from tario_jax.corpus.read import Section
 from tario_jax.tokens.batch import Batch, Layout, tokenise
+from tario_jax.tokens.coarse import with_coarse
 from tario_jax.tokens.memory import BatchMemory
 from tario_jax.tokens.window import Window, begin_window
 from tario_jax.tokens.workers import batches_of_processes
@@ -37,6 +38,7 @@ class Draw(NamedTuple):
     bin_um: float  # of squares; spots are as they are
     groups: int
     told: bool  # how deep the section was measured
+    coarse: bool  # whether larger bins are written first
     rng: np.random.Generator  # goes on to draw the order of writing
 
 
@@ -120,7 +122,7 @@ class BatchSource:
                 draw = self._placed(self._choose(rng, sections, up_to))
                 if not any(_overlap(draw, other, self.data.window_um) for other in found):
                     # one sequence is written in one order of one length, and comes from one laboratory
-                    same = {name: getattr(first, name) for name in ("groups", "stain_mix_3x3", "told")}
+                    same = {name: getattr(first, name) for name in ("groups", "stain_mix_3x3", "told", "coarse")}
                     found.append(draw._replace(**same))
                     break
         return found
@@ -155,7 +157,8 @@ class BatchSource:
         restain = self._augment and self.data.stain_jitter
         stain_mix_3x3 = _restain(self.data.stain_jitter, rng) if restain else None
         told = self._augment and bool(rng.random() < self.data.depth_told)
-        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, bin_um, groups, told, rng)
+        coarse = self._augment and bool(self.data.coarse_um) and bool(rng.random() < self.data.coarse_share)
+        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, bin_um, groups, told, coarse, rng)
 
     def _begin(self, draw: Draw) -> Callable[[], Window]:
         end = begin_window(draw.section, draw.x_um, draw.y_um, self._of_bins[draw.bin_um],
@@ -163,7 +166,8 @@ class BatchSource:
         known = {} if draw.stain_mix_3x3 is None else {"stain_mix_3x3": draw.stain_mix_3x3}
         if draw.told and (density := draw.section.density_per_um2) > 0:
             known["log_depth"] = math.log(density)
-        return (lambda: dataclasses.replace(end(), **known)) if known else end
+        end_known = (lambda: dataclasses.replace(end(), **known)) if known else end
+        return (lambda: _coarse_too(end_known(), self.data)) if draw.coarse else end_known
 
     def _corner(self, section: Section, rng: np.random.Generator) -> tuple[float, float]:
         """A random corner on whole px of the stored H&E, so that most reads need no interpolation.
@@ -203,6 +207,11 @@ def _ended(begun: list[Callable[[], Window]]) -> Iterator[Window]:
     begun.reverse()
     while begun:
         yield begun.pop()()
+
+
+def _coarse_too(window: Window, data: DataConfig) -> Window:
+    """Spots are parts of no larger bins."""
+    return with_coarse(window, window.bins, data) if window.bins.square else window
 
 
 def _overlap(draw: Draw, other: Draw, side_um: float) -> bool:

@@ -36,6 +36,7 @@ class Window:
     stain_mix_3x3: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(3, dtype=np.float32))
     log_depth: float = float("-inf")  # log of the section's mean detections per µm² of tissue, where it is told
     features_YxXxF: np.ndarray | None = None  # float16, of a frozen encoder, in the middle of each H&E patch
+    coarse: tuple[Bins, ...] = ()  # that are written before the bins, the largest first
 
 
 def read_window(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.config import ORDERS, InputError
+from tario_jax.config import GENERATED_ORDERS, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.decoding.section import (
     CONDITIONS,
@@ -65,8 +65,8 @@ class Asked:
         if unknown:
             raise InputError(f"--given: holds {unknown[0]!r}; expected some of {', '.join(CONDITIONS)}")
         for order in self.orders:
-            if order not in ORDERS:
-                raise InputError(f"--order: holds {order!r}; expected some of {', '.join(ORDERS)}")
+            if order not in GENERATED_ORDERS:
+                raise InputError(f"--order: holds {order!r}; expected some of {', '.join(GENERATED_ORDERS)}")
         self.ways()
 
     def ways(self) -> dict[str, Steps]:
@@ -74,7 +74,7 @@ class Asked:
         found = {ONE_SHOT: Steps(1, self.samples, seed=self.seed)}
         for order in self.orders:
             for groups in self.steps:
-                if groups != 1:
+                if not Steps(groups, order=order).one_shot:
                     name = f"{groups or 'all'} steps, {order}"
                     found[name] = Steps(groups, self.samples, order, self.seed)
         return found

@@ -22,7 +22,7 @@ from tario_jax.predict.predictor import Predictor
 ONE_SHOT = "one-shot"
 CONDITIONS = {  # what --given names
     "half": Condition("half"), "checkerboard": Condition("checkerboard"), "random": Condition("random"),
-    "panel": Condition("all"), "no-he": Condition("checkerboard", he=False),
+    "panel": Condition("all"), "coarse": Condition("coarse"), "no-he": Condition("checkerboard", he=False),
 }  # fmt: skip
 NEIGHBOURS = 8
 _LEAST_BINS = 8  # of those that are asked: fewer have no spatial correlation to speak of
@@ -93,11 +93,11 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
     """
     asked = {"tissue": corpus.kind, "bin_um": None if section.spots is not None else bin_um, "overlap": overlap}
     began = time.monotonic()
-    if steps.groups == 1:  # what a user waits for: nothing is drawn
+    if steps.one_shot:  # what a user waits for: nothing is drawn
         predictor.predict_section(section, **asked)
         seconds = time.monotonic() - began
     maps, samples = generate_section(predictor, section, steps, genes=genes, **asked)
-    if steps.groups != 1:
+    if not steps.one_shot:
         seconds = time.monotonic() - began
     at_N = every_place(maps, truth)
     found = correlations(truth, *_read(maps, at_N, truth, genes), min_total)
@@ -115,7 +115,10 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
 def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth: Truth, genes: np.ndarray,
                   condition: Condition, one_shot: GeneMaps, *, bin_um: float, overlap: float, min_total: int,
                   capacity: int) -> Measures:  # fmt: skip
-    """r on what was asked, of the model, of one-shot and of the mean of the nearest given bins, as "who/measure"."""
+    """r on what was asked, of the model, of one-shot and of the mean of the nearest given bins, as "who/measure".
+
+    Where larger bins are given, that mean is an even share of the smallest of them that a bin is part of.
+    """
     found = predict_given(predictor, corpus, section, condition, overlap=overlap, capacity=capacity,
                           bin_um=None if section.spots is not None else bin_um)  # fmt: skip
     at_N = places_of(found.maps, truth)
@@ -130,7 +133,9 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
         "model": _read(found.maps, at_N[asked], here, genes),
         ONE_SHOT: _read(one_shot, every_place(one_shot, here), here, genes),
     }
-    if not condition.of_panel:
+    if condition.bins == "coarse":
+        said["neighbours"] = even_shares(here, predictor.provenance.config.data.coarse_um[-1])
+    elif not condition.of_panel:
         said["neighbours"] = nearest_means(truth.of(np.flatnonzero(at_N < 0)), here)
     return {f"{who}/{name}": value for who, values in said.items()
             for name, value in correlations(here, *values, min_total).items()}  # fmt: skip
@@ -166,6 +171,17 @@ def nearest_means(given: Truth, asked: Truth) -> tuple[np.ndarray, np.ndarray]:
     near_Nxk = near_Nxk.reshape(len(asked), number)
     return (np.nan_to_num(given.counts_Nxg)[near_Nxk].mean(1) * asked.share_N[:, None],
             given.total_N[near_Nxk].mean(1) * asked.share_N)  # fmt: skip
+
+
+def even_shares(truth: Truth, side_um: float) -> tuple[np.ndarray, np.ndarray]:
+    """Counts [N, g] and totals [N] of places as if those of each larger square lay evenly in it."""
+    squares_Nx2 = np.stack([truth.x_um_N // side_um, truth.y_um_N // side_um], 1)
+    _, square_N, number_M = np.unique(squares_Nx2, axis=0, return_inverse=True, return_counts=True)
+    square_N = square_N.ravel()
+    sums_Mxg, total_M = np.zeros((len(number_M), truth.counts_Nxg.shape[1])), np.zeros(len(number_M))
+    np.add.at(sums_Mxg, square_N, np.nan_to_num(truth.counts_Nxg))
+    np.add.at(total_M, square_N, truth.total_N)
+    return sums_Mxg[square_N] / number_M[square_N, None], total_M[square_N] / number_M[square_N]
 
 
 def correlations(truth: Truth, predicted_Nxg: np.ndarray, predicted_total_N: np.ndarray, min_total: int) -> Measures:

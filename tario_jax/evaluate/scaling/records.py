@@ -188,7 +188,7 @@ def _layout(config: Config, provenance: Provenance | None, table: ScoreTable) ->
         raise InputError(f"{config.name}: has no checkpoint, and how many spots a window of it held is not known; "
                          "leave this run out")  # fmt: skip
     return make_layout(config.data, len(table.symbols), bins_per_tile=square_bins_per_tile(config.data),
-                       largest_bin_um=max(config.data.trained_bins_um), count_capacity=1)  # fmt: skip
+                       largest_bin_um=config.data.largest_bin_um, count_capacity=1)  # fmt: skip
 
 
 def _fields(config: Config, provenance: Provenance | None) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def test_spots_are_compared_as_bins_are(reader, tmp_path):
 def test_what_cannot_be_compared_is_refused_in_a_line(tiny_run, tiny_corpus, sections, tmp_path):
     one_shot = tario_jax.load(tiny_run)
     refused(lambda: measured(one_shot, tiny_corpus, sections, tmp_path), "trained one-shot")
-    refused(lambda: Asked(given=("third",)), "'third'", "half, checkerboard, random, panel, no-he")
+    refused(lambda: Asked(given=("third",)), "'third'", "half, checkerboard, random, panel, coarse, no-he")
     with pytest.raises(InputError, match="spiral"):
         Asked(orders=("spiral",))
 
