@@ -12,7 +12,7 @@
 
     python -m launch configs/sweeps/study.py --workdir=sweeps/study
 
-Cost: about three hours on two cores. Outcome: docs/scaling_study.md holds the figures of the last time. Sizes share one
+Cost: about four hours on two cores. Outcome: docs/scaling_study.md holds the figures of the last time. Sizes share one
 learning rate by muP. Windows of 144 µm come in batches of 32, those of 576 µm in batches of 2: equal tokens a step.
 """
 
@@ -31,7 +31,15 @@ BASE = Config(
         regions=("core",),
         section_um=576.0,
     ),
-    data=DataConfig(window_um=288.0, tile_um=144.0, he_um_per_px=1.0, patch_px=18, rows=8, stain_jitter=0.25),
+    data=DataConfig(
+        window_um=288.0,
+        tile_um=144.0,
+        he_um_per_px=1.0,
+        patch_px=18,
+        rows=8,
+        stain_jitter=0.25,
+        groups=((1, 0.6), (4, 0.2), (16, 0.2)),
+    ),
     model=ModelConfig(
         width=128,
         layers=4,
@@ -45,8 +53,9 @@ BASE = Config(
         base_head_dim=32,
         base_gene_dim=64,
         base_stem_width=32,
+        rare_gene_weight=0.5,
     ),
-    optim=OptimConfig(learning_rate=2e-3, warmup_steps=40),
+    optim=OptimConfig(learning_rate=2e-3, warmup_steps=40, optimiser="muon"),
     train=TrainConfig(steps=400, log_every=20, validate_every=200, checkpoint_every=200, keep_checkpoints=1),
     evaluate=EvaluateConfig(top_genes=1000, bootstraps=500),
 )
