@@ -14,8 +14,8 @@
 
     python -m launch configs/sweeps/ablation.py --workdir=sweeps/ablation
 
-Cost: 9 minutes a run on one core; 22 runs take an hour and three quarters on two, where both seeds run side by side (--only).
-Outcome: docs/tables/model_ablation.txt.
+Cost: 9 minutes a run on one core; 22 runs take an hour and three quarters on two, where both seeds run side by side
+(--only). Outcome: docs/tables/model_ablation.txt.
 """
 
 import importlib.util
