@@ -50,12 +50,12 @@ clean: ## removes .venv, caches and runs
 # A stamp is newer than pyproject.toml once its extras are in, so a second call installs nothing.
 $(RUNTIME): pyproject.toml | $(BIN)/pip
 	@echo "installing tario-jax into $(VENV) (a minute or two, once)"
-	@$(PIP) -e '.[io,eval]'
+	@$(PIP) -e '.[io,eval,export]'
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/pip
 	@echo "installing tario-jax with its test tools into $(VENV) (a minute or two, once)"
-	@$(PIP) -e '.[io,eval,dev]'
+	@$(PIP) -e '.[io,eval,export,dev]'
 	@touch $(RUNTIME) $@
 
 $(ALL): $(DEV)

@@ -5,6 +5,7 @@ layers; keys and values are made for the first stream only.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +61,12 @@ class Decoder(nnx.Module):
         self.mlp_out = weight(rngs, (L, F, d), ("layers", "mlp", "embed"), F, out_gain, grown=n)
 
     def __call__(self, seen_BxSxd, queries_BxQxd, seen_xy_um, query_xy_um, visibility: dict[str, Visibility],
-                 tiles: Tiles | None = None):  # fmt: skip
+                 tiles: Tiles | None = None, attend: Callable[..., jax.Array] | None = None):  # fmt: skip
         """Both streams after all layers.
 
         seen_xy_um [B, S, 2], query_xy_um [B, Q, 2]: places; visibility: that of "global" and of "local" layers; tiles:
-        how they lie on each device, for local layers to attend tile by tile.
+        how they lie on each device, for local layers to attend tile by tile; attend(kind, q, k, v, looking, keys): in
+        place of the config's attention.
         """
         config = self.config
         streams = Streams(seen_BxSxd.shape[1], queries_BxQxd.shape[1], context_ranks())
@@ -73,7 +75,9 @@ class Decoder(nnx.Module):
         dense = config.attention == "reference"  # of whole rows, in all layers
         small = tiles if tiles is not None and tiles.are_small and not dense else None
 
-        def attend(kind, *qkv):
+        def attends(kind, *qkv):
+            if attend is not None:
+                return attend(kind, *qkv, *sees[kind])
             if kind == "local" and small is not None:
                 with jax.named_scope("attention"):
                     return tile_attention(*qkv, *sees[kind], small)
@@ -82,7 +86,7 @@ class Decoder(nnx.Module):
         def layers_of_a_period(x, weights):
             x = checkpoint_name(x, _PERIOD_IN)
             for kind, layer in zip(config.pattern, weights, strict=True):
-                x = _layer(layer, x, streams, turns, functools.partial(attend, kind))
+                x = _layer(layer, x, streams, turns, functools.partial(attends, kind))
             return x, None
 
         x = streams.together(seen_BxSxd, queries_BxQxd)

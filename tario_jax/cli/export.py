@@ -1,0 +1,44 @@
+"""tario export: a checkpoint as a bundle that needs no tario."""
+
+import argparse
+from pathlib import Path
+
+from tario_jax.cli.options import above_0, finish, say
+from tario_jax.config import InputError
+
+SUMMARY = "a checkpoint as a bundle: an exported function for CPU, GPU and TPU, its weights, and what they are"
+EXAMPLES = """
+    tario export runs/quickstart --out=bundle
+    tario export runs/quickstart --out=small --weights=int8
+    tario export runs/4b --out=large --weights=bfloat16 --compute=bfloat16 --no-golden
+"""
+GROUPS_READ = ()
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="of the run whose newest checkpoint is exported")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the bundle, which is not there yet")
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), default="float32",
+                        help="how matrices and the table of genes are stored")  # fmt: skip
+    parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32", help="type of the arithmetic")
+    parser.add_argument("--largest-um", type=above_0, default=0.0, metavar="UM",
+                        help="side of the largest squares that may be asked; by default four times those of "
+                        "training")  # fmt: skip
+    parser.add_argument("--no-golden", action="store_true",
+                        help="without an input and its output, for a model larger than the memory here")  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        from tario_jax.export.bundle import Wanted, export_bundle
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed; pip install 'tario-jax[export]'") from None
+
+    wanted = Wanted(options.weights, options.compute, options.largest_um, not options.no_golden)
+    signature = export_bundle(options.workdir, options.out, wanted, say)
+    sizes = {path.name: path.stat().st_size for path in sorted(options.out.iterdir())}
+    table = "\n".join(f"{name:<40}{size / 1e6:>12,.2f} MB" for name, size in sizes.items())
+    banner = f"\n{signature['banner']}" if signature["banner"] else ""
+    return finish(
+        options, f"{table}\nbundle: {options.out.resolve()}{banner}", {"signature": signature, "bytes": sizes}
+    )

@@ -1,0 +1,42 @@
+"""The arrays of a checkpoint, read in parts: no array, and no model, is ever in memory as a whole."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from tario_jax.config import InputError
+
+
+class StoredLeaves:
+    """The leaves of a tree that Orbax wrote, by dotted name."""
+
+    def __init__(self, folder: Path):
+        """folder: of one item of a checkpoint, such as `checkpoints/300/parameters`."""
+        try:
+            about = json.loads((folder / "_METADATA").read_text())
+            keys = [[part["key"] for part in leaf["key_metadata"]] for leaf in about["tree_metadata"].values()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder}: is no item of a checkpoint ({type(error).__name__}); expected what 'tario "
+                             "train' wrote") from None  # fmt: skip
+        self.names = tuple(".".join(map(str, path)) for path in keys)
+        self._folder, self._driver = folder, "zarr3" if about.get("use_zarr3") else "zarr"
+
+    def open(self, name: str) -> ts.TensorStore:
+        """Raises `InputError` where the leaf is not there."""
+        store = {"driver": "ocdbt", "base": f"file://{self._folder}/", "path": f"{name}/"}
+        try:
+            return ts.open({"driver": self._driver, "kvstore": store}, open=True, read=True).result()
+        except ValueError as error:
+            raise InputError(f"{self._folder}: {name} cannot be read ({' '.join(str(error).split())[:120]})") from None
+
+    def parts(self, name: str, most_bytes: int):
+        """The leaf as float32 arrays along its first axis, of at most so many bytes where rows allow it."""
+        store = self.open(name)
+        if not store.shape:
+            yield np.asarray(store.read().result(), np.float32)
+            return
+        rows = max(1, int(most_bytes * store.shape[0] // max(4 * store.size, 1)))
+        for first in range(0, store.shape[0], rows):
+            yield np.asarray(store[first : min(first + rows, store.shape[0])].read().result(), np.float32)
