@@ -25,6 +25,7 @@ from tario_jax.cli import (
     predict,
     run,
     scaling,
+    serve,
     shift,
     simulate,
     status,
@@ -36,9 +37,9 @@ from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "encode": encode,
-    "train": train, "predict": predict, "export": export, "decode": decode, "evaluate": evaluate, "finer": finer,
-    "shift": shift, "gallery": gallery, "scaling": scaling, "bench": bench, "compile": compile, "status": status,
-    "compare": compare, "trace": trace,
+    "train": train, "predict": predict, "export": export, "serve": serve, "decode": decode, "evaluate": evaluate,
+    "finer": finer, "shift": shift, "gallery": gallery, "scaling": scaling, "bench": bench, "compile": compile,
+    "status": status, "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 _OF_A_RUN = ("predict", "decode", "evaluate", "finer", "shift", "gallery")  # the run has a config already

@@ -1,0 +1,83 @@
+"""tario serve: a bundle behind HTTP."""
+
+import argparse
+import os
+import signal
+from pathlib import Path
+
+from tario_jax.cli.options import above_0, at_least_one, say
+from tario_jax.config import InputError
+
+SUMMARY = "a bundle behind HTTP: images in, rates of genes out"
+EXAMPLES = """
+    tario serve bundle
+    tario serve bundle --host=0.0.0.0 --port=8080 --bin-um=36,18 --most-waiting=256
+    TARIO_TOKEN=secret tario serve bundle
+    curl -s --data-binary @tile.png -H 'Content-Type: image/png' -o rates.npz \\
+        'localhost:8000/v1/predict?um_per_px=0.5&genes=EPCAM,PTPRC&format=npz'
+"""
+GROUPS_READ = ()
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that 'tario export' wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone")
+    parser.add_argument("--port", type=int, default=8000, help="8000")
+    parser.add_argument("--bin-um", type=sides, metavar="UM,…", default=(),
+                        help="sides of squares that are got ready for; others are taken where no more of them fit a "
+                        "window; by default those of training")  # fmt: skip
+    parser.add_argument("--batch", type=at_least_one, default=8, metavar="N", help="most windows of a batch (8)")
+    parser.add_argument("--most-waiting", type=at_least_one, default=64, metavar="N",
+                        help="windows in the queue; more are answered 429 (64)")  # fmt: skip
+    parser.add_argument("--most-megapixels", type=above_0, default=64.0, metavar="MP", help="of an image (64)")
+    parser.add_argument("--most-megabytes", type=above_0, default=64.0, metavar="MB", help="of a body (64)")
+    parser.add_argument("--body-s", type=above_0, default=30.0, metavar="S", help="to send a body (30)")
+    parser.add_argument("--answer-s", type=above_0, default=60.0, metavar="S", help="to work an answer out (60)")
+    parser.add_argument("--drain-s", type=above_0, default=60.0, metavar="S",
+                        help="from SIGTERM to the end, in which accepted requests are answered (60)")  # fmt: skip
+    parser.add_argument("--allow-virtual-model", action="store_true",
+                        help="let a model of virtual tissue, which knows no biology, see real tissue")  # fmt: skip
+
+
+def sides(text: str) -> tuple[float, ...]:
+    return tuple(above_0(part) for part in text.split(","))
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        import uvicorn  # noqa: F401
+
+        from tario_jax.export.loader import Bundle, BundleError
+        from tario_jax.serve.app import Limits, Metrics, log_line, make_app
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed; pip install 'tario-jax[serve]'") from None
+    from tario_jax.serve.cover import squares_of_window
+    from tario_jax.serve.engine import Engine
+    from tario_jax.serve.server import serve
+
+    try:
+        bundle = Bundle(options.bundle)
+    except BundleError as error:
+        raise InputError(str(error)) from None
+    window_um, side = bundle.signature["window"]["side_um"], bundle.signature["inputs"][2]
+    asked = options.bin_um or tuple(side["trained"])
+    for side_um in asked:
+        if not squares_of_window(window_um, side_um) or side_um > side["largest"]:
+            raise InputError(f"--bin-um={side_um:g}: expected at most {side['largest']:g} µm")
+    rows = [1 << power for power in range(options.batch.bit_length()) if 1 << power < options.batch] + [options.batch]
+    metrics = Metrics()
+    engine = Engine(bundle, squares={squares_of_window(window_um, side_um) for side_um in asked}, rows=rows,
+                    most_waiting=options.most_waiting, told=metrics.told)  # fmt: skip
+    engine.warm_up(say)
+    limits = Limits(body_bytes=round(options.most_megabytes * 1e6), body_s=options.body_s, answer_s=options.answer_s,
+                    image_px=round(options.most_megapixels * 1e6))  # fmt: skip
+    app = make_app(engine, metrics, limits, allow_virtual_model=options.allow_virtual_model,
+                   token=os.environ.get("TARIO_TOKEN", ""), log=log_line)  # fmt: skip
+    say(f"serve: http://{options.host}:{options.port} ({bundle.signature['genes']:,} genes"
+        + (f"; {bundle.banner}" if bundle.banner else "") + ")")  # fmt: skip
+    # uvicorn ends what it accepted, and then hands the signal on: to this, so that the end is no failure
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: None)
+    serve(app, host=options.host, port=options.port, drain_s=options.drain_s).run()
+    say("serve: ended; every accepted request was answered")
+    return 0

@@ -1,0 +1,1 @@
+"""`tario serve`: a bundle behind HTTP."""

@@ -1,0 +1,291 @@
+"""The HTTP interface of a bundle (FastAPI).
+
+Bodies are read by the event loop, piece by piece, under a limit of bytes and of time. Pixels, windows and answers
+are made by a few threads beside it, so a large image stops nobody. What a client did wrong is a status of 4xx with a
+reason.
+"""
+
+import asyncio
+import contextlib
+import difflib
+import hmac
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from tario_jax.serve import images
+from tario_jax.serve.answers import TYPES, encoded
+from tario_jax.serve.cover import blended, cover_image, squares_of_window, windows_over
+from tario_jax.serve.engine import Engine, Told
+from tario_jax.serve.refusal import Refusal
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_BANNER, _TRAINED_ON, _CHECKPOINT, _REQUEST = (
+    "X-Tario-Banner",
+    "X-Tario-Trained-On",
+    "X-Tario-Checkpoint",
+    "X-Request-Id",
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask."""
+
+    body_bytes: int = 64 << 20
+    body_s: float = 30.0  # to send it
+    answer_s: float = 60.0  # to work it out
+    image_px: int = 64_000_000
+    side_px: int = 20_000
+    um_per_px: tuple[float, float] = (0.1, 1.2)
+    threads: int = 2  # that unpack images and pack answers
+
+
+class Reason(BaseModel):
+    """Why a request was refused."""
+
+    reason: str
+
+
+class Genes(BaseModel):
+    panel_hash: str
+    genes: list[str]
+
+
+class Metrics:
+    """What /metrics tells."""
+
+    def __init__(self, engine: Engine | None = None):
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "tario_requests", "Requests, by path and status", ("path", "status"), registry=self.registry
+        )
+        self.seconds = Histogram("tario_request_seconds", "From a request's first byte to its answer's last", ("path",),
+                                 buckets=_SECONDS, registry=self.registry)  # fmt: skip
+        self.windows = Counter("tario_windows", "Windows of H&E that were predicted", registry=self.registry)
+        self.batch_seconds = Histogram("tario_batch_seconds", "Of a batch on its device", buckets=_SECONDS,
+                                       registry=self.registry)  # fmt: skip
+        self.batch_rows = Histogram("tario_batch_windows", "Windows of a batch", buckets=(1, 2, 4, 8, 16, 32),
+                                    registry=self.registry)  # fmt: skip
+        self.waiting = Gauge("tario_waiting_windows", "Windows in the queue", registry=self.registry)
+
+    def told(self, told: Told) -> None:
+        self.windows.inc(told.rows)
+        self.batch_rows.observe(told.rows)
+        self.batch_seconds.observe(told.seconds)
+
+
+def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, allow_virtual_model: bool = False,
+             token: str = "", log: Callable[[dict[str, Any]], None] = lambda entry: None) -> FastAPI:  # fmt: skip
+    """token: that requests to /v1 must bear; empty: none."""
+    signature = engine.bundle.signature
+    metrics.waiting.set_function(lambda: engine.waiting)
+    threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="image")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()  # every connection is closed by then
+        threads.shutdown()
+
+    about = f"Expected detections of {signature['genes']:,} genes from H&E. {signature['banner']}".strip()
+    app = FastAPI(title="tario serve", version=str(signature["format_version"]), lifespan=lifespan, description=about)
+    headers = {_TRAINED_ON: signature["trained_on"], _CHECKPOINT: signature["checkpoint"]}
+    if signature["banner"]:
+        headers[_BANNER] = signature["banner"]
+
+    bearer = HTTPBearer(auto_error=False, description="where the server was started with a token")
+
+    async def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        if token and not hmac.compare_digest((given.credentials if given else "").encode(), token.encode()):
+            raise Refusal(401, "this server asks for a bearer token: 'Authorization: Bearer …'")
+
+    @app.middleware("http")
+    async def observed(request: Request, call_next) -> Response:
+        began, name = time.monotonic(), request.headers.get(_REQUEST, "")[:64] or uuid.uuid4().hex
+        request.state.told = {}
+        response = await call_next(request)
+        known = request.scope.get("route")
+        path = getattr(known, "path", "other")
+        response.headers[_REQUEST] = name
+        for header, value in headers.items():
+            response.headers[header] = value
+        seconds = time.monotonic() - began
+        metrics.requests.labels(path, str(response.status_code)).inc()
+        metrics.seconds.labels(path).observe(seconds)
+        log({"request": name, "method": request.method, "path": request.url.path, "status": response.status_code,
+             "seconds": round(seconds, 4), **request.state.told})  # fmt: skip
+        return response
+
+    def refused(status: int, reason: str, request: Request, further: dict[str, str] | None = None) -> JSONResponse:
+        request.state.told = getattr(request.state, "told", {}) | {"reason": reason}
+        return JSONResponse({"reason": reason}, status, headers=further)
+
+    @app.exception_handler(Refusal)
+    async def of_refusal(request: Request, refusal: Refusal) -> JSONResponse:
+        further = {} if refusal.retry_after_s is None else {"Retry-After": str(int(np.ceil(refusal.retry_after_s)))}
+        if refusal.status == 401:
+            further["WWW-Authenticate"] = "Bearer"
+        if refusal.status in (408, 413):  # what is left of the body is not read
+            further["Connection"] = "close"
+        return refused(refusal.status, refusal.reason, request, further)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_parameters(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return refused(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}", request)
+
+    @app.exception_handler(HTTPException)
+    async def of_http(request: Request, error: HTTPException) -> JSONResponse:
+        return refused(error.status_code, str(error.detail), request, dict(error.headers or {}))
+
+    @app.get("/healthz", response_class=PlainTextResponse, tags=["server"])
+    async def healthz() -> str:
+        """The process lives."""
+        return "ok\n"
+
+    @app.get("/readyz", response_class=PlainTextResponse, tags=["server"], responses={503: {"model": Reason}})
+    async def readyz() -> str:
+        """Everything is compiled, and requests are accepted."""
+        if not engine.ready:
+            raise Refusal(503, "not ready")
+        return "ready\n"
+
+    @app.get("/metrics", response_class=PlainTextResponse, tags=["server"])
+    async def of_metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    secured = {"dependencies": [Depends(authorised)], "tags": ["model"]}
+    reasons = {status: {"model": Reason} for status in (401,)}
+
+    @app.get("/v1/signature", responses=reasons, **secured)
+    async def of_signature() -> dict[str, Any]:
+        """Inputs and outputs of the bundle, what it was trained on, and the jax that it was made with."""
+        return signature
+
+    @app.get("/v1/genes", responses=reasons, **secured)
+    async def of_genes() -> Genes:
+        """The genes that can be asked for, in the order of the model."""
+        return Genes(panel_hash=signature["panel_hash"], genes=list(engine.bundle.genes))
+
+    position = {symbol: number for number, symbol in enumerate(engine.bundle.genes)}
+    least_um = min(side for side in np.arange(1.0, 4096.0) if squares_of_window(signature["window"]["side_um"], side)
+                   <= engine.squares[-1])  # fmt: skip
+    largest_um = signature["inputs"][2]["largest"]
+    trained_um = signature["inputs"][2]["trained"]
+
+    def positions(genes: str | None) -> np.ndarray | None:
+        if genes is None:
+            return None
+        names = list(dict.fromkeys(name.strip() for name in genes.split(",")))
+        for name in names:
+            if name not in position:
+                near = difflib.get_close_matches(name, position, 1)
+                raise Refusal(422, f"gene {name[:64]!r} is not in the panel of {len(position)} genes"
+                                   + (f"; did you mean {near[0]}?" if near else ""))  # fmt: skip
+        return np.array([position[name] for name in names])
+
+    async def body_of(request: Request) -> bytes:
+        told = request.headers.get("content-length")
+        if told is not None and told.isdecimal() and int(told) > limits.body_bytes:
+            raise Refusal(413, f"the body has {told} bytes; expected at most {limits.body_bytes}")
+        pieces, size = [], 0
+        try:
+            async with asyncio.timeout(limits.body_s):
+                async for piece in request.stream():
+                    size += len(piece)
+                    if size > limits.body_bytes:
+                        raise Refusal(413, f"the body has more than {limits.body_bytes} bytes")
+                    pieces.append(piece)
+        except TimeoutError:
+            raise Refusal(408, f"the body was not sent within {limits.body_s:g} s") from None
+        if not size:
+            raise Refusal(422, "the body is empty; expected an image")
+        return b"".join(pieces)
+
+    of_body = {"requestBody": {"required": True, "content": {
+        kind: {"schema": {"type": "string", "format": "binary"}} for kind in images.TYPES
+    }}}  # fmt: skip
+    answers = {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in TYPES.values()},
+                     "description": "Expected detections of each gene in each square"}}  # fmt: skip
+    answers |= {status: {"model": Reason} for status in (401, 403, 408, 413, 415, 422, 429, 503)}
+
+    @app.post("/v1/predict", responses=answers, openapi_extra=of_body, response_class=Response, **secured)
+    async def predict(
+        request: Request,
+        um_per_px: Annotated[float, Query(description="of the image")],
+        bin_um: Annotated[float | None, Query(description="side of the squares; that of training by default")] = None,
+        genes: Annotated[str | None, Query(description="symbols with commas between them; all by default",
+                                           max_length=1 << 18)] = None,
+        format: Annotated[Literal["arrow", "npz"], Query(description="of the answer")] = "arrow",
+        overlap: Annotated[float, Query(ge=0, le=0.75, description="of neighbouring windows")] = 0.5,
+        width_px: Annotated[int | None, Query(ge=1, description="of raw pixels")] = None,
+        height_px: Annotated[int | None, Query(ge=1, description="of raw pixels")] = None,
+        tissue: Annotated[Literal["real", "virtual"], Query(description="what the image shows")] = "real",
+    ) -> Response:  # fmt: skip
+        """Expected detections of genes in squares of an image: PNG, JPEG, or raw RGB bytes with width_px and height_px.
+
+        Squares lie row by row from the upper left corner; those of which less than nine tenths lie on the image are
+        left out. x_um and y_um are their centres.
+        """
+        if signature["trained_on"] == "virtual" and tissue == "real" and not allow_virtual_model:
+            raise Refusal(403, "this model was trained on virtual tissue and knows no biology; send tissue=virtual for "
+                               "such images, or start the server with --allow-virtual-model")  # fmt: skip
+        low, high = limits.um_per_px
+        if not low <= um_per_px <= high:
+            raise Refusal(422, f"um_per_px is {um_per_px:g}; expected {low:g} to {high:g}")
+        side_um = float(trained_um[0]) if bin_um is None else bin_um
+        if not least_um <= side_um <= largest_um:
+            raise Refusal(422, f"bin_um is {side_um:g}; expected {least_um:g} to {largest_um:g} (trained: "
+                               f"{', '.join(f'{side:g}' for side in trained_um)})")  # fmt: skip
+        chosen_g = positions(genes)
+        body, loop = await body_of(request), asyncio.get_running_loop()
+        kind = request.headers.get("content-type", "")
+
+        def unpacked():
+            image = images.pixels_of(
+                body, kind, width_px, height_px, most_px=limits.image_px, longest_px=limits.side_px
+            )
+            extents = (size * um_per_px for size in image.shape[1::-1])
+            needed = windows_over(*extents, side_um, signature["window"]["side_um"], overlap)
+            if needed > engine.most_waiting:
+                raise Refusal(413, f"the image takes {needed} windows, and at most {engine.most_waiting} are taken at "
+                                   "once; send it in parts")  # fmt: skip
+            return cover_image(image, um_per_px, side_um, signature["window"], overlap)
+
+        windows, placed = await loop.run_in_executor(threads, unpacked)
+        request.state.told |= {"windows": len(windows.he_WxYxXx3), "squares": len(placed.x_um_S), "bytes": len(body)}
+        try:
+            async with asyncio.timeout(limits.answer_s):
+                rates_WxNxG = await asyncio.wrap_future(engine.submit(windows, chosen_g))
+        except TimeoutError:
+            raise Refusal(503, f"no answer within {limits.answer_s:g} s", retry_after_s=limits.answer_s) from None
+        names = list(engine.bundle.genes) if chosen_g is None else [engine.bundle.genes[g] for g in chosen_g]
+        known = {name: signature[name] for name in ("trained_on", "banner", "checkpoint", "panel_hash")}
+        known |= {"unit": "expected detections per square", "bin_um": f"{side_um:g}"}
+
+        def packed() -> bytes:
+            return encoded(format, placed.x_um_S, placed.y_um_S, blended(placed, rates_WxNxG), names, known)
+
+        return Response(await loop.run_in_executor(threads, packed), media_type=TYPES[format])
+
+    return app
+
+
+def log_line(entry: dict[str, Any]) -> None:
+    """One line of JSON on the standard output."""
+    print(json.dumps({"unix": round(time.time(), 3), **entry}), flush=True)

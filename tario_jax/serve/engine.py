@@ -1,0 +1,173 @@
+"""Windows of many requests in common batches, of few fixed sizes, on every device.
+
+Windows wait in one queue. A device that is free takes as many of the oldest as a batch holds, all of one number of
+squares, and pads to the next fixed size: so nothing is compiled after the start, a lone window does not wait for
+others, and under load batches are full.
+
+Axes: W windows of a request, N squares of a window, B rows of a batch, G genes.
+"""
+
+import collections
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from tario_jax.export.loader import Bundle
+from tario_jax.serve.refusal import Refusal
+
+ROWS = (1, 2, 4, 8)
+
+
+class Windows(NamedTuple):
+    """What one request asks. Squares beyond those that are asked are padding."""
+
+    he_WxYxXx3: np.ndarray
+    xy_um_WxNx2: np.ndarray
+    side_um_WxN: np.ndarray
+
+
+class Told(NamedTuple):
+    """What became of a batch, for whoever counts."""
+
+    rows: int
+    padded_rows: int
+    seconds: float
+
+
+class _Request:
+    def __init__(self, windows: Windows, genes: np.ndarray | None):
+        self.windows, self.genes = windows, genes
+        self.found: list[np.ndarray | None] = [None] * len(windows.he_WxYxXx3)
+        self.left, self.done = len(self.found), Future()
+
+
+class Engine:
+    """Runs a bundle on all of `devices`. `close` answers what was accepted."""
+
+    def __init__(
+        self, bundle: Bundle, *, squares: Sequence[int], rows: Sequence[int] = ROWS, most_waiting: int = 64,
+        devices: Sequence[jax.Device] | None = None, told: Callable[[Told], None] = lambda told: None,
+    ):  # fmt: skip
+        """squares, rows: the fixed sizes of batches; most_waiting: windows in the queue, more are refused."""
+        self.bundle, self.most_waiting = bundle, most_waiting
+        self.squares, self.rows = tuple(sorted(squares)), tuple(sorted(rows))
+        self._told, self._closing, self._running = told, False, 0
+        self._waiting: collections.deque[tuple[_Request, int]] = collections.deque()
+        self._changed = threading.Condition()
+        self._seconds_a_window = 0.1
+        self._devices = list(devices or jax.local_devices())
+        self._parameters = [jax.device_put(bundle.parameters, device) for device in self._devices]
+        self._threads = [threading.Thread(target=self._work, args=(number,), name=f"device-{number}", daemon=True)
+                         for number in range(len(self._devices))]  # fmt: skip
+
+    def warm_up(self, say: Callable[[str], None] = lambda line: None) -> None:
+        """Compiles every size of batch on every device, then begins to answer."""
+        side = self.bundle.signature["window"]["side_px"]
+        sizes = [(rows, squares) for squares in self.squares for rows in self.rows]
+        for number in range(len(self._devices)):
+            for done, (rows, squares) in enumerate(sizes, 1):
+                began = time.monotonic()
+                self._run(number, np.zeros((rows, side, side, 3), np.uint8), np.zeros((rows, squares, 2), np.float32),
+                          np.ones((rows, squares), np.float32))  # fmt: skip
+                say(f"serve: {rows} windows of {squares} squares compiled in {time.monotonic() - began:.1f} s "
+                    f"({done} of {len(sizes)}, device {number + 1} of {len(self._devices)})")  # fmt: skip
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def ready(self) -> bool:
+        return not self._closing and all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, windows: Windows, genes: np.ndarray | None = None) -> Future:
+        """Rates float32 [W, N, G] later, of some genes (positions) or all. Raises `Refusal` where the queue is full."""
+        request, number = _Request(windows, genes), len(windows.he_WxYxXx3)
+        if number > self.most_waiting:
+            raise Refusal(413, f"the image takes {number} windows, and at most {self.most_waiting} are taken at once; "
+                               "send it in parts")  # fmt: skip
+        with self._changed:
+            if self._closing:
+                raise Refusal(503, "the server is ending; ask another one", retry_after_s=1)
+            if len(self._waiting) + number > self.most_waiting:
+                seconds = (len(self._waiting) + number) * self._seconds_a_window / len(self._devices)
+                raise Refusal(429, f"{len(self._waiting)} windows are waiting; ask again later",
+                              retry_after_s=max(1.0, seconds))  # fmt: skip
+            self._waiting.extend((request, window) for window in range(number))
+            self._changed.notify()
+        return request.done
+
+    def close(self) -> None:
+        """Answers what waits, and ends."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def _work(self, device: int) -> None:
+        while (batch := self._take()) is not None:
+            began = time.monotonic()
+            try:
+                rates = self._of_batch(device, batch)
+            except Exception as error:  # those of this batch are told; the others go on
+                for request, _ in batch:
+                    if not request.done.done():
+                        request.done.set_exception(error)
+                continue
+            seconds = time.monotonic() - began
+            self._seconds_a_window = 0.9 * self._seconds_a_window + 0.1 * seconds / len(batch)
+            for (request, window), of_window in zip(batch, rates, strict=True):
+                squares = request.windows.side_um_WxN.shape[1]
+                of_window = of_window[:squares] if request.genes is None else of_window[:squares, request.genes]
+                request.found[window], request.left = of_window, request.left - 1
+                if not request.left and not request.done.done():
+                    request.done.set_result(np.stack(request.found))
+            self._told(Told(len(batch), self._fixed(len(batch), self.rows), seconds))
+
+    def _take(self) -> list[tuple[_Request, int]] | None:
+        """The oldest windows of one number of squares; None where there are none and will be none."""
+        with self._changed:
+            while not self._waiting and not self._closing:
+                self._changed.wait()
+            if not self._waiting:
+                return None
+            wanted = self._squares_of(self._waiting[0][0])
+            batch, others = [], []
+            while self._waiting and len(batch) < self.rows[-1]:
+                entry = self._waiting.popleft()
+                if entry[0].done.done():  # given up, or failed in another batch
+                    continue
+                (batch if self._squares_of(entry[0]) == wanted else others).append(entry)
+            self._waiting.extendleft(reversed(others))
+            return batch
+
+    def _of_batch(self, device: int, batch: list[tuple[_Request, int]]) -> np.ndarray:
+        rows = self._fixed(len(batch), self.rows)
+        squares = self._squares_of(batch[0][0])
+        he = np.full((rows, *batch[0][0].windows.he_WxYxXx3.shape[1:]), 255, np.uint8)
+        xy_um, side_um = np.zeros((rows, squares, 2), np.float32), np.ones((rows, squares), np.float32)
+        for row, (request, window) in enumerate(batch):
+            asked = request.windows.side_um_WxN.shape[1]
+            he[row] = request.windows.he_WxYxXx3[window]
+            xy_um[row, :asked], side_um[row, :asked] = (of[window] for of in request.windows[1:])
+        return self._run(device, he, xy_um, side_um)[: len(batch)]
+
+    def _run(self, device: int, *given: np.ndarray) -> np.ndarray:
+        placed = jax.device_put(given, self._devices[device])
+        return np.asarray(self.bundle.call(self._parameters[device], *placed))
+
+    def _squares_of(self, request: _Request) -> int:
+        return self._fixed(request.windows.side_um_WxN.shape[1], self.squares)
+
+    @staticmethod
+    def _fixed(number: int, sizes: tuple[int, ...]) -> int:
+        return next(size for size in sizes if size >= number)

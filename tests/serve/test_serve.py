@@ -1,0 +1,331 @@
+"""A bundle behind HTTP: answers are the model's, mistakes are 4xx with a reason, nothing that was accepted is lost."""
+
+import asyncio
+import dataclasses
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from tiny_tissue import PANEL
+
+from tario_jax.export.bundle import Wanted, export_bundle
+from tario_jax.export.loader import Bundle
+from tario_jax.predict.predictor import Predictor, load
+from tario_jax.serve.app import Limits, Metrics, make_app
+from tario_jax.serve.engine import Engine, Windows
+from tario_jax.serve.images import RAW
+from tario_jax.serve.refusal import Refusal
+
+PNG = {"content-type": "image/png"}
+ASKED = {"um_per_px": 0.5, "tissue": "virtual", "format": "npz"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_run, tmp_path_factory) -> Bundle:
+    out = tmp_path_factory.mktemp("served") / "bundle"
+    export_bundle(tiny_run, out, Wanted(), lambda line: None)
+    return Bundle(out)
+
+
+@pytest.fixture(scope="module")
+def engine(bundle):
+    engine = Engine(bundle, squares=(16, 4), rows=(1, 4))
+    engine.warm_up()
+    yield engine
+    engine.close()
+
+
+class Client:
+    """Asks an app in this process."""
+
+    def __init__(self, app):
+        self._app = app
+
+    def __getattr__(self, method: str):
+        def ask(path: str, **more) -> httpx.Response:
+            async def one() -> httpx.Response:
+                transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+                async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                    return await getattr(client, method)(path, **more)
+
+            return asyncio.run(one())
+
+        return ask
+
+
+@pytest.fixture(scope="module")
+def client(engine) -> Client:
+    return Client(make_app(engine, Metrics(), Limits(body_bytes=1 << 20, image_px=1 << 20, side_px=2000)))
+
+
+@pytest.fixture(scope="module")
+def section(tiny_corpus):
+    return tiny_corpus.section("F1")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def rates_of(response: httpx.Response) -> np.ndarray:
+    assert response.status_code == 200, response.text
+    return np.load(io.BytesIO(response.content))["rates"]
+
+
+@pytest.mark.parametrize("bin_um", [18.0, 36.0])
+def test_an_image_is_predicted_as_tario_predicts_it(tiny_run, client, section, bin_um):
+    """Windows are blended alike; a predictor that was not trained on turned tissue turns none."""
+    model = load(tiny_run)
+    config = dataclasses.replace(
+        model.provenance.config, data=dataclasses.replace(model.provenance.config.data, turn=False)
+    )
+    model = Predictor(dataclasses.replace(model.provenance, config=config), model._parameters, model._calibration)
+    expected = model.predict(section.he(), section.he_um_per_px, bin_um=bin_um, tissue="virtual")
+    asked = ASKED | {"bin_um": bin_um}
+    found = np.load(
+        io.BytesIO(client.post("/v1/predict", params=asked, content=png(section.he()), headers=PNG).content)
+    )
+    np.testing.assert_allclose(found["rates"], expected.rates_NxG, rtol=1e-4)
+    np.testing.assert_allclose((found["x_um"], found["y_um"]), (expected.x_um_N, expected.y_um_N))
+    assert tuple(found["genes"]) == PANEL.symbols and "virtual tissue" in str(found["banner"])
+
+
+def test_genes_and_forms_are_chosen(client, section):
+    he = section.he()
+    every = rates_of(client.post("/v1/predict", params=ASKED, content=png(he), headers=PNG))
+    genes = [PANEL.symbols[5], PANEL.symbols[0]]
+    asked = ASKED | {"genes": ", ".join(genes), "format": "arrow"}
+    response = client.post("/v1/predict", params=asked, content=png(he), headers=PNG)
+    table = pa.ipc.open_stream(response.content).read_all()
+    assert table.column_names == ["x_um", "y_um", *genes] and b"tario.banner" in table.schema.metadata
+    np.testing.assert_array_equal(np.stack([table[gene] for gene in genes], 1), every[:, [5, 0]])
+    raw = ASKED | {"width_px": he.shape[1], "height_px": he.shape[0]}
+    response = client.post("/v1/predict", params=raw, content=he.tobytes(), headers={"content-type": RAW})
+    np.testing.assert_array_equal(rates_of(response), every)
+    for header, word in (("x-tario-trained-on", "virtual"), ("x-tario-banner", "knows no biology")):
+        assert word in response.headers[header]
+
+
+WRONG = {
+    "text": (ASKED, b"no image", PNG, 422, "no PNG that can be read"),
+    "torn": (ASKED, png(np.zeros((80, 80, 3), np.uint8))[:60], PNG, 422, "no PNG that can be read"),
+    "empty": (ASKED, b"", PNG, 422, "the body is empty"),
+    "type": (ASKED, b"x", {"content-type": "image/gif"}, 415, "expected one of image/png"),
+    "body": (ASKED, bytes(2 << 20), PNG, 413, "expected at most 1048576"),
+    "side": (ASKED, png(np.zeros((1, 3000, 3), np.uint8)), PNG, 413, "3000 x 1 px; expected at most 2000 px"),
+    "pixels": (ASKED | {"width_px": 1500, "height_px": 1500}, b"x", {"content-type": RAW}, 413, "1.04858 megapixels"),
+    "raw": (ASKED, b"x", {"content-type": RAW}, 422, "need width_px and height_px"),
+    "short": (ASKED | {"width_px": 10, "height_px": 10}, b"x", {"content-type": RAW}, 422, "of RGB are 300"),
+    "um 0": (ASKED | {"um_per_px": 0}, b"x", PNG, 422, "um_per_px is 0; expected 0.1 to 1.2"),
+    "um 40": (ASKED | {"um_per_px": 40}, b"x", PNG, 422, "um_per_px is 40"),
+    "um nan": (ASKED | {"um_per_px": "nan"}, b"x", PNG, 422, "um_per_px is nan"),
+    "um word": (ASKED | {"um_per_px": "half"}, b"x", PNG, 422, "um_per_px: "),
+    "gene": (ASKED | {"genes": "GENE44"}, b"x", PNG, 422, "did you mean GENE4?"),
+    "bins": (ASKED | {"bin_um": 9}, b"x", PNG, 422, "bin_um is 9; expected 15 to 72 (trained: 18)"),
+    "tiny": (ASKED, png(np.zeros((3, 3, 3), np.uint8)), PNG, 422, "expected at least one square of 18 µm"),
+    "large": (ASKED, png(np.zeros((1000, 1000, 3), np.uint8)), PNG, 413, "send it in parts"),
+    "real": (ASKED | {"tissue": "real"}, b"x", PNG, 403, "--allow-virtual-model"),
+    "format": (ASKED | {"format": "csv"}, b"x", PNG, 422, "format: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_answered_with_its_reason(client, name):
+    params, body, headers, status, word = WRONG[name]
+    response = client.post("/v1/predict", params=params, content=body, headers=headers)
+    assert response.status_code == status and word in response.json()["reason"], response.text
+    assert "virtual tissue" in response.headers["x-tario-banner"]
+
+
+def test_what_is_not_there_is_said(client):
+    assert client.get("/v2").status_code == 404 and client.get("/v1/predict").status_code == 405
+    assert client.get("/v1/genes").json()["genes"] == list(PANEL.symbols)
+    assert client.get("/v1/signature").json()["trained_on"] == "virtual"
+    described = client.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]
+    assert {"200", "401", "403", "408", "413", "415", "422", "429", "503"} <= described["responses"].keys()
+    assert set(described["requestBody"]["content"]) == {"image/png", "image/jpeg", RAW}
+
+
+def test_a_token_is_asked_for(engine):
+    client = Client(make_app(engine, Metrics(), token="secret"))
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+        response = client.get("/v1/genes", headers=headers)
+        assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+    assert client.get("/v1/genes", headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert client.get("/healthz").text == "ok\n" and client.get("/readyz").status_code == 200
+
+
+def test_requests_and_batches_are_counted_and_logged(bundle, section):
+    entries, metrics = [], Metrics()
+    engine = Engine(bundle, squares=(16,), rows=(4,), told=metrics.told)
+    engine.warm_up()
+    client = Client(make_app(engine, metrics, log=entries.append))
+    client.post("/v1/predict", params=ASKED, content=png(section.he()), headers=PNG | {"X-Request-Id": "mine"})
+    client.post("/v1/predict", params=ASKED | {"genes": "none"}, content=b"x", headers=PNG)
+    told = client.get("/metrics").text
+    engine.close()
+    assert 'tario_requests_total{path="/v1/predict",status="200"} 1.0' in told
+    assert 'tario_requests_total{path="/v1/predict",status="422"} 1.0' in told
+    done, refused, _ = entries
+    assert done["request"] == "mine" and done["status"] == 200 and done["squares"] == 80
+    assert f"tario_windows_total {float(done['windows'])}" in told and done["seconds"] > 0
+    assert "gene 'none'" in refused["reason"]
+    assert client.get("/readyz").status_code == 503
+
+
+def windows(number: int, squares: int, seed: int, side_px: int = 72) -> Windows:
+    rng = np.random.default_rng(seed)
+    he = rng.integers(0, 256, (number, side_px, side_px, 3)).astype(np.uint8)
+    xy_um = rng.uniform(9, 63, (number, squares, 2)).astype(np.float32)
+    return Windows(he, xy_um, np.full((number, squares), 18.0, np.float32))
+
+
+def test_windows_of_many_requests_come_back_to_their_own(bundle, engine):
+    """Of two numbers of squares and three of windows, asked at once from many threads; nothing is compiled for them."""
+    compiled = bundle.call._cache_size()
+    asked = [windows(1 + seed % 3, (3, 4, 16)[seed % 3], seed) for seed in range(24)]
+    found = [engine.submit(one, np.array([2, 0])) for one in asked]
+    answers = [one.result(60) for one in found]
+    assert bundle.call._cache_size() == compiled
+    for one, answer in zip(asked, answers, strict=True):
+        np.testing.assert_allclose(answer, bundle.predict(*one)[:, :, [2, 0]], rtol=1e-5)
+
+
+def slow(engine: Engine, seconds: float, fails: threading.Event | None = None):
+    run = engine._run
+
+    def later(*given):
+        time.sleep(seconds)
+        if fails is not None and fails.is_set():
+            raise RuntimeError("the device is gone")
+        return run(*given)
+
+    engine._run = later
+
+
+def test_a_full_queue_refuses_and_loses_nothing(bundle):
+    engine = Engine(bundle, squares=(4,), rows=(2,), most_waiting=4)
+    engine.warm_up()
+    slow(engine, 0.3)
+    accepted, refused = [], []
+    for seed in range(12):
+        one = windows(2, 4, seed)
+        try:
+            accepted.append((one, engine.submit(one)))
+        except Refusal as refusal:
+            refused.append(refusal)
+    assert len(accepted) >= 2 and len(refused) >= 6
+    assert all(refusal.status == 429 and refusal.retry_after_s >= 1 for refusal in refused)
+    closing = threading.Thread(target=engine.close)  # what was accepted is answered all the same
+    closing.start()
+    for one, answer in accepted:
+        np.testing.assert_allclose(answer.result(30), bundle.predict(*one), rtol=1e-5)
+    closing.join(30)
+    with pytest.raises(Refusal, match="the server is ending"):
+        engine.submit(windows(1, 4, 0))
+    with pytest.raises(Refusal, match="send it in parts"):
+        engine.submit(windows(5, 4, 0))
+
+
+def test_a_batch_that_fails_takes_no_other_with_it(bundle):
+    engine = Engine(bundle, squares=(4,), rows=(1,))
+    engine.warm_up()
+    fails = threading.Event()
+    slow(engine, 0.0, fails)
+    fails.set()
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        engine.submit(windows(3, 4, 0)).result(30)
+    fails.clear()
+    one = windows(2, 4, 1)
+    np.testing.assert_allclose(engine.submit(one).result(30), bundle.predict(*one), rtol=1e-5)
+    engine.close()
+
+
+# --- a process of its own
+
+
+@pytest.fixture
+def served(bundle, tmp_path):
+    """(base URL, the process) of `tario serve`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tario_jax.cli", "serve", str(bundle.folder), f"--port={port}", "--batch=2",
+               "--body-s=3", "--most-waiting=40"]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+        )
+    try:
+        for _ in range(600):
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}", process, tmp_path / "log"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_signal_ends_it_after_what_it_accepted(served, section):
+    url, process, log = served
+    body, answers = png(section.he()), []
+
+    def ask():
+        try:
+            response = httpx.post(f"{url}/v1/predict", params=ASKED, content=body, headers=PNG, timeout=60)
+            answers.append((response.status_code, len(response.content)))
+        except httpx.ConnectError:
+            answers.append(("refused", 0))
+
+    threads = [threading.Thread(target=ask) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    while not log.read_text().count('"status"') > 2:  # the first are answered, others wait
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(60)
+    assert process.wait(60) == 0
+    statuses = {status for status, _ in answers}
+    assert len(answers) == 24 and statuses <= {200, 429, "refused"} and 200 in statuses, answers
+    assert len({size for status, size in answers if status == 200}) == 1
+    entries = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    assert sum(entry["status"] == 200 and entry["path"] == "/v1/predict" for entry in entries) == sum(
+        status == 200 for status, _ in answers
+    )
+
+
+@pytest.mark.slow
+def test_slow_connections_are_told_and_stop_nobody(served, section):
+    """Some say nothing, others a body that never ends: 408 in time; meanwhile a good request is answered."""
+    url, process, _ = served
+    address = ("127.0.0.1", int(url.rpartition(":")[2]))
+    silent = [socket.create_connection(address) for _ in range(100)]
+    begun = [socket.create_connection(address) for _ in range(100)]
+    head = b"POST /v1/predict?um_per_px=0.5&tissue=virtual HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    for one in begun:
+        one.sendall(head + b"Content-Length: 1000\r\n\r\n\x89PNG")
+    response = httpx.post(f"{url}/v1/predict", params=ASKED, content=png(section.he()), headers=PNG, timeout=30)
+    assert response.status_code == 200
+    for one in silent + begun:
+        one.settimeout(30)
+        assert b" 408 " in one.recv(4096).split(b"\r\n")[0]
+        one.close()
+    assert process.poll() is None and httpx.get(f"{url}/healthz").text == "ok\n"
