@@ -1,0 +1,218 @@
+"""A server under load, beside the bare model: `measure_serving.py BUNDLE OUT.json`.
+
+Client and server share this machine, and talk over loopback. Images are one window each, raw pixels; every answer is
+held against what the bare bundle says of that image.
+
+* bare: windows a second of the bundle alone, batches of 8, before and after.
+* full: as many requests under way as keep batches full; windows a second of the server.
+* 70 %: requests at random times (Poisson), at seven tenths of that; latencies beside the time of a batch.
+* 300 %: three times as many as it can; what is answered, and the server's memory at the beginning and the end.
+* the end: SIGTERM under load; what was accepted is answered.
+"""
+
+import asyncio
+import collections
+import io
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from tario_jax.export.loader import Bundle
+
+BATCH, IMAGES, SECONDS = 8, 16, 20.0
+GENES = 8
+WRONG = 1e-4  # relative difference
+
+
+def main() -> None:
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    bundle = Bundle(folder)
+    images, expected, genes = made(bundle)
+    bare = [bare_rate(bundle, images)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tario_jax.cli", "serve", str(folder), f"--port={port}", f"--batch={BATCH}"]
+    log = out.with_suffix(".log").open("w+")
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    load = Load(f"http://127.0.0.1:{port}", images, expected, genes, bundle)
+    try:
+        wait(load.url, process)
+        asyncio.run(load.full(3.0))  # warm
+        full = asyncio.run(load.full(SECONDS))
+        calm = asyncio.run(load.at_rate(0.7 * full.rate, 2 * SECONDS))
+        before = memory_mib(process.pid)
+        storm = asyncio.run(load.at_rate(3 * full.rate, SECONDS))
+        after = memory_mib(process.pid)
+        end = asyncio.run(load.until_told(process))
+        status = process.wait(90)
+    finally:
+        process.kill()
+    bare.append(bare_rate(bundle, images))
+    bare_rates = statistics.mean(bare)
+    result = {
+        "bare": bare_rates, "served": full.rate, "share": full.rate / bare_rates,
+        "p50_s": float(np.quantile(calm.seconds, 0.5)), "p99_s": float(np.quantile(calm.seconds, 0.99)),
+        "batch_s": BATCH / bare_rates, "p99_in_batches": float(np.quantile(calm.seconds, 0.99)) * bare_rates / BATCH,
+        "wrong": full.wrong + calm.wrong + storm.wrong + end.wrong,
+        "lost": full.lost + calm.lost + storm.lost + end.lost,
+        "storm": {str(status): number for status, number in storm.statuses.items()},
+        "storm_others": sum(number for status, number in storm.statuses.items() if status not in (200, 429)),
+        "memory_growth_mib": after - before, "end_others": sum(
+            number for status, number in end.statuses.items() if status not in (200, 429, "refused")),
+        "end_status": status,
+    }  # fmt: skip
+    result["table"] = "\n".join((
+        f"bare, batches of {BATCH}: {bare[0]:.1f} and {bare[1]:.1f} windows/s; served: {full.rate:.1f} "
+        f"({result['share']:.2f} of it), {full.statuses[200]} answers",
+        f"at 70 %: p50 {result['p50_s']:.3f} s, p99 {result['p99_s']:.3f} s; a batch alone {result['batch_s']:.3f} s",
+        f"at 300 %: {dict(storm.statuses)}; memory {before:.0f} to {after:.0f} MiB",
+        f"SIGTERM under load: {dict(end.statuses)}, exit status {status}",
+        f"answers that were wrong: {result['wrong']}; requests without an answer: {result['lost']}",
+    ))  # fmt: skip
+    print(result["table"])
+    out.write_text(json.dumps(result))
+
+
+def made(bundle: Bundle):
+    """Images of one window, the rates that the bare bundle gives of chosen genes, and those genes."""
+    rng, side = np.random.default_rng(0), bundle.signature["window"]["side_px"]
+    images = rng.integers(0, 256, (IMAGES, side, side, 3)).astype(np.uint8)
+    genes = list(bundle.genes[:: max(1, len(bundle.genes) // GENES)][:GENES])
+    xy_um, side_um = squares(bundle, IMAGES)
+    rates = np.concatenate([bundle.predict(images[at : at + BATCH], xy_um[:BATCH], side_um[:BATCH])
+                            for at in range(0, IMAGES, BATCH)])  # fmt: skip
+    return images, rates[:, :, [bundle.genes.index(gene) for gene in genes]], genes
+
+
+def squares(bundle: Bundle, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    bin_um, window_um = bundle.signature["inputs"][2]["trained"][0], bundle.signature["window"]["side_um"]
+    at = (np.arange(int(window_um / bin_um + 1e-6)) + 0.5) * bin_um
+    y_um, x_um = np.meshgrid(at, at, indexing="ij")
+    xy_um = np.stack([x_um.ravel(), y_um.ravel()], 1).astype(np.float32)
+    return np.broadcast_to(xy_um, (rows, *xy_um.shape)), np.full((rows, len(xy_um)), bin_um, np.float32)
+
+
+def bare_rate(bundle: Bundle, images: np.ndarray) -> float:
+    xy_um, side_um = squares(bundle, BATCH)
+    bundle.predict(images[:BATCH], xy_um, side_um)
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS / 2:
+        at = done % (len(images) - BATCH + 1)
+        bundle.predict(images[at : at + BATCH], xy_um, side_um)
+        done += BATCH
+    return done / (time.perf_counter() - began)
+
+
+def wait(url: str, process: subprocess.Popen) -> None:
+    while process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.3)
+    raise SystemExit("the server ended before it was ready")
+
+
+def memory_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+class Tally:
+    """What became of a load."""
+
+    def __init__(self):
+        self.statuses: collections.Counter = collections.Counter()
+        self.seconds: list[float] = []
+        self.wrong = self.lost = 0
+        self.rate = 0.0
+
+
+class Load:
+    """Requests to one server, each answer checked."""
+
+    def __init__(self, url: str, images: np.ndarray, expected: np.ndarray, genes: list[str], bundle: Bundle):
+        window = bundle.signature["window"]
+        side_px = window["side_px"]
+        self.url, self._bodies, self._expected = url, [image.tobytes() for image in images], expected
+        self._params = {"um_per_px": window["um_per_px"], "tissue": bundle.signature["trained_on"], "format": "npz",
+                        "genes": ",".join(genes), "width_px": side_px, "height_px": side_px}  # fmt: skip
+        self._headers = {"content-type": "application/octet-stream"}
+
+    async def _one(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
+        at, began = number % len(self._bodies), time.perf_counter()
+        try:
+            response = await client.post(f"{self.url}/v1/predict", params=self._params, content=self._bodies[at],
+                                         headers=self._headers)  # fmt: skip
+        except httpx.ConnectError:
+            tally.statuses["refused"] += 1
+            return
+        except httpx.TransportError as error:
+            tally.statuses[type(error).__name__] += 1
+            tally.lost += 1
+            return
+        tally.statuses[response.status_code] += 1
+        if response.status_code == 200:
+            tally.seconds.append(time.perf_counter() - began)
+            rates = np.load(io.BytesIO(response.content))["rates"]
+            tally.wrong += not np.abs(rates / self._expected[at] - 1).max() < WRONG
+
+    @staticmethod
+    def _client() -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=2000, max_keepalive_connections=64)
+        return httpx.AsyncClient(timeout=120, limits=limits)
+
+    async def full(self, seconds: float) -> Tally:
+        """Three batches are always under way."""
+        tally, end, began = Tally(), time.perf_counter() + seconds, time.perf_counter()
+        async with self._client() as client:
+
+            async def worker(first: int) -> None:
+                number = first
+                while time.perf_counter() < end:
+                    await self._one(client, number, tally)
+                    number += 3 * BATCH
+
+            await asyncio.gather(*(worker(first) for first in range(3 * BATCH)))
+        tally.rate = tally.statuses[200] / (time.perf_counter() - began)
+        return tally
+
+    async def at_rate(self, rate: float, seconds: float) -> Tally:
+        tally, rng, begun = Tally(), np.random.default_rng(1), []
+        async with self._client() as client:
+            next_at = end = time.perf_counter()
+            end += seconds
+            while next_at < end:
+                await asyncio.sleep(max(0.0, next_at - time.perf_counter()))
+                begun.append(asyncio.create_task(self._one(client, len(begun), tally)))
+                next_at += rng.exponential(1 / rate)
+            await asyncio.gather(*begun)
+        return tally
+
+    async def until_told(self, process: subprocess.Popen) -> Tally:
+        """SIGTERM while batches are full; requests go on a little, then all are waited for."""
+        tally = Tally()
+        async with self._client() as client:
+            begun = []
+            for number in range(12 * BATCH):
+                begun.append(asyncio.create_task(self._one(client, number, tally)))
+                await asyncio.sleep(0.01)
+                if number == 5 * BATCH:
+                    process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*begun)
+        return tally
+
+
+if __name__ == "__main__":
+    main()
