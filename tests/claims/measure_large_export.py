@@ -71,9 +71,10 @@ def main() -> None:
             expected = expected.astype(ml_dtypes.bfloat16).astype(np.float32) if kind == "bfloat16" else expected
         wrong += not np.array_equal(found, expected)
     files, total_gb = len(set(index["weight_map"].values())), index["metadata"]["total_size"] / 1e9
-    table = (f"{written / 1e9:.1f} GB of float32 in {len(sizes)} arrays exported to {total_gb:.1f} GB in {files} files in "
-             f"{seconds:.0f} s; peak memory of the process {peak:.2f} GB; {wrong} of {min(LOOKED_AT, len(names))} arrays "
-             "looked at differ")  # fmt: skip
+    looked_at = min(LOOKED_AT, len(names))
+    table = (f"{written / 1e9:.1f} GB of float32 in {len(sizes)} arrays exported to {total_gb:.1f} GB in {files} files "
+             f"in {seconds:.0f} s; peak memory of the process {peak:.2f} GB; {wrong} of {looked_at} arrays looked at "
+             "differ")  # fmt: skip
     print(table)
     out.write_text(json.dumps({"peak_gb": peak, "seconds": seconds, "wrong": wrong, "table": table}))
 

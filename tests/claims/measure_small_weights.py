@@ -1,7 +1,7 @@
 """What smaller weights of a bundle cost in r: `measure_small_weights.py WORKDIR OUT.json`; WORKDIR holds run/.
 
-The quickstart, exported with float32, bfloat16 and int8 weights. Each bundle predicts the held-out sections; r in counts
-over the 100 genes of highest Moran's I in training sections, mean over sections and genes, less that of float32.
+The quickstart, exported with float32, bfloat16 and int8 weights. Each bundle predicts the held-out sections; r in
+counts over the 100 genes of highest Moran's I in training sections, mean over sections and genes, less that of float32.
 """
 
 import json
