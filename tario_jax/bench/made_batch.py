@@ -6,6 +6,7 @@ import numpy as np
 
 from tario_jax.config import Config
 from tario_jax.tokens.batch import Batch, Layout, tokenise
+from tario_jax.tokens.coarse import with_coarse
 from tario_jax.tokens.window import Bins, Window, grid_centres
 from tario_jax.train.aot import ENTRIES_PER_UM2
 
@@ -43,4 +44,5 @@ def _window(config: Config, detections: int, share_G: np.ndarray, rng: np.random
     entries = (key_E // genes, key_E % genes, count_E)
     found = Bins(x_um, y_um, data.bin_um, np.ones(bins), *(part.astype(np.int32) for part in entries), data.bin_um,
                  square=True)  # fmt: skip
-    return Window(data.window_um, he, found, np.ones(genes, bool))
+    window = Window(data.window_um, he, found, np.ones(genes, bool))
+    return with_coarse(window, found, data) if data.coarse_um else window

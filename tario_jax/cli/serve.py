@@ -53,14 +53,19 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{error.name} is not installed; pip install 'tario-jax[serve]'") from None
     from tario_jax.serve.cover import squares_of_window
     from tario_jax.serve.engine import Engine
-    from tario_jax.serve.server import serve
+    from tario_jax.serve.server import bind, serve
 
+    try:
+        bound = bind(options.host, options.port)
+    except OSError as error:
+        raise InputError(f"--host={options.host} --port={options.port}: {error.strerror or error}; give another "
+                         "one") from None  # fmt: skip
     try:
         bundle = Bundle(options.bundle)
     except BundleError as error:
         raise InputError(str(error)) from None
     window_um, side = bundle.signature["window"]["side_um"], bundle.signature["inputs"][2]
-    asked = options.bin_um or tuple(side["trained"])
+    asked = options.bin_um or (side["default"], *side["trained"])
     for side_um in asked:
         if not squares_of_window(window_um, side_um) or side_um > side["largest"]:
             raise InputError(f"--bin-um={side_um:g}: expected at most {side['largest']:g} µm")
@@ -76,8 +81,11 @@ def run(options: argparse.Namespace) -> int:
     say(f"serve: http://{options.host}:{options.port} ({bundle.signature['genes']:,} genes"
         + (f"; {bundle.banner}" if bundle.banner else "") + ")")  # fmt: skip
     # uvicorn ends what it accepted, and then hands the signal on: to this, so that the end is no failure
-    for told in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(told, lambda *_: None)
-    serve(app, host=options.host, port=options.port, drain_s=options.drain_s).run()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: None)
+    serve(app, bound, told=metrics.end, drain_s=options.drain_s)
+    if metrics.cut:
+        say(f"serve: ended; {metrics.cut} requests were cut off after {options.drain_s:g} s (--drain-s)")
+        return 1
     say("serve: ended; every accepted request was answered")
     return 0

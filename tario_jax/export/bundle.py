@@ -101,7 +101,7 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
     shutil.copy(Path(__file__).with_name("loader.py"), partial)
     (partial / "panel.tsv").write_text(provenance.panel.to_text())
     (partial / "genes.tsv").write_text(genes_table(provenance.panel, validation))
-    card = model_card(provenance, signature, validation, _report(workdir))
+    card = model_card(provenance, signature, validation, None if validation is None else _report(workdir, validation))
     (partial / "MODEL_CARD.md").write_text(card)
     if wanted.golden:
         signature["golden"] = {"file": "golden.npz", "tolerance": TOLERANCE[wanted.compute]}
@@ -139,7 +139,8 @@ class Exported:
                              "not; predict with 'tario predict'")  # fmt: skip
         built = build(dataclasses.replace(config.model, compute_dtype=wanted.compute), genes, config.data.patch_px,
                       content=not config.data.one_shot)  # fmt: skip
-        largest_um = wanted.largest_um or 4 * provenance.bin_um
+        most = max(4 * provenance.bin_um, *trained_um(provenance))
+        largest_um = wanted.largest_um or min(most, config.data.window_um)
         if largest_um > config.data.window_um:
             raise InputError(f"--largest-um={largest_um:g}: expected at most the window, {config.data.window_um:g} µm")
         found = cls(provenance, wanted, built, WindowShape.of(config.data, genes, largest_um),
@@ -159,7 +160,10 @@ class Exported:
         given = (jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
                  jax.ShapeDtypeStruct((rows, squares, 2), jnp.float32),
                  jax.ShapeDtypeStruct((rows, squares), jnp.float32))  # fmt: skip
-        return jax_export.export(jax.jit(self.rates), platforms=PLATFORMS)(self.tensors(), *given)
+        # float32 products are no float32 on a GPU or a TPU unless it is asked for
+        precise = "highest" if self.wanted.compute == "float32" else None
+        with jax.default_matmul_precision(precise):
+            return jax_export.export(jax.jit(self.rates), platforms=PLATFORMS)(self.tensors(), *given)
 
     def rates(self, tensors: dict[str, jax.Array], he, xy_um, side_um) -> jax.Array:
         values = {leaf.name: leaf.read(tensors) for leaf in self.leaves}
@@ -179,7 +183,7 @@ class Exported:
         return {
             "format": "tario bundle", "format_version": FORMAT_VERSION,
             "trained_on": provenance.trained_on,
-            "banner": VIRTUAL_BANNER if provenance.trained_on == "virtual" else "",
+            "banner": banner(provenance), "starts": [_start(start) for start in provenance.starts],
             "run": run, "checkpoint": checkpoint, "code": provenance.code,
             "panel_hash": provenance.panel.hash, "genes": len(provenance.panel),
             "window": {"side_px": side, "um_per_px": data.he_um_per_px, "side_um": data.window_um},
@@ -190,7 +194,7 @@ class Exported:
                 {"name": "xy_um", "shape": ["windows", "squares", 2], "dtype": "float32",
                  "unit": "µm from the window's upper left corner, x to the right, y downwards: centres of squares"},
                 {"name": "side_um", "shape": ["windows", "squares"], "dtype": "float32", "unit": "µm, sides of squares",
-                 "trained": list(data.trained_bins_um), "largest": largest_um},
+                 "default": provenance.bin_um, "trained": list(trained_um(provenance)), "largest": largest_um},
             ],
             "outputs": [{"name": "rates", "shape": ["windows", "squares", len(provenance.panel)], "dtype": "float32",
                          "unit": "expected detections in the square, of the genes of panel.tsv in order"}],
@@ -202,6 +206,24 @@ class Exported:
                     "reads_calling_conventions": [jax_export.minimum_supported_calling_convention_version,
                                                   jax_export.maximum_supported_calling_convention_version]},
         }  # fmt: skip
+
+
+def trained_um(provenance: Provenance) -> tuple[float, ...]:
+    """Sides of the squares that training drew; of spots alone, of the square of a spot's area."""
+    trained = provenance.config.data.trained_bins_um
+    return trained if provenance.bin_um in trained else (provenance.bin_um,)
+
+
+def banner(provenance: Provenance) -> str:
+    """What whoever sees a prediction must know; empty where there is nothing."""
+    if provenance.trained_on == "virtual":
+        return VIRTUAL_BANNER
+    virtual = [start["run"] for start in provenance.starts if start["trained_on"] == "virtual"]
+    return f"This model was pretrained on virtual tissue ({', '.join(virtual)})." if virtual else ""
+
+
+def _start(start: dict[str, Any]) -> dict[str, Any]:
+    return {name: start[name] for name in ("run", "step", "trained_on", "corpus_seal", "panel_hash")}
 
 
 def _seal(folder: Path) -> None:
@@ -222,9 +244,13 @@ def _validation(workdir: Path, provenance: Provenance, checkpoint: str) -> GeneV
     return found if found.about["checkpoint"] == checkpoint else None
 
 
-def _report(workdir: Path) -> dict[str, Any] | None:
+def _report(workdir: Path, validation: GeneValidation) -> dict[str, Any] | None:
+    """The evaluation's report, where it is the one that the table of genes is of."""
     path = workdir / "report.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    report = json.loads(path.read_text()) if path.exists() else {}
+    of = report.get("provenance", {})
+    same = all(of.get(name) == validation.about.get(name) for name in ("checkpoint", "corpus_seal"))
+    return report if same and of else None
 
 
 def _tenths(say: Callable[[str], None]) -> Callable[[int, int], None]:

@@ -34,15 +34,13 @@ def model_card(provenance: Provenance, signature: dict[str, Any], validation: Ge
     lines = [f"# {config.name}: from H&E to {len(provenance.panel):,} genes", ""]
     if signature["banner"]:
         lines += [f"> **{signature['banner']}**", ""]
-    if any(start["trained_on"] == "virtual" for start in provenance.starts) and kind != "virtual":
-        lines += ["> **It was pretrained on virtual tissue.**", ""]
     lines += [
         f"A model of tario-jax ({model_sizes(config, len(provenance.panel))}), exported from {signature['run']}, "
         f"checkpoint {signature['checkpoint']}, code {provenance.code}.",
         "", "## What it does", "",
         f"A window of {window['side_um']:g} µm of H&E at {window['um_per_px']:g} µm per px goes in; out comes the "
         "expected number of detections of every gene in squares of it. It was trained on squares of "
-        f"{', '.join(f'{side:g}' for side in config.data.trained_bins_um)} µm; others are read off, and were not "
+        f"{', '.join(f'{side:g}' for side in signature['inputs'][2]['trained'])} µm; others are read off, and were not "
         "measured.",
         "", "## What it was trained on", "",
         f"{kind} tissue: {len(provenance.train)} sections of {patients} patients, split by {provenance.split_by}; "

@@ -18,6 +18,8 @@ import numpy as np
 from jax import export
 from safetensors import safe_open
 
+FORMAT_VERSION = 1
+
 
 class BundleError(ValueError):
     """What is wrong with a bundle, and how to mend it, in one line."""
@@ -30,10 +32,14 @@ class Bundle:
         """check: also run the golden input. Raises `BundleError` for a bundle that is damaged or cannot run here."""
         self.folder = Path(folder)
         try:
-            files = json.loads((self.folder / "bundle.json").read_text())["files"]
+            about = json.loads((self.folder / "bundle.json").read_text())
+            files, version = about["files"], about["format_version"]
         except (OSError, ValueError, KeyError) as error:
             raise BundleError(f"{self.folder}: is no finished bundle ({type(error).__name__} in bundle.json); export "
                               "it again") from None  # fmt: skip
+        if version != FORMAT_VERSION:
+            raise BundleError(f"{self.folder}: is of format {version}, and this loader reads {FORMAT_VERSION}; take "
+                              "the loader.py that lies in it")  # fmt: skip
         for name, (size, sha256) in files.items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size or _sha256(path) != sha256:
@@ -48,8 +54,8 @@ class Bundle:
             raise BundleError(f"{self.folder}/panel.tsv: is panel {found}, and the weights are of panel "
                               f"{self.signature['panel_hash']}; copy the bundle again")  # fmt: skip
         self.parameters = {}
-        for path in sorted(self.folder.glob("params*.safetensors")):
-            with safe_open(path, framework="flax") as tensors:
+        for name in sorted(name for name in files if name.endswith(".safetensors")):
+            with safe_open(self.folder / name, framework="flax") as tensors:
                 self.parameters |= {name: tensors.get_tensor(name) for name in tensors.keys()}
         exported = export.deserialize(bytearray((self.folder / "model.stablehlo").read_bytes()))
         if jax.default_backend() not in (platforms := [{"cuda": "gpu"}.get(name, name) for name in exported.platforms]):

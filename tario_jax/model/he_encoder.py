@@ -87,7 +87,10 @@ class HEEncoder(nnx.Module):
         return density, jnp.clip(texture, -6.0, 6.0)
 
     def __call__(self, batch: Batch, dtype: jnp.dtype, hidden_BxTxP: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, T, P, d]. hidden: patches that no other token may know of; their own ones then say nothing."""
+        """Tokens [B, T, P, d].
+
+        hidden: patches that no other token may know of; then no token holds stored features, and theirs say nothing.
+        """
         density, texture = (jax.lax.stop_gradient(x) for x in self.looks(batch))
         if hidden_BxTxP is not None:  # the convolutions reach into the patches beside
             density = jnp.where(hidden_BxTxP[..., None, None, None], 0.0, density)
@@ -95,7 +98,9 @@ class HEEncoder(nnx.Module):
         known = project("btpf,fd->btpd", texture.astype(dtype), self.texture_in[...])
         known = _gelu(known, self.texture_bias[...])
         token += project("btpd,de->btpe", known, self.texture_hidden[...])
-        return token if self.frozen is None else token + self.frozen(batch.features_BxTxPxF, dtype)
+        if self.frozen is None or hidden_BxTxP is not None:  # stored features see far around their patch
+            return token
+        return token + self.frozen(batch.features_BxTxPxF, dtype)
 
     def _seen(self, density_BxTxPxYxXx3: jax.Array) -> jax.Array:
         """What the convolutions make of the pixels, [B, T, P, d]."""

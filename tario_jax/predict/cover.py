@@ -146,8 +146,8 @@ class BinPlaces:
                 f"{section.id}: is {section.width_um:.0f} x {section.height_um:.0f} µm; expected at least one bin of "
                 f"{data.bin_um:g} µm"
             )
-        self._number_YxX = np.full((self._rows, self._columns), -1)
-        self._number_YxX[row, column] = np.arange(len(row))
+        self.number_YxX = np.full((self._rows, self._columns), -1)
+        self.number_YxX[row, column] = np.arange(len(row))
         self.x_um_N, self.y_um_N = (column + 0.5) * data.bin_um, (row + 0.5) * data.bin_um
         self.size_um, self.pitch_um, self.per_tile = data.bin_um, data.bin_um, square_bins_per_tile(data)
         # else the bins of a turned window are others
@@ -173,7 +173,7 @@ class BinPlaces:
         """Numbers of the bins with these centres and sides."""
         del size_um
         bin_um = self._data.bin_um
-        return self._number_YxX[(y_um // bin_um).astype(int), (x_um // bin_um).astype(int)]
+        return self.number_YxX[(y_um // bin_um).astype(int), (x_um // bin_um).astype(int)]
 
 
 class NestedPlaces(BinPlaces):
@@ -182,7 +182,7 @@ class NestedPlaces(BinPlaces):
     def __init__(self, section, data: DataConfig):
         super().__init__(section, data)
         self.number_of_bins = len(self.x_um_N)
-        self.scales = [BinPlaces(section, data.of_one_scale(bin_um=side_um)) for side_um in data.coarse_um]
+        self.scales = [_Scale(self, side_um, data) for side_um in data.coarse_um]
         self.per_window += sum(scale.per_window for scale in self.scales)
         self.x_um_N, self.y_um_N = (np.concatenate([own, *(getattr(scale, name) for scale in self.scales)])
                                     for own, name in ((self.x_um_N, "x_um_N"), (self.y_um_N, "y_um_N")))  # fmt: skip
@@ -194,7 +194,7 @@ class NestedPlaces(BinPlaces):
         found[bins] = super().number(x_um[bins], y_um[bins], size_um[bins])
         for scale in self.scales:
             own = np.isclose(size_um, scale.size_um)
-            found[own] = first + scale.number(x_um[own], y_um[own], size_um[own])
+            found[own] = first + scale.number(x_um[own], y_um[own])
             first += len(scale.x_um_N)
         return found
 
@@ -203,6 +203,26 @@ class NestedPlaces(BinPlaces):
         """Of each place its scale: 0 the coarsest, the largest number that of the bins."""
         of_scales = [np.full(len(scale.x_um_N), number) for number, scale in enumerate(self.scales)]
         return np.concatenate([np.full(self.number_of_bins, len(self.scales)), *of_scales])
+
+
+class _Scale:
+    """Larger bins, those that windows of an image count (tokens/coarse.py): by the parts that count."""
+
+    def __init__(self, bins: BinPlaces, size_um: float, data: DataConfig):
+        self.size_um, parts = size_um, round(size_um / data.bin_um)
+        rows, columns = (-(-size // parts) for size in bins.number_YxX.shape)
+        area_YxX = np.zeros((rows * parts, columns * parts))
+        counted = bins.number_YxX >= 0
+        area_YxX[: counted.shape[0], : counted.shape[1]] = counted  # windows of an image predict whole bins
+        share_YxX = area_YxX.reshape(rows, parts, columns, parts).mean((1, 3))
+        row, column = np.nonzero(share_YxX >= data.min_measured - 1e-6)
+        self._number_YxX = np.full((rows, columns), -1)
+        self._number_YxX[row, column] = np.arange(len(row))
+        self.x_um_N, self.y_um_N = (column + 0.5) * size_um, (row + 0.5) * size_um
+        self.per_window = round(data.window_um / size_um) ** 2
+
+    def number(self, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
+        return self._number_YxX[(y_um // self.size_um).astype(int), (x_um // self.size_um).astype(int)]
 
 
 class SpotPlaces:

@@ -10,6 +10,8 @@ import contextlib
 import difflib
 import hmac
 import json
+import math
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +27,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tario_jax.serve import images
 from tario_jax.serve.answers import TYPES, encoded
@@ -39,6 +42,9 @@ _BANNER, _TRAINED_ON, _CHECKPOINT, _REQUEST = (
     "X-Tario-Checkpoint",
     "X-Request-Id",
 )
+_REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_COMPARED = 500  # symbols, with one that is unknown
+_GONE = 499  # of a client that did not wait, as nginx has it
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ class Limits:
     image_px: int = 64_000_000
     side_px: int = 20_000
     um_per_px: tuple[float, float] = (0.1, 1.2)
-    threads: int = 2  # that unpack images and pack answers
+    answer_bytes: int = 1 << 30  # of its rates
+    requests: int = 128  # under way at once
+    threads: int = 2  # that unpack images, and as many that pack answers
 
 
 class Reason(BaseModel):
@@ -81,6 +89,12 @@ class Metrics:
         self.batch_rows = Histogram("tario_batch_windows", "Windows of a batch", buckets=(1, 2, 4, 8, 16, 32),
                                     registry=self.registry)  # fmt: skip
         self.waiting = Gauge("tario_waiting_windows", "Windows in the queue", registry=self.registry)
+        self.ending = False
+        self.open, self.cut = 0, 0  # requests under way, and those that the end of the server cut off
+
+    def end(self) -> None:
+        """The server was told to end."""
+        self.ending = True
 
     def told(self, told: Told) -> None:
         self.windows.inc(told.rows)
@@ -93,13 +107,14 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
     """token: that requests to /v1 must bear; empty: none."""
     signature = engine.bundle.signature
     metrics.waiting.set_function(lambda: engine.waiting)
-    threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="image")
+    unpacking, packing = (ThreadPoolExecutor(limits.threads, thread_name_prefix=name) for name in ("unpack", "pack"))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         engine.close()  # every connection is closed by then
-        threads.shutdown()
+        unpacking.shutdown()
+        packing.shutdown()
 
     about = f"Expected detections of {signature['genes']:,} genes from H&E. {signature['banner']}".strip()
     app = FastAPI(title="tario serve", version=str(signature["format_version"]), lifespan=lifespan, description=about)
@@ -113,25 +128,10 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         if token and not hmac.compare_digest((given.credentials if given else "").encode(), token.encode()):
             raise Refusal(401, "this server asks for a bearer token: 'Authorization: Bearer …'")
 
-    @app.middleware("http")
-    async def observed(request: Request, call_next) -> Response:
-        began, name = time.monotonic(), request.headers.get(_REQUEST, "")[:64] or uuid.uuid4().hex
-        request.state.told = {}
-        response = await call_next(request)
-        known = request.scope.get("route")
-        path = getattr(known, "path", "other")
-        response.headers[_REQUEST] = name
-        for header, value in headers.items():
-            response.headers[header] = value
-        seconds = time.monotonic() - began
-        metrics.requests.labels(path, str(response.status_code)).inc()
-        metrics.seconds.labels(path).observe(seconds)
-        log({"request": name, "method": request.method, "path": request.url.path, "status": response.status_code,
-             "seconds": round(seconds, 4), **request.state.told})  # fmt: skip
-        return response
+    app.add_middleware(_Observed, headers=headers, metrics=metrics, log=log)
 
     def refused(status: int, reason: str, request: Request, further: dict[str, str] | None = None) -> JSONResponse:
-        request.state.told = getattr(request.state, "told", {}) | {"reason": reason}
+        told_of(request)["reason"] = reason
         return JSONResponse({"reason": reason}, status, headers=further)
 
     @app.exception_handler(Refusal)
@@ -152,15 +152,17 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
         return refused(error.status_code, str(error.detail), request, dict(error.headers or {}))
 
-    @app.get("/healthz", response_class=PlainTextResponse, tags=["server"])
+    @app.get("/healthz", response_class=PlainTextResponse, tags=["server"], responses={503: {"model": Reason}})
     async def healthz() -> str:
-        """The process lives."""
+        """The process lives, and so does what works for it."""
+        if not engine.alive:
+            raise Refusal(503, "a device has stopped working; start the server again")
         return "ok\n"
 
     @app.get("/readyz", response_class=PlainTextResponse, tags=["server"], responses={503: {"model": Reason}})
     async def readyz() -> str:
         """Everything is compiled, and requests are accepted."""
-        if not engine.ready:
+        if not engine.ready or metrics.ending:
             raise Refusal(503, "not ready")
         return "ready\n"
 
@@ -183,10 +185,8 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         return Genes(panel_hash=signature["panel_hash"], genes=list(engine.bundle.genes))
 
     position = {symbol: number for number, symbol in enumerate(engine.bundle.genes)}
-    least_um = min(side for side in np.arange(1.0, 4096.0) if squares_of_window(signature["window"]["side_um"], side)
-                   <= engine.squares[-1])  # fmt: skip
-    largest_um = signature["inputs"][2]["largest"]
-    trained_um = signature["inputs"][2]["trained"]
+    window_um, sides = signature["window"]["side_um"], signature["inputs"][2]
+    least_um = window_um / math.isqrt(engine.squares[-1])
 
     def positions(genes: str | None) -> np.ndarray | None:
         if genes is None:
@@ -194,7 +194,8 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         names = list(dict.fromkeys(name.strip() for name in genes.split(",")))
         for name in names:
             if name not in position:
-                near = difflib.get_close_matches(name, position, 1)
+                alike = [symbol for symbol in position if symbol[:1] == name[:1] and abs(len(symbol) - len(name)) < 2]
+                near = difflib.get_close_matches(name[:64], alike[:_COMPARED], 1)
                 raise Refusal(422, f"gene {name[:64]!r} is not in the panel of {len(position)} genes"
                                    + (f"; did you mean {near[0]}?" if near else ""))  # fmt: skip
         return np.array([position[name] for name in names])
@@ -248,42 +249,119 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         low, high = limits.um_per_px
         if not low <= um_per_px <= high:
             raise Refusal(422, f"um_per_px is {um_per_px:g}; expected {low:g} to {high:g}")
-        side_um = float(trained_um[0]) if bin_um is None else bin_um
-        if not least_um <= side_um <= largest_um:
-            raise Refusal(422, f"bin_um is {side_um:g}; expected {least_um:g} to {largest_um:g} (trained: "
-                               f"{', '.join(f'{side:g}' for side in trained_um)})")  # fmt: skip
+        side_um = float(sides["default"]) if bin_um is None else bin_um
+        if not least_um - 1e-6 <= side_um <= sides["largest"]:
+            raise Refusal(422, f"bin_um is {side_um:g}; expected {least_um:g} to {sides['largest']:g} (trained: "
+                               f"{', '.join(f'{side:g}' for side in sides['trained'])})")  # fmt: skip
         chosen_g = positions(genes)
-        body, loop = await body_of(request), asyncio.get_running_loop()
-        kind = request.headers.get("content-type", "")
+        if metrics.open > limits.requests:  # before anything of it is held
+            raise Refusal(429, f"{limits.requests} requests are under way; ask again later", retry_after_s=1)
+        body, kind = await body_of(request), request.headers.get("content-type", "")
 
-        def unpacked():
-            image = images.pixels_of(
-                body, kind, width_px, height_px, most_px=limits.image_px, longest_px=limits.side_px
-            )
-            extents = (size * um_per_px for size in image.shape[1::-1])
-            needed = windows_over(*extents, side_um, signature["window"]["side_um"], overlap)
+        def fits(width_px: int, height_px: int) -> None:
+            extents = [size * um_per_px for size in (width_px, height_px)]
+            needed = windows_over(*extents, side_um, window_um, overlap)
             if needed > engine.most_waiting:
                 raise Refusal(413, f"the image takes {needed} windows, and at most {engine.most_waiting} are taken at "
                                    "once; send it in parts")  # fmt: skip
+            number = len(position) if chosen_g is None else len(chosen_g)
+            size = 4 * needed * squares_of_window(window_um, side_um) * number
+            if size > limits.answer_bytes:
+                raise Refusal(413, f"rates of {number} genes in so many squares are {size / 1e6:.0f} MB; ask for fewer "
+                                   "genes, larger squares or less overlap, or send the image in parts")  # fmt: skip
+
+        def unpacked():
+            image = images.pixels_of(body, kind, width_px, height_px, most_px=limits.image_px,
+                                     longest_px=limits.side_px, check=fits)  # fmt: skip
             return cover_image(image, um_per_px, side_um, signature["window"], overlap)
 
-        windows, placed = await loop.run_in_executor(threads, unpacked)
-        request.state.told |= {"windows": len(windows.he_WxYxXx3), "squares": len(placed.x_um_S), "bytes": len(body)}
-        try:
-            async with asyncio.timeout(limits.answer_s):
-                rates_WxNxG = await asyncio.wrap_future(engine.submit(windows, chosen_g))
-        except TimeoutError:
-            raise Refusal(503, f"no answer within {limits.answer_s:g} s", retry_after_s=limits.answer_s) from None
+        async def answered() -> bytes:
+            loop = asyncio.get_running_loop()
+            windows, placed = await loop.run_in_executor(unpacking, unpacked)
+            told_of(request).update(windows=len(windows.he_WxYxXx3), squares=len(placed.x_um_S), bytes=len(body))
+            rates_WxNxG = await asyncio.wrap_future(engine.submit(windows, chosen_g))
+
+            def packed() -> bytes:
+                return encoded(format, placed.x_um_S, placed.y_um_S, blended(placed, rates_WxNxG), names, known)
+
+            return await loop.run_in_executor(packing, packed)
+
         names = list(engine.bundle.genes) if chosen_g is None else [engine.bundle.genes[g] for g in chosen_g]
         known = {name: signature[name] for name in ("trained_on", "banner", "checkpoint", "panel_hash")}
         known |= {"unit": "expected detections per square", "bin_um": f"{side_um:g}"}
-
-        def packed() -> bytes:
-            return encoded(format, placed.x_um_S, placed.y_um_S, blended(placed, rates_WxNxG), names, known)
-
-        return Response(await loop.run_in_executor(threads, packed), media_type=TYPES[format])
+        answer = asyncio.create_task(answered())
+        gone = asyncio.create_task(_disconnect(request))
+        try:
+            async with asyncio.timeout(limits.answer_s):
+                await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done():
+                    raise ClientDisconnect
+                return Response(await answer, media_type=TYPES[format])
+        except TimeoutError:
+            raise Refusal(503, f"no answer within {limits.answer_s:g} s", retry_after_s=limits.answer_s) from None
+        finally:
+            answer.cancel()
+            gone.cancel()
 
     return app
+
+
+def told_of(request: Request) -> dict[str, Any]:
+    """What the log shall say of a request beside what it says of each."""
+    return request.scope.setdefault("tario.told", {})
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client is gone; the body is read by then."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Observed:
+    """Around everything: headers, counts and a line of the log for each request, whatever becomes of it."""
+
+    def __init__(self, app, headers: dict[str, str], metrics: Metrics, log: Callable[[dict[str, Any]], None]):
+        self._app, self._metrics, self._log = app, metrics, log
+        self._headers = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+        given = dict(scope["headers"]).get(_REQUEST.lower().encode(), b"").decode("latin-1")
+        name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+        async def sending(message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = [*self._headers, (_REQUEST.lower().encode(), name.encode())]
+                message = message | {"headers": [*message.get("headers", ()), *own]}
+            await send(message)
+
+        told = scope.setdefault("tario.told", {})
+        self._metrics.open += 1
+        try:
+            await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            status, told["reason"] = _GONE, "the client went away"
+        except asyncio.CancelledError:
+            self._metrics.cut += 1
+            status, told["reason"] = _GONE, "cut off by the end of the server"
+            raise
+        except Exception as error:
+            told["reason"], told["error"] = "internal error", f"{type(error).__name__}: {error}"[:500]
+            if not status:
+                await JSONResponse({"reason": "internal error; the log says more"}, 500)(scope, receive, sending)
+        finally:
+            self._metrics.open -= 1
+            path = getattr(scope.get("route"), "path", "other")
+            seconds = time.monotonic() - began
+            self._metrics.requests.labels(path, str(status)).inc()
+            self._metrics.seconds.labels(path).observe(seconds)
+            self._log({"request": name, "method": scope["method"], "path": scope["path"][:200], "status": status,
+                       "seconds": round(seconds, 4), **told})  # fmt: skip
 
 
 def log_line(entry: dict[str, Any]) -> None:

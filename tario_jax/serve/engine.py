@@ -8,10 +8,11 @@ Axes: W windows of a request, N squares of a window, B rows of a batch, G genes.
 """
 
 import collections
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import NamedTuple
 
 import jax
@@ -43,7 +44,25 @@ class _Request:
     def __init__(self, windows: Windows, genes: np.ndarray | None):
         self.windows, self.genes = windows, genes
         self.found: list[np.ndarray | None] = [None] * len(windows.he_WxYxXx3)
-        self.left, self.done = len(self.found), Future()
+        self.left, self.done, self._lock = len(self.found), Future(), threading.Lock()
+
+    def add(self, window: int, rates_NxG: np.ndarray) -> None:
+        """Keeps a copy of what was asked: the batch that it lies in is let go."""
+        squares = self.windows.side_um_WxN.shape[1]
+        self.found[window] = np.array(rates_NxG[:squares] if self.genes is None else rates_NxG[:squares, self.genes])
+        with self._lock:  # windows of one request may be of several devices
+            self.left -= 1
+            if self.left:
+                return
+        if self.done.set_running_or_notify_cancel():  # from here on nobody can give it up
+            try:
+                self.done.set_result(np.stack(self.found))
+            except Exception as error:
+                self.done.set_exception(error)
+
+    def fail(self, error: Exception) -> None:
+        with contextlib.suppress(InvalidStateError):  # given up, or failed in another batch
+            self.done.set_exception(error)
 
 
 class Engine:
@@ -56,7 +75,7 @@ class Engine:
         """squares, rows: the fixed sizes of batches; most_waiting: windows in the queue, more are refused."""
         self.bundle, self.most_waiting = bundle, most_waiting
         self.squares, self.rows = tuple(sorted(squares)), tuple(sorted(rows))
-        self._told, self._closing, self._running = told, False, 0
+        self._told, self._closing = told, False
         self._waiting: collections.deque[tuple[_Request, int]] = collections.deque()
         self._changed = threading.Condition()
         self._seconds_a_window = 0.1
@@ -81,7 +100,12 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        return not self._closing and all(thread.is_alive() for thread in self._threads)
+        """Whether it takes requests."""
+        return not self._closing and self.alive
+
+    @property
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
@@ -101,7 +125,7 @@ class Engine:
                 raise Refusal(429, f"{len(self._waiting)} windows are waiting; ask again later",
                               retry_after_s=max(1.0, seconds))  # fmt: skip
             self._waiting.extend((request, window) for window in range(number))
-            self._changed.notify()
+            self._changed.notify_all()  # one request may be work for every device
         return request.done
 
     def close(self) -> None:
@@ -118,35 +142,32 @@ class Engine:
             began = time.monotonic()
             try:
                 rates = self._of_batch(device, batch)
+                for (request, window), of_window in zip(batch, rates, strict=True):
+                    request.add(window, of_window)
+                seconds = time.monotonic() - began
+                self._seconds_a_window = 0.9 * self._seconds_a_window + 0.1 * seconds / len(batch)
+                self._told(Told(len(batch), self._fixed(len(batch), self.rows), seconds))
             except Exception as error:  # those of this batch are told; the others go on
                 for request, _ in batch:
-                    if not request.done.done():
-                        request.done.set_exception(error)
-                continue
-            seconds = time.monotonic() - began
-            self._seconds_a_window = 0.9 * self._seconds_a_window + 0.1 * seconds / len(batch)
-            for (request, window), of_window in zip(batch, rates, strict=True):
-                squares = request.windows.side_um_WxN.shape[1]
-                of_window = of_window[:squares] if request.genes is None else of_window[:squares, request.genes]
-                request.found[window], request.left = of_window, request.left - 1
-                if not request.left and not request.done.done():
-                    request.done.set_result(np.stack(request.found))
-            self._told(Told(len(batch), self._fixed(len(batch), self.rows), seconds))
+                    request.fail(error)
 
     def _take(self) -> list[tuple[_Request, int]] | None:
         """The oldest windows of one number of squares; None where there are none and will be none."""
         with self._changed:
-            while not self._waiting and not self._closing:
+            while True:
+                while self._waiting and self._waiting[0][0].done.done():  # given up, or failed in another batch
+                    self._waiting.popleft()
+                if self._waiting:
+                    break
+                if self._closing:
+                    return None
                 self._changed.wait()
-            if not self._waiting:
-                return None
             wanted = self._squares_of(self._waiting[0][0])
             batch, others = [], []
             while self._waiting and len(batch) < self.rows[-1]:
                 entry = self._waiting.popleft()
-                if entry[0].done.done():  # given up, or failed in another batch
-                    continue
-                (batch if self._squares_of(entry[0]) == wanted else others).append(entry)
+                if not entry[0].done.done():
+                    (batch if self._squares_of(entry[0]) == wanted else others).append(entry)
             self._waiting.extendleft(reversed(others))
             return batch
 

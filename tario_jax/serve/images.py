@@ -2,9 +2,10 @@
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tario_jax.serve.refusal import Refusal
 
@@ -13,11 +14,16 @@ TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", RAW: ""}
 
 
 def pixels_of(body: bytes, content_type: str, width_px: int | None, height_px: int | None, *, most_px: int,
-              longest_px: int) -> np.ndarray:  # fmt: skip
-    """uint8 [H, W, 3]. width, height: of raw RGB bytes, row by row; of PNG and JPEG the file tells them."""
+              longest_px: int, check: Callable[[int, int], None] = lambda width_px, height_px: None
+              ) -> np.ndarray:  # fmt: skip
+    """uint8 [H, W, 3].
+
+    width, height: of raw RGB bytes, row by row; of PNG and JPEG the file tells them. check: is told an image's size
+    before it is unpacked, and may refuse it.
+    """
     kind = TYPES.get(content_type.partition(";")[0].strip().lower())
     if kind is None:
-        raise Refusal(415, f"content type is {content_type or 'absent'}; expected one of {', '.join(TYPES)}")
+        raise Refusal(415, f"content type is {content_type[:64] or 'absent'}; expected one of {', '.join(TYPES)}")
     if not kind:
         if width_px is None or height_px is None:
             raise Refusal(422, "raw pixels need width_px and height_px")
@@ -25,14 +31,20 @@ def pixels_of(body: bytes, content_type: str, width_px: int | None, height_px: i
         if len(body) != 3 * width_px * height_px:
             raise Refusal(422, f"the body holds {len(body)} bytes; {width_px} x {height_px} px of RGB are "
                                f"{3 * width_px * height_px}")  # fmt: skip
+        check(width_px, height_px)
         return np.frombuffer(body, np.uint8).reshape(height_px, width_px, 3)
     try:
         with warnings.catch_warnings():  # of Pillow about sizes and chunks: they are checked here, or end in an error
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(body), formats=(kind,)) as image:
                 _check_size(*image.size, most_px, longest_px)
+                check(*image.size)
                 return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Refusal:
+        raise
+    except Image.DecompressionBombError:
+        raise Refusal(413, f"the image has more than {most_px / 1e6:g} megapixels") from None
+    except Exception as error:  # whatever a broken file makes Pillow raise
         raise Refusal(422, f"the body is no {kind} that can be read ({type(error).__name__})") from None
 
 

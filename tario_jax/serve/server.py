@@ -1,44 +1,98 @@
-"""uvicorn with what it lacks: a time by which a connection must have said what it wants."""
+"""uvicorn with what it lacks: patience that ends, and an end that cuts nobody off."""
 
 import asyncio
+import functools
+import math
 import resource
+import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+_HEAD_BYTES = 1 << 19  # of a request's first line and headers: thousands of genes may be named
+_ACCEPTING_S = 1.0  # after SIGTERM: whoever sends us requests hears of it (/readyz) before we stop listening
+_READING_S = 0.3  # after that: what was sent before is read
 _LATE = (b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
          b"connection: close\r\n\r\n%s")  # fmt: skip
 
 
-def protocol(header_s: float) -> type[H11Protocol]:
-    """A connection whose first request is not there within `header_s` is told so, and closed."""
+def protocol(patience_s: float) -> type[H11Protocol]:
+    """A connection that owes a request, or the rest of one, for `patience_s` is told so and closed."""
 
     class Impatient(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._late = self.loop.call_later(header_s, self._end)
+            self._since = time.monotonic()
+            self._look = self.loop.call_later(patience_s, self._end)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._late.cancel()
+            self._look.cancel()
             super().connection_lost(exc)
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._since = time.monotonic()
+
         def _end(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
-                body = b'{"reason":"no request within %g s"}' % header_s
+            owes = self.cycle is None or self.cycle.response_complete
+            left_s = self._since + patience_s - time.monotonic() if owes else patience_s
+            if not owes or left_s > 0:
+                self._look = self.loop.call_later(max(left_s, 0.05), self._end)
+            elif not self.transport.is_closing():
+                body = b'{"reason":"no whole request within %g s"}' % patience_s
                 self.transport.write(_LATE % (len(body), body))
                 self.transport.close()
 
     return Impatient
 
 
-def serve(app: FastAPI, *, host: str, port: int, header_s: float = 10.0, drain_s: float = 60.0,
-          **options: Any) -> uvicorn.Server:  # fmt: skip
-    """A server that answers every accepted request before SIGTERM ends it, within `drain_s`; `.run()` serves."""
+class Server(uvicorn.Server):
+    """SIGTERM: `told` at once, a moment later no new connection, then what was accepted is answered."""
+
+    def __init__(self, config: uvicorn.Config, told: Callable[[], None]):
+        super().__init__(config)
+        self._told, self._signals = told, 0
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._signals += 1
+        self._told()
+        if self._signals > 1:  # in a hurry
+            super().handle_exit(sig, frame)
+            return
+        ending = functools.partial(super().handle_exit, sig, frame)
+        self._loop.call_soon_threadsafe(self._loop.call_later, _ACCEPTING_S, ending)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_READING_S)
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Raises `OSError` where the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host, port))
+    return bound
+
+
+def serve(app: FastAPI, bound: socket.socket, *, told: Callable[[], None] = lambda: None, patience_s: float = 10.0,
+          drain_s: float = 60.0) -> None:  # fmt: skip
+    """Serves until SIGTERM or SIGINT. told: is called at the signal."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:  # a connection is a file
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    config = uvicorn.Config(app, host=host, port=port, http=protocol(header_s), log_level="warning", access_log=False,
-                            timeout_graceful_shutdown=round(drain_s), backlog=4096, **options)  # fmt: skip
-    return uvicorn.Server(config)
+    config = uvicorn.Config(app, http=protocol(patience_s), log_level="warning", access_log=False, backlog=4096,
+                            timeout_graceful_shutdown=math.ceil(drain_s),
+                            h11_max_incomplete_event_size=_HEAD_BYTES)  # fmt: skip
+    Server(config, told).run([bound])

@@ -173,7 +173,8 @@ def pod_layout(config: Config, genes: int) -> Layout:
     data = config.data
     area_um2 = data.windows_per_row * data.window_um**2
     return make_layout(data, genes, bins_per_tile=square_bins_per_tile(data), largest_bin_um=data.largest_bin_um,
-                       count_capacity=data.count_capacity or math.ceil(ENTRIES_PER_UM2 * area_um2),
+                       count_capacity=data.count_capacity
+                       or math.ceil(ENTRIES_PER_UM2 * area_um2 * (1 + len(data.coarse_um))),
                        frozen_features=card_of(data.frozen_encoder).features if data.frozen_encoder else 0)  # fmt: skip
 
 

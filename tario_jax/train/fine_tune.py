@@ -82,6 +82,9 @@ class StartPoint:
         gives it, from the seed. A run that learns from H&E alone itself takes everything. Raises `InputError` as
         `parameters` does.
         """
+        if run.config.start.trained != "all":
+            raise InputError(f"{self.named}: learnt from H&E alone, and what asks for counts would stay as it begins "
+                             f"with start.trained={run.config.start.trained}; set start.trained=all")  # fmt: skip
         self._refuse_other_model(run)
         self._refuse_seen(run)
         built = build_of(self.provenance.config, len(self.provenance.panel), self.provenance.layout.frozen_features)

@@ -53,7 +53,7 @@ def resealed(folder: Path) -> Path:
     """As if what lies there now had been exported."""
     files = {path.name: [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
              for path in folder.iterdir() if path.name != "bundle.json"}  # fmt: skip
-    (folder / "bundle.json").write_text(json.dumps({"files": files}))
+    (folder / "bundle.json").write_text(json.dumps({"format_version": 1, "files": files}))
     return folder
 
 
@@ -118,7 +118,8 @@ def test_it_describes_itself(folder, bundle):
     assert signature["trained_on"] == "virtual" and "virtual tissue" in signature["banner"]
     assert signature["window"] == {"side_px": 72, "um_per_px": 1.0, "side_um": 72.0}
     assert [entry["name"] for entry in signature["inputs"]] == ["he", "xy_um", "side_um"]
-    assert signature["inputs"][2]["trained"] == [18.0] and signature["inputs"][2]["largest"] == 72.0
+    sides = signature["inputs"][2]
+    assert (sides["default"], sides["trained"], sides["largest"]) == (18.0, [18.0], 72.0) and signature["starts"] == []
     assert signature["parameters"].keys() == bundle.parameters.keys()
     assert not any("content" in name or "near" in name for name in bundle.parameters)  # one-shot reads none
     card = (folder / "MODEL_CARD.md").read_text()
@@ -163,6 +164,15 @@ def test_another_answer_than_the_golden_one_is_refused(copy):
     with pytest.raises(BundleError, match="golden input gives rates that are off by"):
         Bundle(resealed(copy))
     assert Bundle(copy, check=False).genes == PANEL.symbols
+
+
+def test_another_format_is_refused_and_further_files_are_not_read(copy):
+    (copy / "params-more.safetensors").write_bytes(b"nothing that was exported")
+    assert Bundle(copy, check=False).genes == PANEL.symbols
+    about = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps(about | {"format_version": 2}))
+    with pytest.raises(BundleError, match="is of format 2, and this loader reads 1"):
+        Bundle(copy)
 
 
 def test_an_unfinished_one_is_refused(copy, tmp_path):
@@ -255,3 +265,15 @@ def test_what_cannot_be_exported_is_refused(tiny_run, tmp_path):
     provenance = load(tiny_run).provenance
     he = dataclasses.replace(provenance.config, train=dataclasses.replace(provenance.config.train, learns="he"))
     assert "knows no gene" in refused(lambda: Exported.of(dataclasses.replace(provenance, config=he), Wanted()))
+
+
+def test_what_spots_and_starts_make_of_it(tiny_run):
+    """Of spots alone the square of a spot's area was trained; a start on virtual tissue is told of."""
+    provenance = load(tiny_run).provenance
+    start = provenance.as_start("elder", 7)
+    of_spots = dataclasses.replace(provenance, bin_um=88.6, trained_on="real", started_from=start)
+    assert bundles.trained_um(of_spots) == (88.6,) and bundles.trained_um(provenance) == (18.0,)
+    assert "pretrained on virtual tissue (elder)" in bundles.banner(of_spots)
+    assert bundles.banner(dataclasses.replace(of_spots, started_from=None)) == ""
+    wide = dataclasses.replace(of_spots, started_from=None)
+    assert Exported.of(wide, Wanted()).shape.patches_across == 9  # no larger than the window of 72 µm

@@ -13,6 +13,7 @@ from tario_jax.evaluate.decoding.section import even_shares, read_truth
 from tario_jax.predict import generate
 from tario_jax.predict.condition import Condition, predict_given
 from tario_jax.predict.generate import Steps, generate_section
+from tario_jax.predict.tissue import ImageSection
 
 ALL = np.arange(len(PANEL))
 
@@ -103,3 +104,21 @@ def test_a_model_without_larger_bins_is_refused(tiny_run, tiny_corpus, section, 
     assert "knows none" in message
     finer = refused(lambda: generate_section(reader, section, Steps(4, order="resolutions"), bin_um=9.0, **how))
     assert "learnt with 18 µm" in finer
+
+
+def test_coarse_places_are_those_that_windows_count(tiny_run):
+    """Whatever share of a bin must lie on the image: every place is in some window, and none is another's."""
+    for least in (0.5, 0.9):
+        predictor = made_reader(tiny_run, coarse_um=(36.0,), min_measured=least)
+        image = np.full((111, 161, 3), 128, np.uint8)
+        section = ImageSection(image, 1.0, genes=len(PANEL))
+        cover = predictor.cover(section, tissue="virtual", bin_um=None, overlap=0.5, coarse=True)
+        seen_N = np.zeros(len(cover), bool)
+        for windows, batch in cover.batches(4):
+            for row, window in enumerate(windows):
+                placed = cover.placed(batch, row, window)
+                sizes = batch.bin_size_um_BxTxN[row].ravel()[placed.slot_n]
+                assert (placed.number_n >= 0).all() and len(set(placed.number_n.tolist())) == len(placed.number_n)
+                assert ((sizes == 36.0) == (cover.places.scale_N[placed.number_n] == 0)).all()
+                seen_N[placed.number_n] = True
+        assert seen_N.all()

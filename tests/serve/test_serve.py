@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import httpx
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -119,7 +121,15 @@ def test_genes_and_forms_are_chosen(client, section):
         assert word in response.headers[header]
 
 
+def broken_png() -> bytes:
+    """A chunk after the pixels that Pillow trips over."""
+    whole = png(np.zeros((80, 80, 3), np.uint8))
+    empty = b"\0\0\0\0iCCP" + zlib.crc32(b"iCCP").to_bytes(4, "big")
+    return whole[:-12] + empty + whole[-12:]
+
+
 WRONG = {
+    "chunk": (ASKED, broken_png(), PNG, 422, "no PNG that can be read"),
     "text": (ASKED, b"no image", PNG, 422, "no PNG that can be read"),
     "torn": (ASKED, png(np.zeros((80, 80, 3), np.uint8))[:60], PNG, 422, "no PNG that can be read"),
     "empty": (ASKED, b"", PNG, 422, "the body is empty"),
@@ -134,7 +144,7 @@ WRONG = {
     "um nan": (ASKED | {"um_per_px": "nan"}, b"x", PNG, 422, "um_per_px is nan"),
     "um word": (ASKED | {"um_per_px": "half"}, b"x", PNG, 422, "um_per_px: "),
     "gene": (ASKED | {"genes": "GENE44"}, b"x", PNG, 422, "did you mean GENE4?"),
-    "bins": (ASKED | {"bin_um": 9}, b"x", PNG, 422, "bin_um is 9; expected 15 to 72 (trained: 18)"),
+    "bins": (ASKED | {"bin_um": 9}, b"x", PNG, 422, "bin_um is 9; expected 18 to 72 (trained: 18)"),
     "tiny": (ASKED, png(np.zeros((3, 3, 3), np.uint8)), PNG, 422, "expected at least one square of 18 µm"),
     "large": (ASKED, png(np.zeros((1000, 1000, 3), np.uint8)), PNG, 413, "send it in parts"),
     "real": (ASKED | {"tissue": "real"}, b"x", PNG, 403, "--allow-virtual-model"),
@@ -240,6 +250,76 @@ def test_a_full_queue_refuses_and_loses_nothing(bundle):
         engine.submit(windows(5, 4, 0))
 
 
+def test_requests_that_are_given_up_stop_nobody(bundle):
+    """Cancelled at any moment, also while their answer is put together."""
+    engine = Engine(bundle, squares=(4,), rows=(2,), most_waiting=64)
+    engine.warm_up()
+    stacked = []
+
+    class Slow(list):
+        def __iter__(self):
+            time.sleep(0.02)
+            stacked.append(1)
+            return super().__iter__()
+
+    for seed in range(20):
+        answer = engine.submit(windows(2, 4, seed))
+        request = next((request for request, _ in list(engine._waiting) if request.done is answer), None)
+        if request is not None:
+            request.found = Slow(request.found)
+        time.sleep(0.005 * (seed % 5))
+        answer.cancel()
+    assert engine.alive
+    one = windows(2, 4, 1)
+    np.testing.assert_allclose(engine.submit(one).result(30), bundle.predict(*one), rtol=1e-5)
+    engine.close()
+
+
+def test_every_device_works_on_one_request(bundle):
+    """Two devices, here one under two names: eight windows, a batch each, take half of the time of one device."""
+    seconds = {}
+    for devices in (1, 2):
+        engine = Engine(bundle, squares=(4,), rows=(1,), devices=jax.local_devices()[:1] * devices)
+        engine.warm_up()
+        slow(engine, 0.2)
+        one, began = windows(8, 4, 0), time.monotonic()
+        np.testing.assert_allclose(engine.submit(one).result(30), bundle.predict(*one), rtol=1e-5)
+        seconds[devices] = time.monotonic() - began
+        engine.close()
+    assert seconds[2] < 0.75 * seconds[1]
+
+
+def test_too_many_requests_are_refused_before_their_bodies_are_read(engine, section):
+    metrics = Metrics()
+    client = Client(make_app(engine, metrics, Limits(requests=0)))
+    response = client.post("/v1/predict", params=ASKED, content=png(section.he()), headers=PNG)
+    assert response.status_code == 429 and response.headers["retry-after"] == "1"
+    assert metrics.open == 0
+
+
+def test_an_answer_that_is_too_large_is_refused(engine, section):
+    client = Client(make_app(engine, Metrics(), Limits(answer_bytes=1000)))
+    response = client.post("/v1/predict", params=ASKED, content=png(section.he()), headers=PNG)
+    assert response.status_code == 413 and "ask for fewer genes" in response.json()["reason"]
+
+
+def test_an_error_within_is_told_and_logged(bundle, section):
+    entries = []
+    engine = Engine(bundle, squares=(16,), rows=(1,))
+    engine.warm_up()
+    fails = threading.Event()
+    fails.set()
+    slow(engine, 0.0, fails)
+    client = Client(make_app(engine, Metrics(), log=entries.append))
+    odd = PNG | {"X-Request-Id": "a" * 63 + " and more"}
+    response = client.post("/v1/predict", params=ASKED, content=png(section.he()), headers=odd)
+    assert response.status_code == 500 and "internal error" in response.json()["reason"]
+    assert entries[0]["error"] == "RuntimeError: the device is gone" and entries[0]["status"] == 500
+    assert response.headers["x-request-id"] == entries[0]["request"] and " " not in entries[0]["request"]
+    assert "virtual tissue" in response.headers["x-tario-banner"]
+    engine.close()
+
+
 def test_a_batch_that_fails_takes_no_other_with_it(bundle):
     engine = Engine(bundle, squares=(4,), rows=(1,))
     engine.warm_up()
@@ -324,7 +404,12 @@ def test_slow_connections_are_told_and_stop_nobody(served, section):
         one.sendall(head + b"Content-Length: 1000\r\n\r\n\x89PNG")
     response = httpx.post(f"{url}/v1/predict", params=ASKED, content=png(section.he()), headers=PNG, timeout=30)
     assert response.status_code == 200
-    for one in silent + begun:
+    second = socket.create_connection(address)  # says half of a second request
+    second.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    second.settimeout(30)
+    assert b" 200 " in second.recv(4096)
+    second.sendall(b"GET /hea")
+    for one in [*silent, *begun, second]:
         one.settimeout(30)
         assert b" 408 " in one.recv(4096).split(b"\r\n")[0]
         one.close()

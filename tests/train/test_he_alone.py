@@ -140,6 +140,8 @@ def test_what_it_is_not_for_is_refused(he_run, he_corpus, tiny_run):
     assert "learnt from counts" in refused(lambda: begin(he_config(start=StartConfig(str(tiny_run))), he_corpus))
     wider = tiny_config(start=StartConfig(str(he_run)), model={"width": 64})
     assert "model.width = 32, now 64" in refused(lambda: begin(wider, he_corpus))
+    frozen_trunk = tiny_config(start=StartConfig(str(he_run), "gene_tables"))
+    assert "set start.trained=all" in refused(lambda: begin(frozen_trunk, he_corpus))
     held_out = tiny_config(start=StartConfig(str(he_run)), split=SplitConfig(train=("A",), held_out=("B", "F")))
     assert "held out now: B" in refused(lambda: begin(held_out, he_corpus))
     assert "trains no genes" in refused(lambda: he_config(start=StartConfig("somewhere", "gene_tables")))
