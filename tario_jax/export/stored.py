@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint, read in parts: no array, and no model, is ever in memory as a whole."""
+"""The arrays of a checkpoint, read in parts: in memory is a part of an array, and a shard or two of the checkpoint."""
 
 import json
 from pathlib import Path

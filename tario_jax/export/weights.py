@@ -20,7 +20,7 @@ from tario_jax.train.optimiser import MATRICES
 
 KINDS = ("float32", "bfloat16", "int8")
 SCALE = ".scale"
-_PIECE_BYTES = 64 << 20
+_PIECE_BYTES = 512 << 20  # shards hold all layers of a part of a matrix: each piece reads every shard of its array
 
 
 class Leaf(NamedTuple):

@@ -25,8 +25,7 @@ from tario_jax.train.aot import pod_layout
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.seal import seal
 
-GENES, SHARDS, LOOKED_AT = 18963, 8, 40
-_ROWS_BYTES = 128 << 20
+GENES, SHARDS, LOOKED_AT = 18963, 32, 40
 
 
 def main() -> None:
@@ -96,21 +95,14 @@ def write_item(folder: Path, leaves: dict[str, tuple[int, ...]]) -> None:
         keys = name.split(".")
         tree[str(tuple(keys))] = {"key_metadata": [{"key": key, "key_type": 2} for key in keys],
                                   "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False}}  # fmt: skip
-        chunks = [1 if axis == 0 and len(shape) > 2 else -(-size // (SHARDS if axis == len(shape) - 1 else 1))
-                  for axis, size in enumerate(shape)]  # fmt: skip
-        if len(shape) == 2:
-            chunks[0] = min(shape[0], max(1, _ROWS_BYTES // (4 * shape[1])))
+        # as on a mesh with SHARDS devices along fsdp: a shard is all layers of a part of the second axis
+        axis = min(1, len(shape) - 1)
+        chunks = [-(-size // SHARDS) if number == axis else size for number, size in enumerate(shape)]
         kvstore = {"driver": "ocdbt", "base": f"file://{folder.resolve()}/", "path": f"{name}/"}
         metadata = {"shape": list(shape), "chunks": chunks, "dtype": "<f4", "compressor": None}
         spec = {"driver": "zarr", "kvstore": kvstore, "metadata": metadata}
         store = ts.open(spec, create=True, open=True).result()
-        rows = max(1, _ROWS_BYTES // (4 * max(1, math.prod(shape[1:])))) if shape else 1
-        if not shape:
-            store.write(rows_of(name, shape, 0, 1)).result()
-            continue
-        for first in range(0, shape[0], rows):
-            end = min(first + rows, shape[0])
-            store[first:end].write(rows_of(name, shape, first, end)).result()
+        store.write(rows_of(name, shape, 0, shape[0] if shape else 1)).result()
     (folder / "_METADATA").write_text(json.dumps({"tree_metadata": tree, "use_ocdbt": True, "use_zarr3": False}))
 
 
