@@ -12,15 +12,15 @@ SUMMARY = "a bundle behind HTTP: images in, rates of genes out"
 EXAMPLES = """
     tario serve bundle
     tario serve bundle --host=0.0.0.0 --port=8080 --bin-um=36,18 --most-waiting=256
-    TARIO_TOKEN=secret tario serve bundle
-    curl -s --data-binary @tile.png -H 'Content-Type: image/png' -o rates.npz \\
-        'localhost:8000/v1/predict?um_per_px=0.5&genes=EPCAM,PTPRC&format=npz'
+    tario serve bundle --batch=32 --answer-s=20 --drain-s=30
 """
 GROUPS_READ = ()
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that 'tario export' wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path,
+                        help="folder that 'tario export' wrote; a TARIO_TOKEN of the environment is asked of "
+                        "requests")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone")
     parser.add_argument("--port", type=int, default=8000, help="8000")
     parser.add_argument("--bin-um", type=sides, metavar="UM,…", default=(),
