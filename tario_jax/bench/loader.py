@@ -205,14 +205,13 @@ def _wait_share(config: Config, corpus: Corpus, source: BatchSource, steps: int,
     """(share of the time that the loop waits for its next batch, seconds a step), the first step not counted."""
     import jax
 
-    from tario_jax.model.build import build
+    from tario_jax.model.build import build_of
     from tario_jax.parallel.mesh import make_mesh
     from tario_jax.train.optimiser import make_optimiser
     from tario_jax.train.state import initial_state, make_train_step, to_devices
 
     mesh = make_mesh(config.mesh)
-    built = build(config.model, len(corpus.panel), config.data.patch_px, content=not config.data.one_shot,
-                  frozen=source.layout.frozen_features)  # fmt: skip
+    built = build_of(config, len(corpus.panel), source.layout.frozen_features)
     optimiser = make_optimiser(config.optim, config.train.steps, built)
     state = initial_state(built, optimiser, mesh, config.train.seed)
     train_step = make_train_step(built, optimiser, mesh, config.train.accumulate)

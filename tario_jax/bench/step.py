@@ -21,7 +21,7 @@ from tario_jax.bench.made_batch import made_batch
 from tario_jax.bench.phases import PHASES, PhaseSeconds, trace_phases
 from tario_jax.bench.rates import Sizes, matmul, measure_rates
 from tario_jax.config import BATCH_AXES, Config, InputError
-from tario_jax.model.build import build, model_sizes
+from tario_jax.model.build import build_of, model_sizes
 from tario_jax.model.decoder import compute_dtype
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.chips import Chip, Rates, chip_of_device
@@ -51,7 +51,7 @@ class _Ours:
         check_rows(self.mesh, config.data.rows, config.train.accumulate)
         check_tiles(batch.tile_BxT.shape[1], self.mesh.shape["context"])
         frozen = batch.features_BxTxPxF.shape[-1]
-        built = build(config.model, genes, config.data.patch_px, content=not config.data.one_shot, frozen=frozen)
+        built = build_of(config, genes, frozen)
         optimiser = make_optimiser(config.optim, config.train.steps, built)
         self.state: TrainState = initial_state(built, optimiser, self.mesh, config.train.seed)
         self.batch = to_devices(batch, self.mesh)

@@ -32,7 +32,7 @@ from tario_jax.config import InputError
 from tario_jax.export.card import genes_table, model_card
 from tario_jax.export.forward import WindowShape, window_rates
 from tario_jax.export.golden import golden_input
-from tario_jax.export.loader import Bundle
+from tario_jax.export.loader import FORMAT_VERSION, Bundle
 from tario_jax.export.stored import StoredLeaves
 from tario_jax.export.tensor_file import write_tensors
 from tario_jax.export.weights import KINDS, Leaf, leaves_of, tensors_of
@@ -44,7 +44,6 @@ from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.seal import checkpoint_id
 
-FORMAT_VERSION = 1
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of golden rates on another machine, by the type of arithmetic
 

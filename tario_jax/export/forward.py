@@ -18,11 +18,11 @@ from jax import lax
 from tario_jax.config import DataConfig
 from tario_jax.model.model import Tario
 from tario_jax.model.streams import Visibility
+from tario_jax.ops.attention.blockwise import LOWEST, dot
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility, visible
 from tario_jax.tokens.batch import Batch
 
 _BLOCK = 512  # most keys of a block
-_LOWEST = jnp.finfo(jnp.float32).min
 
 
 class WindowShape(NamedTuple):
@@ -142,8 +142,8 @@ def _attend(q_BxAxHxD, k_BxSxKxD, v_BxSxKxD, looking: QueryVisibility, keys: Key
         return jnp.concatenate([_by_keys(q_BxAxHxD[:, :patches], k_BxSxKxD, v_BxSxKxD, of_patches, keys), squares], 1)
     q, k, v = (x[:, :patches].reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (q_BxAxHxD, k_BxSxKxD, v_BxSxKxD))
     q = q.reshape(*q.shape[:3], k.shape[3], -1, q.shape[-1])
-    scores = _dot("btqkrd,btskd->btkrqs", q, k) * q.shape[-1] ** -0.5
-    out = _dot("btkrqs,btskd->btqkrd", jax.nn.softmax(scores, -1).astype(v.dtype), v).astype(q.dtype)
+    scores = dot("btqkrd,btskd->btkrqs", q, k) * q.shape[-1] ** -0.5
+    out = dot("btkrqs,btskd->btqkrd", jax.nn.softmax(scores, -1).astype(v.dtype), v).astype(q.dtype)
     return jnp.concatenate([out.reshape(*q_BxAxHxD[:, :patches].shape), squares], 1)
 
 
@@ -163,23 +163,18 @@ def _by_keys(q_BxNxHxD, k_BxSxKxD, v_BxSxKxD, looking: QueryVisibility, keys: Ke
     def one(carry, block):
         top, total, out = carry
         k, v, who = block
-        scores = _dot("bnkrd,bskd->bnkrs", q, k) * q.shape[-1] ** -0.5
+        scores = dot("bnkrd,bskd->bnkrs", q, k) * q.shape[-1] ** -0.5
         mask = visible(looking, who)[:, :, None, None]
-        scores = jnp.where(mask, scores, _LOWEST)
+        scores = jnp.where(mask, scores, LOWEST)
         new_top = jnp.maximum(top, scores.max(-1))
         weight = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0)
         shrink = jnp.exp(top - new_top)
-        part = _dot("bnkrs,bskd->bnkrd", weight.astype(v.dtype), v)
+        part = dot("bnkrs,bskd->bnkrd", weight.astype(v.dtype), v)
         return (new_top, shrink * total + weight.sum(-1), shrink[..., None] * out + part), None
 
-    start = (jnp.full_like(q[..., 0], _LOWEST, jnp.float32), jnp.zeros_like(q[..., 0], jnp.float32),
+    start = (jnp.full_like(q[..., 0], LOWEST, jnp.float32), jnp.zeros_like(q[..., 0], jnp.float32),
              jnp.zeros_like(q, jnp.float32))  # fmt: skip
     who = KeyVisibility(*(by_block(x, -1) for x in keys))
     (_, total, out), _ = lax.scan(one, start, (by_block(k_BxSxKxD, 0), by_block(v_BxSxKxD, 0), who))
     out = out / jnp.where(total == 0, 1, total)[..., None]
     return out.astype(q_BxNxHxD.dtype).reshape(q_BxNxHxD.shape)
-
-
-def _dot(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    precision = "highest" if a.dtype == jnp.float32 else None
-    return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=jnp.float32)

@@ -18,7 +18,7 @@ import numpy as np
 from jax import export
 from safetensors import safe_open
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of bundles
 
 
 class BundleError(ValueError):

@@ -78,7 +78,11 @@ class HiddenHE(nnx.Module):
 
 def hidden_patches(batch: Batch) -> jax.Array:
     """Patches that are to be predicted, bool [B, T, P]: within the image, and not of the first group."""
-    return (batch.bin_step_BxTxN > 1) & (batch.bin_measured_BxTxN > 0) & (batch.segment_BxT >= 0)[:, :, None]
+    return (batch.bin_step_BxTxN > 1) & _on_image(batch)
+
+
+def _on_image(batch: Batch) -> jax.Array:
+    return (batch.bin_measured_BxTxN > 0) & (batch.segment_BxT >= 0)[:, :, None]
 
 
 def _visibility(batch: Batch, *, local: bool) -> Visibility:
@@ -86,7 +90,7 @@ def _visibility(batch: Batch, *, local: bool) -> Visibility:
     B, T, _ = batch.bin_step_BxTxN.shape
     segment_BxTx1 = (jnp.broadcast_to(jnp.arange(T), (B, T)) if local else batch.segment_BxT)[:, :, None]
     hidden_BxTxP = hidden_patches(batch)
-    shown_BxTxP = (batch.bin_step_BxTxN == 1) & (batch.bin_measured_BxTxN > 0) & (batch.segment_BxT >= 0)[:, :, None]
+    shown_BxTxP = (batch.bin_step_BxTxN == 1) & _on_image(batch)
     shown, hidden = (jnp.where(which, segment_BxTx1, -1).reshape(B, -1) for which in (shown_BxTxP, hidden_BxTxP))
     step = jnp.zeros_like(shown)
     return Visibility(QueryVisibility(shown, step), QueryVisibility(hidden, step), KeyVisibility(shown, step))

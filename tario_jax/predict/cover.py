@@ -96,7 +96,7 @@ class Cover:
         slot_n = np.flatnonzero(batch.bin_measured_BxTxN[row].ravel() > 0)
         x, y = batch.bin_xy_um_BxTxNx2[row].reshape(-1, 2)[slot_n].astype(np.float64).T
         x_um, y_um = self.corners[window]
-        weight_n = _towards_middle(x, y, self.data.window_um)
+        weight_n = towards_middle(x, y, self.data.window_um)
         x, y = turn_places(x, y, self.data.window_um, -int(self._quarter_turns[window]), False)
         size_um_n = batch.bin_size_um_BxTxN[row].ravel()[slot_n]
         return Placed(slot_n, self.places.number(x + x_um, y + y_um, size_um_n), weight_n)
@@ -277,6 +277,6 @@ def covering(x_um_N: np.ndarray, y_um_N: np.ndarray, half_um: float, side_um: fl
     return [(float(x), float(y)) for y in starts(y_um_N) for x in starts(x_um_N)]
 
 
-def _towards_middle(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
+def towards_middle(x: np.ndarray, y: np.ndarray, side: float) -> np.ndarray:
     """Weight of a place in its window: 1 in the middle, falling smoothly, never 0."""
     return (np.sin(np.pi * x / side) * np.sin(np.pi * y / side)) ** 2 + 1e-3

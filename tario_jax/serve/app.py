@@ -260,7 +260,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
 
         def fits(width_px: int, height_px: int) -> None:
             extents = [size * um_per_px for size in (width_px, height_px)]
-            needed = windows_over(*extents, side_um, window_um, overlap)
+            needed = windows_over(*extents, side_um, signature["window"], overlap)
             if needed > engine.most_waiting:
                 raise Refusal(413, f"the image takes {needed} windows, and at most {engine.most_waiting} are taken at "
                                    "once; send it in parts")  # fmt: skip

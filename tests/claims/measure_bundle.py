@@ -14,6 +14,7 @@ import venv
 from pathlib import Path
 
 import numpy as np
+from measure_two_seeds import tario
 
 from tario_jax.config import DataConfig
 from tario_jax.model.model import Tario
@@ -78,10 +79,6 @@ def main() -> None:
     out.write_text(json.dumps(result))
 
 
-def tario(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "tario_jax.cli", *words], check=True)
-
-
 def random_windows(predictor: Predictor) -> dict[str, np.ndarray]:
     """Inputs and the model's own rates, batch by batch."""
     rng, found, done, at = np.random.default_rng(0), {}, 0, 0
@@ -127,7 +124,8 @@ def changed_bundle(bundle: Path, out: Path, how: str) -> Path:
         (out / "signature.json").write_text(json.dumps(signature))
     files = {path.name: [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
              for path in out.iterdir() if path.name != "bundle.json"}  # fmt: skip
-    (out / "bundle.json").write_text(json.dumps({"files": files}))
+    about = json.loads((out / "bundle.json").read_text())
+    (out / "bundle.json").write_text(json.dumps(about | {"files": files}))
     return out
 
 
