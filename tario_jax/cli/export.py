@@ -10,6 +10,7 @@ SUMMARY = "a checkpoint as a bundle: an exported function for CPU, GPU and TPU, 
 EXAMPLES = """
     tario export runs/quickstart --out=bundle
     tario export runs/quickstart --out=small --weights=int8
+    tario export runs/quickstart --out=for_onnx --onnx=1x49,8x49
     tario export runs/4b --out=large --weights=bfloat16 --compute=bfloat16 --no-golden
 """
 GROUPS_READ = ()
@@ -26,19 +27,23 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         "training")  # fmt: skip
     parser.add_argument("--no-golden", action="store_true",
                         help="without an input and its output, for a model larger than the memory here")  # fmt: skip
+    parser.add_argument("--onnx", default="", metavar="WINDOWSxSQUARES,…",
+                        help="also as ONNX, a file for each of these sizes")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     try:
         from tario_jax.export.bundle import Wanted, export_bundle
+        from tario_jax.export.onnx_file import OnnxSizes
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tario-jax[export]'") from None
 
-    wanted = Wanted(options.weights, options.compute, options.largest_um, not options.no_golden)
+    sizes = tuple(OnnxSizes.of(text) for text in options.onnx.split(",")) if options.onnx else ()
+    wanted = Wanted(options.weights, options.compute, options.largest_um, not options.no_golden, sizes)
     signature = export_bundle(options.workdir, options.out, wanted, say)
-    sizes = {path.name: path.stat().st_size for path in sorted(options.out.iterdir())}
-    table = "\n".join(f"{name:<40}{size / 1e6:>12,.2f} MB" for name, size in sizes.items())
+    of_files = {path.name: path.stat().st_size for path in sorted(options.out.iterdir())}
+    table = "\n".join(f"{name:<40}{size / 1e6:>12,.2f} MB" for name, size in of_files.items())
     banner = f"\n{signature['banner']}" if signature["banner"] else ""
     return finish(
-        options, f"{table}\nbundle: {options.out.resolve()}{banner}", {"signature": signature, "bytes": sizes}
+        options, f"{table}\nbundle: {options.out.resolve()}{banner}", {"signature": signature, "bytes": of_files}
     )

@@ -7,6 +7,7 @@
     panel.tsv genes.tsv  the genes in order; what is known of each from held-out patients
     MODEL_CARD.md        what it is, what it was trained on, what it may be used for
     golden.npz           an input and its output, checked whenever the bundle is loaded
+    model_8x49.onnx      where it was asked for: the same for ONNX Runtime, for 8 windows of 49 squares
     loader.py            reads all of this, without tario_jax
     bundle.json          size and SHA-256 of every file; written last
 
@@ -33,6 +34,7 @@ from tario_jax.export.card import genes_table, model_card
 from tario_jax.export.forward import WindowShape, window_rates
 from tario_jax.export.golden import golden_input
 from tario_jax.export.loader import FORMAT_VERSION, Bundle
+from tario_jax.export.onnx_file import OnnxSizes, need_onnx, onnx_rates, write_onnx
 from tario_jax.export.stored import StoredLeaves
 from tario_jax.export.tensor_file import write_tensors
 from tario_jax.export.weights import KINDS, Leaf, leaves_of, tensors_of
@@ -54,13 +56,14 @@ class Wanted:
 
     weights: how they are stored, of `weights.KINDS`; compute: type of the arithmetic; largest_um: side of the largest
     squares that it predicts, 0: four times those of training; golden: whether an input with its output goes along,
-    for which the model must fit the memory.
+    for which the model must fit the memory; onnx: the sizes that it is also written for as ONNX.
     """
 
     weights: str = "float32"
     compute: str = "float32"
     largest_um: float = 0.0
     golden: bool = True
+    onnx: tuple[OnnxSizes, ...] = ()
 
     def __post_init__(self):
         for name, known in (("weights", KINDS), ("compute", tuple(TOLERANCE))):
@@ -68,6 +71,9 @@ class Wanted:
                 raise InputError(f"--{name}={getattr(self, name)}: expected one of {', '.join(known)}")
         if self.largest_um < 0:
             raise InputError(f"--largest-um={self.largest_um:g}: expected a side in µm")
+        if self.onnx and self.compute != "float32":
+            raise InputError(f"--onnx with --compute={self.compute}: ONNX Runtime has no such arithmetic on a CPU; "
+                             "leave --compute out")  # fmt: skip
 
 
 def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Callable[[str], None] = print
@@ -78,6 +84,8 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
     """
     if out.exists():
         raise InputError(f"{out}: is there already; give another --out, or remove it")
+    if wanted.onnx:
+        need_onnx()
     workdir, step = find_checkpoint(workdir, say)
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
@@ -112,6 +120,10 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
         if not (np.isfinite(rates).all() and (rates > 0).all()):
             raise InputError(f"{workdir}: the model's rates are no numbers above 0; its training diverged")
         np.savez(partial / "golden.npz", **given, rates=rates)
+    if wanted.onnx:
+        _seal(partial)
+        signature["onnx"] = _write_onnx(partial, of_model, Bundle(partial, check=False), say)
+        (partial / "signature.json").write_text(json.dumps(signature, indent=1))
     _seal(partial)
     partial.rename(out)
     return signature
@@ -219,6 +231,22 @@ def banner(provenance: Provenance) -> str:
         return VIRTUAL_BANNER
     virtual = [start["run"] for start in provenance.starts if start["trained_on"] == "virtual"]
     return f"This model was pretrained on virtual tissue ({', '.join(virtual)})." if virtual else ""
+
+
+def _write_onnx(folder: Path, of_model: Exported, bundle: Bundle, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """A file for each of the sizes, held against the bundle; what the signature says of them."""
+    told = []
+    for sizes in of_model.wanted.onnx:
+        say(f"export: {sizes.file}, a minute or more")
+        given = golden_input(of_model.shape, of_model.provenance, *sizes)
+        write_onnx(folder / sizes.file, of_model.rates, bundle.parameters, given, bundle.signature, bundle.genes)
+        expected = bundle.predict(*given.values())
+        off = float(np.max(np.abs(onnx_rates(folder / sizes.file, given) - expected) / expected))
+        if not off <= TOLERANCE["float32"]:
+            raise InputError(f"--onnx: {sizes.file} says other rates than the model in ONNX Runtime, off by {off:.1e}; "
+                             "leave --onnx out, or try another version of jax2onnx")  # fmt: skip
+        told.append({"file": sizes.file, **sizes._asdict(), "largest_relative_difference": off})
+    return told
 
 
 def _start(start: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class Limits:
     side_px: int = 20_000
     um_per_px: tuple[float, float] = (0.1, 1.2)
     answer_bytes: int = 1 << 30  # of its rates
-    requests: int = 128  # under way at once
+    requests: int = 128  # worked on at once; those that are still being sent do not count
+    held_bytes: int = 1 << 29  # of the bodies of all requests
     threads: int = 2  # that unpack images, and as many that pack answers
 
 
@@ -91,6 +92,7 @@ class Metrics:
         self.waiting = Gauge("tario_waiting_windows", "Windows in the queue", registry=self.registry)
         self.ending = False
         self.open, self.cut = 0, 0  # requests under way, and those that the end of the server cut off
+        self.whole, self.held_bytes = 0, 0  # requests whose bodies are here, and what all bodies hold
 
     def end(self) -> None:
         """The server was told to end."""
@@ -200,23 +202,49 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
                                    + (f"; did you mean {near[0]}?" if near else ""))  # fmt: skip
         return np.array([position[name] for name in names])
 
-    async def body_of(request: Request) -> bytes:
+    def refuse_busy() -> None:
+        if metrics.whole >= limits.requests:
+            raise Refusal(429, f"{limits.requests} requests are under way; ask again later", retry_after_s=1)
+
+    @contextlib.asynccontextmanager
+    async def body_of(request: Request) -> AsyncIterator[bytes]:
+        """The body, as long as it is held."""
+        refuse_busy()  # before anything of it is held
         told = request.headers.get("content-length")
         if told is not None and told.isdecimal() and int(told) > limits.body_bytes:
             raise Refusal(413, f"the body has {told} bytes; expected at most {limits.body_bytes}")
-        pieces, size = [], 0
+        pieces: list[bytes] = []
+        try:
+            await read(request, pieces)
+            if not pieces:
+                raise Refusal(422, "the body is empty; expected an image")
+            refuse_busy()
+            pieces[:] = [b"".join(pieces)]
+            metrics.whole += 1
+            try:
+                yield pieces[0]
+            finally:
+                metrics.whole -= 1
+        finally:
+            metrics.held_bytes -= sum(map(len, pieces))
+
+    async def read(request: Request, pieces: list[bytes]) -> None:
+        size = 0
         try:
             async with asyncio.timeout(limits.body_s):
                 async for piece in request.stream():
+                    if not piece:
+                        continue
+                    pieces.append(piece)
                     size += len(piece)
+                    metrics.held_bytes += len(piece)
                     if size > limits.body_bytes:
                         raise Refusal(413, f"the body has more than {limits.body_bytes} bytes")
-                    pieces.append(piece)
+                    if metrics.held_bytes > limits.held_bytes:
+                        raise Refusal(429, f"bodies of {limits.held_bytes} bytes are held; ask again later",
+                                      retry_after_s=1)  # fmt: skip
         except TimeoutError:
             raise Refusal(408, f"the body was not sent within {limits.body_s:g} s") from None
-        if not size:
-            raise Refusal(422, "the body is empty; expected an image")
-        return b"".join(pieces)
 
     of_body = {"requestBody": {"required": True, "content": {
         kind: {"schema": {"type": "string", "format": "binary"}} for kind in images.TYPES
@@ -254,9 +282,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
             raise Refusal(422, f"bin_um is {side_um:g}; expected {least_um:g} to {sides['largest']:g} (trained: "
                                f"{', '.join(f'{side:g}' for side in sides['trained'])})")  # fmt: skip
         chosen_g = positions(genes)
-        if metrics.open > limits.requests:  # before anything of it is held
-            raise Refusal(429, f"{limits.requests} requests are under way; ask again later", retry_after_s=1)
-        body, kind = await body_of(request), request.headers.get("content-type", "")
+        kind = request.headers.get("content-type", "")
 
         def fits(width_px: int, height_px: int) -> None:
             extents = [size * um_per_px for size in (width_px, height_px)]
@@ -270,14 +296,14 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
                 raise Refusal(413, f"rates of {number} genes in so many squares are {size / 1e6:.0f} MB; ask for fewer "
                                    "genes, larger squares or less overlap, or send the image in parts")  # fmt: skip
 
-        def unpacked():
+        def unpacked(body: bytes):
             image = images.pixels_of(body, kind, width_px, height_px, most_px=limits.image_px,
                                      longest_px=limits.side_px, check=fits)  # fmt: skip
             return cover_image(image, um_per_px, side_um, signature["window"], overlap)
 
-        async def answered() -> bytes:
+        async def answered(body: bytes) -> bytes:
             loop = asyncio.get_running_loop()
-            windows, placed = await loop.run_in_executor(unpacking, unpacked)
+            windows, placed = await loop.run_in_executor(unpacking, unpacked, body)
             told_of(request).update(windows=len(windows.he_WxYxXx3), squares=len(placed.x_um_S), bytes=len(body))
             rates_WxNxG = await asyncio.wrap_future(engine.submit(windows, chosen_g))
 
@@ -289,19 +315,20 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         names = list(engine.bundle.genes) if chosen_g is None else [engine.bundle.genes[g] for g in chosen_g]
         known = {name: signature[name] for name in ("trained_on", "banner", "checkpoint", "panel_hash")}
         known |= {"unit": "expected detections per square", "bin_um": f"{side_um:g}"}
-        answer = asyncio.create_task(answered())
-        gone = asyncio.create_task(_disconnect(request))
-        try:
-            async with asyncio.timeout(limits.answer_s):
-                await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-                if not answer.done():
-                    raise ClientDisconnect
-                return Response(await answer, media_type=TYPES[format])
-        except TimeoutError:
-            raise Refusal(503, f"no answer within {limits.answer_s:g} s", retry_after_s=limits.answer_s) from None
-        finally:
-            answer.cancel()
-            gone.cancel()
+        async with body_of(request) as body:
+            answer = asyncio.create_task(answered(body))
+            gone = asyncio.create_task(_disconnect(request))
+            try:
+                async with asyncio.timeout(limits.answer_s):
+                    await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+                    if not answer.done():
+                        raise ClientDisconnect
+                    return Response(await answer, media_type=TYPES[format])
+            except TimeoutError:
+                raise Refusal(503, f"no answer within {limits.answer_s:g} s", retry_after_s=limits.answer_s) from None
+            finally:
+                answer.cancel()
+                gone.cancel()
 
     return app
 

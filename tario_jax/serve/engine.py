@@ -142,11 +142,11 @@ class Engine:
             began = time.monotonic()
             try:
                 rates = self._of_batch(device, batch)
-                for (request, window), of_window in zip(batch, rates, strict=True):
-                    request.add(window, of_window)
                 seconds = time.monotonic() - began
                 self._seconds_a_window = 0.9 * self._seconds_a_window + 0.1 * seconds / len(batch)
-                self._told(Told(len(batch), self._fixed(len(batch), self.rows), seconds))
+                self._told(Told(len(batch), self._fixed(len(batch), self.rows), seconds))  # before who waits goes on
+                for (request, window), of_window in zip(batch, rates, strict=True):
+                    request.add(window, of_window)
             except Exception as error:  # those of this batch are told; the others go on
                 for request, _ in batch:
                     request.fail(error)

@@ -297,6 +297,14 @@ def test_too_many_requests_are_refused_before_their_bodies_are_read(engine, sect
     assert metrics.open == 0
 
 
+def test_bodies_hold_no_more_than_there_is_room_for(engine, section):
+    metrics, body = Metrics(), png(section.he())
+    for held_bytes, status in ((len(body) - 1, 429), (len(body), 200)):
+        client = Client(make_app(engine, metrics, Limits(held_bytes=held_bytes)))
+        assert client.post("/v1/predict", params=ASKED, content=body, headers=PNG).status_code == status
+        assert metrics.held_bytes == metrics.whole == 0
+
+
 def test_an_answer_that_is_too_large_is_refused(engine, section):
     client = Client(make_app(engine, Metrics(), Limits(answer_bytes=1000)))
     response = client.post("/v1/predict", params=ASKED, content=png(section.he()), headers=PNG)
@@ -398,7 +406,7 @@ def test_slow_connections_are_told_and_stop_nobody(served, section):
     url, process, _ = served
     address = ("127.0.0.1", int(url.rpartition(":")[2]))
     silent = [socket.create_connection(address) for _ in range(100)]
-    begun = [socket.create_connection(address) for _ in range(100)]
+    begun = [socket.create_connection(address) for _ in range(200)]  # more than are worked on at once
     head = b"POST /v1/predict?um_per_px=0.5&tissue=virtual HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     for one in begun:
         one.sendall(head + b"Content-Length: 1000\r\n\r\n\x89PNG")
