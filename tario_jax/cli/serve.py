@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tario-jax[serve]'") from None
     from tario_jax.serve.cover import squares_of_window
-    from tario_jax.serve.engine import Engine
+    from tario_jax.serve.engine import Engine, batch_sizes
     from tario_jax.serve.server import bind, serve
 
     try:
@@ -69,10 +69,10 @@ def run(options: argparse.Namespace) -> int:
     for side_um in asked:
         if not squares_of_window(window_um, side_um) or side_um > side["largest"]:
             raise InputError(f"--bin-um={side_um:g}: expected at most {side['largest']:g} µm")
-    rows = [1 << power for power in range(options.batch.bit_length()) if 1 << power < options.batch] + [options.batch]
     metrics = Metrics()
-    engine = Engine(bundle, squares={squares_of_window(window_um, side_um) for side_um in asked}, rows=rows,
-                    most_waiting=options.most_waiting, told=metrics.told)  # fmt: skip
+    squares = {squares_of_window(window_um, side_um) for side_um in asked}
+    engine = Engine(bundle, squares=squares, rows=batch_sizes(options.batch), most_waiting=options.most_waiting,
+                    told=metrics.told)  # fmt: skip
     engine.warm_up(say)
     limits = Limits(body_bytes=round(options.most_megabytes * 1e6), body_s=options.body_s, answer_s=options.answer_s,
                     image_px=round(options.most_megapixels * 1e6))  # fmt: skip

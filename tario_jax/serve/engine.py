@@ -65,6 +65,12 @@ class _Request:
             self.done.set_exception(error)
 
 
+def batch_sizes(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12 and so on, and `most`: at most a third of a batch is padding."""
+    powers = [1 << power for power in range(most.bit_length())]
+    return sorted({size for power in powers for size in (power, power * 3 // 2) if size < most} | {most})
+
+
 class Engine:
     """Runs a bundle on all of `devices`. `close` answers what was accepted."""
 

@@ -25,7 +25,7 @@ from tario_jax.export.bundle import Wanted, export_bundle
 from tario_jax.export.loader import Bundle
 from tario_jax.predict.predictor import Predictor, load
 from tario_jax.serve.app import Limits, Metrics, make_app
-from tario_jax.serve.engine import Engine, Windows
+from tario_jax.serve.engine import Engine, Windows, batch_sizes
 from tario_jax.serve.images import RAW
 from tario_jax.serve.refusal import Refusal
 
@@ -224,6 +224,13 @@ def slow(engine: Engine, seconds: float, fails: threading.Event | None = None):
         return run(*given)
 
     engine._run = later
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 3, 4, 6, 8]), (10, [1, 2, 3, 4, 6, 8, 10])]
+)
+def test_sizes_of_batches(most, sizes):
+    assert batch_sizes(most) == sizes
 
 
 def test_a_full_queue_refuses_and_loses_nothing(bundle):
