@@ -188,7 +188,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
 
     position = {symbol: number for number, symbol in enumerate(engine.bundle.genes)}
     window_um, sides = signature["window"]["side_um"], signature["inputs"][2]
-    least_um = window_um / math.isqrt(engine.squares[-1])
+    beyond = math.isqrt(engine.squares[-1]) + 1  # so many squares along a window are too many; a part of one may be left
 
     def positions(genes: str | None) -> np.ndarray | None:
         if genes is None:
@@ -278,8 +278,9 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         if not low <= um_per_px <= high:
             raise Refusal(422, f"um_per_px is {um_per_px:g}; expected {low:g} to {high:g}")
         side_um = float(sides["default"]) if bin_um is None else bin_um
-        if not least_um - 1e-6 <= side_um <= sides["largest"]:
-            raise Refusal(422, f"bin_um is {side_um:g}; expected {least_um:g} to {sides['largest']:g} (trained: "
+        if not (0 < side_um <= sides["largest"] and window_um / side_um + 1e-6 < beyond):
+            raise Refusal(422, f"bin_um is {side_um:g}; expected more than {window_um / beyond:g}, at most "
+                               f"{sides['largest']:g} (trained: "
                                f"{', '.join(f'{side:g}' for side in sides['trained'])})")  # fmt: skip
         chosen_g = positions(genes)
         kind = request.headers.get("content-type", "")
