@@ -140,7 +140,19 @@ def broken_png() -> bytes:
     return whole[:-12] + empty + whole[-12:]
 
 
+def test_what_is_transparent_is_glass(client, section):
+    he = section.he()
+    shown = np.zeros((*he.shape[:2], 4), np.uint8)
+    shown[:, 40:] = np.dstack([he[:, 40:], np.full((he.shape[0], he.shape[1] - 40), 255, np.uint8)])
+    glass = he.copy()
+    glass[:, :40] = 255
+    found = [rates_of(client.post("/v1/predict", params=ASKED, content=png(image), headers=PNG))
+             for image in (shown, glass)]  # fmt: skip
+    np.testing.assert_array_equal(*found)
+
+
 WRONG = {
+    "grey": (ASKED, png(np.full((80, 80), 20000, np.uint16)), PNG, 422, "grey of more than 8 bits"),
     "chunk": (ASKED, broken_png(), PNG, 422, "no PNG that can be read"),
     "text": (ASKED, b"no image", PNG, 422, "no PNG that can be read"),
     "torn": (ASKED, png(np.zeros((80, 80, 3), np.uint8))[:60], PNG, 422, "no PNG that can be read"),
