@@ -18,6 +18,8 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pytest
+import uvicorn
+from fastapi import FastAPI, Response
 from PIL import Image
 from tiny_tissue import PANEL
 
@@ -29,6 +31,7 @@ from tario_jax.serve.cover import squares_of_window
 from tario_jax.serve.engine import Engine, Windows
 from tario_jax.serve.images import RAW
 from tario_jax.serve.refusal import Refusal
+from tario_jax.serve.server import bind, protocol
 
 PNG = {"content-type": "image/png"}
 ASKED = {"um_per_px": 0.5, "tissue": "virtual", "format": "npz"}
@@ -366,6 +369,65 @@ def test_a_batch_that_fails_takes_no_other_with_it(bundle):
     engine.close()
 
 
+def test_a_request_that_the_end_cuts_off_is_told(bundle, section):
+    """As is everything, with the banner."""
+    metrics, engine = Metrics(), Engine(bundle, squares=(16,), rows=(1,))  # not begun: nothing is answered
+    app, said, body = make_app(engine, metrics), [], png(section.he())
+
+    async def cut() -> None:
+        given = [{"type": "http.request", "body": body}]
+
+        async def receive():
+            return given.pop() if given else await asyncio.Event().wait()
+
+        async def send(message):
+            said.append(message)
+
+        asked = "&".join(f"{name}={value}" for name, value in ASKED.items()).encode()
+        scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": asked, "headers": [
+            (b"content-type", b"image/png")]}  # fmt: skip
+        task = asyncio.create_task(app(scope, receive, send))
+        while not engine.waiting:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cut())
+    assert said[0]["status"] == 503 and b"x-tario-banner" in dict(said[0]["headers"]) and metrics.cut == 1
+    assert b"ended before the answer" in said[1]["body"]
+
+
+def test_what_is_said_without_the_app_bears_the_banner_and_untaken_answers_are_let_go():
+    app = FastAPI()
+    app.add_api_route("/", lambda: Response(bytes(32 << 20)))
+    config = uvicorn.Config(app, http=protocol(0.5, [(b"x-tario-banner", b"a word")]), log_level="error")
+    server, bound = uvicorn.Server(config), bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([bound],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    address, ask = bound.getsockname(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    for sent, status in ((b"no request\r\n\r\n", b" 400 "), (b"GET /", b" 408 ")):
+        with socket.create_connection(address, timeout=20) as connection:
+            connection.sendall(sent)
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # noqa: B023
+        assert status in answer and b"x-tario-banner: a word" in answer and b'{"reason": ' in answer
+    took = httpx.get(f"http://127.0.0.1:{address[1]}/")
+    assert len(took.content) == 32 << 20
+    with socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        silent.connect(address)
+        silent.sendall(ask)
+        end, held = time.monotonic() + 20, []
+        while time.monotonic() < end and not (held and held[-1] == 0 < max(held)):
+            held.append(sum(one.transport.get_write_buffer_size() for one in list(server.server_state.connections)))
+            time.sleep(0.02)
+    assert max(held) > 16 << 20 and held[-1] == 0
+    server.should_exit = True
+    thread.join(20)
+
+
 # --- a process of its own
 
 
@@ -439,10 +501,14 @@ def test_slow_connections_are_told_and_stop_nobody(served, section):
     second = socket.create_connection(address)  # says half of a second request
     second.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     second.settimeout(30)
-    assert b" 200 " in second.recv(4096)
+    answer = b""
+    while not answer.endswith(b"ok\n"):  # head and body may come one after the other
+        answer += second.recv(4096)
+    assert b" 200 " in answer
     second.sendall(b"GET /hea")
     for one in [*silent, *begun, second]:
         one.settimeout(30)
-        assert b" 408 " in one.recv(4096).split(b"\r\n")[0]
+        answer = one.recv(4096)
+        assert b" 408 " in answer.split(b"\r\n")[0] and b"virtual tissue" in answer
         one.close()
     assert process.poll() is None and httpx.get(f"{url}/healthz").text == "ok\n"
