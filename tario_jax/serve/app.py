@@ -369,6 +369,8 @@ class _Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = [*self._headers, (_REQUEST.lower().encode(), name.encode())]
+                if self._metrics.ending:  # else a next request may be on its way when the connection is closed
+                    own.append((b"connection", b"close"))
                 message = message | {"headers": [*message.get("headers", ()), *own]}
             await send(message)
 

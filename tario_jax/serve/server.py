@@ -1,6 +1,7 @@
 """uvicorn with what it lacks: patience that ends, and an end that cuts nobody off."""
 
 import asyncio
+import contextlib
 import functools
 import http
 import json
@@ -99,8 +100,17 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        waiting = []  # connections that the kernel took for us, under load as many as asked in the last moment
+        for listening in sockets or ():
+            with contextlib.suppress(OSError):  # no more of them
+                while True:
+                    waiting.append(listening.accept()[0])
         for server in self.servers:
             server.close()
+        made = functools.partial(self.config.http_protocol_class, config=self.config, server_state=self.server_state,
+                                 app_state=self.lifespan.state)  # fmt: skip
+        for connection in waiting:
+            await self._loop.connect_accepted_socket(made, connection)
         await asyncio.sleep(_READING_S)
         await super().shutdown(sockets)
 

@@ -1,6 +1,7 @@
 """A bundle behind HTTP: answers are the model's, mistakes are 4xx with a reason, nothing that was accepted is lost."""
 
 import asyncio
+import collections
 import dataclasses
 import io
 import json
@@ -31,7 +32,7 @@ from tario_jax.serve.cover import squares_of_window
 from tario_jax.serve.engine import Engine, Windows
 from tario_jax.serve.images import RAW
 from tario_jax.serve.refusal import Refusal
-from tario_jax.serve.server import bind, protocol
+from tario_jax.serve.server import Server, bind, protocol
 
 PNG = {"content-type": "image/png"}
 ASKED = {"um_per_px": 0.5, "tissue": "virtual", "format": "npz"}
@@ -426,6 +427,47 @@ def test_what_is_said_without_the_app_bears_the_banner_and_untaken_answers_are_l
     assert max(held) > 16 << 20 and held[-1] == 0
     server.should_exit = True
     thread.join(20)
+
+
+def test_the_end_loses_nobody_who_keeps_asking(bundle):
+    """Clients ask again at once, on the same connection where they may: each request is answered, or not taken."""
+    metrics = Metrics()
+    app = make_app(Engine(bundle, squares=(16,), rows=(1,)), metrics)
+    config = uvicorn.Config(app, http=protocol(10.0, []), log_level="error", timeout_graceful_shutdown=10)
+    server, bound = Server(config, metrics.end), bind("127.0.0.1", 0)
+    address, found = bound.getsockname(), collections.Counter()
+    thread = threading.Thread(target=server.run, args=([bound],))
+    thread.start()
+
+    async def ask() -> None:
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(*address)
+            except ConnectionError:
+                return
+            try:
+                head = b""
+                while b"connection: close" not in head.lower():
+                    writer.write(b"GET /v1/genes HTTP/1.1\r\nHost: x\r\n\r\n")
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    size = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+                    await reader.readexactly(int(size.split(b":")[1]))
+                    found["answered"] += 1
+            except (ConnectionError, asyncio.IncompleteReadError):
+                found["lost"] += 1
+            writer.close()
+
+    async def every() -> None:
+        asked = [asyncio.create_task(ask()) for _ in range(32)]
+        await asyncio.sleep(0.5)
+        server.handle_exit(signal.SIGTERM, None)
+        await asyncio.gather(*asked)
+
+    while not server.started:
+        time.sleep(0.02)
+    asyncio.run(every())
+    thread.join(20)
+    assert found["answered"] > 32 and not found["lost"], found
 
 
 # --- a process of its own
