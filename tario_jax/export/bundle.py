@@ -89,6 +89,7 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
     workdir, step = find_checkpoint(workdir, say)
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
+    checkpoint = checkpoint_id(workdir, step)  # now: a run that still trains may remove it
     of_model = Exported.of(provenance, wanted)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -103,8 +104,8 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
     tensors = [tensor for leaf in of_model.leaves for tensor in
                tensors_of(leaf, wanted.weights, stored["calibration." if leaf.is_statistic else ""])]  # fmt: skip
     write_tensors(partial, "params", tensors, progress=_tenths(say))
-    validation = _validation(workdir, provenance, checkpoint_id(workdir, step))
-    signature = of_model.signature(exported, checkpoint_id(workdir, step), workdir.resolve().name)
+    validation = _validation(workdir, provenance, checkpoint)
+    signature = of_model.signature(exported, checkpoint, workdir.resolve().name)
     shutil.copy(Path(__file__).with_name("loader.py"), partial)
     (partial / "panel.tsv").write_text(provenance.panel.to_text())
     (partial / "genes.tsv").write_text(genes_table(provenance.panel, validation))

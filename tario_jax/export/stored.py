@@ -26,17 +26,23 @@ class StoredLeaves:
     def open(self, name: str) -> ts.TensorStore:
         """Raises `InputError` where the leaf is not there."""
         store = {"driver": "ocdbt", "base": f"file://{self._folder}/", "path": f"{name}/"}
-        try:
-            return ts.open({"driver": self._driver, "kvstore": store}, open=True, read=True).result()
-        except ValueError as error:
-            raise InputError(f"{self._folder}: {name} cannot be read ({' '.join(str(error).split())[:120]})") from None
+        # else zeros are read where a run that still trains has removed the checkpoint meanwhile
+        spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
+        return self._told(name, ts.open(spec, open=True, read=True))
 
     def parts(self, name: str, most_bytes: int):
         """The leaf as float32 arrays along its first axis, of at most so many bytes where rows allow it."""
         store = self.open(name)
         if not store.shape:
-            yield np.asarray(store.read().result(), np.float32)
+            yield np.asarray(self._told(name, store.read()), np.float32)
             return
         rows = max(1, int(most_bytes * store.shape[0] // max(4 * store.size, 1)))
         for first in range(0, store.shape[0], rows):
-            yield np.asarray(store[first : min(first + rows, store.shape[0])].read().result(), np.float32)
+            yield np.asarray(self._told(name, store[first : min(first + rows, store.shape[0])].read()), np.float32)
+
+    def _told(self, name: str, future: ts.Future):
+        try:
+            return future.result()
+        except ValueError as error:
+            raise InputError(f"{self._folder}: {name} cannot be read ({' '.join(str(error).split())[:120]}); where the "
+                             "run still trains, export again") from None  # fmt: skip

@@ -120,9 +120,11 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
 
     about = f"Expected detections of {signature['genes']:,} genes from H&E. {signature['banner']}".strip()
     app = FastAPI(title="tario serve", version=str(signature["format_version"]), lifespan=lifespan, description=about)
-    headers = {_TRAINED_ON: signature["trained_on"], _CHECKPOINT: signature["checkpoint"]}
+    about_model = {_TRAINED_ON: signature["trained_on"], _CHECKPOINT: signature["checkpoint"]}
     if signature["banner"]:
-        headers[_BANNER] = signature["banner"]
+        about_model[_BANNER] = signature["banner"]
+    headers = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in about_model.items()]
+    app.state.headers = headers  # also of what the server says without the app
 
     bearer = HTTPBearer(auto_error=False, description="where the server was started with a token")
 
@@ -188,7 +190,8 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
 
     position = {symbol: number for number, symbol in enumerate(engine.bundle.genes)}
     window_um, sides = signature["window"]["side_um"], signature["inputs"][2]
-    least_um = window_um / math.isqrt(engine.squares[-1])
+    # so many squares along a window are too many; a part of one may be left
+    beyond = math.isqrt(engine.squares[-1]) + 1
 
     def positions(genes: str | None) -> np.ndarray | None:
         if genes is None:
@@ -278,8 +281,9 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         if not low <= um_per_px <= high:
             raise Refusal(422, f"um_per_px is {um_per_px:g}; expected {low:g} to {high:g}")
         side_um = float(sides["default"]) if bin_um is None else bin_um
-        if not least_um - 1e-6 <= side_um <= sides["largest"]:
-            raise Refusal(422, f"bin_um is {side_um:g}; expected {least_um:g} to {sides['largest']:g} (trained: "
+        if not (0 < side_um <= sides["largest"] and window_um / side_um + 1e-6 < beyond):
+            raise Refusal(422, f"bin_um is {side_um:g}; expected more than {window_um / beyond:g}, at most "
+                               f"{sides['largest']:g} (trained: "
                                f"{', '.join(f'{side:g}' for side in sides['trained'])})")  # fmt: skip
         chosen_g = positions(genes)
         kind = request.headers.get("content-type", "")
@@ -347,9 +351,9 @@ async def _disconnect(request: Request) -> None:
 class _Observed:
     """Around everything: headers, counts and a line of the log for each request, whatever becomes of it."""
 
-    def __init__(self, app, headers: dict[str, str], metrics: Metrics, log: Callable[[dict[str, Any]], None]):
-        self._app, self._metrics, self._log = app, metrics, log
-        self._headers = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    def __init__(self, app, headers: list[tuple[bytes, bytes]], metrics: Metrics,
+                 log: Callable[[dict[str, Any]], None]):  # fmt: skip
+        self._app, self._headers, self._metrics, self._log = app, headers, metrics, log
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -364,6 +368,8 @@ class _Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = [*self._headers, (_REQUEST.lower().encode(), name.encode())]
+                if self._metrics.ending:  # else a next request may be on its way when the connection is closed
+                    own.append((b"connection", b"close"))
                 message = message | {"headers": [*message.get("headers", ()), *own]}
             await send(message)
 
@@ -375,6 +381,8 @@ class _Observed:
             status, told["reason"] = _GONE, "the client went away"
         except asyncio.CancelledError:
             self._metrics.cut += 1
+            if not status:
+                await JSONResponse({"reason": "the server ended before the answer"}, 503)(scope, receive, sending)
             status, told["reason"] = _GONE, "cut off by the end of the server"
             raise
         except Exception as error:

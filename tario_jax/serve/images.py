@@ -39,6 +39,11 @@ def pixels_of(body: bytes, content_type: str, width_px: int | None, height_px: i
             with Image.open(io.BytesIO(body), formats=(kind,)) as image:
                 _check_size(*image.size, most_px, longest_px)
                 check(*image.size)
+                if image.mode.startswith(("I", "F")):
+                    raise Refusal(422, f"the image is grey of more than 8 bits (mode {image.mode}); expected RGB of 8")
+                if image.has_transparency_data:  # glass is white; under what is transparent mostly lies black
+                    ground = Image.new("RGBA", image.size, "white")
+                    return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))
                 return np.asarray(image.convert("RGB"))
     except Refusal:
         raise

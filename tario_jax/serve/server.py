@@ -1,7 +1,10 @@
 """uvicorn with what it lacks: patience that ends, and an end that cuts nobody off."""
 
 import asyncio
+import contextlib
 import functools
+import http
+import json
 import math
 import resource
 import socket
@@ -9,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,17 +20,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 _HEAD_BYTES = 1 << 19  # of a request's first line and headers: thousands of genes may be named
 _ACCEPTING_S = 1.0  # after SIGTERM: whoever sends us requests hears of it (/readyz) before we stop listening
 _READING_S = 0.3  # after that: what was sent before is read
-_LATE = (b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-         b"connection: close\r\n\r\n%s")  # fmt: skip
+_SLOWEST = 1 << 14  # bytes a second in which an answer is to be taken
 
 
-def protocol(patience_s: float) -> type[H11Protocol]:
-    """A connection that owes a request, or the rest of one, for `patience_s` is told so and closed."""
+def protocol(patience_s: float, headers: list[tuple[bytes, bytes]]) -> type[H11Protocol]:
+    """A connection that owes a request, or the rest of one, for `patience_s` is told so and closed; one that takes next
+    to nothing of its answer for as long is broken off, since the answer is held for it.
+
+    headers: of what is said here, without the app.
+    """
 
     class Impatient(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._since = time.monotonic()
+            self._untaken = 0  # bytes of an answer, when they were looked at last
             self._look = self.loop.call_later(patience_s, self._end)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -36,16 +44,37 @@ def protocol(patience_s: float) -> type[H11Protocol]:
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._since = time.monotonic()
+            self._untaken = 0  # what waits now is of another answer
+
+        def send_400_response(self, msg: str) -> None:
+            self._say(400, msg)
 
         def _end(self) -> None:
+            untaken = self.transport.get_write_buffer_size()
+            if untaken:
+                if 0 < self._untaken < untaken + _SLOWEST * patience_s:
+                    self.transport.abort()
+                    return
+                self._untaken = untaken
+                self._look = self.loop.call_later(patience_s, self._end)
+                return
             owes = self.cycle is None or self.cycle.response_complete
             left_s = self._since + patience_s - time.monotonic() if owes else patience_s
             if not owes or left_s > 0:
                 self._look = self.loop.call_later(max(left_s, 0.05), self._end)
             elif not self.transport.is_closing():
-                body = b'{"reason":"no whole request within %g s"}' % patience_s
-                self.transport.write(_LATE % (len(body), body))
-                self.transport.close()
+                self._say(408, f"no whole request within {patience_s:g} s")
+
+        def _say(self, status: int, reason: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else the request has its answer
+                body = json.dumps({"reason": reason}).encode()
+                about = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+                         (b"connection", b"close"), *headers]  # fmt: skip
+                phrase = http.HTTPStatus(status).phrase.encode()
+                for event in (h11.Response(status_code=status, headers=about, reason=phrase), h11.Data(data=body),
+                              h11.EndOfMessage()):  # fmt: skip
+                    self.transport.write(self.conn.send(event))
+            self.transport.close()
 
     return Impatient
 
@@ -71,8 +100,17 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        waiting = []  # connections that the kernel took for us, under load as many as asked in the last moment
+        for listening in sockets or ():
+            with contextlib.suppress(OSError):  # no more of them
+                while True:
+                    waiting.append(listening.accept()[0])
         for server in self.servers:
             server.close()
+        made = functools.partial(self.config.http_protocol_class, config=self.config, server_state=self.server_state,
+                                 app_state=self.lifespan.state)  # fmt: skip
+        for connection in waiting:
+            await self._loop.connect_accepted_socket(made, connection)
         await asyncio.sleep(_READING_S)
         await super().shutdown(sockets)
 
@@ -88,11 +126,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, bound: socket.socket, *, told: Callable[[], None] = lambda: None, patience_s: float = 10.0,
           drain_s: float = 60.0) -> None:  # fmt: skip
-    """Serves until SIGTERM or SIGINT. told: is called at the signal."""
+    """Serves an app of `make_app` until SIGTERM or SIGINT. told: is called at the signal."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:  # a connection is a file
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    config = uvicorn.Config(app, http=protocol(patience_s), log_level="warning", access_log=False, backlog=4096,
-                            timeout_graceful_shutdown=math.ceil(drain_s),
+    config = uvicorn.Config(app, http=protocol(patience_s, app.state.headers), ws="none", log_level="warning",
+                            access_log=False, backlog=4096, timeout_graceful_shutdown=math.ceil(drain_s),
                             h11_max_incomplete_event_size=_HEAD_BYTES)  # fmt: skip
     Server(config, told).run([bound])

@@ -212,6 +212,18 @@ def test_weights_are_read_in_parts_as_they_were_trained(tiny_run):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def test_weights_that_go_away_meanwhile_are_no_zeros(tiny_run, tmp_path):
+    """A run that still trains removes its older checkpoints, also the one that is read."""
+    workdir, step = find_checkpoint(tiny_run)
+    item = shutil.copytree(workdir / "checkpoints" / str(step) / "parameters", tmp_path / "parameters")
+    stored = StoredLeaves(item)
+    parts = stored.parts("decoder.mlp_gate", 64)
+    assert next(parts).any()
+    item.rename(tmp_path / "deleting")
+    assert "decoder.mlp_gate cannot be read" in refused(lambda: list(parts))
+    assert "cannot be read" in refused(lambda: stored.open("decoder.mlp_out"))
+
+
 @pytest.mark.parametrize("weights", ["int8", "bfloat16"])
 def test_small_weights_are_near_the_trained_ones(tiny_run, bundle, tmp_path, weights):
     export_bundle(tiny_run, tmp_path / weights, Wanted(weights=weights), silent)
