@@ -22,7 +22,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="folder that 'tario export' wrote; a TARIO_TOKEN of the environment is asked of "
                         "requests")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone")
-    parser.add_argument("--port", type=int, default=8000, help="8000")
+    parser.add_argument("--port", type=port, default=8000, help="8000; 0: one that is free")
     parser.add_argument("--bin-um", type=sides, metavar="UM,…", default=(),
                         help="sides of squares that are got ready for; others are taken where no more of them fit a "
                         "window; by default those of training")  # fmt: skip
@@ -37,6 +37,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="from SIGTERM to the end, in which accepted requests are answered (60)")  # fmt: skip
     parser.add_argument("--allow-virtual-model", action="store_true",
                         help="let a model of virtual tissue, which knows no biology, see real tissue")  # fmt: skip
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of 0 to 65535")
+    return int(text)
 
 
 def sides(text: str) -> tuple[float, ...]:
@@ -78,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
                     image_px=round(options.most_megapixels * 1e6))  # fmt: skip
     app = make_app(engine, metrics, limits, allow_virtual_model=options.allow_virtual_model,
                    token=os.environ.get("TARIO_TOKEN", ""), log=log_line)  # fmt: skip
-    say(f"serve: http://{options.host}:{options.port} ({bundle.signature['genes']:,} genes"
+    say(f"serve: http://{options.host}:{bound.getsockname()[1]} ({bundle.signature['genes']:,} genes"
         + (f"; {bundle.banner}" if bundle.banner else "") + ")")  # fmt: skip
     # uvicorn ends what it accepted, and then hands the signal on: to this, so that the end is no failure
     for sign in (signal.SIGTERM, signal.SIGINT):

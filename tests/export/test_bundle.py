@@ -175,7 +175,16 @@ def test_another_format_is_refused_and_further_files_are_not_read(copy):
         Bundle(copy)
 
 
+def test_squares_that_are_not_pooled_whole_are_refused(bundle):
+    """A part of such a square would be taken for all of it."""
+    with pytest.raises(ValueError, match="side_um is up to 90 µm; expected at most 72"):
+        bundle.predict(np.zeros((1, 72, 72, 3), np.uint8), [[[36, 36], [36, 36]]], [[18, 90]])
+
+
 def test_an_unfinished_one_is_refused(copy, tmp_path):
+    (copy / "bundle.json").write_text("[]")
+    with pytest.raises(BundleError, match="no finished bundle"):
+        Bundle(copy)
     (copy / "bundle.json").unlink()
     for place in (copy, tmp_path / "nowhere"):
         with pytest.raises(BundleError, match="no finished bundle"):
@@ -272,6 +281,9 @@ def test_large_weights_lie_in_several_files(folder, tmp_path):
 def test_what_cannot_be_exported_is_refused(tiny_run, tmp_path):
     assert "expected at most the window, 72 µm" in refused(
         lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(largest_um=100.0), silent)
+    )
+    assert "expected at least the side that was trained, 18 µm" in refused(
+        lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(largest_um=9.0), silent)
     )
     assert "expected one of float32, bfloat16, int8" in refused(lambda: Wanted(weights="int4"))
     provenance = load(tiny_run).provenance

@@ -1,5 +1,6 @@
 """A bundle behind HTTP: answers are the model's, mistakes are 4xx with a reason, nothing that was accepted is lost."""
 
+import argparse
 import asyncio
 import collections
 import dataclasses
@@ -24,13 +25,14 @@ from fastapi import FastAPI, Response
 from PIL import Image
 from tiny_tissue import PANEL
 
+from tario_jax.cli.serve import port
 from tario_jax.export.bundle import Wanted, export_bundle
 from tario_jax.export.loader import Bundle
 from tario_jax.predict.predictor import Predictor, load
 from tario_jax.serve.app import Limits, Metrics, make_app
 from tario_jax.serve.cover import squares_of_window
 from tario_jax.serve.engine import Engine, Windows
-from tario_jax.serve.images import RAW
+from tario_jax.serve.images import RAW, pixels_of
 from tario_jax.serve.refusal import Refusal
 from tario_jax.serve.server import Server, bind, protocol
 
@@ -142,6 +144,22 @@ def broken_png() -> bytes:
     whole = png(np.zeros((80, 80, 3), np.uint8))
     empty = b"\0\0\0\0iCCP" + zlib.crc32(b"iCCP").to_bytes(4, "big")
     return whole[:-12] + empty + whole[-12:]
+
+
+def test_images_may_be_as_large_as_the_limits_say():
+    """Pillow's own limit is below that of --most-megapixels=400."""
+    seen = []
+
+    def check(*size: int) -> None:
+        seen.append(size)
+        raise Refusal(413, "enough")
+
+    header = b"IHDR" + (15_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
+    image = png(np.zeros((1, 1, 3), np.uint8))
+    large = image[:12] + header + zlib.crc32(header).to_bytes(4, "big") + image[33:]
+    with pytest.raises(Refusal, match="enough"):
+        pixels_of(large, "image/png", None, None, most_px=400_000_000, longest_px=20_000, check=check)
+    assert seen == [(15_000, 15_000)]
 
 
 def test_what_is_transparent_is_glass(client, section):
@@ -471,6 +489,13 @@ def test_the_end_loses_nobody_who_keeps_asking(bundle):
 
 
 # --- a process of its own
+
+
+@pytest.mark.parametrize("text", ["65536", "-1", "http", ""])
+def test_what_is_no_port_is_refused(text):
+    assert port("0") == 0 and port("65535") == 65535
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number of 0 to 65535"):
+        port(text)
 
 
 @pytest.fixture
