@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from tario_jax.cli.options import above_0, at_least_one, say
@@ -45,6 +46,14 @@ def port(text: str) -> int:
     return int(text)
 
 
+def token_of(variables: Mapping[str, str]) -> str:
+    """What requests must bear; empty: nothing. Raises `InputError` for a token that is there and empty."""
+    token = variables.get("TARIO_TOKEN")
+    if token is not None and not token.strip():  # as a secret that was not found leaves it
+        raise InputError("TARIO_TOKEN: is empty; expected a token, or no such variable where none is to be asked")
+    return (token or "").strip()
+
+
 def sides(text: str) -> tuple[float, ...]:
     return tuple(above_0(part) for part in text.split(","))
 
@@ -61,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.serve.engine import Engine
     from tario_jax.serve.server import bind, serve
 
+    token = token_of(os.environ)
     try:
         bound = bind(options.host, options.port)
     except OSError as error:
@@ -83,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     limits = Limits(body_bytes=round(options.most_megabytes * 1e6), body_s=options.body_s, answer_s=options.answer_s,
                     image_px=round(options.most_megapixels * 1e6))  # fmt: skip
     app = make_app(engine, metrics, limits, allow_virtual_model=options.allow_virtual_model,
-                   token=os.environ.get("TARIO_TOKEN", ""), log=log_line)  # fmt: skip
+                   token=token, log=log_line)  # fmt: skip
     say(f"serve: http://{options.host}:{bound.getsockname()[1]} ({bundle.signature['genes']:,} genes"
         + (f"; {bundle.banner}" if bundle.banner else "") + ")")  # fmt: skip
     # uvicorn ends what it accepted, and then hands the signal on: to this, so that the end is no failure

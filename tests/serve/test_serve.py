@@ -23,9 +23,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 from PIL import Image
+from refusals import refused
 from tiny_tissue import PANEL
 
-from tario_jax.cli.serve import port
+from tario_jax.cli.serve import port, token_of
 from tario_jax.export.bundle import Wanted, export_bundle
 from tario_jax.export.loader import Bundle
 from tario_jax.predict.predictor import Predictor, load
@@ -216,12 +217,20 @@ def test_what_is_not_there_is_said(client):
 
 
 def test_a_token_is_asked_for(engine):
+    german = Client(make_app(engine, Metrics(), token="schlüssel"))
+    assert german.get("/v1/genes", headers={"Authorization": "Bearer schlüssel".encode()}).status_code == 200
     client = Client(make_app(engine, Metrics(), token="secret"))
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
         response = client.get("/v1/genes", headers=headers)
         assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
     assert client.get("/v1/genes", headers={"Authorization": "Bearer secret"}).status_code == 200
     assert client.get("/healthz").text == "ok\n" and client.get("/readyz").status_code == 200
+
+
+def test_a_token_that_was_not_found_opens_nothing():
+    assert token_of({}) == "" and token_of({"TARIO_TOKEN": "secret\n"}) == "secret"
+    for empty in ("", "\n"):
+        assert "TARIO_TOKEN: is empty" in refused(lambda empty=empty: token_of({"TARIO_TOKEN": empty}))
 
 
 def test_requests_and_batches_are_counted_and_logged(bundle, section):
