@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from PIL import Image
 from refusals import refused
 from tiny_tissue import PANEL
@@ -429,6 +429,11 @@ def test_a_request_that_the_end_cuts_off_is_told(bundle, section):
 def test_what_is_said_without_the_app_bears_the_banner_and_untaken_answers_are_let_go():
     app = FastAPI()
     app.add_api_route("/", lambda: Response(bytes(32 << 20)))
+
+    @app.post("/")
+    async def posted(request: Request) -> int:
+        return len(await request.body())
+
     config = uvicorn.Config(app, http=protocol(0.5, [(b"x-tario-banner", b"a word")]), log_level="error")
     server, bound = uvicorn.Server(config), bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([bound],))
@@ -436,9 +441,12 @@ def test_what_is_said_without_the_app_bears_the_banner_and_untaken_answers_are_l
     while not server.started:
         time.sleep(0.02)
     address, ask = bound.getsockname(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-    for sent, status in ((b"no request\r\n\r\n", b" 400 "), (b"GET /", b" 408 ")):
+    part = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\npart"
+    for sent, status in ((b"no request\r\n\r\n", b" 400 "), (b"GET /", b" 408 "), (part, b" 400 ")):
         with socket.create_connection(address, timeout=20) as connection:
             connection.sendall(sent)
+            if sent is part:
+                connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(4096), b""))  # noqa: B023
         assert status in answer and b"x-tario-banner: a word" in answer and b'{"reason": ' in answer
     took = httpx.get(f"http://127.0.0.1:{address[1]}/")
