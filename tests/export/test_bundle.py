@@ -221,6 +221,13 @@ def test_weights_are_read_in_parts_as_they_were_trained(tiny_run):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def test_a_run_may_have_any_name(tiny_run, tmp_path):
+    workdir, step = find_checkpoint(tiny_run)
+    odd = shutil.copytree(workdir / "checkpoints" / str(step) / "parameters", tmp_path / "100% of #1? ü")
+    (part,) = StoredLeaves(odd).parts("decoder.mlp_gate", 1 << 30)
+    assert part.any()
+
+
 def test_weights_that_go_away_meanwhile_are_no_zeros(tiny_run, tmp_path):
     """A run that still trains removes its older checkpoints, also the one that is read."""
     workdir, step = find_checkpoint(tiny_run)
