@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from tario_jax.cli.options import above_0, at_least_one, say
@@ -22,7 +23,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="folder that 'tario export' wrote; a TARIO_TOKEN of the environment is asked of "
                         "requests")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone")
-    parser.add_argument("--port", type=int, default=8000, help="8000")
+    parser.add_argument("--port", type=port, default=8000, help="8000; 0: one that is free")
     parser.add_argument("--bin-um", type=sides, metavar="UM,…", default=(),
                         help="sides of squares that are got ready for; others are taken where no more of them fit a "
                         "window; by default those of training")  # fmt: skip
@@ -37,6 +38,20 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="from SIGTERM to the end, in which accepted requests are answered (60)")  # fmt: skip
     parser.add_argument("--allow-virtual-model", action="store_true",
                         help="let a model of virtual tissue, which knows no biology, see real tissue")  # fmt: skip
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of 0 to 65535")
+    return int(text)
+
+
+def token_of(variables: Mapping[str, str]) -> str:
+    """What requests must bear; empty: nothing. Raises `InputError` for a token that is there and empty."""
+    token = variables.get("TARIO_TOKEN")
+    if token is not None and not token.strip():  # as a secret that was not found leaves it
+        raise InputError("TARIO_TOKEN: is empty; expected a token, or no such variable where none is to be asked")
+    return (token or "").strip()
 
 
 def sides(text: str) -> tuple[float, ...]:
@@ -55,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.serve.engine import Engine, batch_sizes
     from tario_jax.serve.server import bind, serve
 
+    token = token_of(os.environ)
     try:
         bound = bind(options.host, options.port)
     except OSError as error:
@@ -77,8 +93,8 @@ def run(options: argparse.Namespace) -> int:
     limits = Limits(body_bytes=round(options.most_megabytes * 1e6), body_s=options.body_s, answer_s=options.answer_s,
                     image_px=round(options.most_megapixels * 1e6))  # fmt: skip
     app = make_app(engine, metrics, limits, allow_virtual_model=options.allow_virtual_model,
-                   token=os.environ.get("TARIO_TOKEN", ""), log=log_line)  # fmt: skip
-    say(f"serve: http://{options.host}:{options.port} ({bundle.signature['genes']:,} genes"
+                   token=token, log=log_line)  # fmt: skip
+    say(f"serve: http://{options.host}:{bound.getsockname()[1]} ({bundle.signature['genes']:,} genes"
         + (f"; {bundle.banner}" if bundle.banner else "") + ")")  # fmt: skip
     # uvicorn ends what it accepted, and then hands the signal on: to this, so that the end is no failure
     for sign in (signal.SIGTERM, signal.SIGINT):

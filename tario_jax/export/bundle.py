@@ -155,6 +155,9 @@ class Exported:
         largest_um = wanted.largest_um or min(most, config.data.window_um)
         if largest_um > config.data.window_um:
             raise InputError(f"--largest-um={largest_um:g}: expected at most the window, {config.data.window_um:g} µm")
+        if largest_um < provenance.bin_um:
+            raise InputError(f"--largest-um={largest_um:g}: expected at least the side that was trained, "
+                             f"{provenance.bin_um:g} µm")  # fmt: skip
         found = cls(provenance, wanted, built, WindowShape.of(config.data, genes, largest_um),
                     tuple(leaves_of(built).values()))  # fmt: skip
         kept = set(found.traced().module_kept_var_idx)

@@ -34,7 +34,7 @@ class Bundle:
         try:
             about = json.loads((self.folder / "bundle.json").read_text())
             files, version = about["files"], about["format_version"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.folder}: is no finished bundle ({type(error).__name__} in bundle.json); export "
                               "it again") from None  # fmt: skip
         if version != FORMAT_VERSION:
@@ -59,17 +59,17 @@ class Bundle:
                 self.parameters |= {name: tensors.get_tensor(name) for name in tensors.keys()}
         exported = export.deserialize(bytearray((self.folder / "model.stablehlo").read_bytes()))
         if jax.default_backend() not in (platforms := [{"cuda": "gpu"}.get(name, name) for name in exported.platforms]):
-            raise BundleError(
-                f"{self.folder}: was exported for {', '.join(platforms)}, and this is {jax.default_backend()}"
-            )
+            raise BundleError(f"{self.folder}: was exported for {', '.join(platforms)}, not {jax.default_backend()}")
         self.call = jax.jit(exported.call)
         if check and "golden" in self.signature:
             self.check_golden()
 
     def predict(self, he, xy_um, side_um) -> np.ndarray:
-        """Rates [B, N, G], float32."""
-        return np.asarray(self.call(self.parameters, np.asarray(he), np.asarray(xy_um, np.float32),
-                                    np.asarray(side_um, np.float32)))  # fmt: skip
+        """Rates [B, N, G], float32. Raises `ValueError` for squares larger than the bundle pools."""
+        he, xy_um, side_um = np.asarray(he), np.asarray(xy_um, np.float32), np.asarray(side_um, np.float32)
+        if not (side_um <= (largest := self.signature["inputs"][2]["largest"])).all():
+            raise ValueError(f"side_um is up to {side_um.max():g} µm; expected at most {largest:g} (tario export)")
+        return np.asarray(self.call(self.parameters, he, xy_um, side_um))
 
     def check_golden(self) -> float:
         """The largest relative difference of the golden output. Raises `BundleError` where it is too large."""

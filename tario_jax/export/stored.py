@@ -25,7 +25,8 @@ class StoredLeaves:
 
     def open(self, name: str) -> ts.TensorStore:
         """Raises `InputError` where the leaf is not there."""
-        store = {"driver": "ocdbt", "base": f"file://{self._folder}/", "path": f"{name}/"}
+        # not as a URL: a folder may have % or # in its name
+        store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{self._folder}/"}, "path": f"{name}/"}
         # else zeros are read where a run that still trains has removed the checkpoint meanwhile
         spec = {"driver": self._driver, "kvstore": store, "fill_missing_data_reads": False}
         return self._told(name, ts.open(spec, open=True, read=True))

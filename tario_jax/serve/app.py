@@ -129,7 +129,8 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
     bearer = HTTPBearer(auto_error=False, description="where the server was started with a token")
 
     async def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if token and not hmac.compare_digest((given.credentials if given else "").encode(), token.encode()):
+        told = (given.credentials if given else "").encode("latin-1")  # the bytes that were sent
+        if token and not hmac.compare_digest(told, token.encode()):
             raise Refusal(401, "this server asks for a bearer token: 'Authorization: Bearer …'")
 
     app.add_middleware(_Observed, headers=headers, metrics=metrics, log=log)

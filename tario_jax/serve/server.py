@@ -46,6 +46,11 @@ def protocol(patience_s: float, headers: list[tuple[bytes, bytes]]) -> type[H11P
             self._since = time.monotonic()
             self._untaken = 0  # what waits now is of another answer
 
+        def eof_received(self) -> None:
+            if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
+                self._say(400, "the connection ended before the body did")
+            super().eof_received()
+
         def send_400_response(self, msg: str) -> None:
             self._say(400, msg)
 

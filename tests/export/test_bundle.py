@@ -175,7 +175,16 @@ def test_another_format_is_refused_and_further_files_are_not_read(copy):
         Bundle(copy)
 
 
+def test_squares_that_are_not_pooled_whole_are_refused(bundle):
+    """A part of such a square would be taken for all of it."""
+    with pytest.raises(ValueError, match="side_um is up to 90 µm; expected at most 72"):
+        bundle.predict(np.zeros((1, 72, 72, 3), np.uint8), [[[36, 36], [36, 36]]], [[18, 90]])
+
+
 def test_an_unfinished_one_is_refused(copy, tmp_path):
+    (copy / "bundle.json").write_text("[]")
+    with pytest.raises(BundleError, match="no finished bundle"):
+        Bundle(copy)
     (copy / "bundle.json").unlink()
     for place in (copy, tmp_path / "nowhere"):
         with pytest.raises(BundleError, match="no finished bundle"):
@@ -210,6 +219,13 @@ def test_weights_are_read_in_parts_as_they_were_trained(tiny_run):
     assert found.keys() == flat.keys()
     for name, value in flat.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_run_may_have_any_name(tiny_run, tmp_path):
+    workdir, step = find_checkpoint(tiny_run)
+    odd = shutil.copytree(workdir / "checkpoints" / str(step) / "parameters", tmp_path / "100% of #1? ü")
+    (part,) = StoredLeaves(odd).parts("decoder.mlp_gate", 1 << 30)
+    assert part.any()
 
 
 def test_weights_that_go_away_meanwhile_are_no_zeros(tiny_run, tmp_path):
@@ -272,6 +288,9 @@ def test_large_weights_lie_in_several_files(folder, tmp_path):
 def test_what_cannot_be_exported_is_refused(tiny_run, tmp_path):
     assert "expected at most the window, 72 µm" in refused(
         lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(largest_um=100.0), silent)
+    )
+    assert "expected at least the side that was trained, 18 µm" in refused(
+        lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(largest_um=9.0), silent)
     )
     assert "expected one of float32, bfloat16, int8" in refused(lambda: Wanted(weights="int4"))
     provenance = load(tiny_run).provenance

@@ -1,5 +1,6 @@
 """A bundle behind HTTP: answers are the model's, mistakes are 4xx with a reason, nothing that was accepted is lost."""
 
+import argparse
 import asyncio
 import collections
 import dataclasses
@@ -20,17 +21,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from PIL import Image
+from refusals import refused
 from tiny_tissue import PANEL
 
+from tario_jax.cli.serve import port, token_of
 from tario_jax.export.bundle import Wanted, export_bundle
 from tario_jax.export.loader import Bundle
 from tario_jax.predict.predictor import Predictor, load
 from tario_jax.serve.app import Limits, Metrics, make_app
 from tario_jax.serve.cover import squares_of_window
 from tario_jax.serve.engine import Engine, Windows, batch_sizes
-from tario_jax.serve.images import RAW
+from tario_jax.serve.images import RAW, pixels_of
 from tario_jax.serve.refusal import Refusal
 from tario_jax.serve.server import Server, bind, protocol
 
@@ -144,6 +147,22 @@ def broken_png() -> bytes:
     return whole[:-12] + empty + whole[-12:]
 
 
+def test_images_may_be_as_large_as_the_limits_say():
+    """Pillow's own limit is below that of --most-megapixels=400."""
+    seen = []
+
+    def check(*size: int) -> None:
+        seen.append(size)
+        raise Refusal(413, "enough")
+
+    header = b"IHDR" + (15_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
+    image = png(np.zeros((1, 1, 3), np.uint8))
+    large = image[:12] + header + zlib.crc32(header).to_bytes(4, "big") + image[33:]
+    with pytest.raises(Refusal, match="enough"):
+        pixels_of(large, "image/png", None, None, most_px=400_000_000, longest_px=20_000, check=check)
+    assert seen == [(15_000, 15_000)]
+
+
 def test_what_is_transparent_is_glass(client, section):
     he = section.he()
     shown = np.zeros((*he.shape[:2], 4), np.uint8)
@@ -198,12 +217,20 @@ def test_what_is_not_there_is_said(client):
 
 
 def test_a_token_is_asked_for(engine):
+    german = Client(make_app(engine, Metrics(), token="schlüssel"))
+    assert german.get("/v1/genes", headers={"Authorization": "Bearer schlüssel".encode()}).status_code == 200
     client = Client(make_app(engine, Metrics(), token="secret"))
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
         response = client.get("/v1/genes", headers=headers)
         assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
     assert client.get("/v1/genes", headers={"Authorization": "Bearer secret"}).status_code == 200
     assert client.get("/healthz").text == "ok\n" and client.get("/readyz").status_code == 200
+
+
+def test_a_token_that_was_not_found_opens_nothing():
+    assert token_of({}) == "" and token_of({"TARIO_TOKEN": "secret\n"}) == "secret"
+    for empty in ("", "\n"):
+        assert "TARIO_TOKEN: is empty" in refused(lambda empty=empty: token_of({"TARIO_TOKEN": empty}))
 
 
 def test_requests_and_batches_are_counted_and_logged(bundle, section):
@@ -409,6 +436,11 @@ def test_a_request_that_the_end_cuts_off_is_told(bundle, section):
 def test_what_is_said_without_the_app_bears_the_banner_and_untaken_answers_are_let_go():
     app = FastAPI()
     app.add_api_route("/", lambda: Response(bytes(32 << 20)))
+
+    @app.post("/")
+    async def posted(request: Request) -> int:
+        return len(await request.body())
+
     config = uvicorn.Config(app, http=protocol(0.5, [(b"x-tario-banner", b"a word")]), log_level="error")
     server, bound = uvicorn.Server(config), bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([bound],))
@@ -416,9 +448,12 @@ def test_what_is_said_without_the_app_bears_the_banner_and_untaken_answers_are_l
     while not server.started:
         time.sleep(0.02)
     address, ask = bound.getsockname(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-    for sent, status in ((b"no request\r\n\r\n", b" 400 "), (b"GET /", b" 408 ")):
+    part = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\npart"
+    for sent, status in ((b"no request\r\n\r\n", b" 400 "), (b"GET /", b" 408 "), (part, b" 400 ")):
         with socket.create_connection(address, timeout=20) as connection:
             connection.sendall(sent)
+            if sent is part:
+                connection.shutdown(socket.SHUT_WR)
             answer = b"".join(iter(lambda: connection.recv(4096), b""))  # noqa: B023
         assert status in answer and b"x-tario-banner: a word" in answer and b'{"reason": ' in answer
     took = httpx.get(f"http://127.0.0.1:{address[1]}/")
@@ -478,6 +513,13 @@ def test_the_end_loses_nobody_who_keeps_asking(bundle):
 
 
 # --- a process of its own
+
+
+@pytest.mark.parametrize("text", ["65536", "-1", "http", ""])
+def test_what_is_no_port_is_refused(text):
+    assert port("0") == 0 and port("65535") == 65535
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number of 0 to 65535"):
+        port(text)
 
 
 @pytest.fixture
