@@ -155,7 +155,7 @@ class Exported:
         largest_um = wanted.largest_um or min(most, config.data.window_um)
         if largest_um > config.data.window_um:
             raise InputError(f"--largest-um={largest_um:g}: expected at most the window, {config.data.window_um:g} µm")
-        if largest_um < provenance.bin_um:
+        if wanted.largest_um and largest_um < provenance.bin_um:
             raise InputError(f"--largest-um={largest_um:g}: expected at least the side that was trained, "
                              f"{provenance.bin_um:g} µm")  # fmt: skip
         found = cls(provenance, wanted, built, WindowShape.of(config.data, genes, largest_um),
