@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from tario_jax.cli.options import above_0, at_least_one, say
+from tario_jax.cli.options import above_0, at_least_one, finish, say
 from tario_jax.config import InputError
 
 SUMMARY = "a bundle behind HTTP: images in, rates of genes out"
@@ -100,8 +100,7 @@ def run(options: argparse.Namespace) -> int:
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: None)
     serve(app, bound, told=metrics.end, drain_s=options.drain_s)
-    if metrics.cut:
-        say(f"serve: ended; {metrics.cut} requests were cut off after {options.drain_s:g} s (--drain-s)")
-        return 1
-    say("serve: ended; every accepted request was answered")
-    return 0
+    said = (f"{metrics.cut} requests were cut off after {options.drain_s:g} s (--drain-s)" if metrics.cut
+            else "every accepted request was answered")  # fmt: skip
+    finish(options, f"serve: ended; {said}", {"cut_off": metrics.cut, "checkpoint": bundle.signature["checkpoint"]})
+    return 1 if metrics.cut else 0

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import difflib
 import hmac
+import inspect
 import json
 import math
 import re
@@ -43,6 +44,7 @@ _BANNER, _TRAINED_ON, _CHECKPOINT, _REQUEST = (
     "X-Request-Id",
 )
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_HELD = "tario.answer_bytes"  # in a request's scope
 _COMPARED = 500  # symbols, with one that is unknown
 _GONE = 499  # of a client that did not wait, as nginx has it
 
@@ -58,6 +60,7 @@ class Limits:
     side_px: int = 20_000
     um_per_px: tuple[float, float] = (0.1, 1.2)
     answer_bytes: int = 1 << 30  # of its rates
+    all_answer_bytes: int = 1 << 31  # of all rates that are worked on or sent
     requests: int = 128  # worked on at once; those that are still being sent do not count
     held_bytes: int = 1 << 29  # of the bodies of all requests
     threads: int = 2  # that unpack images, and as many that pack answers
@@ -93,6 +96,7 @@ class Metrics:
         self.ending = False
         self.open, self.cut = 0, 0  # requests under way, and those that the end of the server cut off
         self.whole, self.held_bytes = 0, 0  # requests whose bodies are here, and what all bodies hold
+        self.answer_bytes = 0  # of rates, until they are sent
 
     def end(self) -> None:
         """The server was told to end."""
@@ -250,6 +254,14 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         except TimeoutError:
             raise Refusal(408, f"the body was not sent within {limits.body_s:g} s") from None
 
+    def hold(request: Request, answer_bytes: int) -> None:
+        """Until the answer is sent."""
+        if metrics.answer_bytes + answer_bytes > limits.all_answer_bytes:
+            raise Refusal(429, f"{metrics.answer_bytes / 1e6:.0f} MB of rates are under way; ask again later, or for "
+                               "fewer genes", retry_after_s=1)  # fmt: skip
+        metrics.answer_bytes += answer_bytes
+        request.scope[_HELD] = answer_bytes
+
     of_body = {"requestBody": {"required": True, "content": {
         kind: {"schema": {"type": "string", "format": "binary"}} for kind in images.TYPES
     }}}  # fmt: skip
@@ -286,6 +298,10 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
             raise Refusal(422, f"bin_um is {side_um:g}; expected more than {window_um / beyond:g}, at most "
                                f"{sides['largest']:g} (trained: "
                                f"{', '.join(f'{side:g}' for side in sides['trained'])})")  # fmt: skip
+        for name in request.query_params:
+            if name not in parameters:
+                near = difflib.get_close_matches(name[:64], parameters, 1)
+                raise Refusal(422, f"{name[:64]}: unknown parameter" + (f"; did you mean {near[0]}?" if near else ""))
         chosen_g = positions(genes)
         kind = request.headers.get("content-type", "")
 
@@ -310,6 +326,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
             loop = asyncio.get_running_loop()
             windows, placed = await loop.run_in_executor(unpacking, unpacked, body)
             told_of(request).update(windows=len(windows.he_WxYxXx3), squares=len(placed.x_um_S), bytes=len(body))
+            hold(request, 4 * windows.side_um_WxN.size * len(names))
             rates_WxNxG = await asyncio.wrap_future(engine.submit(windows, chosen_g))
 
             def packed() -> bytes:
@@ -335,6 +352,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
                 answer.cancel()
                 gone.cancel()
 
+    parameters = [name for name in inspect.signature(predict).parameters if name != "request"]
     return app
 
 
@@ -392,6 +410,7 @@ class _Observed:
                 await JSONResponse({"reason": "internal error; the log says more"}, 500)(scope, receive, sending)
         finally:
             self._metrics.open -= 1
+            self._metrics.answer_bytes -= scope.get(_HELD, 0)
             path = getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - began
             self._metrics.requests.labels(path, str(status)).inc()

@@ -367,6 +367,20 @@ def test_bodies_hold_no_more_than_there_is_room_for(engine, section):
         assert metrics.held_bytes == metrics.whole == 0
 
 
+def test_answers_hold_no_more_than_there_is_room_for(engine, section):
+    metrics, body = Metrics(), png(section.he())
+    for all_answer_bytes, status in ((1000, 429), (1 << 30, 200)):
+        client = Client(make_app(engine, metrics, Limits(all_answer_bytes=all_answer_bytes)))
+        assert client.post("/v1/predict", params=ASKED, content=body, headers=PNG).status_code == status
+        assert metrics.answer_bytes == 0
+
+
+def test_an_unknown_parameter_says_which_was_meant(client):
+    for name, words in (("gene", "did you mean genes?"), ("colour", "colour: unknown parameter")):
+        response = client.post("/v1/predict", params=ASKED | {name: "EPCAM"}, content=b"x", headers=PNG)
+        assert response.status_code == 422 and words in response.json()["reason"]
+
+
 def test_an_answer_that_is_too_large_is_refused(engine, section):
     client = Client(make_app(engine, Metrics(), Limits(answer_bytes=1000)))
     response = client.post("/v1/predict", params=ASKED, content=png(section.he()), headers=PNG)
