@@ -216,9 +216,10 @@ def counted(url: str) -> dict[int, int]:
 def fuzz(url: str, folder: Path) -> int:
     """Exit status of schemathesis: 0 where it saw no answer of 5xx and no broken connection."""
     venv.create(folder, with_pip=True, clear=True)
-    subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+    subprocess.run([folder / "bin/python", "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
                     "schemathesis>=4"], check=True)  # fmt: skip
-    done = subprocess.run([folder / "bin/schemathesis", "run", f"{url}/openapi.json", "--checks=not_a_server_error",
+    done = subprocess.run([folder / "bin/python", "-I", folder / "bin/schemathesis", "run", f"{url}/openapi.json",
+                           "--checks=not_a_server_error",
                            f"--max-examples={EXAMPLES}", "--seed=0", "--request-timeout=60"], text=True,
                           capture_output=True, check=False)  # fmt: skip
     print(done.stdout[-2000:], done.stderr[-1000:])

@@ -73,10 +73,10 @@ def main() -> None:
     changed = [changed_bundle(bundle, workdir / name, name) for name in REASONS]
     fresh = workdir / "fresh"
     venv.create(fresh, with_pip=True, clear=True)
-    subprocess.run([fresh / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "jax",
+    subprocess.run([fresh / "bin/python", "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "jax",
                     "flatbuffers", "numpy", "safetensors"], check=True)  # fmt: skip
-    done = subprocess.run([fresh / "bin/python", "-c", FRESH, bundle, workdir / "given.npz", *changed], check=True,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run([fresh / "bin/python", "-I", "-c", FRESH, bundle, workdir / "given.npz", *changed],
+                          check=True, capture_output=True, text=True)  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
     refused = zip(REASONS.values(), found["refused"].values(), strict=True)
     result = {"worst": found["worst"], "windows": found["windows"],

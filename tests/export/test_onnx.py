@@ -48,7 +48,7 @@ def python(tmp_path_factory, repository) -> Path:
     folder = tmp_path_factory.mktemp("onnx_environment")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e",
+    subprocess.run([python, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e",
                     f"{repository}[export,onnx]"], check=True)  # fmt: skip
     return python
 
