@@ -63,7 +63,9 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn  # noqa: F401
 
         from tario_jax.export.loader import Bundle, BundleError
-        from tario_jax.serve.app import Limits, Metrics, log_line, make_app
+        from tario_jax.serve.app import make_app
+        from tario_jax.serve.limits import Limits
+        from tario_jax.serve.observed import Metrics, log_line
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tario-jax[serve]'") from None
     from tario_jax.serve.cover import squares_of_window

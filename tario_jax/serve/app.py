@@ -10,14 +10,9 @@ import contextlib
 import difflib
 import hmac
 import inspect
-import json
 import math
-import re
-import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -25,7 +20,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -33,37 +28,13 @@ from starlette.requests import ClientDisconnect
 from tario_jax.serve import images
 from tario_jax.serve.answers import TYPES, encoded
 from tario_jax.serve.cover import blended, cover_image, squares_of_window, windows_over
-from tario_jax.serve.engine import Engine, Told
+from tario_jax.serve.engine import Engine
+from tario_jax.serve.limits import USUAL, Held, Limits
+from tario_jax.serve.observed import Metrics, Observed, told_of
 from tario_jax.serve.refusal import Refusal
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_BANNER, _TRAINED_ON, _CHECKPOINT, _REQUEST = (
-    "X-Tario-Banner",
-    "X-Tario-Trained-On",
-    "X-Tario-Checkpoint",
-    "X-Request-Id",
-)
-_REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-_HELD = "tario.answer_bytes"  # in a request's scope
+_BANNER, _TRAINED_ON, _CHECKPOINT = b"x-tario-banner", b"x-tario-trained-on", b"x-tario-checkpoint"
 _COMPARED = 500  # symbols, with one that is unknown
-_GONE = 499  # of a client that did not wait, as nginx has it
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may ask."""
-
-    body_bytes: int = 64 << 20
-    body_s: float = 30.0  # to send it
-    answer_s: float = 60.0  # to work it out
-    image_px: int = 64_000_000
-    side_px: int = 20_000
-    um_per_px: tuple[float, float] = (0.1, 1.2)
-    answer_bytes: int = 1 << 30  # of its rates
-    all_answer_bytes: int = 1 << 31  # of all rates that are worked on or sent
-    requests: int = 128  # worked on at once; those that are still being sent do not count
-    held_bytes: int = 1 << 29  # of the bodies of all requests
-    threads: int = 2  # that unpack images, and as many that pack answers
 
 
 class Reason(BaseModel):
@@ -77,38 +48,7 @@ class Genes(BaseModel):
     genes: list[str]
 
 
-class Metrics:
-    """What /metrics tells."""
-
-    def __init__(self, engine: Engine | None = None):
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "tario_requests", "Requests, by path and status", ("path", "status"), registry=self.registry
-        )
-        self.seconds = Histogram("tario_request_seconds", "From a request's first byte to its answer's last", ("path",),
-                                 buckets=_SECONDS, registry=self.registry)  # fmt: skip
-        self.windows = Counter("tario_windows", "Windows of H&E that were predicted", registry=self.registry)
-        self.batch_seconds = Histogram("tario_batch_seconds", "Of a batch on its device", buckets=_SECONDS,
-                                       registry=self.registry)  # fmt: skip
-        self.batch_rows = Histogram("tario_batch_windows", "Windows of a batch", buckets=(1, 2, 4, 8, 16, 32),
-                                    registry=self.registry)  # fmt: skip
-        self.waiting = Gauge("tario_waiting_windows", "Windows in the queue", registry=self.registry)
-        self.ending = False
-        self.open, self.cut = 0, 0  # requests under way, and those that the end of the server cut off
-        self.whole, self.held_bytes = 0, 0  # requests whose bodies are here, and what all bodies hold
-        self.answer_bytes = 0  # of rates, until they are sent
-
-    def end(self) -> None:
-        """The server was told to end."""
-        self.ending = True
-
-    def told(self, told: Told) -> None:
-        self.windows.inc(told.rows)
-        self.batch_rows.observe(told.rows)
-        self.batch_seconds.observe(told.seconds)
-
-
-def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, allow_virtual_model: bool = False,
+def make_app(engine: Engine, metrics: Metrics, limits: Limits = USUAL, *, allow_virtual_model: bool = False,
              token: str = "", log: Callable[[dict[str, Any]], None] = lambda entry: None) -> FastAPI:  # fmt: skip
     """token: that requests to /v1 must bear; empty: none."""
     signature = engine.bundle.signature
@@ -127,8 +67,9 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
     about_model = {_TRAINED_ON: signature["trained_on"], _CHECKPOINT: signature["checkpoint"]}
     if signature["banner"]:
         about_model[_BANNER] = signature["banner"]
-    headers = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in about_model.items()]
-    app.state.headers = headers  # also of what the server says without the app
+    headers = [(name, value.encode("latin-1", "replace")) for name, value in about_model.items()]
+    held = Held(limits)
+    app.state.headers, app.state.held = headers, held  # the first also of what the server says without the app
 
     bearer = HTTPBearer(auto_error=False, description="where the server was started with a token")
 
@@ -137,7 +78,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         if token and not hmac.compare_digest(told, token.encode()):
             raise Refusal(401, "this server asks for a bearer token: 'Authorization: Bearer …'")
 
-    app.add_middleware(_Observed, headers=headers, metrics=metrics, log=log)
+    app.add_middleware(Observed, headers=headers, metrics=metrics, held=held, log=log)
 
     def refused(status: int, reason: str, request: Request, further: dict[str, str] | None = None) -> JSONResponse:
         told_of(request)["reason"] = reason
@@ -210,58 +151,6 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
                                    + (f"; did you mean {near[0]}?" if near else ""))  # fmt: skip
         return np.array([position[name] for name in names])
 
-    def refuse_busy() -> None:
-        if metrics.whole >= limits.requests:
-            raise Refusal(429, f"{limits.requests} requests are under way; ask again later", retry_after_s=1)
-
-    @contextlib.asynccontextmanager
-    async def body_of(request: Request) -> AsyncIterator[bytes]:
-        """The body, as long as it is held."""
-        refuse_busy()  # before anything of it is held
-        told = request.headers.get("content-length")
-        if told is not None and told.isdecimal() and int(told) > limits.body_bytes:
-            raise Refusal(413, f"the body has {told} bytes; expected at most {limits.body_bytes}")
-        pieces: list[bytes] = []
-        try:
-            await read(request, pieces)
-            if not pieces:
-                raise Refusal(422, "the body is empty; expected an image")
-            refuse_busy()
-            pieces[:] = [b"".join(pieces)]
-            metrics.whole += 1
-            try:
-                yield pieces[0]
-            finally:
-                metrics.whole -= 1
-        finally:
-            metrics.held_bytes -= sum(map(len, pieces))
-
-    async def read(request: Request, pieces: list[bytes]) -> None:
-        size = 0
-        try:
-            async with asyncio.timeout(limits.body_s):
-                async for piece in request.stream():
-                    if not piece:
-                        continue
-                    pieces.append(piece)
-                    size += len(piece)
-                    metrics.held_bytes += len(piece)
-                    if size > limits.body_bytes:
-                        raise Refusal(413, f"the body has more than {limits.body_bytes} bytes")
-                    if metrics.held_bytes > limits.held_bytes:
-                        raise Refusal(429, f"bodies of {limits.held_bytes} bytes are held; ask again later",
-                                      retry_after_s=1)  # fmt: skip
-        except TimeoutError:
-            raise Refusal(408, f"the body was not sent within {limits.body_s:g} s") from None
-
-    def hold(request: Request, answer_bytes: int) -> None:
-        """Until the answer is sent."""
-        if metrics.answer_bytes + answer_bytes > limits.all_answer_bytes:
-            raise Refusal(429, f"{metrics.answer_bytes / 1e6:.0f} MB of rates are under way; ask again later, or for "
-                               "fewer genes", retry_after_s=1)  # fmt: skip
-        metrics.answer_bytes += answer_bytes
-        request.scope[_HELD] = answer_bytes
-
     of_body = {"requestBody": {"required": True, "content": {
         kind: {"schema": {"type": "string", "format": "binary"}} for kind in images.TYPES
     }}}  # fmt: skip
@@ -326,7 +215,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
             loop = asyncio.get_running_loop()
             windows, placed = await loop.run_in_executor(unpacking, unpacked, body)
             told_of(request).update(windows=len(windows.he_WxYxXx3), squares=len(placed.x_um_S), bytes=len(body))
-            hold(request, 4 * windows.side_um_WxN.size * len(names))
+            held.answer(request, 4 * windows.side_um_WxN.size * len(names))
             rates_WxNxG = await asyncio.wrap_future(engine.submit(windows, chosen_g))
 
             def packed() -> bytes:
@@ -337,7 +226,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
         names = list(engine.bundle.genes) if chosen_g is None else [engine.bundle.genes[g] for g in chosen_g]
         known = {name: signature[name] for name in ("trained_on", "banner", "checkpoint", "panel_hash")}
         known |= {"unit": "expected detections per square", "bin_um": f"{side_um:g}"}
-        async with body_of(request) as body:
+        async with held.body(request) as body:
             answer = asyncio.create_task(answered(body))
             gone = asyncio.create_task(_disconnect(request))
             try:
@@ -356,69 +245,7 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = Limits(), *, all
     return app
 
 
-def told_of(request: Request) -> dict[str, Any]:
-    """What the log shall say of a request beside what it says of each."""
-    return request.scope.setdefault("tario.told", {})
-
-
 async def _disconnect(request: Request) -> None:
     """Returns when the client is gone; the body is read by then."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class _Observed:
-    """Around everything: headers, counts and a line of the log for each request, whatever becomes of it."""
-
-    def __init__(self, app, headers: list[tuple[bytes, bytes]], metrics: Metrics,
-                 log: Callable[[dict[str, Any]], None]):  # fmt: skip
-        self._app, self._headers, self._metrics, self._log = app, headers, metrics, log
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = time.monotonic(), 0
-        given = dict(scope["headers"]).get(_REQUEST.lower().encode(), b"").decode("latin-1")
-        name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-        async def sending(message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                own = [*self._headers, (_REQUEST.lower().encode(), name.encode())]
-                if self._metrics.ending:  # else a next request may be on its way when the connection is closed
-                    own.append((b"connection", b"close"))
-                message = message | {"headers": [*message.get("headers", ()), *own]}
-            await send(message)
-
-        told = scope.setdefault("tario.told", {})
-        self._metrics.open += 1
-        try:
-            await self._app(scope, receive, sending)
-        except ClientDisconnect:
-            status, told["reason"] = _GONE, "the client went away"
-        except asyncio.CancelledError:
-            self._metrics.cut += 1
-            if not status:
-                await JSONResponse({"reason": "the server ended before the answer"}, 503)(scope, receive, sending)
-            status, told["reason"] = _GONE, "cut off by the end of the server"
-            raise
-        except Exception as error:
-            told["reason"], told["error"] = "internal error", f"{type(error).__name__}: {error}"[:500]
-            if not status:
-                await JSONResponse({"reason": "internal error; the log says more"}, 500)(scope, receive, sending)
-        finally:
-            self._metrics.open -= 1
-            self._metrics.answer_bytes -= scope.get(_HELD, 0)
-            path = getattr(scope.get("route"), "path", "other")
-            seconds = time.monotonic() - began
-            self._metrics.requests.labels(path, str(status)).inc()
-            self._metrics.seconds.labels(path).observe(seconds)
-            self._log({"request": name, "method": scope["method"], "path": scope["path"][:200], "status": status,
-                       "seconds": round(seconds, 4), **told})  # fmt: skip
-
-
-def log_line(entry: dict[str, Any]) -> None:
-    """One line of JSON on the standard output."""
-    print(json.dumps({"unix": round(time.time(), 3), **entry}), flush=True)

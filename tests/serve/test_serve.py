@@ -30,10 +30,12 @@ from tario_jax.cli.serve import port, token_of
 from tario_jax.export.bundle import Wanted, export_bundle
 from tario_jax.export.loader import Bundle
 from tario_jax.predict.predictor import Predictor, load
-from tario_jax.serve.app import Limits, Metrics, make_app
+from tario_jax.serve.app import make_app
 from tario_jax.serve.cover import squares_of_window
 from tario_jax.serve.engine import Engine, Windows, batch_sizes
 from tario_jax.serve.images import RAW, pixels_of
+from tario_jax.serve.limits import Limits
+from tario_jax.serve.observed import Metrics
 from tario_jax.serve.refusal import Refusal
 from tario_jax.serve.server import Server, bind, protocol
 
@@ -360,19 +362,19 @@ def test_too_many_requests_are_refused_before_their_bodies_are_read(engine, sect
 
 
 def test_bodies_hold_no_more_than_there_is_room_for(engine, section):
-    metrics, body = Metrics(), png(section.he())
+    body = png(section.he())
     for held_bytes, status in ((len(body) - 1, 429), (len(body), 200)):
-        client = Client(make_app(engine, metrics, Limits(held_bytes=held_bytes)))
-        assert client.post("/v1/predict", params=ASKED, content=body, headers=PNG).status_code == status
-        assert metrics.held_bytes == metrics.whole == 0
+        app = make_app(engine, Metrics(), Limits(held_bytes=held_bytes))
+        assert Client(app).post("/v1/predict", params=ASKED, content=body, headers=PNG).status_code == status
+        assert app.state.held.body_bytes == app.state.held.whole == 0
 
 
 def test_answers_hold_no_more_than_there_is_room_for(engine, section):
-    metrics, body = Metrics(), png(section.he())
+    body = png(section.he())
     for all_answer_bytes, status in ((1000, 429), (1 << 30, 200)):
-        client = Client(make_app(engine, metrics, Limits(all_answer_bytes=all_answer_bytes)))
-        assert client.post("/v1/predict", params=ASKED, content=body, headers=PNG).status_code == status
-        assert metrics.answer_bytes == 0
+        app = make_app(engine, Metrics(), Limits(all_answer_bytes=all_answer_bytes))
+        assert Client(app).post("/v1/predict", params=ASKED, content=body, headers=PNG).status_code == status
+        assert app.state.held.answer_bytes == 0
 
 
 def test_an_unknown_parameter_says_which_was_meant(client):
