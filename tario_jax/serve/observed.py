@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
-from tario_jax.serve.engine import Engine, Told
+from tario_jax.serve.engine import Told
 from tario_jax.serve.limits import Held
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -26,7 +26,7 @@ _GONE = 499  # of a client that did not wait, as nginx has it
 class Metrics:
     """What /metrics tells."""
 
-    def __init__(self, engine: Engine | None = None):
+    def __init__(self):
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "tario_requests", "Requests, by path and status", ("path", "status"), registry=self.registry
@@ -40,7 +40,7 @@ class Metrics:
                                     registry=self.registry)  # fmt: skip
         self.waiting = Gauge("tario_waiting_windows", "Windows in the queue", registry=self.registry)
         self.ending = False
-        self.open, self.cut = 0, 0  # requests under way, and those that the end of the server cut off
+        self.cut = 0  # requests that the end of the server cut off
 
     def end(self) -> None:
         """The server was told to end."""
@@ -83,7 +83,6 @@ class Observed:
             await send(message)
 
         told = scope.setdefault(_TOLD, {})
-        self._metrics.open += 1
         try:
             await self._app(scope, receive, sending)
         except ClientDisconnect:
@@ -99,7 +98,6 @@ class Observed:
             if not status:
                 await JSONResponse({"reason": "internal error; the log says more"}, 500)(scope, receive, sending)
         finally:
-            self._metrics.open -= 1
             self._held.sent(scope)
             path = getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - began

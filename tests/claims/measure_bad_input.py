@@ -22,7 +22,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from measure_serving import made, memory_mib, wait
+from measure_serving import made, memory_mib, served_bundle
 from PIL import Image
 
 from tario_jax.export.loader import Bundle
@@ -36,26 +36,19 @@ def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     bundle = Bundle(folder)
     images, expected, genes = made(bundle)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = out.with_suffix(".log").open("w+")
-    process = subprocess.Popen([sys.executable, "-m", "tario_jax.cli", "serve", str(folder), f"--port={port}"],
-                               stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
     asked = {"um_per_px": bundle.signature["window"]["um_per_px"], "tissue": bundle.signature["trained_on"],
              "format": "npz", "genes": ",".join(genes)}  # fmt: skip
     good = png(images[0])
 
-    def is_right() -> bool:
-        response = httpx.post(f"{url}/v1/predict", params=asked, content=good, headers=PNG, timeout=60)
-        if response.status_code != 200:
-            return False
-        rates = np.load(io.BytesIO(response.content))["rates"]
-        return bool(np.abs(rates / expected[0] - 1).max() < 1e-4)
+    with served_bundle(folder, out) as (url, process):
 
-    try:
-        wait(url, process)
+        def is_right() -> bool:
+            response = httpx.post(f"{url}/v1/predict", params=asked, content=good, headers=PNG, timeout=60)
+            if response.status_code != 200:
+                return False
+            rates = np.load(io.BytesIO(response.content))["rates"]
+            return bool(np.abs(rates / expected[0] - 1).max() < 1e-4)
+
         right = [is_right()]
         lines, others = [], 0
         for what, (status, reason) in mistakes(url, asked, good).items():
@@ -63,7 +56,7 @@ def main() -> None:
             others += not met
             lines.append(f"{what:<34}{status}  {reason}" + ("" if met else "   <-- expected 4xx with a reason"))
         before = memory_mib(process.pid)
-        slow, during = slow_connections(port, is_right)
+        slow, during = slow_connections(url, is_right)
         told = sum(number for how, number in slow.items() if how.startswith("4"))
         lines.append(f"{SLOW} slow connections: {slow}; good requests meanwhile: {sum(during)} of {len(during)}")
         begun = counted(url)
@@ -76,8 +69,6 @@ def main() -> None:
         lines.append(f"memory of the server {before:.0f} to {memory_mib(process.pid):.0f} MiB")
         right.append(is_right())
         lives = process.poll() is None and httpx.get(f"{url}/healthz").status_code == 200
-    finally:
-        process.kill()
     result = {"mistakes": len(lines) - 3, "others": others, "slow": SLOW - told, "during": len(during),
               "during_wrong": len(during) - sum(during), "fuzzed": sum(tried.values()), "errors": errors,
               "fuzz_status": fuzz_status,
@@ -159,14 +150,14 @@ def truncated(url: str, asked: dict, good: bytes) -> tuple[int, str]:
     return int(head.split()[1]), json.loads(body)["reason"]
 
 
-def slow_connections(port: int, is_right) -> tuple[dict[str, int], list[bool]]:
+def slow_connections(url: str, is_right) -> tuple[dict[str, int], list[bool]]:
     """How the connections ended, and whether each good request meanwhile was answered rightly."""
     body = (b"POST /v1/predict?um_per_px=0.5&tissue=virtual HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\n"
             b"Content-Length: 100000\r\n\r\n")  # fmt: skip
     drips = (b"", b"GET /healthz HTTP/1.1\r\nX-Slow: ", body)
     connections = []
     for number in range(SLOW):
-        connection = socket.create_connection(("127.0.0.1", port))
+        connection = socket.create_connection((httpx.URL(url).host, httpx.URL(url).port))
         connection.setblocking(True)
         connection.sendall(drips[number % 3])
         connection.setblocking(False)

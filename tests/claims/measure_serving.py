@@ -13,6 +13,7 @@ held against what the bare bundle says of that image.
 
 import asyncio
 import collections
+import contextlib
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -40,15 +42,8 @@ def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     bundle = Bundle(folder)
     images, expected, genes = made(bundle)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tario_jax.cli", "serve", str(folder), f"--port={port}", f"--batch={BATCH}"]
-    log = out.with_suffix(".log").open("w+")
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    load = Load(f"http://127.0.0.1:{port}", images, expected, genes, bundle)
-    try:
-        wait(load.url, process)
+    with served_bundle(folder, out, f"--batch={BATCH}") as (url, process):
+        load = Load(url, images, expected, genes, bundle)
         asyncio.run(load.full(3.0))  # warm
         turns = [(bare_rate(bundle, images), asyncio.run(load.full(SECONDS / 4))) for _ in range(TURNS)]
         bare, served = (statistics.median(of) for of in zip(*((rate, full.rate) for rate, full in turns), strict=True))
@@ -59,8 +54,6 @@ def main() -> None:
             memory.append(memory_mib(process.pid))
         end = asyncio.run(load.until_told(process))
         status = process.wait(90)
-    finally:
-        process.kill()
     share = statistics.median(full.rate / rate for rate, full in turns)
     tallies = [*(full for _, full in turns), calm, *storms, end]
     storm = storms[0].statuses + storms[1].statuses
@@ -120,15 +113,27 @@ def bare_rate(bundle: Bundle, images: np.ndarray) -> float:
     return done / (time.perf_counter() - began)
 
 
-def wait(url: str, process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.3)
-    raise SystemExit("the server ended before it was ready")
+@contextlib.contextmanager
+def served_bundle(folder: Path, out: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Address and process of a `tario serve` that is ready; its log lies beside `out`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "tario_jax.cli", "serve", str(folder), f"--port={port}", *flags]
+    with out.with_suffix(".log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        while True:
+            if process.poll() is not None:
+                raise SystemExit("the server ended before it was ready")
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    break
+            time.sleep(0.3)
+        yield url, process
+    finally:
+        process.kill()
 
 
 def memory_mib(pid: int) -> float:

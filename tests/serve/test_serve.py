@@ -354,11 +354,11 @@ def test_every_device_works_on_one_request(bundle):
 
 
 def test_too_many_requests_are_refused_before_their_bodies_are_read(engine, section):
-    metrics = Metrics()
-    client = Client(make_app(engine, metrics, Limits(requests=0)))
+    app = make_app(engine, Metrics(), Limits(requests=0))
+    client = Client(app)
     response = client.post("/v1/predict", params=ASKED, content=png(section.he()), headers=PNG)
     assert response.status_code == 429 and response.headers["retry-after"] == "1"
-    assert metrics.open == 0
+    assert app.state.held.whole == app.state.held.body_bytes == 0
 
 
 def test_bodies_hold_no_more_than_there_is_room_for(engine, section):
