@@ -1,71 +1,250 @@
 """python -m launch: the runs of a sweep."""
 
 import argparse
+import json
+import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
-from launch.local import JOBS, commands, run_here
-from launch.sweep_file import is_evaluated, is_trained, read_sweep
-from tario_jax.config import Config, InputError
+from launch.estimate import PRICES, Estimates, Prices
+from launch.gke import GkeBackend
+from launch.jobs import CORPUS, KINDS, SCALING, jobs_of
+from launch.local import Local, Stopped, run_here
+from launch.progress import progress_of, progress_table
+from launch.site import read_site
+from launch.slurm import SlurmBackend
+from launch.sweep_file import Sweep, read_sweep
+from launch.table import Row, sweep_table
+from launch.tpu_vm import TpuBackend
+from launch.verdicts import Verdicts
+from tario_jax.config import InputError
+from tario_jax.train.whole_file import write_whole
 
+BACKENDS = {"slurm": SlurmBackend, "gke": GkeBackend, "tpu": TpuBackend}
 EXAMPLES = """examples:
-  python -m launch configs/sweeps/study.py --workdir=sweeps/study
-  python -m launch configs/sweeps/study.py --workdir=sweeps/study --only='p16_*' --dry-run
-  python -m launch configs/sweeps/study.py --workdir=sweeps/study --jobs=simulate,train
-  python -m launch configs/sweeps/study.py --workdir=sweeps/study --status
+  python -m launch configs/sweeps/study.py --dry-run
+  python -m launch configs/sweeps/study.py
+  python -m launch configs/sweeps/study.py --at-once=2 --processes=2 --only='p16_*'
+  python -m launch configs/sweeps/study.py --status
+  python -m launch configs/sweeps/article_pods.py --backend=gke --dry-run --no-verdicts
+  python -m launch configs/sweeps/article_pods.py --backend=gke --site=my_site.toml --only='p93_*' --wait
+  python -m launch configs/tario2_200m.py:v5e:16x16 --backend=tpu --site=my_site.toml --config.train.steps=1000
+  python -m launch configs/sweeps/article.py --backend=slurm --topology=8xH100 --site.slurm.partition=gpu
 """
+_WAIT_S = 60.0
 
 
-def _state(workdir: Path, config: Config) -> str:
-    if is_evaluated(workdir, config):
-        return "evaluated"
-    if is_trained(workdir, config):
-        return "trained"
-    return "begun" if (workdir / "metrics.jsonl").exists() else "not begun"
+def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        rest, changed = _taken(given, "--config.")
+        rest, of_site = _taken(rest, "--site.")
+        return _run(_parser().parse_args(rest), changed, of_site)
+    except InputError as error:
+        print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print("launch: stopped; the same command continues", file=sys.stderr)
+        return stopped.args[0]
+    except KeyboardInterrupt:
+        print("launch: stopped; the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `python -m launch … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line, in place of the usage."""
+        print(f"launch: {message}; see 'python -m launch --help'", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m launch", allow_abbrev=False, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Makes the cohort of a sweep, trains and evaluates its runs, here or on a cluster, and ends in "
+        "'tario scaling'. Started again, it does what is missing. To be called in a checkout, where configs/ and "
+        "launch/ are.",
+    )  # fmt: skip
+    parser.add_argument("sweep", metavar="SWEEP.py", help="a file with get_sweep(), as in configs/sweeps/, or one "
+                        "config, as in configs/, also as FILE.py:ARGUMENT")  # fmt: skip
+    parser.add_argument("--backend", choices=("local", *BACKENDS), default="local", help="where runs are made (local)")
+    parser.add_argument("--workdir", type=Path, help="corpus, runs, logs and the scaling report (sweeps/NAME)")
+    parser.add_argument("--only", default="*", metavar="PATTERN,…", help="runs of such names")
+    parser.add_argument("--jobs", type=_jobs, default=KINDS, metavar="JOB,JOB",
+                        help=f"some of {','.join(KINDS)}: so an accelerator may train, and a CPU evaluate")  # fmt: skip
+    parser.add_argument("--config.GROUP.FIELD", metavar="VALUE", dest="_config", help="changes a field of all runs")
+    ask = parser.add_argument_group("to look")
+    ask.add_argument("--dry-run", "--dry_run", action="store_true", help="starts nothing: prints the runs with what "
+                     "they take, and writes the backend's files")  # fmt: skip
+    ask.add_argument("--status", action="store_true", help="how each run stands, why it failed, what to retry")
+    ask.add_argument(
+        "--commands", action="store_true", help="prints what 'tario' would be called with, to start by hand"
+    )
+    ask.add_argument("--no-verdicts", action="store_true", help="without compiling ahead of time what is not known yet")
+    ask.add_argument("--prices", type=Path, default=PRICES, metavar="FILE", help="as launch/prices.toml, which it is")
+    ask.add_argument("--genes", type=_whole, default=18963, help="of the panel, for the table (18963)")
+    ask.add_argument("--json", type=Path, metavar="PATH", help="what --dry-run or --status tells, as JSON")
+    how = parser.add_argument_group("how")
+    how.add_argument("--topology", metavar="CHIPS", help="of every run, as v5e:16x16, 2xv5p:4x8x8 or 8xH100; by "
+                     "default what get_topologies() of the sweep says")  # fmt: skip
+    how.add_argument("--at-once", type=_whole, default=1, metavar="N", help="runs side by side (1)")
+    how.add_argument("--processes", type=_whole, default=1, metavar="N",
+                     help="of a run's training, where it has no topology (1)")  # fmt: skip
+    how.add_argument("--devices", type=_whole, metavar="N",
+                     help="of a process: virtual ones on a CPU; GPUs are shared out evenly by default")  # fmt: skip
+    how.add_argument("--retries", type=_whole_or_0, default=2, metavar="N",
+                     help="of a job that failed, but for a mistake of its user (2)")  # fmt: skip
+    how.add_argument("--back-off-s", type=float, default=10.0, metavar="S",
+                     help="pause before the first retry, then twice as long each (10)")  # fmt: skip
+    cluster = parser.add_argument_group("on a cluster")
+    cluster.add_argument("--site", type=Path, metavar="FILE", help="partition, image, zone …, as launch/site.toml")
+    cluster.add_argument("--site.GROUP.FIELD", metavar="VALUE", dest="_site", help="one of them")
+    cluster.add_argument("--rewrite", action="store_true", help="makes files anew that were edited")
+    cluster.add_argument("--wait", action="store_true", help="stays, submits what becomes possible, until all is done")
+    return parser
+
+
+def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str, str]) -> int:
+    sweep = read_sweep(options.sweep, options.only, options.topology, changed)
+    workdir = options.workdir or Path("sweeps") / sweep.name
+    how = Local(options.at_once, options.processes, options.devices, options.retries, options.back_off_s)
+    backend = None
+    if options.backend != "local":
+        backend = BACKENDS[options.backend](sweep, workdir, read_site(options.site, of_site), how)
+    elif of_site or options.site:
+        raise InputError("--site: says how a cluster is; add --backend=slurm, gke or tpu, or leave it out")
+    if options.commands:
+        for several in jobs_of(sweep, workdir).values():
+            for job in several:
+                if job.kind in options.jobs:
+                    print("tario", shlex.join(job.words))
+        return 0
+    if options.status:
+        return _tell_status(options, sweep, workdir, backend)
+    if options.json and not options.dry_run:
+        raise InputError(f"--json={options.json}: goes with --dry-run or --status")
+    rows = _rows(options, sweep, workdir)
+    if options.dry_run:
+        print(sweep_table(sweep, rows, Prices.read(options.prices)))
+        if backend is not None:
+            started = backend.write(options.jobs, rewrite=options.rewrite, say=_say)
+            print(f"\n{backend.folder}: files to read and edit; submit.sh would start {len(started)}: "
+                  f"{', '.join(started[:5])}{' …' if len(started) > 5 else ''}")  # fmt: skip
+        if options.json:
+            write_whole(options.json, json.dumps([row.to_dict() for row in rows], indent=1))
+        return 0
+    refused = [row for row in rows if row.refused]
+    for row in refused:
+        _say(f"{row.run}: is not started: {row.refused}")
+    if refused:
+        kept = {row.run for row in rows if not row.refused}
+        if not kept:
+            raise InputError(f"{sweep.file}: none of its runs fits its chips")
+        sweep = sweep.of(kept)
+        backend = backend and BACKENDS[options.backend](sweep, workdir, read_site(options.site, of_site), how)
+    if backend is None:
+        return 1 if run_here(sweep, workdir, how, options.jobs, _say) or refused else 0
+    return _on(backend, options, sweep, workdir) or int(bool(refused))
+
+
+def _rows(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> list[Row]:
+    """With verdicts: those that are known, and, for TPUs, the others compiled where it is asked for."""
+    verdicts = Verdicts(workdir / "verdicts", options.genes)
+    on_chips = any(sweep.hardware.values())
+    if not options.dry_run and not on_chips:
+        return []
+    estimates, rows = Estimates(Prices.read(options.prices), options.genes), []
+    counted = {run: estimates.of(config, sweep.hardware[run]) for run, config in sweep.configs.items()}
+    runs = {run: (config, sweep.hardware[run]) for run, config in sweep.configs.items() if not counted[run].refusal}
+    if not options.no_verdicts and on_chips and (why := verdicts.find(runs, _say)):
+        if not options.dry_run:
+            raise InputError(f"no verdict on memory before it is started: {why}; --no-verdicts starts it without")
+        _say(f"verdicts: none that is not known already: {why}")
+    for run, config in sweep.configs.items():
+        rows.append(Row(run, config, sweep.hardware[run], counted[run], verdicts.known(config, sweep.hardware[run])))
+    return rows
+
+
+def _tell_status(options: argparse.Namespace, sweep: Sweep, workdir: Path, backend) -> int:
+    found = progress_of(sweep, workdir, backend.queued() if backend else None)
+    again = [word for word in sys.argv[1:] if word != "--status" and not word.startswith("--json")]
+    print(progress_table(found, f"python -m launch {shlex.join(again)}"))
+    if options.json:
+        write_whole(options.json, json.dumps([one.to_dict() for one in found], indent=1))
+    return 0
+
+
+def _on(backend, options: argparse.Namespace, sweep: Sweep, workdir: Path) -> int:
+    """Submits what is missing; with --wait again and again until nothing is, and nothing can be."""
+    told: dict[str, str] = {}
+    tried: set[str] = set()
+    while True:
+        started = backend.write(options.jobs, rewrite=options.rewrite, say=_say)
+        fresh = [run for run in started if run not in tried or run in (CORPUS, SCALING)]
+        if fresh:
+            backend.submit(_say)
+            tried |= set(started)
+            _say(f"started {len(started)}: {', '.join(started[:8])}{' …' if len(started) > 8 else ''}")
+        elif not options.wait:
+            _say("nothing to submit: all is done, or under way")
+        if not options.wait:
+            return 0
+        time.sleep(_WAIT_S)
+        found = progress_of(sweep, workdir, backend.queued())
+        for one in found:
+            line = f"{one.state} {one.told}".split(",")[0].strip()
+            if told.get(one.run) != line:
+                told[one.run] = line
+                _say(f"{one.run:<28} {line}{f': {one.error}' if one.error else ''}")
+        runs = [one for one in found if one.run not in (CORPUS, SCALING)]
+        if all(one.state == "done" for one in found):
+            return 0
+        if all(one.state in ("done", "failed") for one in runs) and all(one.run in tried for one in runs):
+            if len(sweep.configs) > 1 and "scaling" in options.jobs:
+                run_here(sweep, workdir, Local(), ("scaling",), _say)
+            return int(any(one.state == "failed" for one in runs))
+
+
+def _taken(arguments: list[str], prefix: str) -> tuple[list[str], dict[str, str]]:
+    """The arguments without those of a prefix, and these, by what follows it."""
+    rest, found = [], {}
+    pending = iter(arguments)
+    for argument in pending:
+        if not argument.startswith(prefix):
+            rest.append(argument)
+            continue
+        name, equals, value = argument.removeprefix(prefix).partition("=")
+        if not equals and (value := next(pending, None)) is None:
+            raise InputError(f"{argument}: has no value; write {argument}=VALUE")
+        found[name] = value
+    return rest, found
 
 
 def _jobs(text: str) -> tuple[str, ...]:
     found = tuple(filter(None, text.split(",")))
-    if not found or not set(found) <= set(JOBS):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected some of {','.join(JOBS)}")
+    if not found or not set(found) <= set(KINDS):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected some of {','.join(KINDS)}")
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch", allow_abbrev=False, epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Makes the cohort of a sweep, trains and evaluates its runs on this machine, one after the other, "
-        "and ends in 'tario scaling'. Started again, it does what is missing.",
-    )  # fmt: skip
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.py", help="a file with get_sweep(), as in configs/sweeps/")
-    parser.add_argument("--workdir", type=Path, required=True, help="corpus, runs, logs and the scaling report")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs of such names")
-    parser.add_argument("--jobs", type=_jobs, default=JOBS, metavar="JOB,JOB",
-                        help=f"some of {','.join(JOBS)}: so an accelerator may train, and a CPU evaluate")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="prints the commands and starts nothing")
-    parser.add_argument("--status", action="store_true", help="prints which runs are trained and evaluated")
-    options = parser.parse_args(arguments)
-    try:
-        sweep = read_sweep(options.sweep, options.only)
-        if options.dry_run:
-            for several in commands(sweep, options.workdir).values():
-                for command in several:
-                    if command[0] in options.jobs:
-                        print("tario", shlex.join(command))
-            return 0
-        if options.status:
-            for name, config in sweep.configs.items():
-                print(f"{name:<32} {_state(options.workdir / name, config)}")
-            return 0
-        return 1 if run_here(sweep, options.workdir, options.jobs) else 0
-    except InputError as error:
-        print(f"launch: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("launch: stopped; the same command continues", file=sys.stderr)
-        return 130
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _whole_or_0(text: str) -> int:
+    return 0 if text == "0" else _whole(text)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

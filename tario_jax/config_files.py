@@ -8,6 +8,7 @@ was meant.
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import os
@@ -15,11 +16,15 @@ import re
 import traceback
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tario_jax import config as configs
 from tario_jax.config import Config, InputError
+
+Tree = TypeVar("Tree")
+"""A dataclass of dataclasses, as Config."""
 
 
 def expand(path: str) -> str:
@@ -88,43 +93,48 @@ def _explained(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def override(config: Config, assignments: dict[str, str]) -> Config:
-    """`config` with each dotted field set to the value that its text stands for; checked when all are set."""
-    return _set(config, {tuple(dotted.split(".")): (text, dotted) for dotted, text in assignments.items()})
+def override(config: Tree, assignments: dict[str, str], prefix: str = "--config.") -> Tree:
+    """`config` with each dotted field set to the value that its text stands for; checked when all are set.
+
+    prefix: what stands before a field where a mistake in it is told; other trees of dataclasses have another.
+    """
+    named = {tuple(dotted.split(".")): (text, f"{prefix}{dotted}") for dotted, text in assignments.items()}
+    return _set(config, named, functools.partial(_nearest, config, prefix))
 
 
-def _set(node: Any, assignments: dict[tuple[str, ...], tuple[str, str]]) -> Any:
-    """`node` with its fields set; keys of `assignments` are the names from here on."""
+def _set(node: Any, assignments: dict[tuple[str, ...], tuple[str, str]], meant: Callable[[str, str, Any], str]) -> Any:
+    """`node` with its fields set; keys of `assignments` are the names from here on, values the text and the whole
+    name. meant: see `_nearest`."""
     hints = typing.get_type_hints(type(node))
     changed: dict[str, Any] = {}
     within: dict[str, dict] = {}
     for (name, *rest), (text, dotted) in assignments.items():
         if name not in hints:
-            raise InputError(f"--config.{dotted}: no such field; did you mean {_nearest(dotted, name, node)}?")
+            raise InputError(f"{dotted}: no such field; did you mean {meant(dotted, name, node)}?")
         is_group = dataclasses.is_dataclass(hints[name])
         if is_group != bool(rest):
             kind = "a group of fields" if is_group else "a field, not a group"
-            raise InputError(f"--config.{dotted}: {name!r} is {kind}")
+            raise InputError(f"{dotted}: {name!r} is {kind}")
         if is_group:
             within.setdefault(name, {})[tuple(rest)] = (text, dotted)
         else:
             changed[name] = _parse(text, hints[name], dotted)
-    changed |= {name: _set(getattr(node, name), inner) for name, inner in within.items()}
+    changed |= {name: _set(getattr(node, name), inner, meant) for name, inner in within.items()}
     return dataclasses.replace(node, **changed) if changed else node
 
 
-def _nearest(dotted: str, wrong: str, node: Any) -> str:
-    """The dotted field of the whole config that `dotted` most likely meant."""
+def _nearest(root: Any, prefix: str, dotted: str, wrong: str, node: Any) -> str:
+    """The dotted field of all of `root` that `dotted` most likely meant."""
     here = [field.name for field in dataclasses.fields(node)]
     near = difflib.get_close_matches(wrong, here, 1, cutoff=0.5)
-    before, _, after = dotted.partition(wrong)
+    before, _, after = dotted.removeprefix(prefix).partition(wrong)
     if near:
-        return f"--config.{before}{near[0]}{after}"
-    everywhere = {f"{group.name}.{field.name}" for group in dataclasses.fields(Config)
+        return f"{prefix}{before}{near[0]}{after}"
+    everywhere = {f"{group.name}.{field.name}" for group in dataclasses.fields(root)
                   if dataclasses.is_dataclass(group.type) for field in dataclasses.fields(group.type)}  # fmt: skip
     leaf = {path.split(".")[-1]: path for path in everywhere}
     near = difflib.get_close_matches(dotted.split(".")[-1], leaf, 1, cutoff=0.0)
-    return f"--config.{leaf[near[0]]}"
+    return f"{prefix}{leaf[near[0]]}"
 
 
 def _parse(text: str, hint: Any, dotted: str) -> Any:
@@ -135,7 +145,7 @@ def _parse(text: str, hint: Any, dotted: str) -> Any:
     if hint is float and type(value) is int:
         value = float(value)
     if not matches(value, hint):
-        raise InputError(f"--config.{dotted}={text}: expected {_describe(hint)}")
+        raise InputError(f"{dotted}={text}: expected {_describe(hint)}")
     return value
 
 

@@ -1,17 +1,15 @@
-"""Combinators of sweeps, the sweeps that are here, and what `python -m launch` does with one."""
-
-import subprocess
-import sys
+"""Combinators of sweeps, and the sweeps that are here."""
 
 import pytest
 from refusals import refused
 
+from launch.sweep_file import read_sweep
 from tario_jax.config import Config
 from tario_jax.config_files import load_config
 from tario_jax.model.build import model_sizes
 from tario_jax.sweeps import Variant, chain, changed, product, runs, subsample, vary, zipped
 
-SWEEPS = ("ablation", "article", "context", "parameters", "patients", "resolution", "study")
+SWEEPS = ("ablation", "article", "article_pods", "context", "parameters", "patients", "resolution", "study")
 
 
 def names(variants):
@@ -49,11 +47,11 @@ def test_a_mistake_in_a_sweep_is_told(attempt, words):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_run_of_a_sweep_is_a_config_that_a_job_can_load(name, repository):
     file = repository / f"configs/sweeps/{name}.py"
-    listed = launch(repository, str(file), "--workdir=runs/none", "--status").stdout.splitlines()
-    assert len(listed) >= 2 and all(line.endswith("not begun") for line in listed)
-    for run in (listed[0].split()[0], listed[-1].split()[0]):
+    runs_of = read_sweep(str(file)).configs
+    assert len(runs_of) >= 2
+    for run in (next(iter(runs_of)), list(runs_of)[-1]):
         config = load_config(f"{file}:{run}")
-        assert config.name.endswith(run)
+        assert config.name.endswith(run) and config == runs_of[run]
     refused(lambda: load_config(f"{file}:nothing"), "expected one of")
 
 
@@ -68,63 +66,3 @@ def test_the_study_is_as_large_as_it_says(repository):
     tissue = {c.data.rows * c.data.window_um**2 for name, c in study.items() if "mixed" not in name}
     assert len(tissue) == 1  # equal tokens a step
     assert study["p256_m_mixed_seed0"].data.trained_bins_um == (36.0, 18.0, 9.0)
-
-
-def launch(repository, *words) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "launch", *words], cwd=repository, capture_output=True, text=True,
-                          timeout=240, check=False)  # fmt: skip
-
-
-def test_launch_tells_mistakes_and_prints_what_it_would_do(repository, tmp_path):
-    study = "configs/sweeps/study.py"
-    done = launch(repository, study, f"--workdir={tmp_path}", "--dry-run", "--only=p16_*")
-    assert done.returncode == 0
-    jobs = [line.split()[1] for line in done.stdout.splitlines()]
-    assert jobs == ["simulate", "train", "evaluate", "train", "evaluate", "scaling"] and not list(tmp_path.iterdir())
-    for words, answer in (
-        ((study, "--only=q*"), "no run of"),
-        (("configs/none.py",), "no such file"),
-        (("configs/quickstart.py",), "has no get_sweep"),
-    ):
-        done = launch(repository, *words, f"--workdir={tmp_path}")
-        assert done.returncode == 2 and answer in done.stderr and "Traceback" not in done.stderr
-
-
-SMALL = """
-from tario_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, SourceConfig, TrainConfig
-from tario_jax.sweeps import runs, vary
-
-BASE = Config(
-    name="small",
-    source=SourceConfig(train_patients=2, validation_patients=1, held_out_patients=2, regions=("core",),
-                        section_um=216.0, panel="curated", workers=1),
-    data=DataConfig(window_um=72.0, tile_um=72.0, rows=2),
-    model=ModelConfig(width=16, layers=1, heads=1, kv_heads=1, head_dim=16, mlp_width=16, gene_dim=8, stem_width=8),
-    train=TrainConfig(steps=2, validation_rows=2, calibration_rows=2, checkpoint_every=2, validate_every=2),
-    evaluate=EvaluateConfig(top_genes=20, bootstraps=20, examples=0, read_um=(18.0,)),
-)
-
-
-def get_sweep():
-    return runs(BASE, vary("rate", "optim.warmup_steps", (1, 2)) + vary("bad", "data.count_capacity", (1,)))
-
-
-def get_config(name):
-    return get_sweep()[name]
-"""
-
-
-@pytest.mark.slow
-def test_a_sweep_is_made_one_bad_run_stops_no_other_and_it_goes_on(repository, tmp_path):
-    (tmp_path / "small.py").write_text(SMALL)
-    command = (str(tmp_path / "small.py"), f"--workdir={tmp_path / 'sweep'}")
-    done = launch(repository, *command)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "bad1" in done.stdout and "capacity" in done.stdout
-    status = launch(repository, *command, "--status").stdout.split()
-    assert status == ["rate1", "evaluated", "rate2", "evaluated", "bad1", "begun"] or status[-1] == "begun"
-    for run in ("rate1", "rate2"):
-        assert (tmp_path / "sweep" / run / "read_18um/scores.npz").exists()
-    assert (tmp_path / "sweep/scaling.html").exists()
-    again = launch(repository, *command, "--only=rate*")
-    assert again.returncode == 0 and [line.split()[2] for line in again.stdout.splitlines()] == ["simulate", "scaling"]

@@ -6,9 +6,10 @@ import math
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tario_jax.config import BATCH_AXES, MESH_AXES, InputError, MeshConfig
+from tario_jax.parallel.chips import CHIPS, Chip
 from tario_jax.tokens.batch import Batch, has_tiles
 
 
@@ -20,22 +21,41 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     to that of the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    fixed = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if -1 in sizes or math.prod(sizes) != len(devices):
-        stated = ", ".join(f"{axis}={getattr(config, axis)}" for axis in MESH_AXES)
-        raise InputError(f"--config.mesh: {stated} does not multiply to {len(devices)} devices")
+    sizes = _sizes(config, len(devices))
     placed = _on_grid(devices, sizes) if devices[0].platform == "tpu" else np.array(devices).reshape(sizes)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_elsewhere(config: MeshConfig, chip: Chip, chips: int, slices: int = 1) -> AbstractMesh:
+    """The mesh of chips that are not here, for what is counted and not compiled. Raises `InputError` as `make_mesh`."""
+    sizes = _sizes(config, chips)
+    if chip in CHIPS.values():
+        _check_slices(sizes[0], slices)
+    device = AbstractDevice(chip.name, None, "tpu" if chip in CHIPS.values() else "gpu")
+    return AbstractMesh(tuple(sizes), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), abstract_device=device)
+
+
+def _sizes(config: MeshConfig, devices: int) -> list[int]:
+    """Of the axes, over so many devices."""
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and devices % fixed == 0:
+        sizes[sizes.index(-1)] = devices // fixed
+    if -1 in sizes or math.prod(sizes) != devices:
+        stated = ", ".join(f"{axis}={getattr(config, axis)}" for axis in MESH_AXES)
+        raise InputError(f"--config.mesh: {stated} does not multiply to {devices} devices")
+    return sizes
+
+
+def _check_slices(replica: int, slices: int) -> None:
+    if replica % slices:
+        raise InputError(f"--config.mesh: replica={replica} on {slices} slices; expected a multiple of them")
 
 
 def _on_grid(devices: list[jax.Device], sizes: list[int]) -> np.ndarray:
     """Chips as an array of `sizes`, so that neighbours along an axis are neighbours on the grid where they can be."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if sizes[0] % slices:
-        raise InputError(f"--config.mesh: replica={sizes[0]} on {slices} slices; expected a multiple of them")
+    _check_slices(sizes[0], slices)
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     within = (sizes[0] // slices, *sizes[1:])

@@ -169,6 +169,10 @@ def absent(need: str, root: Path) -> bool:
             return real_data(root) is None
         case "chromium":
             return not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+        case "slurm":  # or what the claim's own script installs it with, as root
+            return os.geteuid() != 0 or not any(map(shutil.which, ("slurmctld", "apt-get")))
+        case "crds":
+            return not Path(os.environ.get("TARIO_CRDS", "/nowhere")).is_dir()
     raise ValueError(need)
 
 

@@ -24,7 +24,7 @@ def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     by_part: dict[str, list[dict[str, float]]] = {}
     nothing: dict[str, float] = {}  # of each run, r of the null genes beyond a bin's total, over what is chance
-    for name in read_sweep(SWEEP).configs:
+    for name in read_sweep(str(SWEEP)).configs:
         part, _, _ = name.rpartition("_seed")
         report = json.loads((folder / name / "report.json").read_text())
         by_part.setdefault(part, []).append(figures(report))

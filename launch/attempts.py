@@ -1,0 +1,113 @@
+"""What attempts at a job left in its folder (launch/attempt.py): whether one lives, and how the last one ended."""
+
+import dataclasses
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from launch.attempt import MISTAKE, TOLD
+
+GONE_S = 60.0
+"""A journal that was not touched for so long, and says no end, is of a process that was killed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """The newest one at a job: of all its processes together."""
+
+    number: int  # attempts so far
+    lives: bool
+    status: int | None  # None while it lives
+    error: str
+    unix: float  # when it ended, or was last alive
+    log: Path  # of the process whose error it is
+
+    @property
+    def failed(self) -> bool:
+        return not self.lives and self.status != 0 and not self.told
+
+    @property
+    def told(self) -> bool:
+        """Whether it was told to end, and goes on when it is started again."""
+        return self.status in TOLD
+
+    @property
+    def mistaken(self) -> bool:
+        """Whether it would fail again."""
+        return self.status == MISTAKE
+
+
+def newest(folder: Path, job: str, now: float | None = None) -> Attempt | None:
+    """Of the job `train` or so in a run's folder; None where there was none."""
+    now = time.time() if now is None else now
+    journals = _journals(folder, job)
+    begun = [(one["unix"], one["attempt"]) for _, lines in journals for one in lines if one["event"] == "began"]
+    if not begun:
+        return None
+    attempt, ends, alive, gone = max(begun)[1], [], [], []
+    for path, lines in journals:
+        last = next((one for one in reversed(lines) if one["attempt"] == attempt), None)
+        if last is None:
+            continue
+        touched = path.stat().st_mtime
+        if last["event"] == "ended":
+            ends.append((last["unix"], last["status"], last["error"], path))
+        elif now - touched > GONE_S or not _is_here(last):
+            gone.append((touched, 137, "killed, or its machine is gone: it wrote no end", path))
+        else:
+            alive.append((touched, None, "", path))
+    number = len({name for _, name in begun})
+    # of processes that ended, the first that failed: the others fail for want of it
+    bad = [one for one in ends if one[1] not in (0, *TOLD)] or gone or [one for one in ends if one[1]]
+    unix, status, error, path = min(bad) if bad else (alive or ends)[0]
+    if alive:
+        return Attempt(number, True, None, "", max(one[0] for one in alive), alive[0][3].with_suffix(".txt"))
+    return Attempt(number, False, status, error, unix, path.with_suffix(".txt"))
+
+
+def failures(folder: Path, job: str, but: str = "") -> int:
+    """Attempts in a row that failed, up to the last one, by the journals of all processes. but: one not to count."""
+    by_attempt: dict[str, list[int]] = {}
+    order: dict[str, float] = {}
+    for _, lines in _journals(folder, job):
+        for one in lines:
+            if one["attempt"] == but:
+                continue
+            if one["event"] == "began":
+                order.setdefault(one["attempt"], one["unix"])
+            else:
+                by_attempt.setdefault(one["attempt"], []).append(one["status"])
+    count = 0
+    for name in sorted(order, key=order.get, reverse=True):
+        statuses = by_attempt.get(name, [137])
+        if all(status == 0 for status in statuses):
+            break
+        count += any(status not in (0, *TOLD) for status in statuses)
+    return count
+
+
+def _is_here(begun: dict[str, Any]) -> bool:
+    """Whether a process that is to be on this machine is; of other machines, that is not known."""
+    if begun.get("host") != socket.gethostname() or not Path("/proc/self").exists():
+        return True
+    try:
+        return b"launch.attempt" in Path(f"/proc/{begun['pid']}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _journals(folder: Path, job: str) -> list[tuple[Path, list[dict[str, Any]]]]:
+    found = []
+    for path in sorted((folder / "logs").glob(f"{job}_*.jsonl")):
+        lines = []
+        for text in path.read_text(errors="replace").splitlines():
+            try:
+                one = json.loads(text)
+            except ValueError:  # a line that was cut short
+                continue
+            if isinstance(one, dict) and {"event", "attempt", "unix"} <= one.keys():
+                lines.append(one)
+        found.append((path, lines))
+    return found

@@ -1,0 +1,92 @@
+"""The jobs of a sweep: what 'tario' is called with for its cohort, its runs and its end, and what of it is done."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from launch.sweep_file import Sweep
+from tario_jax.config import Config
+from tario_jax.config_files import expand, from_dict, to_dict
+from tario_jax.evaluate import score_file
+from tario_jax.train.provenance import deciding_fields
+from tario_jax.train.seal import checkpoint_id
+
+KINDS = ("simulate", "ingest", "train", "evaluate", "scaling")
+CORPUS, SCALING = "corpus", "scaling"
+"""What is made before the runs, and after them; both lie in the sweep's own folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One call of `tario`."""
+
+    run: str  # its name, or CORPUS or SCALING
+    words: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.words[0]
+
+    def folder(self, workdir: Path) -> Path:
+        """Where its logs are."""
+        return workdir if self.run in (CORPUS, SCALING) else workdir / self.run
+
+
+def jobs_of(sweep: Sweep, workdir: Path) -> dict[str, list[Job]]:
+    """By run, CORPUS first and SCALING last: their jobs in order. workdir: as the machine that does them sees it."""
+    source = sweep.source
+    corpus = expand(source.path) if source.kind == "corpus" else str(workdir / "corpus")
+    first = next(iter(sweep.configs))
+    found: dict[str, list[Job]] = {}
+    if source.kind != "corpus":
+        make = "simulate" if source.kind == "virtual" else "ingest"
+        found[CORPUS] = [Job(CORPUS, (make, *sweep.config_words(first), f"--out={corpus}"))]
+    for name in sweep.configs:
+        folder = workdir / name
+        found[name] = [
+            Job(name, ("train", *sweep.config_words(name), f"--corpus={corpus}", f"--workdir={folder}")),
+            Job(name, ("evaluate", f"--workdir={folder}", f"--corpus={corpus}", f"--shared={workdir / 'kept'}")),
+        ]
+    if len(sweep.configs) > 1:
+        found[SCALING] = [Job(SCALING, ("scaling", str(workdir), f"--out={workdir}"))]
+    return found
+
+
+def is_done(job: Job, sweep: Sweep, workdir: Path) -> bool:
+    """Whether it need not be done again. What a cohort holds is looked at by the job itself: a sealed one is done."""
+    if job.run == CORPUS:
+        return (workdir / "corpus" / "corpus.json").exists()  # written last
+    if job.run == SCALING:
+        return (workdir / "scaling.json").exists()
+    done = is_trained if job.kind == "train" else is_evaluated
+    return done(workdir / job.run, sweep.configs[job.run])
+
+
+def is_trained(workdir: Path, config: Config) -> bool:
+    """Whether the run is done, and with this config: one that was changed is trained, or refused by 'tario train'."""
+    found = _read(workdir / "config.json"), _read(workdir / "done.json")
+    if None in found or found[1].get("step") != config.train.steps:
+        return False
+    return deciding_fields(from_dict(found[0])) == deciding_fields(config)
+
+
+def is_evaluated(workdir: Path, config: Config) -> bool:
+    """Whether reports are there of its newest checkpoint, with these settings, at every side of bins, and scores that
+    can be read."""
+    step = (_read(workdir / "done.json") or {}).get("step")
+    checkpoint = checkpoint_id(workdir, step)
+    settings = json.loads(json.dumps(to_dict(config.evaluate)))
+    for folder in (workdir, *(workdir / f"read_{read_um:g}um" for read_um in config.evaluate.read_um)):
+        report = _read(folder / "report.json") or {}
+        if report.get("settings") != settings or report["provenance"]["checkpoint"] != checkpoint:
+            return False
+        if not score_file.is_current(folder / score_file.FILE):
+            return False
+    return True
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,113 @@
+"""How a sweep stands, read from the folders of its runs: done, running, failed with the reason, and what to retry."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.attempts import newest
+from launch.jobs import CORPUS, SCALING, Job, is_done, jobs_of
+from launch.sweep_file import Sweep
+from tario_jax.config import InputError
+from tario_jax.train.run_files import RunFiles, read_run
+from tario_jax.train.run_state import duration, run_state, seconds_a_step, steps_done
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """One run, or what is made before them or after them."""
+
+    run: str
+    state: str  # done, running, waiting (queued by a backend), failed, stopped, trained, not begun
+    told: str  # for people; may be empty
+    step: int
+    steps: int | None
+    attempts: int
+    error: str
+    log: str
+
+    @property
+    def to_retry(self) -> bool:
+        return self.state in ("failed", "stopped")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def progress_of(sweep: Sweep, workdir: Path, queued: Mapping[str, str] | None = None) -> list[Progress]:
+    """Of the cohort, every run, and the report. queued: what a backend says of runs that it holds, by name."""
+    now = time.time()
+    return [_of(name, jobs, sweep, workdir, queued or {}, now) for name, jobs in jobs_of(sweep, workdir).items()]
+
+
+def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, queued: Mapping[str, str], now: float) -> Progress:
+    folder = jobs[0].folder(workdir)
+    job = next((job for job in jobs if not is_done(job, sweep, workdir)), None)
+    files = _files(folder) if name not in (CORPUS, SCALING) else None
+    step, steps = (0, None) if files is None else steps_done(files)
+    number = sum(found.number for one in jobs if (found := newest(folder, one.kind, now)))
+
+    def told(state: str, words: str = "", error: str = "", log: str = "") -> Progress:
+        return Progress(name, state, words, step, steps, number, error, log)
+
+    if job is None:
+        return told("done")
+    attempt = newest(folder, job.kind, now)
+    if attempt is not None and attempt.lives:
+        return told("running", _doing(job, files, now))
+    if files is not None and job.kind == "train" and run_state(files, now).live:
+        return told("running", _doing(job, files, now))
+    if name in queued:
+        return told("waiting", queued[name])
+    if attempt is None:
+        return told("trained", "not evaluated yet") if job.kind == "evaluate" else told("not begun")
+    if attempt.told:
+        return told(
+            "stopped", f"{job.kind} was told to end, and goes on from where it was", attempt.error, str(attempt.log)
+        )
+    if attempt.failed:
+        return told("failed", f"{job.kind}, {_ago(now - attempt.unix)}", attempt.error, str(attempt.log))
+    return told("stopped", f"{job.kind} ended, and is not done")  # by another config than the sweep's now
+
+
+def _files(folder: Path) -> RunFiles | None:
+    try:
+        return read_run(folder)
+    except InputError:
+        return None
+
+
+def _doing(job: Job, files: RunFiles | None, now: float) -> str:
+    if job.kind != "train" or files is None:
+        return job.kind
+    state, (step, steps), pace = run_state(files, now), steps_done(files), seconds_a_step(files)
+    left = f", {duration((steps - step) * pace)} left" if steps and pace and state.live else ""
+    return f"{state.name if state.live else 'starting'}{left}"
+
+
+def _ago(seconds: float) -> str:
+    return f"{duration(seconds)} ago"
+
+
+def progress_table(progress: list[Progress], command: str) -> str:
+    """command: what starts what is missing."""
+    width = max(len(one.run) for one in progress)
+    lines = []
+    for one in progress:
+        steps = f"{one.step}/{one.steps}" if one.steps else ""
+        tries = f"{one.attempts} attempts" if one.attempts > 1 else ""
+        lines.append(f"{one.run:<{width}}  {one.state:<9}  {steps:>13}  {tries:<11}  {one.told}".rstrip())
+        if one.to_retry and one.error:
+            lines.append(f"{'':<{width}}  {one.error}")
+            lines.append(f"{'':<{width}}  log: {one.log}")
+    runs = [one for one in progress if one.run not in (CORPUS, SCALING)]
+    counts = {state: sum(one.state == state for one in runs) for state in
+              ("done", "running", "waiting", "trained", "stopped", "failed", "not begun")}  # fmt: skip
+    lines += ["", f"{len(runs)} runs: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)]
+    again = [one.run for one in progress if one.to_retry]
+    if again:
+        lines.append(
+            f"to retry {', '.join(again[:5])}{' …' if len(again) > 5 else ''}, and begin what is missing: {command}"
+        )
+    return "\n".join(lines)

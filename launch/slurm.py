@@ -1,0 +1,283 @@
+"""The runs of a sweep as array jobs of Slurm: training, evaluation behind it, the scaling report behind both.
+
+A run is told to end by SIGUSR1 before its time is over (and by whoever sends it: scancel --signal=USR1 --batch JOB), or
+by SIGTERM where Slurm preempts it: its processes save and end, and it is queued again. One that fails is queued again
+too, and pauses first, `retries` times; a user's mistake (status 2) is not.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from launch.files import write_files
+from launch.hardware import Hardware
+from launch.jobs import CORPUS, SCALING, Job, is_done, jobs_of
+from launch.local import Local
+from launch.site import Site
+from launch.sweep_file import Sweep
+from tario_jax.config import InputError
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+_ATTEMPT = '--attempt="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'
+_HEAD = """#!/usr/bin/env bash
+# {what}
+# Made by `python -m launch`; edit it as you like: an edited file is kept.
+"""
+
+
+class SlurmBackend:
+    """Scripts in WORKDIR/launch/slurm; submit.sh there submits them."""
+
+    def __init__(self, sweep: Sweep, workdir: Path, site: Site, how: Local):
+        self._sweep, self._site, self._how = sweep, site.slurm, how
+        self._workdir = workdir.resolve()
+        self._jobs = jobs_of(_absolute(sweep), self._workdir)
+        self._name = f"{sweep.name}-{hashlib.sha256(str(self._workdir).encode()).hexdigest()[:6]}"
+        self.groups()  # raises where a run has what Slurm does not lend
+        grace_s = max(config.train.grace_s for config in sweep.configs.values())
+        if self._site.grace_s < grace_s:
+            raise InputError(f"--site.slurm.grace_s={self._site.grace_s}: runs of {sweep.file} take train.grace_s = "
+                             f"{grace_s:g} to save; expected at least that")  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        return self._workdir / "launch" / "slurm"
+
+    def groups(self) -> dict[str, tuple[Hardware | None, list[str]]]:
+        """Arrays: by name their hardware, and the runs of the sweep that have it."""
+        found: dict[str, tuple[Hardware | None, list[str]]] = {}
+        for run, hardware in self._sweep.hardware.items():
+            if hardware is not None and not hardware.is_gpu:
+                raise InputError(f"{run}: has {hardware}, and Slurm lends GPUs or CPUs; say --topology=8xH100 or so, "
+                                 "or take another --backend")  # fmt: skip
+            name = "cpu" if hardware is None else str(hardware).lower()
+            found.setdefault(name, (hardware, []))[1].append(run)
+        return found
+
+    def files(self) -> dict[str, str]:
+        files = {}
+        if CORPUS in self._jobs:
+            files["corpus.sbatch"] = self._single(CORPUS, "the cohort")
+        for group, (hardware, runs) in self.groups().items():
+            files[f"train_{group}.sbatch"] = self._train(group, hardware, runs)
+            files[f"evaluate_{group}.sbatch"] = self._evaluate(group, runs)
+        if SCALING in self._jobs:
+            files["scaling.sbatch"] = self._single(SCALING, "the report over all runs")
+        return files
+
+    def _directives(self, job: str, output: str, **more: str | int | None) -> str:
+        site = self._site
+        given = {"job-name": f"{self._name}-{job}", "output": output, "open-mode": "append",
+                 "partition": site.partition, "account": site.account, "qos": site.qos, "constraint": site.constraint,
+                 "mem": f"{site.memory_gb}G" if site.memory_gb else "", "requeue": None, **more}  # fmt: skip
+        return "".join(f"#SBATCH --{name}{'' if value is None else f'={value}'}\n" for name, value in given.items()
+                       if value not in ("", 0))  # fmt: skip
+
+    def _shell(self) -> str:
+        """What comes first in each script. JAX_PLATFORMS and the like come along from where it is submitted."""
+        lines = ["set -uo pipefail", f"cd {shlex.quote(str(_CHECKOUT))} || exit"]
+        if self._site.setup:
+            lines.append(self._site.setup)
+        return "\n".join(lines) + "\n"
+
+    def _single(self, run: str, what: str) -> str:
+        (job,) = self._jobs[run]
+        return (
+            _HEAD.format(what=f"{self._sweep.file}: {what}.")
+            + self._directives(
+                run,
+                f"{self.folder}/{run}.txt",
+                nodes=1,
+                ntasks=1,
+                time=self._site.evaluate_minutes,
+                **{"cpus-per-task": self._site.cpus_per_task},
+            )  # fmt: skip
+            + f"\n{self._shell()}\nexec {self._attempt(job)}\n"
+        )
+
+    def _evaluate(self, group: str, runs: list[str]) -> str:
+        gpus = self._site.evaluate_gpus if group != "cpu" else 0
+        return (
+            _HEAD.format(what=f"{self._sweep.file}: evaluates its runs on {group}, each behind its training.")
+            + self._directives(
+                f"evaluate-{group}", f"{self.folder}/evaluate_{group}_%a.txt", array=self._array(runs), nodes=1,
+                ntasks=1, time=self._site.evaluate_minutes, gres=f"gpu:{gpus}" if gpus else "",
+                **{"cpus-per-task": self._site.cpus_per_task},
+            )
+            + f"\n{self._shell()}\n{self._pick(runs)}\nexec {self._of_run(runs, 1)}\n"
+        )  # fmt: skip
+
+    def _train(self, group: str, hardware: Hardware | None, runs: list[str]) -> str:
+        site, how = self._site, self._how
+        if hardware is None:
+            nodes, tasks, gpus = 1, how.processes, 0
+            devices = f"export JAX_NUM_CPU_DEVICES={how.devices}\n" if how.devices else ""
+        else:
+            nodes, tasks, gpus, devices = hardware.hosts, 1, hardware.chips_of_host, ""
+        return (
+            _HEAD.format(what=f"{self._sweep.file}: trains its runs on {group}, {nodes} node{'s' * (nodes > 1)} of "
+                         f"{tasks} process{'es' * (tasks > 1)} each.")  # fmt: skip
+            + self._directives(
+                f"train-{group}", f"{self.folder}/train_{group}_%a.txt", array=self._array(runs), nodes=nodes,
+                time=site.time_minutes, gres=f"gpu:{gpus}" if gpus else "", signal=f"B:USR1@{site.grace_s}",
+                **{"ntasks-per-node": tasks, "cpus-per-task": site.cpus_per_task},
+            )
+            + f"\n{self._shell()}{devices}\n{self._pick(runs)}"
+            + _TRAIN.format(command=self._of_run(runs, 0))
+        )  # fmt: skip
+
+    def _array(self, runs: list[str]) -> str:
+        return f"0-{len(runs) - 1}" + (f"%{self._how.at_once}" if self._how.at_once < len(runs) else "")
+
+    def _pick(self, runs: list[str]) -> str:
+        return f"RUNS=({' '.join(runs)})\nrun=${{RUNS[$SLURM_ARRAY_TASK_ID]}}\n"
+
+    def _of_run(self, runs: list[str], at: int) -> str:
+        """The command of an array's task: that of any run, with $run in place of its name."""
+        job = self._jobs[runs[0]][at]
+        words = []
+        for word in job.words:
+            quoted = shlex.quote(word)
+            if word.endswith((f":{runs[0]}", f"/{runs[0]}")) and (len(runs) > 1 or word.startswith("--workdir")):
+                quoted = f'"{word.removesuffix(runs[0])}$run"'
+            words.append(quoted)
+        again = f" --retries={self._how.retries} --back-off-s={self._how.back_off_s:g}" if at == 0 else ""
+        return (f'{self._python} -m launch.attempt "{self._workdir}/$run" {_ATTEMPT}{again} \\\n'
+                f"  -- {' '.join(words)}")  # fmt: skip
+
+    @property
+    def _python(self) -> str:
+        """That of slurm.setup, or the one that runs this."""
+        return "python" if self._site.setup else shlex.quote(sys.executable)
+
+    def _attempt(self, job: Job) -> str:
+        folder = shlex.quote(str(job.folder(self._workdir)))
+        return f"{self._python} -m launch.attempt {folder} {_ATTEMPT} \\\n  -- {shlex.join(job.words)}"
+
+    def submit_script(self, kinds: Iterable[str]) -> tuple[str, list[str]]:
+        """Shell that submits what is missing, each behind what it needs; and the runs that it starts."""
+        lines, started, last = [], [], []
+        behind = ""
+        if CORPUS in self._jobs and not self._done(self._jobs[CORPUS][0]) and {"simulate", "ingest"} & set(kinds):
+            lines.append("corpus=$(sbatch --parsable corpus.sbatch)")
+            behind = ' "--dependency=afterok:$corpus" --kill-on-invalid-dep=yes'
+        queued = self.queued()
+        for number, (group, (_, runs)) in enumerate(self.groups().items(), 1):
+            train = [at for at, run in enumerate(runs) if not self._done(self._jobs[run][0]) and run not in queued]
+            evaluate = [at for at, run in enumerate(runs) if not self._done(self._jobs[run][1]) and run not in queued]
+            after = ""
+            if train and "train" in kinds:
+                lines.append(
+                    f"train{number}=$(sbatch --parsable --array={self._some(train)}{behind} train_{group}.sbatch)"
+                )
+                after = f' "--dependency=aftercorr:$train{number}" --kill-on-invalid-dep=yes'
+                started += [runs[at] for at in train]
+                last.append(f"$train{number}")
+            if evaluate and "evaluate" in kinds:
+                # those that are trained wait for nobody
+                behind_training = [at for at in evaluate if at in train]
+                at_once = [at for at in evaluate if at not in train]
+                for these, dependency, name in ((behind_training, after, f"evaluate{number}"),
+                                                (at_once, "", f"again{number}")):  # fmt: skip
+                    if these:
+                        lines.append(f"{name}=$(sbatch --parsable --array={self._some(these)}{dependency} "
+                                     f"evaluate_{group}.sbatch)")  # fmt: skip
+                        started += [runs[at] for at in these if runs[at] not in started]
+                        last.append(f"${name}")
+        if SCALING in self._jobs and "scaling" in kinds and (last or not self._done(self._jobs[SCALING][0])):
+            dependency = f' "--dependency=afterany:{":".join(last)}"' if last else ""
+            if last or not queued:
+                lines.append(f"sbatch --parsable{dependency} scaling.sbatch >/dev/null")
+        head = _HEAD.format(what=f"{self._sweep.file}: submits what is missing of it.")
+        return f'{head}set -euo pipefail\ncd "$(dirname "$0")"\n\n' + "\n".join(lines) + "\n", started
+
+    def _done(self, job: Job) -> bool:
+        return is_done(job, self._sweep, self._workdir)
+
+    def _some(self, numbers: list[int]) -> str:
+        limit = f"%{self._how.at_once}" if self._how.at_once < len(numbers) else ""
+        return ",".join(map(str, numbers)) + limit
+
+    def queued(self) -> dict[str, str]:
+        """Runs that Slurm holds, by name, with what it says of them; empty where there is no Slurm here."""
+        if not shutil.which("squeue"):
+            return {}
+        told = subprocess.run(["squeue", "--noheader", "--array", "--format=%j|%K|%T|%r", "--states=all"],
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        found: dict[str, str] = {}
+        runs_of = {group: runs for group, (_, runs) in self.groups().items()}
+        for line in told.stdout.splitlines():
+            name, index, state, reason = (line.split("|") + [""] * 4)[:4]
+            prefix, _, job = name.partition(f"{self._name}-")
+            kind, _, group = job.partition("-")
+            if (
+                prefix
+                or group not in runs_of
+                or state not in ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "REQUEUED")
+            ):
+                continue
+            if index.isdecimal() and int(index) < len(runs_of[group]):
+                because = f", {reason}" if reason not in ("None", "") else ""
+                found.setdefault(runs_of[group][int(index)], f"{kind}: {state.lower()} in Slurm{because}")
+        return found
+
+    def write(self, kinds: Iterable[str], *, rewrite: bool, say: Callable[[str], None]) -> list[str]:
+        """Writes the scripts; returns the runs that submit.sh would start."""
+        script, started = self.submit_script(kinds)
+        self._refuse_other_arrays()
+        write_files(self.folder, self.files() | {"submit.sh": script}, rewrite=rewrite, say=say)
+        return started
+
+    def _refuse_other_arrays(self) -> None:
+        """Tasks are told from each other by their place in RUNS: a queued array must mean the same runs."""
+        for group, (_, runs) in self.groups().items():
+            path = self.folder / f"train_{group}.sbatch"
+            before = path.read_text() if path.exists() else ""
+            if before and self._pick(runs).splitlines()[0] not in before and self.queued():
+                raise InputError(f"{self._sweep.file}: has other runs than those that Slurm holds of it; wait until "
+                                 f"they are done, or 'scancel --name={self._name}-train-{group}'")  # fmt: skip
+
+    def submit(self, say: Callable[[str], None]) -> None:
+        if not shutil.which("sbatch"):
+            raise InputError("--backend=slurm: no sbatch on this machine; run this on a login node of the cluster, or "
+                             f"--dry-run, which writes {self.folder}")  # fmt: skip
+        done = subprocess.run([str(self.folder / "submit.sh")], capture_output=True, text=True, check=False,
+                              env=dict(os.environ))  # fmt: skip
+        if done.returncode:
+            raise InputError(f"{self.folder / 'submit.sh'}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        say(f"submitted by {self.folder / 'submit.sh'}; `squeue --name={self._name}-train-…` and --status show them")
+
+
+def _absolute(sweep: Sweep) -> Sweep:
+    """With its file named from /: jobs begin elsewhere."""
+    return dataclasses.replace(sweep, file=sweep.file.resolve())
+
+
+_TRAIN = """
+cancelled=
+tell() {{  # srun passes USR1 on to every process, which makes it save and end
+  kill -USR1 "$step" 2>/dev/null
+}}
+trap tell USR1
+trap 'cancelled=1; tell' TERM  # by scancel, or by a preemption, after which Slurm itself queues it again
+
+srun --kill-on-bad-exit=0 {command} &
+step=$!
+while kill -0 "$step" 2>/dev/null; do  # a signal ends `wait`, not the step
+  wait "$step"
+done
+wait "$step"
+status=$?
+
+# 0: done; 2: a mistake, or it failed too often: not again
+if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ -n "$cancelled" ]; then
+  exit "$status"
+fi
+scontrol requeue "$SLURM_JOB_ID"
+"""

@@ -1,0 +1,245 @@
+"""JobSets and queues: their fields, their model, and how many hosts they ask for."""
+
+import copy
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from pod_sweep import TOPOLOGIES, pod_sweep
+from refusals import refused
+
+from launch.gke import GkeBackend
+from launch.gke_model import validate
+from launch.local import Local
+from launch.site import Gke, Site
+from tario_jax.parallel.clusters import find_cluster
+from tario_jax.parallel.topology import topology_devices, why_not
+
+SITE = Site(
+    gke=Gke(image="registry/tario:tpu", spot=True, service_account="tario", priority="low", evaluate_on="v5e:2x2")
+)
+
+
+@pytest.fixture
+def backend(repository, tmp_path):
+    return GkeBackend(pod_sweep(repository), tmp_path / "sweep", SITE, Local())
+
+
+def jobset(backend, run: str) -> dict:
+    return backend.objects()[run][0]
+
+
+def test_hosts_and_slices_are_those_of_the_mesh(backend):
+    asked = {}
+    for run in TOPOLOGIES:
+        train = jobset(backend, run)["spec"]["replicatedJobs"][0]
+        job = train["template"]["spec"]
+        pod = job["template"]["spec"]
+        assert job["parallelism"] == job["completions"] and pod["containers"][0]["resources"]["limits"] == {
+            "google.com/tpu": 4
+        }
+        asked[run] = (train["replicas"], job["completions"], pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"])
+    assert asked == {
+        "e16": (1, 4, "4x4"),
+        "e256": (1, 64, "16x16"),
+        "p512": (1, 128, "8x8x8"),
+        "two_p256": (2, 64, "4x8x8"),
+    }
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.parametrize("run", TOPOLOGIES)
+def test_the_compiler_counts_as_many_processes(backend, run):
+    train = jobset(backend, run)["spec"]["replicatedJobs"][0]
+    hardware = backend._sweep.hardware[run]
+    devices = topology_devices(hardware.topology, hardware.slices)
+    assert (
+        len({device.process_index for device in devices})
+        == train["replicas"] * train["template"]["spec"]["completions"]
+    )
+
+
+def test_a_run_trains_then_evaluates_and_says_what_fails_for_good(backend):
+    spec = jobset(backend, "two_p256")["spec"]
+    train, evaluate = spec["replicatedJobs"]
+    assert evaluate["dependsOn"] == [{"name": "train", "status": "Complete"}] and "dependsOn" not in train
+    command = train["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[:4] == ["python", "-m", "launch.attempt", "/sweeps/sweep/two_p256"]
+    assert command[command.index("--") + 1 :] == [
+        "train", "--config=configs/sweeps/pods_here.py:two_p256", "--corpus=gs://tissue/corpus",
+        "--workdir=/sweeps/sweep/two_p256"]  # fmt: skip
+    rule = train["template"]["spec"]["podFailurePolicy"]["rules"][0]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
+    assert spec["failurePolicy"]["rules"][0]["action"] == "FailJobSet" and spec["failurePolicy"]["maxRestarts"] == 100
+    pod = train["template"]["spec"]["template"]["spec"]
+    grace_s = backend._sweep.configs["two_p256"].train.grace_s
+    assert pod["terminationGracePeriodSeconds"] > grace_s  # SIGTERM, a last checkpoint, and only then SIGKILL
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true" and pod["serviceAccountName"] == "tario"
+    on = evaluate["template"]["spec"]["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    assert on == "2x2" and evaluate["template"]["spec"]["completions"] == 1
+
+
+def test_queues_have_quota_for_each_kind_of_slice(backend):
+    objects = {(one["kind"], one["metadata"]["name"]): one for one in backend.objects()["queues"]}
+    groups = objects["ClusterQueue", "tario"]["spec"]["resourceGroups"]
+    quota = {flavor["name"]: flavor["resources"][0]["nominalQuota"] for flavor in groups[0]["flavors"]}
+    assert quota == {"tario-v5e-4x4": 16, "tario-v5e-16x16": 256, "tario-v5p-8x8x8": 512, "tario-v5p-4x8x8": 512,
+                     "tario-v5e-2x2": 4}  # fmt: skip
+    labels = objects["ResourceFlavor", "tario-v5p-4x8x8"]["spec"]["nodeLabels"]
+    assert labels["cloud.google.com/gke-tpu-topology"] == "4x8x8"
+    assert objects["LocalQueue", "tario"]["spec"] == {"clusterQueue": "tario"}
+    labels = jobset(backend, "e16")["metadata"]["labels"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "tario" and labels["kueue.x-k8s.io/priority-class"] == "low"
+
+
+def test_the_processes_find_each_other(backend):
+    """Two slices of 64 hosts as GKE's variables tell them; hosts of GPUs by flags."""
+    hosts = ",".join(f"host{n}" for n in range(64))
+    several = {"TPU_WORKER_HOSTNAMES": hosts, "TPU_WORKER_ID": "3", "MEGASCALE_NUM_SLICES": "2",
+               "MEGASCALE_SLICE_ID": "1", "MEGASCALE_COORDINATOR_ADDRESS": "host0:8080"}  # fmt: skip
+    found = find_cluster(several)
+    assert len(found) == backend._sweep.hardware["two_p256"].hosts and found.process == 67
+
+
+def test_hosts_of_gpus_are_told_where_they_are(repository, tmp_path):
+    backend = GkeBackend(pod_sweep(repository, gpus="16xH100"), tmp_path / "sweep", SITE, Local())
+    one = jobset(backend, "gpus")
+    train = one["spec"]["replicatedJobs"][0]
+    command = train["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    name = one["metadata"]["name"]
+    assert command[-3:] == [f"--coordinator={name}-train-0-0.{name}:8482", "--processes=2",
+                            "--process=$(JOB_COMPLETION_INDEX)"]  # fmt: skip
+    assert train["template"]["spec"]["completions"] == 2 and one["spec"]["network"]["subdomain"] == name
+
+
+CORRUPTED = (
+    (("spec", "replicatedJobs", 0, "template", "spec", "parallelism"), 63, "parallelism is 63, completions 64"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "completions"), "64",
+     "JobSet.spec.replicatedJobs[0].template.spec.completions"),
+    (("spec", "replicatedJobs", 0, "replicas"), 0, "JobSet.spec.replicatedJobs[0].replicas"),
+    (("spec", "replicatedJobs", 0, "nmae"), "train", "JobSet.spec.replicatedJobs[0]"),
+    (("spec", "replicatedJobs", 1, "dependsOn", 0, "name"), "tarin", "spec.replicatedJobs[1].dependsOn: names 'tarin'"),
+    (("spec", "replicatedJobs", 1, "dependsOn", 0, "status"), "Done",
+     "JobSet.spec.replicatedJobs[1].dependsOn[0].status"),
+    (("spec", "failurePolicy", "rules", 0, "action"), "Fail", "JobSet.spec.failurePolicy.rules[0].action"),
+    (("spec", "failurePolicy", "maxRestarts"), -1, "JobSet.spec.failurePolicy.maxRestarts"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "podFailurePolicy", "rules", 0, "onExitCodes", "values"), [0],
+     "holds 0, which is no failure"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "podFailurePolicy", "rules", 0, "onExitCodes", "containerName"),
+     "trian", "the container is 'train'"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "restartPolicy"), "Always", "restartPolicy"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "resources", "requests"),
+     {"google.com/tpu": 8}, "google.com/tpu differs"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "volumeMounts", 0, "name"),
+     "sweep", "no volume is called 'sweep'"),
+    (("metadata", "name"), "Sweep", "JobSet.metadata.name"), (("metadata", "name"), "s" * 60, "at most 63 characters"),
+    (("apiVersion",), "jobset.x-k8s.io/v1", "JobSet.apiVersion"), (("kind",), "Jobset", "kind is 'Jobset'"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "words"), CORRUPTED, ids=[words for *_, words in CORRUPTED])
+def test_a_corrupted_jobset_is_refused_with_the_path(backend, path, value, words):
+    one = copy.deepcopy(jobset(backend, "two_p256"))
+    validate(one, "run.yaml")
+    put(one, path, value)
+    refused(lambda: validate(one, "run.yaml"), "run.yaml: ", words)
+
+
+@pytest.mark.parametrize(("path", "value", "words"), [
+    (("spec", "resourceGroups", 0, "flavors", 0, "resources", 0, "name"), "cpu", "are not those of coveredResources"),
+    (("spec", "resourceGroups", 0, "flavors", 1, "name"), "tario-v5e-4x4", "a flavor stands in two places"),
+    (("spec", "resourceGroups", 0, "flavors", 0, "resources", 0, "nominalQuota"), "many", "nominalQuota"),
+    (("spec", "preemption", "withinClusterQueue"), "Always", "ClusterQueue.spec.preemption.withinClusterQueue"),
+    (("spec", "cohort"), "all", "ClusterQueue.spec"),
+])  # fmt: skip
+def test_a_corrupted_queue_is_refused_with_the_path(backend, path, value, words):
+    (queue,) = [copy.deepcopy(one) for one in backend.objects()["queues"] if one["kind"] == "ClusterQueue"]
+    put(queue, path, value)
+    refused(lambda: validate(queue, "queues.yaml"), "queues.yaml: ", words)
+
+
+def put(value, path, new) -> None:
+    for part in path[:-1]:
+        value = value[part]
+    value[path[-1]] = new
+
+
+def test_names_are_short_enough_and_each_run_has_its_own(repository, tmp_path):
+    long = {f"a_{'very_' * 12}long_name_{n}": "2xv5p:8x16x16" for n in range(3)}
+    backend = GkeBackend(pod_sweep(repository, **long), tmp_path / "Sweep.1", SITE, Local())
+    names = [backend.jobset_name(run) for run in long]
+    assert len(set(names)) == 3
+    backend.objects()  # whose model knows how long a pod's name becomes
+
+
+def test_files_are_yaml_that_says_the_same_and_edited_ones_stay(backend):
+    said = []
+    started = backend.write(("train", "evaluate", "scaling"), rewrite=False, say=said.append)
+    assert started == list(TOPOLOGIES)  # the report comes when they are done
+    path = backend.folder / "e256.yaml"
+    assert list(yaml.safe_load_all(path.read_text())) == backend.objects()["e256"] and "&id" not in path.read_text()
+    path.write_text(path.read_text().replace("maxRestarts: 100", "maxRestarts: 7"))
+    backend.write(("train",), rewrite=False, say=said.append)
+    assert "maxRestarts: 7" in path.read_text() and any("e256.yaml: was edited, and is kept" in line for line in said)
+    backend.write(("train",), rewrite=True, say=said.append)
+    assert "maxRestarts: 100" in path.read_text()
+
+
+KUBECTL = """#!/usr/bin/env bash
+echo "$@" >>"{log}"
+if [ "$1" = get ]; then cat "{jobsets}"; fi
+"""
+
+
+def test_what_the_cluster_holds_is_not_submitted_again(backend, tmp_path, monkeypatch):
+    log, jobsets = tmp_path / "kubectl.txt", tmp_path / "jobsets.json"
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "kubectl"
+    fake.write_text(KUBECTL.format(log=log, jobsets=jobsets))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    jobsets.write_text('{"items": []}')
+    backend.write(("train", "evaluate"), rewrite=False, say=print)
+    backend.submit(print)
+    calls = log.read_text()
+    assert "apply --filename=queues.yaml" in calls and calls.count("apply --filename=p512.yaml") == 1
+    assert calls.index("delete --ignore-not-found --filename=p512.yaml") < calls.index("apply --filename=p512.yaml")
+    jobsets.write_text(json.dumps({"items": [
+        {"metadata": {"name": backend.jobset_name("e16")}, "spec": {"suspend": True}, "status": {}},
+        {"metadata": {"name": backend.jobset_name("e256")}, "spec": {}, "status": {"restarts": 2}},
+        {"metadata": {"name": backend.jobset_name("p512")}, "spec": {}, "status": {"terminalState": "Failed"}},
+    ]}))  # fmt: skip
+    assert backend.queued() == {"e16": "waits for quota in Kueue", "e256": "in the cluster, 2 restarts"}
+    assert backend.write(("train", "evaluate"), rewrite=False, say=print) == ["p512", "two_p256"]
+
+
+def test_what_cannot_be_submitted_is_told(repository, tmp_path):
+    refused(
+        lambda: GkeBackend(pod_sweep(repository), tmp_path, Site(), Local()), "needs gke.image", "--site.gke.image="
+    )
+    sweep = pod_sweep(repository)
+    outside = GkeBackend.__init__
+    object.__setattr__(sweep, "file", Path("/elsewhere/mine.py"))
+    refused(
+        lambda: outside(GkeBackend.__new__(GkeBackend), sweep, tmp_path, SITE, Local()),
+        "/elsewhere/mine.py: lies outside of",
+    )
+    sweep = pod_sweep(repository)
+    sweep.hardware["e16"] = None
+    refused(lambda: GkeBackend(sweep, tmp_path, SITE, Local()), "e16: GKE is to lend what?")
+
+
+def test_the_published_schemas_accept_it(backend, tmp_path):
+    """TARIO_CRDS: a folder with the CustomResourceDefinitions of JobSet and Kueue, as their repositories have them."""
+    folder = os.environ.get("TARIO_CRDS")
+    if folder is None:
+        pytest.skip("TARIO_CRDS is not set: the published schemas are not here")
+    script = Path(__file__).parents[1] / "claims" / "measure_launch_gke.py"
+    done = subprocess.run(
+        [os.sys.executable, script, str(tmp_path / "out.json"), folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["published_faults"] == 0

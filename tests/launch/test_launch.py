@@ -1,0 +1,148 @@
+"""python -m launch: mistakes, the table, commands, how runs stand, and a small sweep from its cohort to its report."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from measure_launch_sweep import write_sweep
+from refusals import refused
+
+from launch.progress import progress_of, progress_table
+from launch.site import read_site
+from launch.sweep_file import read_sweep
+
+STUDY = "configs/sweeps/study.py"
+
+
+def launch(repository, *words, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "launch", *words], cwd=repository, capture_output=True, text=True,
+                          timeout=240, check=False, env=os.environ | environment)  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "answer"), [
+    ((STUDY, "--only=q*"), "--only=q*: no run of"),
+    (("configs/none.py",), "configs/none.py: no such file"),
+    (("README.md",), "has neither get_sweep nor get_config"),
+    ((STUDY, "--at-once=0"), "expected a whole number of at least 1"),
+    ((STUDY, "--jobs=trian"), "expected some of simulate,ingest,train"),
+    ((STUDY, "--backend=cloud"), "invalid choice: 'cloud'"),
+    ((STUDY, "--config.model.widht=3"), "--config.model.widht: no such field; did you mean --config.model.width?"),
+    ((STUDY, "--site.slurm.partion=x", "--backend=slurm"), "did you mean --site.slurm.partition?"),
+    ((STUDY, "--site.slurm.partition=x"), "--site: says how a cluster is"),
+    ((STUDY, "--topology=v5p-512"), "v5p-512 is v5p:4x8x8"),
+    ((STUDY, "--topology=v5e:4x4", "--backend=slurm"), "Slurm lends GPUs or CPUs"),
+    ((STUDY, "--backend=gke", "--site.gke.image=x"), "GKE is to lend what?"),
+    ((STUDY, "--backend=slurm", "--site.slurm.grace_s=5"), "take train.grace_s = 20 to save"),
+    ((STUDY, "--dry-run", "--prices=none.toml"), "--prices=none.toml"),
+    ((STUDY, "--json=x.json"), "goes with --dry-run or --status"),
+])  # fmt: skip
+def test_a_mistake_is_one_line(repository, tmp_path, words, answer):
+    done = launch(repository, *words, f"--workdir={tmp_path / 'sweep'}")
+    assert done.returncode == 2 and done.stdout == "", done.stdout
+    assert done.stderr.startswith("launch: ") and done.stderr.count("\n") == 1 and answer in done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(repository):
+    command = f"set -o pipefail; {sys.executable} -m launch {STUDY} --commands | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.stderr == "" and done.stdout.startswith("tario simulate") and done.returncode in (0, 141)
+
+
+def test_a_dry_run_starts_nothing_and_commands_can_be_started_by_hand(repository, tmp_path):
+    table = launch(repository, STUDY, f"--workdir={tmp_path}", "--dry-run", "--only=p16_*", f"--json={tmp_path / 'x'}")
+    assert table.returncode == 0 and "p16_m_w288_seed1" in table.stdout and "2 runs of" in table.stdout
+    assert [one["patients"] for one in json.loads((tmp_path / "x").read_text())] == [16, 16]
+    done = launch(
+        repository, STUDY, f"--workdir={tmp_path / 's'}", "--commands", "--only=p16_*", "--config.train.steps=7"
+    )
+    jobs = [line.split()[1] for line in done.stdout.splitlines()]
+    assert jobs == ["simulate", "train", "evaluate", "train", "evaluate", "scaling"] and not (tmp_path / "s").exists()
+    assert done.stdout.splitlines()[1].split()[2:4] == [f"--config={STUDY}:p16_m_w288_seed0", "--config.train.steps=7"]
+
+
+def test_one_config_is_a_sweep_of_one_run(repository):
+    spec = f"{repository / 'configs/tario2_200m.py'}:v5e:16x16"
+    sweep = read_sweep(spec, assignments={"train.steps": "7"})
+    assert list(sweep.configs) == ["tario2_200m"] and str(sweep.hardware["tario2_200m"]) == "v5e:16x16"
+    assert sweep.config_words("tario2_200m") == [f"--config={spec}", "--config.train.steps=7"]
+    assert sweep.configs["tario2_200m"].train.steps == 7
+    one = read_sweep(f"{repository / STUDY}:p16_m_w288_seed0")
+    assert list(one.configs) == ["p16_m_w288_seed0"] and one.hardware == {"p16_m_w288_seed0": None}
+
+
+def test_the_articles_study_is_told_within_a_minute(repository, tmp_path):
+    began = time.monotonic()
+    done = launch(repository, "configs/sweeps/article_pods.py", "--dry_run", "--no-verdicts", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("p") for line in lines) == 90 and time.monotonic() - began < 60
+    by_run = {line.split()[0]: line.split() for line in lines if line.startswith("p")}
+    assert by_run["p93_4b_9um"][8:10] == ["v5p:8x8x8", "512"] and by_run["p2545_10m_36um"][1] == "2545"
+
+
+def test_a_site_file_says_what_it_knows(repository, tmp_path):
+    file = tmp_path / "site.toml"
+    file.write_text('[slurm]\npartition = "gpu"\ntime_minutes = 90\n[gke]\nspot = true\n')
+    site = read_site(file, {"slurm.partition": "other"})
+    assert (site.slurm.partition, site.slurm.time_minutes, site.gke.spot) == ("other", 90, True)
+    for text, words in (('[slurm]\npartion = "x"', "did you mean"), ("slurm = 3", "a group of fields"),
+                        ("[slurm", "expected TOML"), ("[slurm]\ntime_minutes = 0", "time_minutes is 0"),
+                        ("[gke]\nspot = 1", "expected bool")):  # fmt: skip
+        file.write_text(text)
+        refused(lambda: read_site(file, {}), words)
+    read_site(repository / "launch/site.toml", {})
+
+
+def test_how_runs_stand_is_read_from_their_folders(repository, tmp_path):
+    sweep = read_sweep(str(write_sweep(tmp_path / "small.py", warmups=(1, 2, 3, 4), steps=40)))
+    workdir, now = tmp_path / "sweep", time.time()
+
+    def journal(run: str, *lines: dict) -> None:
+        (workdir / run / "logs").mkdir(parents=True)
+        text = "".join(
+            json.dumps({"attempt": "a", "host": "far", "pid": 1, "unix": now} | line) + "\n" for line in lines
+        )
+        (workdir / run / "logs" / "train_0.jsonl").write_text(text)
+
+    began = {"event": "began"}
+    journal("warmup1", began, {"event": "ended", "status": 2, "error": "a.py: no such file"})
+    journal("warmup2", began)
+    journal("warmup3", began, {"event": "ended", "status": 143, "error": "SIGTERM: step 7 is saved"})
+    found = {one.run: one for one in progress_of(sweep, workdir, {"warmup4": "pending in Slurm"})}
+    states = {run: one.state for run, one in found.items()}
+    assert states == {"corpus": "not begun", "warmup1": "failed", "warmup2": "running", "warmup3": "stopped",
+                      "warmup4": "waiting", "scaling": "not begun"}  # fmt: skip
+    text = progress_table(list(found.values()), "python -m launch small.py")
+    assert "a.py: no such file" in text and "pending in Slurm" in text and "logs/train_0.txt" in text
+    assert "4 runs: 1 running, 1 waiting, 1 stopped, 1 failed" in text
+    assert text.splitlines()[-1] == "to retry warmup1, warmup3, and begin what is missing: python -m launch small.py"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_is_made_one_bad_run_stops_no_other_and_it_goes_on(repository, tmp_path):
+    file = write_sweep(tmp_path / "small.py", warmups=(1, 2), bad=(1,), steps=20)
+    command = (str(file), f"--workdir={tmp_path / 'sweep'}", "--config.evaluate.read_um=(18.0,)")
+    done = launch(repository, *command)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "bad1" in done.stdout and "capacity" in done.stdout
+    status = launch(repository, *command, "--status").stdout
+    states = {line.split()[0]: line.split()[1] for line in status.splitlines() if line and not line.startswith(" ")}
+    assert (states["warmup1"], states["warmup2"], states["bad1"], states["scaling"]) == (
+        "done",
+        "done",
+        "failed",
+        "done",
+    )
+    assert "capacity" in status
+    for run in ("warmup1", "warmup2"):
+        assert (tmp_path / "sweep" / run / "read_18um/scores.npz").exists()
+    assert (tmp_path / "sweep/scaling.html").exists()
+    again = launch(repository, *command, "--only=warmup*")
+    assert again.returncode == 0 and [line.split()[2] for line in again.stdout.splitlines()] == ["simulate"]
+    assert Path(tmp_path / "sweep/warmup1/logs/train_0.txt").read_text().count("$ tario train") == 1

