@@ -23,7 +23,7 @@ class Progress:
     told: str  # for people; may be empty
     step: int
     steps: int | None
-    attempts: int
+    retries: int
     error: str
     log: str
 
@@ -46,10 +46,10 @@ def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, queued: Mapping
     job = next((job for job in jobs if not is_done(job, sweep, workdir)), None)
     files = _files(folder) if name not in (CORPUS, SCALING) else None
     step, steps = (0, None) if files is None else steps_done(files)
-    number = sum(found.number for one in jobs if (found := newest(folder, one.kind, now)))
+    retries = sum(found.number - 1 for one in jobs if (found := newest(folder, one.kind, now)))
 
     def told(state: str, words: str = "", error: str = "", log: str = "") -> Progress:
-        return Progress(name, state, words, step, steps, number, error, log)
+        return Progress(name, state, words, step, steps, retries, error, log)
 
     if job is None:
         return told("done")
@@ -96,7 +96,7 @@ def progress_table(progress: list[Progress], command: str) -> str:
     lines = []
     for one in progress:
         steps = f"{one.step}/{one.steps}" if one.steps else ""
-        tries = f"{one.attempts} attempts" if one.attempts > 1 else ""
+        tries = f"{one.retries} retr{'y' if one.retries == 1 else 'ies'}" if one.retries else ""
         lines.append(f"{one.run:<{width}}  {one.state:<9}  {steps:>13}  {tries:<11}  {one.told}".rstrip())
         if one.to_retry and one.error:
             lines.append(f"{'':<{width}}  {one.error}")

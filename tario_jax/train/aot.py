@@ -26,6 +26,7 @@ from tario_jax.train.aot_table import table
 from tario_jax.train.frozen import trained_parameters
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.roofline import estimate, link_seconds
+from tario_jax.train.stability import Stability
 from tario_jax.train.state import abstract_batch, abstract_state, make_train_step
 
 ENTRIES_PER_UM2 = 0.6  # (bin, gene, count) of dense tissue, 770 a bin of 36 µm; only where no corpus says better
@@ -83,7 +84,8 @@ class Plan:
         built = build_of(config, genes, layout.frozen_features)
         batch = abstract_batch(config.data.rows, layout, mesh)
         trained = trained_parameters(built, config.start)
-        state = abstract_state(built, make_optimiser(config.optim, config.train.steps, built, trained), mesh)
+        optimiser = make_optimiser(config.optim, config.train.steps, built, trained)
+        state = abstract_state(built, optimiser, mesh, Stability.of(config))
         return cls(config, genes, mesh, layout, built, (state, batch))
 
     @property
@@ -94,7 +96,8 @@ class Plan:
     def lowered(self):
         trained = trained_parameters(self.built, self.config.start)
         optimiser = make_optimiser(self.config.optim, self.config.train.steps, self.built, trained)
-        step = make_train_step(self.built, optimiser, self.mesh, self.config.train.accumulate, trained=trained)
+        step = make_train_step(self.built, optimiser, self.mesh, self.config.train.accumulate,
+                               Stability.of(self.config), trained)  # fmt: skip
         return step.lower(*self.arrays)
 
 

@@ -11,6 +11,7 @@ import pytest
 from measure_launch_sweep import write_sweep
 from refusals import refused
 
+from launch.__main__ import main
 from launch.progress import progress_of, progress_table
 from launch.site import read_site
 from launch.sweep_file import read_sweep
@@ -40,11 +41,21 @@ def launch(repository, *words, **environment) -> subprocess.CompletedProcess:
     ((STUDY, "--dry-run", "--prices=none.toml"), "--prices=none.toml"),
     ((STUDY, "--json=x.json"), "goes with --dry-run or --status"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line(repository, tmp_path, words, answer):
-    done = launch(repository, *words, f"--workdir={tmp_path / 'sweep'}")
-    assert done.returncode == 2 and done.stdout == "", done.stdout
-    assert done.stderr.startswith("launch: ") and done.stderr.count("\n") == 1 and answer in done.stderr
+def test_a_mistake_is_one_line(repository, tmp_path, monkeypatch, capsys, words, answer):
+    monkeypatch.chdir(repository)
+    try:
+        status = main([*words, f"--workdir={tmp_path / 'sweep'}"])
+    except SystemExit as stopped:  # argparse's
+        status = stopped.code
+    told = capsys.readouterr()
+    assert status == 2 and told.out == ""
+    assert told.err.startswith("launch: ") and told.err.count("\n") == 1 and answer in told.err
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_field_without_its_value_is_told(capsys):
+    assert main([STUDY, "--config.model.width"]) == 2
+    assert "--config.model.width: has no value; write --config.model.width=VALUE" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault(repository):
