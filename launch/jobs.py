@@ -41,13 +41,14 @@ def jobs_of(sweep: Sweep, workdir: Path) -> dict[str, list[Job]]:
     if source.kind != "corpus":
         make = "simulate" if source.kind == "virtual" else "ingest"
         found[CORPUS] = [Job(CORPUS, (make, *sweep.config_words(first), f"--out={corpus}"))]
-    for name in sweep.configs:
+    for name, config in sweep.configs.items():
         folder = workdir / name
-        found[name] = [
-            Job(name, ("train", *sweep.config_words(name), f"--corpus={corpus}", f"--workdir={folder}")),
-            Job(name, ("evaluate", f"--workdir={folder}", f"--corpus={corpus}", f"--shared={workdir / 'kept'}")),
-        ]
-    if len(sweep.configs) > 1:
+        words = ("train", *sweep.config_words(name), f"--corpus={corpus}", f"--workdir={folder}")
+        found[name] = [Job(name, words)]
+        if config.train.learns == "counts":  # from H&E alone there is nothing to evaluate
+            words = ("evaluate", f"--workdir={folder}", f"--corpus={corpus}", f"--shared={workdir / 'kept'}")
+            found[name].append(Job(name, words))
+    if sum(len(jobs) > 1 for jobs in found.values()) > 1:
         found[SCALING] = [Job(SCALING, ("scaling", str(workdir), f"--out={workdir}"))]
     return found
 

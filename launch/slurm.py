@@ -66,7 +66,8 @@ class SlurmBackend:
             files["corpus.sbatch"] = self._single(CORPUS, "the cohort")
         for group, (hardware, runs) in self.groups().items():
             files[f"train_{group}.sbatch"] = self._train(group, hardware, runs)
-            files[f"evaluate_{group}.sbatch"] = self._evaluate(group, runs)
+            if any(len(self._jobs[run]) > 1 for run in runs):
+                files[f"evaluate_{group}.sbatch"] = self._evaluate(group, runs)
         if SCALING in self._jobs:
             files["scaling.sbatch"] = self._single(SCALING, "the report over all runs")
         return files
@@ -110,7 +111,7 @@ class SlurmBackend:
                 ntasks=1, time=self._site.evaluate_minutes, gres=f"gpu:{gpus}" if gpus else "",
                 **{"cpus-per-task": self._site.cpus_per_task},
             )
-            + f"\n{self._shell()}\n{self._pick(runs)}\nexec {self._of_run(runs, 1)}\n"
+            + f"\n{self._shell()}\n{self._pick(runs)}\nexec {self._of_run(runs, 'evaluate')}\n"
         )  # fmt: skip
 
     def _train(self, group: str, hardware: Hardware | None, runs: list[str]) -> str:
@@ -129,7 +130,7 @@ class SlurmBackend:
                 **{"ntasks-per-node": tasks, "cpus-per-task": site.cpus_per_task},
             )
             + f"\n{self._shell()}{devices}\n{self._pick(runs)}"
-            + _TRAIN.format(command=self._of_run(runs, 0))
+            + _TRAIN.format(command=self._of_run(runs, "train"))
         )  # fmt: skip
 
     def _array(self, runs: list[str]) -> str:
@@ -138,16 +139,16 @@ class SlurmBackend:
     def _pick(self, runs: list[str]) -> str:
         return f"RUNS=({' '.join(runs)})\nrun=${{RUNS[$SLURM_ARRAY_TASK_ID]}}\n"
 
-    def _of_run(self, runs: list[str], at: int) -> str:
-        """The command of an array's task: that of any run, with $run in place of its name."""
-        job = self._jobs[runs[0]][at]
+    def _of_run(self, runs: list[str], kind: str) -> str:
+        """The command of an array's task: that of one of its runs, with $run in place of the name."""
+        job = next(job for run in runs for job in self._jobs[run] if job.kind == kind)
         words = []
         for word in job.words:
             quoted = shlex.quote(word)
-            if word.endswith((f":{runs[0]}", f"/{runs[0]}")) and (len(runs) > 1 or word.startswith("--workdir")):
-                quoted = f'"{word.removesuffix(runs[0])}$run"'
+            if word.startswith(("--config=", "--workdir=")) and word.endswith((f":{job.run}", f"/{job.run}")):
+                quoted = f'"{word.removesuffix(job.run)}$run"'
             words.append(quoted)
-        again = f" --retries={self._how.retries} --back-off-s={self._how.back_off_s:g}" if at == 0 else ""
+        again = f" --retries={self._how.retries} --back-off-s={self._how.back_off_s:g}" if kind == "train" else ""
         return (f'{self._python} -m launch.attempt "{self._workdir}/$run" {_ATTEMPT}{again} \\\n'
                 f"  -- {' '.join(words)}")  # fmt: skip
 
@@ -169,8 +170,9 @@ class SlurmBackend:
             behind = ' "--dependency=afterok:$corpus" --kill-on-invalid-dep=yes'
         queued = self.queued()
         for number, (group, (_, runs)) in enumerate(self.groups().items(), 1):
-            train = [at for at, run in enumerate(runs) if not self._done(self._jobs[run][0]) and run not in queued]
-            evaluate = [at for at, run in enumerate(runs) if not self._done(self._jobs[run][1]) and run not in queued]
+            missing = {kind: [at for at, run in enumerate(runs) if run not in queued and self._lacks(run, kind)]
+                       for kind in ("train", "evaluate")}  # fmt: skip
+            train, evaluate = missing["train"], missing["evaluate"]
             after = ""
             if train and "train" in kinds:
                 lines.append(
@@ -181,7 +183,7 @@ class SlurmBackend:
                 last.append(f"$train{number}")
             if evaluate and "evaluate" in kinds:
                 # those that are trained wait for nobody
-                behind_training = [at for at in evaluate if at in train]
+                behind_training = [at for at in evaluate if at in train] if after else []
                 at_once = [at for at in evaluate if at not in train]
                 for these, dependency, name in ((behind_training, after, f"evaluate{number}"),
                                                 (at_once, "", f"again{number}")):  # fmt: skip
@@ -196,6 +198,9 @@ class SlurmBackend:
                 lines.append(f"sbatch --parsable{dependency} scaling.sbatch >/dev/null")
         head = _HEAD.format(what=f"{self._sweep.file}: submits what is missing of it.")
         return f'{head}set -euo pipefail\ncd "$(dirname "$0")"\n\n' + "\n".join(lines) + "\n", started
+
+    def _lacks(self, run: str, kind: str) -> bool:
+        return any(job.kind == kind and not self._done(job) for job in self._jobs[run])
 
     def _done(self, job: Job) -> bool:
         return is_done(job, self._sweep, self._workdir)

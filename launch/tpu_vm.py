@@ -57,7 +57,7 @@ class TpuBackend:
 
     def _script(self, run: str) -> str:
         hardware, site, name = self._sweep.hardware[run], self._site, self.resource_name(run)
-        train, evaluate = self._jobs[run]
+        train, *then = self._jobs[run]
         nodes = [name] if hardware.slices == 1 else [f"{name}-{number}" for number in range(hardware.slices)]
         ask = ["--accelerator-type=" + hardware.accelerator_type, f"--runtime-version={hardware.runtime}",
                f"--valid-until-duration={site.valid_until}"]  # fmt: skip
@@ -77,7 +77,7 @@ class TpuBackend:
             zone=shlex.quote(site.zone), ask=" \\\n    ".join(map(shlex.quote, ask)), nodes=" ".join(nodes),
             retries=self._how.retries, train=shlex.quote(self._host(train, run)),
             alone="\n".join(f"  on_first {shlex.quote(command)} || return"
-                            for command in [self._host(evaluate, run)]),
+                            for command in [self._host(job, run) for job in then]) or "  true",
             cohort="\n".join(f"  on_first {shlex.quote(command)} || return" for command in first) or "  true",
         )  # fmt: skip
 
