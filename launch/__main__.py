@@ -12,7 +12,7 @@ from launch.estimate import PRICES, Estimates, Prices
 from launch.gke import GkeBackend
 from launch.jobs import CORPUS, KINDS, SCALING, jobs_of
 from launch.local import Local, Stopped, run_here
-from launch.progress import progress_of, progress_table
+from launch.progress import Progress, progress_of, progress_table
 from launch.site import read_site
 from launch.slurm import SlurmBackend
 from launch.sweep_file import Sweep, read_sweep
@@ -115,6 +115,7 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
     workdir = options.workdir or Path("sweeps") / sweep.name
     how = Local(options.at_once, options.processes, options.devices, options.retries, options.back_off_s)
     backend = None
+    _refuse_without_effect(options)
     if options.backend != "local":
         backend = BACKENDS[options.backend](sweep, workdir, read_site(options.site, of_site), how)
     elif of_site or options.site:
@@ -153,6 +154,23 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
     return _on(backend, options, sweep, workdir) or int(bool(refused))
 
 
+def _refuse_without_effect(options: argparse.Namespace) -> None:
+    """Raises `InputError` for a flag that would do nothing on this backend."""
+    cluster = options.backend in ("gke", "tpu")
+    for flag, given, why in (
+        ("--wait", options.wait and options.backend == "local", "this machine is waited for anyway"),
+        ("--rewrite", options.rewrite and options.backend == "local", "it writes no files"),
+        ("--processes", options.processes > 1 and cluster, "a run has one for each host of its topology"),
+        ("--devices", options.devices and cluster, "a process has the chips of its host"),
+        ("--processes", options.processes > 1 and options.backend == "slurm" and options.topology,
+         "a run with a topology has one for each node"),
+        ("--at-once", options.at_once > 1 and options.backend == "gke",
+         "Kueue starts what there is quota for; say --site.gke.slices_at_once=N"),
+    ):  # fmt: skip
+        if given:
+            raise InputError(f"{flag}: does nothing with --backend={options.backend}: {why}; leave it out")
+
+
 def _rows(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> list[Row]:
     """With verdicts: those that are known, and, for TPUs, the others compiled where it is asked for."""
     verdicts = Verdicts(workdir / "verdicts", options.genes)
@@ -186,13 +204,14 @@ def _on(backend, options: argparse.Namespace, sweep: Sweep, workdir: Path) -> in
     tried: set[str] = set()
     while True:
         started = backend.write(options.jobs, rewrite=options.rewrite, say=_say)
-        fresh = [run for run in started if run not in tried or run in (CORPUS, SCALING)]
+        fresh = [run for run in started if run not in tried]
         if fresh:
             backend.submit(_say)
             tried |= set(started)
             _say(f"started {len(started)}: {', '.join(started[:8])}{' …' if len(started) > 8 else ''}")
         elif not options.wait:
             _say("nothing to submit: all is done, or under way")
+            return _report_here(options, sweep, workdir, progress_of(sweep, workdir, backend.queued()))
         if not options.wait:
             return 0
         time.sleep(_WAIT_S)
@@ -205,10 +224,21 @@ def _on(backend, options: argparse.Namespace, sweep: Sweep, workdir: Path) -> in
         runs = [one for one in found if one.run not in (CORPUS, SCALING)]
         if all(one.state == "done" for one in found):
             return 0
-        if all(one.state in ("done", "failed") for one in runs) and all(one.run in tried for one in runs):
-            if len(sweep.configs) > 1 and "scaling" in options.jobs:
-                run_here(sweep, workdir, Local(), ("scaling",), _say)
-            return int(any(one.state == "failed" for one in runs))
+        if any(one.run == CORPUS and one.state == "failed" for one in found):
+            return 1  # without it there is nothing to wait for
+        if all(one.state == "done" or one.state == "failed" and one.run in tried for one in runs):
+            failed = any(one.state == "failed" for one in runs)
+            return _report_here(options, sweep, workdir, found) or int(failed)
+
+
+def _report_here(options: argparse.Namespace, sweep: Sweep, workdir: Path, found: list[Progress]) -> int:
+    """The report over runs that are done, where the backend makes none, or is done with failed ones."""
+    states = {one.run: one.state for one in found}
+    missing = states.pop(SCALING, "done") == "not begun" and "scaling" in options.jobs
+    over = [state for run, state in states.items() if run != CORPUS]
+    if missing and "done" in over and set(over) <= {"done", "failed"}:
+        return run_here(sweep, workdir, Local(), ("scaling",), _say)
+    return 0
 
 
 def _taken(arguments: list[str], prefix: str) -> tuple[list[str], dict[str, str]]:

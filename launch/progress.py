@@ -68,7 +68,7 @@ def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, queued: Mapping
         )
     if attempt.failed:
         return told("failed", f"{job.kind}, {_ago(now - attempt.unix)}", attempt.error, str(attempt.log))
-    return told("stopped", f"{job.kind} ended, and is not done")  # by another config than the sweep's now
+    return told("stopped", f"{job.kind} ended well, but not by the config that the sweep has now")
 
 
 def _files(folder: Path) -> RunFiles | None:

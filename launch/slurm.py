@@ -8,6 +8,7 @@ too, and pauses first, `retries` times; a user's mistake (status 2) is not.
 import dataclasses
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -40,6 +41,9 @@ class SlurmBackend:
         self._jobs = jobs_of(_absolute(sweep), self._workdir)
         self._name = f"{sweep.name}-{hashlib.sha256(str(self._workdir).encode()).hexdigest()[:6]}"
         self.groups()  # raises where a run has what Slurm does not lend
+        if not re.fullmatch(r"[\w./-]+", str(self._workdir)):
+            raise InputError(f"--workdir={workdir}: is {self._workdir}; expected letters, digits and _ . - / alone: "
+                             "lines of #SBATCH take nothing else")  # fmt: skip
         grace_s = max(config.train.grace_s for config in sweep.configs.values())
         if self._site.grace_s < grace_s:
             raise InputError(f"--site.slurm.grace_s={self._site.grace_s}: runs of {sweep.file} take train.grace_s = "
@@ -85,6 +89,8 @@ class SlurmBackend:
         lines = ["set -uo pipefail", f"cd {shlex.quote(str(_CHECKOUT))} || exit"]
         if self._site.setup:
             lines.append(self._site.setup)
+        if self._site.cpus_per_task:  # srun no longer takes it from sbatch
+            lines.append(f"export SRUN_CPUS_PER_TASK={self._site.cpus_per_task}")
         return "\n".join(lines) + "\n"
 
     def _single(self, run: str, what: str) -> str:

@@ -1,5 +1,6 @@
 """python -m launch: mistakes, the table, commands, how runs stand, and a small sweep from its cohort to its report."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,8 +12,9 @@ import pytest
 from measure_launch_sweep import write_sweep
 from refusals import refused
 
+from launch import __main__ as launch_main
 from launch.__main__ import main
-from launch.progress import progress_of, progress_table
+from launch.progress import Progress, progress_of, progress_table
 from launch.site import read_site
 from launch.sweep_file import read_sweep
 
@@ -39,6 +41,11 @@ def launch(repository, *words, **environment) -> subprocess.CompletedProcess:
     ((STUDY, "--backend=gke", "--site.gke.image=x"), "GKE is to lend what?"),
     ((STUDY, "--backend=slurm", "--site.slurm.grace_s=5"), "take train.grace_s = 20 to save"),
     ((STUDY, "--dry-run", "--prices=none.toml"), "--prices=none.toml"),
+    ((STUDY, "--wait"), "--wait: does nothing with --backend=local"),
+    ((STUDY, "--rewrite"), "--rewrite: does nothing"),
+    ((STUDY, "--backend=gke", "--at-once=2"), "say --site.gke.slices_at_once=N"),
+    ((STUDY, "--backend=tpu", "--processes=2"), "one for each host"),
+    ((STUDY, "--backend=slurm", "--topology=8xH100", "--processes=2"), "one for each node"),
     ((STUDY, "--json=x.json"), "goes with --dry-run or --status"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(repository, tmp_path, monkeypatch, capsys, words, answer):
@@ -132,6 +139,48 @@ def test_how_runs_stand_is_read_from_their_folders(repository, tmp_path):
     assert "a.py: no such file" in text and "pending in Slurm" in text and "logs/train_0.txt" in text
     assert "4 runs: 1 running, 1 waiting, 1 stopped, 1 failed" in text
     assert text.splitlines()[-1] == "to retry warmup1, warmup3, and begin what is missing: python -m launch small.py"
+
+
+class Backend:
+    """Stands in for a cluster: what was submitted, and how its runs stand, look after look."""
+
+    def __init__(self, started: list[list[str]], looks: list[dict[str, str]]):
+        self._started, self._looks, self.submitted = started, looks, []
+        self._at = -1
+
+    def write(self, kinds, *, rewrite, say):
+        return self._started.pop(0) if self._started else []
+
+    def submit(self, say):
+        self.submitted.append(True)
+
+    def queued(self):
+        return {}
+
+    def progress(self, *_):
+        self._at = min(self._at + 1, len(self._looks) - 1)
+        return [Progress(run, state, "", 0, None, 0, "why", "") for run, state in self._looks[self._at].items()]
+
+
+@pytest.mark.parametrize(("looks", "status", "submitted", "reports"), [
+    ([{"corpus": "running", "a": "not begun"}, {"corpus": "done", "a": "running"}, {"corpus": "done", "a": "done"}],
+     0, 2, 0),
+    ([{"corpus": "failed", "a": "not begun"}], 1, 1, 0),
+    ([{"corpus": "done", "a": "failed", "b": "done", "scaling": "not begun"}], 1, 1, 1),
+    ([{"corpus": "done", "a": "done", "b": "done", "scaling": "not begun"}], 0, 1, 1),
+])  # fmt: skip
+def test_waiting_ends_when_nothing_more_can_be_done(monkeypatch, tmp_path, looks, status, submitted, reports):
+    backend = Backend([["corpus"] if looks[0]["corpus"] == "running" else ["a", "b"], ["a"]], looks)
+    reported = []
+    monkeypatch.setattr(launch_main, "_WAIT_S", 0.0)
+    monkeypatch.setattr(launch_main, "progress_of", backend.progress)
+    monkeypatch.setattr(launch_main, "run_here", lambda *words: reported.append(words[3]) or 0)
+    options = argparse.Namespace(jobs=("simulate", "train", "evaluate", "scaling"), rewrite=False, wait=True)
+    if len(looks) == 1:
+        backend._started = backend._started[:1]
+    sweep = read_sweep(str(write_sweep(tmp_path / "small.py", warmups=(1, 2), steps=4)))
+    assert launch_main._on(backend, options, sweep, tmp_path) == status
+    assert len(backend.submitted) == submitted and reported == [("scaling",)] * reports
 
 
 @pytest.mark.slow
