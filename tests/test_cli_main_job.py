@@ -67,6 +67,7 @@ def test_the_main_job_on_virtual_patients(cli_tario, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run/maps").iterdir()) == ["vh00000_core.h5ad", "vh00001_core.h5ad"]
 
 
+@pytest.mark.slow
 def test_the_main_job_on_spots_split_by_section(cli_tario, tmp_path, monkeypatch):
     monkeypatch.setenv("TARIO_TEST_SPOTS", str(st_folder(tmp_path / "st", ("A1", "A2"))))
     report, said, page = two_runs(cli_tario, tmp_path, SPOTS)

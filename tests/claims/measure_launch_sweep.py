@@ -191,6 +191,7 @@ def tell_by_usr1(job: str) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(2)
     process.kill()
+    process.wait()
 
 
 def slurm(workdir: Path, corpus: Path | None = None, steps: int = 300) -> dict:

@@ -80,6 +80,7 @@ def test_the_same_section_under_two_names_is_refused(tmp_path):
     assert not (tmp_path / "c/corpus.json").exists()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_as_the_unbroken_one(whole, tmp_path):
     """Killed at ever later moments, whatever it is doing then: as soon as so many files are there."""
     root, kills = tmp_path / "killed", 0

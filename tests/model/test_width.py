@@ -117,6 +117,7 @@ def _content_square(mup: bool, growth: int, seed: int) -> float:
     return float(np.mean(np.square(tokens)))
 
 
+@pytest.mark.slow
 def test_contents_keep_their_size_as_the_table_grows():
     at_base = content_size(True, 1)
     assert content_size(True, 16) == pytest.approx(at_base, rel=0.1)

@@ -155,6 +155,7 @@ except InputError as mistake:
 """
 
 
+@pytest.mark.slow
 def test_explicit_axes_and_inside_a_shard_map(devices8):
     assert devices8(_PREAMBLE + _OTHER_CALLERS).split() == ["refused", "refused"]
 

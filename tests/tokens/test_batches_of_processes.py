@@ -48,6 +48,7 @@ def places(tmp_path_factory, bucket):
 @pytest.mark.parametrize(
     "where", [pytest.param(0, id="on disk"), pytest.param(1, id="in a bucket", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_any_number_of_processes_started_at_any_step_makes_the_same_bits(places, where):
     whole = rows_of(places[0], first=0, row=0, rows=4)
     assert len(set(whole.values())) == 24

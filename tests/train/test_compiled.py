@@ -51,6 +51,7 @@ def happened():
 _SHORT = {"steps": 6, "validate_every": 3, "checkpoint_every": 3}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_compiles_nothing_anew(tiny_corpus, tmp_path, monkeypatch, no_folder_named, happened):
     config, said = tiny_config(train=_SHORT), []
     save = CheckpointWriter.save

@@ -157,6 +157,7 @@ def test_a_save_that_outlasts_the_grace_is_no_checkpoint(run, tmp_path):
     assert checkpoints(workdir) == ["25", "30"]  # what was half-written is gone
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_run_that_is_saving(run, tmp_path):
     workdir = tmp_path / "run"
     started = run(workdir, "SlowDisk", "--config.train.grace_s=600")
@@ -172,6 +173,7 @@ def test_a_second_signal_ends_a_run_that_is_saving(run, tmp_path):
     assert errors == ("tario: SIGTERM again: ended at once; the same command continues from the newest checkpoint\n")
 
 
+@pytest.mark.slow
 def test_batches_that_are_not_numbers_are_skipped_and_too_many_end_the_run(run, unbroken, tmp_path):
     said, _ = ended(run(tmp_path / "once", "NotNumbers"), 0)
     assert "step 8: loss or gradients are not finite; the step is skipped, 1 in a row" in said
@@ -231,6 +233,7 @@ def test_saves_that_fail_are_no_checkpoints_and_three_in_a_row_end_the_run(run, 
 _MOUNTED = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1250k none "$0" && shift 0 && exec "$@"')
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_a_save_leaves_the_newest_whole_one(run, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -276,6 +279,7 @@ def test_a_run_that_would_keep_no_checkpoint_of_before_a_spike_is_refused(run, t
     assert "train.keep_checkpoints is 1" in errors and errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_torn_line_in_the_middle_does_not_fail_a_run_that_is_done(run, tmp_path):
     workdir = tmp_path / "run"
     started = run(workdir)

@@ -355,6 +355,7 @@ def test_sections_that_the_checkpoint_was_validated_with_are_not_held_out(tiny_r
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_started_from_a_checkpoint_resumes_without_it(tiny_run, other_corpus, tmp_path):
     config = functools.partial(config_of, train={"steps": 4, "checkpoint_every": 2, "validate_every": 4})
     source = tmp_path / "source"

@@ -77,6 +77,7 @@ def test_the_running_mean_is_of_the_last_steps():
     assert averaged({}, {"w": np.float32(1)}, np.int32(0), 0.0) == {}
 
 
+@pytest.mark.slow
 def test_the_running_mean_is_saved_and_is_what_predicts(tiny_corpus, tmp_path):
     config = tiny_config(train={"steps": 6, "checkpoint_every": 3, "validate_every": 3, "ema_decay": 0.8})
     state = train(config, tiny_corpus, tmp_path / "run", silent)
@@ -107,6 +108,7 @@ def test_z_loss_is_told_and_pulls(tiny_corpus, tmp_path):
     assert 0 < told[0.3] < 0.5 * told[1e-6]
 
 
+@pytest.mark.slow
 def test_a_run_in_the_constant_part_of_its_schedule_can_be_made_longer(tiny_corpus, tmp_path):
     def config(steps: int, **optim):
         return tiny_config(train={"steps": steps, "checkpoint_every": 5, "validate_every": 30, "keep_checkpoints": 9},
