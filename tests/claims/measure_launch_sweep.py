@@ -46,7 +46,7 @@ BASE = Config(
 
 
 def get_sweep():
-    return runs(BASE, vary("warmup", "optim.warmup_steps", {warmups}) + vary("bad", "data.count_capacity", {bad}))
+    return runs(BASE, vary("seed", "train.seed", {seeds}) + vary("bad", "data.count_capacity", {bad}))
 
 
 def get_config(name):
@@ -56,11 +56,11 @@ _MADE = """SourceConfig(train_patients=2, validation_patients=1, held_out_patien
                  section_um=216.0, panel="curated", workers=1)"""  # fmt: skip
 
 
-def write_sweep(file: Path, *, warmups: tuple[int, ...], bad: tuple[int, ...] = (), steps: int,
+def write_sweep(file: Path, *, seeds: tuple[int, ...], bad: tuple[int, ...] = (), steps: int,
                 corpus: Path | None = None) -> Path:  # fmt: skip
-    """A sweep of tiny runs warmup1 … and bad1, which fails: its batches hold one count. corpus: None makes one."""
+    """A sweep of tiny runs seed1 … and bad1, which fails: its batches hold one count. corpus: None makes one."""
     source = _MADE if corpus is None else f'SourceConfig(kind="corpus", path="{corpus}")'
-    file.write_text(_SWEEP.format(source=source, steps=steps, warmups=warmups, bad=bad))
+    file.write_text(_SWEEP.format(source=source, steps=steps, seeds=warmups, bad=bad))
     return file
 
 
@@ -105,13 +105,13 @@ def same_bits(sweep: Path, runs: list[str], ours: Path, theirs: Path) -> int:
 
 
 def local(workdir: Path) -> dict:
-    sweep = write_sweep(workdir / "small.py", warmups=(1, 2, 3, 4, 5, 6, 7), bad=(1,), steps=200)
+    sweep = write_sweep(workdir / "small.py", seeds=(1, 2, 3, 4, 5, 6, 7), bad=(1,), steps=200)
     words = ("--at-once=2", "--processes=2", "--devices=1", "--back-off-s=2")
     command = [sys.executable, "-m", "launch", str(sweep), f"--workdir={workdir / 'sweep'}", *words]
     with (workdir / "launch.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    victim = workdir / "sweep" / "warmup3"
-    wait_until(lambda: 0 < step_of(victim) or process.poll() is not None, "warmup3 trains")
+    victim = workdir / "sweep" / "seed3"
+    wait_until(lambda: 0 < step_of(victim) or process.poll() is not None, "seed3 trains")
     beat = json.loads((victim / "hosts" / "0.json").read_text())
     os.kill(beat["pid"], signal.SIGKILL)
     status = process.wait(1500)
@@ -123,11 +123,11 @@ def local(workdir: Path) -> dict:
     states = [one["state"] for one in first.values()]
     reason = first["bad1"]["error"]
     table = [(workdir / "launch.txt").read_text().rstrip(),
-             f"exit status {status}; killed warmup3 at step {beat['step']}", "",
+             f"exit status {status}; killed seed3 at step {beat['step']}", "",
              "again:", again.stdout.rstrip(), f"exit status {again.returncode}"]  # fmt: skip
     return {"done": states.count("done"), "failed": states.count("failed"),
             "reason_told": int("count_capacity" in reason),
-            "killed_was_retried": int(began["warmup3"] > began["warmup2"]), "retried": len(retried),
+            "killed_was_retried": int(began["seed3"] > began["seed2"]), "retried": len(retried),
             "retried_is_bad": int(retried == ["bad1"]), "report": int((workdir / "sweep/scaling.html").exists()),
             "statuses": [status, again.returncode], "table": "\n".join(table)}  # fmt: skip
 
@@ -196,9 +196,9 @@ def tell_by_usr1(job: str) -> None:
 
 def slurm(workdir: Path, corpus: Path | None = None, steps: int = 300) -> dict:
     """Raises RuntimeError where there is no Slurm, or it does not get on."""
-    sweep = write_sweep(workdir / "small.py", warmups=(1, 2, 3, 4), steps=steps, corpus=corpus)
+    sweep = write_sweep(workdir / "small.py", seeds=(1, 2, 3, 4), steps=steps, corpus=corpus)
     words = ("--at-once=2", "--processes=2", "--devices=1", "--jobs=simulate,train")
-    here, there, runs = workdir / "local", workdir / "slurm", [f"warmup{n}" for n in (1, 2, 3, 4)]
+    here, there, runs = workdir / "local", workdir / "slurm", [f"seed{n}" for n in (1, 2, 3, 4)]
     done = launch(sweep, here, *words)
     if done.returncode:
         raise RuntimeError(f"local: {done.stdout}{done.stderr}")
@@ -206,16 +206,16 @@ def slurm(workdir: Path, corpus: Path | None = None, steps: int = 300) -> dict:
         done = launch(sweep, there, *words, "--backend=slurm")
         if done.returncode:
             raise RuntimeError(f"slurm: {done.stdout}{done.stderr}")
-        wait_until(lambda: 0 < step_of(there / "warmup1"), "warmup1 trains in Slurm")
+        wait_until(lambda: 0 < step_of(there / "seed1"), "seed1 trains in Slurm")
         job = next(job for job, name, index, *_ in queue() if "-train-" in name and index == "0")
         tell_by_usr1(job)
-        wait_until(lambda: [job, "PENDING"] in [[one[0], one[3]] for one in queue()], "warmup1 is queued again", 120)
-        stopped_at = step_of(there / "warmup1")
+        wait_until(lambda: [job, "PENDING"] in [[one[0], one[3]] for one in queue()], "seed1 is queued again", 120)
+        stopped_at = step_of(there / "seed1")
         told = launch(sweep, there, *words, "--backend=slurm", "--status").stdout
         again = launch(sweep, there, *words, "--backend=slurm").stdout
         wait_until(lambda: not queue(), "Slurm is done", 900)
         requeued = sum(job == one[0] for one in queue("all"))
-    events = [json.loads(line)["event"] for line in (there / "warmup1/events.jsonl").read_text().splitlines()]
+    events = [json.loads(line)["event"] for line in (there / "seed1/events.jsonl").read_text().splitlines()]
     final = launch(sweep, there, "--status", "--jobs=train").stdout
     return {"different": same_bits(sweep, runs, here, there), "runs": len(runs), "stopped_at": stopped_at,
             "steps": steps,

@@ -117,7 +117,7 @@ def test_a_site_file_says_what_it_knows(repository, tmp_path):
 
 
 def test_how_runs_stand_is_read_from_their_folders(repository, tmp_path):
-    sweep = read_sweep(str(write_sweep(tmp_path / "small.py", warmups=(1, 2, 3, 4), steps=40)))
+    sweep = read_sweep(str(write_sweep(tmp_path / "small.py", seeds=(1, 2, 3, 4), steps=40)))
     workdir, now = tmp_path / "sweep", time.time()
 
     def journal(run: str, *lines: dict) -> None:
@@ -128,17 +128,17 @@ def test_how_runs_stand_is_read_from_their_folders(repository, tmp_path):
         (workdir / run / "logs" / "train_0.jsonl").write_text(text)
 
     began = {"event": "began"}
-    journal("warmup1", began, {"event": "ended", "status": 2, "error": "a.py: no such file"})
-    journal("warmup2", began)
-    journal("warmup3", began, {"event": "ended", "status": 143, "error": "SIGTERM: step 7 is saved"})
-    found = {one.run: one for one in progress_of(sweep, workdir, {"warmup4": "pending in Slurm"})}
+    journal("seed1", began, {"event": "ended", "status": 2, "error": "a.py: no such file"})
+    journal("seed2", began)
+    journal("seed3", began, {"event": "ended", "status": 143, "error": "SIGTERM: step 7 is saved"})
+    found = {one.run: one for one in progress_of(sweep, workdir, {"seed4": "pending in Slurm"})}
     states = {run: one.state for run, one in found.items()}
-    assert states == {"corpus": "not begun", "warmup1": "failed", "warmup2": "running", "warmup3": "stopped",
-                      "warmup4": "waiting", "scaling": "not begun"}  # fmt: skip
+    assert states == {"corpus": "not begun", "seed1": "failed", "seed2": "running", "seed3": "stopped",
+                      "seed4": "waiting", "scaling": "not begun"}  # fmt: skip
     text = progress_table(list(found.values()), "python -m launch small.py")
     assert "a.py: no such file" in text and "pending in Slurm" in text and "logs/train_0.txt" in text
     assert "4 runs: 1 running, 1 waiting, 1 stopped, 1 failed" in text
-    assert text.splitlines()[-1] == "to retry warmup1, warmup3, and begin what is missing: python -m launch small.py"
+    assert text.splitlines()[-1] == "to retry seed1, seed3, and begin what is missing: python -m launch small.py"
 
 
 class Backend:
@@ -178,7 +178,7 @@ def test_waiting_ends_when_nothing_more_can_be_done(monkeypatch, tmp_path, looks
     options = argparse.Namespace(jobs=("simulate", "train", "evaluate", "scaling"), rewrite=False, wait=True)
     if len(looks) == 1:
         backend._started = backend._started[:1]
-    sweep = read_sweep(str(write_sweep(tmp_path / "small.py", warmups=(1, 2), steps=4)))
+    sweep = read_sweep(str(write_sweep(tmp_path / "small.py", seeds=(1, 2), steps=4)))
     assert launch_main._on(backend, options, sweep, tmp_path) == status
     assert len(backend.submitted) == submitted and reported == [("scaling",)] * reports
 
@@ -186,23 +186,23 @@ def test_waiting_ends_when_nothing_more_can_be_done(monkeypatch, tmp_path, looks
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_is_made_one_bad_run_stops_no_other_and_it_goes_on(repository, tmp_path):
-    file = write_sweep(tmp_path / "small.py", warmups=(1, 2), bad=(1,), steps=20)
+    file = write_sweep(tmp_path / "small.py", seeds=(1, 2), bad=(1,), steps=20)
     command = (str(file), f"--workdir={tmp_path / 'sweep'}", "--config.evaluate.read_um=(18.0,)")
     done = launch(repository, *command)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "bad1" in done.stdout and "capacity" in done.stdout
     status = launch(repository, *command, "--status").stdout
     states = {line.split()[0]: line.split()[1] for line in status.splitlines() if line and not line.startswith(" ")}
-    assert (states["warmup1"], states["warmup2"], states["bad1"], states["scaling"]) == (
+    assert (states["seed1"], states["seed2"], states["bad1"], states["scaling"]) == (
         "done",
         "done",
         "failed",
         "done",
     )
     assert "capacity" in status
-    for run in ("warmup1", "warmup2"):
+    for run in ("seed1", "seed2"):
         assert (tmp_path / "sweep" / run / "read_18um/scores.npz").exists()
     assert (tmp_path / "sweep/scaling.html").exists()
-    again = launch(repository, *command, "--only=warmup*")
+    again = launch(repository, *command, "--only=seed*")
     assert again.returncode == 0 and [line.split()[2] for line in again.stdout.splitlines()] == ["simulate"]
-    assert Path(tmp_path / "sweep/warmup1/logs/train_0.txt").read_text().count("$ tario train") == 1
+    assert Path(tmp_path / "sweep/seed1/logs/train_0.txt").read_text().count("$ tario train") == 1
