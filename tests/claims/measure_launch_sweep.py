@@ -60,15 +60,22 @@ def write_sweep(file: Path, *, seeds: tuple[int, ...], bad: tuple[int, ...] = ()
                 corpus: Path | None = None) -> Path:  # fmt: skip
     """A sweep of tiny runs seed1 … and bad1, which fails: its batches hold one count. corpus: None makes one."""
     source = _MADE if corpus is None else f'SourceConfig(kind="corpus", path="{corpus}")'
-    file.write_text(_SWEEP.format(source=source, steps=steps, seeds=warmups, bad=bad))
+    file.write_text(_SWEEP.format(source=source, steps=steps, seeds=seeds, bad=bad))
     return file
 
 
 def launch(sweep: Path, workdir: Path, *words: str, timeout_s: float = 1500) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "launch", str(sweep), f"--workdir={workdir}", *words], cwd=ROOT, capture_output=True,
-        text=True, timeout=timeout_s, check=False, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        text=True, timeout=timeout_s, check=False, env=_environment(workdir),
     )  # fmt: skip
+
+
+def _environment(workdir: Path) -> dict[str, str]:
+    """All runs are one program: it is compiled once, wherever they run."""
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}  # fmt: skip
+    return kept | os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = 600) -> None:
@@ -109,7 +116,7 @@ def local(workdir: Path) -> dict:
     words = ("--at-once=2", "--processes=2", "--devices=1", "--back-off-s=2")
     command = [sys.executable, "-m", "launch", str(sweep), f"--workdir={workdir / 'sweep'}", *words]
     with (workdir / "launch.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=_environment(workdir / "sweep"))
     victim = workdir / "sweep" / "seed3"
     wait_until(lambda: 0 < step_of(victim) or process.poll() is not None, "seed3 trains")
     beat = json.loads((victim / "hosts" / "0.json").read_text())
