@@ -112,7 +112,7 @@ def same_bits(sweep: Path, runs: list[str], ours: Path, theirs: Path) -> int:
 
 
 def local(workdir: Path) -> dict:
-    sweep = write_sweep(workdir / "small.py", seeds=(1, 2, 3, 4, 5, 6, 7), bad=(1,), steps=200)
+    sweep = write_sweep(workdir / "small.py", seeds=(1, 2, 3, 4, 5, 6, 7), bad=(1,), steps=100)
     words = ("--at-once=2", "--processes=2", "--devices=1", "--back-off-s=2")
     command = [sys.executable, "-m", "launch", str(sweep), f"--workdir={workdir / 'sweep'}", *words]
     with (workdir / "launch.txt").open("w") as log:
@@ -201,7 +201,7 @@ def tell_by_usr1(job: str) -> None:
     process.wait()
 
 
-def slurm(workdir: Path, corpus: Path | None = None, steps: int = 300) -> dict:
+def slurm(workdir: Path, corpus: Path | None = None, steps: int = 100) -> dict:
     """Raises RuntimeError where there is no Slurm, or it does not get on."""
     sweep = write_sweep(workdir / "small.py", seeds=(1, 2, 3, 4), steps=steps, corpus=corpus)
     words = ("--at-once=2", "--processes=2", "--devices=1", "--jobs=simulate,train")
