@@ -136,7 +136,7 @@ def local(workdir: Path) -> dict:
             "reason_told": int("count_capacity" in reason),
             "killed_was_retried": int(began["seed3"] > began["seed2"]), "retried": len(retried),
             "retried_is_bad": int(retried == ["bad1"]), "report": int((workdir / "sweep/scaling.html").exists()),
-            "statuses": [status, again.returncode], "table": "\n".join(table)}  # fmt: skip
+            "statuses": [status, again.returncode], "table": "\n".join(table).replace(f"{workdir}/", "")}  # fmt: skip
 
 
 def standing(sweep: Path, workdir: Path) -> dict[str, dict]:
