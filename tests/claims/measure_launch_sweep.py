@@ -228,7 +228,8 @@ def slurm(workdir: Path, corpus: Path | None = None, steps: int = 100) -> dict:
             "steps": steps,
             "in_the_middle": int(0 < stopped_at < steps), "resumed": int("resumed" in events), "requeued": requeued,
             "started_twice": int("nothing to submit" not in again),
-            "table": f"told to end at step {stopped_at} of {steps}; --status then:\n{told}\nafter all:\n{final}",
+            "table": f"told to end at step {stopped_at} of {steps}; --status then:\n{told}\nafter all:\n{final}"
+            .replace(f"{workdir}/", ""),
             }  # fmt: skip
 
 
