@@ -9,7 +9,7 @@ from typing import Any
 from launch.hardware import Hardware
 from tario_jax.config import Config, InputError
 from tario_jax.config_files import to_dict
-from tario_jax.model.build import model_sizes
+from tario_jax.model.build import build_of, model_sizes
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.mesh import check_rows, mesh_elsewhere
 from tario_jax.tokens.deal import check_tiles
@@ -93,6 +93,7 @@ class Estimates:
             mesh = mesh_elsewhere(config.mesh, hardware.chip, hardware.chips, slices)
             check_rows(mesh, config.data.rows, config.train.accumulate)
             check_tiles(layout.tiles, mesh.shape["context"])
+            build_of(config, self._genes, layout.frozen_features).shardings(mesh)  # raises where one does not divide
             links = written_links(config, layout, self._genes, mesh, hardware.chip, slices)
             line = estimate(config, layout, self._genes, mesh, hardware.chip.rates, links)
         except InputError as refused:

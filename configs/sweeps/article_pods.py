@@ -5,10 +5,10 @@ else changes. Finer bins are more tokens of the same tissue: 7,232 a window at 3
 
     trunk   on           mesh
     10M     v5e:4x4      fsdp 16
-    50M     v5e:8x8      fsdp 64
-    200M    v5e:16x16    fsdp 256
-    1B      v5p:4x8x8    fsdp 256
-    4B      v5p:8x8x8    fsdp 256 × context 2
+    50M     v5e:8x8      replica 2 × fsdp 32
+    200M    v5e:16x16    replica 2 × fsdp 128
+    1B      v5p:4x8x8    replica 2 × fsdp 128
+    4B      v5p:8x8x8    replica 2 × fsdp 128 × context 2
 
     python -m launch configs/sweeps/article_pods.py --dry-run
 
@@ -25,14 +25,15 @@ from tario_jax.sweeps import Variant, changed, product, runs, vary
 
 PATIENTS = vary("p", "split.train_patients", (93, 186, 372, 744, 1488, 2545))
 BINS_UM = (36, 18, 9)
-# by size: chips, mesh, and what is kept for the backward pass at each side of bins
+# by size: chips, mesh, and for bins of 36, 18 and 9 µm what is kept for the backward pass, and in how many parts a batch
 ON = {
-    "10m": ("v5e:4x4", MeshConfig(fsdp=16), ("none", "save_attention", "full")),
-    "50m": ("v5e:8x8", MeshConfig(fsdp=64), ("none", "save_attention", "full")),
-    "200m": ("v5e:16x16", MeshConfig(fsdp=256), ("none", "none", "full")),
-    "1b": ("v5p:4x8x8", MeshConfig(fsdp=256), ("none", "none", "save_attention")),
-    "4b": ("v5p:8x8x8", MeshConfig(fsdp=256, context=2), ("none", "save_attention", "save_attention")),
-}
+    "10m": ("v5e:4x4", MeshConfig(fsdp=16), (("none", 4), ("save_attention", 2), ("full", 4))),
+    "50m": ("v5e:8x8", MeshConfig(replica=2, fsdp=32), (("none", 2), ("save_attention", 1), ("full", 2))),
+    "200m": ("v5e:16x16", MeshConfig(replica=2, fsdp=128), (("none", 1), ("save_attention", 1), ("full", 1))),
+    "1b": ("v5p:4x8x8", MeshConfig(replica=2, fsdp=128), (("none", 1), ("none", 1), ("save_attention", 1))),
+    "4b": ("v5p:8x8x8", MeshConfig(replica=2, fsdp=128, context=2),
+           (("save_attention", 1), ("save_attention", 1), ("full", 1))),
+}  # fmt: skip
 
 
 def base(size: str) -> Config:
@@ -45,8 +46,10 @@ def base(size: str) -> Config:
 
 
 def resolutions(size: str) -> tuple[Variant, ...]:
-    return tuple(Variant(f"{size}_{bin_um}um", {"data.bin_um": float(bin_um), "model.remat": remat})
-                 for bin_um, remat in zip(BINS_UM, ON[size][2], strict=True))  # fmt: skip
+    return tuple(
+        Variant(f"{size}_{bin_um}um", {"data.bin_um": float(bin_um), "model.remat": remat, "train.accumulate": parts})
+        for bin_um, (remat, parts) in zip(BINS_UM, ON[size][2], strict=True)
+    )
 
 
 def get_sweep() -> dict[str, Config]:

@@ -22,7 +22,7 @@ def table(result: dict[str, Any]) -> str:
         f"heads of {result['head_dim']}, remat {result['remat']}",
         f"parameters: trunk {sizes['trunk'] / 1e6:,.0f}M, gene tables {sizes['gene_tables'] / 1e6:,.0f}M",
     ]
-    if result["fits"]:
+    if result["compiled"]:
         lines += [f"memory of a chip: {memory['total'] / _GIB:.2f} of {held / _GIB:.1f} GiB: arguments "
                   f"{memory['arguments'] / _GIB:.2f}, temporaries {memory['temporaries'] / _GIB:.2f}, outputs "
                   f"{memory['outputs'] / _GIB:.2f}, program {memory['program'] / _GIB:.2f}"
@@ -42,16 +42,17 @@ def table(result: dict[str, Any]) -> str:
         )
         lines.append(f"{name:<28}{products:>10,.1f}{exponentials:>14,.1f}{memory_:>10,.1f}{whole:>10,.1f}")
     lines.append(f"{'together':<28}{'':34}{1e3 * line['computing_seconds']:>10,.1f}")
-    if result["fits"]:
+    if result["compiled"]:
         lines += [f"{f'links along {axis}':<28}{'':34}{1e3 * seconds:>10,.1f}"
                   for axis, seconds in line["links"].items() if seconds]  # fmt: skip
         lines += [
             f"bound by {line['bound_by']}: a step of {line['seconds']:.3g} s, MFU at most {line['mfu']:.0%}; "
             f"{line['mfu_without_overlap']:.0%} if nothing that is sent overlapped with what is computed",
             *(["what goes to the host and back is not counted in that"] if memory["host"] else []),
-            "verdict: fits",
         ]
+    if result["fits"]:
+        lines.append("verdict: fits")
     else:
-        lines.append(f"verdict: does not fit: takes {memory['total'] / _GIB:.1f} GiB, "
+        lines.append(f"verdict: does not fit: {'was compiled, but ' if result['compiled'] else ''}takes {memory['total'] / _GIB:.1f} GiB, "
                      f"{(memory['total'] - held) / _GIB:.1f} too many")  # fmt: skip
     return "\n".join(lines)

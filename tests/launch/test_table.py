@@ -60,6 +60,8 @@ def test_what_cannot_run_is_told(small):
                            ({"mesh": MeshConfig(fsdp=3)}, "does not multiply to 4 devices")):  # fmt: skip
         found = estimates.of(changed(small, changes), V5E)
         assert words in found.refusal and found.hours is None and found.chips == 4
+    wide = changed(small, {"mesh": MeshConfig(fsdp=256), "data.rows": 256})
+    assert "does not divide over fsdp=256" in estimates.of(wide, Hardware.of("v5e:16x16")).refusal
 
 
 def test_verdicts_are_shared_by_runs_of_the_same_program(small, tmp_path, monkeypatch):
