@@ -25,7 +25,7 @@ from tario_jax.sweeps import Variant, changed, product, runs, vary
 
 PATIENTS = vary("p", "split.train_patients", (93, 186, 372, 744, 1488, 2545))
 BINS_UM = (36, 18, 9)
-# by size: chips, mesh, and for bins of 36, 18 and 9 µm what is kept for the backward pass, and in how many parts a batch
+# by size: chips, mesh, and for bins of 36, 18 and 9 µm what is kept for the backward pass, and parts of a batch
 ON = {
     "10m": ("v5e:4x4", MeshConfig(fsdp=16), (("none", 4), ("save_attention", 2), ("full", 4))),
     "50m": ("v5e:8x8", MeshConfig(replica=2, fsdp=32), (("none", 2), ("save_attention", 1), ("full", 2))),

@@ -53,6 +53,7 @@ def table(result: dict[str, Any]) -> str:
     if result["fits"]:
         lines.append("verdict: fits")
     else:
-        lines.append(f"verdict: does not fit: {'was compiled, but ' if result['compiled'] else ''}takes {memory['total'] / _GIB:.1f} GiB, "
+        passed = "was compiled, but " if result["compiled"] else ""
+        lines.append(f"verdict: does not fit: {passed}takes {memory['total'] / _GIB:.1f} GiB, "
                      f"{(memory['total'] - held) / _GIB:.1f} too many")  # fmt: skip
     return "\n".join(lines)
