@@ -115,7 +115,7 @@ def test_runs_of_a_real_slurm_end_as_those_of_this_machine(cli_corpus, tmp_path)
     if os.geteuid() or not (shutil.which("slurmctld") or shutil.which("apt-get")):
         pytest.skip("needs root, and Slurm or apt-get to install it")
     try:
-        found = measure_launch_sweep.slurm(tmp_path, cli_corpus, steps=60)
+        found = measure_launch_sweep.slurm(tmp_path, cli_corpus, steps=24)
     except RuntimeError as error:
         if "start_slurm.sh" in str(error) and not shutil.which("slurmctld"):
             pytest.skip(f"Slurm cannot be installed: {error}")
