@@ -1,8 +1,8 @@
 """The dry run of the article's study: measure_launch_dry_run.py WORKDIR OUT.json [verdicts [PATTERN]].
 
 Prints the table without verdicts, and how long that took. verdicts: compiles every program of the runs called so, then
-asks again, and counts what was compiled the second time (an hour or two of two cores for all 90 runs; needs libtpu). Killed,
-the same command goes on in the same WORKDIR: TARIO_VERDICTS names one for the claims.
+asks again, and counts what was compiled the second time (an hour or two on two cores for all 90 runs; needs libtpu).
+Killed, the same command goes on in the same WORKDIR: TARIO_VERDICTS names one for the claims.
 """
 
 import json
