@@ -183,7 +183,7 @@ def _rows(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> list[Row]
     if not options.no_verdicts and on_chips and (why := verdicts.find(runs, _say)):
         if not options.dry_run:
             raise InputError(f"no verdict on memory before it is started: {why}; --no-verdicts starts it without")
-        _say(f"verdicts: none that is not known already: {why}")
+        _say(f"verdicts: not all are known: {why}")
     for run, config in sweep.configs.items():
         rows.append(Row(run, config, sweep.hardware[run], counted[run], verdicts.known(config, sweep.hardware[run])))
     return rows

@@ -93,7 +93,7 @@ class Verdicts:
             return None
 
     def find(self, runs: dict[str, tuple[Config, Hardware | None]], say: Callable[[str], None]) -> str:
-        """Compiles what is not known yet, a program after the other; returns why some are not, or nothing."""
+        """Compiles what is not known yet, a program after the other; returns why one is still not known, or nothing."""
         missing: dict[str, tuple[Config, Hardware, list[str]]] = {}
         for name, (config, hardware) in runs.items():
             if hardware is not None and not hardware.is_gpu and self.known(config, hardware) is None:
@@ -105,20 +105,24 @@ class Verdicts:
             return refused
         say(f"verdicts: {len(missing)} programs to compile, minutes each for large models; what is found is kept in "
             f"{self._folder}")  # fmt: skip
+        unknown = ""
         for number, (config, hardware, names) in enumerate(missing.values(), 1):
             verdict = self._compile(config, hardware)
+            if isinstance(verdict, str):
+                unknown = f"{names[0]}: {verdict}"
             say(f"verdicts: {number}/{len(missing)}  {hardware}, {names[0]}"
                 f"{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {verdict}")  # fmt: skip
-        return ""
+        return unknown
 
-    def _compile(self, config: Config, hardware: Hardware) -> Verdict:
-        from tario_jax.train.aot import CompilerCrash, compile_apart
+    def _compile(self, config: Config, hardware: Hardware) -> Verdict | str:
+        """The verdict, which is kept; or why there is none."""
+        from tario_jax.train.aot import CompilerKilled, compile_apart
 
         memory = hardware.chip.memory_bytes
         try:
             found = compile_apart(config, hardware.topology, hardware.slices, genes=self._genes, say=_silent)
-        except CompilerCrash as error:
-            return Verdict(False, None, memory, str(error))  # not kept: another machine's memory may do
+        except CompilerKilled as error:
+            return str(error)
         except InputError as error:
             verdict, found = Verdict(False, None, memory, str(error)), {}
         else:

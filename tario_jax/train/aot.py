@@ -1,10 +1,12 @@
 """A training step compiled for a pod that is not here: what it holds, what it sends, how fast it can be at best."""
 
 import concurrent.futures.process
+import contextlib
 import dataclasses
 import math
 import multiprocessing
 import re
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -150,7 +152,11 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
 
 
 class CompilerCrash(InputError):
-    """The compiler ended the process that it ran in."""
+    """The compiler ended the process that it ran in: it would again."""
+
+
+class CompilerKilled(CompilerCrash):
+    """Something else ended the compiler, as a rule a machine without the memory for it: another one may do."""
 
 
 def compile_apart(config: Config, topology: str, slices: int, *, genes: int = 18963,
@@ -159,14 +165,17 @@ def compile_apart(config: Config, topology: str, slices: int, *, genes: int = 18
 
     Raises what `compile_step` does, and `CompilerCrash`. `say` is one that another process can import.
     """
+    others = set(multiprocessing.active_children())
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_compile_here, config, topology, slices, genes, say).result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise CompilerCrash(
-                f"--topology={topology}: libtpu's compiler crashed on this program (above is what it said), or was "
-                "killed for want of memory; try another mesh, or heads of 128"
-            ) from None
+        compiled = pool.submit(_compile_here, config, topology, slices, genes, say)
+        (process,) = set(multiprocessing.active_children()) - others
+        with contextlib.suppress(concurrent.futures.process.BrokenProcessPool):
+            return compiled.result()
+    if process.exitcode == -signal.SIGKILL:
+        raise CompilerKilled(f"--topology={topology}: the compiler was killed, as a rule for want of memory; try again "
+                             "on a machine with more")  # fmt: skip
+    raise CompilerCrash(f"--topology={topology}: libtpu's compiler crashes on this program, and said so above; try "
+                        "another model.remat or mesh, or heads of 128")  # fmt: skip
 
 
 def _compile_here(config: Config, topology: str, slices: int, genes: int, say) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 Prints the table without verdicts, and how long that took. verdicts: compiles every program of the runs called so, then
 asks again, and counts what was compiled the second time (an hour or two on two cores for all 90 runs; needs libtpu).
+Then one of them with its whole batch at once, which its chips do not hold: is it named, and not begun?
 Killed, the same command goes on in the same WORKDIR: TARIO_VERDICTS names one for the claims.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = "configs/sweeps/article_pods.py"
+OVERFULL = ("--only=p93_10m_36um", "--config.train.accumulate=1")
 COMPARED = ("p93_1b_36um", "p2545_1b_36um")
 
 
@@ -58,15 +60,20 @@ def verdicts(workdir: Path, only: str) -> dict:
 
     seconds, text, rows = dry_run(workdir, f"--only={only}")
     again_seconds, again, same = dry_run(workdir, f"--only={only}")
-    unfit = [row["run"] for row in rows if row["refused"]]
-    listed = [line.split(":")[0].strip() for line in again.partition("would not fit")[2].splitlines()[1:]]
+    overfull_seconds, overfull, of_overfull = dry_run(workdir, *OVERFULL)
+    unfit, unnamed = [], 0
+    for told, several in ((again, rows), (overfull, of_overfull)):
+        listed = [line.split(":")[0].strip() for line in told.partition("would not fit")[2].splitlines()[1:]]
+        refused = {row["run"] for row in several if row["refused"]}
+        unfit, unnamed = [*unfit, *refused], unnamed + len(refused - set(listed))
     lines = [line for line in again.splitlines() if not line.startswith("p") or line.startswith("p2545_")]
-    told = (f"{compiled(text)} programs of {len(rows)} runs compiled in {seconds:.0f} s; again: {compiled(again)}, "
+    summary = (f"{compiled(text)} programs of {len(rows)} runs compiled in {seconds:.0f} s; again: {compiled(again)}, "
             f"{again_seconds:.0f} s")  # fmt: skip
     return {"programs": compiled(text), "runs": len(rows), "compiled_again": compiled(again), "unfit": len(unfit),
-            "without_verdict": sum(row["verdict"] is None for row in rows), "unnamed": len(set(unfit) - set(listed)),
-            "differs": int(rows != same), "seconds": seconds, "again_seconds": again_seconds,
-            "table": "\n".join([*lines, "", told])}  # fmt: skip
+            "without_verdict": sum(row["verdict"] is None for row in rows),
+            "unnamed": unnamed + (not of_overfull[0]["refused"]), "differs": int(rows != same),
+            "seconds": seconds, "again_seconds": again_seconds, "overfull_seconds": overfull_seconds,
+            "table": "\n".join([*lines, "", summary, "", f"$ {' '.join(OVERFULL)}", overfull.strip()])}  # fmt: skip
 
 
 if __name__ == "__main__":

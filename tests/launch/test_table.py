@@ -109,9 +109,9 @@ def test_verdicts_are_shared_by_runs_of_the_same_program(small, tmp_path, monkey
 
 def test_what_the_compiler_refuses_is_kept_with_its_reason(small, tmp_path, monkeypatch):
     from tario_jax.config import InputError
-    from tario_jax.train.aot import CompilerCrash
+    from tario_jax.train.aot import CompilerCrash, CompilerKilled
 
-    errors = [InputError("odd mesh"), CompilerCrash("crashed"), CompilerCrash("crashed")]
+    errors = [InputError("odd mesh"), CompilerCrash("crashes"), CompilerKilled("killed"), CompilerKilled("killed")]
 
     def compile_apart(*_, **__):
         raise errors.pop(0)
@@ -119,11 +119,11 @@ def test_what_the_compiler_refuses_is_kept_with_its_reason(small, tmp_path, monk
     monkeypatch.setattr("tario_jax.train.aot.compile_apart", compile_apart)
     monkeypatch.setattr(verdicts, "why_not", lambda: None)
     found = Verdicts(tmp_path / "verdicts", 18963)
-    found.find({"a": (small, V5E)}, print)
-    assert found.known(small, V5E).why == "odd mesh"
-    other = changed(small, {"data.rows": 16})
-    for _ in range(2):  # a crash may be for want of this machine's memory: it is tried again
-        found.find({"b": (other, V5E)}, print)
+    crashing, other = changed(small, {"data.rows": 16}), changed(small, {"data.rows": 32})
+    assert found.find({"a": (small, V5E), "b": (crashing, V5E)}, print) == ""
+    assert found.known(small, V5E).why == "odd mesh" and found.known(crashing, V5E).why == "crashes"
+    for _ in range(2):  # for want of this machine's memory: it is tried again
+        assert found.find({"c": (other, V5E)}, print) == "c: killed"
         assert found.known(other, V5E) is None
     assert not errors
 

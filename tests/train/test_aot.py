@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 
 import pytest
@@ -132,6 +133,14 @@ def _crash(*_):
     os.abort()
 
 
-def test_a_crash_of_the_compiler_is_one_line(monkeypatch):
-    monkeypatch.setattr(aot, "_compile_here", _crash)
-    refused(lambda: aot.compile_apart(Config(), "v5e:2x2", 1), "--topology=v5e:2x2", "crashed", "another mesh")
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end, kind, words", [(_crash, aot.CompilerCrash, ("crashes", "model.remat")),
+                                              (_killed, aot.CompilerKilled, ("killed", "memory"))])  # fmt: skip
+def test_a_crash_of_the_compiler_is_one_line(monkeypatch, end, kind, words):
+    monkeypatch.setattr(aot, "_compile_here", end)
+    with pytest.raises(aot.CompilerCrash) as error:
+        aot.compile_apart(Config(), "v5e:2x2", 1)
+    assert type(error.value) is kind and all(word in str(error.value) for word in ("--topology=v5e:2x2", *words))
