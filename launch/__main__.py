@@ -1,15 +1,19 @@
 """python -m launch: the runs of a sweep."""
 
 import argparse
+import collections
 import json
+import math
 import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.estimate import PRICES, Estimates, Prices
 from launch.gke import GkeBackend
+from launch.held import Held, Unheard
 from launch.jobs import CORPUS, KINDS, SCALING, jobs_of
 from launch.local import Local, Stopped, run_here
 from launch.progress import Progress, progress_of, progress_table
@@ -34,6 +38,7 @@ EXAMPLES = """examples:
   python -m launch configs/sweeps/article.py --backend=slurm --topology=8xH100 --site.slurm.partition=gpu
 """
 _WAIT_S = 60.0
+_UNSEEN = 3  # looks in a row at which a run that was submitted is neither queued nor begun
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,9 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rest, changed = _taken(given, "--config.")
         rest, of_site = _taken(rest, "--site.")
-        return _run(_parser().parse_args(rest), changed, of_site)
+        return _run(_parser().parse_args(rest), changed, of_site, given)
     except InputError as error:
         print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `python -m launch … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # no permission, a full disk, a file where a folder is expected: the user's
+        if error.filename is None:
+            raise
+        print(f"launch: {error.filename}: {error.strerror or type(error).__name__}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print("launch: stopped; the same command continues", file=sys.stderr)
@@ -51,9 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("launch: stopped; the same command continues", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output has seen enough, as in `python -m launch … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,14 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--topology", metavar="CHIPS", help="of every run, as v5e:16x16, 2xv5p:4x8x8 or 8xH100; by "
                      "default what get_topologies() of the sweep says")  # fmt: skip
-    how.add_argument("--at-once", type=_whole, default=1, metavar="N", help="runs side by side (1)")
+    how.add_argument("--at-once", type=_whole, metavar="N", help="runs side by side (1; on Slurm all)")
     how.add_argument("--processes", type=_whole, default=1, metavar="N",
                      help="of a run's training, where it has no topology (1)")  # fmt: skip
     how.add_argument("--devices", type=_whole, metavar="N",
                      help="of a process: virtual ones on a CPU; GPUs are shared out evenly by default")  # fmt: skip
     how.add_argument("--retries", type=_whole_or_0, default=2, metavar="N",
                      help="of a job that failed, but for a mistake of its user (2)")  # fmt: skip
-    how.add_argument("--back-off-s", type=float, default=10.0, metavar="S",
+    how.add_argument("--back-off-s", type=_seconds, default=10.0, metavar="S",
                      help="pause before the first retry, then twice as long each (10)")  # fmt: skip
     cluster = parser.add_argument_group("on a cluster")
     cluster.add_argument("--site", type=Path, metavar="FILE", help="partition, image, zone …, as launch/site.toml")
@@ -110,10 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str, str]) -> int:
+def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str, str], given: Sequence[str]) -> int:
     sweep = read_sweep(options.sweep, options.only, options.topology, changed)
     workdir = options.workdir or Path("sweeps") / sweep.name
-    how = Local(options.at_once, options.processes, options.devices, options.retries, options.back_off_s)
+    at_once = options.at_once or (None if options.backend == "slurm" else 1)
+    how = Local(at_once, options.processes, options.devices, options.retries, options.back_off_s)
     backend = None
     _refuse_without_effect(options)
     if options.backend != "local":
@@ -127,31 +138,42 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
                     print("tario", shlex.join(job.words))
         return 0
     if options.status:
-        return _tell_status(options, sweep, workdir, backend)
+        return _tell_status(options, sweep, workdir, backend, given)
     if options.json and not options.dry_run:
         raise InputError(f"--json={options.json}: goes with --dry-run or --status")
     rows = _rows(options, sweep, workdir)
+    refused = [row for row in rows if row.refused]
+    kept = set(sweep.configs) - {row.run for row in refused}
+    fits = sweep.of(kept) if refused and kept else sweep
+    if backend is not None and refused and kept:
+        backend = BACKENDS[options.backend](fits, workdir, read_site(options.site, of_site), how)
     if options.dry_run:
         print(sweep_table(sweep, rows, Prices.read(options.prices)))
-        if backend is not None:
-            started = backend.write(options.jobs, rewrite=options.rewrite, say=_say)
+        if backend is not None and kept:
+            started = backend.write(options.jobs, _held(backend), rewrite=options.rewrite, say=_say)
             print(f"\n{backend.folder}: files to read and edit; submit.sh would start {len(started)}: "
                   f"{', '.join(started[:5])}{' …' if len(started) > 5 else ''}")  # fmt: skip
         if options.json:
             write_whole(options.json, json.dumps([row.to_dict() for row in rows], indent=1))
         return 0
-    refused = [row for row in rows if row.refused]
     for row in refused:
         _say(f"{row.run}: is not started: {row.refused}")
-    if refused:
-        kept = {row.run for row in rows if not row.refused}
-        if not kept:
-            raise InputError(f"{sweep.file}: none of its runs fits its chips")
-        sweep = sweep.of(kept)
-        backend = backend and BACKENDS[options.backend](sweep, workdir, read_site(options.site, of_site), how)
+    if not kept:
+        raise InputError(f"{sweep.file}: none of its runs fits its chips")
     if backend is None:
-        return 1 if run_here(sweep, workdir, how, options.jobs, _say) or refused else 0
-    return _on(backend, options, sweep, workdir) or int(bool(refused))
+        return 1 if run_here(fits, workdir, how, options.jobs, _say) or refused else 0
+    return _on(backend, options, fits, workdir) or int(bool(refused))
+
+
+def _held(backend) -> Held:
+    """What its scheduler holds; where it does not answer that is said, and nothing is known."""
+    if backend is None:
+        return Held()
+    try:
+        return backend.held()
+    except Unheard as error:
+        _say(f"what is queued is not known: {error}")
+        return Held()
 
 
 def _refuse_without_effect(options: argparse.Namespace) -> None:
@@ -164,7 +186,7 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
         ("--devices", options.devices and cluster, "a process has the chips of its host"),
         ("--processes", options.processes > 1 and options.backend == "slurm" and options.topology,
          "a run with a topology has one for each node"),
-        ("--at-once", options.at_once > 1 and options.backend == "gke",
+        ("--at-once", options.at_once is not None and options.backend == "gke",
          "Kueue starts what there is quota for; say --site.gke.slices_at_once=N"),
     ):  # fmt: skip
         if given:
@@ -189,9 +211,14 @@ def _rows(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> list[Row]
     return rows
 
 
-def _tell_status(options: argparse.Namespace, sweep: Sweep, workdir: Path, backend) -> int:
-    found = progress_of(sweep, workdir, backend.queued() if backend else None)
-    again = [word for word in sys.argv[1:] if word != "--status" and not word.startswith("--json")]
+def _tell_status(options: argparse.Namespace, sweep: Sweep, workdir: Path, backend, given: Sequence[str]) -> int:
+    found = progress_of(sweep, workdir, _held(backend))
+    again, words = [], iter(given)
+    for word in words:
+        if word == "--json":
+            next(words, None)
+        elif word != "--status" and not word.startswith("--json="):
+            again.append(word)
     print(progress_table(found, f"python -m launch {shlex.join(again)}"))
     if options.json:
         write_whole(options.json, json.dumps([one.to_dict() for one in found], indent=1))
@@ -202,8 +229,10 @@ def _on(backend, options: argparse.Namespace, sweep: Sweep, workdir: Path) -> in
     """Submits what is missing; with --wait again and again until nothing is, and nothing can be."""
     told: dict[str, str] = {}
     tried: set[str] = set()
+    unseen: collections.Counter[str] = collections.Counter()
+    held = backend.held()  # raises: what is under way must not be submitted again
     while True:
-        started = backend.write(options.jobs, rewrite=options.rewrite, say=_say)
+        started = backend.write(options.jobs, held, rewrite=options.rewrite, say=_say)
         fresh = [run for run in started if run not in tried]
         if fresh:
             backend.submit(_say)
@@ -211,24 +240,37 @@ def _on(backend, options: argparse.Namespace, sweep: Sweep, workdir: Path) -> in
             _say(f"started {len(started)}: {', '.join(started[:8])}{' …' if len(started) > 8 else ''}")
         elif not options.wait:
             _say("nothing to submit: all is done, or under way")
-            return _report_here(options, sweep, workdir, progress_of(sweep, workdir, backend.queued()))
+            return _report_here(options, sweep, workdir, progress_of(sweep, workdir, held))
         if not options.wait:
             return 0
-        time.sleep(_WAIT_S)
-        found = progress_of(sweep, workdir, backend.queued())
+        while True:
+            time.sleep(_WAIT_S)
+            try:
+                held = backend.held()
+                break
+            except Unheard as error:
+                _say(str(error))
+        found = progress_of(sweep, workdir, held, options.jobs)
         for one in found:
             line = f"{one.state} {one.told}".split(",")[0].strip()
             if told.get(one.run) != line:
                 told[one.run] = line
                 _say(f"{one.run:<28} {line}{f': {one.error}' if one.error else ''}")
-        runs = [one for one in found if one.run not in (CORPUS, SCALING)]
+            gone = one.run in tried and one.state in ("not begun", "stopped", "trained") and one.run not in held.queued
+            unseen[one.run] = unseen[one.run] + 1 if gone else 0
+        runs = [one for one in found if one.run not in (CORPUS, SCALING)] or found
         if all(one.state == "done" for one in found):
             return 0
-        if any(one.run == CORPUS and one.state == "failed" for one in found):
+        if any(one.run == CORPUS and (one.state == "failed" or unseen[CORPUS] >= _UNSEEN) for one in found):
             return 1  # without it there is nothing to wait for
-        if all(one.state == "done" or one.state == "failed" and one.run in tried for one in runs):
-            failed = any(one.state == "failed" for one in runs)
-            return _report_here(options, sweep, workdir, found) or int(failed)
+        lost = [one.run for one in runs if unseen[one.run] >= _UNSEEN]
+        over = lost + [one.run for one in runs if one.state == "failed" and one.run in tried]
+        if all(one.state == "done" or one.run in over for one in runs):
+            if lost:
+                names = ", ".join(lost[:5]) + (" …" if len(lost) > 5 else "")
+                _say(f"{names}: no longer with the scheduler, and nothing new in {workdir}: were they cancelled, or is "
+                     "that folder not mounted here?")  # fmt: skip
+            return _report_here(options, sweep, workdir, found) or int(bool(over))
 
 
 def _report_here(options: argparse.Namespace, sweep: Sweep, workdir: Path, found: list[Progress]) -> int:
@@ -250,7 +292,7 @@ def _taken(arguments: list[str], prefix: str) -> tuple[list[str], dict[str, str]
             rest.append(argument)
             continue
         name, equals, value = argument.removeprefix(prefix).partition("=")
-        if not equals and (value := next(pending, None)) is None:
+        if not equals and ((value := next(pending, None)) is None or value.startswith("--")):
             raise InputError(f"{argument}: has no value; write {argument}=VALUE")
         found[name] = value
     return rest, found
@@ -270,7 +312,19 @@ def _whole(text: str) -> int:
 
 
 def _whole_or_0(text: str) -> int:
-    return 0 if text == "0" else _whole(text)
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, at least 0")
+    return seconds
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,9 @@ status is the job's; 128 + N where signal N killed it.
 
 Where a scheduler starts it again and again (--retries): it pauses before the attempt that follows a failure, twice as
 long after each, and when it failed more often in a row than that, it ends with status 2, as for a mistake: start it no
-more. An attempt that was told to end (a preemption) is no failure.
+more. A row is of attempts called alike up to their last point (of one job of the scheduler), and begins anew after one
+that ran for half an hour. An attempt that was told to end (a preemption), or for which other hosts did not come (75),
+is no failure.
 """
 
 import argparse
@@ -29,6 +31,8 @@ TOLD = (130, 143)
 """Exit statuses of a job that was told to end, and did: it goes on when it is started again."""
 MISTAKE = 2
 """Of a job that cannot be done as it was asked for: started again, it would end alike."""
+ABSENT = 75
+"""Of a job that waited for what did not come, as for the hosts of a slice that was taken away: it failed at nothing."""
 _TOUCH_S = 5.0
 _LONGEST_PAUSE_S = 600.0
 _PROCESS = ("SLURM_PROCID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX")
@@ -55,16 +59,22 @@ def main(arguments: list[str] | None = None) -> int:
     if options.retries is not None:
         from launch.attempts import failures
 
-        before = failures(options.folder, words[0], but=attempt)
+        before = failures(options.folder, words[0], attempt)
+        if before > options.retries:  # killed with its watcher, which could not say so
+            return _given_up(before)
         if before:
             pause_s = min(options.back_off_s * 2 ** (before - 1), _LONGEST_PAUSE_S)
             _print(f"launch: failed {before} times in a row; {pause_s:g} s until the next attempt\n")
             time.sleep(pause_s)  # a signal ends it, and this
     status = run_attempt(options.folder, words, attempt, options.process or _process())
-    if options.retries is not None and status not in (0, MISTAKE, *TOLD) and before + 1 > options.retries:
-        _print(f"launch: failed {before + 1} times in a row, and is given up\n")
-        return MISTAKE
+    if options.retries is not None and status not in (0, MISTAKE, ABSENT, *TOLD) and before + 1 > options.retries:
+        return _given_up(before + 1)
     return status
+
+
+def _given_up(failures: int) -> int:
+    _print(f"launch: failed {failures} times in a row, and is given up\n")
+    return MISTAKE
 
 
 def _process() -> str:

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.attempt import MISTAKE, TOLD
+from launch.attempt import ABSENT, MISTAKE, TOLD
 
+_LONG_S = 1800.0
 GONE_S = 60.0
 """A journal that was not touched for so long, and says no end, is of a process that was killed."""
 
@@ -67,24 +68,32 @@ def newest(folder: Path, job: str, now: float | None = None) -> Attempt | None:
     return Attempt(number, False, status, error, unix, path.with_suffix(".txt"))
 
 
-def failures(folder: Path, job: str, but: str = "") -> int:
-    """Attempts in a row that failed, up to the last one, by the journals of all processes. but: one not to count."""
-    by_attempt: dict[str, list[int]] = {}
-    order: dict[str, float] = {}
+def failures(folder: Path, job: str, attempt: str) -> int:
+    """Attempts in a row that failed before this one, by the journals of all processes.
+
+    Of those that are called as this one up to the last point: another launch begins at 0. One that ran for long got on.
+    """
+    row, _, _ = attempt.rpartition(".")
+    ends: dict[str, list[int]] = {}
+    began: dict[str, float] = {}
     for _, lines in _journals(folder, job):
         for one in lines:
-            if one["attempt"] == but:
-                continue
             if one["event"] == "began":
-                order.setdefault(one["attempt"], one["unix"])
+                began.setdefault(one["attempt"], one["unix"])
             else:
-                by_attempt.setdefault(one["attempt"], []).append(one["status"])
-    count = 0
-    for name in sorted(order, key=order.get, reverse=True):
-        statuses = by_attempt.get(name, [137])
-        if all(status == 0 for status in statuses):
+                ends.setdefault(one["attempt"], []).append(one["status"])
+    count, next_began = 0, time.time()
+    for name in sorted(began, key=began.get, reverse=True):
+        if name == attempt:
+            next_began = began[name]
+            continue
+        statuses = ends.get(name, [137])
+        if name.rpartition(".")[0] != row or MISTAKE in statuses or all(status == 0 for status in statuses):
             break
-        count += any(status not in (0, *TOLD) for status in statuses)
+        count += any(status not in (0, ABSENT, *TOLD) for status in statuses)
+        if next_began - began[name] > _LONG_S:
+            break
+        next_began = began[name]
     return count
 
 
@@ -107,7 +116,17 @@ def _journals(folder: Path, job: str) -> list[tuple[Path, list[dict[str, Any]]]]
                 one = json.loads(text)
             except ValueError:  # a line that was cut short
                 continue
-            if isinstance(one, dict) and {"event", "attempt", "unix"} <= one.keys():
+            if isinstance(one, dict) and _is_event(one):
                 lines.append(one)
         found.append((path, lines))
     return found
+
+
+_OF_EVENT = {"began": {"attempt": str, "unix": (int, float), "host": str, "pid": int},
+             "ended": {"attempt": str, "unix": (int, float), "status": int, "error": str}}  # fmt: skip
+
+
+def _is_event(one: dict[str, Any]) -> bool:
+    """Whether a line is one that launch/attempt.py writes, whole."""
+    fields = _OF_EVENT.get(one.get("event")) if isinstance(one.get("event"), str) else None
+    return fields is not None and all(isinstance(one.get(name), kind) for name, kind in fields.items())

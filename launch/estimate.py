@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ class Prices:
     def read(cls, file: Path) -> "Prices":
         """Raises `InputError` where the file is none, or says something else."""
         try:
-            values = tomllib.loads(file.read_text())
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"--prices={file}: {error.strerror}; expected a file as launch/prices.toml") from None
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"--prices={file}: {error}; expected TOML, as launch/prices.toml") from None
         expected = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) ^ expected):
@@ -41,8 +42,10 @@ class Prices:
         if type(share) not in (int, float) or not 0 < share <= 1:
             raise InputError(f"--prices={file}: share_of_bound is {share!r}; expected a share, above 0 and at most 1")
         for kind, price in dollars.items() if isinstance(dollars, dict) else [("dollars_per_chip_hour", dollars)]:
-            if type(price) not in (int, float) or price < 0:
+            if type(price) not in (int, float) or not 0 <= price < math.inf:
                 raise InputError(f"--prices={file}: {kind} is {price!r}; expected dollars of a chip and hour")
+        if not isinstance(dollars, dict):
+            raise InputError(f"--prices={file}: dollars_per_chip_hour is {dollars!r}; expected a table of chips")
         return cls(float(share), {kind: float(price) for kind, price in dollars.items()})
 
 

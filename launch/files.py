@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tario_jax.train.whole_file import write_whole
@@ -10,31 +10,37 @@ from tario_jax.train.whole_file import write_whole
 _WRITTEN = ".written.json"
 
 
-def write_files(folder: Path, files: dict[str, str], *, rewrite: bool, say: Callable[[str], None]) -> None:
+def write_files(folder: Path, files: dict[str, str], *, always: Collection[str] = (), rewrite: bool,
+                say: Callable[[str], None]) -> None:  # fmt: skip
     """Writes `files` by name. One that differs from what was last written there is kept, unless `rewrite`.
 
-    Scripts (.sh) are made executable.
+    always: those that say what is missing now, and are nobody's to edit. Scripts (.sh) are made executable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = _written(folder)
     for name, text in files.items():
         path = folder / name
-        if path.exists() and not rewrite and _checksum(path.read_text()) not in (written.get(name), _checksum(text)):
-            say(f"{path}: was edited, and is kept; --rewrite makes it anew")
+        before = path.read_bytes() if path.exists() else None
+        is_new = rewrite or name in always or before is None
+        if not is_new and _checksum(before) not in (written.get(name), _checksum(text.encode())):
+            say(
+                f"{path}: was edited, and is kept as it is, whatever flags and configs say now; --rewrite makes it anew"
+            )
             continue
-        if not path.exists() or path.read_text() != text:
+        if before != text.encode():
             write_whole(path, text)
         path.chmod(0o755 if name.endswith(".sh") else 0o644)
-        written[name] = _checksum(text)
+        written[name] = _checksum(text.encode())
     write_whole(folder / _WRITTEN, json.dumps(written, indent=1))
 
 
 def _written(folder: Path) -> dict[str, str]:
     try:
-        return json.loads((folder / _WRITTEN).read_text())
+        found = json.loads((folder / _WRITTEN).read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -20,7 +20,8 @@ from launch.attempt import MISTAKE
 from launch.files import write_files
 from launch.gke_model import validate
 from launch.hardware import Hardware
-from launch.jobs import CORPUS, SCALING, Job, is_done, jobs_of
+from launch.held import Held, Unheard
+from launch.jobs import CORPUS, KINDS, SCALING, Job, is_done, jobs_of
 from launch.local import Local
 from launch.site import Site
 from launch.sweep_file import Sweep
@@ -30,6 +31,7 @@ _SLICE_PER_POOL = "cloud.google.com/gke-nodepool"
 _LABEL = "tario-sweep"
 _PORT = 8482
 _SAVED_S = 15  # beyond train.grace_s, before a pod is killed
+_COME_S = 1800  # that hosts wait for each other: a slice that was taken away comes back when there is one
 
 
 class GkeBackend:
@@ -41,6 +43,7 @@ class GkeBackend:
         self._sweep, self._workdir, self._site, self._how = sweep, workdir, site.gke, how
         self._there = Path(site.gke.mounted_at) / workdir.resolve().name
         self._jobs = jobs_of(sweep, self._there)
+        self._queue = site.gke.queue or _dns(f"tario-{sweep.name}")
         for run, hardware in sweep.hardware.items():
             if hardware is None:
                 raise InputError(f"{run}: GKE is to lend what? say --topology=v5e:16x16 or so, or get_topologies() in "
@@ -50,25 +53,32 @@ class GkeBackend:
     def folder(self) -> Path:
         return self._workdir / "launch" / "gke"
 
-    def objects(self) -> dict[str, list[dict[str, Any]]]:
-        """By name of the file, what it holds; each was held against the model of what JobSet and Kueue accept."""
-        found = {"queues": self._queues()}
+    def objects(self, kinds: Iterable[str] = KINDS) -> dict[str, list[dict[str, Any]]]:
+        """By name of the file, what it holds; each was held against the model of what JobSet and Kueue accept.
+
+        kinds: of jobs that a JobSet does.
+        """
+        found, kinds = {"queues": self._queues()}, tuple(kinds)
         for name, jobs in self._jobs.items():
-            found[name] = [self._jobset(name, jobs)]
+            if some := [job for job in jobs if job.kind in kinds]:
+                found[name] = [self._jobset(name, some)]
         for file, several in found.items():
             for one in several:
                 validate(one, f"{file}.yaml")
         return found
 
-    def files(self) -> dict[str, str]:
-        return {f"{name}.yaml": _yaml(several, self._sweep) for name, several in self.objects().items()}
+    def files(self, kinds: Iterable[str] = KINDS) -> dict[str, str]:
+        return {f"{name}.yaml": _yaml(several, self._sweep) for name, several in self.objects(kinds).items()}
 
     # Kueue
 
     def _queues(self) -> list[dict[str, Any]]:
-        """A flavor for each kind of slice, a queue of the cluster with their quota, and the namespace's way to it."""
+        """A flavor for each kind of slice, a queue of the cluster with their quota, and the namespace's way to it.
+
+        Of all runs of the file, whichever were asked for: others of them may be waiting in it.
+        """
         kinds: dict[str, Hardware] = {}
-        for hardware in [*self._sweep.hardware.values(), *self._evaluated_on()]:
+        for hardware in [*filter(None, self._sweep.whole.values()), *self._evaluated_on()]:
             name = _flavor(hardware)
             if name not in kinds or hardware.chips > kinds[name].chips:
                 kinds[name] = hardware
@@ -90,11 +100,11 @@ class GkeBackend:
         objects = [_object("ResourceFlavor", name, spec={"nodeLabels": hardware.node_labels})
                    for name, hardware in kinds.items()]  # fmt: skip
         objects.append(_object("ResourceFlavor", "tario-cpu", spec={}))
-        objects.append(_object("ClusterQueue", self._site.queue, spec={
+        objects.append(_object("ClusterQueue", self._queue, spec={
             "namespaceSelector": {}, "resourceGroups": groups, "preemption": {"withinClusterQueue": "LowerPriority"},
         }))  # fmt: skip
-        objects.append(_object("LocalQueue", self._site.queue, namespace=self._site.namespace,
-                               spec={"clusterQueue": self._site.queue}))  # fmt: skip
+        objects.append(_object("LocalQueue", self._queue, namespace=self._site.namespace,
+                               spec={"clusterQueue": self._queue}))  # fmt: skip
         return objects
 
     def _evaluated_on(self) -> list[Hardware]:
@@ -111,8 +121,8 @@ class GkeBackend:
                 hardware = None
             replicated.append(self._replicated(name, job, hardware))
         if len(replicated) > 1:
-            replicated[1]["dependsOn"] = [{"name": "train", "status": "Complete"}]
-        labels = {"kueue.x-k8s.io/queue-name": self._site.queue, _LABEL: _label(self._sweep.name)}
+            replicated[1]["dependsOn"] = [{"name": replicated[0]["name"], "status": "Complete"}]
+        labels = {"kueue.x-k8s.io/queue-name": self._queue, _LABEL: _label(self._sweep.name)}
         if self._site.priority:
             labels["kueue.x-k8s.io/priority-class"] = self._site.priority
         return _object("JobSet", name, namespace=self._site.namespace, labels=labels, spec={
@@ -153,6 +163,10 @@ class GkeBackend:
             amounts, labels = {hardware.resource: hardware.chips_of_host}, dict(hardware.node_labels)
             if job.kind == "train" and not hardware.is_gpu:
                 container["ports"] = [{"containerPort": _PORT}, {"containerPort": 8471}]
+            if job.kind == "train" and hardware.hosts > 1:
+                words.append(f"--start-timeout-s={_COME_S}")
+            if hardware.is_gpu:  # where GKE puts the driver's libraries
+                container["env"] = [{"name": "LD_LIBRARY_PATH", "value": "/usr/local/nvidia/lib64"}]
             if job.kind == "train" and hardware.is_gpu and hardware.hosts > 1:
                 words += [f"--coordinator={jobset}-train-0-0.{jobset}:{_PORT}", f"--processes={hardware.hosts}",
                           "--process=$(JOB_COMPLETION_INDEX)"]  # fmt: skip
@@ -187,60 +201,67 @@ class GkeBackend:
     def jobset_name(self, run: str) -> str:
         """A name that Kubernetes takes, with room for what JobSet adds to those of pods; unique for sweep and run."""
         whole = f"{self._workdir.resolve().name}-{run}"
-        text = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
-        if not text[:1].isalpha():
-            text = f"t-{text}"
+        text = _dns(whole)
         digest = hashlib.sha256(f"{self._there}/{run}".encode()).hexdigest()[:5]
         return f"{text[:32].rstrip('-')}-{digest}"
 
     # what is submitted
 
-    def queued(self) -> dict[str, str]:
-        """Runs that the cluster holds, by name; empty where no kubectl reaches one."""
+    def held(self) -> Held:
+        """What the cluster holds; nothing where no kubectl is. Raises `Unheard` where it reaches no cluster."""
         if not shutil.which("kubectl"):
-            return {}
+            return Held()
         told = subprocess.run(["kubectl", "get", "jobsets", f"--namespace={self._site.namespace}",
                                f"--selector={_LABEL}={_label(self._sweep.name)}", "--output=json"],
                               capture_output=True, text=True, check=False)  # fmt: skip
-        if told.returncode:
-            return {}
-        states = {one["metadata"]["name"]: one for one in json.loads(told.stdout)["items"]}
-        found = {}
+        try:
+            items = json.loads(told.stdout)["items"] if told.returncode == 0 else None
+        except (ValueError, KeyError):
+            items = None
+        if items is None:
+            why = " ".join(told.stderr.split())[:200] or "no whole answer"
+            raise Unheard(f"kubectl get jobsets: {why}; try again when it reaches the cluster")
+        states = {one["metadata"]["name"]: one for one in items}
+        queued, ended = {}, {}
         for run in self._jobs:
-            one = states.get(self.jobset_name(run))
-            if one is None or one.get("status", {}).get("terminalState"):
+            if (one := states.get(self.jobset_name(run))) is None:
                 continue
             status, suspended = one.get("status", {}), one.get("spec", {}).get("suspend", False)
+            if over := status.get("terminalState"):
+                said = [each.get("message", "") for each in status.get("conditions", ()) if each.get("type") == over]
+                ended[run] = f"its JobSet: {over.lower()}{f', {said[0]}' if said and said[0] else ''}"
+                continue
             restarts = f", {status['restarts']} restarts" if status.get("restarts") else ""
-            found[run] = ("waits for quota in Kueue" if suspended else "in the cluster") + restarts
-        return found
+            queued[run] = ("waits for quota in Kueue" if suspended else "in the cluster") + restarts
+        return Held(queued, ended)
 
-    def write(self, kinds: Iterable[str], *, rewrite: bool, say: Callable[[str], None]) -> list[str]:
+    def write(self, kinds: Iterable[str], held: Held, *, rewrite: bool, say: Callable[[str], None]) -> list[str]:
         """Writes the objects and submit.sh; returns what that would start."""
-        started = self._to_start(kinds)
+        kinds = tuple(kinds)
+        started = self._to_start(kinds, held)
         lines = ["kubectl apply --filename=queues.yaml"]
         # of a JobSet nothing can be changed: what is started again is made anew
         for run in started:
             lines.append(f"kubectl delete --ignore-not-found --filename={run}.yaml")
             lines.append(f"kubectl apply --filename={run}.yaml")
         script = (f"#!/usr/bin/env bash\n# {self._sweep.file}: submits what is missing of it.\n"
-                  "# Made by `python -m launch`; edit it as you like: an edited file is kept.\n"
+                  "# Made anew at each `python -m launch`, by what is done and what is queued: not to be edited.\n"
                   'set -euo pipefail\ncd "$(dirname "$0")"\n\n' + "\n".join(lines) + "\n")  # fmt: skip
-        write_files(self.folder, self.files() | {"submit.sh": script}, rewrite=rewrite, say=say)
+        write_files(self.folder, self.files(kinds) | {"submit.sh": script}, always=("submit.sh",), rewrite=rewrite,
+                    say=say)  # fmt: skip
         return started
 
-    def _to_start(self, kinds: Iterable[str]) -> list[str]:
+    def _to_start(self, kinds: tuple[str, ...], held: Held) -> list[str]:
         """The cohort alone until it is there; then the runs; the report when they are done."""
-        queued = self.queued()
         missing = [
             run for run, jobs in self._jobs.items()
             if any(job.kind in kinds and not is_done(job, self._sweep, self._workdir) for job in jobs)
         ]  # fmt: skip
         if CORPUS in missing:
-            return [CORPUS] if CORPUS not in queued else []
+            return [CORPUS] if CORPUS not in held.queued else []
         runs = [run for run in missing if run != SCALING]
-        if runs or queued:
-            return [run for run in runs if run not in queued]
+        if runs or held.queued:
+            return [run for run in runs if run not in held.queued]
         return missing
 
     def submit(self, say: Callable[[str], None]) -> None:
@@ -277,14 +298,20 @@ def _label(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text)[:63].strip("_.-")
 
 
+def _dns(text: str) -> str:
+    """As Kubernetes takes it for a name, if it is not too long."""
+    text = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return text if text[:1].isalpha() else f"t-{text}"
+
+
 def in_container(sweep: Sweep) -> Sweep:
-    """The sweep with its file as the image has it: in the checkout."""
+    """The sweep with its file as the image has it: in configs/ of the checkout."""
     checkout = Path(__file__).resolve().parents[1]
-    try:
-        return dataclasses.replace(sweep, file=sweep.file.resolve().relative_to(checkout))
-    except ValueError:
-        raise InputError(f"{sweep.file}: lies outside of {checkout}, of which the image is made; expected a sweep "
-                         "within it, as configs/sweeps/") from None  # fmt: skip
+    file = sweep.file.resolve()
+    if not file.is_relative_to(checkout / "configs"):
+        raise InputError(f"{sweep.file}: lies outside of {checkout / 'configs'}, of which the image is made; expected "
+                         "a sweep within it, as configs/sweeps/")  # fmt: skip
+    return dataclasses.replace(sweep, file=file.relative_to(checkout))
 
 
 def _yaml(objects: list[dict[str, Any]], sweep: Sweep) -> str:

@@ -1,10 +1,12 @@
 """What of JobSet and Kueue this project writes, as a strict model: every field, its type and its bounds.
 
 Held against what the published schemas say (JobSet v1alpha2, Kueue v1beta2, and the Job and Pod that JobSet embeds):
-what passes here passes there, and a field that is not written by this project is refused. Rules that a schema of types
+a field that is not written by this project is refused. Rules that a schema of types
 cannot say, and the API server or a webhook would answer with, are checked by `_rules` below.
 """
 
+import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +16,9 @@ _DNS = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _NAME = {"type": "string", "pattern": _DNS, "maxLength": 63}
 _TEXT = {"type": "string", "minLength": 1}
 _TEXTS = {"type": "array", "items": _TEXT, "minItems": 1}
-_LABELS = {"type": "object", "additionalProperties": {"type": "string", "maxLength": 63}}
+_VALUE = {"type": "string", "maxLength": 63, "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"}
+_KEY = {"pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"}
+_LABELS = {"type": "object", "propertyNames": _KEY, "additionalProperties": _VALUE}
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
 _POSITIVE = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
 _QUANTITY = {"anyOf": [_COUNT, {"type": "string", "pattern": r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}]}
@@ -37,12 +41,13 @@ def _kind(api: str, kind: str, spec: dict[str, Any], *, namespaced: bool) -> dic
     return _only({"apiVersion": {"const": api}, "kind": {"const": kind}, "metadata": metadata, "spec": spec})
 
 
+_VARIABLE = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
 _ENV = {"oneOf": [
-    _only({"name": _TEXT, "value": {"type": "string"}}),
-    _only({"name": _TEXT, "valueFrom": _only({"fieldRef": _only({"fieldPath": _TEXT})})}),
+    _only({"name": _VARIABLE, "value": {"type": "string"}}),
+    _only({"name": _VARIABLE, "valueFrom": _only({"fieldRef": _only({"fieldPath": _TEXT})})}),
 ]}  # fmt: skip
 _CONTAINER = _only(
-    {"name": _NAME, "image": _TEXT, "command": _TEXTS, "env": _list(_ENV),
+    {"name": _NAME, "image": {"type": "string", "pattern": r"^\S+$"}, "command": _TEXTS, "env": _list(_ENV),
      "resources": _only({"limits": _QUANTITIES, "requests": _QUANTITIES}),
      "volumeMounts": _list(_only({"name": _NAME, "mountPath": {"type": "string", "pattern": "^/"}}))},
     {"ports": _list(_only({"containerPort": {"type": "integer", "minimum": 1, "maximum": 65535}}))},
@@ -146,6 +151,9 @@ def _rules(kind: str, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _rules_of_jobset(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
     before: list[str] = []
+    named = [rule["name"] for rule in spec["failurePolicy"]["rules"]]
+    if len(set(named)) < len(named):
+        yield "spec.failurePolicy.rules", "two rules are called alike"
     for at, replicated in enumerate(spec["replicatedJobs"]):
         path, job = f"spec.replicatedJobs[{at}]", replicated["template"]["spec"]
         if replicated["name"] in before:
@@ -173,13 +181,25 @@ def _rules_of_jobset(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, str
                     f"{path}.template.spec.podFailurePolicy.rules[{rule}].onExitCodes.values",
                     "holds 0, which is no failure",
                 )
+        at_resources = f"{path}.template.spec.template.spec.containers[0].resources"
         limits, requests = container["resources"]["limits"], container["resources"]["requests"]
-        for resource in ("google.com/tpu", "nvidia.com/gpu"):
+        for resource in sorted({*limits, *requests}):
             if limits.get(resource) != requests.get(resource):
-                yield (
-                    f"{path}.template.spec.template.spec.containers[0].resources",
-                    f"{resource} differs in limits and requests",
-                )
+                yield at_resources, f"{resource} differs in limits and requests"
+            if "/" in resource and not str(limits.get(resource)).isdecimal():
+                yield at_resources, f"{resource} is {limits.get(resource)!r}; expected a whole number"
+        ports = [port["containerPort"] for port in container.get("ports", ())]
+        if len(set(ports)) < len(ports):
+            yield f"{path}.template.spec.template.spec.containers[0].ports", "a port stands twice"
+        grid = job["template"]["spec"].get("nodeSelector", {}).get("cloud.google.com/gke-tpu-topology")
+        if grid is not None and not re.fullmatch(r"\d+(x\d+)+", grid):
+            yield f"{path}.template.spec.template.spec.nodeSelector", f"{grid!r} is no topology"
+        elif grid is not None:
+            chips = math.prod(int(side) for side in grid.split("x"))
+            asked = job["completions"] * int(limits.get("google.com/tpu", 0))
+            if chips != asked:
+                yield (f"{path}.template.spec.completions",
+                       f"asks for {asked} chips, and a slice of {grid} has {chips}")  # fmt: skip
         volumes = {volume["name"] for volume in job["template"]["spec"]["volumes"]}
         for mount in container["volumeMounts"]:
             if mount["name"] not in volumes:

@@ -150,9 +150,24 @@ class Hardware:
         tpu, number = _TPUS[self.kind], self.chips_of_slice * _TPUS[self.kind].counted_a_chip
         if self.kind == "v5p" and _GRID_OF_NAME.get(number) != self.grid:
             means = "x".join(map(str, _GRID_OF_NAME[number])) if number in _GRID_OF_NAME else "nothing"
-            raise InputError(f"{self}: Cloud TPU's v5p-{number} stands for {means}; expected that grid, or "
-                             "--backend=gke, which takes grids")  # fmt: skip
+            raise InputError(f"{self}: Cloud TPU's v5p-{number} stands for {means}; it has no other name")
         return f"{tpu.cloud}-{number}"
+
+    @property
+    def accelerator_flags(self) -> list[str]:
+        """By which `gcloud compute tpus queued-resources create` is asked for a slice."""
+        try:
+            return [f"--accelerator-type={self.accelerator_type}"]
+        except InputError:
+            if self.is_gpu:
+                raise
+            return [f"--type={self.kind}", f"--topology={self.grid_text}"]
+
+    @property
+    def vms(self) -> int:
+        """Of Cloud TPU, one process each: eight chips of v5e or v6e are one VM there, and two nodes of GKE."""
+        per_slice = 1 if self.kind != "v5p" and self.grid == (2, 4) else self.hosts_of_slice
+        return self.slices * per_slice
 
     @property
     def runtime(self) -> str:

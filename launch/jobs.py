@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from launch.sweep_file import Sweep
-from tario_jax.config import Config
+from tario_jax.config import Config, InputError
 from tario_jax.config_files import expand, from_dict, to_dict
 from tario_jax.evaluate import score_file
 from tario_jax.train.provenance import deciding_fields
@@ -32,15 +32,18 @@ class Job:
         return workdir if self.run in (CORPUS, SCALING) else workdir / self.run
 
 
-def jobs_of(sweep: Sweep, workdir: Path) -> dict[str, list[Job]]:
-    """By run, CORPUS first and SCALING last: their jobs in order. workdir: as the machine that does them sees it."""
+def jobs_of(sweep: Sweep, workdir: Path, *, to_do: bool = True) -> dict[str, list[Job]]:
+    """By run, CORPUS first and SCALING last: their jobs in order. workdir: as the machine that does them sees it.
+
+    to_do: False where nobody will do them, and an environment variable that the corpus is named by need not be set.
+    """
     source = sweep.source
-    corpus = expand(source.path) if source.kind == "corpus" else str(workdir / "corpus")
+    corpus = str(workdir / "corpus") if source.kind != "corpus" else expand(source.path) if to_do else source.path
     first = next(iter(sweep.configs))
     found: dict[str, list[Job]] = {}
     if source.kind != "corpus":
         make = "simulate" if source.kind == "virtual" else "ingest"
-        found[CORPUS] = [Job(CORPUS, (make, *sweep.config_words(first), f"--out={corpus}"))]
+        found[CORPUS] = [Job(CORPUS, (make, *sweep.config_words(first, ("source",)), f"--out={corpus}"))]
     for name, config in sweep.configs.items():
         folder = workdir / name
         words = ("train", *sweep.config_words(name), f"--corpus={corpus}", f"--workdir={folder}")
@@ -68,7 +71,10 @@ def is_trained(workdir: Path, config: Config) -> bool:
     found = _read(workdir / "config.json"), _read(workdir / "done.json")
     if None in found or found[1].get("step") != config.train.steps:
         return False
-    return deciding_fields(from_dict(found[0])) == deciding_fields(config)
+    try:
+        return deciding_fields(from_dict(found[0])) == deciding_fields(config)
+    except InputError:  # of another version: 'tario train' says what is amiss
+        return False
 
 
 def is_evaluated(workdir: Path, config: Config) -> bool:
@@ -79,7 +85,7 @@ def is_evaluated(workdir: Path, config: Config) -> bool:
     settings = json.loads(json.dumps(to_dict(config.evaluate)))
     for folder in (workdir, *(workdir / f"read_{read_um:g}um" for read_um in config.evaluate.read_um)):
         report = _read(folder / "report.json") or {}
-        if report.get("settings") != settings or report["provenance"]["checkpoint"] != checkpoint:
+        if report.get("settings") != settings or (report.get("provenance") or {}).get("checkpoint") != checkpoint:
             return False
         if not score_file.is_current(folder / score_file.FILE):
             return False
@@ -87,7 +93,9 @@ def is_evaluated(workdir: Path, config: Config) -> bool:
 
 
 def _read(path: Path) -> dict | None:
+    """Its JSON object; None where there is none, or it is damaged."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None

@@ -32,7 +32,7 @@ _LEFT_ALONE_S = 60.0
 class Local:
     """How runs share this machine."""
 
-    at_once: int = 1  # runs
+    at_once: int | None = 1  # runs; None: as many as Slurm has room for
     processes: int = 1  # of a run's training
     devices: int | None = None  # of a process; None: what is there, or an equal share of the GPUs
     retries: int = 2  # of a job that failed, but for mistakes
@@ -113,7 +113,13 @@ class _Launch:
 
     def __enter__(self) -> "_Launch":
         def hear(number: int, frame) -> None:
+            if self._told:  # a person's second Ctrl-C: without a save
+                for group in self._groups.values():
+                    group.end(signal.SIGINT)
+                return
             self._told = signal.Signals(number)
+            # not by say: a signal may come in the middle of it
+            os.write(2, b"launch: told to end: jobs save, and end; Ctrl-C again ends them without a save\n")
 
         self._before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -281,13 +287,16 @@ def _gpus(how: Local) -> list[str]:
 
     Raises `InputError` where there are fewer than are asked for.
     """
-    if how.at_once * how.processes == 1 and how.devices is None or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+    first_platform = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
+    if how.at_once * how.processes == 1 and how.devices is None or first_platform == "cpu":
         return []
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True,
                             text=True, check=False)  # fmt: skip
     found = listed.stdout.split() if listed.returncode == 0 else []
+    if (lent := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:  # the others are somebody else's
+        found = [one for one in lent.split(",") if one]
     if found and len(found) < how.at_once * how.processes * (how.devices or 1):
         raise InputError(
             f"--at-once={how.at_once} --processes={how.processes} --devices={how.devices or 1}: this machine has "

@@ -2,12 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from launch.attempts import newest
-from launch.jobs import CORPUS, SCALING, Job, is_done, jobs_of
+from launch.held import NOTHING, Held
+from launch.jobs import CORPUS, KINDS, SCALING, Job, is_done, jobs_of
 from launch.sweep_file import Sweep
 from tario_jax.config import InputError
 from tario_jax.train.run_files import RunFiles, read_run
@@ -35,18 +36,22 @@ class Progress:
         return dataclasses.asdict(self)
 
 
-def progress_of(sweep: Sweep, workdir: Path, queued: Mapping[str, str] | None = None) -> list[Progress]:
-    """Of the cohort, every run, and the report. queued: what a backend says of runs that it holds, by name."""
+def progress_of(sweep: Sweep, workdir: Path, held: Held = NOTHING, kinds: Collection[str] = KINDS) -> list[Progress]:
+    """Of the cohort, every run, and the report, as far as these kinds of jobs go. held: what a scheduler says."""
     now = time.time()
-    return [_of(name, jobs, sweep, workdir, queued or {}, now) for name, jobs in jobs_of(sweep, workdir).items()]
+    of_kinds = {name: [job for job in jobs if job.kind in kinds]
+                for name, jobs in jobs_of(sweep, workdir, to_do=False).items()}  # fmt: skip
+    return [_of(name, jobs, sweep, workdir, held, now) for name, jobs in of_kinds.items() if jobs]
 
 
-def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, queued: Mapping[str, str], now: float) -> Progress:
+def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, held: Held, now: float) -> Progress:
     folder = jobs[0].folder(workdir)
     job = next((job for job in jobs if not is_done(job, sweep, workdir)), None)
     files = _files(folder) if name not in (CORPUS, SCALING) else None
     step, steps = (0, None) if files is None else steps_done(files)
-    retries = sum(found.number - 1 for one in jobs if (found := newest(folder, one.kind, now)))
+    # of a cohort each launch looks whether it is there: that is no retry
+    retries = 0 if name == CORPUS and job is None else sum(
+        found.number - 1 for one in jobs if (found := newest(folder, one.kind, now)))  # fmt: skip
 
     def told(state: str, words: str = "", error: str = "", log: str = "") -> Progress:
         return Progress(name, state, words, step, steps, retries, error, log)
@@ -58,8 +63,10 @@ def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, queued: Mapping
         return told("running", _doing(job, files, now))
     if files is not None and job.kind == "train" and run_state(files, now).live:
         return told("running", _doing(job, files, now))
-    if name in queued:
-        return told("waiting", queued[name])
+    if name in held.queued:
+        return told("waiting", held.queued[name])
+    if attempt is None and name in held.ended:
+        return told("failed", error=f"{held.ended[name]}; it left nothing in {folder}", log="the scheduler has it")
     if attempt is None:
         return told("trained", "not evaluated yet") if job.kind == "evaluate" else told("not begun")
     if attempt.told:

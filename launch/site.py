@@ -15,6 +15,10 @@ def _check(holds: bool, message: str) -> None:
         raise InputError(f"site: {message}")
 
 
+def _check_word(name: str, text: str) -> None:
+    _check(not re.search(r"[\s'\"#`$\\]", text), f"{name} is {text!r}; expected a word, without spaces and quotes")
+
+
 def _check_one_host(name: str, text: str) -> None:
     _check(text == "cpu" or Hardware.of(text).hosts == 1, f"{name} is {text!r}; expected cpu, or what one host has")
 
@@ -36,6 +40,8 @@ class Slurm:
     evaluate_gpus: int = 1  # of the one node that evaluates; 0: on its CPUs
 
     def __post_init__(self):
+        for name in ("partition", "account", "qos", "constraint"):
+            _check_word(f"slurm.{name}", getattr(self, name))
         for name in ("time_minutes", "grace_s", "evaluate_minutes"):
             _check(getattr(self, name) > 0, f"slurm.{name} is {getattr(self, name)}; expected more than 0")
         for name in ("cpus_per_task", "memory_gb", "evaluate_gpus"):
@@ -50,7 +56,7 @@ class Gke:
 
     image: str = ""  # of launch/Dockerfile, pushed where the cluster can pull it
     namespace: str = "default"
-    queue: str = "tario"  # Kueue's LocalQueue, and ClusterQueue
+    queue: str = ""  # Kueue's LocalQueue, and ClusterQueue; else tario- and the name of the sweep
     volume_claim: str = "tario-sweeps"  # ReadWriteMany: the workdir of the sweep lies on it
     mounted_at: str = "/sweeps"
     service_account: str = ""
@@ -63,9 +69,10 @@ class Gke:
     slices_at_once: int = 1  # of each kind of slice, in Kueue's quota
 
     def __post_init__(self):
+        _check_word("gke.image", self.image)
         for name in ("namespace", "queue", "volume_claim"):
             value = getattr(self, name)
-            _check(bool(re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", value)),
+            _check(not value and name == "queue" or bool(re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", value)),
                    f"gke.{name} is {value!r}; expected small letters, digits and - between them")  # fmt: skip
         _check(self.mounted_at.startswith("/"), f"gke.mounted_at is {self.mounted_at!r}; expected a path from /")
         for name in ("cpu_cores", "cpu_memory_gb", "slices_at_once"):
@@ -91,6 +98,8 @@ class Tpu:
     evaluate_on: str = "cpu"  # worker 0's own, after training
 
     def __post_init__(self):
+        for name in ("project", "zone", "image", "share", "network", "subnetwork", "service_account"):
+            _check_word(f"tpu.{name}", getattr(self, name))
         _check(self.mounted_at.startswith("/"), f"tpu.mounted_at is {self.mounted_at!r}; expected a path from /")
         _check(bool(re.fullmatch(r"\d+[smhd]", self.valid_until)),
                f"tpu.valid_until is {self.valid_until!r}; expected a duration, as 24h")  # fmt: skip
@@ -117,13 +126,16 @@ def read_site(file: Path | None, assignments: dict[str, str]) -> Site:
     site = Site()
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text())
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"--site={file}: {error.strerror}; expected a file as launch/site.toml") from None
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"--site={file}: {error}; expected TOML, as launch/site.toml") from None
         for group, fields in values.items():
             for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
                 dotted = f"{group}.{name}" if name else group
+                if not isinstance(value, str | int | float):
+                    raise InputError(f"{file}: {dotted} is a {type(value).__name__}; expected text, a number, or true "
+                                     "or false")  # fmt: skip
                 site = override(site, {dotted: value if isinstance(value, str) else repr(value)}, f"{file}: ")
     return override(site, assignments, "--site.")

@@ -1,8 +1,10 @@
 """The runs of a sweep as array jobs of Slurm: training, evaluation behind it, the scaling report behind both.
 
 A run is told to end by SIGUSR1 before its time is over (and by whoever sends it: scancel --signal=USR1 --batch JOB), or
-by SIGTERM where Slurm preempts it: its processes save and end, and it is queued again. One that fails is queued again
+by SIGTERM where Slurm preempts it: its processes save and end, and it is queued again. A job that fails is queued again
 too, and pauses first, `retries` times; a user's mistake (status 2) is not.
+
+Arrays have a task for each run of the sweep's file, whichever were asked for: a task is the same run in all of them.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from launch.files import write_files
 from launch.hardware import Hardware
+from launch.held import Held, Unheard
 from launch.jobs import CORPUS, SCALING, Job, is_done, jobs_of
 from launch.local import Local
 from launch.site import Site
@@ -25,10 +28,26 @@ from launch.sweep_file import Sweep
 from tario_jax.config import InputError
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
+_OVER = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "REVOKED",
+    "TIMEOUT",
+)
+"""States of a job that is not to come back by itself; all others hold it."""
 _ATTEMPT = '--attempt="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'
 _HEAD = """#!/usr/bin/env bash
 # {what}
 # Made by `python -m launch`; edit it as you like: an edited file is kept.
+"""
+_SUBMIT = """#!/usr/bin/env bash
+# {what}
+# Made anew at each `python -m launch`, by what is done and what is queued: not to be edited.
 """
 
 
@@ -39,7 +58,8 @@ class SlurmBackend:
         self._sweep, self._site, self._how = sweep, site.slurm, how
         self._workdir = workdir.resolve()
         self._jobs = jobs_of(_absolute(sweep), self._workdir)
-        self._name = f"{sweep.name}-{hashlib.sha256(str(self._workdir).encode()).hexdigest()[:6]}"
+        digest = hashlib.sha256(str(self._workdir).encode()).hexdigest()[:6]
+        self._name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', sweep.name)}-{digest}"
         self.groups()  # raises where a run has what Slurm does not lend
         if not re.fullmatch(r"[\w./-]+", str(self._workdir)):
             raise InputError(f"--workdir={workdir}: is {self._workdir}; expected letters, digits and _ . - / alone: "
@@ -54,15 +74,17 @@ class SlurmBackend:
         return self._workdir / "launch" / "slurm"
 
     def groups(self) -> dict[str, tuple[Hardware | None, list[str]]]:
-        """Arrays: by name their hardware, and the runs of the sweep that have it."""
+        """Arrays: by name their hardware, and the runs of the file that have it, of which some were asked for."""
         found: dict[str, tuple[Hardware | None, list[str]]] = {}
-        for run, hardware in self._sweep.hardware.items():
+        for run, hardware in self._sweep.whole.items():
             if hardware is not None and not hardware.is_gpu:
+                if run not in self._sweep.hardware:
+                    continue
                 raise InputError(f"{run}: has {hardware}, and Slurm lends GPUs or CPUs; say --topology=8xH100 or so, "
                                  "or take another --backend")  # fmt: skip
             name = "cpu" if hardware is None else str(hardware).lower()
             found.setdefault(name, (hardware, []))[1].append(run)
-        return found
+        return {name: of for name, of in found.items() if set(of[1]) & set(self._jobs)}
 
     def files(self) -> dict[str, str]:
         files = {}
@@ -70,7 +92,7 @@ class SlurmBackend:
             files["corpus.sbatch"] = self._single(CORPUS, "the cohort")
         for group, (hardware, runs) in self.groups().items():
             files[f"train_{group}.sbatch"] = self._train(group, hardware, runs)
-            if any(len(self._jobs[run]) > 1 for run in runs):
+            if any(len(self._jobs.get(run, ())) > 1 for run in runs):
                 files[f"evaluate_{group}.sbatch"] = self._evaluate(group, runs)
         if SCALING in self._jobs:
             files["scaling.sbatch"] = self._single(SCALING, "the report over all runs")
@@ -95,18 +117,17 @@ class SlurmBackend:
 
     def _single(self, run: str, what: str) -> str:
         (job,) = self._jobs[run]
+        folder = shlex.quote(str(job.folder(self._workdir)))
+        command = f"{self._attempt(folder)} \\\n  -- {shlex.join(job.words)}"
         return (
             _HEAD.format(what=f"{self._sweep.file}: {what}.")
             + self._directives(
-                run,
-                f"{self.folder}/{run}.txt",
-                nodes=1,
-                ntasks=1,
-                time=self._site.evaluate_minutes,
+                run, f"{self.folder}/{run}.txt", nodes=1, ntasks=1, time=self._site.evaluate_minutes,
                 **{"cpus-per-task": self._site.cpus_per_task},
-            )  # fmt: skip
-            + f"\n{self._shell()}\nexec {self._attempt(job)}\n"
-        )
+            )
+            + f"\n{self._shell()}"
+            + _JOB.format(command=command)
+        )  # fmt: skip
 
     def _evaluate(self, group: str, runs: list[str]) -> str:
         gpus = self._site.evaluate_gpus if group != "cpu" else 0
@@ -117,7 +138,8 @@ class SlurmBackend:
                 ntasks=1, time=self._site.evaluate_minutes, gres=f"gpu:{gpus}" if gpus else "",
                 **{"cpus-per-task": self._site.cpus_per_task},
             )
-            + f"\n{self._shell()}\n{self._pick(runs)}\nexec {self._of_run(runs, 'evaluate')}\n"
+            + f"\n{self._shell()}\n{self._pick(runs)}"
+            + _JOB.format(command=self._of_run(runs, "evaluate"))
         )  # fmt: skip
 
     def _train(self, group: str, hardware: Hardware | None, runs: list[str]) -> str:
@@ -136,47 +158,53 @@ class SlurmBackend:
                 **{"ntasks-per-node": tasks, "cpus-per-task": site.cpus_per_task},
             )
             + f"\n{self._shell()}{devices}\n{self._pick(runs)}"
-            + _TRAIN.format(command=self._of_run(runs, "train"))
+            + _JOB.format(command=f"srun --kill-on-bad-exit=0 {self._of_run(runs, 'train')}")
         )  # fmt: skip
 
     def _array(self, runs: list[str]) -> str:
-        return f"0-{len(runs) - 1}" + (f"%{self._how.at_once}" if self._how.at_once < len(runs) else "")
+        return f"0-{len(runs) - 1}{self._at_once(len(runs))}"
+
+    def _at_once(self, tasks: int) -> str:
+        return f"%{self._how.at_once}" if self._how.at_once is not None and self._how.at_once < tasks else ""
 
     def _pick(self, runs: list[str]) -> str:
         return f"RUNS=({' '.join(runs)})\nrun=${{RUNS[$SLURM_ARRAY_TASK_ID]}}\n"
 
     def _of_run(self, runs: list[str], kind: str) -> str:
         """The command of an array's task: that of one of its runs, with $run in place of the name."""
-        job = next(job for run in runs for job in self._jobs[run] if job.kind == kind)
+        job = next(job for run in runs for job in self._jobs.get(run, ()) if job.kind == kind)
         words = []
         for word in job.words:
             quoted = shlex.quote(word)
             if word.startswith(("--config=", "--workdir=")) and word.endswith((f":{job.run}", f"/{job.run}")):
                 quoted = f'"{word.removesuffix(job.run)}$run"'
             words.append(quoted)
-        again = f" --retries={self._how.retries} --back-off-s={self._how.back_off_s:g}" if kind == "train" else ""
-        return (f'{self._python} -m launch.attempt "{self._workdir}/$run" {_ATTEMPT}{again} \\\n'
-                f"  -- {' '.join(words)}")  # fmt: skip
+        folder = f'"{self._workdir}/$run"'
+        return f"{self._attempt(folder)} \\\n  -- {' '.join(words)}"
 
     @property
     def _python(self) -> str:
         """That of slurm.setup, or the one that runs this."""
         return "python" if self._site.setup else shlex.quote(sys.executable)
 
-    def _attempt(self, job: Job) -> str:
-        folder = shlex.quote(str(job.folder(self._workdir)))
-        return f"{self._python} -m launch.attempt {folder} {_ATTEMPT} \\\n  -- {shlex.join(job.words)}"
+    def _attempt(self, folder: str) -> str:
+        again = f"--retries={self._how.retries} --back-off-s={self._how.back_off_s:g}"
+        return f"{self._python} -m launch.attempt {folder} {_ATTEMPT} {again}"
 
-    def submit_script(self, kinds: Iterable[str]) -> tuple[str, list[str]]:
-        """Shell that submits what is missing, each behind what it needs; and the runs that it starts."""
+    def submit_script(self, kinds: Iterable[str], held: Held) -> tuple[str, list[str]]:
+        """Shell that submits what is missing, each behind what it needs; and what it starts, by name."""
         lines, started, last = [], [], []
         behind = ""
-        if CORPUS in self._jobs and not self._done(self._jobs[CORPUS][0]) and {"simulate", "ingest"} & set(kinds):
-            lines.append("corpus=$(sbatch --parsable corpus.sbatch)")
-            behind = ' "--dependency=afterok:$corpus" --kill-on-invalid-dep=yes'
-        queued = self.queued()
+        if CORPUS in self._jobs and not self._done(self._jobs[CORPUS][0]):
+            if CORPUS in held.ids:
+                lines.append(f"corpus={held.ids[CORPUS]}")
+            elif self._jobs[CORPUS][0].kind in kinds:
+                lines.append("corpus=$(sbatch --parsable corpus.sbatch)")
+                started.append(CORPUS)
+            if lines:
+                behind = ' "--dependency=afterok:$corpus" --kill-on-invalid-dep=yes'
         for number, (group, (_, runs)) in enumerate(self.groups().items(), 1):
-            missing = {kind: [at for at, run in enumerate(runs) if run not in queued and self._lacks(run, kind)]
+            missing = {kind: [at for at, run in enumerate(runs) if run not in held.queued and self._lacks(run, kind)]
                        for kind in ("train", "evaluate")}  # fmt: skip
             train, evaluate = missing["train"], missing["evaluate"]
             after = ""
@@ -200,59 +228,70 @@ class SlurmBackend:
                         last.append(f"${name}")
         if SCALING in self._jobs and "scaling" in kinds and (last or not self._done(self._jobs[SCALING][0])):
             dependency = f' "--dependency=afterany:{":".join(last)}"' if last else ""
-            if last or not queued:
+            if last or not held.queued:
                 lines.append(f"sbatch --parsable{dependency} scaling.sbatch >/dev/null")
-        head = _HEAD.format(what=f"{self._sweep.file}: submits what is missing of it.")
+                started.append(SCALING)
+        head = _SUBMIT.format(what=f"{self._sweep.file}: submits what is missing of it.")
         return f'{head}set -euo pipefail\ncd "$(dirname "$0")"\n\n' + "\n".join(lines) + "\n", started
 
     def _lacks(self, run: str, kind: str) -> bool:
-        return any(job.kind == kind and not self._done(job) for job in self._jobs[run])
+        return any(job.kind == kind and not self._done(job) for job in self._jobs.get(run, ()))
 
     def _done(self, job: Job) -> bool:
         return is_done(job, self._sweep, self._workdir)
 
     def _some(self, numbers: list[int]) -> str:
-        limit = f"%{self._how.at_once}" if self._how.at_once < len(numbers) else ""
-        return ",".join(map(str, numbers)) + limit
+        return ",".join(map(str, numbers)) + self._at_once(len(numbers))
 
-    def queued(self) -> dict[str, str]:
-        """Runs that Slurm holds, by name, with what it says of them; empty where there is no Slurm here."""
+    def held(self) -> Held:
+        """What Slurm holds; nothing where there is no Slurm here. Raises `Unheard` where it does not answer."""
         if not shutil.which("squeue"):
-            return {}
-        told = subprocess.run(["squeue", "--noheader", "--array", "--format=%j|%K|%T|%r", "--states=all"],
+            return Held()
+        told = subprocess.run(["squeue", "--noheader", "--array", "--format=%j|%K|%T|%r|%A", "--states=all"],
                               capture_output=True, text=True, check=False)  # fmt: skip
-        found: dict[str, str] = {}
+        if told.returncode:
+            raise Unheard(f"squeue: {' '.join(told.stderr.split()) or 'failed'}; try again when Slurm answers")
+        queued: dict[str, str] = {}
+        ids: dict[str, str] = {}
         runs_of = {group: runs for group, (_, runs) in self.groups().items()}
         for line in told.stdout.splitlines():
-            name, index, state, reason = (line.split("|") + [""] * 4)[:4]
+            name, index, state, reason, number = (line.split("|") + [""] * 5)[:5]
             prefix, _, job = name.partition(f"{self._name}-")
             kind, _, group = job.partition("-")
-            if (
-                prefix
-                or group not in runs_of
-                or state not in ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "REQUEUED")
-            ):
+            if prefix or state in _OVER:
                 continue
-            if index.isdecimal() and int(index) < len(runs_of[group]):
-                because = f", {reason}" if reason not in ("None", "") else ""
-                found.setdefault(runs_of[group][int(index)], f"{kind}: {state.lower()} in Slurm{because}")
-        return found
+            because = f", {reason}" if reason not in ("None", "") else ""
+            words = f"{kind}: {state.lower()} in Slurm{because}"
+            if job in (CORPUS, SCALING):
+                queued[job], ids[job] = words, number
+            elif group in runs_of and index.isdecimal() and int(index) < len(runs_of[group]):
+                queued.setdefault(runs_of[group][int(index)], words)
+        return Held(queued, ids=ids)
 
-    def write(self, kinds: Iterable[str], *, rewrite: bool, say: Callable[[str], None]) -> list[str]:
-        """Writes the scripts; returns the runs that submit.sh would start."""
-        script, started = self.submit_script(kinds)
-        self._refuse_other_arrays()
-        write_files(self.folder, self.files() | {"submit.sh": script}, rewrite=rewrite, say=say)
+    def write(self, kinds: Iterable[str], held: Held, *, rewrite: bool, say: Callable[[str], None]) -> list[str]:
+        """Writes the scripts; returns what submit.sh would start."""
+        script, started = self.submit_script(kinds, held)
+        self._refuse_other_arrays(held)
+        write_files(self.folder, self.files() | {"submit.sh": script}, always=("submit.sh",), rewrite=rewrite, say=say)
+        for path, line in self._arrays():
+            if line not in path.read_text().splitlines():
+                raise InputError(f"{path}: was edited, and has other runs than {self._sweep.file} has now; take over "
+                                 f"the line {line}, or --rewrite")  # fmt: skip
         return started
 
-    def _refuse_other_arrays(self) -> None:
+    def _arrays(self) -> list[tuple[Path, str]]:
+        """Their scripts that are there, and the line by which a task is a run."""
+        return [(path, self._pick(runs).splitlines()[0]) for group, (_, runs) in self.groups().items()
+                for path in (self.folder / f"{kind}_{group}.sbatch" for kind in ("train", "evaluate"))
+                if path.exists()]  # fmt: skip
+
+    def _refuse_other_arrays(self, held: Held) -> None:
         """Tasks are told from each other by their place in RUNS: a queued array must mean the same runs."""
-        for group, (_, runs) in self.groups().items():
-            path = self.folder / f"train_{group}.sbatch"
-            before = path.read_text() if path.exists() else ""
-            if before and self._pick(runs).splitlines()[0] not in before and self.queued():
+        for path, line in self._arrays():
+            if held.queued and line not in path.read_text().splitlines():
+                name = f"{self._name}-{path.stem.replace('_', '-', 1)}"
                 raise InputError(f"{self._sweep.file}: has other runs than those that Slurm holds of it; wait until "
-                                 f"they are done, or 'scancel --name={self._name}-train-{group}'")  # fmt: skip
+                                 f"they are done, or 'scancel --name={name}'")  # fmt: skip
 
     def submit(self, say: Callable[[str], None]) -> None:
         if not shutil.which("sbatch"):
@@ -270,15 +309,15 @@ def _absolute(sweep: Sweep) -> Sweep:
     return dataclasses.replace(sweep, file=sweep.file.resolve())
 
 
-_TRAIN = """
+_JOB = """
 cancelled=
-tell() {{  # srun passes USR1 on to every process, which makes it save and end
+tell() {{  # USR1 goes on to every process of the job, which makes it save and end
   kill -USR1 "$step" 2>/dev/null
 }}
 trap tell USR1
 trap 'cancelled=1; tell' TERM  # by scancel, or by a preemption, after which Slurm itself queues it again
 
-srun --kill-on-bad-exit=0 {command} &
+{command} &
 step=$!
 while kill -0 "$step" 2>/dev/null; do  # a signal ends `wait`, not the step
   wait "$step"

@@ -5,6 +5,7 @@ done. Slices that are taken away (spot) are asked for again, and the run goes on
 any machine with gcloud, for as long as the run takes; stopped, it may be started again: what there is is used.
 """
 
+import fcntl
 import hashlib
 import re
 import shlex
@@ -15,21 +16,30 @@ from pathlib import Path
 
 from launch.files import write_files
 from launch.gke import in_container
-from launch.jobs import CORPUS, Job, is_done, jobs_of
+from launch.held import Held, Unheard
+from launch.jobs import CORPUS, KINDS, Job, is_done, jobs_of
 from launch.local import Local
 from launch.site import Site
 from launch.sweep_file import Sweep
 from tario_jax.config import InputError
 
+_MOUNT = (
+    "sudo mkdir -p {at}; "
+    "mountpoint -q {at} || sudo mount -t nfs -o hard {share} {at} || "
+    "{{ sudo apt-get -qq install -y nfs-common && sudo mount -t nfs -o hard {share} {at}; }} || "
+    "{{ echo {share}: cannot be mounted at {at} >&2; exit 1; }}; "
+)
 _HOST_COMMAND = (
-    "sudo mkdir -p {at}; mountpoint -q {at} || sudo mount -t nfs -o hard {share} {at}; "
+    "{login}"
     "sudo docker stop tario >/dev/null 2>&1; "  # of an attempt whose connection broke: it saves
     "sudo docker run --rm --name tario --net=host --privileged --stop-timeout={grace_s} -v {at}:{at} {image} {words}"
 )
+_REGISTRIES = (".pkg.dev", "gcr.io")  # to which a VM's own account gives access, once docker is told
+_COME_S = 1800  # that hosts wait for each other: pulling the image takes one longer than another
 
 
 class TpuBackend:
-    """Scripts in WORKDIR/launch/tpu: cohort, runs and report; all.sh does what is missing, several at once."""
+    """A script for each run in WORKDIR/launch/tpu; submit.sh runs those of what is missing, several at once."""
 
     def __init__(self, sweep: Sweep, workdir: Path, site: Site, how: Local):
         site.needs("tpu", "project", "zone", "image", "share")
@@ -37,11 +47,15 @@ class TpuBackend:
         self._sweep, self._workdir, self._site, self._how = sweep, workdir, site.tpu, how
         self._there = Path(site.tpu.mounted_at) / workdir.resolve().name
         self._jobs = jobs_of(sweep, self._there)
+        if CORPUS in self._jobs:
+            raise InputError(f"{sweep.file}: makes its cohort ({sweep.source.kind}), and slices would wait for it; "
+                             "make it where the share is mounted (--commands prints how), then say "
+                             "--config.source.kind=corpus --config.source.path=CORPUS")  # fmt: skip
         for run, hardware in sweep.hardware.items():
             if hardware is None:
                 raise InputError(f"{run}: Cloud TPU is to lend what? say --topology=v5e:16x16 or so, or "
                                  f"get_topologies() in {sweep.file}")  # fmt: skip
-            _ = hardware.accelerator_type  # raises where there is none
+            _ = hardware.accelerator_flags  # raises where there are none
 
     @property
     def folder(self) -> Path:
@@ -52,14 +66,15 @@ class TpuBackend:
         text = re.sub(r"[^a-z0-9]+", "-", f"{self._workdir.resolve().name}-{run}".lower()).strip("-")
         return f"tario-{text[:36].strip('-')}-{hashlib.sha256(f'{self._there}/{run}'.encode()).hexdigest()[:5]}"
 
-    def files(self) -> dict[str, str]:
-        return {f"{run}.sh": self._script(run) for run in self._sweep.configs}
+    def files(self, kinds: Iterable[str] = KINDS) -> dict[str, str]:
+        """kinds: of jobs that a script does."""
+        of_runs = {run: [job for job in self._jobs[run] if job.kind in kinds] for run in self._sweep.configs}
+        return {f"{run}.sh": self._script(run, jobs) for run, jobs in of_runs.items() if jobs}
 
-    def _script(self, run: str) -> str:
+    def _script(self, run: str, jobs: list[Job]) -> str:
         hardware, site, name = self._sweep.hardware[run], self._site, self.resource_name(run)
-        train, *then = self._jobs[run]
         nodes = [name] if hardware.slices == 1 else [f"{name}-{number}" for number in range(hardware.slices)]
-        ask = ["--accelerator-type=" + hardware.accelerator_type, f"--runtime-version={hardware.runtime}",
+        ask = [*hardware.accelerator_flags, f"--runtime-version={hardware.runtime}",
                f"--valid-until-duration={site.valid_until}"]  # fmt: skip
         ask += (
             [f"--node-id={name}"]
@@ -70,46 +85,62 @@ class TpuBackend:
         for flag in ("network", "subnetwork", "service_account"):
             if getattr(site, flag):
                 ask.append(f"--{flag.replace('_', '-')}={getattr(site, flag)}")
-        first = [self._host(self._jobs[CORPUS][0], run)] if CORPUS in self._jobs else []
+        does = [f"{'on_all' if job.kind == 'train' else 'on_first'} {shlex.quote(self._host(job, run))} || return"
+                for job in jobs]  # fmt: skip
+        vms = hardware.vms
         return _SCRIPT.format(
-            sweep=self._sweep.file, run=run, hardware=hardware, chips=hardware.chips, hosts=hardware.hosts,
-            lent="spot" if site.spot else "on demand", name=name, project=shlex.quote(site.project),
-            zone=shlex.quote(site.zone), ask=" \\\n    ".join(map(shlex.quote, ask)), nodes=" ".join(nodes),
-            retries=self._how.retries, train=shlex.quote(self._host(train, run)),
-            alone="\n".join(f"  on_first {shlex.quote(command)} || return"
-                            for command in [self._host(job, run) for job in then]) or "  true",
-            cohort="\n".join(f"  on_first {shlex.quote(command)} || return" for command in first) or "  true",
+            sweep=self._sweep.file, run=run, hardware=hardware, chips=hardware.chips,
+            vms=f"{vms} VM{'s' * (vms > 1)}", lent="spot" if site.spot else "on demand", name=name,
+            project=shlex.quote(site.project), zone=shlex.quote(site.zone), ask=" \\\n    ".join(map(shlex.quote, ask)),
+            nodes=" ".join(nodes), retries=self._how.retries, does="\n".join(f"  {line}" for line in does),
         )  # fmt: skip
 
     def _host(self, job: Job, run: str) -> str:
         """What a host runs. The attempt is named by the script, so that all hosts' files agree."""
         grace_s = round(self._sweep.configs[run].train.grace_s) + 15
+        words = list(job.words)
+        if job.kind == "train" and self._sweep.hardware[run].vms > 1:
+            words.append(f"--start-timeout-s={_COME_S}")
         alone = "" if job.kind == "train" else "env JAX_PLATFORMS=cpu "
-        folder = shlex.quote(str(job.folder(self._there)))
-        words = f"{alone}python -m launch.attempt {folder} --attempt=ATTEMPT -- {shlex.join(job.words)}"
-        return _HOST_COMMAND.format(at=shlex.quote(self._site.mounted_at), share=shlex.quote(self._site.share),
-                                    image=shlex.quote(self._site.image), words=words, grace_s=grace_s)  # fmt: skip
+        command = (f"{alone}python -m launch.attempt {shlex.quote(str(job.folder(self._there)))} --attempt=ATTEMPT -- "
+                   f"{shlex.join(words)}")  # fmt: skip
+        registry = self._site.image.partition("/")[0]
+        login = f"sudo gcloud auth configure-docker {registry} --quiet >/dev/null 2>&1; " if registry.endswith(
+            _REGISTRIES) else ""  # fmt: skip
+        at, share = shlex.quote(self._site.mounted_at), shlex.quote(self._site.share)
+        return _MOUNT.format(at=at, share=share) + _HOST_COMMAND.format(
+            at=at, login=login, image=shlex.quote(self._site.image), words=command, grace_s=grace_s)  # fmt: skip
 
-    def queued(self) -> dict[str, str]:
-        """Runs whose slices are asked for or held, by name; empty where no gcloud is."""
+    def held(self) -> Held:
+        """Runs whose script runs here, or whose slices are asked for or held. Raises `Unheard` where gcloud fails."""
+        queued = {run: f"{run}.sh runs on this machine" for run in self._sweep.configs
+                  if _is_locked(self.folder / f"{run}.sh.lock")}  # fmt: skip
         if not shutil.which("gcloud"):
-            return {}
+            return Held(queued)
         told = subprocess.run(["gcloud", "compute", "tpus", "queued-resources", "list",
                                f"--project={self._site.project}", f"--zone={self._site.zone}",
                                "--format=csv[no-heading](name.basename(),state.state)"],
                               capture_output=True, text=True, check=False)  # fmt: skip
+        if told.returncode:
+            raise Unheard(f"gcloud: {' '.join(told.stderr.split())[:200] or 'failed'}; try again when it answers")
         states = dict(line.split(",", 1) for line in told.stdout.splitlines() if "," in line)
-        return {run: f"queued resource {states[self.resource_name(run)].lower()}" for run in self._sweep.configs
-                if self.resource_name(run) in states}  # fmt: skip
+        for run in self._sweep.configs:
+            if (name := self.resource_name(run)) in states:
+                words = f"queued resource {states[name].lower()}"
+                queued[run] = words if run in queued else f"{words}, and no script of it runs here"
+        return Held(queued)
 
-    def write(self, kinds: Iterable[str], *, rewrite: bool, say: Callable[[str], None]) -> list[str]:
-        """Writes the scripts; returns the runs that submit.sh would start."""
+    def write(self, kinds: Iterable[str], held: Held, *, rewrite: bool, say: Callable[[str], None]) -> list[str]:
+        """Writes the scripts; returns the runs that submit.sh would start: whose script does not run already."""
+        kinds = tuple(kinds)
         runs = [
             run for run in self._sweep.configs
-            if any(job.kind in kinds and not is_done(job, self._sweep, self._workdir) for job in self._jobs[run])
+            if not _is_locked(self.folder / f"{run}.sh.lock")
+            and any(job.kind in kinds and not is_done(job, self._sweep, self._workdir) for job in self._jobs[run])
         ]  # fmt: skip
         script = _ALL.format(sweep=self._sweep.file, runs=" ".join(runs), at_once=self._how.at_once)
-        write_files(self.folder, self.files() | {"submit.sh": script}, rewrite=rewrite, say=say)
+        write_files(self.folder, self.files(kinds) | {"submit.sh": script}, always=("submit.sh",), rewrite=rewrite,
+                    say=say)  # fmt: skip
         return runs
 
     def submit(self, say: Callable[[str], None]) -> None:
@@ -117,6 +148,9 @@ class TpuBackend:
             raise InputError(
                 f"--backend=tpu: no gcloud on this machine; install it, or run {self.folder}/submit.sh where it is"
             )
+        if _is_locked(self.folder / "submit.sh.lock"):
+            raise InputError(f"{self.folder / 'submit.sh'}: runs already, and goes through the runs that it was made "
+                             "for; wait for it, or stop it first: another would take more than --at-once")  # fmt: skip
         with (self.folder / "submit.txt").open("a") as log:
             process = subprocess.Popen([str(self.folder / "submit.sh")], stdin=subprocess.DEVNULL, stdout=log,
                                        stderr=log, start_new_session=True)  # fmt: skip
@@ -124,11 +158,26 @@ class TpuBackend:
             f"running; {log.name} tells what it does, --status how the runs stand")  # fmt: skip
 
 
+def _is_locked(path: Path) -> bool:
+    """Whether a process of this machine holds it."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 _ALL = """#!/usr/bin/env bash
 # {sweep}: the runs that are missing, {at_once} at once.
-# Made by `python -m launch`; edit it as you like: an edited file is kept.
+# Made anew at each `python -m launch`, by what is done: not to be edited.
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
+
+exec 8>"submit.sh.lock"
+flock --nonblock 8 || {{ echo "$0: runs already"; exit 0; }}
 
 for run in {runs}; do
   while [ "$(jobs -rp | wc -l)" -ge {at_once} ]; do
@@ -141,7 +190,7 @@ wait
 """
 
 _SCRIPT = """#!/usr/bin/env bash
-# {sweep}: {run} on {hardware}, {chips} chips of {hosts} hosts, {lent}.
+# {sweep}: {run} on {hardware}, {chips} chips of {vms}, {lent}.
 # Made by `python -m launch`; edit it as you like: an edited file is kept.
 set -uo pipefail
 
@@ -158,35 +207,50 @@ create() {{
     {ask}
 }}
 
-state() {{ # ABSENT, WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED …
-  gcloud compute tpus queued-resources describe "$NAME" "${{place[@]}}" \\
-    --format='value(state.state)' 2>/dev/null || echo ABSENT
+state() {{ # ABSENT, PROVISIONING, ACTIVE, SUSPENDED, FAILED …; UNKNOWN where gcloud does not say
+  local told
+  if told=$(gcloud compute tpus queued-resources describe "$NAME" "${{place[@]}}" \\
+    --format='value(state.state)' 2>"$0.err"); then
+    echo "$told"
+  elif grep -qiE 'NOT_FOUND|not found' "$0.err"; then
+    echo ABSENT
+  else
+    cat "$0.err" >&2
+    echo UNKNOWN
+  fi
 }}
 
-give_back() {{
-  [ "$(state)" = ABSENT ] || gcloud compute tpus queued-resources delete "$NAME" "${{place[@]}}" --force
+give_back() {{ # until they are gone: what is held is paid for
+  local tries
+  for tries in {{1..60}}; do
+    [ "$(state)" = ABSENT ] && return
+    gcloud compute tpus queued-resources delete "$NAME" "${{place[@]}}" --force || sleep 60
+  done
+  echo "$NAME: COULD NOT BE GIVEN BACK after $tries tries, and costs money: delete it by hand" >&2
 }}
 
 on_first() {{
   gcloud compute tpus tpu-vm ssh "${{NODES[0]}}" "${{place[@]}}" --worker=0 --command="${{1//ATTEMPT/$attempt}}"
 }}
 
-on_all() {{ # every host of every slice; the status of the first slice that failed
-  local node pids=() status=0
+on_all() {{ # every VM of every slice; 2, a mistake, where one of them says so, else the status of one that failed
+  local node pids=() status=0 one
   for node in "${{NODES[@]}}"; do
     gcloud compute tpus tpu-vm ssh "$node" "${{place[@]}}" --worker=all --command="${{1//ATTEMPT/$attempt}}" &
     pids+=($!)
   done
   for node in "${{pids[@]}}"; do
-    wait "$node" || status=$?
+    wait "$node"
+    one=$?
+    if [ "$one" -ne 0 ] && [ "$status" -ne 2 ]; then
+      status=$one
+    fi
   done
   return "$status"
 }}
 
 the_run() {{
-{cohort}
-  on_all {train} || return
-{alone}
+{does}
 }}
 
 failures=0
@@ -194,7 +258,7 @@ refusals=0
 while true; do
   case "$(state)" in
   ABSENT)
-    if ! create; then # no quota, or the state was not told
+    if ! create; then # no quota, or nothing like it there
       refusals=$((refusals + 1))
       [ "$refusals" -le "$RETRIES" ] || exit 1
       sleep 60

@@ -8,6 +8,14 @@ from typing import Literal
 class InputError(ValueError):
     """A user's mistake. The message is one line: what, what was found, what was expected, how to mend it."""
 
+    status = 2  # with which a process ends
+
+
+class Absent(InputError):
+    """Something that is to come by itself did not: nobody's mistake, and the same command may do later."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
+
 
 def _check(ok: bool, message: str) -> None:
     if not ok:

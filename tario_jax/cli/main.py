@@ -47,7 +47,8 @@ _OF_A_RUN = ("predict", "decode", "evaluate", "finer", "shift", "gallery")  # th
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a job. Exit status: 0 done, 1 a check found a fault, 2 a mistake in what was given (one line says which),
-    3 a run hung, 130 and 143 it was told to end (Ctrl-C, SIGTERM), and continues when it is started again."""
+    3 a run hung, 75 another process did not come, 130 and 143 it was told to end (Ctrl-C, SIGTERM), and continues when
+    it is started again."""
     try:
         status = _run(argv)
     except BaseException as error:
@@ -90,7 +91,7 @@ def _run(argv: list[str] | None) -> int:
         return JOBS[options.job].run(options)
     except InputError as error:
         print(f"tario: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.status
     except BrokenPipeError:  # whoever read the output has seen enough, as in `tario check … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

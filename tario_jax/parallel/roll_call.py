@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from tario_jax.config import InputError
+from tario_jax.config import Absent, InputError
 from tario_jax.parallel.clusters import Cluster
 
 Made = TypeVar("Made")
@@ -26,8 +26,8 @@ _PATIENCE_S = 10.0  # for process 0's answer after its own deadline
 def roll_call(cluster: Cluster, timeout_s: float, first: Callable[[], Made]) -> Made | None:
     """Returns when every process is there and process 0 has done `first()`, whose result it alone gets.
 
-    Raises `InputError`, on every process that came, with one line: who did not come within timeout_s, who disagrees
-    on the number of processes, or what stopped process 0.
+    Raises on every process that came, with one line: `Absent` where one did not come within timeout_s, else
+    `InputError`: who disagrees on the number of processes, or what stopped process 0.
     """
     return _hear(cluster, timeout_s, first) if cluster.process == 0 else _answer(cluster, timeout_s)
 
@@ -42,7 +42,7 @@ def _hear(cluster: Cluster, timeout_s: float, first: Callable[[], Made]) -> Made
             _tell(heard, present=len(cluster))
             made = first()
         except InputError as error:
-            _tell(heard, refused=f"{error} (said by process 0)")
+            _tell(heard, refused=f"{error} (said by process 0)", absent=isinstance(error, Absent))
             raise
         listening.close()  # jax listens here next
         _tell(heard, go=True)
@@ -59,7 +59,8 @@ def _listen(cluster: Cluster) -> socket.socket:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         why = "is taken, perhaps by another run" if error.errno == errno.EADDRINUSE else "may not be opened"
-        raise InputError(
+        kind = Absent if error.errno == errno.EADDRINUSE else InputError  # the one before may be about to let it go
+        raise kind(
             f"--coordinator={host}:{port}: port {port} of this host {why}; give another: --coordinator={host}:PORT"
         ) from None
 
@@ -73,7 +74,7 @@ def _gather(cluster: Cluster, listening: socket.socket, heard: dict[socket.socke
     while len(came) < len(cluster) - 1:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise InputError(_missing(cluster, set(range(1, len(cluster))) - came.keys(), timeout_s))
+            raise Absent(_missing(cluster, set(range(1, len(cluster))) - came.keys(), timeout_s))
         for key, _ in ready.select(left):
             if key.fileobj is listening:
                 connection = opened.enter_context(listening.accept()[0])
@@ -136,7 +137,7 @@ def _answer(cluster: Cluster, timeout_s: float) -> None:
         except (OSError, TimeoutError) as error:
             why = error.strerror or str(error) or type(error).__name__
         time.sleep(min(0.5, max(left, 0.0)))
-    raise InputError(
+    raise Absent(
         f"start: {cluster.named(0)} did not come to {host}:{port} within {timeout_s:g} s ({why}); see in its log "
         f"whether it started, open port {port} of {host} in the firewall, or wait longer with --start-timeout-s"
     )
@@ -150,7 +151,7 @@ def _wait(connection: socket.socket, timeout_s: float) -> bool:
         while line := lines.readline(_LONGEST):
             said = _read(line)
             if "refused" in said:
-                raise InputError(said["refused"])
+                raise (Absent if said.get("absent") else InputError)(said["refused"])
             if said.get("go"):
                 return True
             if "present" not in said:
@@ -158,7 +159,7 @@ def _wait(connection: socket.socket, timeout_s: float) -> bool:
             present = True
             connection.settimeout(None)  # it makes the corpus, however long that takes
     if present:
-        raise InputError("start: process 0 ended before training; see its log")
+        raise Absent("start: process 0 ended before training; see its log")
     return False
 
 

@@ -58,7 +58,7 @@ def test_a_signal_reaches_the_job_once(repository, tmp_path, number):
     out, _ = process.communicate(timeout=60)
     assert out == "heard 1\n" and process.returncode == 143
     found = attempts.newest(tmp_path, "train")
-    assert found.told and not found.failed and attempts.failures(tmp_path, "train") == 0
+    assert found.told and not found.failed and attempts.failures(tmp_path, "train", "b") == 0
 
 
 def test_a_killed_process_is_told_from_a_living_one(repository, tmp_path):
@@ -108,10 +108,40 @@ def test_it_pauses_after_failures_and_gives_up(repository, tmp_path):
         told.append(out)
     assert statuses == [1, 1, 2, 2]  # two retries, then the scheduler is told to stop
     assert not told[0] and "given up" not in told[1] and "given up" in told[2]
-    assert [f"{pause} s until" in out for pause, out in zip(("0.5", "1", "2"), told[1:], strict=True)] == [True] * 3
-    assert attempts.failures(tmp_path, "train") == 4 and attempts.failures(tmp_path, "train", but="3") == 3
+    assert [f"{pause} s until" in out for pause, out in zip(("0.5", "1"), told[1:3], strict=True)] == [True] * 2
+    assert told[3] == "launch: failed 3 times in a row, and is given up\n"  # it was not begun: 3 attempts are noted
+    assert attempts.failures(tmp_path, "train", "4") == 3 and attempts.failures(tmp_path, "train", "2") == 2
+    assert attempts.failures(tmp_path, "train", "another-job.0") == 0  # another launch
     run(repository, tmp_path, "pass", "--attempt=5", "--process=0")
-    assert attempts.failures(tmp_path, "train") == 0  # what went before a success does not count
+    assert attempts.failures(tmp_path, "train", "6") == 0  # what went before a success does not count
+
+
+def test_a_row_of_failures_is_of_one_launch_and_short(tmp_path):
+    def journal(*ends: tuple[str, float, int | None]) -> None:
+        lines = []
+        for name, seconds, status in ends:
+            lines.append({"event": "began", "attempt": name, "unix": journal.at, "host": "far", "pid": 1})
+            journal.at += seconds
+            if status is not None:
+                lines.append({"event": "ended", "attempt": name, "unix": journal.at, "status": status, "error": ""})
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "logs" / "train_0.jsonl").write_text(text + '{"event": "ended", "attempt": 7}\n[]\n')
+
+    journal.at = 1e9
+    for ends, count in (
+        ([("7.0", 9, 1), ("7.1", 9, 1)], 2),
+        ([("7.0", 9, 1), ("7.1", 9, None)], 2),  # killed with its watcher
+        ([("7.0", 9, 1), ("7.1", 9, 143), ("7.2", 9, 1)], 2),  # a preemption is none, and ends no row
+        ([("7.0", 9, 1), ("7.1", 9, 75), ("7.2", 9, 1)], 2),  # so is a host that did not come
+        ([("6.0", 9, 1), ("7.0", 9, 1)], 1), ([("7.0", 9, 1), ("7.1", 9, 2)], 0),
+        ([("7.0", 9, 1), ("7.1", 4000, 1), ("7.2", 9, 1)], 2),  # the second had got on
+    ):  # fmt: skip
+        journal(*ends)
+        with (tmp_path / "logs" / "train_0.jsonl").open("a") as file:
+            began = {"event": "began", "attempt": "7.9", "unix": journal.at, "host": "far", "pid": 1}
+            file.write(json.dumps(began) + "\n")
+        assert attempts.failures(tmp_path, "train", "7.9") == count, ends
 
 
 def test_processes_are_called_as_schedulers_number_them(repository, tmp_path):

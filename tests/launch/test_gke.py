@@ -13,8 +13,11 @@ from refusals import refused
 
 from launch.gke import GkeBackend
 from launch.gke_model import validate
+from launch.held import NOTHING, Unheard
+from launch.jobs import KINDS
 from launch.local import Local
 from launch.site import Gke, Site
+from launch.sweep_file import read_sweep
 from tario_jax.parallel.clusters import find_cluster
 from tario_jax.parallel.topology import topology_devices, why_not
 
@@ -70,7 +73,7 @@ def test_a_run_trains_then_evaluates_and_says_what_fails_for_good(backend):
     assert command[:4] == ["python", "-m", "launch.attempt", "/sweeps/sweep/two_p256"]
     assert command[command.index("--") + 1 :] == [
         "train", "--config=configs/sweeps/pods_here.py:two_p256", "--corpus=gs://tissue/corpus",
-        "--workdir=/sweeps/sweep/two_p256"]  # fmt: skip
+        "--workdir=/sweeps/sweep/two_p256", "--start-timeout-s=1800"]  # fmt: skip
     rule = train["template"]["spec"]["podFailurePolicy"]["rules"][0]
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
     assert spec["failurePolicy"]["rules"][0]["action"] == "FailJobSet" and spec["failurePolicy"]["maxRestarts"] == 100
@@ -84,15 +87,15 @@ def test_a_run_trains_then_evaluates_and_says_what_fails_for_good(backend):
 
 def test_queues_have_quota_for_each_kind_of_slice(backend):
     objects = {(one["kind"], one["metadata"]["name"]): one for one in backend.objects()["queues"]}
-    groups = objects["ClusterQueue", "tario"]["spec"]["resourceGroups"]
+    groups = objects["ClusterQueue", "tario-pods-here"]["spec"]["resourceGroups"]
     quota = {flavor["name"]: flavor["resources"][0]["nominalQuota"] for flavor in groups[0]["flavors"]}
     assert quota == {"tario-v5e-4x4": 16, "tario-v5e-16x16": 256, "tario-v5p-8x8x8": 512, "tario-v5p-4x8x8": 512,
                      "tario-v5e-2x2": 4}  # fmt: skip
     labels = objects["ResourceFlavor", "tario-v5p-4x8x8"]["spec"]["nodeLabels"]
     assert labels["cloud.google.com/gke-tpu-topology"] == "4x8x8"
-    assert objects["LocalQueue", "tario"]["spec"] == {"clusterQueue": "tario"}
+    assert objects["LocalQueue", "tario-pods-here"]["spec"] == {"clusterQueue": "tario-pods-here"}
     labels = jobset(backend, "e16")["metadata"]["labels"]
-    assert labels["kueue.x-k8s.io/queue-name"] == "tario" and labels["kueue.x-k8s.io/priority-class"] == "low"
+    assert labels["kueue.x-k8s.io/queue-name"] == "tario-pods-here" and labels["kueue.x-k8s.io/priority-class"] == "low"
 
 
 def test_the_processes_find_each_other(backend):
@@ -136,6 +139,15 @@ CORRUPTED = (
     (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "volumeMounts", 0, "name"),
      "sweep", "no volume is called 'sweep'"),
     (("metadata", "name"), "Sweep", "JobSet.metadata.name"), (("metadata", "name"), "s" * 60, "at most 63 characters"),
+    (("metadata", "labels", "tario-sweep"), "bad value!", "JobSet.metadata.labels"),
+    (("metadata", "labels", "bad key!"), "x", "JobSet.metadata.labels"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "env", 0, "name"), "a b",
+     "env[0]"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "image"), "a b", "image"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "ports", 0),
+     {"containerPort": 8471}, "a port stands twice"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "nodeSelector",
+      "cloud.google.com/gke-tpu-topology"), "2x2x1", "a slice of 2x2x1 has 4"),
     (("apiVersion",), "jobset.x-k8s.io/v1", "JobSet.apiVersion"), (("kind",), "Jobset", "kind is 'Jobset'"),
 )  # fmt: skip
 
@@ -177,20 +189,20 @@ def test_names_are_short_enough_and_each_run_has_its_own(repository, tmp_path):
 
 def test_files_are_yaml_that_says_the_same_and_edited_ones_stay(backend):
     said = []
-    started = backend.write(("train", "evaluate", "scaling"), rewrite=False, say=said.append)
+    started = backend.write(KINDS, NOTHING, rewrite=False, say=said.append)
     assert started == list(TOPOLOGIES)  # the report comes when they are done
     path = backend.folder / "e256.yaml"
     assert list(yaml.safe_load_all(path.read_text())) == backend.objects()["e256"] and "&id" not in path.read_text()
     path.write_text(path.read_text().replace("maxRestarts: 100", "maxRestarts: 7"))
-    backend.write(("train",), rewrite=False, say=said.append)
+    backend.write(KINDS, NOTHING, rewrite=False, say=said.append)
     assert "maxRestarts: 7" in path.read_text() and any("e256.yaml: was edited, and is kept" in line for line in said)
-    backend.write(("train",), rewrite=True, say=said.append)
+    backend.write(KINDS, NOTHING, rewrite=True, say=said.append)
     assert "maxRestarts: 100" in path.read_text()
 
 
 KUBECTL = """#!/usr/bin/env bash
 echo "$@" >>"{log}"
-if [ "$1" = get ]; then cat "{jobsets}"; fi
+if [ "$1" = get ]; then cat "{jobsets}" || exit 1; fi
 """
 
 
@@ -202,7 +214,7 @@ def test_what_the_cluster_holds_is_not_submitted_again(backend, tmp_path, monkey
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     jobsets.write_text('{"items": []}')
-    backend.write(("train", "evaluate"), rewrite=False, say=print)
+    backend.write(("train", "evaluate"), backend.held(), rewrite=False, say=print)
     backend.submit(print)
     calls = log.read_text()
     assert "apply --filename=queues.yaml" in calls and calls.count("apply --filename=p512.yaml") == 1
@@ -212,8 +224,32 @@ def test_what_the_cluster_holds_is_not_submitted_again(backend, tmp_path, monkey
         {"metadata": {"name": backend.jobset_name("e256")}, "spec": {}, "status": {"restarts": 2}},
         {"metadata": {"name": backend.jobset_name("p512")}, "spec": {}, "status": {"terminalState": "Failed"}},
     ]}))  # fmt: skip
-    assert backend.queued() == {"e16": "waits for quota in Kueue", "e256": "in the cluster, 2 restarts"}
-    assert backend.write(("train", "evaluate"), rewrite=False, say=print) == ["p512", "two_p256"]
+    held = backend.held()
+    assert held.queued == {"e16": "waits for quota in Kueue", "e256": "in the cluster, 2 restarts"}
+    assert held.ended == {"p512": "its JobSet: failed"}
+    assert backend.write(("train", "evaluate"), held, rewrite=False, say=print) == ["p512", "two_p256"]
+    for broken in ('{"items": [', "{}"):
+        jobsets.write_text(broken)
+        with pytest.raises(Unheard):
+            backend.held()
+    jobsets.unlink()  # and kubectl fails
+    with pytest.raises(Unheard):
+        backend.held()
+
+
+def test_a_jobset_does_the_jobs_that_were_asked_for(backend):
+    (one,) = backend.objects(("evaluate",))["e16"]
+    (evaluate,) = one["spec"]["replicatedJobs"]
+    assert evaluate["name"] == "evaluate" and "dependsOn" not in evaluate
+
+
+def test_quota_is_of_the_whole_file(repository, tmp_path):
+    """Others of its runs may wait in the same queue."""
+    sweep = read_sweep(str(repository / "configs/sweeps/article_pods.py"), "p93_10m_36um",
+                       assignments={"source.path": "gs://tissue/corpus"})  # fmt: skip
+    objects = GkeBackend(sweep, tmp_path, SITE, Local()).objects(KINDS)
+    flavors = {one["metadata"]["name"] for one in objects["queues"] if one["kind"] == "ResourceFlavor"}
+    assert {"tario-v5e-4x4", "tario-v5p-8x8x8"} <= flavors and set(objects) == {"queues", "p93_10m_36um"}
 
 
 def test_what_cannot_be_submitted_is_told(repository, tmp_path):
@@ -227,6 +263,8 @@ def test_what_cannot_be_submitted_is_told(repository, tmp_path):
         lambda: outside(GkeBackend.__new__(GkeBackend), sweep, tmp_path, SITE, Local()),
         "/elsewhere/mine.py: lies outside of",
     )
+    object.__setattr__(sweep, "file", repository / "mine.py")  # the image has configs/ alone
+    refused(lambda: GkeBackend(sweep, tmp_path, SITE, Local()), "mine.py: lies outside of")
     sweep = pod_sweep(repository)
     sweep.hardware["e16"] = None
     refused(lambda: GkeBackend(sweep, tmp_path, SITE, Local()), "e16: GKE is to lend what?")

@@ -70,6 +70,8 @@ def test_what_nobody_lends_is_refused(text, words):
 
 
 def test_a_grid_that_cloud_tpu_has_no_name_for_is_told():
-    refused(lambda: Hardware.of("v5p:4x4x16").accelerator_type, "v5p-512 stands for 4x8x8", "--backend=gke")
+    refused(lambda: Hardware.of("v5p:4x4x16").accelerator_type, "v5p-512 stands for 4x8x8")
+    assert Hardware.of("v5p:4x4x16").accelerator_flags == ["--type=v5p", "--topology=4x4x16"]
+    assert [Hardware.of(text).vms for text in ("v5e:2x4", "v6e:2x2", "v5e:4x4", "v5p:2x2x2")] == [1, 1, 4, 2]
     for name in ("v5p-7", "v5e-16", "v5litepod-12", "tpu"):
         refused(lambda name=name: of_accelerator_type(name), "no such accelerator type")

@@ -14,6 +14,7 @@ from refusals import refused
 
 from launch import __main__ as launch_main
 from launch.__main__ import main
+from launch.held import NOTHING, Held
 from launch.progress import Progress, progress_of, progress_table
 from launch.site import read_site
 from launch.sweep_file import read_sweep
@@ -47,6 +48,14 @@ def launch(repository, *words, **environment) -> subprocess.CompletedProcess:
     ((STUDY, "--backend=tpu", "--processes=2"), "one for each host"),
     ((STUDY, "--backend=slurm", "--topology=8xH100", "--processes=2"), "one for each node"),
     ((STUDY, "--json=x.json"), "goes with --dry-run or --status"),
+    ((STUDY, "--only=p16_*,bb"), "no run of configs/sweeps/study.py is called 'bb'"),
+    ((STUDY, "--back-off-s=-1"), "expected seconds, at least 0"),
+    ((STUDY, "--retries=-1"), "expected a whole number of at least 0"),
+    ((STUDY, "--backend=slurm", "--site.slurm.partition", "--dry-run"), "--site.slurm.partition: has no value"),
+    ((STUDY, "--backend=slurm", "--site.slurm.partition=a b"), "expected a word, without spaces"),
+    ((STUDY, "--backend=tpu", "--site.tpu.project=p", "--site.tpu.zone=z", "--site.tpu.image=i", "--site.tpu.share=s",
+      "--topology=v5e:4x4"), "makes its cohort (virtual)"),
+    (("configs",), "configs: is a folder"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(repository, tmp_path, monkeypatch, capsys, words, answer):
     monkeypatch.chdir(repository)
@@ -79,6 +88,7 @@ def test_a_dry_run_starts_nothing_and_commands_can_be_started_by_hand(repository
         repository, STUDY, f"--workdir={tmp_path / 's'}", "--commands", "--only=p16_*", "--config.train.steps=7"
     )
     jobs = [line.split()[1] for line in done.stdout.splitlines()]
+    assert "train.steps" not in done.stdout.splitlines()[0]  # a cohort is made by the source alone
     assert jobs == ["simulate", "train", "evaluate", "train", "evaluate", "scaling"] and not (tmp_path / "s").exists()
     assert done.stdout.splitlines()[1].split()[2:4] == [f"--config={STUDY}:p16_m_w288_seed0", "--config.train.steps=7"]
 
@@ -131,7 +141,7 @@ def test_how_runs_stand_is_read_from_their_folders(repository, tmp_path):
     journal("seed1", began, {"event": "ended", "status": 2, "error": "a.py: no such file"})
     journal("seed2", began)
     journal("seed3", began, {"event": "ended", "status": 143, "error": "SIGTERM: step 7 is saved"})
-    found = {one.run: one for one in progress_of(sweep, workdir, {"seed4": "pending in Slurm"})}
+    found = {one.run: one for one in progress_of(sweep, workdir, Held({"seed4": "pending in Slurm"}))}
     states = {run: one.state for run, one in found.items()}
     assert states == {"corpus": "not begun", "seed1": "failed", "seed2": "running", "seed3": "stopped",
                       "seed4": "waiting", "scaling": "not begun"}  # fmt: skip
@@ -148,14 +158,14 @@ class Backend:
         self._started, self._looks, self.submitted = started, looks, []
         self._at = -1
 
-    def write(self, kinds, *, rewrite, say):
+    def write(self, kinds, held, *, rewrite, say):
         return self._started.pop(0) if self._started else []
 
     def submit(self, say):
         self.submitted.append(True)
 
-    def queued(self):
-        return {}
+    def held(self):
+        return NOTHING
 
     def progress(self, *_):
         self._at = min(self._at + 1, len(self._looks) - 1)
@@ -168,6 +178,7 @@ class Backend:
     ([{"corpus": "failed", "a": "not begun"}], 1, 1, 0),
     ([{"corpus": "done", "a": "failed", "b": "done", "scaling": "not begun"}], 1, 1, 1),
     ([{"corpus": "done", "a": "done", "b": "done", "scaling": "not begun"}], 0, 1, 1),
+    ([{"corpus": "done", "a": "done", "b": "not begun", "scaling": "not begun"}], 1, 1, 0),  # it was cancelled
 ])  # fmt: skip
 def test_waiting_ends_when_nothing_more_can_be_done(monkeypatch, tmp_path, looks, status, submitted, reports):
     backend = Backend([["corpus"] if looks[0]["corpus"] == "running" else ["a", "b"], ["a"]], looks)
@@ -181,6 +192,50 @@ def test_waiting_ends_when_nothing_more_can_be_done(monkeypatch, tmp_path, looks
     sweep = read_sweep(str(write_sweep(tmp_path / "small.py", seeds=(1, 2), steps=4)))
     assert launch_main._on(backend, options, sweep, tmp_path) == status
     assert len(backend.submitted) == submitted and reported == [("scaling",)] * reports
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("def get_sweep(): return [1]", "get_sweep returned a list"), ("def get_sweep(): return {}", "returned no run"),
+    ("def get_sweep(): return {'a': 3}", "returned other values"),
+    ("def get_sweep(): return 1 / 0", "ZeroDivisionError"),
+    ("import sys\nsys.exit(0)", "SystemExit"),
+    ("from tario_jax.config import Config\ndef get_sweep(): return {'Queues': Config()}", "called 'Queues', as a"),
+    ("from tario_jax.config import Config\ndef get_sweep(): return {'a': Config()}\ndef get_topologies(): return 5",
+     "get_topologies returned something else"),
+])  # fmt: skip
+def test_a_sweep_that_is_none_is_told(tmp_path, text, words):
+    (tmp_path / "sweep.py").write_text(text)
+    refused(lambda: read_sweep(str(tmp_path / "sweep.py")), f"{tmp_path}/sweep.py: ", words)
+
+
+def test_places_that_cannot_be_written_are_told(repository, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(repository)
+    (tmp_path / "file").write_text("")
+    for words in ((f"--workdir={tmp_path / 'file'}",),
+                  (f"--workdir={tmp_path / 'file'}", "--backend=slurm", "--dry-run"),
+                  (f"--json={tmp_path}/none/x.json", f"--workdir={tmp_path / 'w'}", "--dry-run")):  # fmt: skip
+        assert main([STUDY, "--only=p16_m_w288_seed0", *words]) == 2
+        assert capsys.readouterr().err.startswith(f"launch: {tmp_path}")
+
+
+def test_what_a_damaged_run_left_stops_nobody(repository, tmp_path):
+    sweep = read_sweep(str(write_sweep(tmp_path / "small.py", seeds=(1, 2), steps=40)))
+    for run, (name, text) in {"seed1": ("done.json", "[]"), "seed2": ("config.json", '{"nofield": 1}')}.items():
+        (tmp_path / "sweep" / run).mkdir(parents=True)
+        (tmp_path / "sweep" / run / name).write_text(text)
+    (tmp_path / "sweep" / "seed2" / "done.json").write_text('{"step": 40}')
+    assert "done" not in {one.state for one in progress_of(sweep, tmp_path / "sweep")}
+
+
+def test_status_says_how_to_go_on(repository, tmp_path, capsys):
+    file = write_sweep(tmp_path / "small.py", seeds=(1,), steps=40)
+    (tmp_path / "sweep/seed1/logs").mkdir(parents=True)
+    events = ({"event": "began", "host": "far", "pid": 1}, {"event": "ended", "status": 1, "error": "odd"})
+    lines = [json.dumps({"attempt": "a", "unix": 1.0} | event) for event in events]
+    (tmp_path / "sweep/seed1/logs/train_0.jsonl").write_text("\n".join(lines) + "\n")
+    words = [str(file), f"--workdir={tmp_path / 'sweep'}"]
+    assert main([*words, "--status", "--json", str(tmp_path / "out.json")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"python -m launch {' '.join(words)}")
 
 
 @pytest.mark.slow

@@ -166,5 +166,8 @@ def test_too_few_gpus_are_told(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert local._gpus(Local()) == [] and local._gpus(Local(at_once=2)) == ["0", "1"]
     refused(lambda: local._gpus(Local(at_once=2, processes=2)), "this machine has 2 GPUs")
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7,8")  # of more: the others are somebody else's
+    assert local._gpus(Local(at_once=3)) == ["6", "7", "8"]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert local._gpus(Local(at_once=2, processes=2)) == []

