@@ -28,7 +28,7 @@ BINS_UM = (36, 18, 9)
 # by size: chips, mesh, and for bins of 36, 18 and 9 µm what is kept for the backward pass, and parts of a batch
 ON = {
     "10m": ("v5e:4x4", MeshConfig(fsdp=16), (("none", 4), ("save_attention", 2), ("full", 4))),
-    "50m": ("v5e:8x8", MeshConfig(replica=2, fsdp=32), (("none", 2), ("full", 1), ("full", 2))),
+    "50m": ("v5e:8x8", MeshConfig(replica=2, fsdp=32), (("none", 2), ("save_attention", 2), ("full", 2))),
     "200m": ("v5e:16x16", MeshConfig(replica=2, fsdp=128), (("none", 1), ("save_attention", 1), ("full", 1))),
     "1b": ("v5p:4x8x8", MeshConfig(replica=2, fsdp=128), (("none", 1), ("none", 1), ("save_attention", 1))),
     "4b": ("v5p:8x8x8", MeshConfig(replica=2, fsdp=128, context=2),
