@@ -22,6 +22,7 @@ from tario_jax.cli import (
     finer,
     gallery,
     ingest,
+    maps,
     predict,
     run,
     scaling,
@@ -31,15 +32,16 @@ from tario_jax.cli import (
     status,
     trace,
     train,
+    view,
 )
 from tario_jax.cli.options import add_command
 from tario_jax.config import InputError
 
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "encode": encode,
-    "train": train, "predict": predict, "export": export, "serve": serve, "decode": decode, "evaluate": evaluate,
-    "finer": finer, "shift": shift, "gallery": gallery, "scaling": scaling, "bench": bench, "compile": compile,
-    "status": status, "compare": compare, "trace": trace,
+    "train": train, "predict": predict, "maps": maps, "view": view, "export": export, "serve": serve, "decode": decode,
+    "evaluate": evaluate, "finer": finer, "shift": shift, "gallery": gallery, "scaling": scaling, "bench": bench,
+    "compile": compile, "status": status, "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 _OF_A_RUN = ("predict", "decode", "evaluate", "finer", "shift", "gallery")  # the run has a config already

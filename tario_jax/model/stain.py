@@ -31,6 +31,17 @@ def texture_count(patch_px: int) -> int:
     return 3 + 3 + 1 + 2 * len(THRESHOLDS) + 4 * len(_lags(patch_px)) + 1
 
 
+def texture_names(patch_px: int) -> tuple[str, ...]:
+    """What each value of `texture_statistics`'s last axis is."""
+    stains, both = ("haematoxylin", "eosin", "neither stain"), ("haematoxylin", "eosin")
+    names = [f"{what} of {stain}" for what in ("mean", "deviation") for stain in stains]
+    names.append("correlation of the stains")
+    names += [f"{stain} above {threshold:g}" for threshold in THRESHOLDS for stain in both]
+    names += [f"{what} of {stain} over {lag} px" for lag in _lags(patch_px) for what in ("grain", "curvature")
+              for stain in both]  # fmt: skip
+    return (*names, "direction")
+
+
 def _lags(patch_px: int) -> tuple[int, ...]:
     """Lags that leave a middle in a patch of this side."""
     return tuple(lag for lag in LAGS_PX if 2 * lag < patch_px)

@@ -20,8 +20,11 @@ from tario_jax.predict.frozen_card import refuse_other_card
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
 from tario_jax.predict.maps import ONE_SHOT, GeneMaps
+from tario_jax.predict.slide import SlideSection
+from tario_jax.predict.slide_plan import TissueCover, TissuePlaces
 from tario_jax.predict.squares import SquareCover, SquarePlaces
 from tario_jax.predict.tissue import ImageSection
+from tario_jax.predict.tissue_mask import TissueMask
 from tario_jax.tokens.batch import Batch
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
@@ -57,6 +60,12 @@ class Predictor:
     def trained_on(self) -> str:
         """Kind of tissue that the model learnt from: virtual or real."""
         return self.provenance.trained_on
+
+    @property
+    def training_stain(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of the stain densities of training windows, float [3] each."""
+        encoder = self._calibration["he_encoder"]
+        return np.asarray(encoder["density_mean"], np.float64), np.asarray(encoder["density_scale"], np.float64)
 
     def predict(
         self, image: np.ndarray, um_per_px: float, *, bin_um: float | None = None, tissue: str = "real",
@@ -133,6 +142,17 @@ class Predictor:
                      frozen_features=self.provenance.layout.frozen_features, turned=turned and data.turn,
                      coarse=coarse)  # fmt: skip
 
+    def tissue_cover(self, section: SlideSection, mask: TissueMask | None, *, tissue: str, bin_um: float | None,
+                     overlap: float) -> TissueCover:  # fmt: skip
+        """The windows of a slide that hold tissue, in different turns, if the model saw tissue turned in training.
+
+        mask: None for all of the slide. Raises `InputError` for what may not, or cannot, be predicted.
+        """
+        data = self._data(section, tissue, overlap)
+        data = data if bin_um is None else dataclasses.replace(data, bin_um=bin_um)
+        return TissueCover(section, data, len(self.panel), overlap=overlap, places=TissuePlaces(section, data, mask),
+                           turned=data.turn, frozen_features=self.provenance.layout.frozen_features)  # fmt: skip
+
     def _with_coarse(self, section: Section | ImageSection, data: DataConfig) -> DataConfig:
         trained = self.provenance.config
         if not trained.data.coarse_um:
@@ -173,6 +193,10 @@ class Predictor:
             self._compiled[function] = jax.jit(traced_on(self._mesh, of_model))
         return self._compiled[function](self._parameters, self._calibration, *arguments)
 
+    def call_on(self, function: Callable, batch: Batch, *arguments):
+        """`function(model, batch, *arguments)`, where the batch lies on the host."""
+        return self.call(function, self.placed_on_devices(batch), *arguments)
+
     def placed_on_devices(self, batch: Batch) -> Batch:
         """A batch whose rows lie on the devices, as `call` takes it."""
         return to_devices(batch, self._mesh)
@@ -197,8 +221,12 @@ class Predictor:
     @property
     def rows(self) -> int:
         """Rows of a batch: those of training, a multiple of the devices' shares."""
-        parts = int(np.prod([self._mesh.shape[axis] for axis in BATCH_AXES]))
-        return max(parts, self.provenance.config.data.rows // parts * parts)
+        return max(self.parts, self.provenance.config.data.rows // self.parts * self.parts)
+
+    @property
+    def parts(self) -> int:
+        """Shares of a batch, one a device."""
+        return int(np.prod([self._mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def load(path: Path | str, *, allow_virtual_model: bool = False) -> Predictor:

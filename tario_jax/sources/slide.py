@@ -164,14 +164,14 @@ def _check_scale(um_per_px: float, what: str, force: bool, fix: str) -> None:
         raise InputError(f"{what}: {um_per_px:.4g} µm per px; expected {low} to {high}; {fix}")
 
 
-def _full_um_per_px(file: SlideFile, given: float | None, force: bool, name: str, report: IngestReport) -> float:
-    """µm per px of the finest level: the flag, else the file, else an error."""
+def full_um_per_px(file: SlideFile, given: float | None, *, force: bool) -> tuple[float, list[str]]:
+    """µm per px of the finest level: the flag, else the file, else an error; and what is to be said of it."""
     stated = None if file.um_per_px is None else float(np.sqrt(file.um_per_px[0] * file.um_per_px[1]))
     if given is not None:
         _check_scale(given, "--um-per-px", force, "--force takes it where it is right")
         if stated is not None and abs(given / stated - 1) > _DISAGREE:
-            report.notes.append(f"{name}: --um-per-px={given:g} is taken, the file says {stated:.4g}")
-        return given
+            return given, [f"--um-per-px={given:g} is taken, the file says {stated:.4g}"]
+        return given, []
     if stated is None:
         raise InputError(f"{file.path}: does not say its µm per px; give --um-per-px")
     x_um, y_um = file.um_per_px
@@ -179,13 +179,14 @@ def _full_um_per_px(file: SlideFile, given: float | None, force: bool, name: str
         raise InputError(f"{file.path}: says {x_um:.4g} µm per px across and {y_um:.4g} down; expected squares; give "
                          "--um-per-px")  # fmt: skip
     _check_scale(stated, str(file.path), force, "give --um-per-px, or --force where the file is right")
-    return stated
+    return stated, []
 
 
 def _scale_of(
     file: SlideFile, given: float | None, he_um_per_px: float, force: bool, name: str, report: IngestReport
 ) -> _Scale:
-    full_um = _full_um_per_px(file, given, force, name, report)
+    full_um, notes = full_um_per_px(file, given, force=force)
+    report.notes += [f"{name}: {note}" for note in notes]
     coarsest_um = he_um_per_px * _COARSER
     level_um = [full_um * file.downsample(level) for level in range(len(file.levels))]
     level = max((number for number, um in enumerate(level_um) if um <= coarsest_um), default=0)

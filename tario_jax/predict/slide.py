@@ -1,0 +1,108 @@
+"""A slide file seen as a section: its H&E alone, read block by block and never whole in memory."""
+
+import collections
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.corpus.feature_grid import FeatureGrid
+from tario_jax.corpus.resample import crop_and_resample
+from tario_jax.sources.slide import full_um_per_px
+from tario_jax.sources.slide_files import SlideFile, opened_slide
+
+BLOCK_PX = 512  # side of what is read at once, at the scale that is asked
+KEPT_BYTES = 256 << 20  # of blocks: windows that overlap share them
+_FINER = 1.8  # px that are read for one that is asked, along a side: a level's own rounding does not show in their mean
+
+
+class SlideSection:
+    """What a `Predictor` needs of a section, from an open slide.
+
+    um_per_px: of its finest level. changed: what becomes of each block of pixels once it is read, uint8 to uint8.
+    """
+
+    spots = None
+    he_origin_px = (0.0, 0.0)
+
+    def __init__(self, file: SlideFile, um_per_px: float, *, genes: int, kept_bytes: int = KEPT_BYTES):
+        self.file, self.id = file, file.path.name
+        self.he_um_per_px = self.he_full_um_per_px = um_per_px
+        self.height_um, self.width_um = (size * um_per_px for size in file.levels[0].shape[:2])
+        self.measured_gene_G = np.ones(genes, bool)
+        self.changed: Callable[[np.ndarray], np.ndarray] | None = None
+        self._blocks: collections.OrderedDict[tuple[float, int, int], np.ndarray] = collections.OrderedDict()
+        self._kept, self._lock = max(4, kept_bytes // (BLOCK_PX**2 * 3)), threading.Lock()
+
+    def holds(self, name: str) -> bool:
+        return name == "he"
+
+    def feature_grid(self, encoder: str) -> FeatureGrid:
+        """Raises `InputError`: nobody has worked out what a frozen encoder makes of the slide."""
+        raise InputError(f"{self.id}: the model reads features of {encoder!r}, which a slide has not; ingest it into a "
+                         "corpus ('tario ingest slide'), 'tario encode' that, and predict its section")  # fmt: skip
+
+    def level_for(self, um_per_px: float) -> int:
+        """The coarsest level with two px or about that along a side for one that is asked; else the finest."""
+        level_um = [self.he_um_per_px * self.file.downsample(level) for level in range(len(self.file.levels))]
+        return max((level for level, um in enumerate(level_um) if um * _FINER <= um_per_px), default=0)
+
+    def begin_he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> Callable[[], np.ndarray]:
+        left, top = x_um / um_per_px, y_um / um_per_px
+        if abs(left - round(left)) > 1e-6 or abs(top - round(top)) > 1e-6:  # between the px that others share
+            return lambda: self._change(self.read(x_um, y_um, side_px, um_per_px))
+        return lambda: self._of_blocks(round(left), round(top), side_px, um_per_px)
+
+    def _of_blocks(self, left: int, top: int, side_px: int, um_per_px: float) -> np.ndarray:
+        pixels = np.empty((side_px, side_px, 3), np.uint8)
+        for row in range(top // BLOCK_PX, (top + side_px - 1) // BLOCK_PX + 1):
+            for column in range(left // BLOCK_PX, (left + side_px - 1) // BLOCK_PX + 1):
+                y, x = row * BLOCK_PX, column * BLOCK_PX
+                rows = slice(max(top, y), min(top + side_px, y + BLOCK_PX))
+                columns = slice(max(left, x), min(left + side_px, x + BLOCK_PX))
+                block = self._block(row, column, um_per_px)
+                pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = block[
+                    rows.start - y : rows.stop - y, columns.start - x : columns.stop - x
+                ]
+        return pixels
+
+    def _block(self, row: int, column: int, um_per_px: float) -> np.ndarray:
+        key = um_per_px, row, column
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
+        side_um = BLOCK_PX * um_per_px
+        block = self._change(self.read(column * side_um, row * side_um, BLOCK_PX, um_per_px))
+        with self._lock:
+            self._blocks[key] = block
+            while len(self._blocks) > self._kept:
+                self._blocks.popitem(last=False)
+        return block
+
+    def read(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> np.ndarray:
+        """A square at any scale, as it was scanned: uint8 [side_px, side_px, 3], white beyond the slide."""
+        level = self.level_for(um_per_px)
+        image = self.file.levels[level]
+        level_um = self.he_um_per_px * self.file.downsample(level)
+        return crop_and_resample(image, image.shape, level_um, x_um, y_um, side_px, um_per_px)
+
+    def _change(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels if self.changed is None else self.changed(pixels)
+
+
+@contextlib.contextmanager
+def opened_section(path: Path, um_per_px: float | None, *, genes: int, force: bool = False,
+                   say: Callable[[str], None] = print) -> Iterator[SlideSection]:  # fmt: skip
+    """A slide as a section, as long as the file is open. um_per_px: by which what the file says is overruled.
+
+    Raises `InputError` where it cannot be read, its µm per px are stated nowhere, or, without `force`, not plausible.
+    """
+    with opened_slide(path) as file:
+        scale, notes = full_um_per_px(file, um_per_px, force=force)
+        for note in (*file.notes, *notes):
+            say(f"{path}: {note}")
+        yield SlideSection(file, scale, genes=genes)

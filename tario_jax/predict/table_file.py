@@ -1,0 +1,31 @@
+"""A table in a file of its suffix: parquet, or text with tabs or commas."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from tario_jax.config import InputError
+
+SEPARATORS = {".tsv": "\t", ".csv": ","}
+
+
+def write_table(table: pa.Table, path: Path, about: dict[str, str]) -> None:
+    """The file is absent or whole. about: of all of it, as metadata of parquet or '#' lines of text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    if path.suffix == ".parquet":
+        pq.write_table(
+            table.replace_schema_metadata({f"tario.{name}": value for name, value in about.items()}), partial
+        )
+    elif path.suffix in SEPARATORS:
+        separator = SEPARATORS[path.suffix]
+        options = pyarrow.csv.WriteOptions(include_header=False, delimiter=separator, quoting_style="needed")
+        with partial.open("wb") as file:
+            file.write("".join(f"# {name}: {value}\n" for name, value in about.items()).encode())
+            file.write((separator.join(table.column_names) + "\n").encode())
+            pyarrow.csv.write_csv(table, file, options)
+    else:
+        raise InputError(f"{path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")
+    partial.replace(path)

@@ -1,0 +1,167 @@
+"""A slide as the page shows it: tiles of its H&E, values of its bins, and means over a region.
+
+Axes: N bins, G genes, C cohorts, P corners of a polygon.
+"""
+
+import contextlib
+import io
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from skimage.measure import points_in_poly
+
+from tario_jax.config import InputError
+from tario_jax.predict.map_store import MapStore
+from tario_jax.predict.signatures import Signature, scores
+from tario_jax.predict.slide import SlideSection, opened_section
+from tario_jax.sources.slide_files import PLAIN
+
+TILE_PX = 512
+_QUALITY = 88  # of JPEG
+
+
+class Shown:
+    """One folder of maps, and the slide that it is of, as long as it is open."""
+
+    def __init__(self, folder: Path, at: Mapping[str, Path], signatures: Callable[[MapStore], list[Signature]],
+                 stack: contextlib.ExitStack, say: Callable[[str], None] = print):  # fmt: skip
+        """at: by their names, slides that lie elsewhere now. Raises `InputError` where the maps cannot be read."""
+        self.store = MapStore(folder)
+        self.signatures = signatures(self.store)
+        self._scores: np.ndarray | None = None
+        self._lock = threading.Lock()
+        self.section, self.missing = self._opened(at.get(self.name), stack, say)
+
+    def _opened(self, slide: Path | None, stack: contextlib.ExitStack,
+                say: Callable[[str], None]) -> tuple[SlideSection | None, str]:  # fmt: skip
+        """The slide; or None, and why the page shows its maps alone."""
+        about = self.store.about
+        path = Path(about["slide"]) if slide is None else slide
+        try:
+            section = stack.enter_context(opened_section(path, about["he_um_per_px"], genes=1, force=True, say=say))
+        except InputError as error:
+            if slide is not None:
+                raise
+            say(f"{self.store.folder}: its H&E is not shown: {error}")
+            return None, f"{error}; give it by --slide"
+        image, expected = section.file.levels[0], about["slide_px"]
+        if [image.width_px, image.height_px] != expected:
+            raise InputError(f"{path}: has {image.width_px} × {image.height_px} px, and the slide of these maps had "
+                             f"{expected[0]} × {expected[1]}; give that one by --slide")  # fmt: skip
+        return section, ""
+
+    @property
+    def name(self) -> str:
+        return self.store.about["section"]
+
+    @property
+    def top_level(self) -> int:
+        """The tile level at which the slide has its own px; each below has half as many along a side."""
+        return int(np.ceil(np.log2(max(self.store.about["slide_px"]))))
+
+    def described(self) -> dict[str, Any]:
+        about, validation = self.store.about, self.store.validation
+        kept = ("bin_um", "he_um_per_px", "slide_px", "trained_on", "tissue", "banner", "warnings", "checkpoint",
+                "model", "decoding", "unit")  # fmt: skip
+        return {name: about[name] for name in kept} | {
+            "name": self.name, "bins": len(self.store), "genes": len(self.store.panel), "top_level": self.top_level,
+            "tile_px": TILE_PX, "arrays": list(self.store.arrays), "he": self.section is not None,
+            "he_missing": self.missing, "signatures": [one.name for one in self.signatures],
+            "cohorts": [] if validation is None else [
+                {"name": cohort, "patients": int(patients)}
+                for cohort, patients in zip(validation.cohorts, validation.patients_C, strict=True)],
+        }  # fmt: skip
+
+    def genes(self) -> dict[str, Any]:
+        """Symbols with mean and largest rate, and by cohort what is known of each."""
+        store, validation = self.store, self.store.validation
+        found: dict[str, Any] = {
+            "symbols": list(store.panel.symbols), "mean": _short(store.mean_G), "largest": _short(store.largest_G),
+            "cohorts": {},
+        }  # fmt: skip
+        for cohort in () if validation is None else validation.cohorts:
+            of = validation.of(cohort, store.panel.symbols)
+            found["cohorts"][cohort] = {name: _short(of[name]) for name in ("held_out_r", "excess_over_density")} | {
+                "validated": of["validated"].astype(int).tolist()}  # fmt: skip
+        return found
+
+    def places(self) -> bytes:
+        """x of all bins in µm, then y: float32 [2, N]."""
+        return np.stack([self.store.x_um_N, self.store.y_um_N]).astype("<f4").tobytes()
+
+    def values(self, array: str, name: str) -> bytes:
+        """Of all bins: of a gene, or of a gene set where array is "signature"; float32 [N]."""
+        return self._values(array, name).astype("<f4").tobytes()
+
+    def _values(self, array: str, name: str) -> np.ndarray:
+        if array != "signature":
+            return self.store.gene(name, array)
+        names = [one.name for one in self.signatures]
+        if name not in names:
+            raise InputError(f"{name!r}: no such gene set; expected one of {', '.join(names) or 'none: --signatures'}")
+        with self._lock:
+            if self._scores is None:
+                self._scores = scores(self.store, self.signatures)
+        return self._scores[:, names.index(name)]
+
+    def tile(self, level: int, column: int, row: int) -> bytes:
+        """A tile of the H&E as JPEG. Raises `InputError` where there is none."""
+        if self.section is None:
+            raise InputError(f"{self.name}: {self.missing}")
+        scale = 2 ** (self.top_level - level)
+        width_px, height_px = (-(-px // scale) for px in self.store.about["slide_px"])
+        left, top = column * TILE_PX, row * TILE_PX
+        if not 0 <= level <= self.top_level or not (0 <= left < width_px and 0 <= top < height_px):
+            raise InputError(f"{self.name}: has no tile {level}/{column}/{row}")
+        um_per_px = self.store.about["he_um_per_px"] * scale
+        # PIL reads a plain image for one at a time
+        with self._lock if self.section.file.path.suffix.lower() in PLAIN else contextlib.nullcontext():
+            pixels = self.section.read(left * um_per_px, top * um_per_px, TILE_PX, um_per_px)
+        out = io.BytesIO()
+        cut = pixels[: min(TILE_PX, height_px - top), : min(TILE_PX, width_px - left)]
+        Image.fromarray(cut).save(out, "JPEG", quality=_QUALITY)
+        return out.getvalue()
+
+    def inside(self, corner_um_Px2: np.ndarray) -> np.ndarray:
+        """Numbers of the bins whose centres lie in a polygon."""
+        centres = np.stack([self.store.x_um_N, self.store.y_um_N], 1)
+        low, high = corner_um_Px2.min(0), corner_um_Px2.max(0)
+        near = np.flatnonzero(((centres >= low) & (centres <= high)).all(1))
+        return near[points_in_poly(centres[near], corner_um_Px2)]
+
+    def region(self, corner_um_Px2: np.ndarray) -> dict[str, Any]:
+        """Mean over the bins of a polygon, of every gene and array. Raises `InputError` where it holds no bin."""
+        number_n = self.inside(corner_um_Px2)
+        if not len(number_n):
+            raise InputError("the region holds no bin; draw it over tissue")
+        means = {array: self._mean(array, number_n) for array in self.store.arrays}
+        area_mm2 = len(number_n) * (self.store.bin_um / 1e3) ** 2
+        return {"bins": len(number_n), "area_mm2": area_mm2, "symbols": self.store.panel.symbols, "means": means}
+
+    def _mean(self, array: str, number_n: np.ndarray) -> np.ndarray:
+        """Float64 [G]: only the runs that hold some of these bins are read."""
+        sums_G = np.zeros(len(self.store.panel))
+        first = self.store.slots.first
+        run_n = np.searchsorted(first, number_n, "right") - 1
+        for run in np.unique(run_n):
+            values_nxG = self.store.run(int(run), array)
+            sums_G += np.nansum(values_nxG[number_n[run_n == run] - first[run]], 0, dtype=np.float64)
+        return sums_G / len(number_n)
+
+
+def region_table(region: dict[str, Any]) -> str:
+    """CSV: a gene a line, with its mean of each array."""
+    arrays = list(region["means"])
+    lines = [",".join(("symbol", *(f"mean_{array}" for array in arrays)))]
+    for symbol, *values in zip(region["symbols"], *region["means"].values(), strict=True):
+        lines.append(",".join((f'"{symbol}"' if "," in symbol else symbol, *(f"{value:.8g}" for value in values))))
+    return "\n".join(lines) + "\n"
+
+
+def _short(values: np.ndarray) -> list[float | None]:
+    """For JSON: four digits, and null where unknown."""
+    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,156 @@
+"""What the page asks for: the store's own numbers, the slide's own pixels, and reasons where there are none."""
+
+import asyncio
+import contextlib
+import io
+
+import httpx
+import numpy as np
+import pytest
+from made_slides import write_pyramid
+from PIL import Image
+from refusals import refused
+from tiny_tissue import tiny_section
+
+from tario_jax.predict.map_store import MapStore
+from tario_jax.predict.signatures import read_gmt, scores
+from tario_jax.predict.slide_job import Asked, predict_slide
+from tario_jax.view.app import make_app
+from tario_jax.view.shown import Shown
+
+
+@pytest.fixture(scope="module")
+def store(predictor, tmp_path_factory) -> MapStore:
+    folder = tmp_path_factory.mktemp("viewed")
+    slide = write_pyramid(folder / "slide.ome.tif", tiny_section("s", "P", 5, width_um=400.0, height_um=300.0).he,
+                          ome=True, px_per_cm=20_000)  # fmt: skip
+    (folder / "sets.gmt").write_text("dark\tnuclei\tGENE0\tGENE2\n")
+    return predict_slide(predictor, slide, folder / "slide.maps", Asked(everywhere=True, tissue="virtual"), say=str)
+
+
+def shown(store, stack, at=None) -> Shown:
+    gmt = store.folder.parent / "sets.gmt"
+    return Shown(store.folder, at or {}, lambda store: read_gmt(gmt, store.panel), stack, str)
+
+
+class Client:
+    """Asks an app, without a server."""
+
+    def __init__(self, app):
+        self._app = app
+
+    def get(self, path: str, **more) -> httpx.Response:
+        return self._ask("GET", path, **more)
+
+    def post(self, path: str, **more) -> httpx.Response:
+        return self._ask("POST", path, **more)
+
+    def _ask(self, method: str, path: str, **more) -> httpx.Response:
+        async def one() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                return await client.request(method, path, **more)
+
+        return asyncio.run(one())
+
+
+@pytest.fixture(scope="module")
+def client(store):
+    with contextlib.ExitStack() as stack:
+        yield Client(make_app([shown(store, stack)], stack))
+
+
+def floats(answer) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    return np.frombuffer(answer.content, "<f4")
+
+
+def test_values_are_those_of_the_store(client, store):
+    (slide,) = client.get("/api/slides").json()
+    assert (slide["bins"], slide["genes"], slide["arrays"]) == (len(store), 12, ["rates"])
+    assert slide["he"] and slide["signatures"] == ["dark"] and slide["slide_px"] == [800, 600]
+    assert np.array_equal(floats(client.get("/api/slides/0/values/rates?name=GENE5")), store.gene("GENE5"))
+    places = floats(client.get("/api/slides/0/places")).reshape(2, -1)
+    assert np.allclose(places, [store.x_um_N, store.y_um_N])
+    expected = scores(store, read_gmt(store.folder.parent / "sets.gmt", store.panel))[:, 0]
+    assert np.array_equal(floats(client.get("/api/slides/0/values/signature?name=dark")), expected)
+    genes = client.get("/api/slides/0/genes").json()
+    assert genes["symbols"] == list(store.panel.symbols) and np.allclose(genes["mean"], store.mean_G, rtol=1e-3)
+
+
+def test_tiles_are_the_slides_pixels(client, store):
+    """The finest level pixel by pixel, a coarser one as a mean; what lies beyond the slide is cut."""
+
+    def tile(level, column, row) -> np.ndarray:
+        answer = client.get(f"/api/slides/0/tiles/{level}/{column}/{row}.jpg")
+        assert answer.status_code == 200 and answer.headers["content-type"] == "image/jpeg"
+        return np.asarray(Image.open(io.BytesIO(answer.content))).astype(float)
+
+    he = tiny_section("s", "P", 5, width_um=400.0, height_um=300.0).he.astype(float)
+    finest = tile(10, 1, 1)
+    assert finest.shape == (88, 288, 3) and np.abs(finest - he[512:, 512:]).mean() < 6
+    half = tile(9, 0, 0)
+    assert half.shape == (300, 400, 3)
+    assert np.abs(half - he.reshape(300, 2, 400, 2, 3).mean((1, 3))).mean() < 4
+    assert client.get("/api/slides/0/tiles/10/2/0.jpg").status_code == 422
+
+
+def test_a_region_is_the_mean_of_its_bins(client, store):
+    polygon = [(50.0, 50.0), (250.0, 60.0), (200.0, 220.0), (60.0, 180.0)]
+    found = client.post("/api/slides/0/region", json={"polygon": polygon}).json()
+    x, y = store.x_um_N, store.y_um_N
+    inside = np.ones(len(store), bool)
+    for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):  # convex, clockwise on the screen
+        inside &= (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0
+    assert found["bins"] == inside.sum() > 30
+    expected = store.genes(np.arange(12))[inside].mean(0)
+    assert np.allclose(found["means"]["rates"], expected, rtol=1e-5)
+    table = client.post("/api/slides/0/region.csv", json={"polygon": polygon})
+    lines = table.text.splitlines()
+    assert lines[0] == "symbol,mean_rates" and lines[4].split(",")[0] == "GENE3"
+    assert float(lines[4].split(",")[1]) == pytest.approx(expected[3], rel=1e-5)
+    for polygon, words in (([(0, 0), (1, 0), (0, 1)], "holds no bin"), ([(0, 0)], "polygon")):
+        answer = client.post("/api/slides/0/region", json={"polygon": polygon})
+        assert answer.status_code == 422 and words in answer.json()["reason"]
+
+
+def test_what_is_not_there_is_told(client):
+    for path, words in (("values/rates?name=NONE", "'NONE' is not among"), ("values/measured?name=GENE1", "holds no"),
+                        ("values/signature?name=x", "no such gene set"), ("values/rates", "name")):  # fmt: skip
+        answer = client.get(f"/api/slides/0/{path}")
+        assert answer.status_code == 422 and words in answer.json()["reason"], path
+    assert client.get("/api/slides/7/genes").status_code == 422 and client.get("/nothing").status_code == 404
+
+
+def test_everything_comes_from_this_machine(client):
+    """No address of another one in the page, and a policy that would not let it be asked."""
+    page = client.get("/")
+    assert "http" not in page.text.replace("http-equiv", "") and "default-src 'self'" in page.headers[
+        "content-security-policy"]  # fmt: skip
+    for name in ("page.js", "panes.js", "palettes.js", "page.css", "openseadragon.min.js"):
+        answer = client.get(f"/page/{name}")
+        assert answer.status_code == 200
+        if not name.startswith("openseadragon"):
+            assert "https://" not in answer.text
+
+
+def test_another_sites_page_is_not_answered(store):
+    with contextlib.ExitStack() as stack:
+        client = Client(make_app([shown(store, stack)], stack, ("127.0.0.1", "localhost")))
+        assert client.get("/api/slides", headers={"Host": "elsewhere.example"}).status_code == 421
+        assert client.get("/api/slides", headers={"Host": "localhost:8010"}).status_code == 200
+
+
+def test_a_slide_that_moved_is_named(store, tmp_path):
+    slide = store.folder.parent / "slide.ome.tif"
+    moved = slide.rename(tmp_path / "slide.ome.tif")
+    try:
+        with contextlib.ExitStack() as stack:
+            gone = shown(store, stack)
+            assert gone.section is None and "no such slide" in gone.described()["he_missing"]
+            refused(lambda: gone.tile(9, 0, 0), "no such slide", "--slide")
+            assert shown(store, stack, {"slide.ome.tif": moved}).section is not None
+            other = write_pyramid(tmp_path / "other.tif", np.zeros((64, 64, 3), np.uint8))
+            refused(lambda: shown(store, stack, {"slide.ome.tif": other}), "64 × 64 px", "had 800 × 600")
+    finally:
+        moved.rename(slide)

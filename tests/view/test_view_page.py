@@ -1,0 +1,251 @@
+"""The page in a browser: a gene is found and painted, panes keep in step, a region is exported, a link restores it all.
+
+Pictures go to TARIO_SCREENSHOTS, where it is set.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from made_slides import write_pyramid
+from tiny_tissue import tiny_section
+
+from tario_jax.predict.map_store import MapStore
+from tario_jax.predict.slide_job import Asked, predict_slide
+from tario_jax.serve.server import bind
+from tario_jax.view.app import make_app
+from tario_jax.view.shown import Shown
+
+HERE = Path(__file__).parent
+SIZE = {"width": 1280, "height": 800}
+
+
+def chromium() -> str:
+    """Where it is; installs it where that can be done. Skips the test where it cannot."""
+    if found := shutil.which("chromium"):
+        return found
+    if os.geteuid() or not shutil.which("apt-get"):
+        pytest.skip("Chromium is not here, and only root can install it by apt-get")
+    done = subprocess.run([HERE / "install_chromium.sh"], capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode:
+        pytest.skip(f"Chromium cannot be installed: {' '.join(done.stderr.split())[-200:]}")
+    return done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def store(predictor, tmp_path_factory) -> MapStore:
+    folder = tmp_path_factory.mktemp("paged")
+    slide = write_pyramid(folder / "slide.ome.tif", tiny_section("s", "P", 5, width_um=900.0, height_um=600.0).he,
+                          ome=True, px_per_cm=20_000)  # fmt: skip
+    asked = Asked(everywhere=True, tissue="virtual", spread=True)
+    return predict_slide(predictor, slide, folder / "slide.maps", asked, say=str)
+
+
+@contextlib.contextmanager
+def served(folders: list[Path]) -> Iterator[str]:
+    stack = contextlib.ExitStack()
+    slides = [Shown(folder, {}, lambda store: [], stack, str) for folder in folders]
+    bound = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(make_app(slides, stack, ("127.0.0.1",)), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
+
+
+@pytest.fixture(scope="module")
+def address(store) -> Iterator[str]:
+    with served([store.folder]) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not here; pip install playwright")
+    program = chromium()
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """Fails the test where the page says an error, or asks another machine for something."""
+    context = browser.new_context(viewport=SIZE, accept_downloads=True)
+    page = context.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:"))
+            else wrong.append(request.url))  # fmt: skip
+    yield page
+    context.close()
+    assert not wrong
+
+
+def opened(page, address: str, link: str = "") -> None:
+    page.goto(f"{address}/{link}")
+    page.wait_for_selector("body[data-ready='1']", timeout=20_000)
+
+
+def shows(page, what: str) -> None:
+    page.wait_for_selector(f"#panes[data-shown='{what}']", timeout=20_000)
+
+
+def picture(page, name: str) -> None:
+    if folder := os.environ.get("TARIO_SCREENSHOTS"):
+        time.sleep(1.0)  # tiles fade in
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def painted(page, pane: str) -> np.ndarray:
+    """The map of a pane as it was painted: uint8 [rows, columns, 4]."""
+    values = page.evaluate("""(pane) => {
+      const canvas = document.querySelector(`[data-pane=${pane}] canvas.map`);
+      const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      return [canvas.height, canvas.width, Array.from(data.data)];
+    }""", pane)  # fmt: skip
+    return np.array(values[2], np.uint8).reshape(values[0], values[1], 4)
+
+
+def views(page) -> list[list[float]]:
+    return [[float(word) for word in box.get_attribute("data-view").split()] for box in page.locator(".pane").all()]
+
+
+def test_a_gene_is_searched_and_painted(page, address, store):
+    opened(page, address)
+    page.fill("#search", "gene7")
+    page.press("#search", "Enter")
+    shows(page, "gene:GENE7")
+    found = painted(page, "rates")
+    value_N = store.gene("GENE7")
+    row_N, column_N = (np.floor(at / 18).astype(int) for at in (store.y_um_N, store.x_um_N))
+    assert (found[row_N, column_N, 3] == 255).all() and (found[..., 3] > 0).sum() == len(store)
+    brightness_N = found[row_N, column_N, :3].astype(float).sum(1)
+    below = value_N < np.quantile(value_N, 0.99)
+    assert np.corrcoef(value_N[below].argsort().argsort(), brightness_N[below].argsort().argsort())[0, 1] > 0.98
+    assert page.locator("#genes li[aria-selected=true]").inner_text().startswith("GENE7")
+    assert page.locator("[data-pane=he] .viewer canvas").count() and float(
+        page.get_attribute("#panes", "data-shown-ms")) < 2000  # fmt: skip
+    picture(page, "view_gene")
+
+
+def test_panes_keep_in_step_and_follow_the_mouse(page, address, store):
+    opened(page, address, "#name=GENE3&panes=he.rates.spread")
+    shows(page, "gene:GENE3")
+    assert page.locator(".pane").count() == 3
+    box = page.locator("[data-pane=rates]").bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    before = views(page)
+    page.mouse.move(*middle)
+    page.mouse.wheel(0, -600)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 60, middle[1] + 40, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(1200)
+    after = views(page)
+    assert after[0][2] > 1.1 * before[0][2]  # it zoomed
+    assert np.ptp(after, 0).max() < 1.0, after
+    page.mouse.move(*middle)
+    page.wait_for_function("document.querySelector('#pointer').textContent.includes('bin')")
+    told = page.inner_text("#pointer")
+    number = int(told.partition("bin ")[2].partition(":")[0])
+    value = float(told.partition("predicted ")[2].partition(",")[0])
+    assert value == pytest.approx(float(store.gene("GENE3")[number]), rel=1e-3)
+    picture(page, "view_panes")
+
+
+def test_a_region_is_exported_with_the_stores_numbers(page, address, store, tmp_path):
+    opened(page, address, "#name=GENE3")
+    shows(page, "gene:GENE3")
+    page.keyboard.press("r")
+    box = page.locator("[data-pane=rates]").bounding_box()
+    x, y, width, height = (box[name] for name in ("x", "y", "width", "height"))
+    page.mouse.move(x + 0.3 * width, y + 0.4 * height)
+    page.mouse.down()
+    for right, down in ((0.7, 0.42), (0.65, 0.6), (0.35, 0.58)):
+        page.mouse.move(x + right * width, y + down * height, steps=4)
+    page.mouse.up()
+    page.wait_for_selector("#selected[data-bins]")
+    bins = int(page.get_attribute("#selected", "data-bins"))
+    assert 20 < bins < len(store)
+    with page.expect_download() as download:
+        page.click("#export")
+    path = tmp_path / "region.csv"
+    download.value.save_as(path)
+    corners = page.evaluate("new URLSearchParams(location.hash.slice(1)).get('region')")
+    page.wait_for_timeout(400)
+    corners = page.evaluate("new URLSearchParams(location.hash.slice(1)).get('region')") or corners
+    polygon = np.array([[float(part) for part in corner.split("_")] for corner in corners.split("~")])
+    with contextlib.ExitStack() as stack:
+        inside = Shown(store.folder, {}, lambda store: [], stack, str).inside(polygon)
+    assert abs(len(inside) - bins) <= 2  # the link has whole µm
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    assert lines[0] == ["symbol", "mean_rates", "mean_spread"] and len(lines) == 13
+    if len(inside) == bins:
+        assert float(lines[4][1]) == pytest.approx(store.gene("GENE3")[inside].mean(), rel=1e-5)
+    picture(page, "view_region")
+    page.reload()
+    page.wait_for_selector("#selected[data-bins]")
+    assert abs(int(page.get_attribute("#selected", "data-bins")) - bins) <= 2
+
+
+def test_a_link_restores_what_was_seen(page, address):
+    opened(page, address, "#name=GENE3&panes=he.rates")
+    shows(page, "gene:GENE3")
+    page.select_option("#palette", "viridis")
+    page.fill("#high", "2.5")
+    page.press("#high", "Enter")
+    page.locator("#opacity").fill("0.45")
+    box = page.locator("[data-pane=he]").bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.wheel(0, -900)
+    page.wait_for_timeout(1500)
+    before, link = views(page), page.evaluate("location.hash")
+    assert all(word in link for word in ("viridis", "high=2.5", "opacity=0.45", "name=GENE3"))
+    page.reload()
+    page.wait_for_selector("body[data-ready='1']")
+    shows(page, "gene:GENE3")
+    page.wait_for_timeout(800)
+    assert np.allclose(views(page), before, atol=1.0)
+    assert page.input_value("#high") == "2.5" and page.input_value("#palette") == "viridis"
+
+
+def test_it_can_be_used_without_a_mouse(page, address):
+    opened(page, address)
+    page.keyboard.press("/")
+    page.keyboard.type("GENE1")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#panes[data-shown='gene:GENE10']")
+    unnamed = page.evaluate("""() => [...document.querySelectorAll("button, input, select, [role]")].filter((one) =>
+      !(one.getAttribute("aria-label") || one.textContent.trim() || one.labels?.length || one.title
+        || one.hidden || one.closest("[hidden]"))).map((one) => one.outerHTML)""")  # fmt: skip
+    assert unnamed == []
+    page.click("#theme")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+
+
+def test_an_error_is_shown(page, address):
+    opened(page, address, "#name=GENE3")
+    shows(page, "gene:GENE3")
+    page.route("**/values/**", lambda route: route.fulfill(status=422, content_type="application/json",
+                                                          body='{"reason": "the disk: is gone"}'))  # fmt: skip
+    page.fill("#search", "GENE5")
+    page.press("#search", "Enter")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error") == "the disk: is gone"
