@@ -14,13 +14,14 @@ from tario_jax.cli.options import (
     say_about_ten_times,
 )
 from tario_jax.cli.predict_cells import cell_flags, check_cells, maps_of_cells
-from tario_jax.cli.predict_slide import check_slide, run_slide, slide_flags
+from tario_jax.cli.predict_slide import check_slide, run_slide, slide_flags, writes_folder
 from tario_jax.config import GENERATED_ORDERS, InputError
 
 SUMMARY = "gene maps of a slide, a section or an image, from the H&E alone"
 EXAMPLES = """
     tario predict --workdir=runs/her2st --corpus=runs/her2st/corpus --section=C5 --out=C5.h5ad --table=C5.tsv
     tario predict --workdir=runs/her2st --slide=slide.svs --out=slide.maps
+    tario predict --workdir=runs/quickstart --section=vh00000_core --out=vh00000.maps
     tario predict --workdir=runs/her2st --image=slide.png --um-per-px=0.5 --out=slide.h5ad
     tario predict --workdir=runs/quickstart --section=vh00000_core --steps=16 --samples=8 --uncertainty --out=maps.h5ad
     tario predict --workdir=runs/quickstart --section=vh00000_core --cells --out=cells.h5ad
@@ -35,7 +36,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--section", help="a section of the corpus")
     parser.add_argument("--image", type=Path, help="an image file (PNG, JPEG, TIFF)")
     parser.add_argument("--um-per-px", type=above_0, help="of --image; of --slide, where what it says is wrong")
-    parser.add_argument("--out", type=Path, help="AnnData (.h5ad); for --slide a folder (.maps)")
+    parser.add_argument(
+        "--out", type=Path, help="AnnData (.h5ad); for --slide, or a section with what was measured, a folder (.maps)"
+    )
     parser.add_argument("--table", type=Path, help="place × gene, expected counts (.parquet, .tsv, .csv)")
     parser.add_argument("--overlap", type=float, help="of neighbouring windows; evaluate.overlap by default")
     parser.add_argument("--validation", type=Path, metavar="PARQUET",
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.train.compiled import compiled_kept
 
     with compiled_kept(options.workdir):
-        if options.slide is not None:
+        if writes_folder(options):
             return run_slide(options, _load(options))
         maps = _maps_of_image(options) if options.image is not None else _maps_of_section(options)
     if options.out is not None:
@@ -80,9 +83,11 @@ def _check(options: argparse.Namespace) -> None:
         found = " and ".join(f"--{name}" for name in given) or "none"
         raise InputError(f"predict: found {found} of --section, --image and --slide; give one of them")
     check_slide(options)
-    if options.slide is not None:
-        if options.corpus is not None:
+    if writes_folder(options):
+        if options.slide is not None and options.corpus is not None:
             raise InputError("--corpus: means nothing to --slide; leave it out")
+        if options.slide is None and options.um_per_px is not None:
+            raise InputError("--um-per-px: means nothing to --section; leave it out")
         options.out.parent.mkdir(parents=True, exist_ok=True)
         return
     if options.out is None and options.table is None:

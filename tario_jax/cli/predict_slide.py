@@ -1,10 +1,11 @@
 """tario predict --slide: a whole slide, in bounded memory, into a folder of maps."""
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
-from tario_jax.cli.options import evaluation_of, finish, part_of, say
+from tario_jax.cli.options import corpus_of, evaluation_of, finish, part_of, say
 from tario_jax.config import InputError
 
 _OF_OTHERS = ("table", "steps", "samples", "order", "seed", "cells", "validation")
@@ -28,13 +29,20 @@ def slide_flags(parser: argparse.ArgumentParser) -> None:
     slide.add_argument("--force", action="store_true", help="whatever the µm per px are")
 
 
+def writes_folder(options: argparse.Namespace) -> bool:
+    """Whether maps of a whole slide are asked for, or of a section as of one."""
+    return options.slide is not None or options.section is not None and (
+        options.out is not None and options.out.suffix == SUFFIX)  # fmt: skip
+
+
 def check_slide(options: argparse.Namespace) -> None:
     """Everything that can be refused before jax starts."""
     if options.slide is None:
         for name in ("everywhere", "stain", "part", "force", "reference_um_per_px"):
             if getattr(options, name):
                 raise InputError(f"--{name.replace('_', '-')}: goes with --slide; leave it out")
-        return
+        if not writes_folder(options):
+            return
     if options.out is None or options.out.suffix != SUFFIX:
         raise InputError(f"--slide: writes a folder of maps; give --out=NAME{SUFFIX} ('tario maps' exports from it)")
     for name in _OF_OTHERS:
@@ -45,7 +53,8 @@ def check_slide(options: argparse.Namespace) -> None:
 
 
 def run_slide(options: argparse.Namespace, predictor) -> int:
-    from tario_jax.predict.slide_job import Asked, predict_slide
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
     from tario_jax.predict.stain_match import StainStatistics, stain_of_file
 
     stain = None
@@ -66,7 +75,12 @@ def run_slide(options: argparse.Namespace, predictor) -> int:
             left = "" if done.left_s == float("inf") else f", {done.left_s / 60:.1f} min left"
             say(f"predict: {done.windows:,} of {done.of:,} windows, {done.bins_per_s:,.0f} bins/s{left}")
 
-    store = predict_slide(predictor, options.slide, options.out, asked, say=say, progress=progress)
+    if options.slide is not None:
+        store = predict_slide(predictor, options.slide, options.out, asked, say=say, progress=progress)
+    else:
+        corpus = Corpus.open(corpus_of(options))
+        asked = dataclasses.replace(asked, everywhere=True, tissue=corpus.kind)
+        store = predict_measured(predictor, corpus, options.section, options.out, asked, say=say, progress=progress)
     if store is None:
         return finish(options, f"{options.out}: this part is done; another process ends it", {"out": str(options.out)})
     highest = [store.panel.symbols[g] for g in store.mean_G.argsort()[::-1][:5]]

@@ -3,6 +3,7 @@
     NAME.maps/
       rates/            zarr3, float32 [genes, slots], expected detections per bin; sharded, compressed
       spread/           alike, where it was asked for: deviation between the windows that hold a bin
+      measured/         alike, of a section that was measured: detections per bin; NaN where nothing is known
       x_um, y_um/       zarr3, float64 [slots]: centres of bins in the slide's frame; NaN where a slot is empty
       bin_total/        zarr3, float64 [slots]: expected detections of all genes
       gene_mean, gene_largest/   zarr3, float64 [genes], over bins
@@ -97,10 +98,13 @@ class Slots:
 class MapWriter:
     """Writes a store run by run; killed, it goes on with the runs that are missing."""
 
-    def __init__(self, folder: Path, panel: Panel, slots: Slots, *, spread: bool):
+    def __init__(self, folder: Path, panel: Panel, slots: Slots, *, spread: bool, measured: bool = False):
         self.folder, self._panel, self.slots = folder, panel, slots
-        self._arrays = {name: _open_values(folder / name, len(panel), slots, create=True)
-                        for name in ("rates", *(("spread",) if spread else ()))}  # fmt: skip
+        self._arrays = {
+            name: _open_values(folder / name, len(panel), slots, create=True)
+            for name, asked in (("rates", True), ("measured", measured), ("spread", spread))
+            if asked
+        }
 
     def write(self, run: int, values: dict[str, np.ndarray]) -> None:
         """values: by array, float32 [n, G] of the bins of a run. Raises `InputError` where the disk is full."""
@@ -212,7 +216,10 @@ class MapStore:
 
     def _read(self, array: str, genes: Any) -> np.ndarray:
         if array not in self._arrays:
-            raise InputError(f"{self.folder}: holds no {array}; predict with --uncertainty")
+            how = {"spread": "predict with --uncertainty", "measured": "it is of a slide that was not measured"}
+            raise InputError(
+                f"{self.folder}: holds no {array}; {how.get(array, 'it holds ' + ', '.join(self._arrays))}"
+            )
         values_gxS = _result(self._arrays[array][genes].read(), self.folder)
         return np.ascontiguousarray(values_gxS[:, self.slot_N].T)
 

@@ -20,9 +20,11 @@ import numpy as np
 from skimage.io import imsave
 
 from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus
 from tario_jax.model.model import Tario
 from tario_jax.predict.map_store import FILE, KEPT_BITS, MapStore, MapWriter
 from tario_jax.predict.maps import ONE_SHOT, VIRTUAL_BANNER
+from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.outside import look_at, warnings
 from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.slide import SlideSection, opened_section
@@ -30,6 +32,7 @@ from tario_jax.predict.slide_plan import SlidePlan, TissueCover
 from tario_jax.predict.spool import Spool
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 from tario_jax.predict.tissue_mask import TissueMask, find_tissue
+from tario_jax.sources.slide_files import SlideFile
 from tario_jax.train.whole_file import write_whole
 
 _BATCH_BYTES = 256 << 20  # of the rates of a batch
@@ -78,15 +81,45 @@ def predict_slide(predictor: Predictor, path: Path, out: Path, asked: Asked, *, 
     predictor.refuse_tissue(path.name, asked.tissue)
     with opened_section(path, asked.um_per_px, genes=len(predictor.panel), force=asked.force, say=say) as section:
         identity = _identity(predictor, section, asked)
-        if (out / FILE).exists():
-            store = MapStore(out)
-            if store.about["identity"] != identity:
-                raise InputError(f"{out}: holds maps of {store.about['section']} already, asked otherwise; give "
-                                 "another --out, or remove it")  # fmt: skip
-            say(f"{out}: is done already")
-            return store
+        if (done := _done_already(out, identity, say)) is not None:
+            return done
         _begin(out, identity)
         return _Work(predictor, section, out, asked, identity, say, progress).run()
+
+
+def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path, asked: Asked, *,
+                     say: Callable[[str], None] = print,
+                     progress: Callable[[Done], None] | None = None) -> MapStore | None:  # fmt: skip
+    """`predict_slide` for a section of a corpus, all of it, with what was measured in its bins beside the rates.
+
+    Raises `InputError` as that, and where the section is measured in spots.
+    """
+    held = corpus.section(name)
+    if held.spots is not None:
+        raise InputError(f"{name}: is measured in spots, which lie on no grid of bins; write AnnData (--out=NAME.h5ad)")
+    predictor.refuse_tissue(name, asked.tissue)
+    file = SlideFile(Path(name), (held.he_blocks(),), (held.he_um_per_px,) * 2)
+    section = SlideSection(file, held.he_um_per_px, genes=len(predictor.panel))
+    root = corpus.root if corpus.root.local is None else corpus.root.local.resolve()
+    place = {"corpus": str(root), "section": name}
+    identity = _identity(predictor, section, asked) | {"corpus_seal": corpus.seal}
+    if (done := _done_already(out, identity, say)) is not None:
+        return done
+    _begin(out, identity)
+    measured = MeasuredBins(held, corpus.panel, predictor.panel) if held.has_detections else None
+    return _Work(predictor, section, out, asked, identity, say, progress, measured, place).run()
+
+
+def _done_already(out: Path, identity: dict[str, Any], say: Callable[[str], None]) -> MapStore | None:
+    """The maps that are there; None where there are none. Raises `InputError` where they are of something else."""
+    if not (out / FILE).exists():
+        return None
+    store = MapStore(out)
+    if store.about["identity"] != identity:
+        raise InputError(f"{out}: holds maps of {store.about['section']} already, asked otherwise; give another "
+                         "--out, or remove it")  # fmt: skip
+    say(f"{out}: is done already")
+    return store
 
 
 def _identity(predictor: Predictor, section: SlideSection, asked: Asked) -> dict[str, Any]:
@@ -129,7 +162,9 @@ class _Work:
     """One process at one slide."""
 
     def __init__(self, predictor: Predictor, section: SlideSection, out: Path, asked: Asked, identity: dict[str, Any],
-                 say: Callable[[str], None], progress: Callable[[Done], None] | None):  # fmt: skip
+                 say: Callable[[str], None], progress: Callable[[Done], None] | None,
+                 measured: MeasuredBins | None = None, place: dict[str, str] | None = None):  # fmt: skip
+        """measured: of the bins; place: where the page finds the H&E, else the slide's file."""
         self._predictor, self._section, self._out, self._asked = predictor, section, out, asked
         self._identity, self._say, self._progress = identity, say, progress
         self._mask = None if asked.everywhere else find_tissue(section)
@@ -139,7 +174,7 @@ class _Work:
             section.changed = self._stain
         cover = predictor.tissue_cover(section, self._mask, tissue=asked.tissue, bin_um=asked.bin_um,
                                        overlap=asked.overlap)  # fmt: skip
-        self._rows = _rows(predictor, cover)
+        self._rows = rows_of(predictor, cover)
         self._plan = SlidePlan.of(cover, self._rows)
         area = "" if self._mask is None else f"{self._mask.area_mm2:.1f} mm² of tissue, "
         say(f"{section.id}: {section.he_um_per_px:.3g} µm per px, {area}{len(cover):,} bins of {cover.data.bin_um:g} "
@@ -148,7 +183,9 @@ class _Work:
         self._warnings = warnings(self._outside, section.he_um_per_px, cover.data.he_um_per_px)
         for line in self._warnings:
             say(f"{section.id}: warning: {line}")
-        self._writer = MapWriter(out, predictor.panel, self._plan.slots, spread=asked.spread)
+        self._measured, self._place = measured, place or {"slide": str(section.file.path.resolve())}
+        self._writer = MapWriter(out, predictor.panel, self._plan.slots, spread=asked.spread,
+                                 measured=measured is not None)  # fmt: skip
         self._spool = Spool(out / _WORK, self._plan, len(predictor.panel))
         self._spool.drop_broken()
         self._went_through, self._began, self._told = 0, time.monotonic(), -np.inf
@@ -213,10 +250,17 @@ class _Work:
     def _blend(self, run: int) -> None:
         if self._spool.is_ready(run):
             try:
-                self._spool.blend(run, self._writer, spread=self._asked.spread)
+                self._spool.blend(run, self._writer, spread=self._asked.spread, measured=self._measured_of(run))
             except FileNotFoundError:  # another process blended it meanwhile, and let its windows go
                 if not self._spool.has_run(run):
                     raise
+
+    def _measured_of(self, run: int) -> np.ndarray | None:
+        if self._measured is None:
+            return None
+        bins, _ = self._plan.slots.run(run)
+        places = self._plan.cover.places
+        return self._measured.counts(places.x_um_N[bins], places.y_um_N[bins], places.size_um)
 
     def _windows_done(self) -> int:
         return sum(not self._spool.needs(window) for window in range(len(self._plan.cover.corners)))
@@ -236,7 +280,7 @@ class _Work:
         image = section.file.levels[0]
         virtual = self._predictor.trained_on == "virtual" and self._asked.tissue == "real"
         about = {
-            "section": section.id, "slide": str(section.file.path.resolve()),
+            "section": section.id, "place": self._place,
             "slide_px": [image.width_px, image.height_px], "he_um_per_px": section.he_um_per_px,
             "panel_hash": self._predictor.panel.hash,
             "trained_on": self._predictor.trained_on, "tissue": self._asked.tissue,
@@ -271,7 +315,7 @@ def ahead(items: Iterator[T], number: int) -> Iterator[T]:
                 one.cancel()
 
 
-def _rows(predictor: Predictor, cover: TissueCover) -> int:
+def rows_of(predictor: Predictor, cover: TissueCover) -> int:
     """Of a batch: those of training, or fewer where their rates would take much memory."""
     a_row = cover.layout.tiles * cover.layout.bins_per_tile * cover.layout.genes_padded * 4
     parts = predictor.parts

@@ -60,10 +60,11 @@ class Spool:
         """Whether it can be blended: it is not yet, and all windows that it takes are there."""
         return not self.has_run(run) and all(map(self.has_window, self._plan.windows_of_run[run]))
 
-    def blend(self, run: int, writer: MapWriter, *, spread: bool) -> None:
+    def blend(self, run: int, writer: MapWriter, *, spread: bool, measured: np.ndarray | None = None) -> None:
         """Stores the means over windows at the bins of a run, and lets go of windows that no other run waits for.
 
-        Weighed towards the middle of a window. spread: with the deviation between windows, 0 where a bin is in one.
+        Weighed towards the middle of a window. spread: with the deviation between windows, 0 where a bin is in one;
+        measured: counts of the run's bins, to be stored beside them.
         """
         bins, _ = self._plan.slots.run(run)
         mean_nxG = np.zeros((bins.stop - bins.start, self._genes), np.float32)
@@ -79,6 +80,8 @@ class Spool:
                 share_n = (of_window_n / weight_n[number_n]).astype(np.float32)
                 variance_nxG[number_n] += share_n[:, None] * (rates_nxG - mean_nxG[number_n]) ** 2
             values["spread"] = np.sqrt(variance_nxG)
+        if measured is not None:
+            values["measured"] = measured
         writer.write(run, values)
         _save(self._run(run), of_gene=mean_nxG.sum(0, dtype=np.float64), largest=mean_nxG.max(0),
               of_bin=mean_nxG.sum(1, dtype=np.float64))  # fmt: skip

@@ -15,10 +15,11 @@ from PIL import Image
 from skimage.measure import points_in_poly
 
 from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.signatures import Signature, scores
 from tario_jax.predict.slide import SlideSection, opened_section
-from tario_jax.sources.slide_files import PLAIN
+from tario_jax.sources.slide_files import PLAIN, SlideFile
 
 TILE_PX = 512
 _QUALITY = 88  # of JPEG
@@ -39,10 +40,13 @@ class Shown:
     def _opened(self, slide: Path | None, stack: contextlib.ExitStack,
                 say: Callable[[str], None]) -> tuple[SlideSection | None, str]:  # fmt: skip
         """The slide; or None, and why the page shows its maps alone."""
-        about = self.store.about
-        path = Path(about["slide"]) if slide is None else slide
+        about, place = self.store.about, self.store.about["place"]
         try:
-            section = stack.enter_context(opened_section(path, about["he_um_per_px"], genes=1, force=True, say=say))
+            if slide is None and "corpus" in place:
+                section = _of_corpus(place["corpus"], place["section"])
+            else:
+                section = stack.enter_context(opened_section(slide or Path(place["slide"]), about["he_um_per_px"],
+                                                             genes=1, force=True, say=say))  # fmt: skip
         except InputError as error:
             if slide is not None:
                 raise
@@ -50,8 +54,8 @@ class Shown:
             return None, f"{error}; give it by --slide"
         image, expected = section.file.levels[0], about["slide_px"]
         if [image.width_px, image.height_px] != expected:
-            raise InputError(f"{path}: has {image.width_px} × {image.height_px} px, and the slide of these maps had "
-                             f"{expected[0]} × {expected[1]}; give that one by --slide")  # fmt: skip
+            raise InputError(f"{section.file.path}: has {image.width_px} × {image.height_px} px, and the slide of "
+                             f"these maps had {expected[0]} × {expected[1]}; give that one by --slide")  # fmt: skip
         return section, ""
 
     @property
@@ -151,6 +155,12 @@ class Shown:
             values_nxG = self.store.run(int(run), array)
             sums_G += np.nansum(values_nxG[number_n[run_n == run] - first[run]], 0, dtype=np.float64)
         return sums_G / len(number_n)
+
+
+def _of_corpus(root: str, name: str) -> SlideSection:
+    section = Corpus.open(root).section(name)
+    file = SlideFile(Path(name), (section.he_blocks(),), (section.he_um_per_px,) * 2)
+    return SlideSection(file, section.he_um_per_px, genes=1)
 
 
 def region_table(region: dict[str, Any]) -> str:

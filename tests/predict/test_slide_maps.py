@@ -11,9 +11,11 @@ from PIL import Image
 from refusals import refused
 from tiny_tissue import tiny_section
 
+from tario_jax.panel import Panel
 from tario_jax.predict.map_store import KEPT_BITS, MapStore, Slots
+from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.slide import opened_section
-from tario_jax.predict.slide_job import Asked, predict_slide
+from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
 from tario_jax.predict.spool import Spool
 
 ROUNDED = 2.0 ** -(KEPT_BITS + 1)
@@ -183,6 +185,24 @@ def test_a_full_disk_is_one_line(predictor, slide, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as error:
         predict_slide(predictor, slide, tmp_path / "l.maps", EVERYWHERE, say=str)
     assert error.value.filename  # by which the command tells it in a line
+
+
+def test_a_section_has_what_was_measured_beside_it(predictor, tiny_corpus, tmp_path):
+    """Rates as of the section in memory; counts as of its detections, one by one."""
+    found = predict_measured(predictor, tiny_corpus, "F1", tmp_path / "n.maps", EVERYWHERE, say=str)
+    section = tiny_corpus.section("F1")
+    of_section = predictor.predict_section(section, tissue="virtual")
+    assert np.abs(found.genes(np.arange(12)) / of_section.rates_NxG - 1).max() < 1.1 * ROUNDED
+    all_of_it = section.all_detections()
+    for number in (0, 17, len(found) - 1):
+        inside = (np.abs(all_of_it.x_um_D - found.x_um_N[number]) < 9) & (
+            np.abs(all_of_it.y_um_D - found.y_um_N[number]) < 9)  # fmt: skip
+        expected = np.bincount(all_of_it.gene_D[inside], minlength=12)
+        assert found.genes(np.arange(12), "measured")[number].tolist() == expected.tolist() and expected.sum() > 5
+    assert found.arrays == ("rates", "measured") and found.about["place"]["section"] == "F1"
+    other = Panel(("GENE3", "NEW", *(f"GENE{number}" for number in (0, 1, 2))))
+    counts = MeasuredBins(section, tiny_corpus.panel, other).counts(found.x_um_N, found.y_um_N, 18.0)
+    assert np.array_equal(counts[:, 0], found.gene("GENE3", "measured")) and np.isnan(counts[:, 1]).all()
 
 
 def test_levels_are_chosen_for_what_is_asked(slide):

@@ -5,8 +5,6 @@ Pictures go to TARIO_SCREENSHOTS, where it is set.
 
 import contextlib
 import os
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,29 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
+from find_chromium import chromium
 from made_slides import write_pyramid
 from tiny_tissue import tiny_section
 
 from tario_jax.predict.map_store import MapStore
-from tario_jax.predict.slide_job import Asked, predict_slide
+from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
 from tario_jax.serve.server import bind
 from tario_jax.view.app import make_app
 from tario_jax.view.shown import Shown
 
-HERE = Path(__file__).parent
 SIZE = {"width": 1280, "height": 800}
-
-
-def chromium() -> str:
-    """Where it is; installs it where that can be done. Skips the test where it cannot."""
-    if found := shutil.which("chromium"):
-        return found
-    if os.geteuid() or not shutil.which("apt-get"):
-        pytest.skip("Chromium is not here, and only root can install it by apt-get")
-    done = subprocess.run([HERE / "install_chromium.sh"], capture_output=True, text=True, check=False, timeout=600)
-    if done.returncode:
-        pytest.skip(f"Chromium cannot be installed: {' '.join(done.stderr.split())[-200:]}")
-    return done.stdout.split()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +60,10 @@ def address(store) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not here; pip install playwright")
-    program = chromium()
+    try:
+        program = chromium()
+    except RuntimeError as error:
+        pytest.skip(str(error))
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
@@ -148,7 +137,9 @@ def test_panes_keep_in_step_and_follow_the_mouse(page, address, store):
     assert page.locator(".pane").count() == 3
     box = page.locator("[data-pane=rates]").bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.wait_for_timeout(300)
     before = views(page)
+    assert np.ptp(before, 0).max() < 0.5
     page.mouse.move(*middle)
     page.mouse.wheel(0, -600)
     page.mouse.down()
@@ -238,6 +229,24 @@ def test_it_can_be_used_without_a_mouse(page, address):
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.click("#theme")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+
+
+def test_what_was_measured_stands_beside_what_is_predicted(browser, predictor, tiny_corpus, tmp_path):
+    out = tmp_path / "F1.maps"
+    found = predict_measured(predictor, tiny_corpus, "F1", out, Asked(everywhere=True, tissue="virtual"), say=str)
+    with served([out]) as address:
+        page = browser.new_page(viewport=SIZE)
+        opened(page, address, "#name=GENE4&panes=he.measured.rates")
+        shows(page, "gene:GENE4")
+        assert page.locator(".pane").count() == 3
+        row_N, column_N = (np.floor(at / 18).astype(int) for at in (found.y_um_N, found.x_um_N))
+        none_N = found.gene("GENE4", "measured") == 0
+        dark = painted(page, "measured")[row_N[none_N], column_N[none_N]]
+        assert none_N.any() and (dark == dark[0]).all()  # no detection: the darkest colour of the one scale
+        page.wait_for_timeout(300)
+        assert np.ptp(views(page), 0).max() < 0.5  # from the start
+        picture(page, "view_measured")
+        page.close()
 
 
 def test_an_error_is_shown(page, address):

@@ -18,6 +18,7 @@ export class Panes {
     const view = this.view();
     for (const pane of this.panes.values()) pane.viewer.destroy();
     this.panes.clear();
+    this.leader = null;
     this.element.replaceChildren();
     this.number = number;
     this.slide = slide;
@@ -60,7 +61,8 @@ export class Panes {
     const pane = { name, box, viewer, svg, map: null };
     this.panes.set(name, pane);
     viewer.addHandler("viewport-change", () => this.#follow(pane));
-    viewer.addHandler("open", () => { this.#place(pane); this.#outline(); if (this.pending) this.look(this.pending); });
+    viewer.addHandler("open", () => { this.#place(pane); this.#outline(); this.#begin(); });
+    viewer.addHandler("resize", () => (this.leader ? this.#follow(this.leader) : this.#begin()));
     for (const event of ["animation", "resize", "viewport-change"]) viewer.addHandler(event, () => this.#outline());
     for (const event of ["pointerenter", "pointerdown", "wheel", "keydown", "touchstart"]) {
       place.addEventListener(event, () => (this.leader = pane), { capture: true, passive: true });
@@ -68,6 +70,15 @@ export class Panes {
     place.addEventListener("pointermove", (event) => this.pointed(this.#um(pane, event), name));
     place.addEventListener("pointerleave", () => this.pointed(null, name));
     this.#drawing(pane);
+  }
+
+  /** All look where they should once all are open, or have another size: each would choose a view of its own. */
+  #begin() {
+    const panes = [...this.panes.values()];
+    if (!panes.every((pane) => pane.viewer.world?.getItemCount())) return;
+    clearTimeout(this.beginning);
+    const view = this.pending ?? this.#viewOf(panes[0]);
+    this.beginning = setTimeout(() => this.look(view), 60);
   }
 
   /** The others look where this one does. */
@@ -99,7 +110,7 @@ export class Panes {
   look({ x, y, zoom }) {
     this.pending = { x, y, zoom };
     const panes = [...this.panes.values()];
-    if (!panes.every((pane) => pane.viewer.world.getItemCount())) return;
+    if (!panes.every((pane) => pane.viewer.world?.getItemCount())) return;
     const scale = this.slide.he_um_per_px;
     for (const { viewer: { viewport } } of panes) {
       viewport.zoomTo(zoom, null, true);
