@@ -1,4 +1,4 @@
-"""What is written of the claims: docs/claims.json, docs/claims.md, and the figures that stand in README and docs.
+"""What is written of the claims: docs/claims.json, docs/claims.md, and the figures that stand in READMEs and docs.
 
 A figure stands in a page between `<!--claim:group/name-->` and `<!--/claim-->`; the text between them is rewritten from
 docs/claims.json, so no page holds a number that no command gave.
@@ -80,7 +80,7 @@ def _place(key: str) -> tuple[int, str]:
 
 
 def write_pages(root: Path, claims: list[Claim], records: dict[str, Record]) -> list[Path]:
-    """Writes docs/claims.md and every marked figure of README.md and docs; returns the pages that changed."""
+    """Writes docs/claims.md and every marked figure of the READMEs and docs; returns the pages that changed."""
     wanted = {root / "docs" / "claims.md": claims_page(records)}
     wanted |= {path: filled(path, claims, records) for path in pages(root)}
     changed = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
@@ -90,8 +90,8 @@ def write_pages(root: Path, claims: list[Claim], records: dict[str, Record]) -> 
 
 
 def pages(root: Path) -> list[Path]:
-    """README.md and the pages of docs, but for the generated one."""
-    found = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    """README.md, that of launch, and the pages of docs, but for the generated one."""
+    found = [root / "README.md", root / "launch" / "README.md", *sorted((root / "docs").rglob("*.md"))]
     return [path for path in found if path.exists() and path != root / "docs" / "claims.md"]
 
 
