@@ -19,7 +19,7 @@ Axes: G genes, S slots, N bins, n bins of a run.
 import dataclasses
 import errno
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class MapWriter:
         }
 
     def write(self, run: int, values: dict[str, np.ndarray]) -> None:
-        """values: by array, float32 [n, G] of the bins of a run. Raises `InputError` where the disk is full."""
+        """values: by array, float32 [n, G] of the bins of a run. Raises `OSError` where the disk is full."""
         start, end = (int(self.slots.start[at]) for at in (run, run + 1))
         for name, values_nxG in values.items():
             for first in range(0, len(self._panel), GENES_WRITTEN):  # a shard each, written whole
@@ -196,11 +196,6 @@ class MapStore:
         """Float32 [n, g] of the bins of a run."""
         _, slots = self.slots.run(number)
         return _result(self._arrays[array][genes, slots].read(), self.folder).T
-
-    def runs(self, array: str = "rates") -> Iterator[tuple[slice, np.ndarray]]:
-        """Bins of each run and their values: as much as fits the memory at once."""
-        for number in range(len(self.slots)):
-            yield self.slots.run(number)[0], self.run(number, array)
 
     def gene_maps(self, symbols: Sequence[str] | None = None) -> GeneMaps:
         """In memory: of some genes, or all of them."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid
+from tario_jax.corpus.read import Section
 from tario_jax.corpus.resample import crop_and_resample
 from tario_jax.sources.slide import full_um_per_px
 from tario_jax.sources.slide_files import SlideFile, opened_slide
@@ -22,20 +23,21 @@ _FINER = 1.8  # px that are read for one that is asked, along a side: a level's 
 class SlideSection:
     """What a `Predictor` needs of a section, from an open slide.
 
-    um_per_px: of its finest level. changed: what becomes of each block of pixels once it is read, uint8 to uint8.
+    um_per_px: of its finest level. changed: what becomes of each block of pixels once it is read, uint8 to uint8; to be
+    set before a window is read.
     """
 
     spots = None
     he_origin_px = (0.0, 0.0)
 
-    def __init__(self, file: SlideFile, um_per_px: float, *, genes: int, kept_bytes: int = KEPT_BYTES):
+    def __init__(self, file: SlideFile, um_per_px: float, *, genes: int):
         self.file, self.id = file, file.path.name
         self.he_um_per_px = self.he_full_um_per_px = um_per_px
         self.height_um, self.width_um = (size * um_per_px for size in file.levels[0].shape[:2])
         self.measured_gene_G = np.ones(genes, bool)
         self.changed: Callable[[np.ndarray], np.ndarray] | None = None
         self._blocks: collections.OrderedDict[tuple[float, int, int], np.ndarray] = collections.OrderedDict()
-        self._kept, self._lock = max(4, kept_bytes // (BLOCK_PX**2 * 3)), threading.Lock()
+        self._kept, self._lock = max(4, KEPT_BYTES // (BLOCK_PX**2 * 3)), threading.Lock()
 
     def holds(self, name: str) -> bool:
         return name == "he"
@@ -106,3 +108,9 @@ def opened_section(path: Path, um_per_px: float | None, *, genes: int, force: bo
         for note in (*file.notes, *notes):
             say(f"{path}: {note}")
         yield SlideSection(file, scale, genes=genes)
+
+
+def section_as_slide(section: Section, *, genes: int) -> SlideSection:
+    """A section of a corpus, read as a slide is. Raises `InputError` where it has no H&E."""
+    file = SlideFile(Path(section.id), (section.he_blocks(),), (section.he_um_per_px,) * 2)
+    return SlideSection(file, section.he_um_per_px, genes=genes)

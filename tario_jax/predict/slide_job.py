@@ -27,12 +27,11 @@ from tario_jax.predict.maps import ONE_SHOT, VIRTUAL_BANNER
 from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.outside import look_at, warnings
 from tario_jax.predict.predictor import Predictor
-from tario_jax.predict.slide import SlideSection, opened_section
+from tario_jax.predict.slide import SlideSection, opened_section, section_as_slide
 from tario_jax.predict.slide_plan import SlidePlan, TissueCover
 from tario_jax.predict.spool import Spool
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 from tario_jax.predict.tissue_mask import TissueMask, find_tissue
-from tario_jax.sources.slide_files import SlideFile
 from tario_jax.train.whole_file import write_whole
 
 _BATCH_BYTES = 256 << 20  # of the rates of a batch
@@ -98,8 +97,7 @@ def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path,
     if held.spots is not None:
         raise InputError(f"{name}: is measured in spots, which lie on no grid of bins; write AnnData (--out=NAME.h5ad)")
     predictor.refuse_tissue(name, asked.tissue)
-    file = SlideFile(Path(name), (held.he_blocks(),), (held.he_um_per_px,) * 2)
-    section = SlideSection(file, held.he_um_per_px, genes=len(predictor.panel))
+    section = section_as_slide(held, genes=len(predictor.panel))
     root = corpus.root if corpus.root.local is None else corpus.root.local.resolve()
     place = {"corpus": str(root), "section": name}
     identity = _identity(predictor, section, asked) | {"corpus_seal": corpus.seal}

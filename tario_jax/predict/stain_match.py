@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from skimage.color import hed_from_rgb, rgb_from_hed
+from skimage.color import rgb_from_hed
 
+from tario_jax.model.stain import STAINS_3x3
 from tario_jax.predict.slide import SlideSection, opened_section
 from tario_jax.predict.tissue_mask import TissueMask, find_tissue
 
 _OPTICAL_256 = -np.log((np.arange(256) + 1.0) / 256.0).astype(np.float32)
-_TO_STAINS_3x3, _FROM_STAINS_3x3 = (np.asarray(of, np.float32) for of in (hed_from_rgb, rgb_from_hed))
+_FROM_STAINS_3x3 = np.asarray(rgb_from_hed, np.float32)
 _LEAST_DEVIATION = 0.01
 _SQUARE_UM, _SQUARES, _PX_UM = 256.0, 64, 1.0  # that a slide's stain is measured on
 _STRETCHED = (0.5, 2.0)  # of a deviation: a nearly empty sample should not blow up noise
@@ -29,10 +30,6 @@ class StainStatistics:
     def of_pixels(cls, rgb_Nx3: np.ndarray) -> "StainStatistics":
         density_Nx3 = densities(rgb_Nx3)
         return cls(density_Nx3.mean(0, dtype=np.float64), density_Nx3.std(0, dtype=np.float64))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, list[float]]) -> "StainStatistics":
-        return cls(np.array(values["mean"]), np.array(values["deviation"]))
 
     def to_dict(self) -> dict[str, list[float]]:
         return {"mean": np.round(self.mean_3, 6).tolist(), "deviation": np.round(self.deviation_3, 6).tolist()}
@@ -67,7 +64,7 @@ def stain_of(section: SlideSection, mask: TissueMask | None) -> StainStatistics:
     fullest = np.argsort(-share, kind="stable")[: max(1, int((share > 0.5 * share.max()).sum()))]
     chosen = fullest[:: max(1, -(-len(fullest) // _SQUARES))]
     px = round(_SQUARE_UM / _PX_UM)
-    squares = [section.begin_he_window(x_um[at], y_um[at], px, _PX_UM)() for at in chosen]
+    squares = [section.read(x_um[at], y_um[at], px, _PX_UM) for at in chosen]  # kept blocks would stay as they were
     pixels_Nx3 = np.concatenate([square.reshape(-1, 3) for square in squares])
     if mask is not None:
         within = (np.arange(px) + 0.5) * _PX_UM
@@ -85,4 +82,4 @@ def stain_of_file(path: Path, um_per_px: float | None, say: Callable[[str], None
 
 def densities(rgb: np.ndarray) -> np.ndarray:
     """Uint8 [..., 3] as densities of haematoxylin, eosin and rest, float32."""
-    return _OPTICAL_256[rgb] @ _TO_STAINS_3x3
+    return _OPTICAL_256[rgb] @ STAINS_3x3

@@ -100,7 +100,8 @@ def make_app(slides: list[Shown], stack: contextlib.ExitStack, hosts: tuple[str,
     def region(number: int, asked: Region) -> dict[str, Any]:
         found = slide(number).region(np.array(asked.polygon, float))
         return found | {"symbols": list(found["symbols"]),
-                        "means": {array: mean_G.tolist() for array, mean_G in found["means"].items()}}  # fmt: skip
+                        "means": {array: [mean if np.isfinite(mean) else None for mean in mean_G.tolist()]
+                                  for array, mean_G in found["means"].items()}}  # fmt: skip
 
     @app.post("/api/slides/{number}/region.csv")
     def region_csv(number: int, asked: Region) -> Response:

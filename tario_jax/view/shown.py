@@ -18,8 +18,8 @@ from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.signatures import Signature, scores
-from tario_jax.predict.slide import SlideSection, opened_section
-from tario_jax.sources.slide_files import PLAIN, SlideFile
+from tario_jax.predict.slide import SlideSection, opened_section, section_as_slide
+from tario_jax.sources.slide_files import PLAIN
 
 TILE_PX = 512
 _QUALITY = 88  # of JPEG
@@ -43,7 +43,7 @@ class Shown:
         about, place = self.store.about, self.store.about["place"]
         try:
             if slide is None and "corpus" in place:
-                section = _of_corpus(place["corpus"], place["section"])
+                section = section_as_slide(Corpus.open(place["corpus"]).section(place["section"]), genes=1)
             else:
                 section = stack.enter_context(opened_section(slide or Path(place["slide"]), about["he_um_per_px"],
                                                              genes=1, force=True, say=say))  # fmt: skip
@@ -147,20 +147,15 @@ class Shown:
         return {"bins": len(number_n), "area_mm2": area_mm2, "symbols": self.store.panel.symbols, "means": means}
 
     def _mean(self, array: str, number_n: np.ndarray) -> np.ndarray:
-        """Float64 [G]: only the runs that hold some of these bins are read."""
-        sums_G = np.zeros(len(self.store.panel))
+        """Over those of these bins where it is known, float64 [G]; NaN: in none. Only their runs are read."""
+        sums_G, known_G = np.zeros((2, len(self.store.panel)))
         first = self.store.slots.first
         run_n = np.searchsorted(first, number_n, "right") - 1
         for run in np.unique(run_n):
-            values_nxG = self.store.run(int(run), array)
-            sums_G += np.nansum(values_nxG[number_n[run_n == run] - first[run]], 0, dtype=np.float64)
-        return sums_G / len(number_n)
-
-
-def _of_corpus(root: str, name: str) -> SlideSection:
-    section = Corpus.open(root).section(name)
-    file = SlideFile(Path(name), (section.he_blocks(),), (section.he_um_per_px,) * 2)
-    return SlideSection(file, section.he_um_per_px, genes=1)
+            values_nxG = self.store.run(int(run), array)[number_n[run_n == run] - first[run]]
+            sums_G += np.nansum(values_nxG, 0, dtype=np.float64)
+            known_G += np.isfinite(values_nxG).sum(0)
+        return sums_G / np.where(known_G > 0, known_G, np.nan)
 
 
 def region_table(region: dict[str, Any]) -> str:
@@ -168,7 +163,8 @@ def region_table(region: dict[str, Any]) -> str:
     arrays = list(region["means"])
     lines = [",".join(("symbol", *(f"mean_{array}" for array in arrays)))]
     for symbol, *values in zip(region["symbols"], *region["means"].values(), strict=True):
-        lines.append(",".join((f'"{symbol}"' if "," in symbol else symbol, *(f"{value:.8g}" for value in values))))
+        told = (f"{value:.8g}" if np.isfinite(value) else "" for value in values)
+        lines.append(",".join((f'"{symbol}"' if "," in symbol else symbol, *told)))
     return "\n".join(lines) + "\n"
 
 

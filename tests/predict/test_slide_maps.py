@@ -17,6 +17,7 @@ from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.slide import opened_section
 from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
 from tario_jax.predict.spool import Spool
+from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 
 ROUNDED = 2.0 ** -(KEPT_BITS + 1)
 EVERYWHERE = Asked(everywhere=True, tissue="virtual")
@@ -203,6 +204,19 @@ def test_a_section_has_what_was_measured_beside_it(predictor, tiny_corpus, tmp_p
     other = Panel(("GENE3", "NEW", *(f"GENE{number}" for number in (0, 1, 2))))
     counts = MeasuredBins(section, tiny_corpus.panel, other).counts(found.x_um_N, found.y_um_N, 18.0)
     assert np.array_equal(counts[:, 0], found.gene("GENE3", "measured")) and np.isnan(counts[:, 1]).all()
+
+
+def test_stains_of_a_reference_change_every_window(predictor, picture, slide, tmp_path):
+    """As the image whose every px was changed before: none of those that the stain was measured on stays as it was."""
+    wanted = StainStatistics(*predictor.training_stain)
+    wanted = StainStatistics(wanted.mean_3 * 1.5, wanted.deviation_3)
+    asked = Asked(everywhere=True, tissue="virtual", stain=wanted)
+    found = predict_slide(predictor, slide, tmp_path / "o.maps", asked, say=str)
+    with opened_section(slide, None, genes=12, say=str) as section:
+        change = StainMatch(stain_of(section, None), wanted)
+        whole = change(section.read(0.0, 0.0, 400, 1.0)[:300])
+    alone = predictor.predict(whole, 1.0, tissue="virtual")
+    assert np.abs(found.genes(np.arange(12)) / alone.rates_NxG - 1).max() < 1.1 * ROUNDED
 
 
 def test_levels_are_chosen_for_what_is_asked(slide):

@@ -14,7 +14,7 @@ from tiny_tissue import tiny_section
 
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.signatures import read_gmt, scores
-from tario_jax.predict.slide_job import Asked, predict_slide
+from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
 from tario_jax.view.app import make_app
 from tario_jax.view.shown import Shown
 
@@ -112,6 +112,31 @@ def test_a_region_is_the_mean_of_its_bins(client, store):
     for polygon, words in (([(0, 0), (1, 0), (0, 1)], "holds no bin"), ([(0, 0)], "polygon")):
         answer = client.post("/api/slides/0/region", json={"polygon": polygon})
         assert answer.status_code == 422 and words in answer.json()["reason"]
+
+
+def test_what_is_not_known_is_no_zero(predictor, tiny_corpus, tmp_path):
+    """Of measured counts the mean is over bins that were measured; a gene that was not has none."""
+    out = tmp_path / "F1.maps"
+    asked = Asked(everywhere=True, tissue="virtual")
+    found = predict_measured(predictor, tiny_corpus, "F1", out, asked, say=str)
+    with contextlib.ExitStack() as stack:
+        one = Shown(out, {}, lambda store: [], stack, str)
+        read = one.store.run
+
+        def partly(run, array="rates", genes=slice(None)):
+            values = read(run, array, genes).copy()
+            if array == "measured":
+                values[::2, 3] = np.nan
+                values[:, 5] = np.nan
+            return values
+
+        one.store.run = partly
+        polygon = [(-1.0, -1.0), (500.0, -1.0), (500.0, 500.0), (-1.0, 500.0)]
+        answer = Client(make_app([one], stack)).post("/api/slides/0/region", json={"polygon": polygon}).json()
+        table = Client(make_app([one], stack)).post("/api/slides/0/region.csv", json={"polygon": polygon}).text
+    measured = answer["means"]["measured"]
+    assert measured[3] == pytest.approx(found.gene("GENE3", "measured")[1::2].mean()) and measured[5] is None
+    assert table.splitlines()[6].endswith(",") and answer["means"]["rates"][5] > 0
 
 
 def test_what_is_not_there_is_told(client):
