@@ -22,6 +22,7 @@ EXAMPLES = """
     tario predict --workdir=runs/her2st --corpus=runs/her2st/corpus --section=C5 --out=C5.h5ad --table=C5.tsv
     tario predict --workdir=runs/her2st --slide=slide.svs --out=slide.maps
     tario predict --workdir=runs/quickstart --section=vh00000_core --out=vh00000.maps
+    tario predict --workdir=runs/quickstart --section=vh00000_core --steps=16 --uncertainty --out=drawn.maps
     tario predict --workdir=runs/her2st --image=slide.png --um-per-px=0.5 --out=slide.h5ad
     tario predict --workdir=runs/quickstart --section=vh00000_core --steps=16 --samples=8 --uncertainty --out=maps.h5ad
     tario predict --workdir=runs/quickstart --section=vh00000_core --cells --out=cells.h5ad
@@ -49,8 +50,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--order", choices=GENERATED_ORDERS, help="in which bins are written; random by default")
     steps.add_argument("--seed", type=int, help="of orders and draws; 0 by default")
     steps.add_argument("--uncertainty", action="store_true",
-                       help="layer between_sample_variance in --out: a count varies by X + this; of --slide the "
-                       "deviation between windows")  # fmt: skip
+                       help="layer between_sample_variance in --out: a count varies by X + this; in .maps the "
+                       "deviation between windows, or with --steps between samples")  # fmt: skip
     cell_flags(parser)
     slide_flags(parser)
 
@@ -88,6 +89,7 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError("--corpus: means nothing to --slide; leave it out")
         if options.slide is None and options.um_per_px is not None:
             raise InputError("--um-per-px: means nothing to --section; leave it out")
+        _check_steps(options)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         return
     if options.out is None and options.table is None:
@@ -99,10 +101,7 @@ def _check(options: argparse.Namespace) -> None:
     check_cells(options)
     for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
         path.parent.mkdir(parents=True, exist_ok=True)
-    if options.steps is None:
-        for name in ("samples", "order", "seed", "uncertainty"):
-            if getattr(options, name) not in (None, False):
-                raise InputError(f"--{name}: means nothing to one-shot prediction; add --steps=K, or leave it out")
+    _check_steps(options)
     if options.uncertainty and (options.out is None or options.samples == 1):
         raise InputError("--uncertainty: is a layer of --out=MAPS.h5ad, between two samples or more; give both")
     unused = "um_per_px" if options.section is not None else "corpus"
@@ -117,6 +116,14 @@ def _check(options: argparse.Namespace) -> None:
         if not SMALLEST_UM_PER_PX <= options.um_per_px <= LARGEST_UM_PER_PX:
             raise InputError(f"--um-per-px={options.um_per_px:g}: expected {SMALLEST_UM_PER_PX} to {LARGEST_UM_PER_PX} "
                              "µm per px, as H&E is scanned")  # fmt: skip
+
+
+def _check_steps(options: argparse.Namespace) -> None:
+    if options.steps is not None:
+        return
+    for name in ("samples", "order", "seed", *(() if writes_folder(options) else ("uncertainty",))):
+        if getattr(options, name) not in (None, False):
+            raise InputError(f"--{name}: means nothing to one-shot prediction; add --steps=K, or leave it out")
 
 
 def _maps_of_image(options: argparse.Namespace):

@@ -8,7 +8,8 @@ from pathlib import Path
 from tario_jax.cli.options import corpus_of, evaluation_of, finish, part_of, say
 from tario_jax.config import InputError
 
-_OF_OTHERS = ("table", "steps", "samples", "order", "seed", "cells", "validation")
+_OF_OTHERS = ("table", "cells")
+_SAMPLES = 8  # that a deviation is between
 SUFFIX = ".maps"
 _TELL_S = 30.0
 
@@ -48,6 +49,8 @@ def check_slide(options: argparse.Namespace) -> None:
     for name in _OF_OTHERS:
         if getattr(options, name) is not None:
             raise InputError(f"--{name}: goes with --section and --image; leave it out")
+    if options.samples is not None and not options.uncertainty:
+        raise InputError("--samples: are for --uncertainty, the deviation between them; add it, or leave --samples out")
     if options.reference_um_per_px and options.stain in (None, "training"):
         raise InputError("--reference-um-per-px: goes with --stain=IMAGE; leave it out")
 
@@ -56,6 +59,7 @@ def run_slide(options: argparse.Namespace, predictor) -> int:
     from tario_jax.corpus.read import Corpus
     from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
     from tario_jax.predict.stain_match import StainStatistics, stain_of_file
+    from tario_jax.predict.writing import Steps
 
     stain = None
     if options.stain == "training":
@@ -64,16 +68,21 @@ def run_slide(options: argparse.Namespace, predictor) -> int:
         stain = stain_of_file(Path(options.stain), options.reference_um_per_px, say)
     overlap = evaluation_of(options, predictor.provenance).overlap if options.overlap is None else options.overlap
     part, parts = options.part or (1, 1)
+    steps = None
+    if options.steps is not None:
+        samples = options.samples or (_SAMPLES if options.uncertainty else 1)
+        steps = Steps(options.steps, samples, options.order or "random", options.seed or 0)
     asked = Asked(um_per_px=options.um_per_px, bin_um=options.bin_um, overlap=overlap, everywhere=options.everywhere,
-                  stain=stain, spread=options.uncertainty, force=options.force, part=(part - 1, parts))  # fmt: skip
-    told = [time.monotonic(), -1]
+                  stain=stain, steps=steps, spread=options.uncertainty, force=options.force,
+                  part=(part - 1, parts))  # fmt: skip
+    told = [time.monotonic(), ("", -1)]
 
     def progress(done) -> None:
-        tenth = done.windows * 10 // done.of
-        if tenth > told[1] or time.monotonic() - told[0] > _TELL_S:
+        tenth = done.what, done.windows * 10 // done.of
+        if tenth != told[1] or time.monotonic() - told[0] > _TELL_S:
             told[:] = [time.monotonic(), tenth]
             left = "" if done.left_s == float("inf") else f", {done.left_s / 60:.1f} min left"
-            say(f"predict: {done.windows:,} of {done.of:,} windows, {done.bins_per_s:,.0f} bins/s{left}")
+            say(f"{done.what}: {done.windows:,} of {done.of:,} windows, {done.bins_per_s:,.0f} bins/s{left}")
 
     if options.slide is not None:
         store = predict_slide(predictor, options.slide, options.out, asked, say=say, progress=progress)

@@ -2,8 +2,9 @@
 
     NAME.maps/
       rates/            zarr3, float32 [genes, slots], expected detections per bin; sharded, compressed
-      spread/           alike, where it was asked for: deviation between the windows that hold a bin
       measured/         alike, of a section that was measured: detections per bin; NaN where nothing is known
+      spread/           alike, where it was asked for: deviation between samples, or the windows that hold a bin
+      drawn/            alike, where steps were asked for: detections of all bins as one sample drew them
       x_um, y_um/       zarr3, float64 [slots]: centres of bins in the slide's frame; NaN where a slot is empty
       bin_total/        zarr3, float64 [slots]: expected detections of all genes
       gene_mean, gene_largest/   zarr3, float64 [genes], over bins
@@ -38,6 +39,7 @@ FILE = "maps.json"
 SLOTS = 4096  # of a chunk
 GENES_READ, GENES_WRITTEN = 8, 2048  # of a chunk, of a shard
 KEPT_BITS = 12  # of the 23 of a float32's mantissa: a rate is off by 1.2e-4 of itself at most, and compresses
+ARRAYS = ("rates", "measured", "spread", "drawn")
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _BLOSC = {"name": "blosc", "configuration": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle", "typesize": 4}}
 
@@ -98,13 +100,10 @@ class Slots:
 class MapWriter:
     """Writes a store run by run; killed, it goes on with the runs that are missing."""
 
-    def __init__(self, folder: Path, panel: Panel, slots: Slots, *, spread: bool, measured: bool = False):
+    def __init__(self, folder: Path, panel: Panel, slots: Slots, more: Sequence[str] = ()):
+        """more: of ARRAYS, what is held beside the rates."""
         self.folder, self._panel, self.slots = folder, panel, slots
-        self._arrays = {
-            name: _open_values(folder / name, len(panel), slots, create=True)
-            for name, asked in (("rates", True), ("measured", measured), ("spread", spread))
-            if asked
-        }
+        self._arrays = {name: _open_values(folder / name, len(panel), slots, create=True) for name in ("rates", *more)}
 
     def write(self, run: int, values: dict[str, np.ndarray]) -> None:
         """values: by array, float32 [n, G] of the bins of a run. Raises `OSError` where the disk is full."""
@@ -115,6 +114,11 @@ class MapWriter:
                 part_gxs = np.full((genes.stop - genes.start, end - start), np.nan, np.float32)
                 part_gxs[:, : len(values_nxG)] = _rounded(values_nxG[:, genes]).T
                 _write(self._arrays[name][genes, start:end], part_gxs, self.folder)
+
+    def read(self, run: int, name: str) -> np.ndarray:
+        """What was written of a run, float32 [n, G]."""
+        _, slots = self.slots.run(run)
+        return _result(self._arrays[name][:, slots].read(), self.folder).T
 
     def finish(self, about: dict[str, Any], x_um_N: np.ndarray, y_um_N: np.ndarray, *, total_N: np.ndarray,
                mean_G: np.ndarray, largest_G: np.ndarray, validation: GeneValidation | None) -> None:  # fmt: skip
@@ -165,7 +169,7 @@ class MapStore:
     @property
     def arrays(self) -> tuple[str, ...]:
         """rates, and what else is held of each bin and gene."""
-        return tuple(sorted(self._arrays, key=("rates", "measured", "spread").index))
+        return tuple(sorted(self._arrays, key=ARRAYS.index))
 
     @property
     def has_spread(self) -> bool:
@@ -211,7 +215,8 @@ class MapStore:
 
     def _read(self, array: str, genes: Any) -> np.ndarray:
         if array not in self._arrays:
-            how = {"spread": "predict with --uncertainty", "measured": "it is of a slide that was not measured"}
+            how = {"spread": "predict with --uncertainty", "measured": "it is of a slide that was not measured",
+                   "drawn": "predict with --steps=K"}  # fmt: skip
             raise InputError(
                 f"{self.folder}: holds no {array}; {how.get(array, 'it holds ' + ', '.join(self._arrays))}"
             )

@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from skimage.io import imsave
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.model.model import Tario
+from tario_jax.predict.generate import refuse_one_shot
 from tario_jax.predict.map_store import FILE, KEPT_BITS, MapStore, MapWriter
 from tario_jax.predict.maps import ONE_SHOT, VIRTUAL_BANNER
 from tario_jax.predict.measured import MeasuredBins
@@ -29,14 +31,19 @@ from tario_jax.predict.outside import look_at, warnings
 from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.slide import SlideSection, opened_section, section_as_slide
 from tario_jax.predict.slide_plan import SlidePlan, TissueCover
+from tario_jax.predict.slide_steps import SlideSteps
 from tario_jax.predict.spool import Spool
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 from tario_jax.predict.tissue_mask import TissueMask, find_tissue
+from tario_jax.predict.writing import Steps
 from tario_jax.train.whole_file import write_whole
 
 _BATCH_BYTES = 256 << 20  # of the rates of a batch
 _READ_AHEAD = 2
-_WORK, _ASKED = "work", "asked.json"
+_RUNNING_BYTES = 2 << 30  # that a batch takes on CPUs while the model reads its H&E
+_BYTES_PER_PX = 600  # of that; measured with configs/tario2_10m.py
+_ALIKE_IN_STEPS = 4  # arrays as large as a batch's rates, while samples are drawn
+_WORK, _STEPS, _ASKED = "work", "steps", "asked.json"
 T = TypeVar("T")
 
 
@@ -45,8 +52,9 @@ class Asked:
     """What is asked of a slide.
 
     um_per_px: else what the file says; bin_um: else that of training; overlap: of neighbouring windows; everywhere: not
-    in tissue alone; stain: densities that the slide's are taken to; spread: the deviation between windows too;
-    tissue: real or virtual; force: whatever the µm per px; part: of how many processes this is which, from 0.
+    in tissue alone; stain: densities that the slide's are taken to; steps: a draw of all bins, written in steps, too;
+    spread: the deviation between windows too, or of steps that between samples; tissue: real or virtual; force:
+    whatever the µm per px; part: of how many processes this is which, from 0.
     """
 
     um_per_px: float | None = None
@@ -54,6 +62,7 @@ class Asked:
     overlap: float = 0.5
     everywhere: bool = False
     stain: StainStatistics | None = None
+    steps: Steps | None = None
     spread: bool = False
     tissue: str = "real"
     force: bool = False
@@ -64,6 +73,7 @@ class Asked:
 class Done:
     """How far a prediction is."""
 
+    what: str  # predict, or write: in steps
     windows: int
     of: int
     bins_per_s: float  # that went through the model here
@@ -77,7 +87,7 @@ def predict_slide(predictor: Predictor, path: Path, out: Path, asked: Asked, *, 
     Raises `InputError` where the slide cannot be read, has no tissue or may not be predicted, and where `out` holds
     something else; `OSError` where the disk is full: the same call continues.
     """
-    predictor.refuse_tissue(path.name, asked.tissue)
+    _refuse(predictor, path.name, asked)
     with opened_section(path, asked.um_per_px, genes=len(predictor.panel), force=asked.force, say=say) as section:
         identity = _identity(predictor, section, asked)
         if (done := _done_already(out, identity, say)) is not None:
@@ -96,7 +106,7 @@ def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path,
     held = corpus.section(name)
     if held.spots is not None:
         raise InputError(f"{name}: is measured in spots, which lie on no grid of bins; write AnnData (--out=NAME.h5ad)")
-    predictor.refuse_tissue(name, asked.tissue)
+    _refuse(predictor, name, asked)
     section = section_as_slide(held, genes=len(predictor.panel))
     root = corpus.root if corpus.root.local is None else corpus.root.local.resolve()
     place = {"corpus": str(root), "section": name}
@@ -106,6 +116,21 @@ def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path,
     _begin(out, identity)
     measured = MeasuredBins(held, corpus.panel, predictor.panel) if held.has_detections else None
     return _Work(predictor, section, out, asked, identity, say, progress, measured, place).run()
+
+
+def _refuse(predictor: Predictor, name: str, asked: Asked) -> None:
+    """Raises `InputError` for what may not be asked."""
+    predictor.refuse_tissue(name, asked.tissue)
+    if asked.steps is None:
+        return
+    if asked.steps.groups == 1:
+        raise InputError(f"{name}: one step writes nothing that another bin is predicted from; give --steps=K with a K "
+                         "other than 1, or leave it out")  # fmt: skip
+    if asked.steps.coarse:
+        raise InputError(f"{name}: larger bins are written first in sections alone; give another --order")
+    if asked.spread and asked.steps.samples < 2:
+        raise InputError(f"{name}: a deviation is between two samples or more; give --samples=2 or more")
+    refuse_one_shot(predictor, "steps")
 
 
 def _done_already(out: Path, identity: dict[str, Any], say: Callable[[str], None]) -> MapStore | None:
@@ -133,7 +158,8 @@ def _identity(predictor: Predictor, section: SlideSection, asked: Asked) -> dict
         "panel_hash": predictor.panel.hash, "checkpoint": predictor.checkpoint,
         "bin_um": asked.bin_um or predictor.provenance.bin_um, "overlap": asked.overlap,
         "everywhere": asked.everywhere, "stain": None if asked.stain is None else asked.stain.to_dict(),
-        "spread": asked.spread, "tissue": asked.tissue,
+        "spread": asked.spread, "tissue": asked.tissue, "steps": None if asked.steps is None else
+        [asked.steps.groups, asked.steps.samples, asked.steps.order, asked.steps.seed],
     }  # fmt: skip
 
 
@@ -177,15 +203,14 @@ class _Work:
         area = "" if self._mask is None else f"{self._mask.area_mm2:.1f} mm² of tissue, "
         say(f"{section.id}: {section.he_um_per_px:.3g} µm per px, {area}{len(cover):,} bins of {cover.data.bin_um:g} "
             f"µm in {len(cover.corners):,} windows")  # fmt: skip
-        self._outside = look_at(cover, self._mask, predictor.call_on, predictor.rows).outside()
+        self._outside = look_at(cover, self._mask, predictor.call_on, self._rows).outside()
         self._warnings = warnings(self._outside, section.he_um_per_px, cover.data.he_um_per_px)
         for line in self._warnings:
             say(f"{section.id}: warning: {line}")
         self._measured, self._place = measured, place or {"slide": str(section.file.path.resolve())}
-        self._writer = MapWriter(out, predictor.panel, self._plan.slots, spread=asked.spread,
-                                 measured=measured is not None)  # fmt: skip
+        more = {"measured": measured is not None, "spread": asked.spread, "drawn": asked.steps is not None}
+        self._writer = MapWriter(out, predictor.panel, self._plan.slots, [name for name in more if more[name]])
         self._spool = Spool(out / _WORK, self._plan, len(predictor.panel))
-        self._spool.drop_broken()
         self._went_through, self._began, self._told = 0, time.monotonic(), -np.inf
         self._first_done = self._windows_done()
 
@@ -207,7 +232,27 @@ class _Work:
             self._blend(run)
         if not all(self._spool.has_run(run) for run in runs):
             return None  # another process is at the last ones, and finishes
+        if self._asked.steps is not None and not self._write_in_steps(self._asked.steps):
+            return None
         return self._finish()
+
+    def _write_in_steps(self, steps: Steps) -> bool:
+        """Whether all of it is written."""
+        rows = rows_of(self._predictor, self._plan.cover, _ALIKE_IN_STEPS)
+        work = SlideSteps(self._predictor, self._plan, steps, self._out / _STEPS, self._writer, rows=rows,
+                          total_N=self._spool.sums().of_bin_N, spread=self._asked.spread)  # fmt: skip
+        began, first = time.monotonic(), work.windows_done()
+        bins_per_window = len(self._plan.cover) / work.windows
+
+        def tell() -> None:
+            now = time.monotonic()
+            if self._progress is None or now - self._told < 1.0:
+                return
+            if (done := work.windows_done()) > first:
+                self._told, rate = now, (done - first) / (now - began)
+                self._progress(Done("write", done, work.windows, rate * bins_per_window, (work.windows - done) / rate))
+
+        return work.run(self._asked.part, tell)
 
     def _predict(self, numbers: Iterable[int]) -> None:
         """Predicts batches of which something is needed, while the next are read and the last is written."""
@@ -248,7 +293,8 @@ class _Work:
     def _blend(self, run: int) -> None:
         if self._spool.is_ready(run):
             try:
-                self._spool.blend(run, self._writer, spread=self._asked.spread, measured=self._measured_of(run))
+                spread = self._asked.spread and self._asked.steps is None
+                self._spool.blend(run, self._writer, spread=spread, measured=self._measured_of(run))
             except FileNotFoundError:  # another process blended it meanwhile, and let its windows go
                 if not self._spool.has_run(run):
                     raise
@@ -270,7 +316,7 @@ class _Work:
         done, of, seconds = self._windows_done(), len(self._plan.cover.corners), now - self._began
         self._told = now
         rate = (done - self._first_done) / seconds  # of all processes
-        self._progress(Done(done, of, self._went_through / seconds, (of - done) / rate if rate else np.inf))
+        self._progress(Done("predict", done, of, self._went_through / seconds, (of - done) / rate if rate else np.inf))
 
     def _finish(self) -> MapStore:
         cover, section = self._plan.cover, self._section
@@ -283,7 +329,9 @@ class _Work:
             "panel_hash": self._predictor.panel.hash,
             "trained_on": self._predictor.trained_on, "tissue": self._asked.tissue,
             "banner": VIRTUAL_BANNER if virtual else "", "unit": "expected detections per bin",
-            "decoding": ONE_SHOT, "bin_um": cover.data.bin_um, "bins": len(cover),
+            "decoding": ONE_SHOT if self._asked.steps is None else f"{ONE_SHOT}; drawn in {self._asked.steps}",
+            "spread": None if not self._asked.spread else "windows" if self._asked.steps is None else "samples",
+            "bin_um": cover.data.bin_um, "bins": len(cover),
             "window_um": cover.data.window_um, "windows": len(cover.corners), "overlap": self._asked.overlap,
             "checkpoint": self._predictor.checkpoint, "model": self._predictor.provenance.config.name,
             "mantissa_bits": KEPT_BITS, "tissue_mm2": None if self._mask is None else self._mask.area_mm2,
@@ -296,6 +344,7 @@ class _Work:
                             mean_G=sums.of_gene_G / len(cover), largest_G=sums.largest_G,
                             validation=self._predictor.validation)  # fmt: skip
         self._spool.clear()
+        shutil.rmtree(self._out / _STEPS, ignore_errors=True)
         (self._out / _ASKED).unlink(missing_ok=True)
         return MapStore(self._out)
 
@@ -313,11 +362,16 @@ def ahead(items: Iterator[T], number: int) -> Iterator[T]:
                 one.cancel()
 
 
-def rows_of(predictor: Predictor, cover: TissueCover) -> int:
-    """Of a batch: those of training, or fewer where their rates would take much memory."""
-    a_row = cover.layout.tiles * cover.layout.bins_per_tile * cover.layout.genes_padded * 4
-    parts = predictor.parts
-    return max(parts, min(predictor.rows, _BATCH_BYTES // a_row // parts * parts))
+def rows_of(predictor: Predictor, cover: TissueCover, alike: int = 1) -> int:
+    """Of a batch: those of training, or fewer where they would take much memory.
+
+    alike: arrays as large as the rates that are held at once.
+    """
+    a_row = cover.layout.tiles * cover.layout.bins_per_tile * cover.layout.genes_padded * 4 * alike
+    parts, rows = predictor.parts, min(predictor.rows, _BATCH_BYTES // a_row)
+    if jax.default_backend() == "cpu":  # another device's memory held training, which takes more
+        rows = min(rows, int(_RUNNING_BYTES / _BYTES_PER_PX / (cover.data.window_um / cover.data.he_um_per_px) ** 2))
+    return max(parts, rows // parts * parts)
 
 
 def _write_pictures(out: Path, mask: TissueMask | None) -> None:

@@ -39,6 +39,7 @@ class Spool:
         self._folder, self._plan, self._genes = folder, plan, genes
         for name in ("windows", "runs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        drop_broken(folder)
 
     def has_run(self, run: int) -> bool:
         return self._run(run).exists()
@@ -54,7 +55,7 @@ class Spool:
         """rates: of the bin slots of the window, and of genes with their padding."""
         order_n = np.argsort(placed.number_n)
         rates_nxG = rates_QxG[placed.slot_n[order_n], : self._genes]
-        _save(self._window(window), number=placed.number_n[order_n], weight=placed.weight_n[order_n], rates=rates_nxG)
+        save(self._window(window), number=placed.number_n[order_n], weight=placed.weight_n[order_n], rates=rates_nxG)
 
     def is_ready(self, run: int) -> bool:
         """Whether it can be blended: it is not yet, and all windows that it takes are there."""
@@ -83,7 +84,7 @@ class Spool:
         if measured is not None:
             values["measured"] = measured
         writer.write(run, values)
-        _save(self._run(run), of_gene=mean_nxG.sum(0, dtype=np.float64), largest=mean_nxG.max(0),
+        save(self._run(run), of_gene=mean_nxG.sum(0, dtype=np.float64), largest=mean_nxG.max(0),
               of_bin=mean_nxG.sum(1, dtype=np.float64))  # fmt: skip
         for window in self._plan.windows_of_run[run]:
             if all(self.has_run(other) for other in self._plan.runs_of_window[window]):
@@ -112,15 +113,6 @@ class Spool:
         """Removes what is not needed any more; another process may be about to write into it, and fails then."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def drop_broken(self) -> None:
-        """Removes files that a crash of the machine left unreadable."""
-        for path in [*(self._folder / "windows").glob("*.npz"), *(self._folder / "runs").glob("*.npz")]:
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    archive.infolist()
-            except (zipfile.BadZipFile, OSError):
-                path.unlink(missing_ok=True)
-
     def _window(self, number: int) -> Path:
         return self._folder / "windows" / f"{number}.npz"
 
@@ -128,7 +120,17 @@ class Spool:
         return self._folder / "runs" / f"{number}.npz"
 
 
-def _save(path: Path, **arrays: np.ndarray) -> None:
+def drop_broken(folder: Path) -> None:
+    """Removes files that a crash of the machine left unreadable."""
+    for path in folder.glob("*/*.npz"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.infolist()
+        except (zipfile.BadZipFile, OSError):
+            path.unlink(missing_ok=True)
+
+
+def save(path: Path, **arrays: np.ndarray) -> None:
     """By one rename. Raises `OSError` that names the file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

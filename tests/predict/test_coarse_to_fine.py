@@ -10,7 +10,7 @@ from refusals import refused
 from tiny_tissue import PANEL
 
 from tario_jax.evaluate.decoding.section import even_shares, read_truth
-from tario_jax.predict import generate
+from tario_jax.predict import writing
 from tario_jax.predict.condition import Condition, predict_given
 from tario_jax.predict.generate import Steps, generate_section
 from tario_jax.predict.tissue import ImageSection
@@ -56,14 +56,14 @@ def test_an_even_share_is_that_of_the_larger_bin(reader, tiny_corpus, section):
 
 
 def test_larger_bins_are_drawn_first_and_once(reader, section, monkeypatch):
-    orders, kept = [], generate.add_samples
+    orders, kept = [], writing.add_samples
 
     def seen(model, batch, begun, window_R, order, chosen_g, sums):
         jax.debug.callback(lambda *parts: orders.append(parts), batch.bin_size_um_BxTxN[window_R], order.before_Bxm,
                            order.slot_KxBxn)  # fmt: skip
         return kept(model, batch, begun, window_R, order, chosen_g, sums)
 
-    monkeypatch.setattr(generate, "add_samples", seen)
+    monkeypatch.setattr(writing, "add_samples", seen)
     steps = Steps(2, samples=1, order="resolutions")
     maps, samples = generate_section(reader, section, steps, tissue="virtual", genes=ALL)
     jax.effects_barrier()

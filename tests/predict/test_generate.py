@@ -13,7 +13,7 @@ from tiny_tissue import PANEL
 import tario_jax
 from tario_jax.model.generation import Order, begin, write_groups
 from tario_jax.model.model import Tario
-from tario_jax.predict import generate
+from tario_jax.predict import writing
 from tario_jax.predict.generate import Steps, generate_section
 from tario_jax.tokens.batch import tokenise
 from tario_jax.tokens.capacity import corpus_layout
@@ -139,13 +139,13 @@ def test_samples_are_what_the_mean_and_the_spread_are_of(reader, section, order)
 def test_a_sample_is_of_the_whole_section(reader, section, monkeypatch):
     """Windows that overlap come in turns, each bin is drawn once, and a window is handed what others have drawn."""
     orders = []
-    kept = generate.add_samples
+    kept = writing.add_samples
 
     def seen(model, batch, begun, window_R, order, chosen_g, sums):
         jax.debug.callback(lambda *parts: orders.append(parts), order.before_Bxm, order.content_Bxmxd, order.slot_KxBxn)
         return kept(model, batch, begun, window_R, order, chosen_g, sums)
 
-    monkeypatch.setattr(generate, "add_samples", seen)
+    monkeypatch.setattr(writing, "add_samples", seen)
     maps, samples = generated(reader, section, Steps(4, samples=1), genes=ALL)
     jax.effects_barrier()
     drawn = sum((slot_KxBxn >= 0).sum() for _, _, slot_KxBxn in orders)
@@ -157,13 +157,13 @@ def test_a_sample_is_of_the_whole_section(reader, section, monkeypatch):
 
 def test_a_sample_is_as_deep_as_one_shot_says(reader, section, monkeypatch):
     told = []
-    kept = generate.begin
+    kept = writing.begin
 
     def seen(model, batch):
         jax.debug.callback(lambda depth: told.append(depth), batch.log_depth_BxW)
         return kept(model, batch)
 
-    monkeypatch.setattr(generate, "begin", seen)
+    monkeypatch.setattr(writing, "begin", seen)
     alone = reader.predict_section(section, tissue="virtual")
     generated(reader, section, Steps(4, samples=1))
     jax.effects_barrier()
