@@ -12,6 +12,7 @@ EXAMPLES = """
     tario maps slide.maps --h5ad=slide.h5ad
     tario maps slide.maps --genes=EPCAM,PTPRC,COL1A1 --geojson=slide.geojson --ome-tiff=slide.ome.tif
     tario maps slide.maps --genes=EPCAM,PTPRC --thumbnails=pictures
+    tario maps slide.maps --signatures=cell-types --scores=cells.tsv
     tario maps slide.maps --signatures=hallmarks.gmt --scores=scores.parquet
 """
 GROUPS_READ = ()
@@ -21,6 +22,7 @@ _SUFFIXES = {
     "ome_tiff": (".ome.tif", ".ome.tiff"), "scores": (".parquet", ".tsv", ".csv"),
 }  # fmt: skip
 _SHOWN = 10
+_SHIPPED = "cell-types"  # among --signatures
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +36,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--ome-tiff", type=Path, metavar="FILE", help="a channel for each of --genes (.ome.tif)")
     out.add_argument("--thumbnails", type=Path, metavar="FOLDER", help="a picture for each of --genes")
     sets = parser.add_argument_group("gene sets")
-    sets.add_argument("--signatures", type=Path, metavar="FILE.gmt", help="sets to score at each bin")
+    sets.add_argument("--signatures", type=Path, metavar="FILE.gmt",
+                      help="sets to score at each bin; 'cell-types': markers that come along")  # fmt: skip
     sets.add_argument("--scores", type=Path, metavar="FILE", help="bin × set (.parquet, .tsv, .csv)")
 
 
@@ -100,10 +103,10 @@ def _described(store) -> dict:
 def _scored(store, options: argparse.Namespace) -> dict:
     import pyarrow as pa
 
-    from tario_jax.predict.signatures import read_gmt, scores
+    from tario_jax.predict.signatures import CELL_TYPES, read_gmt, scores
     from tario_jax.predict.table_file import write_table
 
-    signatures = read_gmt(options.signatures, store.panel)
+    signatures = read_gmt(CELL_TYPES if str(options.signatures) == _SHIPPED else options.signatures, store.panel)
     for one in signatures:
         if one.missing:
             say(f"{one.name}: {len(one.missing)} of its {len(one.missing) + len(one.positions)} genes are not in the "

@@ -9,6 +9,7 @@ from tario_jax.config import InputError
 from tario_jax.panel import Panel
 from tario_jax.predict.map_store import MapStore
 
+CELL_TYPES = Path(__file__).with_name("cell_types.gmt")  # markers, each set with its source
 _PER = 1e4  # detections, to which a bin's rates are scaled before their logarithm
 _LEAST_DEVIATION = 1e-6
 
@@ -20,6 +21,7 @@ class Signature:
     name: str
     positions: np.ndarray  # in the panel
     missing: tuple[str, ...] = ()  # that the panel has not
+    kind: str = "gene set"  # or cell type
 
 
 def read_gmt(path: Path, panel: Panel) -> list[Signature]:
@@ -55,6 +57,16 @@ def read_gmt(path: Path, panel: Panel) -> list[Signature]:
         raise InputError(f"{path}: none of its genes is among the {len(panel)} of the maps; expected symbols as "
                          f"{', '.join(panel.symbols[:3])}")  # fmt: skip
     return list(found.values())
+
+
+def cell_types(panel: Panel) -> list[Signature]:
+    """Markers of cell types of which the panel has some. Their scores say where a type is more than elsewhere on the
+    slide, not how many of its cells there are."""
+    markers = {symbol for line in CELL_TYPES.read_text().splitlines() for symbol in line.split("\t")[2:]}
+    if not markers & set(panel.symbols):
+        return []
+    found = [one for one in read_gmt(CELL_TYPES, panel) if len(one.positions)]
+    return [dataclasses.replace(one, kind="cell type") for one in found]
 
 
 def scores(store: MapStore, signatures: list[Signature]) -> np.ndarray:

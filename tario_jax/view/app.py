@@ -92,6 +92,10 @@ def make_app(slides: list[Shown], stack: contextlib.ExitStack, hosts: tuple[str,
     def values(number: int, array: str, name: Annotated[str, Query(min_length=1)]) -> Response:
         return Response(slide(number).values(array, name), media_type=_BINARY, headers=_KEPT)
 
+    @app.get("/api/slides/{number}/strongest")
+    def strongest(number: int) -> Response:
+        return Response(slide(number).strongest(), media_type=_BINARY, headers=_KEPT)
+
     @app.get("/api/slides/{number}/tiles/{level}/{column}/{row}.jpg")
     def tile(number: int, level: int, column: int, row: int) -> Response:
         return Response(slide(number).tile(level, column, row), media_type="image/jpeg", headers=_KEPT)

@@ -17,7 +17,7 @@ from skimage.measure import points_in_poly
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.predict.map_store import MapStore
-from tario_jax.predict.signatures import Signature, scores
+from tario_jax.predict.signatures import Signature, cell_types, scores
 from tario_jax.predict.slide import SlideSection, opened_section, section_as_slide
 from tario_jax.sources.slide_files import PLAIN
 
@@ -32,9 +32,11 @@ class Shown:
                  stack: contextlib.ExitStack, say: Callable[[str], None] = print):  # fmt: skip
         """at: by their names, slides that lie elsewhere now. Raises `InputError` where the maps cannot be read."""
         self.store = MapStore(folder)
-        self.signatures = signatures(self.store)
+        asked = signatures(self.store)
+        self.signatures = [one for one in cell_types(self.store.panel) if one.name not in {set_.name for set_ in asked}]
+        self.signatures += asked
         self._scores: np.ndarray | None = None
-        self._lock = threading.Lock()
+        self._lock, self._scoring = threading.Lock(), threading.Lock()
         self.section, self.missing = self._opened(at.get(self.name), stack, say)
 
     def _opened(self, slide: Path | None, stack: contextlib.ExitStack,
@@ -74,7 +76,8 @@ class Shown:
         return {name: about[name] for name in kept} | {
             "name": self.name, "bins": len(self.store), "genes": len(self.store.panel), "top_level": self.top_level,
             "tile_px": TILE_PX, "arrays": list(self.store.arrays), "he": self.section is not None,
-            "he_missing": self.missing, "signatures": [one.name for one in self.signatures],
+            "he_missing": self.missing, "spread_between": about.get("spread"),
+            "signatures": [{"name": one.name, "kind": one.kind} for one in self.signatures],
             "cohorts": [] if validation is None else [
                 {"name": cohort, "patients": int(patients)}
                 for cohort, patients in zip(validation.cohorts, validation.patients_C, strict=True)],
@@ -107,10 +110,24 @@ class Shown:
         names = [one.name for one in self.signatures]
         if name not in names:
             raise InputError(f"{name!r}: no such gene set; expected one of {', '.join(names) or 'none: --signatures'}")
-        with self._lock:
+        return self._scores_NxS()[:, names.index(name)]
+
+    def _scores_NxS(self) -> np.ndarray:
+        with self._scoring:  # once, however many ask
             if self._scores is None:
                 self._scores = scores(self.store, self.signatures)
-        return self._scores[:, names.index(name)]
+        return self._scores
+
+    def strongest(self) -> bytes:
+        """Of each bin the cell type of the highest score, by its place among the signatures, 255 where there is none:
+        uint8 [N]; then that score, float32 [N]."""
+        of_types = [number for number, one in enumerate(self.signatures) if one.kind == "cell type"]
+        if not of_types:
+            return np.full(len(self.store), 255, np.uint8).tobytes() + np.zeros(len(self.store), "<f4").tobytes()
+        score_NxS = self._scores_NxS()[:, of_types]
+        number_N = score_NxS.argmax(1)
+        score_N = np.take_along_axis(score_NxS, number_N[:, None], 1)[:, 0]
+        return np.array(of_types, np.uint8)[number_N].tobytes() + score_N.astype("<f4").tobytes()
 
     def tile(self, level: int, column: int, row: int) -> bytes:
         """A tile of the H&E as JPEG. Raises `InputError` where there is none."""
@@ -144,7 +161,10 @@ class Shown:
             raise InputError("the region holds no bin; draw it over tissue")
         means = {array: self._mean(array, number_n) for array in self.store.arrays}
         area_mm2 = len(number_n) * (self.store.bin_um / 1e3) ** 2
-        return {"bins": len(number_n), "area_mm2": area_mm2, "symbols": self.store.panel.symbols, "means": means}
+        scored = self._scores_NxS()[number_n].mean(0, dtype=np.float64) if self.signatures else ()
+        return {"bins": len(number_n), "area_mm2": area_mm2, "symbols": self.store.panel.symbols, "means": means,
+                "scores": {one.name: float(score) for one, score in zip(self.signatures, scored, strict=True)
+                           if np.isfinite(score)}}  # fmt: skip
 
     def _mean(self, array: str, number_n: np.ndarray) -> np.ndarray:
         """Over those of these bins where it is known, float64 [G]; NaN: in none. Only their runs are read."""

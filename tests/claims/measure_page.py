@@ -56,7 +56,7 @@ def write_maps(folder: Path):
     level_G = rng.normal(-3, 1.5, len(panel)).astype(np.float32)
     slots = Slots.of_rows(row_N)
     folder.mkdir(parents=True)
-    writer = MapWriter(folder, panel, slots, spread=False)
+    writer = MapWriter(folder, panel, slots)
     sum_G, largest_G, total_N = np.zeros(len(panel)), np.zeros(len(panel)), np.zeros(len(row_N))
     for run in range(len(slots)):
         bins, _ = slots.run(run)

@@ -50,7 +50,8 @@ def test_they_are_those_of_the_section_in_memory(reader, slide, maps):
     assert "drawn in 4 steps, random order, 3 samples" in maps.about["decoding"]
     np.testing.assert_allclose(maps.genes(ALL), of_section.rates_NxG, rtol=1.1 * 2.0 ** -(KEPT_BITS + 1))
     np.testing.assert_array_equal(maps.genes(ALL, "drawn"), samples.counts_SxNxg[0])
-    apart, expected = maps.genes(ALL, "spread") / maps.genes(ALL), np.sqrt(of_section.between_NxG) / of_section.rates_NxG
+    apart = maps.genes(ALL, "spread") / maps.genes(ALL)
+    expected = np.sqrt(of_section.between_NxG) / of_section.rates_NxG
     np.testing.assert_allclose(apart, expected, rtol=2e-3, atol=1e-3)
     assert expected.max() > 0.02 and samples.counts_SxNxg[0].sum() > 100
 

@@ -7,6 +7,7 @@ import io
 import httpx
 import numpy as np
 import pytest
+from made_maps import write_made_maps
 from made_slides import write_pyramid
 from PIL import Image
 from refusals import refused
@@ -68,7 +69,11 @@ def floats(answer) -> np.ndarray:
 def test_values_are_those_of_the_store(client, store):
     (slide,) = client.get("/api/slides").json()
     assert (slide["bins"], slide["genes"], slide["arrays"]) == (len(store), 12, ["rates"])
-    assert slide["he"] and slide["signatures"] == ["dark"] and slide["slide_px"] == [800, 600]
+    assert (
+        slide["he"]
+        and slide["signatures"] == [{"name": "dark", "kind": "gene set"}]
+        and slide["slide_px"] == [800, 600]
+    )
     assert np.array_equal(floats(client.get("/api/slides/0/values/rates?name=GENE5")), store.gene("GENE5"))
     places = floats(client.get("/api/slides/0/places")).reshape(2, -1)
     assert np.allclose(places, [store.x_um_N, store.y_um_N])
@@ -137,6 +142,34 @@ def test_what_is_not_known_is_no_zero(predictor, tiny_corpus, tmp_path):
     measured = answer["means"]["measured"]
     assert measured[3] == pytest.approx(found.gene("GENE3", "measured")[1::2].mean()) and measured[5] is None
     assert table.splitlines()[6].endswith(",") and answer["means"]["rates"][5] > 0
+
+
+def test_cell_types_and_cohorts(tmp_path):
+    """Markers that come along find the halves of a made slide; a user's set of the same name takes its place."""
+    store = write_made_maps(tmp_path / "made.maps")
+    (tmp_path / "sets.gmt").write_text("Fibroblasts\town\tACTB\nunknown\tnone\tTNF\n")
+    left_N = store.x_um_N < 360
+    with contextlib.ExitStack() as stack:
+        client = Client(make_app([Shown(store.folder, {}, lambda store: [], stack, str)], stack))
+        slide = client.get("/api/slides").json()[0]
+        names = [one["name"] for one in slide["signatures"]]
+        assert names == ["Epithelium", "Fibroblasts"] and {one["kind"] for one in slide["signatures"]} == {"cell type"}
+        assert [cohort["name"] for cohort in slide["cohorts"]] == ["all", "BRCA", "LUAD"]
+        found = client.get("/api/slides/0/strongest").content
+        types, scores_N = np.frombuffer(found[: len(store)], np.uint8), np.frombuffer(found[len(store) :], "<f4")
+        assert np.array_equal(types, np.where(left_N, 0, 1)) and (scores_N > 0).all()
+        of_genes = client.get("/api/slides/0/genes").json()["cohorts"]
+        assert of_genes["all"]["validated"] == [1, 0, 0, 1, 0, 0, 0, 0]
+        assert of_genes["LUAD"]["validated"] == [1, 0, 0, 1, 1, 0, 0, 0]
+        region = client.post("/api/slides/0/region", json={"polygon": [[0, 0], [180, 0], [180, 400], [0, 400]]}).json()
+        assert region["scores"]["Epithelium"] > 0.5 > -0.5 > region["scores"]["Fibroblasts"]
+        own = Shown(store.folder, {}, lambda store: read_gmt(tmp_path / "sets.gmt", store.panel), stack, str)
+        assert [(one.name, one.kind) for one in own.signatures] == [
+            ("Epithelium", "cell type"), ("Fibroblasts", "gene set"), ("unknown", "gene set")]  # fmt: skip
+        region = Client(make_app([own], stack)).post(
+            "/api/slides/0/region", json={"polygon": [[0, 0], [180, 0], [9, 400]]}
+        )
+        assert set(region.json()["scores"]) == {"Epithelium", "Fibroblasts"}  # of a set without a gene nothing is known
 
 
 def test_what_is_not_there_is_told(client):

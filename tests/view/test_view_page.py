@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import uvicorn
 from find_chromium import chromium
+from made_maps import write_made_maps
 from made_slides import write_pyramid
 from tiny_tissue import tiny_section
 
@@ -246,6 +247,52 @@ def test_what_was_measured_stands_beside_what_is_predicted(browser, predictor, t
         page.wait_for_timeout(300)
         assert np.ptp(views(page), 0).max() < 0.5  # from the start
         picture(page, "view_measured")
+        page.close()
+
+
+def test_genes_are_ranked_and_greyed_by_cohort_and_cell_types_are_told(browser, tmp_path):
+    store = write_made_maps(tmp_path / "made.maps")
+    with served([store.folder]) as address:
+        page = browser.new_page(viewport=SIZE)
+        opened(page, address, "#panes=rates")
+
+        def listed(what: str) -> list[str]:
+            return [row.get_attribute("data-name") for row in page.locator(f"#genes li{what}").all()]
+
+        assert listed(":not(.unknown)") == ["COL1A1", "EPCAM"]  # the larger excess first
+        assert set(listed("")[:2]) == {"EPCAM", "COL1A1"} and len(listed(".unknown")) == 6
+        assert "not validated" in page.locator("#genes li.unknown").first.inner_text()
+        page.select_option("#cohort", "LUAD")
+        assert listed(":not(.unknown)") == ["DCN", "COL1A1", "EPCAM"]
+        page.select_option("#cohort", "BRCA")
+        assert listed(":not(.unknown)") == ["EPCAM"]
+        assert page.locator("[data-list='gene set']").is_disabled()
+        page.click("[data-list='cell type']")
+        assert listed("") == ["Epithelium", "Fibroblasts"]
+        page.click("#genes li >> nth=1")
+        shows(page, "signature:Fibroblasts")
+        page.wait_for_selector("body[data-types='0']")
+        box = page.locator("[data-pane=rates]").bounding_box()
+        page.mouse.move(box["x"] + 0.65 * box["width"], box["y"] + 0.5 * box["height"])
+        page.wait_for_function("document.querySelector('#pointer').textContent.includes('strongest')")
+        assert "Fibroblasts score" in page.inner_text("#pointer")
+        assert "strongest cell type Fibroblasts" in page.inner_text("#pointer")
+        page.wait_for_timeout(400)  # the link follows
+        page.reload()
+        page.wait_for_selector("body[data-ready='1']")
+        shows(page, "signature:Fibroblasts")
+        assert listed("") == ["Epithelium", "Fibroblasts"] and page.input_value("#cohort") == "BRCA"
+        page.keyboard.press("r")
+        box = page.locator("[data-pane=rates]").bounding_box()
+        x, y, width, height = (box[name] for name in ("x", "y", "width", "height"))
+        page.mouse.move(x + 0.7 * width, y + 0.45 * height)
+        page.mouse.down()
+        for right, down in ((0.8, 0.45), (0.8, 0.55), (0.7, 0.55)):
+            page.mouse.move(x + right * width, y + down * height, steps=3)
+        page.mouse.up()
+        page.wait_for_selector("#selected[data-bins]")
+        assert page.locator("#selected-sets li").first.inner_text().startswith("Fibroblasts +")
+        picture(page, "view_cell_types")
         page.close()
 
 

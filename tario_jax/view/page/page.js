@@ -4,14 +4,16 @@ import { Grid, Panes } from "./panes.js";
 import { NAMES, palette } from "./palettes.js";
 
 const LISTED = 300; // genes at once: the search finds the others
-const LABELS = { he: "H&E", measured: "measured", rates: "predicted", spread: "deviation between windows" };
-const KEYS = { 1: "he", 2: "measured", 3: "rates", 4: "spread" };
+const LABELS = { he: "H&E", measured: "measured", rates: "predicted", spread: "deviation", drawn: "drawn" };
+const KEYS = { 1: "he", 2: "measured", 3: "rates", 4: "spread", 5: "drawn" };
+const SET = "signature"; // of cell types and of other gene sets, as the server calls both
+const NO_TYPE = 255;
 const $ = (id) => document.getElementById(id);
 const state = {
   slide: 0, name: "", kind: "gene", cohort: "all", sort: "skill", panes: ["he", "rates"], opacity: 0.8, high: null,
-  palette: "magma", region: null, view: null,
+  palette: "magma", region: null, view: null, list: "gene",
 };
-let slides = [], slide = null, genes = null, grid = null, order = [], active = 0, selecting = false, values = {};
+let slides = [], slide = null, genes = null, grid = null, types = null, order = [], active = 0, selecting = false, values = {};
 const loaded = new Map(); // by slide: what does not change
 
 const panes = new Panes($("panes"), { moved: remember, pointed, drawn: (corners) => select(corners) });
@@ -50,7 +52,7 @@ function remember() {
     state.view = panes.view() ?? state.view;
     const words = new URLSearchParams();
     words.set("slide", slides[state.slide]?.name ?? "");
-    for (const name of ["name", "kind", "cohort", "sort", "palette", "opacity"]) words.set(name, state[name]);
+    for (const name of ["name", "kind", "list", "cohort", "sort", "palette", "opacity"]) words.set(name, state[name]);
     words.set("panes", state.panes.join("."));
     if (state.high !== null) words.set("high", state.high);
     if (state.view) words.set("view", [state.view.x, state.view.y, state.view.zoom].map((one) => +one.toFixed(4)).join("_"));
@@ -63,7 +65,7 @@ function restore() {
   const words = new URLSearchParams(location.hash.slice(1));
   const numbered = slides.findIndex((one) => one.name === words.get("slide"));
   state.slide = Math.max(0, numbered);
-  for (const name of ["name", "kind", "cohort", "sort", "palette"]) state[name] = words.get(name) ?? state[name];
+  for (const name of ["name", "kind", "list", "cohort", "sort", "palette"]) state[name] = words.get(name) ?? state[name];
   if (!NAMES.includes(state.palette)) state.palette = "magma";
   if (words.has("opacity")) state.opacity = Math.min(1, Math.max(0, Number(words.get("opacity")) || 0));
   if (words.has("high")) state.high = Number(words.get("high")) || null;
@@ -100,7 +102,8 @@ async function open(number) {
     ]);
     loaded.set(number, { genes: of_genes, grid: new Grid(new Float32Array(places), slide.bin_um) });
   }
-  ({ genes, grid } = loaded.get(number));
+  ({ genes, grid, types } = loaded.get(number));
+  LABELS.spread = slide.spread_between ? `deviation between ${slide.spread_between}` : "deviation";
   const cohorts = slide.cohorts.map(({ name, patients }) => option(name, `${name} (${patients} patients)`));
   $("cohort").replaceChildren(...(cohorts.length ? cohorts : [option("", "not validated")]));
   if (!slide.cohorts.some(({ name }) => name === state.cohort)) state.cohort = slide.cohorts[0]?.name ?? "";
@@ -108,16 +111,37 @@ async function open(number) {
   $("cohort").disabled = !cohorts.length;
   state.panes = state.panes.filter((name) => name === "he" || slide.arrays.includes(name));
   if (!state.panes.length) state.panes = ["he", "rates"];
-  const known = state.kind === "signature" ? slide.signatures : genes.symbols;
-  if (!known.includes(state.name)) {
+  const sets = slide.signatures.map(({ name }) => name);
+  if (!(state.kind === SET ? sets : genes.symbols).includes(state.name)) {
     state.kind = "gene";
     state.name = "";
   }
   sortGenes();
   if (!state.name) state.name = genes.symbols[order[0]];
   layOut();
+  listKinds();
   list();
   await paint();
+  if (types === undefined && slide.signatures.some(({ kind }) => kind === "cell type")) guarded(readTypes)(number);
+}
+
+/** Of each bin the cell type that is strongest, for the pointer: read once a map is shown. */
+async function readTypes(number) {
+  const answer = await asked(`/api/slides/${number}/strongest`).then((found) => found.arrayBuffer());
+  const bins = slides[number].bins;
+  const found = { type: new Uint8Array(answer, 0, bins), score: new Float32Array(answer.slice(bins)) };
+  loaded.get(number).types = found;
+  if (number === state.slide) types = found;
+  document.body.dataset.types = number;
+}
+
+function listKinds() {
+  for (const button of $("lists").children) {
+    const kind = button.dataset.list;
+    button.disabled = kind !== "gene" && !slide.signatures.some((one) => one.kind === kind);
+    if (button.disabled && state.list === kind) state.list = "gene";
+  }
+  for (const button of $("lists").children) button.setAttribute("aria-pressed", button.dataset.list === state.list);
 }
 
 function layOut() {
@@ -140,9 +164,9 @@ const url = (array, name) => `/api/slides/${state.slide}/values/${array}?name=${
 async function paint() {
   const began = performance.now();
   const { name, kind } = state;
-  const arrays = kind === "signature" ? ["rates"] : state.panes.filter((pane) => pane !== "he");
+  const arrays = kind === SET ? ["rates"] : state.panes.filter((pane) => pane !== "he");
   const found = await Promise.all(arrays.map(async (array) => {
-    const answer = await asked(url(kind === "signature" ? "signature" : array, name));
+    const answer = await asked(url(kind === SET ? SET : array, name));
     return [array, new Float32Array(await answer.arrayBuffer())];
   }));
   if (name !== state.name || kind !== state.kind) return; // another one was chosen meanwhile
@@ -162,7 +186,7 @@ async function paint() {
 function scale() {
   const sorted = Float32Array.from(values.rates ?? Object.values(values)[0] ?? [0, 1]).filter((one) => !Number.isNaN(one)).sort();
   const quantile = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? 1;
-  if (state.kind === "signature") return { low: quantile(0.005), high: quantile(0.995) || 1 };
+  if (state.kind === SET) return { low: quantile(0.005), high: quantile(0.995) || 1 };
   return { low: 0, high: state.high ?? (quantile(0.995) || sorted.at(-1) || 1) };
 }
 
@@ -174,7 +198,7 @@ function legend({ low, high }, colours) {
     image.data[4 * i + 3] = 255;
   }
   context.putImageData(image, 0, 0);
-  const unit = state.kind === "signature" ? "score" : slide.unit;
+  const unit = state.kind === SET ? "score" : slide.unit;
   $("range").textContent = `${low.toPrecision(2)} to ${high.toPrecision(3)} ${unit}`;
   $("legend").setAttribute("aria-label", `Colour scale from ${$("range").textContent}`);
 }
@@ -184,8 +208,10 @@ function pointed(um) {
   const bin = grid.bin(...um);
   const where = `${um[0].toFixed(0)}, ${um[1].toFixed(0)} µm`;
   if (bin === undefined) return ($("pointer").textContent = `${where}: no bin`);
-  const told = Object.entries(values).map(([array, of]) => `${state.kind === "signature" ? "score" : LABELS[array]} ${of[bin].toPrecision(4)}`);
-  $("pointer").textContent = `${where}, bin ${bin}: ${state.name} ${told.join(", ")}`;
+  const told = Object.entries(values).map(([array, of]) => `${state.kind === SET ? "score" : LABELS[array]} ${of[bin].toPrecision(4)}`);
+  const type = types && types.type[bin] !== NO_TYPE
+    ? `; strongest cell type ${slide.signatures[types.type[bin]].name} ${types.score[bin].toFixed(2)}` : "";
+  $("pointer").textContent = `${where}, bin ${bin}: ${state.name} ${told.join(", ")}${type}`;
 }
 
 // the list
@@ -206,23 +232,26 @@ function sortGenes() {
 
 function matches() {
   const wanted = $("search").value.trim().toLowerCase();
-  const sets = slide.signatures.filter((name) => name.toLowerCase().includes(wanted)).map((name) => ({ kind: "signature", name }));
+  const sets = slide.signatures
+    .filter(({ name, kind }) => (wanted ? name.toLowerCase().includes(wanted) : kind === state.list))
+    .map(({ name, kind }) => ({ kind: SET, name, told: kind }));
   const starts = [], within = [];
-  for (const at of order) {
+  for (const at of wanted || state.list === "gene" ? order : []) {
     const name = genes.symbols[at].toLowerCase();
     if (!wanted || name.startsWith(wanted)) starts.push(at);
     else if (name.includes(wanted)) within.push(at);
   }
-  return [...sets, ...[...starts, ...within].map((at) => ({ kind: "gene", name: genes.symbols[at], at }))];
+  const [first, last] = [starts, within].map((some) => some.map((at) => ({ kind: "gene", name: genes.symbols[at], at })));
+  return [...first, ...sets, ...last];
 }
 
 function list() {
   const found = matches();
   const of = genes.cohorts[state.cohort];
   active = Math.max(0, Math.min(active, Math.min(found.length, LISTED) - 1));
-  const rows = found.slice(0, LISTED).map(({ kind, name, at }, place) => {
+  const rows = found.slice(0, LISTED).map(({ kind, name, at, told }, place) => {
     const row = document.createElement("li");
-    const validated = kind === "signature" || Boolean(of?.validated[at]);
+    const validated = kind === SET || Boolean(of?.validated[at]);
     row.id = `gene-${place}`;
     row.setAttribute("role", "option");
     row.setAttribute("aria-selected", kind === state.kind && name === state.name);
@@ -233,7 +262,7 @@ function list() {
     const figure = document.createElement("span");
     figure.className = "figure";
     const excess = of?.excess_over_density[at];
-    figure.textContent = kind === "signature" ? "gene set" : !validated ? "not validated"
+    figure.textContent = kind === SET ? told : !validated ? "not validated"
       : `r ${of.held_out_r[at]}, +${excess} over density`;
     row.append(document.createTextNode(name), figure);
     return row;
@@ -242,7 +271,8 @@ function list() {
   $("genes").setAttribute("aria-activedescendant", rows.length ? `gene-${active}` : "");
   $("search").setAttribute("aria-activedescendant", rows.length ? `gene-${active}` : "");
   const validated = of ? `, ${of.validated.reduce((sum, one) => sum + one, 0).toLocaleString()} validated in ${state.cohort}` : "";
-  $("listed").textContent = `${found.length.toLocaleString()} of ${genes.symbols.length.toLocaleString()}${validated}`;
+  const all = genes.symbols.length + slide.signatures.length;
+  $("listed").textContent = `${found.length.toLocaleString()} of ${all.toLocaleString()}${validated}`;
 }
 
 const choose = guarded(async (row) => {
@@ -273,6 +303,12 @@ const select = guarded(async (corners) => {
   $("selected-genes").replaceChildren(...highest.map(([name, mean]) => {
     const row = document.createElement("li");
     row.textContent = `${name} ${mean.toPrecision(4)}`;
+    return row;
+  }));
+  const scores = Object.entries(found.scores).sort((a, b) => b[1] - a[1]);
+  $("selected-sets").replaceChildren(...scores.map(([name, score]) => {
+    const row = document.createElement("li");
+    row.textContent = `${name} ${score >= 0 ? "+" : ""}${score.toFixed(2)}`;
     return row;
   }));
   $("selected").hidden = false;
@@ -350,6 +386,15 @@ function wire() {
       event.preventDefault();
     });
   }
+  $("lists").addEventListener("click", ({ target: { dataset } }) => {
+    if (!dataset.list) return;
+    state.list = dataset.list;
+    $("search").value = "";
+    active = 0;
+    listKinds();
+    list();
+    remember();
+  });
   $("genes").addEventListener("click", (event) => choose(event.target.closest("li")));
   document.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
