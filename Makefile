@@ -37,7 +37,7 @@ lint: $(DEV) ## ruff, its format, and the floors of the imports
 test: lint ## lint and the fast tests
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow" $(WORKERS)
 
-test-all: lint $(ALL) ## lint and every test, with the compiler for TPUs and the trackers (800 MB more)
+test-all: lint $(ALL) ## lint and every test, with the compiler for TPUs, the trackers and SpatialData (1 GB more)
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(WORKERS)
 
 claims: $(DEV) ## measure what is claimed: ONLY=group,group/name … (* allowed); LONG=1 runs the long ones too
@@ -59,8 +59,8 @@ $(DEV): pyproject.toml | $(BIN)/pip
 	@touch $(RUNTIME) $@
 
 $(ALL): $(DEV)
-	@echo "installing the compiler for TPUs and the trackers into $(VENV) (800 MB, once)"
-	@$(PIP) -e '.[tpu,track]'
+	@echo "installing the compiler for TPUs, the trackers and SpatialData into $(VENV) (1 GB, once)"
+	@$(PIP) -e '.[tpu,track,spatial,docs]'
 	@touch $@
 
 $(BIN)/pip:

@@ -3,7 +3,6 @@
 RUN: a workdir with a model of virtual tissue; DATA: the folder with slides/CMU-1-Small-Region.svs.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tario_jax.corpus.read import Corpus
 from tario_jax.predict.predictor import Predictor, load
 from tario_jax.predict.slide_job import Asked, predict_slide
 from tario_jax.sources.slide_files import opened_slide
@@ -33,8 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         result, lines = {}, []
-        for found in (same_maps(predictor, svs, folder), seams(predictor, folder), one_window(predictor, run, folder),
-                      bad_input(svs, folder)):  # fmt: skip
+        for found in (same_maps(predictor, svs, folder), seams(predictor, folder), bad_input(svs, folder)):
             lines += found.pop("lines")
             result |= found
     result["table"] = "\n".join(lines)
@@ -114,31 +111,6 @@ def seams(predictor: Predictor, folder: Path) -> dict:
         lines.append(f"the same texture under every bin, overlap {overlap:g}: total rates of neighbouring bins differ "
                      f"by at most {max(steps):.2%}, the furthest two by {spread:.2%} ({len(grid)} bins)")  # fmt: skip
     return found | {"lines": lines}
-
-
-def one_window(predictor: Predictor, run: Path, folder: Path) -> dict:
-    """The middle of one window twice as wide, beside blended windows, of tissue as the model knows it."""
-    data = predictor.provenance.config.data
-    wide = dataclasses.replace(data, window_um=2 * data.window_um)
-    config = dataclasses.replace(predictor.provenance.config, data=wide)
-    other = Predictor(dataclasses.replace(predictor.provenance, config=config), predictor._parameters,
-                      predictor._calibration, checkpoint="wide", allow_virtual_model=True)  # fmt: skip
-    section = max(Corpus.open(run / "corpus").sections, key=lambda one: one.width_um)
-    side = round(wide.window_um / section.he_um_per_px)
-    Image.fromarray(section.he()[:side, :side]).save(folder / "square.png")
-    asking = Asked(um_per_px=section.he_um_per_px, everywhere=True, tissue="virtual")
-    blended, alone = (predict_slide(of, folder / "square.png", folder / f"{name}.maps", asking, say=str)
-                      for name, of in (("blended", predictor), ("alone", other)))  # fmt: skip
-    x, y = blended.x_um_N / wide.window_um, blended.y_um_N / wide.window_um
-    inside = (abs(x - 0.5) < 0.25) & (abs(y - 0.5) < 0.25)
-    genes = np.argsort(-blended.mean_G)[:100]
-    rates = [store.genes(genes)[inside].astype(float) for store in (blended, alone)]
-    relative = np.abs(rates[0] / rates[1] - 1)
-    r = np.corrcoef(np.log(rates[0]).ravel(), np.log(rates[1]).ravel())[0, 1]
-    line = (f"blended windows beside one of {wide.window_um:g} µm, in its middle: rates of the 100 strongest genes "
-            f"differ by {np.median(relative):.1%} (median), {np.quantile(relative, 0.95):.1%} (95 %); r of their "
-            f"logarithms {r:.4f}")  # fmt: skip
-    return {"one_window_median": float(np.median(relative)), "one_window_r": float(r), "lines": [line]}
 
 
 def bad_input(svs: Path, folder: Path) -> dict:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tifffile
-from made_slides import speckled, write_pyramid
+from made_slides import halved, speckled, write_dicom, write_pyramid
 from PIL import Image
 from refusals import refused
 
@@ -145,6 +145,18 @@ def test_a_missing_openslide_is_answered_with_the_command_that_installs_it(tmp_p
     monkeypatch.delitem(sys.modules, "openslide", raising=False)
     refused(lambda: whole(tmp_path / "S1.svs"), "S1.svs", "pip install openslide-python openslide-bin")
     np.testing.assert_array_equal(whole(path), IMAGE)  # an OME-TIFF does without
+
+
+def test_a_dicom_slide_is_a_folder(tmp_path):
+    pixels = speckled(600, 800)
+    write_dicom(tmp_path / "slide", pixels, 0.25)
+    with opened_slide(tmp_path / "slide") as file:
+        assert file.um_per_px == (0.25, 0.25) and len(file.levels) == 2 and file.downsample(1) == 2
+        assert np.array_equal(file.levels[0][:600, :800], pixels)
+        assert np.array_equal(file.levels[1][:300, :400], halved(pixels))
+    (tmp_path / "slide" / "0.dcm").write_bytes((tmp_path / "slide" / "0.dcm").read_bytes()[:5000])
+    with opened_slide(tmp_path / "slide") as file:
+        refused(lambda: file.levels[0][:600, :800], str(tmp_path / "slide"), "cannot be read at row 0")
 
 
 def test_a_pyramid_of_whole_levels_has_whole_downsamples(tmp_path):

@@ -1,30 +1,18 @@
-"""The page in a browser: a gene is found and painted, panes keep in step, a region is exported, a link restores it all.
-
-Pictures go to TARIO_SCREENSHOTS, where it is set.
-"""
+"""The page in a browser: a gene is found and painted, panes keep in step, a region is exported, a link restores all."""
 
 import contextlib
-import os
-import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
-from find_chromium import chromium
 from made_maps import write_made_maps
 from made_slides import write_pyramid
+from pages import SIZE, chromium_browser, opened, served, shows
 from tiny_tissue import tiny_section
 
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
-from tario_jax.serve.server import bind
-from tario_jax.view.app import make_app
 from tario_jax.view.shown import Shown
-
-SIZE = {"width": 1280, "height": 800}
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +24,6 @@ def store(predictor, tmp_path_factory) -> MapStore:
     return predict_slide(predictor, slide, folder / "slide.maps", asked, say=str)
 
 
-@contextlib.contextmanager
-def served(folders: list[Path]) -> Iterator[str]:
-    stack = contextlib.ExitStack()
-    slides = [Shown(folder, {}, lambda store: [], stack, str) for folder in folders]
-    bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(slides, stack, ("127.0.0.1",)), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        bound.close()
-
-
 @pytest.fixture(scope="module")
 def address(store) -> Iterator[str]:
     with served([store.folder]) as address:
@@ -60,15 +32,8 @@ def address(store) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not here; pip install playwright")
-    try:
-        program = chromium()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with chromium_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -83,21 +48,6 @@ def page(browser, address):
     yield page
     context.close()
     assert not wrong
-
-
-def opened(page, address: str, link: str = "") -> None:
-    page.goto(f"{address}/{link}")
-    page.wait_for_selector("body[data-ready='1']", timeout=20_000)
-
-
-def shows(page, what: str) -> None:
-    page.wait_for_selector(f"#panes[data-shown='{what}']", timeout=20_000)
-
-
-def picture(page, name: str) -> None:
-    if folder := os.environ.get("TARIO_SCREENSHOTS"):
-        time.sleep(1.0)  # tiles fade in
-        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def painted(page, pane: str) -> np.ndarray:
@@ -129,7 +79,6 @@ def test_a_gene_is_searched_and_painted(page, address, store):
     assert page.locator("#genes li[aria-selected=true]").inner_text().startswith("GENE7")
     assert page.locator("[data-pane=he] .viewer canvas").count() and float(
         page.get_attribute("#panes", "data-shown-ms")) < 2000  # fmt: skip
-    picture(page, "view_gene")
 
 
 def test_panes_keep_in_step_and_follow_the_mouse(page, address, store):
@@ -156,7 +105,6 @@ def test_panes_keep_in_step_and_follow_the_mouse(page, address, store):
     number = int(told.partition("bin ")[2].partition(":")[0])
     value = float(told.partition("predicted ")[2].partition(",")[0])
     assert value == pytest.approx(float(store.gene("GENE3")[number]), rel=1e-3)
-    picture(page, "view_panes")
 
 
 def test_a_region_is_exported_with_the_stores_numbers(page, address, store, tmp_path):
@@ -188,7 +136,6 @@ def test_a_region_is_exported_with_the_stores_numbers(page, address, store, tmp_
     assert lines[0] == ["symbol", "mean_rates", "mean_spread"] and len(lines) == 13
     if len(inside) == bins:
         assert float(lines[4][1]) == pytest.approx(store.gene("GENE3")[inside].mean(), rel=1e-5)
-    picture(page, "view_region")
     page.reload()
     page.wait_for_selector("#selected[data-bins]")
     assert abs(int(page.get_attribute("#selected", "data-bins")) - bins) <= 2
@@ -246,7 +193,6 @@ def test_what_was_measured_stands_beside_what_is_predicted(browser, predictor, t
         assert none_N.any() and (dark == dark[0]).all()  # no detection: the darkest colour of the one scale
         page.wait_for_timeout(300)
         assert np.ptp(views(page), 0).max() < 0.5  # from the start
-        picture(page, "view_measured")
         page.close()
 
 
@@ -292,7 +238,6 @@ def test_genes_are_ranked_and_greyed_by_cohort_and_cell_types_are_told(browser, 
         page.mouse.up()
         page.wait_for_selector("#selected[data-bins]")
         assert page.locator("#selected-sets li").first.inner_text().startswith("Fibroblasts +")
-        picture(page, "view_cell_types")
         page.close()
 
 
