@@ -18,6 +18,7 @@ import tifffile
 from nbclient import NotebookClient
 
 from tario_jax.corpus.read import Corpus
+from tario_jax.predict.map_store import MapStore
 
 DOCS = Path(__file__).resolve().parent
 TARIO = Path(sys.executable).parent / "tario"
@@ -35,7 +36,6 @@ def main() -> None:
         tario("predict", f"--workdir={run}", f"--slide={slide}", f"--out={folder / 'slide.maps'}", "--uncertainty",
               "--allow-virtual-model")  # fmt: skip
         tario("predict", f"--workdir={run}", f"--section={section.id}", f"--out={folder / 'section.maps'}")
-        tario("maps", folder / "slide.maps", f"--genes={','.join(GENES)}", f"--thumbnails={folder}")
         beside(folder)
         walk = [sys.executable, "-m", "pytest", "-q", DOCS.parent / "tests" / "view" / "test_view_tour.py"]
         tour = os.pathsep.join(str(folder / name) for name in ("slide.maps", "section.maps"))
@@ -77,14 +77,20 @@ def write_slide(section, path: Path) -> None:
 
 def beside(folder: Path) -> None:
     """Overview, tissue and three genes in one picture."""
-    names = {"as it was scanned": "slide.maps/overview.jpg", "tissue that was found": "slide.maps/tissue.png"} | {
-        gene: f"{gene}.png" for gene in GENES}  # fmt: skip
-    figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 3.2))
-    for axis, (title, name) in zip(axes, names.items(), strict=True):
-        axis.imshow(plt.imread(folder / name), cmap="grey")
+    maps = MapStore(folder / "slide.maps")
+    figure, axes = plt.subplots(1, 2 + len(GENES), figsize=(15, 3.4), layout="constrained")
+    for axis, (title, name) in zip(axes, (("the slide", "overview.jpg"), ("its tissue", "tissue.png")), strict=False):
+        axis.imshow(plt.imread(maps.folder / name), cmap="grey")
         axis.set_title(title)
+    column_N, row_N = (np.floor(at / maps.bin_um).astype(int) for at in (maps.x_um_N, maps.y_um_N))
+    width_um, height_um = (px * maps.about["he_um_per_px"] for px in maps.about["slide_px"])
+    for axis, gene in zip(axes[2:], GENES, strict=True):
+        grid = np.full((int(height_um / maps.bin_um) + 1, int(width_um / maps.bin_um) + 1), np.nan)
+        grid[row_N, column_N] = maps.gene(gene)
+        figure.colorbar(axis.imshow(grid, cmap="magma"), ax=axis, shrink=0.8)
+        axis.set_title(gene)
+    for axis in axes:
         axis.axis("off")
-    figure.tight_layout()
     figure.savefig(DOCS / "slides" / "found.jpg", dpi=80, pil_kwargs={"quality": 85})
 
 

@@ -20,7 +20,8 @@ from tario_jax.predict.tissue_mask import TissueMask
 from tario_jax.tokens.batch import Batch
 
 SAMPLED = 32  # windows, evenly
-LIMIT = 1.5  # deviations of a slide's mean, of training's patches; docs/slides.md says what was measured
+LIMIT = 0.95  # in which 95 % of the sections that a model of configs/quickstart.py was trained on lie
+_NAMED = 6  # statistics of a warning that is kept
 _COARSER = 1.1  # than the model's H&E
 
 
@@ -31,11 +32,17 @@ class Look:
     shift_F: np.ndarray
     name_F: tuple[str, ...]
 
+    @property
+    def distance(self) -> float:
+        """Root mean square over statistics."""
+        return float(np.sqrt(np.mean(self.shift_F**2)))
+
     def outside(self) -> list[dict[str, object]]:
-        """Statistics beyond the limit, the furthest first."""
-        order = np.argsort(-np.abs(self.shift_F))
-        return [{"statistic": self.name_F[f], "deviations": round(float(self.shift_F[f]), 2)}
-                for f in order if abs(self.shift_F[f]) > LIMIT]  # fmt: skip
+        """Where the distance is beyond the limit, what differs most; else nothing."""
+        if self.distance <= LIMIT:
+            return []
+        order = np.argsort(-np.abs(self.shift_F))[:_NAMED]
+        return [{"statistic": self.name_F[f], "deviations": round(float(self.shift_F[f]), 2)} for f in order]
 
 
 def look_at(cover: TissueCover, mask: TissueMask | None, call: Callable, rows: int) -> Look:
@@ -63,13 +70,14 @@ def _sums(model: Tario, batch: Batch, weight_BxTxP: jax.Array) -> tuple[jax.Arra
     return (statistics * weight_BxTxP[..., None]).sum((0, 1, 2)), weight_BxTxP.sum()
 
 
-def warnings(outside: list[dict[str, object]], he_um_per_px: float, model_um_per_px: float) -> list[str]:
+def warnings(look: Look, he_um_per_px: float, model_um_per_px: float) -> list[str]:
     """A line each, for people."""
     found = []
-    if outside:
+    if outside := look.outside():
         told = ", ".join(f"{one['statistic']} {one['deviations']:+.1f}" for one in outside[:4])
-        found.append("this slide's H&E lies outside of what the model was trained on, in deviations of training "
-                     f"tissue: {told}; its maps may mean little")  # fmt: skip
+        away = f"{look.distance:.2f} deviations of training tissue away (limit {LIMIT})"
+        found.append(f"this slide's H&E lies outside of what the model was trained on, {away}, "
+                     f"most in {told}; its maps may mean little")  # fmt: skip
     if he_um_per_px > model_um_per_px * _COARSER:
         found.append(f"the slide has {he_um_per_px:.3g} µm per px and the model reads {model_um_per_px:g}: what it "
                      "learnt to see is not in the image")  # fmt: skip

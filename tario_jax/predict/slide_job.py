@@ -203,8 +203,8 @@ class _Work:
         area = "" if self._mask is None else f"{self._mask.area_mm2:.1f} mm² of tissue, "
         say(f"{section.id}: {section.he_um_per_px:.3g} µm per px, {area}{len(cover):,} bins of {cover.data.bin_um:g} "
             f"µm in {len(cover.corners):,} windows")  # fmt: skip
-        self._outside = look_at(cover, self._mask, predictor.call_on, self._rows).outside()
-        self._warnings = warnings(self._outside, section.he_um_per_px, cover.data.he_um_per_px)
+        self._look = look_at(cover, self._mask, predictor.call_on, self._rows)
+        self._warnings = warnings(self._look, section.he_um_per_px, cover.data.he_um_per_px)
         for line in self._warnings:
             say(f"{section.id}: warning: {line}")
         self._measured, self._place = measured, place or {"slide": str(section.file.path.resolve())}
@@ -337,7 +337,8 @@ class _Work:
             "mantissa_bits": KEPT_BITS, "tissue_mm2": None if self._mask is None else self._mask.area_mm2,
             "stain": None if self._stain is None else {"found": self._stain.found.to_dict(),
                                                        "wanted": self._stain.wanted.to_dict()},
-            "outside": self._outside, "warnings": self._warnings, "identity": self._identity,
+            "from_training": round(self._look.distance, 3), "outside": self._look.outside(),
+            "warnings": self._warnings, "identity": self._identity,
         }  # fmt: skip
         _write_pictures(self._out, self._mask)
         self._writer.finish(about, cover.places.x_um_N, cover.places.y_um_N, total_N=sums.of_bin_N,

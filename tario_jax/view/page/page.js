@@ -171,9 +171,14 @@ async function paint() {
   }));
   if (name !== state.name || kind !== state.kind) return; // another one was chosen meanwhile
   values = Object.fromEntries(found);
-  const high = scale();
+  const high = scale(values.rates ?? values[arrays[0]]);
   const colours = palette(state.palette);
-  for (const array of arrays) if (state.panes.includes(array)) panes.map(array, grid.draw(values[array], high, colours));
+  for (const array of arrays) {
+    if (!state.panes.includes(array)) continue;
+    const own = array === "spread" ? scale(values.spread, null) : high; // what varies is far less than what is there
+    panes.map(array, grid.draw(values[array], own, colours));
+    panes.title(array, array === "spread" ? `${LABELS.spread}, to ${own.high.toPrecision(2)}` : LABELS[array]);
+  }
   panes.opacity(state.opacity);
   legend(high, colours);
   list();
@@ -182,12 +187,12 @@ async function paint() {
   remember();
 }
 
-/** One scale for measured and predicted: to the 99.5 % quantile of what is predicted, or what was asked. */
-function scale() {
-  const sorted = Float32Array.from(values.rates ?? Object.values(values)[0] ?? [0, 1]).filter((one) => !Number.isNaN(one)).sort();
+/** To the 99.5 % quantile of these values, or what was asked: one for measured, predicted and drawn. */
+function scale(of, asked = state.high) {
+  const sorted = Float32Array.from(of ?? [0, 1]).filter((one) => !Number.isNaN(one)).sort();
   const quantile = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? 1;
   if (state.kind === SET) return { low: quantile(0.005), high: quantile(0.995) || 1 };
-  return { low: 0, high: state.high ?? (quantile(0.995) || sorted.at(-1) || 1) };
+  return { low: 0, high: asked ?? (quantile(0.995) || sorted.at(-1) || 1) };
 }
 
 function legend({ low, high }, colours) {

@@ -134,6 +134,11 @@ export class Panes {
     this.#place(pane);
   }
 
+  title(name, text) {
+    const pane = this.panes.get(name);
+    if (pane) pane.box.querySelector(".name").textContent = text;
+  }
+
   opacity(value) {
     for (const pane of this.panes.values()) if (pane.map) pane.map.style.opacity = value;
   }
