@@ -65,6 +65,7 @@ def test_a_thumbnail_shows_slide_and_gene(store, tmp_path):
     assert np.asarray(Image.open(tmp_path / "GENE1.png")).std() > 10
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries that SpatialData imports
 def test_spatialdata_opens_it(store, tmp_path):
     spatialdata = pytest.importorskip("spatialdata", reason="SpatialData is not here; pip install 'tario-jax[spatial]'")
     map_exports.write_spatialdata(store, tmp_path / "x.zarr", ("GENE1", "GENE2"))
