@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ _OF_OTHERS = ("table", "cells")
 _SAMPLES = 8  # that a deviation is between
 SUFFIX = ".maps"
 _TELL_S = 30.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def slide_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,12 +86,18 @@ def run_slide(options: argparse.Namespace, predictor) -> int:
             left = "" if done.left_s == float("inf") else f", {done.left_s / 60:.1f} min left"
             say(f"{done.what}: {done.windows:,} of {done.of:,} windows, {done.bins_per_s:,.0f} bins/s{left}")
 
-    if options.slide is not None:
-        store = predict_slide(predictor, options.slide, options.out, asked, say=say, progress=progress)
-    else:
-        corpus = Corpus.open(corpus_of(options))
-        asked = dataclasses.replace(asked, everywhere=True, tissue=corpus.kind)
-        store = predict_measured(predictor, corpus, options.section, options.out, asked, say=say, progress=progress)
+    try:
+        if options.slide is not None:
+            store = predict_slide(predictor, options.slide, options.out, asked, say=say, progress=progress)
+        else:
+            corpus = Corpus.open(corpus_of(options))
+            asked = dataclasses.replace(asked, everywhere=True, tissue=corpus.kind)
+            store = predict_measured(predictor, corpus, options.section, options.out, asked, say=say, progress=progress)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InputError(f"{error.filename}: {error.strerror}; make room, and give the same command again: it goes on "
+                         "where it was") from None  # fmt: skip
     if store is None:
         return finish(options, f"{options.out}: this part is done; another process ends it", {"out": str(options.out)})
     highest = [store.panel.symbols[g] for g in store.mean_G.argsort()[::-1][:5]]

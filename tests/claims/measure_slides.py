@@ -70,7 +70,7 @@ def same_maps(predictor: Predictor, svs: Path, folder: Path) -> dict:
             "refused": int(told[0] == 2 and "does not say its µm per px" in told[1]) + int(stated[0] == 0), "lines": [
                 f"CMU-1-Small-Region.svs and a pyramidal OME-TIFF of it: {differ} of {rates[0].size:,} rates differ "
                 f"({len(stores[0])} bins × {len(stores[0].panel):,} genes)",
-                f"without µm per px: {told[1].strip()}",
+                f"without µm per px: {told[1].strip().replace(f'{folder}/', '')}",
                 f"warned of: {stores[0].about['warnings'][0]}"]}  # fmt: skip
 
 

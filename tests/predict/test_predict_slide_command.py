@@ -54,6 +54,17 @@ def test_what_does_not_go_together_is_one_line(asked, more, words):
     assert status == 2 and words in err and len(err.strip().splitlines()) == 1
 
 
+def test_a_full_disk_says_what_to_do(asked, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "windows/3.npz"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tario_jax.predict.spool.Spool.add", full)
+        status, _, err = asked()
+    assert status == 2 and "windows/3.npz: No space left on device; make room" in err and err.count("\n") == 1
+    assert asked()[0] == 0
+
+
 def test_a_folder_of_maps_is_asked_for(asked):
     status, _, err = asked(out="slide.h5ad")
     assert status == 2 and "give --out=NAME.maps" in err
