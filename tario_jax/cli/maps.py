@@ -22,6 +22,7 @@ _SUFFIXES = {
     "ome_tiff": (".ome.tif", ".ome.tiff"), "scores": (".parquet", ".tsv", ".csv"),
 }  # fmt: skip
 _SHOWN = 10
+_PLACES = ("x_um", "y_um")
 _SHIPPED = "cell-types"  # among --signatures
 
 
@@ -76,6 +77,8 @@ def _check(options: argparse.Namespace) -> None:
         for name in _OF_FEW:
             if getattr(options, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')}: is of some genes; name them by --genes=SYMBOL,…")
+    if options.genes is not None and not any(options.genes.split(",")):
+        raise InputError(f"--genes={options.genes}: names no gene; expected symbols with commas between them")
     if (options.signatures is None) != (options.scores is None):
         raise InputError("--signatures and --scores: which sets, and where their scores go; give both")
     for name, suffixes in _SUFFIXES.items():
@@ -111,8 +114,10 @@ def _scored(store, options: argparse.Namespace) -> dict:
         if one.missing:
             say(f"{one.name}: {len(one.missing)} of its {len(one.missing) + len(one.positions)} genes are not in the "
                 f"panel: {', '.join(one.missing[:5])}{' …' if len(one.missing) > 5 else ''}")  # fmt: skip
+        if one.name in _PLACES:
+            raise InputError(f"{options.signatures}: set {one.name!r} has the name of a column of --scores; rename it")
     score_NxS = scores(store, signatures)
-    columns = {"x_um": store.x_um_N, "y_um": store.y_um_N} | {
+    columns = dict(zip(_PLACES, (store.x_um_N, store.y_um_N), strict=True)) | {
         one.name: score_NxS[:, number] for number, one in enumerate(signatures)}  # fmt: skip
     write_table(pa.table(columns), options.scores, {name: str(store.about[name]) for name in ("section", "banner")})
     return {"sets": len(signatures), "scores": str(options.scores)}

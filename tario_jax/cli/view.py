@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
         from tario_jax.view.app import make_app
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tario-jax[view]'") from None
+    from tario_jax.predict.map_store import MapStore
     from tario_jax.predict.signatures import read_gmt
     from tario_jax.serve.server import bind
     from tario_jax.view.shown import Shown
@@ -44,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
         return [] if options.signatures is None else read_gmt(options.signatures, store.panel)
 
     at = {path.name: path for path in options.slide}
+    if len(options.maps) == len(options.slide) == 1:  # whatever it is called now: its px are checked
+        at = {MapStore(options.maps[0]).about["section"]: options.slide[0]}
     with contextlib.ExitStack() as stack:
         slides = []
         for folder in options.maps:
@@ -51,14 +54,15 @@ def run(options: argparse.Namespace) -> int:
             slides.append(shown)
         unused = set(at) - {one.name for one in slides}
         if unused:
-            raise InputError(f"--slide={at[min(unused)]}: no maps are of a slide called so; they are of "
-                             f"{', '.join(one.name for one in slides)}")  # fmt: skip
+            raise InputError(f"--slide={at[min(unused)]}: no maps are of a slide called so; expected one of "
+                             f"{', '.join(one.name for one in slides)}, or maps of one slide alone")  # fmt: skip
         try:
             bound = bind(options.host, options.port)
         except OSError as error:
             raise InputError(f"--host={options.host} --port={options.port}: {error.strerror or error}; give another "
                              "one") from None  # fmt: skip
-        address = f"http://{options.host}:{bound.getsockname()[1]}"
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"http://{host}:{bound.getsockname()[1]}"
         local = ("127.0.0.1", "localhost", "::1") if options.host in ("127.0.0.1", "localhost", "::1") else ()
         app = make_app(slides, stack.pop_all(), local)
     say(f"view: {address} (Ctrl-C ends it)")

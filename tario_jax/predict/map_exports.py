@@ -5,6 +5,7 @@ Bins lie in px of the slide's finest level, as other programs see the slide; x t
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from tario_jax.config import InputError
 from tario_jax.predict.map_store import MapStore
 
 _MOST_CHANNELS = 4096  # of an OME-TIFF, and columns of a table in GeoJSON: beyond, nobody opens it
+_CANNOT = re.compile("No space|quota|write|Write|flush")
 _ROWS = 1024  # of a chunk of AnnData's X
 
 
@@ -65,7 +67,7 @@ def _fill(group: Any, store: MapStore, symbols: Sequence[str] | None, progress: 
     """Writes X into AnnData that is on disk, as its format has it."""
     genes = slice(None) if symbols is None else store.positions(symbols)
     number = len(store.panel) if symbols is None else len(symbols)
-    for name, array in (("X", "rates"), *((("layers/spread", "spread"),) if store.has_spread else ())):
+    for name, array in (("X", "rates"), *((f"layers/{more}", more) for more in store.arrays[1:])):
         chunks = (min(_ROWS, max(1, len(store))), min(256, number))
         # AnnData without values has an empty X
         if name in group:
@@ -90,7 +92,8 @@ def write_geojson(store: MapStore, path: Path, symbols: Sequence[str]) -> None:
     half_px = store.bin_um / store.about["he_um_per_px"] / 2
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * half_px
     with _whole(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [\n')
+        told = {"section": store.about["section"], "banner": store.about["banner"]}
+        file.write(f'{{"type": "FeatureCollection", "tario": {json.dumps(told)}, "features": [\n')
         centre_Nx2, first = pixels_of(store), True
         genes = store.positions(symbols)
         for run in range(len(store.slots)):
@@ -110,7 +113,8 @@ def write_ome_tiff(store: MapStore, path: Path, symbols: Sequence[str]) -> None:
     tifffile = _needed("tifffile", "io")
     _refuse_many(symbols, "OME-TIFF")
     size = {f"PhysicalSize{axis}": store.bin_um for axis in "XY"} | {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
-    metadata = {"axes": "CYX", "Channel": {"Name": list(symbols)}, **size}
+    told = f"{store.about['section']}: {store.about['unit']}. {store.about['banner']}".strip()
+    metadata = {"axes": "CYX", "Channel": {"Name": list(symbols)}, "Description": told, **size}
     rows, columns = plane_shape(store)
 
     def planes() -> Iterator[np.ndarray]:
@@ -179,6 +183,8 @@ def write_spatialdata(store: MapStore, path: Path, symbols: Sequence[str] | None
     table = _frame(store, symbols)
     genes = np.arange(len(store.panel)) if symbols is None else store.positions(symbols)
     table.X = store.genes(genes)
+    for name in store.arrays[1:]:
+        table.layers[name] = store.genes(genes, name)
     half_px = store.bin_um / store.about["he_um_per_px"] / 2
     x_N, y_N = pixels_of(store).T
     squares = geopandas.GeoDataFrame(geometry=shapely.box(x_N - half_px, y_N - half_px, x_N + half_px, y_N + half_px),
@@ -211,13 +217,29 @@ def _needed(name: str, extra: str) -> Any:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A place beside it to write to, file or folder: what comes to stand at `path` is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    for_folder = shutil.rmtree if partial.is_dir() else Path.unlink
-    if partial.exists():
-        for_folder(partial)
-    yield partial
+    """A place beside it to write to, file or folder: what comes to stand at `path` is whole.
+
+    Raises `InputError` where a folder stands there already, and where it cannot be written; nothing is left then.
+    """
     if path.is_dir():
-        shutil.rmtree(path)
-    partial.replace(path)
+        raise InputError(f"{path}: is a folder already, which is not written over; remove it, or give another name")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        yield partial
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # HDF5 and zarr tell of a full disk by either
+        if isinstance(error, RuntimeError) and not _CANNOT.search(str(error)):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: cannot be written: {reason}; make room there, or give another place") from None
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.unlink()

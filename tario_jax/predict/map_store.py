@@ -148,15 +148,18 @@ class MapStore:
         self.folder = folder
         held = _read_seal(folder)
         self.about: dict[str, Any] = held["about"]
-        self.slots = Slots(np.array(held["run_first"]), np.array(held["run_start"]))
+        self.slots = _slots_of(held, folder / FILE)
         self.panel = _read_panel(folder / "panel.tsv")
         if self.panel.hash != self.about["panel_hash"]:
             raise InputError(f"{folder}: its panel.tsv is not that of its maps.json; restore it or predict again")
         self._arrays = {name: _open_values(folder / name, len(self.panel), self.slots) for name in held["arrays"]}
         self.slot_N = self.slots.slot_N
-        self.x_um_N, self.y_um_N, self.total_N = (_read_plain(folder / name)[self.slot_N]
-                                                  for name in ("x_um", "y_um", "bin_total"))  # fmt: skip
+        of_slots = [_read_plain(folder / name, self.slots.number) for name in ("x_um", "y_um", "bin_total")]
+        self.x_um_N, self.y_um_N, self.total_N = (of_S[self.slot_N] for of_S in of_slots)
         self.mean_G, self.largest_G = (_read_plain(folder / name) for name in ("gene_mean", "gene_largest"))
+        filled = np.isfinite(of_slots[0]).sum() == np.isfinite(self.x_um_N).sum() == self.slots.bins
+        if not filled or len(self.mean_G) != len(self.panel):
+            raise InputError(f"{folder}: its arrays are not those of its maps.json; restore them, or predict again")
 
     def __len__(self) -> int:
         """Number of bins."""
@@ -234,18 +237,39 @@ def _read_seal(folder: Path) -> dict[str, Any]:
         )
         raise InputError(f"{folder}: no gene maps: {what}") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder / FILE}: is damaged; restore it, or predict again") from None
+        raise InputError(_damaged(folder / FILE)) from None
     if found != (FORMAT, FORMAT_VERSION):
         raise InputError(f"{folder}: is {found[0]}, version {found[1]}; this tario reads version {FORMAT_VERSION} of "
                          f"{FORMAT}; predict again, or use the tario that wrote it")  # fmt: skip
+    about, arrays = held.get("about"), held.get("arrays")
+    kinds = all(isinstance(about, dict) and isinstance(about.get(name), kind) for name, kind in _TOLD.items())
+    if not kinds or not about["bin_um"] > 0 or not about["he_um_per_px"] > 0 or not isinstance(arrays, list) or (
+        "rates" not in arrays or not set(arrays) <= set(ARRAYS)):  # fmt: skip
+        raise InputError(_damaged(folder / FILE))
     return held
+
+
+def _slots_of(held: dict[str, Any], path: Path) -> Slots:
+    try:
+        slots = Slots(np.array(held["run_first"], np.int64), np.array(held["run_start"], np.int64))
+        bins_R, room_R = np.diff(slots.first), np.diff(slots.start)
+        whole = slots.first[0] == slots.start[0] == 0 and (bins_R > 0).all() and (bins_R <= room_R).all()
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        whole = False
+    if not whole or not len(bins_R):
+        raise InputError(_damaged(path))
+    return slots
+
+
+def _damaged(path: Path) -> str:
+    return f"{path}: is damaged; restore it, or predict again"
 
 
 def _read_panel(path: Path) -> Panel:
     try:
         return Panel.from_text(path.read_text(), str(path))
-    except OSError:
-        raise InputError(f"{path}: is missing; restore it, or predict again") from None
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path}: is missing or damaged; restore it, or predict again") from None
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -278,9 +302,19 @@ def _write_plain(folder: Path, of: np.ndarray) -> None:
     _write(_result(ts.open(spec, create=True, delete_existing=True), folder), of, folder)
 
 
-def _read_plain(folder: Path) -> np.ndarray:
+# what every reader of a store counts on
+_TOLD = {"section": str, "place": dict, "slide_px": list, "he_um_per_px": (int, float), "panel_hash": str,
+         "trained_on": str, "tissue": str, "banner": str, "unit": str, "decoding": str, "bin_um": (int, float),
+         "checkpoint": str, "model": str, "warnings": list}  # fmt: skip
+
+
+def _read_plain(folder: Path, number: int | None = None) -> np.ndarray:
+    """number: of its values, where it is known."""
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}, "fill_missing_data_reads": False}
-    return _result(_result(ts.open(spec, open=True, read=True), folder).read(), folder)
+    found = _result(_result(ts.open(spec, open=True, read=True), folder).read(), folder)
+    if found.ndim != 1 or number not in (None, len(found)):
+        raise InputError(f"{folder}: has not the shape that its maps.json says; restore it, or predict again")
+    return found
 
 
 def _write(store: ts.TensorStore, values: np.ndarray, folder: Path) -> None:

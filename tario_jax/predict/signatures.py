@@ -30,7 +30,7 @@ def read_gmt(path: Path, panel: Panel) -> list[Signature]:
     Raises `InputError` for a file that is none, a name that stands twice, and where no set has a gene of the panel.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected gene sets in a GMT file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -42,8 +42,9 @@ def read_gmt(path: Path, panel: Panel) -> list[Signature]:
         if not line.strip():
             continue
         name, *rest = line.split("\t")
+        name = name.strip()
         symbols = list(dict.fromkeys(symbol.strip() for symbol in rest[1:] if symbol.strip()))
-        if not name.strip() or not symbols:
+        if not name or not symbols:
             raise InputError(f"{path}, line {number}: {line[:60]!r}; expected name, description and symbols, with tabs "
                              "between them")  # fmt: skip
         if name in found:

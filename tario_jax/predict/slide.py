@@ -17,6 +17,7 @@ from tario_jax.sources.slide_files import SlideFile, opened_slide
 
 BLOCK_PX = 512  # side of what is read at once, at the scale that is asked
 KEPT_BYTES = 256 << 20  # of blocks: windows that overlap share them
+_READ_PX = 4096  # side of what is read of a level at once, at most: 50 MB
 _FINER = 1.8  # px that are read for one that is asked, along a side: a level's own rounding does not show in their mean
 
 
@@ -87,9 +88,19 @@ class SlideSection:
 
     def read(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> np.ndarray:
         """A square at any scale, as it was scanned: uint8 [side_px, side_px, 3], white beyond the slide."""
+        if not (x_um < self.width_um and y_um < self.height_um):
+            return np.full((side_px, side_px, 3), 255, np.uint8)
         level = self.level_for(um_per_px)
         image = self.file.levels[level]
         level_um = self.he_um_per_px * self.file.downsample(level)
+        if side_px > 1 and side_px * um_per_px > _READ_PX * level_um:  # no level is near: quarter by quarter
+            half, squares = side_px // 2, np.empty((side_px, side_px, 3), np.uint8)
+            for rows in (slice(0, half), slice(half, side_px)):
+                for columns in (slice(0, half), slice(half, side_px)):
+                    size = max(rows.stop - rows.start, columns.stop - columns.start)
+                    part = self.read(x_um + columns.start * um_per_px, y_um + rows.start * um_per_px, size, um_per_px)
+                    squares[rows, columns] = part[: rows.stop - rows.start, : columns.stop - columns.start]
+            return squares
         return crop_and_resample(image, image.shape, level_um, x_um, y_um, side_px, um_per_px)
 
     def _change(self, pixels: np.ndarray) -> np.ndarray:
@@ -98,13 +109,15 @@ class SlideSection:
 
 @contextlib.contextmanager
 def opened_section(path: Path, um_per_px: float | None, *, genes: int, force: bool = False,
-                   say: Callable[[str], None] = print) -> Iterator[SlideSection]:  # fmt: skip
-    """A slide as a section, as long as the file is open. um_per_px: by which what the file says is overruled.
+                   say: Callable[[str], None] = print,
+                   flag: str = "--um-per-px") -> Iterator[SlideSection]:  # fmt: skip
+    """A slide as a section, as long as the file is open. um_per_px: by which what the file says is overruled; flag: by
+    which it is given, for errors.
 
     Raises `InputError` where it cannot be read, its µm per px are stated nowhere, or, without `force`, not plausible.
     """
     with opened_slide(path) as file:
-        scale, notes = full_um_per_px(file, um_per_px, force=force)
+        scale, notes = full_um_per_px(file, um_per_px, force=force, flag=flag)
         for note in (*file.notes, *notes):
             say(f"{path}: {note}")
         yield SlideSection(file, scale, genes=genes)

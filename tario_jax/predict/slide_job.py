@@ -40,6 +40,7 @@ from tario_jax.train.whole_file import write_whole
 
 _BATCH_BYTES = 256 << 20  # of the rates of a batch
 _READ_AHEAD = 2
+_MOST_ALONG = 256  # bins along a window
 _RUNNING_BYTES = 2 << 30  # that a batch takes on CPUs while the model reads its H&E
 _BYTES_PER_PX = 600  # of that; measured with configs/tario2_10m.py
 _ALIKE_IN_STEPS = 4  # arrays as large as a batch's rates, while samples are drawn
@@ -121,6 +122,10 @@ def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path,
 def _refuse(predictor: Predictor, name: str, asked: Asked) -> None:
     """Raises `InputError` for what may not be asked."""
     predictor.refuse_tissue(name, asked.tissue)
+    window_um = predictor.provenance.config.data.window_um
+    if asked.bin_um is not None and asked.bin_um * _MOST_ALONG < window_um:
+        raise InputError(f"{name}: bins of {asked.bin_um:g} µm; expected at least {window_um / _MOST_ALONG:.3g}, "
+                         f"{_MOST_ALONG} along a window")  # fmt: skip
     if asked.steps is None:
         return
     if asked.steps.groups == 1:
@@ -141,8 +146,15 @@ def _done_already(out: Path, identity: dict[str, Any], say: Callable[[str], None
     if store.about["identity"] != identity:
         raise InputError(f"{out}: holds maps of {store.about['section']} already, asked otherwise; give another "
                          "--out, or remove it")  # fmt: skip
+    _clear(out)  # what is left, if it was killed between the seal and this
     say(f"{out}: is done already")
     return store
+
+
+def _clear(out: Path) -> None:
+    for name in (_WORK, _STEPS):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / _ASKED).unlink(missing_ok=True)
 
 
 def _identity(predictor: Predictor, section: SlideSection, asked: Asked) -> dict[str, Any]:
@@ -218,15 +230,21 @@ class _Work:
         try:
             return self._run()
         except FileNotFoundError:
-            if not (self._out / FILE).exists():
+            if not self._is_ended():
                 raise
             return MapStore(self._out)  # another process ended it, and cleared the work away
+
+    def _is_ended(self) -> bool:
+        return (self._out / FILE).exists()
 
     def _run(self) -> MapStore | None:
         part, parts = self._asked.part
         self._predict(number for number in range(part, len(self._plan.batches), parts))
         # what is left then is of processes that are slower, or gone; both may do it, with the same bits
         self._predict(number for number in range(len(self._plan.batches) - 1, -1, -1))
+        if self._is_ended():  # another process ended it; nothing is to be left of what was begun since
+            _clear(self._out)
+            return MapStore(self._out)
         runs = range(len(self._plan.slots))
         for run in runs:
             self._blend(run)
@@ -268,6 +286,8 @@ class _Work:
 
     def _batches(self, numbers: Iterable[int]) -> Iterator[tuple[Any, Any]]:
         for number in numbers:
+            if self._is_ended():
+                return
             windows = self._plan.batches[number]
             if any(map(self._spool.needs, windows)):
                 yield from self._plan.cover.batches(self._rows, numbers=windows)
@@ -344,9 +364,7 @@ class _Work:
         self._writer.finish(about, cover.places.x_um_N, cover.places.y_um_N, total_N=sums.of_bin_N,
                             mean_G=sums.of_gene_G / len(cover), largest_G=sums.largest_G,
                             validation=self._predictor.validation)  # fmt: skip
-        self._spool.clear()
-        shutil.rmtree(self._out / _STEPS, ignore_errors=True)
-        (self._out / _ASKED).unlink(missing_ok=True)
+        _clear(self._out)
         return MapStore(self._out)
 
 

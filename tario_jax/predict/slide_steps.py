@@ -122,7 +122,7 @@ class SlideSteps:
             for run in self._runs_of[window]:
                 self._store(run)
         for near in {near for window in windows for near in (window, *self._beside[window][0])}:
-            if all(map(self._is_said, self._beside[near][1])):
+            if self._is_read(near):
                 self._contents(near).unlink(missing_ok=True)
 
     def _add(self, written: Written, drawn_nxG: np.ndarray, content_Sxnxd: np.ndarray) -> None:
@@ -171,9 +171,13 @@ class SlideSteps:
 
     def _is_done(self, window: int) -> bool:
         """Whether it is said, and those that come after it can read what it wrote, or have."""
-        if not self._is_said(window):
-            return False
-        return self._contents(window).exists() or all(map(self._is_said, self._beside[window][1]))
+        return self._is_said(window) and (self._contents(window).exists() or self._is_read(window))
+
+    def _is_read(self, window: int) -> bool:
+        """Whether nobody reads what it wrote any more: a batch of which a part is missing is written again as a whole,
+        and reads all that it read."""
+        batches = {self._batch_of[other] for other in self._beside[window][1]}
+        return all(self._is_said(other) for batch in batches for other in self._batches[batch])
 
     def _load(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         with np.load(self._contents(window)) as held:

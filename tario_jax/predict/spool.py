@@ -11,7 +11,6 @@ Axes: G genes, N bins of the slide, n bins of a window or a run.
 
 import dataclasses
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,10 +107,6 @@ class Spool:
                 largest_G = np.maximum(largest_G, held["largest"])
                 of_bins.append(held["of_bin"])
         return Sums(of_gene_G, largest_G, np.concatenate(of_bins))
-
-    def clear(self) -> None:
-        """Removes what is not needed any more; another process may be about to write into it, and fails then."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _window(self, number: int) -> Path:
         return self._folder / "windows" / f"{number}.npz"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from skimage.color import rgb_from_hed
 
+from tario_jax.config import InputError
 from tario_jax.model.stain import STAINS_3x3
 from tario_jax.predict.slide import SlideSection, opened_section
 from tario_jax.predict.tissue_mask import TissueMask, find_tissue
@@ -16,6 +17,7 @@ _OPTICAL_256 = -np.log((np.arange(256) + 1.0) / 256.0).astype(np.float32)
 _FROM_STAINS_3x3 = np.asarray(rgb_from_hed, np.float32)
 _LEAST_DEVIATION = 0.01
 _SQUARE_UM, _SQUARES, _PX_UM = 256.0, 64, 1.0  # that a slide's stain is measured on
+_LEAST_MM2 = 0.02  # of tissue, of a reference
 _STRETCHED = (0.5, 2.0)  # of a deviation: a nearly empty sample should not blow up noise
 
 
@@ -76,8 +78,14 @@ def stain_of(section: SlideSection, mask: TissueMask | None) -> StainStatistics:
 
 def stain_of_file(path: Path, um_per_px: float | None, say: Callable[[str], None]) -> StainStatistics:
     """Of the tissue of another slide, or an image. Raises `InputError` where it cannot be read, or has no tissue."""
-    with opened_section(path, um_per_px, genes=1, say=say) as section:
-        return stain_of(section, find_tissue(section))
+    if not path.exists():
+        raise InputError(f"--stain={path}: no such slide; expected 'training', or the file of a slide or an image")
+    with opened_section(path, um_per_px, genes=1, say=say, flag="--reference-um-per-px") as section:
+        mask = find_tissue(section)
+        if mask.area_mm2 < _LEAST_MM2:
+            raise InputError(f"--stain={path}: has {mask.area_mm2:.2g} mm² of tissue; expected at least {_LEAST_MM2:g} "
+                             "to measure its stains on")  # fmt: skip
+        return stain_of(section, mask)
 
 
 def densities(rgb: np.ndarray) -> np.ndarray:

@@ -13,8 +13,19 @@ SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 def write_table(table: pa.Table, path: Path, about: dict[str, str]) -> None:
     """The file is absent or whole. about: of all of it, as metadata of parquet or '#' lines of text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(table, path, partial, about)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; make room there, or give another "
+                         "place") from None  # fmt: skip
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(table: pa.Table, path: Path, partial: Path, about: dict[str, str]) -> None:
     if path.suffix == ".parquet":
         pq.write_table(
             table.replace_schema_metadata({f"tario.{name}": value for name, value in about.items()}), partial
@@ -28,4 +39,3 @@ def write_table(table: pa.Table, path: Path, about: dict[str, str]) -> None:
             pyarrow.csv.write_csv(table, file, options)
     else:
         raise InputError(f"{path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")
-    partial.replace(path)

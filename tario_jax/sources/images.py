@@ -108,6 +108,9 @@ def physical_size_um(ome: str | None, width_px: int, height_px: int) -> tuple[fl
             continue
         units = [_UM.get(found.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"]
         if "PhysicalSizeX" in found and None not in units:
-            x, y = (float(found.get(f"PhysicalSize{axis}", found["PhysicalSizeX"])) for axis in "XY")
+            try:
+                x, y = (float(found.get(f"PhysicalSize{axis}", found["PhysicalSizeX"])) for axis in "XY")
+            except ValueError:
+                return None
             return x * units[0], y * units[1]
     return None

@@ -14,6 +14,7 @@ from tario_jax.sources.ingested import ALL_SECTIONS, Ingested, IngestReport
 from tario_jax.sources.slide_files import DICOM, PLAIN, TIFF, VENDORS, SlideFile, opened_slide
 
 _COARSER = 1.1  # than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275
+FORCED_UM_PER_PX = (0.01, 100.0)  # also where it is forced
 _DISAGREE = 0.05  # two scales of one slide that differ by more are not the same
 _BLOCK_PX = 4096  # side of what is read at once to be averaged
 _OWNER_COLUMNS = ("file", "patient", "cohort", "section")
@@ -160,25 +161,29 @@ def _check_names(slides: list[Path], owners: list[_Owner]) -> None:
 
 def _check_scale(um_per_px: float, what: str, force: bool, fix: str) -> None:
     low, high = PLAUSIBLE_UM_PER_PX
+    if force and not FORCED_UM_PER_PX[0] <= um_per_px <= FORCED_UM_PER_PX[1]:
+        low, high = FORCED_UM_PER_PX
+        raise InputError(f"{what}: {um_per_px:.4g} µm per px; expected {low} to {high}, also with --force")
     if not (0 < um_per_px < np.inf and (force or low <= um_per_px <= high)):
         raise InputError(f"{what}: {um_per_px:.4g} µm per px; expected {low} to {high}; {fix}")
 
 
-def full_um_per_px(file: SlideFile, given: float | None, *, force: bool) -> tuple[float, list[str]]:
+def full_um_per_px(file: SlideFile, given: float | None, *, force: bool, flag: str = "--um-per-px"
+                   ) -> tuple[float, list[str]]:  # fmt: skip
     """µm per px of the finest level: the flag, else the file, else an error; and what is to be said of it."""
     stated = None if file.um_per_px is None else float(np.sqrt(file.um_per_px[0] * file.um_per_px[1]))
     if given is not None:
-        _check_scale(given, "--um-per-px", force, "--force takes it where it is right")
+        _check_scale(given, flag, force, "--force takes it where it is right")
         if stated is not None and abs(given / stated - 1) > _DISAGREE:
-            return given, [f"--um-per-px={given:g} is taken, the file says {stated:.4g}"]
+            return given, [f"{flag}={given:g} is taken, the file says {stated:.4g}"]
         return given, []
     if stated is None:
-        raise InputError(f"{file.path}: does not say its µm per px; give --um-per-px")
+        raise InputError(f"{file.path}: does not say its µm per px; give {flag}")
     x_um, y_um = file.um_per_px
     if not abs(x_um / y_um - 1) <= _DISAGREE:
         raise InputError(f"{file.path}: says {x_um:.4g} µm per px across and {y_um:.4g} down; expected squares; give "
-                         "--um-per-px")  # fmt: skip
-    _check_scale(stated, str(file.path), force, "give --um-per-px, or --force where the file is right")
+                         f"{flag}")  # fmt: skip
+    _check_scale(stated, str(file.path), force, f"give {flag}, or --force where the file is right")
     return stated, []
 
 

@@ -8,12 +8,14 @@ label, macro and thumbnail images, names and dates stay behind.
 import contextlib
 import dataclasses
 import logging
+import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ImageOps
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import BlockImage
@@ -26,6 +28,7 @@ DICOM = ".dcm"
 
 # PNG, JPEG and TIFF of compressed strips give no block without all the rest: they are decoded whole, up to here.
 _MAX_WHOLE_PX = 500_000_000
+_ORIENTATION = 0x0112  # EXIF
 _INCH_UM, _CM_UM = 25400.0, 10000.0
 _COLOURS = ("RGB", "YCBCR", "MINISBLACK")  # the last where a writer calls the three channels of RGB grey
 _JPEGS = ("JPEG", "OJPEG", "ALT_JPEG", "APERIO_JP2000_YCBC", "JPEG2000", "JPEG_2000_LOSSY")  # they decode to RGB
@@ -128,11 +131,14 @@ def _plain(path: Path, stack: contextlib.ExitStack) -> SlideFile:
     if image.mode not in ("RGB", "RGBA"):
         raise InputError(f"{path}: image of mode {image.mode!r}; expected 8-bit RGB (an H&E image in colour)")
     _check_whole(path, *image.size)
+    notes: tuple[str, ...] = ()
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image, notes = ImageOps.exif_transpose(image), ("is turned as its EXIF orientation says",)
 
     def read(rows: slice, columns: slice) -> np.ndarray:
         return _on_white(np.asarray(image.crop((columns.start, rows.start, columns.stop, rows.stop))))
 
-    return SlideFile(path, (_blocks(path, image.height, image.width, read),), None)
+    return SlideFile(path, (_blocks(path, image.height, image.width, read),), None, notes)
 
 
 # TIFF and OME-TIFF
@@ -179,7 +185,7 @@ def _tiff(path: Path, file: Any) -> SlideFile:
     levels = tuple(_tiff_level(path, file, series, number) for number in range(len(series.levels)))
     height_px, width_px, _ = levels[0].shape
     stated = physical_size_um(file.ome_metadata, width_px, height_px)
-    return SlideFile(path, levels, stated or _resolution_um(series.keyframe), notes)
+    return SlideFile(path, levels, *_stated(stated or _resolution_um(series.keyframe), notes))
 
 
 def _tiff_level(path: Path, file: Any, series: Any, number: int) -> BlockImage:
@@ -280,8 +286,21 @@ def _vendors_own(path: Path, stack: contextlib.ExitStack) -> SlideFile:
         return _blocks(path, height_px, width_px, read)
 
     stated = [slide.properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
-    um_per_px = None if None in stated else (float(stated[0]), float(stated[1]))
-    return SlideFile(path, tuple(map(level, range(slide.level_count))), um_per_px)
+    return SlideFile(path, tuple(map(level, range(slide.level_count))), *_stated(stated))
+
+
+def _stated(sizes: Sequence[Any] | None, notes: tuple[str, ...] = ()
+            ) -> tuple[tuple[float, float] | None, tuple[str, ...]]:  # fmt: skip
+    """µm per px (x, y) as a file states them, None where they are none; with a note on what it says in their place."""
+    if sizes is None or None in sizes:
+        return None, notes
+    try:
+        x_um, y_um = map(float, sizes)
+    except ValueError:
+        x_um = y_um = math.nan
+    if 0 < x_um < math.inf and 0 < y_um < math.inf:
+        return (x_um, y_um), notes
+    return None, (*notes, f"says {sizes[0]} and {sizes[1]} µm per px, which are no sizes")
 
 
 def _of_dicom_folder(folder: Path) -> Path:

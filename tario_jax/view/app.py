@@ -78,7 +78,7 @@ def make_app(slides: list[Shown], stack: contextlib.ExitStack, hosts: tuple[str,
 
     @app.get("/api/slides")
     def described() -> list[dict[str, Any]]:
-        return [one.described() for one in slides]
+        return [one.described() | {"label": label} for one, label in zip(slides, labels(slides), strict=True)]
 
     @app.get("/api/slides/{number}/genes")
     def genes(number: int, request: Request) -> Response:
@@ -116,6 +116,14 @@ def make_app(slides: list[Shown], stack: contextlib.ExitStack, hosts: tuple[str,
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app
+
+
+def labels(slides: list[Shown]) -> list[str]:
+    """Names of slides that tell them apart: with the folder of their maps where several are of one slide."""
+    names = [one.name for one in slides]
+    found = [name if names.count(name) == 1 else f"{name} · {one.store.folder.name}"
+             for name, one in zip(names, slides, strict=True)]  # fmt: skip
+    return [label if found.count(label) == 1 else f"{label} · {number + 1}" for number, label in enumerate(found)]
 
 
 def _packed(content: bytes, kind: str, request: Request) -> Response:

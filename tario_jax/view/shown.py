@@ -16,6 +16,7 @@ from skimage.measure import points_in_poly
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.resample import crop_and_resample
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.signatures import Signature, cell_types, scores
 from tario_jax.predict.slide import SlideSection, opened_section, section_as_slide
@@ -23,6 +24,7 @@ from tario_jax.sources.slide_files import PLAIN
 
 TILE_PX = 512
 _QUALITY = 88  # of JPEG
+_FAR = 4.0  # times as fine is a level that is far from what is asked
 
 
 class Shown:
@@ -33,10 +35,15 @@ class Shown:
         """at: by their names, slides that lie elsewhere now. Raises `InputError` where the maps cannot be read."""
         self.store = MapStore(folder)
         asked = signatures(self.store)
+        for one in asked:
+            if not len(one.positions):
+                say(f"{folder}: gene set {one.name!r} is left out: none of its genes is among the maps'")
+        asked = [one for one in asked if len(one.positions)]
         self.signatures = [one for one in cell_types(self.store.panel) if one.name not in {set_.name for set_ in asked}]
         self.signatures += asked
         self._scores: np.ndarray | None = None
-        self._lock, self._scoring = threading.Lock(), threading.Lock()
+        self._seen: np.ndarray | None = None  # the overview
+        self._lock, self._scoring, self._opening = (threading.Lock() for _ in range(3))
         self.section, self.missing = self._opened(at.get(self.name), stack, say)
 
     def _opened(self, slide: Path | None, stack: contextlib.ExitStack,
@@ -141,11 +148,28 @@ class Shown:
         um_per_px = self.store.about["he_um_per_px"] * scale
         # PIL reads a plain image for one at a time
         with self._lock if self.section.file.path.suffix.lower() in PLAIN else contextlib.nullcontext():
-            pixels = self.section.read(left * um_per_px, top * um_per_px, TILE_PX, um_per_px)
+            pixels = self._read(left * um_per_px, top * um_per_px, um_per_px)
         out = io.BytesIO()
         cut = pixels[: min(TILE_PX, height_px - top), : min(TILE_PX, width_px - left)]
         Image.fromarray(cut).save(out, "JPEG", quality=_QUALITY)
         return out.getvalue()
+
+    def _read(self, x_um: float, y_um: float, um_per_px: float) -> np.ndarray:
+        """From the overview where it is fine enough and no level of the slide is near: else all of it would be read."""
+        level = self.section.level_for(um_per_px)
+        level_um = self.section.he_um_per_px * self.section.file.downsample(level)
+        if um_per_px > _FAR * level_um and (overview := self._overview()) is not None:
+            overview_um = self.store.about["slide_px"][0] * self.store.about["he_um_per_px"] / overview.shape[1]
+            if um_per_px >= overview_um * 0.99:
+                return crop_and_resample(overview, overview.shape, overview_um, x_um, y_um, TILE_PX, um_per_px)
+        return self.section.read(x_um, y_um, TILE_PX, um_per_px)
+
+    def _overview(self) -> np.ndarray | None:
+        path = self.store.folder / "overview.jpg"
+        with self._opening:
+            if self._seen is None and path.exists():
+                self._seen = np.asarray(Image.open(path).convert("RGB"))
+        return self._seen
 
     def inside(self, corner_um_Px2: np.ndarray) -> np.ndarray:
         """Numbers of the bins whose centres lie in a polygon."""

@@ -73,6 +73,22 @@ def test_spatialdata_opens_it(store, tmp_path):
     assert np.array_equal(found["table"].X, store.genes([1, 2])) and len(found["bins"]) == len(store)
 
 
+def test_what_stands_there_is_not_lost(store, tmp_path):
+    (tmp_path / "x.zarr" / "precious").mkdir(parents=True)
+    refused(lambda: map_exports.write_anndata_zarr(store, tmp_path / "x.zarr", ("GENE1",)), "is a folder already")
+    assert (tmp_path / "x.zarr" / "precious").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(store, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(map_exports, "_fill", full)
+    for write, name in ((map_exports.write_h5ad, "x.h5ad"), (map_exports.write_anndata_zarr, "y.zarr")):
+        refused(lambda write=write, name=name: write(store, tmp_path / name, ("GENE1",)), name, "No space left", "room")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_scores_are_means_of_deviations(store, tmp_path):
     path = tmp_path / "sets.gmt"
     path.write_text("dark\tnuclei\tGENE0\tGENE2\tGENE99\nlight\t\tGENE1\nnone\t\tOTHER\n")

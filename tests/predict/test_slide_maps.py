@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tario_jax.panel import Panel
 from tario_jax.predict.map_store import KEPT_BITS, MapStore, Slots
 from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.slide import opened_section
-from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
+from tario_jax.predict.slide_job import Asked, _Work, predict_measured, predict_slide
 from tario_jax.predict.spool import Spool
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 
@@ -176,6 +177,47 @@ def test_what_a_store_is_not_is_told(maps, tmp_path, slide, predictor):
         (tmp_path / "old" / "maps.json").write_text(text)
         refused(lambda: MapStore(tmp_path / "old"), f"{tmp_path}/old", words)
     refused(lambda: predict_slide(predictor, slide, maps.folder, Asked(tissue="virtual"), say=str), "asked otherwise")
+
+
+@pytest.mark.parametrize("change", [
+    lambda seal: seal.pop("run_first"), lambda seal: seal.update(about=None), lambda seal: seal["about"].pop("place"),
+    lambda seal: seal["about"].pop("warnings"), lambda seal: seal["about"].update(bin_um=0),
+    lambda seal: seal.update(arrays=[]), lambda seal: seal.update(arrays=["rates", "../../etc"]),
+    lambda seal: seal.update(run_first=[0, 5]), lambda seal: seal.update(run_start=[0, 1]),
+    lambda seal: seal.update(run_first="x"), lambda seal: seal.update(run_first=[0, "x"]),
+])  # fmt: skip
+def test_damaged_maps_are_one_line(maps, tmp_path, change):
+    shutil.copytree(maps.folder, tmp_path / "o.maps")
+    seal = json.loads((maps.folder / "maps.json").read_text())
+    change(seal)
+    (tmp_path / "o.maps/maps.json").write_text(json.dumps(seal))
+    refused(lambda: MapStore(tmp_path / "o.maps"), f"{tmp_path}/o.maps", "predict again")
+
+
+def test_a_panel_that_is_no_text_is_one_line(maps, tmp_path):
+    shutil.copytree(maps.folder, tmp_path / "p.maps")
+    (tmp_path / "p.maps/panel.tsv").write_bytes(b"\xff\xfe\x00")
+    refused(lambda: MapStore(tmp_path / "p.maps"), "panel.tsv: is missing or damaged")
+
+
+def test_a_process_that_comes_late_finds_it_done(predictor, slide, maps, tmp_path, monkeypatch):
+    """Between its start and its first window another ended the slide: nothing is predicted again, nothing is left."""
+    out, begun = tmp_path / "q.maps", []
+    run = _Work.run
+
+    def late(work):
+        if not begun:
+            begun.append(work)
+            predict_slide(predictor, slide, out, EVERYWHERE, say=str)
+        return run(work)
+
+    monkeypatch.setattr(_Work, "run", late)
+    found = predict_slide(predictor, slide, out, EVERYWHERE, say=str)
+    assert len(begun) == 1 and content(found.folder) == content(maps.folder)
+    (out / "steps").mkdir()  # as of a kill between the seal and clearing up
+    (out / "asked.json").write_text("{}")
+    predict_slide(predictor, slide, out, EVERYWHERE, say=str)
+    assert not (out / "steps").exists() and not (out / "asked.json").exists()
 
 
 def test_a_full_disk_is_one_line(predictor, slide, tmp_path, monkeypatch):

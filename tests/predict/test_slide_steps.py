@@ -92,6 +92,25 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(reader, slide, maps
     assert len(calls) < 1.5 * windows  # most are not written again
 
 
+@pytest.mark.parametrize("at", [6, 9, 14, 18])
+def test_a_process_that_died_does_not_stop_another(reader, slide, maps, tmp_path, monkeypatch, at):
+    """Killed in the middle of a batch, which is written again as a whole: what it reads is still there."""
+    out, calls, add = tmp_path / "g.maps", [], SlideSteps._add
+
+    def counted(work, *rest):
+        add(work, *rest)
+        calls.append(rest)
+        if len(calls) == at:
+            raise Killed
+
+    monkeypatch.setattr(SlideSteps, "_add", counted)
+    with pytest.raises(Killed):
+        predict_slide(reader, slide, out, ASKED, say=str)
+    for part in ((1, 2), (0, 2)):
+        predict_slide(reader, slide, out, dataclasses.replace(ASKED, part=part), say=str)
+    assert content(out) == content(maps.folder)
+
+
 def test_processes_share_it(reader, slide, maps, tmp_path):
     """In the middle of the first, another does all that is left."""
     out, begun = tmp_path / "d.maps", []

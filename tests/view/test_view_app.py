@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import shutil
 
 import httpx
 import numpy as np
@@ -11,8 +12,10 @@ from made_maps import write_made_maps
 from made_slides import write_pyramid
 from PIL import Image
 from refusals import refused
+from skimage.io import imsave
 from tiny_tissue import tiny_section
 
+from tario_jax.corpus.resample import square_means
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.signatures import read_gmt, scores
 from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
@@ -163,13 +166,15 @@ def test_cell_types_and_cohorts(tmp_path):
         assert of_genes["LUAD"]["validated"] == [1, 0, 0, 1, 1, 0, 0, 0]
         region = client.post("/api/slides/0/region", json={"polygon": [[0, 0], [180, 0], [180, 400], [0, 400]]}).json()
         assert region["scores"]["Epithelium"] > 0.5 > -0.5 > region["scores"]["Fibroblasts"]
-        own = Shown(store.folder, {}, lambda store: read_gmt(tmp_path / "sets.gmt", store.panel), stack, str)
+        said = []
+        own = Shown(store.folder, {}, lambda store: read_gmt(tmp_path / "sets.gmt", store.panel), stack, said.append)
         assert [(one.name, one.kind) for one in own.signatures] == [
-            ("Epithelium", "cell type"), ("Fibroblasts", "gene set"), ("unknown", "gene set")]  # fmt: skip
+            ("Epithelium", "cell type"), ("Fibroblasts", "gene set")]  # fmt: skip
+        assert any("gene set 'unknown' is left out" in line for line in said)
         region = Client(make_app([own], stack)).post(
             "/api/slides/0/region", json={"polygon": [[0, 0], [180, 0], [9, 400]]}
         )
-        assert set(region.json()["scores"]) == {"Epithelium", "Fibroblasts"}  # of a set without a gene nothing is known
+        assert set(region.json()["scores"]) == {"Epithelium", "Fibroblasts"}
 
 
 def test_what_is_not_there_is_told(client):
@@ -212,3 +217,36 @@ def test_a_slide_that_moved_is_named(store, tmp_path):
             refused(lambda: shown(store, stack, {"slide.ome.tif": other}), "64 × 64 px", "had 800 × 600")
     finally:
         moved.rename(slide)
+
+
+def test_two_maps_of_a_slide_have_two_labels(store, tmp_path):
+    other = tmp_path / "finer.maps"
+    shutil.copytree(store.folder, other)
+    with contextlib.ExitStack() as stack:
+        slides = [shown(store, stack), Shown(other, {}, lambda store: [], stack, str)]
+        found = Client(make_app(slides, stack)).get("/api/slides").json()
+    assert [one["label"] for one in found] == ["slide.ome.tif · slide.maps", "slide.ome.tif · finer.maps"]
+
+
+def test_an_overview_of_a_slide_without_levels_is_not_read_from_its_px(tmp_path):
+    """Its levels are far finer than what is shown: the overview stands for them; else it is read part by part."""
+    picture = np.zeros((5000, 4000, 3), np.uint8) + np.arange(4000, dtype=np.uint16)[None, :, None].astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "slide.png")
+    store = write_made_maps(tmp_path / "made.maps", slide_px=(4000, 5000), place=tmp_path / "slide.png")
+    with contextlib.ExitStack() as stack:
+        one = Shown(store.folder, {}, lambda store: [], stack, str)
+        read, px = one.section.file.levels[0], []
+        kept = read.__class__.__getitem__
+
+        def counted(image, index):
+            px.append(np.prod([part.stop - part.start for part in index]))
+            return kept(image, index)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(read.__class__, "__getitem__", counted)
+            slow = np.asarray(Image.open(io.BytesIO(one.tile(9, 0, 0))))
+            assert max(px) <= 4096**2 and slow.shape == (313, 250, 3)
+            px.clear()
+            imsave(store.folder / "overview.jpg", square_means(picture, 8)[:625, :500])
+            fast = np.asarray(Image.open(io.BytesIO(one.tile(9, 0, 0))))
+            assert not px and np.abs(fast.astype(float) - slow).mean() < 12

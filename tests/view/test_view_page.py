@@ -1,6 +1,7 @@
 """The page in a browser: a gene is found and painted, panes keep in step, a region is exported, a link restores all."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -239,6 +240,85 @@ def test_genes_are_ranked_and_greyed_by_cohort_and_cell_types_are_told(browser, 
         page.wait_for_selector("#selected[data-bins]")
         assert page.locator("#selected-sets li").first.inner_text().startswith("Fibroblasts +")
         page.close()
+
+
+def test_keys_do_what_they_say_and_nothing_else(page, address, store):
+    opened(page, address, "#name=GENE3&panes=he.rates")
+    shows(page, "gene:GENE3")
+    box = page.locator("[data-pane=he]").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # the pane has the keys now
+    before = page.locator("[data-pane=he] .viewer canvas").first.screenshot()
+    for key in ("r", "r", "f", "F"):  # a region is begun and left again; nothing turns, nothing is mirrored
+        page.keyboard.press(key)
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(600)
+    assert page.locator("[data-pane=he] .viewer canvas").first.screenshot() == before
+    page.keyboard.press("v")  # all bins are in view
+    page.wait_for_selector("#selected[data-bins]")
+    assert int(page.get_attribute("#selected", "data-bins")) == len(store)
+    page.fill("#search", "GENE5")
+    page.press("#search", "Enter")
+    shows(page, "gene:GENE5")
+    assert "GENE5 (shown)" in page.inner_text("#selected-genes")
+    page.fill("#high", "-5")
+    page.press("#high", "Enter")
+    page.wait_for_timeout(300)
+    assert page.input_value("#high") == "" and not page.inner_text("#range").startswith("0.0 to -")
+
+
+def test_a_slide_that_comes_late_is_not_shown_as_another(browser, store, tmp_path):
+    """Places and values that arrive after another slide was chosen are let go; the link tells slides apart."""
+    made = write_made_maps(tmp_path / "made.maps")
+    twin = tmp_path / "twin.maps"
+    shutil.copytree(made.folder, twin)
+    with served([store.folder, made.folder, twin]) as address:
+        page = browser.new_page(viewport=SIZE)
+        held = []
+        page.route("**/api/slides/1/places", lambda route: held.append(route))
+        opened(page, address, "#name=GENE3&panes=rates")
+        shows(page, "gene:GENE3")
+        expected = painted(page, "rates")
+        page.select_option("#slide", "1")
+        page.wait_for_timeout(400)
+        page.select_option("#slide", "0")
+        page.wait_for_timeout(400)
+        assert held
+        held[0].continue_()
+        page.wait_for_timeout(800)
+        assert np.array_equal(painted(page, "rates"), expected) and page.input_value("#slide") == "0"
+        page.select_option("#slide", "2")
+        page.wait_for_function("document.querySelector('#about').textContent.startsWith('240 bins')")
+        page.wait_for_timeout(600)
+        page.reload()
+        page.wait_for_selector("body[data-ready='1']")
+        assert page.input_value("#slide") == "2"  # of two maps of one slide the one that was looked at
+        page.close()
+
+
+def test_a_score_takes_the_place_of_genes_in_every_pane(browser, tmp_path):
+    store = write_made_maps(tmp_path / "made.maps", more=("measured",))
+    with served([store.folder]) as address:
+        page = browser.new_page(viewport=SIZE)
+        opened(page, address, "#name=DCN&panes=he.measured")
+        shows(page, "gene:DCN")
+        page.click("[data-list='cell type']")
+        page.click("#genes li >> nth=0")
+        shows(page, "signature:Epithelium")
+        assert page.locator("[data-pane=rates] canvas.map").count() == 1  # it is shown where it is of
+        assert page.locator("[data-pane=measured] canvas.map").count() == 0
+        assert "of genes alone" in page.inner_text("[data-pane=measured] .name")
+        page.set_viewport_size({"width": 360, "height": 700})
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.close()
+
+
+def test_he_that_cannot_be_read_is_said(page, address):
+    page.route("**/tiles/**", lambda route: route.fulfill(status=422, content_type="application/json",
+                                                          body='{"reason": "the slide: is damaged"}'))  # fmt: skip
+    opened(page, address, "#name=GENE3")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error") == "the slide: is damaged"
 
 
 def test_an_error_is_shown(page, address):

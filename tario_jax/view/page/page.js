@@ -13,10 +13,11 @@ const state = {
   slide: 0, name: "", kind: "gene", cohort: "all", sort: "skill", panes: ["he", "rates"], opacity: 0.8, high: null,
   palette: "magma", region: null, view: null, list: "gene",
 };
+let opening = 0, region = null, failedAt = -Infinity; // the last region that was answered; when a tile last failed
 let slides = [], slide = null, genes = null, grid = null, types = null, order = [], active = 0, selecting = false, values = {};
 const loaded = new Map(); // by slide: what does not change
 
-const panes = new Panes($("panes"), { moved: remember, pointed, drawn: (corners) => select(corners) });
+const panes = new Panes($("panes"), { moved: remember, pointed, drawn: (corners) => select(corners), failed: tileFailed });
 
 // what the server says
 
@@ -51,7 +52,7 @@ function remember() {
   remember.timer = setTimeout(() => {
     state.view = panes.view() ?? state.view;
     const words = new URLSearchParams();
-    words.set("slide", slides[state.slide]?.name ?? "");
+    words.set("slide", slides[state.slide]?.label ?? "");
     for (const name of ["name", "kind", "list", "cohort", "sort", "palette", "opacity"]) words.set(name, state[name]);
     words.set("panes", state.panes.join("."));
     if (state.high !== null) words.set("high", state.high);
@@ -63,17 +64,18 @@ function remember() {
 
 function restore() {
   const words = new URLSearchParams(location.hash.slice(1));
-  const numbered = slides.findIndex((one) => one.name === words.get("slide"));
+  const numbered = slides.findIndex((one) => one.label === words.get("slide"));
   state.slide = Math.max(0, numbered);
   for (const name of ["name", "kind", "list", "cohort", "sort", "palette"]) state[name] = words.get(name) ?? state[name];
   if (!NAMES.includes(state.palette)) state.palette = "magma";
+  if (![...$("sort").options].some((one) => one.value === state.sort)) state.sort = "skill";
   if (words.has("opacity")) state.opacity = Math.min(1, Math.max(0, Number(words.get("opacity")) || 0));
-  if (words.has("high")) state.high = Number(words.get("high")) || null;
+  if (words.has("high")) state.high = positive(words.get("high"));
   if (words.has("panes")) state.panes = words.get("panes").split(".").filter((name) => name in LABELS);
   const numbers = (text) => text.split("_").map(Number);
   if (words.has("view")) {
     const [x, y, zoom] = numbers(words.get("view"));
-    if ([x, y, zoom].every(Number.isFinite)) state.view = { x, y, zoom };
+    if ([x, y, zoom].every((one) => Math.abs(one) < 1e7) && zoom > 0) state.view = { x, y, zoom };
   }
   if (words.has("region")) {
     const corners = words.get("region").split("~").map(numbers);
@@ -81,9 +83,19 @@ function restore() {
   }
 }
 
+const positive = (text) => (Number(text) > 0 && Number.isFinite(Number(text)) ? Number(text) : null);
+
+/** A tile that does not come is said once in a while: a slide has many. */
+async function tileFailed(url) {
+  if (!url || performance.now() - failedAt < 10000) return;
+  failedAt = performance.now();
+  await asked(url).catch(tell);
+}
+
 // a slide
 
 async function open(number) {
+  const own = ++opening; // another may be opened before this one has come
   state.slide = number;
   slide = slides[number];
   $("slide").value = number;
@@ -100,8 +112,10 @@ async function open(number) {
       asked(`/api/slides/${number}/genes`).then((answer) => answer.json()),
       asked(`/api/slides/${number}/places`).then((answer) => answer.arrayBuffer()),
     ]);
-    loaded.set(number, { genes: of_genes, grid: new Grid(new Float32Array(places), slide.bin_um) });
+    loaded.set(number, { genes: of_genes, grid: new Grid(new Float32Array(places), slides[number].bin_um) });
   }
+  if (own !== opening) return;
+  values = {};
   ({ genes, grid, types } = loaded.get(number));
   LABELS.spread = slide.spread_between ? `deviation between ${slide.spread_between}` : "deviation";
   const cohorts = slide.cohorts.map(({ name, patients }) => option(name, `${name} (${patients} patients)`));
@@ -163,18 +177,26 @@ const url = (array, name) => `/api/slides/${state.slide}/values/${array}?name=${
 
 async function paint() {
   const began = performance.now();
-  const { name, kind } = state;
+  const { name, kind, slide: number } = state;
+  if (kind === SET && !state.panes.includes("rates")) {
+    state.panes.push("rates"); // a score is of what is predicted
+    layOut();
+  }
   const arrays = kind === SET ? ["rates"] : state.panes.filter((pane) => pane !== "he");
   const found = await Promise.all(arrays.map(async (array) => {
     const answer = await asked(url(kind === SET ? SET : array, name));
     return [array, new Float32Array(await answer.arrayBuffer())];
   }));
-  if (name !== state.name || kind !== state.kind) return; // another one was chosen meanwhile
+  if (name !== state.name || kind !== state.kind || number !== state.slide || slide !== slides[number]) return; // another
   values = Object.fromEntries(found);
   const high = scale(values.rates ?? values[arrays[0]]);
   const colours = palette(state.palette);
-  for (const array of arrays) {
-    if (!state.panes.includes(array)) continue;
+  for (const array of state.panes.filter((pane) => pane !== "he")) {
+    if (!arrays.includes(array)) {
+      panes.map(array, null);
+      panes.title(array, `${LABELS[array]}: of genes alone`);
+      continue;
+    }
     const own = array === "spread" ? scale(values.spread, null) : high; // what varies is far less than what is there
     panes.map(array, grid.draw(values[array], own, colours));
     panes.title(array, array === "spread" ? `${LABELS.spread}, to ${own.high.toPrecision(2)}` : LABELS[array]);
@@ -182,6 +204,7 @@ async function paint() {
   panes.opacity(state.opacity);
   legend(high, colours);
   list();
+  showRegion();
   $("panes").dataset.shown = `${kind}:${name}`;
   $("panes").dataset.shownMs = (performance.now() - began).toFixed(1);
   remember();
@@ -297,10 +320,24 @@ function move(by) {
 
 const select = guarded(async (corners) => {
   setSelecting(false);
-  state.region = corners;
+  clear();
+  const number = state.slide;
   panes.outline(corners);
+  try {
+    region = await asked(`/api/slides/${number}/region`, post(corners)).then((answer) => answer.json());
+  } catch (error) {
+    panes.outline(null);
+    throw error;
+  }
+  if (number !== state.slide) return clear();
+  state.region = corners;
+  showRegion();
   remember();
-  const found = await asked(`/api/slides/${state.slide}/region`, post(corners)).then((answer) => answer.json());
+});
+
+function showRegion() {
+  const found = region;
+  if (!found) return;
   $("selected-title").textContent = `${found.bins.toLocaleString()} bins, ${found.area_mm2.toFixed(3)} mm²`;
   const highest = found.symbols.map((name, at) => [name, found.means.rates[at]]).sort((a, b) => b[1] - a[1]).slice(0, 12);
   const of_shown = found.symbols.indexOf(state.name);
@@ -318,7 +355,12 @@ const select = guarded(async (corners) => {
   }));
   $("selected").hidden = false;
   $("selected").dataset.bins = found.bins;
-});
+}
+
+function selectView() {
+  const corners = panes.inView();
+  if (corners) select(corners);
+}
 
 const post = (corners) => ({
   method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ polygon: corners }),
@@ -331,7 +373,8 @@ function setSelecting(on) {
 }
 
 function clear() {
-  state.region = null;
+  state.region = region = null;
+  delete $("selected").dataset.bins;
   panes.outline(null);
   $("selected").hidden = true;
   remember();
@@ -362,7 +405,12 @@ function wire() {
   $("cohort").addEventListener("change", (event) => { state.cohort = event.target.value; sortGenes(); list(); remember(); });
   $("sort").addEventListener("change", (event) => { state.sort = event.target.value; sortGenes(); list(); remember(); });
   $("opacity").addEventListener("input", (event) => { state.opacity = Number(event.target.value); panes.opacity(state.opacity); remember(); });
-  $("high").addEventListener("change", guarded(async (event) => { state.high = Number(event.target.value) || null; await paint(); }));
+  $("high").addEventListener("change", guarded(async (event) => {
+    state.high = positive(event.target.value);
+    event.target.value = state.high ?? "";
+    await paint();
+  }));
+  $("in-view").addEventListener("click", () => selectView());
   $("palette").addEventListener("change", guarded(async (event) => { state.palette = event.target.value; await paint(); }));
   $("region").addEventListener("click", () => setSelecting(!selecting));
   $("home").addEventListener("click", () => panes.home());
@@ -406,6 +454,7 @@ function wire() {
     if (event.key === "/") { $("search").focus(); $("search").select(); event.preventDefault(); }
     else if (event.key in KEYS) toggle(KEYS[event.key]);
     else if (event.key === "r" || event.key === "R") setSelecting(!selecting);
+    else if (event.key === "v" || event.key === "V") selectView();
     else if (event.key === "0") panes.home();
     else if (event.key === "Escape") setSelecting(false);
   });
@@ -415,7 +464,7 @@ async function begin() {
   const theme = localStorage.getItem("theme");
   if (theme) document.documentElement.dataset.theme = theme;
   slides = await asked("/api/slides").then((answer) => answer.json());
-  $("slide").replaceChildren(...slides.map((one, number) => option(number, one.name)));
+  $("slide").replaceChildren(...slides.map((one, number) => option(number, one.label)));
   restore();
   $("sort").value = state.sort;
   $("opacity").value = state.opacity;

@@ -1,14 +1,17 @@
 // Panes: each a deep zoom of the H&E, some with a map over it; what one shows, all show.
 
+const UNUSED_KEYS = ["r", "f"]; // of OpenSeadragon: they would turn and mirror one pane
 const GRID_LINES = 0.5; // a bin's centre is half a bin from its edges
 
 export class Panes {
-  /** element: where they stand; moved(): called when the view changed; pointed(um, pane): the pointer in µm, or null. */
-  constructor(element, { moved, pointed, drawn }) {
+  /** element: where they stand; moved(): called when the view changed; pointed(um, pane): the pointer in µm, or null;
+   *  drawn(corners): a region in µm; failed(url): a tile did not come. */
+  constructor(element, { moved, pointed, drawn, failed }) {
     this.element = element;
     this.moved = moved;
     this.pointed = pointed;
     this.drawn = drawn;
+    this.failed = failed;
     this.panes = new Map();
     this.leader = null; // the pane that is moved: what the others do, they do after it
   }
@@ -57,7 +60,12 @@ export class Panes {
         getTileUrl: (level, x, y) => `/api/slides/${number}/tiles/${level}/${x}/${y}.jpg`,
       },
     });
-    place.setAttribute("aria-label", `${label}: arrow keys move, plus and minus zoom`);
+    viewer.canvas.setAttribute("role", "application");
+    viewer.canvas.setAttribute("aria-label", `${label}: arrow keys move, plus and minus zoom`);
+    viewer.addHandler("canvas-key", (event) => {
+      if (UNUSED_KEYS.includes(event.originalEvent.key.toLowerCase())) event.preventDefaultAction = true;
+    });
+    viewer.addHandler("tile-load-failed", ({ tile }) => this.failed(tile.getUrl()));
     const pane = { name, box, viewer, svg, map: null };
     this.panes.set(name, pane);
     viewer.addHandler("viewport-change", () => this.#follow(pane));
@@ -119,16 +127,30 @@ export class Panes {
     this.pending = null;
   }
 
+  /** Corners of what is in view, in µm, within the slide; null where nothing of it is. */
+  inView() {
+    const [pane] = this.panes.values();
+    if (!pane?.viewer.viewport || !pane.viewer.world?.getItemCount()) return null;
+    const { viewport } = pane.viewer;
+    const { x, y, width, height } = viewport.viewportToImageRectangle(viewport.getBounds(true));
+    const [across, down] = this.slide.slide_px;
+    const [left, right] = [x, x + width].map((at) => Math.min(Math.max(at, 0), across) * this.slide.he_um_per_px);
+    const [top, bottom] = [y, y + height].map((at) => Math.min(Math.max(at, 0), down) * this.slide.he_um_per_px);
+    return left < right && top < bottom ? [[left, top], [right, top], [right, bottom], [left, bottom]] : null;
+  }
+
   home() {
     for (const pane of this.panes.values()) pane.viewer.viewport?.goHome(true);
     this.moved();
   }
 
-  /** Puts a picture of bins over the H&E of a pane: a px a bin, of a grid of bins of bin_um from the slide's corner. */
+  /** Puts a picture of bins, or none, over the H&E of a pane: a px a bin, of a grid of bins of bin_um from the slide's corner. */
   map(name, canvas) {
     const pane = this.panes.get(name);
     if (!pane) return;
     if (pane.map) pane.viewer.removeOverlay(pane.map);
+    pane.map = null;
+    if (!canvas) return;
     canvas.className = "map";
     pane.map = canvas;
     this.#place(pane);
