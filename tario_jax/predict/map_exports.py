@@ -4,7 +4,9 @@ Bins lie in px of the slide's finest level, as other programs see the slide; x t
 """
 
 import contextlib
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ from tario_jax.config import InputError
 from tario_jax.predict.map_store import MapStore
 
 _MOST_CHANNELS = 4096  # of an OME-TIFF, and columns of a table in GeoJSON: beyond, nobody opens it
+_SPARE_BYTES = 4 << 20  # for what a format keeps beside the values
 _CANNOT = re.compile("No space|quota|write|Write|flush")
 _ROWS = 1024  # of a chunk of AnnData's X
 
@@ -28,7 +31,7 @@ def write_h5ad(store: MapStore, path: Path, symbols: Sequence[str] | None = None
     with _whole(path) as partial:
         _frame(store, symbols).write_h5ad(partial)
         with h5py.File(partial, "r+") as file:
-            _fill(file, store, symbols, progress, compression="lzf")
+            _fill(file, store, symbols, progress, partial, compression="lzf")
 
 
 def write_anndata_zarr(store: MapStore, path: Path, symbols: Sequence[str] | None = None,
@@ -40,7 +43,7 @@ def write_anndata_zarr(store: MapStore, path: Path, symbols: Sequence[str] | Non
         group = zarr.open_group(partial, mode="w", zarr_format=3)
         with anndata.settings.override(**{name: of for name, of in wanted.items() if hasattr(anndata.settings, name)}):
             anndata.io.write_elem(group, "/", _frame(store, symbols))
-        _fill(zarr.open_group(partial, mode="r+"), store, symbols, progress)
+        _fill(zarr.open_group(partial, mode="r+"), store, symbols, progress, partial)
 
 
 def _frame(store: MapStore, symbols: Sequence[str] | None) -> Any:
@@ -63,8 +66,11 @@ def _frame(store: MapStore, symbols: Sequence[str] | None) -> Any:
 
 
 def _fill(group: Any, store: MapStore, symbols: Sequence[str] | None, progress: Callable[[int, int], None],
-          **more: Any) -> None:  # fmt: skip
-    """Writes X into AnnData that is on disk, as its format has it."""
+          path: Path, **more: Any) -> None:  # fmt: skip
+    """Writes X and layers into AnnData that is on disk at `path`, as its format has it.
+
+    Raises `OSError` before the disk is full: HDF5 cannot close a file that it has no room for, and crashes.
+    """
     genes = slice(None) if symbols is None else store.positions(symbols)
     number = len(store.panel) if symbols is None else len(symbols)
     for name, array in (("X", "rates"), *((f"layers/{more}", more) for more in store.arrays[1:])):
@@ -77,6 +83,8 @@ def _fill(group: Any, store: MapStore, symbols: Sequence[str] | None, progress: 
         values.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for run in range(len(store.slots)):
             bins, _ = store.slots.run(run)
+            if shutil.disk_usage(path.parent).free < (bins.stop - bins.start) * number * 4 + _SPARE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             values[bins] = store.run(run, array, genes)
             progress(bins.stop, len(store))
 

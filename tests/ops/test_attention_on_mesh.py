@@ -116,6 +116,7 @@ print("held")
 """
 
 
+@pytest.mark.slow
 def test_poison_large_scores_and_other_axes(devices8):
     assert devices8(_PREAMBLE + _POISON).split() == ["held"]
 
@@ -184,6 +185,7 @@ print(json.dumps([str(program.jaxpr).count(" ppermute[") for program in programs
 """
 
 
+@pytest.mark.slow
 def test_remat_by_name_does_not_run_the_ring_again(devices8):
     again, once = json.loads(devices8(_PREAMBLE + _REMAT))
     # forward: K with V, and the integers; backward: before the loop, in it, after it: 2 + 3 + 2 (K with V and integers

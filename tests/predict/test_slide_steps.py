@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from made_slides import write_pyramid
 from refusals import refused
 from tiny_tissue import PANEL, tiny_section
 
+from tario_jax.predict.cover import Placed
 from tario_jax.predict.generate import generate_section
 from tario_jax.predict.map_store import KEPT_BITS, MapStore
 from tario_jax.predict.slide import opened_section
 from tario_jax.predict.slide_job import Asked, predict_slide
+from tario_jax.predict.slide_plan import SlidePlan
 from tario_jax.predict.slide_steps import SlideSteps
-from tario_jax.predict.writing import Steps
+from tario_jax.predict.writing import Sample, Steps, WritingPlan, Written
 
 STEPS = Steps(4, samples=3, seed=2)
 ASKED = Asked(everywhere=True, tissue="virtual", steps=STEPS, spread=True)
@@ -92,23 +95,62 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(reader, slide, maps
     assert len(calls) < 1.5 * windows  # most are not written again
 
 
-@pytest.mark.parametrize("at", [6, 9, 14, 18])
-def test_a_process_that_died_does_not_stop_another(reader, slide, maps, tmp_path, monkeypatch, at):
-    """Killed in the middle of a batch, which is written again as a whole: what it reads is still there."""
-    out, calls, add = tmp_path / "g.maps", [], SlideSteps._add
+class FakeWriter:
+    """Says nothing of any bin, at once."""
 
-    def counted(work, *rest):
-        add(work, *rest)
-        calls.append(rest)
-        if len(calls) == at:
-            raise Killed
+    def __init__(self, predictor, cover, plan: WritingPlan, steps: Steps, log_depth: float):
+        self._plan, self._samples = plan, steps.samples
 
-    monkeypatch.setattr(SlideSteps, "_add", counted)
-    with pytest.raises(Killed):
-        predict_slide(reader, slide, out, ASKED, say=str)
-    for part in ((1, 2), (0, 2)):
-        predict_slide(reader, slide, out, dataclasses.replace(ASKED, part=part), say=str)
-    assert content(out) == content(maps.folder)
+    def write(self, windows, batch, contents, genes_g, keep, genes_of):
+        for window in windows:
+            number_n = np.flatnonzero(self._plan.window_N == window)
+            own, nothing = Placed(number_n, number_n, np.ones(len(number_n))), np.zeros((len(number_n), len(PANEL)))
+            for sample in range(self._samples):
+                contents.put(sample, number_n, np.zeros((len(number_n), 1)))
+                keep(Sample(window, sample, own, nothing, nothing))
+            yield Written(window, own, nothing + 1, nothing)
+
+
+class FakeMaps:
+    def read(self, run, name):
+        return np.zeros((1, len(PANEL)), np.float32)
+
+    def write(self, run, values): ...
+
+
+@pytest.mark.parametrize(("width_um", "height_um", "rows"), [(430.0, 330.0, 4), (520.0, 260.0, 5)])
+def test_a_process_that_died_does_not_stop_another(reader, tmp_path, monkeypatch, width_um, height_um, rows):
+    """Killed anywhere in a batch, which is written again as a whole: what it reads is still there, whoever goes on."""
+    picture = np.full((round(height_um * 2), round(width_um * 2), 3), 200, np.uint8)
+    slide = write_pyramid(tmp_path / "slide.ome.tif", picture, ome=True, px_per_cm=20_000)
+    with opened_section(slide, None, genes=len(PANEL), say=str) as section:
+        cover = reader.tissue_cover(section, None, tissue="virtual", bin_um=None, overlap=0.5)
+    plan = SlidePlan.of(cover, rows)
+    monkeypatch.setattr(cover, "batches", lambda rows, numbers: [(numbers, None)])
+    monkeypatch.setattr("tario_jax.predict.slide_steps.Writer", FakeWriter)
+    add = SlideSteps._add
+
+    def work(folder) -> SlideSteps:
+        return SlideSteps(reader, plan, STEPS, folder, FakeMaps(), rows=rows, total_N=np.ones(len(cover)), spread=True)
+
+    def written_until(at, folder) -> None:
+        calls = []
+
+        def counted(self, *rest):
+            add(self, *rest)
+            calls.append(rest)
+            if len(calls) == at:
+                raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(SlideSteps, "_add", counted)
+            work(folder).run()
+
+    windows = work(tmp_path / "all").windows
+    for at in range(2, windows, 5):
+        written_until(at, tmp_path / f"{at}")
+        assert work(tmp_path / f"{at}").run(((1, 2), (0, 2), (2, 3))[at % 3])
+        shutil.rmtree(tmp_path / f"{at}")
 
 
 def test_processes_share_it(reader, slide, maps, tmp_path):

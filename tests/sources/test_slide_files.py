@@ -11,6 +11,7 @@ from PIL import Image
 from refusals import refused
 
 from tario_jax.sources import slide_files
+from tario_jax.sources.slide import full_um_per_px
 from tario_jax.sources.slide_files import opened_slide
 
 IMAGE = speckled(200, 260)
@@ -157,6 +158,28 @@ def test_a_dicom_slide_is_a_folder(tmp_path):
     (tmp_path / "slide" / "0.dcm").write_bytes((tmp_path / "slide" / "0.dcm").read_bytes()[:5000])
     with opened_slide(tmp_path / "slide") as file:
         refused(lambda: file.levels[0][:600, :800], str(tmp_path / "slide"), "cannot be read at row 0")
+
+
+@pytest.mark.parametrize("size", ["0", "-0.5", "abc", "nan", "inf"])
+def test_a_size_that_is_none_is_not_taken(size, tmp_path):
+    path = tmp_path / "slide.ome.tif"
+    write_pyramid(path, speckled(200, 240), ome=True)
+    path.write_bytes(path.read_bytes().replace(b'PhysicalSizeX="0.25"', f'PhysicalSizeX="{size:<4}"'.encode()))
+    with opened_slide(path) as file:
+        assert file.um_per_px is None
+        refused(lambda: full_um_per_px(file, None, force=False), "does not say its µm per px; give --um-per-px")
+        assert full_um_per_px(file, 0.5, force=False) == (0.5, [])
+        for odd in (1e-9, 1e9):
+            refused(lambda odd=odd: full_um_per_px(file, odd, force=True), "0.01 to 100", "also with --force")
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
+    pixels = speckled(60, 80)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(pixels).save(tmp_path / "slide.png", exif=exif)
+    with opened_slide(tmp_path / "slide.png") as file:
+        assert np.array_equal(file.levels[0][:80, :60], np.rot90(pixels, -1)) and "EXIF" in file.notes[0]
 
 
 def test_a_pyramid_of_whole_levels_has_whole_downsamples(tmp_path):
