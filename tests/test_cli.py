@@ -24,7 +24,7 @@ from tario_jax.config import Config
 from tario_jax.config_files import load_config, override
 
 JOBS = ("run", "simulate", "ingest", "check", "corpus", "encode", "train", "predict", "maps", "view", "export", "serve",
-        "decode", "evaluate", "finer", "shift", "gallery", "scaling", "bench", "compile", "status", "compare",
+        "decode", "embed", "evaluate", "finer", "shift", "gallery", "scaling", "bench", "compile", "status", "compare",
         "trace")  # fmt: skip
 TRAIN = ("train", "--config=configs/quickstart.py")
 SLIDE = ("ingest", "--source=slide", "--path={}", "--out={}/c")

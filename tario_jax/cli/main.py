@@ -16,6 +16,7 @@ from tario_jax.cli import (
     compile,
     corpus,
     decode,
+    embed,
     encode,
     evaluate,
     export,
@@ -40,11 +41,11 @@ from tario_jax.config import InputError
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "encode": encode,
     "train": train, "predict": predict, "maps": maps, "view": view, "export": export, "serve": serve, "decode": decode,
-    "evaluate": evaluate, "finer": finer, "shift": shift, "gallery": gallery, "scaling": scaling, "bench": bench,
-    "compile": compile, "status": status, "compare": compare, "trace": trace,
+    "embed": embed, "evaluate": evaluate, "finer": finer, "shift": shift, "gallery": gallery, "scaling": scaling,
+    "bench": bench, "compile": compile, "status": status, "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
-_OF_A_RUN = ("predict", "decode", "evaluate", "finer", "shift", "gallery")  # the run has a config already
+_OF_A_RUN = ("predict", "decode", "embed", "evaluate", "finer", "shift", "gallery")  # the run has a config already
 
 
 def main(argv: list[str] | None = None) -> int:

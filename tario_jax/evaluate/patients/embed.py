@@ -1,0 +1,126 @@
+"""Sections of a corpus to embeddings: predicted from their H&E alone, and measured where they were."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate.kept import by_turns
+from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, WHOLE, Embedded, of_counts, of_rates
+from tario_jax.model.model import Tario
+from tario_jax.predict.cover import Blend
+from tario_jax.predict.predictor import Predictor
+from tario_jax.tokens.batch import Batch
+
+_AT_ONCE = 16  # sections of a file
+
+
+def embed_corpus(
+    predictor: Predictor, corpus: Corpus, out: Path, *, overlap: float, bin_um: float | None = None,
+    region_um: float | None = None, sections: Sequence[str] = (), measured: bool = False,
+    part: tuple[int, int] = (1, 1), say: Callable[[str], None] = print,
+) -> EmbeddingStore:  # fmt: skip
+    """Adds all sections of a corpus, or those that are named, that are not there yet.
+
+    region_um: side of the squares of a section that have rows of their own too; measured: also what was detected; part:
+    (k, n) for the k-th of n processes. Raises `InputError` for sections that are unknown, have no H&E, and for what
+    the model may not predict.
+    """
+    predictor.refuse_tissue(str(corpus.root), corpus.kind)
+    chosen = [corpus.section(name) for name in sections] or [one for one in corpus.sections if one.holds("he")]
+    about = {"checkpoint": predictor.checkpoint, "model": predictor.provenance.config.name, "overlap": overlap,
+             "trained_on": predictor.trained_on, "bin_um": bin_um or predictor.provenance.bin_um,
+             "region_um": region_um, "tissue": corpus.kind}  # fmt: skip
+    store = EmbeddingStore.begun(out, predictor.panel, about)
+    work = [(section, kind) for section in chosen for kind in (PREDICTED, *((MEASURED,) if measured else ()))
+            if kind == PREDICTED or _is_measured(section)]  # fmt: skip
+    held = store.held()
+    left = by_turns([one for one in work if (one[0].id, one[1]) not in held], part)
+    say(f"embed: {len(left)} of {len(work)} sections are not there yet")
+    for first in range(0, len(left), _AT_ONCE):
+        held, rows = store.held(), []  # other processes may have done some meanwhile
+        for section, kind in left[first : first + _AT_ONCE]:
+            if (section.id, kind) in held:
+                continue
+            if kind == PREDICTED:
+                rows += _predicted(predictor, corpus, section, bin_um, overlap, region_um)
+            else:
+                rows += _measured(predictor, corpus, section, region_um)
+        store.add(rows)
+        say(f"embed: {min(first + _AT_ONCE, len(left))}/{len(left)}")
+    return store
+
+
+def _is_measured(section: Section) -> bool:
+    return section.has_detections or section.spots is not None
+
+
+def _who(section: Section) -> tuple[str, str, str]:
+    return section.patient, section.cohort, section.id
+
+
+def _predicted(predictor: Predictor, corpus: Corpus, section: Section, bin_um: float | None, overlap: float,
+               region_um: float | None) -> Iterator[Embedded]:  # fmt: skip
+    if not section.holds("he"):
+        raise InputError(f"{section.id}: has no H&E; leave it out of --sections")
+    cover = predictor.cover(section, tissue=corpus.kind, bin_um=None if section.spots is not None else bin_um,
+                            overlap=overlap, turned=True)  # fmt: skip
+    rates, states = Blend(len(cover), len(predictor.panel)), None
+    for windows, batch in cover.batches(predictor.rows):
+        rates_BxQxG, state_BxQxr = jax.device_get(predictor.call_on(rates_and_states, batch))
+        if states is None:
+            states = Blend(len(cover), state_BxQxr.shape[2])
+        for row, window in enumerate(windows):
+            placed = cover.placed(batch, row, window)
+            rates.add(placed, rates_BxQxG[row])
+            states.add(placed, state_BxQxr[row])
+    rates_NxG, state_Nxr = rates.mean(), states.mean()
+    for region, some_N in _regions(cover.places.x_um_N, cover.places.y_um_N, region_um):
+        if (found := of_rates(_who(section), region, rates_NxG[some_N], state_Nxr[some_N])) is not None:
+            yield found
+
+
+def rates_and_states(model: Tario, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Expected detections [B, Q, G], and what the decoder hands to the gene table [B, Q, r]; a window a row."""
+    said = model(batch)
+    window_BxQ = jnp.zeros(said.log_total_BxQ.shape, jnp.int32)
+    return model.rates_said(said, batch.measured_gene_BxWxG, window_BxQ), said.gene_BxQxr.astype(jnp.float32)
+
+
+def _measured(predictor: Predictor, corpus: Corpus, section: Section,
+              region_um: float | None) -> Iterator[Embedded]:  # fmt: skip
+    """Detections, or counts of spots, of the genes of the model's panel."""
+    if section.spots is not None:
+        spots = section.spots
+        of_spot = np.repeat(np.arange(len(spots.x_um_N)), np.diff(spots.indptr))
+        x_um, y_um, gene, count = spots.x_um_N[of_spot], spots.y_um_N[of_spot], spots.gene_E, spots.count_E
+    else:
+        found = section.all_detections()
+        x_um, y_um, gene, count = found.x_um_D, found.y_um_D, found.gene_D, np.ones(len(found.gene_D))
+    genes = len(predictor.panel)
+    position_of = np.array([predictor.panel.index.get(symbol, -1) for symbol in corpus.panel.symbols])
+    known_G = np.zeros(genes, bool)
+    known_G[position_of[(position_of >= 0) & section.measured_gene_G]] = True
+    position = position_of[gene]
+    ours = position >= 0
+    position, count, x_um, y_um = position[ours], count[ours], x_um[ours], y_um[ours]
+    width = predictor.provenance.config.model.gene_dim
+    for region, some in _regions(x_um, y_um, region_um):
+        count_G = np.bincount(position[some], weights=count[some], minlength=genes)
+        if (row := of_counts(_who(section), region, count_G, known_G, width)) is not None:
+            yield row
+
+
+def _regions(x_um: np.ndarray, y_um: np.ndarray, side_um: float | None) -> Iterator[tuple[str, np.ndarray]]:
+    """All places as one, then those of each square, which is named by its corner in µm."""
+    yield WHOLE, np.arange(len(x_um))
+    if side_um is None:
+        return
+    column, row = (np.floor(at / side_um).astype(int) for at in (x_um, y_um))
+    for r, c in np.unique(np.stack([row, column], 1), axis=0):
+        yield f"{c * side_um:g},{r * side_um:g}", np.flatnonzero((row == r) & (column == c))

@@ -1,0 +1,132 @@
+"""Embeddings on disk: new patients are added beside the old ones, which are not computed again.
+
+    NAME.embeddings/
+      embeddings.json        format, model, panel and what was asked: all rows have it in common
+      panel.tsv
+      parts/*.parquet        a row a section, or a region of one; a file is absent or whole
+
+Several processes may add to one folder; what two of them add of one section is the same, and read once.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tario_jax.config import InputError
+from tario_jax.evaluate.patients.vectors import WHOLE, Embedded
+from tario_jax.panel import Panel
+from tario_jax.train.whole_file import write_whole
+
+FORMAT, FORMAT_VERSION = "tario embeddings", 1
+FILE = "embeddings.json"
+SUFFIX = ".embeddings"
+_WORDS = ("patient", "cohort", "section", "region", "kind")
+_VECTORS = ("expression", "log_expression", "state")
+# of which rows of another value would lie in another space
+_ALIKE = ("panel_hash", "checkpoint", "bin_um", "overlap", "region_um")
+
+
+class EmbeddingStore:
+    """Rows of many patients, of one model."""
+
+    def __init__(self, folder: Path):
+        """Raises `InputError` where the folder holds no embeddings, or those of another version."""
+        self.folder = folder
+        try:
+            self.about: dict[str, Any] = json.loads((folder / FILE).read_text())
+            found = self.about["format"], self.about["format_version"]
+        except FileNotFoundError:
+            raise InputError(f"{folder}: holds no embeddings; 'tario embed' makes them") from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{folder / FILE}: is damaged; restore it, or embed again") from None
+        if found != (FORMAT, FORMAT_VERSION):
+            raise InputError(f"{folder}: is {found[0]}, version {found[1]}; this tario reads version {FORMAT_VERSION} "
+                             f"of {FORMAT}; embed again")  # fmt: skip
+        try:
+            self.panel = Panel.from_text((folder / "panel.tsv").read_text(), str(folder / "panel.tsv"))
+        except (OSError, UnicodeDecodeError):
+            raise InputError(f"{folder / 'panel.tsv'}: is missing or damaged; restore it, or embed again") from None
+        if self.panel.hash != self.about.get("panel_hash"):
+            raise InputError(f"{folder}: its panel.tsv is not that of its {FILE}; restore it, or embed again")
+
+    @classmethod
+    def begun(cls, folder: Path, panel: Panel, about: dict[str, Any]) -> "EmbeddingStore":
+        """A new one, or that which is there. Raises `InputError` where that is of another model, or asked otherwise."""
+        about = about | {"panel_hash": panel.hash}
+        if not (folder / FILE).exists():
+            if folder.exists() and any(folder.iterdir()):
+                raise InputError(f"{folder}: is there already, and holds no embeddings; give another --out")
+            (folder / "parts").mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "panel.tsv", panel.to_text())
+            whole = {"format": FORMAT, "format_version": FORMAT_VERSION} | about
+            write_whole(folder / FILE, json.dumps(whole, indent=1))
+        store = cls(folder)
+        differs = [name for name in _ALIKE if store.about.get(name) != about.get(name)]
+        if differs:
+            name = differs[0]
+            raise InputError(f"{folder}: holds embeddings with {name.replace('_', ' ')} {store.about.get(name)}, and "
+                             f"this has {about.get(name)}; give another --out")  # fmt: skip
+        return store
+
+    def add(self, rows: Sequence[Embedded]) -> None:
+        """All rows of some sections, as one file."""
+        if not rows:
+            return
+        columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in _WORDS}
+        columns |= {"bins": pa.array([row.bins for row in rows], pa.int64()),
+                    "detections": pa.array([row.detections for row in rows], pa.float64())}  # fmt: skip
+        for name in _VECTORS:
+            values = np.stack([getattr(row, f"{name}_{'r' if name == 'state' else 'G'}") for row in rows])
+            flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        memory = io.BytesIO()
+        pq.write_table(pa.table(columns), memory, compression="zstd")
+        name = hashlib.sha256("\n".join(f"{row.section}/{row.region}/{row.kind}" for row in rows).encode()).hexdigest()
+        write_whole(self.folder / "parts" / f"{name[:16]}.parquet", memory.getvalue())
+
+    def held(self) -> set[tuple[str, str]]:
+        """Sections that are there, with their kinds."""
+        found: set[tuple[str, str]] = set()
+        for path in self._parts():
+            table = self._read(path, ["section", "kind"])
+            found |= set(zip(table["section"].to_pylist(), table["kind"].to_pylist(), strict=True))
+        return found
+
+    def rows(self, kind: str, *, regions: bool = False) -> list[Embedded]:
+        """Of whole sections, or of regions, in the order of their sections."""
+        found = []
+        for path in self._parts():
+            table = self._read(path, None)
+            wanted = [of == kind and (region != WHOLE) == regions for of, region in
+                      zip(table["kind"].to_pylist(), table["region"].to_pylist(), strict=True)]  # fmt: skip
+            table = table.filter(pa.array(wanted, pa.bool_()))
+            if not len(table):
+                continue
+            vectors = [_matrix(table[name]) for name in _VECTORS]
+            plain = zip(*(table[name].to_pylist() for name in (*_WORDS, "bins", "detections")), strict=True)
+            found += [Embedded(*words, *(of[number] for of in vectors)) for number, words in enumerate(plain)]
+        once = {(row.section, row.region): row for row in found}
+        return [once[place] for place in sorted(once)]
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.folder / "parts").glob("*.parquet"))
+
+    def _read(self, path: Path, columns: list[str] | None) -> pa.Table:
+        try:
+            return pq.read_table(io.BytesIO(path.read_bytes()), columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: is damaged ({' '.join(str(error).split())[:100]}); remove it, and embed again: "
+                             "what it held alone is computed") from None  # fmt: skip
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Float32 [R, length]."""
+    whole = column.combine_chunks()
+    return whole.flatten().to_numpy(zero_copy_only=False).reshape(len(whole), -1)

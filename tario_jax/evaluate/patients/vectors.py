@@ -1,0 +1,100 @@
+"""Tissue as vectors: of a section, or of squares of it, from predicted rates or from measured detections.
+
+expression       log1p of detections per million, of all bins together: predicted and measured tissue lie in one space
+log_expression   mean over bins of log1p of detections per 10,000: predicted alone, counts of a bin are too few
+state            mean over bins of what the decoder hands to the gene table: predicted alone
+
+Axes: N bins, G genes, r width of the gene table, P patients, R rows.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tario_jax.evaluate.bulk import log_cpm
+
+PREDICTED, MEASURED = "predicted", "measured"
+WHOLE = ""  # the region of a row that is of a whole section
+_GLASS = 0.01  # of the mean bin: one with less is no tissue
+_PER = 1e4
+
+
+class Embedded(NamedTuple):
+    """A row: a section or a region of it. NaN: not known."""
+
+    patient: str
+    cohort: str
+    section: str
+    region: str
+    kind: str
+    bins: int
+    detections: float
+    expression_G: np.ndarray
+    log_expression_G: np.ndarray
+    state_r: np.ndarray
+
+
+class Patients(NamedTuple):
+    """Sections pooled by patient, in the order of their names."""
+
+    name_P: np.ndarray
+    cohort_P: np.ndarray
+    expression_PxG: np.ndarray
+    log_expression_PxG: np.ndarray
+    state_Pxr: np.ndarray
+
+
+def of_rates(who: tuple[str, str, str], region: str, rates_NxG: np.ndarray, state_Nxr: np.ndarray) -> Embedded | None:
+    """who: patient, cohort, section. None where no bin is tissue."""
+    total_N = rates_NxG.sum(1, dtype=np.float64)
+    tissue_N = total_N > _GLASS * total_N.mean()
+    if not tissue_N.any():
+        return None
+    rates_NxG, total_N = rates_NxG[tissue_N], total_N[tissue_N]
+    log_NxG = np.log1p(_PER * rates_NxG / total_N[:, None].astype(np.float32))
+    expression_G = log_cpm(rates_NxG.sum(0, dtype=np.float64)[None], total_N.sum(keepdims=True))[0]
+    return Embedded(*who, region, PREDICTED, len(total_N), float(total_N.sum()), expression_G.astype(np.float32),
+                    log_NxG.mean(0, dtype=np.float64).astype(np.float32),
+                    state_Nxr[tissue_N].mean(0, dtype=np.float64).astype(np.float32))  # fmt: skip
+
+
+def of_counts(who: tuple[str, str, str], region: str, count_G: np.ndarray, known_G: np.ndarray, width: int
+              ) -> Embedded | None:  # fmt: skip
+    """count: detections of all of it; known: genes that were measured. width: r. None where nothing was detected."""
+    total = float(count_G[known_G].sum())
+    if not total:
+        return None
+    expression_G = log_cpm(count_G[None].astype(np.float64), np.array([total]))[0]
+    nothing_G = np.full(len(count_G), np.nan, np.float32)
+    return Embedded(*who, region, MEASURED, 0, total, np.where(known_G, expression_G, np.nan).astype(np.float32),
+                    nothing_G, np.full(width, np.nan, np.float32))  # fmt: skip
+
+
+def pooled(rows: Sequence[Embedded]) -> Patients:
+    """Whole sections of one kind by patient: expression as of all their detections together, the others by bins.
+
+    A gene that a section did not measure is pooled over the patient's other sections.
+    """
+    by_patient: dict[str, list[Embedded]] = {}
+    for row in rows:
+        by_patient.setdefault(row.patient, []).append(row)
+    names = sorted(by_patient)
+    pooled_P = [_pooled(by_patient[name]) for name in names]
+    parts = (np.stack(of_P) for of_P in zip(*pooled_P, strict=True))
+    return Patients(np.array(names), np.array([by_patient[name][0].cohort for name in names]), *parts)
+
+
+def _pooled(rows: list[Embedded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    expression_RxG = np.stack([row.expression_G for row in rows]).astype(np.float64)
+    detections_R = np.array([row.detections for row in rows])
+    known_RxG = np.isfinite(expression_RxG)
+    weight_RxG = known_RxG * detections_R[:, None]
+    per_million_RxG = np.expm1(np.where(known_RxG, expression_RxG, 0.0))
+    weight_G = weight_RxG.sum(0)
+    mean_G = (weight_RxG * per_million_RxG).sum(0) / np.where(weight_G > 0, weight_G, np.nan)
+    bins_R = np.array([row.bins for row in rows], float)
+    share_R = bins_R / bins_R.sum() if bins_R.any() else np.full(len(rows), np.nan)
+    others = (share_R @ np.stack([getattr(row, name) for row in rows]).astype(np.float64)
+              for name in ("log_expression_G", "state_r"))  # fmt: skip
+    return tuple(of.astype(np.float32) for of in (np.log1p(mean_G), *others))

@@ -1,0 +1,134 @@
+"""Embeddings: their formulas by hand in float64, what is added to what, and what does not belong together."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from made_reader import made_reader
+from refusals import refused
+from tiny_tissue import PANEL
+
+from tario_jax.evaluate.patients import embed
+from tario_jax.evaluate.patients.embed import embed_corpus, rates_and_states
+from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded, of_counts, of_rates, pooled
+from tario_jax.model.model import Tario
+
+ASKED = {"overlap": 0.5, "say": str}
+
+
+@pytest.fixture(scope="module")
+def store(predictor, tiny_corpus, tmp_path_factory) -> EmbeddingStore:
+    out = tmp_path_factory.mktemp("embedded") / "tiny.embeddings"
+    return embed_corpus(predictor, tiny_corpus, out, measured=True, region_um=90.0, **ASKED)
+
+
+def test_predicted_vectors_are_those_of_the_maps(store, predictor, tiny_corpus):
+    rows = {row.section: row for row in store.rows(PREDICTED)}
+    assert sorted(rows) == [section.id for section in tiny_corpus.sections]
+    maps = predictor.predict_section(tiny_corpus.section("C1"), tissue="virtual")
+    rates, row = maps.rates_NxG.astype(np.float64), rows["C1"]
+    assert (row.patient, row.cohort, row.bins) == ("C", tiny_corpus.section("C1").cohort, len(rates))
+    np.testing.assert_allclose(row.expression_G, np.log1p(1e6 * rates.sum(0) / rates.sum()), rtol=1e-5)
+    by_bin = np.log1p(1e4 * rates / rates.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(row.log_expression_G, by_bin, rtol=1e-5)
+    assert row.detections == pytest.approx(rates.sum(), rel=1e-5) and np.isfinite(row.state_r).all()
+    assert np.abs(row.state_r - rows["A1"].state_r).max() > 1e-3
+
+
+def test_states_and_rates_are_the_models(predictor, tiny_corpus):
+    """What the gene table makes of the states, and the total, are the rates."""
+    cover = predictor.cover(tiny_corpus.section("A1"), tissue="virtual", bin_um=None, overlap=0.0)
+    _, batch = next(cover.batches(predictor.rows))
+    rates, states = (np.asarray(of) for of in predictor.call_on(rates_and_states, batch))
+    np.testing.assert_allclose(rates, np.asarray(predictor.call_on(Tario.rates, batch)), rtol=1e-5)
+    table, bias = (np.asarray(predictor._parameters[name], np.float64) for name in ("gene_table", "gene_bias"))
+    logits = states.astype(np.float64) @ table.T * predictor.call_on(_gain, batch) + bias
+    share = np.exp(logits)[..., : len(PANEL)]
+    share /= share.sum(-1, keepdims=True)
+    np.testing.assert_allclose(rates[..., : len(PANEL)] / rates.sum(-1, keepdims=True), share, rtol=2e-2)
+
+
+def _gain(model, batch):
+    return model.gene_gain
+
+
+def test_measured_vectors_are_counts_of_detections(store, tiny_corpus):
+    rows = {row.section: row for row in store.rows(MEASURED)}
+    count_G = np.bincount(tiny_corpus.section("C1").all_detections().gene_D, minlength=len(PANEL))
+    np.testing.assert_allclose(rows["C1"].expression_G, np.log1p(1e6 * count_G / count_G.sum()), rtol=1e-6)
+    assert rows["C1"].detections == count_G.sum() and np.isnan(rows["C1"].state_r).all()
+
+
+def test_regions_add_up_to_their_section(store):
+    whole = {row.section: row for row in store.rows(PREDICTED)}["B1"]
+    parts = [row for row in store.rows(PREDICTED, regions=True) if row.section == "B1"]
+    assert len(parts) == 4 and {row.region for row in parts} == {"0,0", "90,0", "0,90", "90,90"}
+    assert sum(row.bins for row in parts) == whole.bins
+    bins = np.array([row.bins for row in parts])
+    for name in ("log_expression_G", "state_r"):
+        mean = bins @ np.stack([getattr(row, name) for row in parts]).astype(float) / bins.sum()
+        np.testing.assert_allclose(mean, getattr(whole, name), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pooled(parts).expression_PxG[0], whole.expression_G, rtol=1e-5)
+
+
+def test_new_sections_are_added_and_old_ones_are_not_computed_again(predictor, tiny_corpus, store, tmp_path,
+                                                                    monkeypatch):  # fmt: skip
+    out, done = tmp_path / "grown.embeddings", []
+    one = embed._predicted
+
+    def counted(predictor, corpus, section, *rest):
+        done.append(section.id)
+        return one(predictor, corpus, section, *rest)
+
+    monkeypatch.setattr(embed, "_predicted", counted)
+    for names in (("A1", "B1"), ("A1", "B1", "C1"), ()):
+        grown = embed_corpus(predictor, tiny_corpus, out, sections=names, region_um=90.0, **ASKED)
+    assert sorted(done) == [section.id for section in tiny_corpus.sections]
+    for found, expected in zip(grown.rows(PREDICTED), store.rows(PREDICTED), strict=True):
+        for name in Embedded._fields:
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    again = embed_corpus(predictor, tiny_corpus, tmp_path / "b.embeddings", sections=("A1",), **ASKED)
+    again.add(again.rows(PREDICTED))  # as two processes that did the same section
+    again.add([*again.rows(PREDICTED), *store.rows(PREDICTED)[1:2]])
+    assert len(again.rows(PREDICTED)) == 2
+
+
+def test_patients_are_all_of_their_sections(store):
+    """Expression as of all detections together; a gene that one section did not measure is that of the other."""
+    nan = np.nan
+    rows = [Embedded("P", "LUAD", "a", "", PREDICTED, 30, 100.0, np.log1p(np.array([10.0, 500.0, 4.0])),
+                     np.array([1.0, 2.0, 3.0]), np.array([0.5])),
+            Embedded("P", "LUAD", "b", "", PREDICTED, 10, 300.0, np.log1p(np.array([50.0, 100.0, nan])),
+                     np.array([2.0, 2.0, 7.0]), np.array([-0.5]))]  # fmt: skip
+    found = pooled(rows)
+    np.testing.assert_allclose(np.expm1(found.expression_PxG[0]), [40.0, 200.0, 4.0], rtol=1e-5)
+    np.testing.assert_allclose(found.log_expression_PxG[0], [1.25, 2.0, 4.0])
+    np.testing.assert_allclose(found.state_Pxr[0], [0.25])
+    everyone = pooled(store.rows(PREDICTED))
+    assert everyone.name_P.tolist() == list("ABCDEF") and everyone.state_Pxr.shape[0] == 6
+
+
+def test_glass_and_nothing_are_no_tissue():
+    rates = np.array([[1.0, 3.0], [2.0, 2.0], [1e-6, 1e-6]], np.float32)
+    row = of_rates(("P", "c", "s"), "", rates, np.ones((3, 2), np.float32))
+    assert row.bins == 2 and row.detections == 8
+    assert of_counts(("P", "c", "s"), "", np.array([0, 5]), np.array([True, False]), 2) is None
+
+
+def test_what_does_not_belong_together_is_refused(store, predictor, tiny_corpus, tiny_run, tmp_path):
+    out = store.folder
+    refused(lambda: embed_corpus(predictor, tiny_corpus, out, region_um=50.0, **ASKED), "with region um 90.0, and this")
+    other = made_reader(tiny_run)
+    other.checkpoint = "another"
+    refused(lambda: embed_corpus(other, tiny_corpus, out, region_um=90.0, **ASKED), "with checkpoint", "another")
+    refused(lambda: EmbeddingStore(tmp_path / "none"), "holds no embeddings")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/file").write_text("")
+    refused(lambda: embed_corpus(predictor, tiny_corpus, tmp_path / "x", **ASKED), "is there already")
+    real = dataclasses.replace(tiny_corpus, kind="real")
+    refused(lambda: embed_corpus(predictor, real, tmp_path / "y", **ASKED), "--allow-virtual-model")
+    refused(lambda: embed_corpus(predictor, tiny_corpus, tmp_path / "z", sections=("Q",), **ASKED), "no section 'Q'")
+    damaged = embed_corpus(predictor, tiny_corpus, tmp_path / "d", sections=("A1",), **ASKED)
+    next((damaged.folder / "parts").iterdir()).write_bytes(b"PAR1")
+    refused(lambda: damaged.rows(PREDICTED), "is damaged", "remove it, and embed again")
