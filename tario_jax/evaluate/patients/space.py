@@ -1,0 +1,121 @@
+"""One space for all patients: principal components of their predicted expression, and who is near whom in it.
+
+Components are fitted on reference patients and kept, so that others are placed in the same space without moving anyone.
+Measured expression is placed by its own mean: predicted tissue varies less, and an assay has its own levels of genes.
+
+Axes: P patients, Q queries, G genes, C components, n neighbours.
+"""
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.evaluate.patients.vectors import PREDICTED, Patients
+from tario_jax.train.whole_file import write_whole
+
+FORMAT_VERSION = 1
+LEAST_PATIENTS = 5
+_AT_ONCE = 8192  # patients of a block of distances
+
+
+class Neighbours(NamedTuple):
+    """Of each query the nearest places, the nearest first."""
+
+    index_Qxn: np.ndarray
+    distance_Qxn: np.ndarray  # float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Made by `fitted`."""
+
+    panel_hash: str
+    checkpoint: str
+    kinds: tuple[str, ...]  # predicted first
+    mean_KxG: np.ndarray  # of each kind, over reference patients; 0 where a gene is not used
+    component_CxG: np.ndarray  # orthonormal rows
+    deviation_C: np.ndarray  # of reference patients along each
+
+    def placed(self, kind: str, expression_QxG: np.ndarray) -> np.ndarray:
+        """Float32 [Q, C]. A gene that is not known counts as at its mean. Raises `InputError` for another panel."""
+        if kind not in self.kinds:
+            raise InputError(f"the space knows {' and '.join(self.kinds)} patients; {kind} ones need reference "
+                             "patients of their kind: embed those with --measured, and fit it again")  # fmt: skip
+        if expression_QxG.shape[1] != self.mean_KxG.shape[1]:
+            raise InputError(f"expression of {expression_QxG.shape[1]} genes; the space is of {self.mean_KxG.shape[1]}")
+        centred = np.nan_to_num(expression_QxG - self.mean_KxG[self.kinds.index(kind)], nan=0.0)
+        return (centred @ self.component_CxG.T).astype(np.float32)
+
+    def write(self, path: Path) -> None:
+        """NumPy's .npz; the file is absent or whole."""
+        memory = io.BytesIO()
+        np.savez(memory, version=FORMAT_VERSION, panel_hash=self.panel_hash, checkpoint=self.checkpoint,
+                 kinds=np.array(self.kinds), mean=self.mean_KxG, component=self.component_CxG,
+                 deviation=self.deviation_C)  # fmt: skip
+        write_whole(path, memory.getvalue())
+
+
+def read_space(path: Path) -> Space:
+    """Raises `InputError` where it is none, or of another version."""
+    try:
+        with np.load(path) as held:
+            version = int(held["version"])
+            if version == FORMAT_VERSION:
+                return Space(str(held["panel_hash"]), str(held["checkpoint"]), tuple(held["kinds"].tolist()),
+                             held["mean"], held["component"], held["deviation"])  # fmt: skip
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such space of patients") from None
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        raise InputError(f"{path}: is no space of patients, or damaged; fit it again") from None
+    raise InputError(f"{path}: is of version {version}; this tario reads {FORMAT_VERSION}; fit it again")
+
+
+def fitted(reference: dict[str, Patients], components: int, *, panel_hash: str, checkpoint: str,
+           seed: int = 0) -> Space:  # fmt: skip
+    """reference: patients by kind, the predicted ones at least; components: at most one less than these.
+
+    Genes that a reference patient lacks are not used. Raises `InputError` for fewer than LEAST_PATIENTS.
+    """
+    from sklearn.decomposition import PCA
+
+    expression_PxG = reference[PREDICTED].expression_PxG.astype(np.float64)
+    if len(expression_PxG) < LEAST_PATIENTS:
+        raise InputError(f"a space of {len(expression_PxG)} patients; expected at least {LEAST_PATIENTS}")
+    kinds = (PREDICTED, *(kind for kind in reference if kind != PREDICTED))
+    known_G = np.logical_and.reduce([np.isfinite(reference[kind].expression_PxG).all(0) for kind in kinds])
+    if not known_G.any():
+        raise InputError("a space of patients: no gene is known of all of them; leave out those of other panels")
+    number = min(components, len(expression_PxG) - 1, int(known_G.sum()))
+    solver = "full" if min(expression_PxG.shape) <= 1000 else "randomized"
+    found = PCA(number, svd_solver=solver, random_state=seed).fit(expression_PxG[:, known_G])
+    component_CxG = np.zeros((number, len(known_G)), np.float32)
+    component_CxG[:, known_G] = found.components_
+    mean_KxG = np.stack([np.where(known_G, reference[kind].expression_PxG.mean(0, dtype=np.float64), 0.0)
+                         for kind in kinds]).astype(np.float32)  # fmt: skip
+    return Space(panel_hash, checkpoint, kinds, mean_KxG, component_CxG, np.sqrt(found.explained_variance_))
+
+
+def nearest(place_PxC: np.ndarray, query_QxC: np.ndarray, number: int, *, without_P: Sequence[int] = ()) -> Neighbours:
+    """Euclidean, exact; ties by their place. without: patients that are no neighbours, as the query itself."""
+    best_QxN = np.zeros((len(query_QxC), 0), np.int64)
+    distance_QxN = np.zeros((len(query_QxC), 0))
+    query_QxC = query_QxC.astype(np.float64)
+    left_out = np.zeros(len(place_PxC), bool)
+    left_out[list(without_P)] = True
+    for first in range(0, len(place_PxC), _AT_ONCE):
+        block_PxC = place_PxC[first : first + _AT_ONCE].astype(np.float64)
+        squares_QxP = (query_QxC**2).sum(1)[:, None] - 2 * query_QxC @ block_PxC.T + (block_PxC**2).sum(1)
+        squares_QxP[:, left_out[first : first + _AT_ONCE]] = np.inf
+        distance_QxN = np.concatenate([distance_QxN, squares_QxP], 1)
+        index_P = np.arange(first, first + len(block_PxC))
+        best_QxN = np.concatenate([best_QxN, np.broadcast_to(index_P, squares_QxP.shape)], 1)
+        order = np.argsort(distance_QxN, 1, kind="stable")[:, :number]
+        best_QxN, distance_QxN = (np.take_along_axis(of, order, 1) for of in (best_QxN, distance_QxN))
+    known = int((~left_out).sum())
+    return Neighbours(best_QxN[:, :known], np.sqrt(np.maximum(distance_QxN[:, :known], 0)).astype(np.float32))
