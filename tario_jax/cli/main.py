@@ -24,6 +24,7 @@ from tario_jax.cli import (
     gallery,
     ingest,
     maps,
+    neighbours,
     predict,
     run,
     scaling,
@@ -41,8 +42,8 @@ from tario_jax.config import InputError
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "encode": encode,
     "train": train, "predict": predict, "maps": maps, "view": view, "export": export, "serve": serve, "decode": decode,
-    "embed": embed, "evaluate": evaluate, "finer": finer, "shift": shift, "gallery": gallery, "scaling": scaling,
-    "bench": bench, "compile": compile, "status": status, "compare": compare, "trace": trace,
+    "embed": embed, "neighbours": neighbours, "evaluate": evaluate, "finer": finer, "shift": shift, "gallery": gallery,
+    "scaling": scaling, "bench": bench, "compile": compile, "status": status, "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 _OF_A_RUN = ("predict", "decode", "embed", "evaluate", "finer", "shift", "gallery")  # the run has a config already

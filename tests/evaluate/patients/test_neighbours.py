@@ -1,0 +1,105 @@
+"""Neighbours of patients and slides: by hand in the space, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from refusals import refused
+from tiny_tissue import PANEL
+
+from tario_jax.cli.main import main
+from tario_jax.evaluate.patients.neighbours import NO_ADVICE, neighbours, query_of_patient, query_of_slide
+from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded
+from tario_jax.panel import Panel
+from tario_jax.predict.map_store import MapWriter, Slots
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> EmbeddingStore:
+    """Two cohorts of nine patients, far apart; what was measured is shifted and stretched."""
+    rng = np.random.default_rng(0)
+    about = {"checkpoint": "c", "model": "made", "trained_on": "virtual", "bin_um": 36.0, "overlap": 0.5,
+             "region_um": None}  # fmt: skip
+    store = EmbeddingStore.begun(tmp_path_factory.mktemp("made") / "made.embeddings", Panel(PANEL.symbols), about)
+    rows = []
+    for number in range(18):
+        cohort = ("LUAD", "CRC")[number % 2]
+        expression = 8 + (np.arange(12) < 6) * (2.0 if cohort == "CRC" else 0.0) + rng.normal(0, 0.2, 12)
+        expression = np.log1p(1e6 * np.exp(expression) / np.exp(expression).sum())
+        who = (f"P{number:02d}", cohort, f"P{number:02d}_core", "")
+        for kind, values in ((PREDICTED, expression), (MEASURED, 0.5 + 1.2 * expression)):
+            rows.append(Embedded(*who, kind, 10, 100.0, values.astype(np.float32), np.zeros(12, np.float32),
+                                 np.zeros(2, np.float32)))  # fmt: skip
+    store.add(rows)
+    return store
+
+
+def test_neighbours_share_the_cohort_and_are_the_nearest(store):
+    query = query_of_patient(store, "P04", PREDICTED)
+    found = neighbours(store, query, 4, genes=("GENE0", "GENE7"))
+    assert set(found.cohort_n) == {"LUAD"} and "P04" not in found.patient_n and found.of_cohort == "LUAD"
+    rows = {row.patient: row.expression_G.astype(float) for row in store.rows(PREDICTED)}
+    # all 16 components but the last of 17 patients: distances are those of expression, along what varies
+    distance = {name: np.linalg.norm(of - rows["P04"]) for name, of in rows.items() if name != "P04"}
+    assert list(found.patient_n) == sorted(distance, key=distance.get)[:4]
+    np.testing.assert_allclose(found.distance_n, sorted(distance.values())[:4], rtol=1e-3)
+    below = [rows[f"P{number:02d}"][0] < rows["P04"][0] for number in range(0, 18, 2) if number != 4]
+    assert found.percentile["GENE0"] == pytest.approx(np.mean(below))
+    assert 0 <= found.unusual <= 1
+
+
+def test_what_was_measured_finds_its_own_kind(store):
+    found = neighbours(store, query_of_patient(store, "P05", MEASURED), 4)
+    assert set(found.cohort_n) == {"CRC"}
+
+
+def test_something_else_is_unusual(store):
+    query = query_of_patient(store, "P04", PREDICTED)
+    odd = dataclasses.replace(query, expression_G=query.expression_G + np.linspace(-3, 3, 12))
+    assert neighbours(store, odd, 3).unusual == 1.0 > neighbours(store, query, 3).unusual
+
+
+def slide_maps(folder, expression_G, checkpoint="c"):
+    rates = np.tile(np.expm1(expression_G) / 1e6, (4, 1)).astype(np.float32)
+    slots = Slots.of_rows(np.array([0, 0, 1, 1]))
+    folder.mkdir()
+    writer = MapWriter(folder, Panel(PANEL.symbols), slots)
+    for run in range(len(slots)):
+        writer.write(run, {"rates": rates[slots.run(run)[0]]})
+    about = {"section": "slide", "place": {"slide": "/none"}, "slide_px": [100, 100], "he_um_per_px": 0.5,
+             "panel_hash": Panel(PANEL.symbols).hash, "trained_on": "virtual", "tissue": "virtual", "banner": "",
+             "warnings": [], "unit": "", "decoding": "one-shot", "bin_um": 18.0, "checkpoint": checkpoint,
+             "model": "made"}  # fmt: skip
+    at = np.array([9.0, 27.0, 9.0, 27.0])
+    writer.finish(about, at, at[[0, 0, 1, 1]], total_N=rates.sum(1), mean_G=rates.mean(0, dtype=np.float64),
+                  largest_G=rates.max(0), validation=None)  # fmt: skip
+    return folder
+
+
+def test_a_slide_is_placed_among_patients(store, tmp_path, capsys):
+    (row,) = [row for row in store.rows(PREDICTED) if row.patient == "P06"]
+    maps = slide_maps(tmp_path / "slide.maps", row.expression_G.astype(float))
+    share = np.expm1(row.expression_G.astype(float))
+    np.testing.assert_allclose(query_of_slide(store, maps).expression_G, np.log1p(1e6 * share / share.sum()), rtol=1e-4)
+    assert main(["neighbours", str(store.folder), f"--slide={maps}", "--number=3", "--genes=GENE3",
+                 f"--json={tmp_path / 'told.json'}"]) == 0  # fmt: skip
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert [one["cohort"] for one in told["neighbours"]] == ["LUAD"] * 3 and told["note"] == NO_ADVICE
+    out = capsys.readouterr().out
+    assert NO_ADVICE in out and "GENE3: above" in out and "nearer to their own nearest" in out
+    other = slide_maps(tmp_path / "other.maps", row.expression_G.astype(float), checkpoint="d")
+    refused(lambda: query_of_slide(store, other), "checkpoint d", "predict the slide with that model")
+
+
+def test_what_is_not_there_is_one_line(store, tiny_corpus, capsys):
+    for words, answer in ((["--patient=Q"], "no predicted section of patient 'Q'"),
+                          (["--patient=P01", "--genes=X"], "gene 'X' is not among"),
+                          (["--patient=P01", "--columns=site"], "give both"),
+                          (["--slide=x.maps", "--measured"], "goes with --patient"),
+                          (["--patient=P01", "--columns=q", f"--corpus={tiny_corpus.root}"], "q: is no column"),
+                          (["--slide=/none.maps"], "no gene maps")):  # fmt: skip
+        assert main(["neighbours", str(store.folder), *words]) == 2
+        told = capsys.readouterr().err
+        assert answer in told and told.count("\n") == 1
