@@ -76,7 +76,7 @@ def test_the_help_of_a_job_shows_examples_that_parse(job, cli_tario, repository)
 
 
 def test_the_list_of_jobs_is_what_help_lists(cli_tario):
-    listed = re.findall(r"^    (\w+) ", cli_tario("--help").stdout, re.MULTILINE)
+    listed = re.findall(r"^    (\w+)(?: |$)", cli_tario("--help").stdout, re.MULTILINE)
     assert listed == list(JOBS)
 
 
