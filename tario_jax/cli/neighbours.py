@@ -53,10 +53,12 @@ def run(options: argparse.Namespace) -> int:
     result: dict[str, Any] = {
         "query": query.name, "kind": query.kind, "neighbours": rows, "unusual": found.unusual,
         "percentiles": found.percentile, "of_cohort": found.of_cohort, "trained_on": store.about["trained_on"],
-        "note": NO_ADVICE,
+        "banner": query.banner, "note": NO_ADVICE,
     }  # fmt: skip
-    lines = ["  ".join(f"{name:<12}" for name in rows[0]),
-             *("  ".join(f"{value!s:<12}" for value in row.values()) for row in rows),
+    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [*("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells),
+             *filter(None, [query.banner]),
              f"{found.unusual:.0%} of the patients are nearer to their own nearest than {query.name} is to its",
              *(f"{gene}: above {share:.0%} of the patients of {found.of_cohort}"
                for gene, share in found.percentile.items()), NO_ADVICE]  # fmt: skip

@@ -26,6 +26,7 @@ class Query:
     kind: str
     expression_G: np.ndarray
     cohort: str = ""  # "": not known
+    banner: str = ""  # of a slide's maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ def query_of_slide(store: EmbeddingStore, maps: Path) -> Query:
             raise InputError(f"{maps}: is of {name.replace('_', ' ')} {held.about[name]}, and {store.folder} of "
                              f"{wanted}; predict the slide with that model")  # fmt: skip
     mean_G = held.mean_G
-    return Query(held.about["section"], PREDICTED, log_cpm(mean_G[None], mean_G.sum(keepdims=True))[0])
+    expression_G = log_cpm(mean_G[None], mean_G.sum(keepdims=True))[0]
+    return Query(held.about["section"], PREDICTED, expression_G, banner=held.about["banner"])
 
 
 def neighbours(store: EmbeddingStore, query: Query, number: int, *, components: int = 50,

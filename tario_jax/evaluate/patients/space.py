@@ -64,7 +64,7 @@ class Space:
 def read_space(path: Path) -> Space:
     """Raises `InputError` where it is none, or of another version."""
     try:
-        with np.load(path) as held:
+        with np.load(io.BytesIO(path.read_bytes())) as held:
             version = int(held["version"])
             if version == FORMAT_VERSION:
                 return Space(str(held["panel_hash"]), str(held["checkpoint"]), tuple(held["kinds"].tolist()),
