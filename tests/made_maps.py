@@ -45,3 +45,9 @@ def made_validation(panel: Panel) -> GeneValidation:
     density_r_CxG = r_CxG - 0.1 * (1 + np.arange(len(SYMBOLS)) / 80)
     return GeneValidation(SYMBOLS, COHORTS, np.array([9, 5, 4]), r_CxG, density_r_CxG,
                           low_CxG, np.ones_like(r_CxG), {"panel_hash": panel.hash, "checkpoint": "none"})  # fmt: skip
+
+
+def content(folder) -> dict[str, bytes]:
+    """Every file of a store; what names the file of the slide is left out."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in ("maps.json", "zarr.json")}  # fmt: skip

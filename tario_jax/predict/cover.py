@@ -23,10 +23,6 @@ class Placed(NamedTuple):
     number_n: np.ndarray  # of the place
     weight_n: np.ndarray  # 1 in the middle of the window, falling smoothly, never 0
 
-    def before(self, number: int) -> "Placed":
-        """Those of the first places of the section."""
-        return Placed(*(part[self.number_n < number] for part in self))
-
 
 class Cover:
     """The windows of a section, and the places (square bins, or its spots) that they predict.

@@ -175,10 +175,6 @@ class MapStore:
         return tuple(sorted(self._arrays, key=ARRAYS.index))
 
     @property
-    def has_spread(self) -> bool:
-        return "spread" in self._arrays
-
-    @property
     def validation(self) -> GeneValidation | None:
         path = self.folder / VALIDATION
         return read_gene_validation(path) if path.exists() else None

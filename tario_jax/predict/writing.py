@@ -215,5 +215,9 @@ def turns_of(corner_Wx2: np.ndarray, windows: np.ndarray, side_um: float) -> lis
 
 def log_depth_of(total_N: np.ndarray, size_um: float) -> float:
     """Log of a section's mean detections per µm² of tissue. total_N: float64, expected detections of each place."""
-    tissue_N = total_N > _GLASS * total_N.mean()
-    return float(np.log(total_N[tissue_N].mean() / size_um**2))
+    return float(np.log(total_N[holds_tissue(total_N)].mean() / size_um**2))
+
+
+def holds_tissue(total_N: np.ndarray) -> np.ndarray:
+    """Bool [N]: places of a section that are more than glass, by the expected detections of each."""
+    return total_N > _GLASS * total_N.mean()

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tifffile
+from made_maps import content
 from made_slides import write_pyramid
 from PIL import Image
 from refusals import refused
@@ -38,12 +39,6 @@ def slide(picture, tmp_path_factory):
 @pytest.fixture(scope="module")
 def maps(predictor, slide, tmp_path_factory) -> MapStore:
     return predict_slide(predictor, slide, tmp_path_factory.mktemp("maps") / "a.maps", EVERYWHERE, say=str)
-
-
-def content(folder) -> dict[str, bytes]:
-    """Every file of a store; what names the file of the slide is left out."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in ("maps.json", "zarr.json")}  # fmt: skip
 
 
 def test_they_are_those_of_the_image_in_memory(predictor, picture, maps):

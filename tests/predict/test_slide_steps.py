@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from made_maps import content
 from made_reader import made_reader
 from made_slides import write_pyramid
 from refusals import refused
@@ -39,11 +40,6 @@ def slide(tmp_path_factory):
 @pytest.fixture(scope="module")
 def maps(reader, slide, tmp_path_factory) -> MapStore:
     return predict_slide(reader, slide, tmp_path_factory.mktemp("maps") / "a.maps", ASKED, say=str)
-
-
-def content(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in ("maps.json", "zarr.json")}  # fmt: skip
 
 
 def test_they_are_those_of_the_section_in_memory(reader, slide, maps):

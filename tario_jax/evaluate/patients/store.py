@@ -26,7 +26,6 @@ from tario_jax.train.whole_file import write_whole
 
 FORMAT, FORMAT_VERSION = "tario embeddings", 1
 FILE = "embeddings.json"
-SUFFIX = ".embeddings"
 _WORDS = ("patient", "cohort", "section", "region", "kind")
 _VECTORS = ("expression", "log_expression", "state")
 # of which rows of another value would lie in another space

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tario_jax.evaluate.bulk import log_cpm
+from tario_jax.predict.writing import holds_tissue
 
 PREDICTED, MEASURED = "predicted", "measured"
 WHOLE = ""  # the region of a row that is of a whole section
-_GLASS = 0.01  # of the mean bin: one with less is no tissue
 _PER = 1e4
 
 
@@ -48,7 +48,7 @@ class Patients(NamedTuple):
 def of_rates(who: tuple[str, str, str], region: str, rates_NxG: np.ndarray, state_Nxr: np.ndarray) -> Embedded | None:
     """who: patient, cohort, section. None where no bin is tissue."""
     total_N = rates_NxG.sum(1, dtype=np.float64)
-    tissue_N = total_N > _GLASS * total_N.mean()
+    tissue_N = holds_tissue(total_N)
     if not tissue_N.any():
         return None
     rates_NxG, total_N = rates_NxG[tissue_N], total_N[tissue_N]

@@ -187,7 +187,7 @@ async function paint() {
     const answer = await asked(url(kind === SET ? SET : array, name));
     return [array, new Float32Array(await answer.arrayBuffer())];
   }));
-  if (name !== state.name || kind !== state.kind || number !== state.slide || slide !== slides[number]) return; // another
+  if (name !== state.name || kind !== state.kind || number !== state.slide) return; // another
   values = Object.fromEntries(found);
   const high = scale(values.rates ?? values[arrays[0]]);
   const colours = palette(state.palette);
