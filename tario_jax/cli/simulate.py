@@ -22,6 +22,7 @@ EXAMPLES = """
     tario simulate --config=configs/quickstart.py --workdir=runs/quickstart --config.source.seed=1
     tario simulate --out=corpora/small --patients=6 --validation=3 --held-out=3 --section-um=288 --panel=curated
     tario simulate --out=corpora/whole --patients=2545 --validation=64 --held-out=213 --part=3/16
+    tario simulate --out=corpora/nsclc --cohorts=LUAD,LUSC --panel=curated --held-out=1000 --held-out-after=213
     tario simulate --out=corpora/lung --cohorts=LUAD,LUSC --regions=core --depth=low --patients=20
 """
 GROUPS_READ = ("source",)
@@ -36,6 +37,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patients", type=int, help=f"for training ({defaults.train_patients})")
     parser.add_argument("--validation", type=int, help=f"({defaults.validation_patients})")
     parser.add_argument("--held-out", type=int, help=f"({defaults.held_out_patients})")
+    parser.add_argument("--held-out-after", type=at_least_one, metavar="N",
+                        help="only held-out patients, beyond the first N: a further test set")  # fmt: skip
     parser.add_argument("--cohorts", type=_names, help="cancer types, by turns, with commas; all by default")
     parser.add_argument("--regions", type=_names, help=f"of each patient ({','.join(defaults.regions)}), large of some")
     parser.add_argument("--section-um", type=float, help=f"side of core and border ({defaults.section_um:g})")
@@ -71,7 +74,9 @@ def run(options: argparse.Namespace) -> int:
         "workers": options.workers,
     }  # fmt: skip
     source = dataclasses.replace(source, **{name: value for name, value in given.items() if value is not None})
-    corpus = simulate_cohort(source, new_corpus(options), say, options.part)
+    if options.held_out_after and (options.patients or options.validation):
+        raise InputError("--held-out-after: makes held-out patients alone; leave out --patients and --validation")
+    corpus = simulate_cohort(source, new_corpus(options), say, options.part, held_out_after=options.held_out_after)
     if corpus is None:  # sealed, and described, by the part that ends last
         return finish(options, "", {"corpus": None, "part": options.part})
     text, described = describe_corpus(corpus)

@@ -73,6 +73,12 @@ def section_features(
     return features_NxF.astype(np.float32), density_N.astype(np.float32)
 
 
+def mean_features(rgb: np.ndarray, um_per_px: float) -> np.ndarray:
+    """The features of a whole image, float64 [F] by `feature_names`. rgb: uint8 [H, W, 3]."""
+    maps = feature_maps(_resize(rgb, um_per_px, max(um_per_px, WORK_UM_PER_PX)))
+    return _derive(maps.mean((1, 2), dtype=np.float64)[None], _map_names())[0]
+
+
 def feature_maps(rgb: np.ndarray) -> np.ndarray:
     """Per-pixel maps of an image at about 1 µm per px, reduced to blocks of 4 px: float32 [M, rows, columns].
 
@@ -162,9 +168,20 @@ def _derive(means_NxM: np.ndarray, names: list[str]) -> np.ndarray:
     derived += [np.log(mean[f"band_energy{k}"] + 1e-6) for k in range(3)]
     derived += [np.log(mean[f"contrast{step}"] + 1e-6) for step in GLCM_STEPS]
     derived += [(mean[f"product{step}"] - mean["h"] ** 2) / np.maximum(sd["h"] ** 2, 1e-4) for step in GLCM_STEPS]
-    skipped = ("h²", "e²", "d²", "h³", "nucleus_h²", *(f"product{step}" for step in GLCM_STEPS))
-    kept = [mean[name] for name in names if name not in skipped]
+    kept = [mean[name] for name in names if name not in _MEANS_LEFT_OUT]
     return np.stack(kept + derived, 1)
+
+
+_MEANS_LEFT_OUT = ("h²", "e²", "d²", "h³", "nucleus_h²", *(f"product{step}" for step in GLCM_STEPS))
+_DERIVED = ("sd h", "sd e", "sd d", "skewness h", "h of nuclei", "e of nuclei", "sd h of nuclei", "h between nuclei",
+            "e between nuclei", "log nuclear area", "log nuclei", "log h", "log e",
+            *(f"log band_energy{k}" for k in range(3)), *(f"log contrast{step}" for step in GLCM_STEPS),
+            *(f"correlation{step}" for step in GLCM_STEPS))  # fmt: skip
+
+
+def feature_names() -> tuple[str, ...]:
+    """Of what `mean_features` gives, in its order; `section_features` gives them for one square and then the other."""
+    return (*(name for name in _map_names() if name not in _MEANS_LEFT_OUT), *_DERIVED)
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """report.html (one file, offline) and report.json, written so that a killed run leaves no half of them."""
 
-import base64
 import html
 import json
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.moments import FORMS
+from tario_jax.evaluate.page import notices, picture, whole_page
 from tario_jax.evaluate.tables import Evaluation
 from tario_jax.train.whole_file import write_whole
 
@@ -93,10 +93,8 @@ def banners(report: dict[str, Any]) -> list[str]:
 
 def render(report: dict[str, Any], figures: list[Drawn], title: str) -> str:
     """The whole page as HTML text."""
-    notices = "".join(f'<p class="banner">{html.escape(text)}</p>' for text in banners(report))
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        notices,
+        notices(banners(report)),
         _tiles(report),
         f"<p class=note>{html.escape(_summary(report))}</p>",
         *(picture(drawn) for drawn in figures),
@@ -107,13 +105,7 @@ def render(report: dict[str, Any], figures: list[Drawn], title: str) -> str:
         _null_class(report),
         _left_out(report),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
+    return whole_page(title, parts)
 
 
 def _tiles(report: dict[str, Any]) -> str:
@@ -300,14 +292,6 @@ def _left_out(report: dict[str, Any]) -> str:
     return "<h2>Left out</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
-def picture(drawn: Drawn) -> str:
-    """A figure as HTML text, the image within it."""
-    data = base64.b64encode(drawn.path.read_bytes()).decode()
-    caption = html.escape(drawn.caption)
-    return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
-
-
 def _cell(estimate: dict[str, Any] | None, signed: bool = False) -> str:
     if not estimate or estimate.get("mean_r") is None:
         return "–"
@@ -336,27 +320,3 @@ def _gene_lines(columns: dict[str, np.ndarray]) -> str:
     for row in zip(*columns.values(), strict=True):
         lines.append("\t".join(str(value) if isinstance(value, str) else f"{value:.5g}" for value in row))
     return "\n".join(lines) + "\n"
-
-
-STYLE = """
-:root{color-scheme:light dark;--ink:#1d2733;--soft:#5b6775;--rule:#dde2e7;--page:#fff;--card:#f5f7f9;--mark:#0b5cad;
---warn:#7a4a00;--warn-page:#fff4dc}
-@media (prefers-color-scheme:dark){:root{--ink:#e6eaee;--soft:#9aa6b2;--rule:#33404c;--page:#141a20;--card:#1d252d;
---mark:#6db1f5;--warn:#ffd58a;--warn-page:#3a2d10}}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
-h1{font-size:26px;margin:0 0 14px}h2{font-size:19px;margin:38px 0 10px}
-.banner{background:var(--warn-page);color:var(--warn);border-left:4px solid;padding:10px 14px;margin:8px 0;
-font-weight:600}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:12px;margin:18px 0 6px}
-.tile{background:var(--card);border-radius:8px;padding:12px 16px}
-.name,.beside,.note,figcaption{color:var(--soft);font-size:14px}
-.figure{font-size:30px;font-weight:650;color:var(--mark);font-variant-numeric:tabular-nums}
-figure{margin:26px 0}img{max-width:100%;background:#fff;border-radius:8px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:15px}
-th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--rule);vertical-align:top}
-th{font-weight:400}td{font-variant-numeric:tabular-nums;white-space:nowrap}td span{color:var(--soft);font-size:13px}
-thead th,thead td{color:var(--soft);font-size:13px}
-tr.model td,tr.model th{font-weight:650;color:var(--mark)}
-.differences tr:first-child th,.differences tr:first-child td{border-top:2px solid var(--rule)}
-"""

@@ -22,7 +22,7 @@ from tario_jax.virtual.diagnoses import COHORTS
 from tario_jax.virtual.genes import Program, program
 from tario_jax.virtual.genotype import MUTATIONS
 from tario_jax.virtual.kinds import STATES, TYPES
-from tario_jax.virtual.patients import TRAITS, cohort_split, patient_number
+from tario_jax.virtual.patients import TRAITS, Side, cohort_split, patient_number
 from tario_jax.virtual.regions import REGION_NAMES, names_of_regions
 from tario_jax.virtual.section import Settings, simulate_section
 from tario_jax.virtual.version import VERSION, checksum
@@ -33,15 +33,22 @@ def settings_of(config: SourceConfig) -> Settings:
     return Settings(config.seed, config.section_um, config.depth, config.panel)
 
 
-def sections_of(config: SourceConfig) -> dict[str, tuple[str, str]]:
+def split_of(config: SourceConfig, held_out_after: int | None = None) -> dict[str, Side]:
+    """The side of each patient id. held_out_after: only held-out patients, beyond the first so many."""
+    if held_out_after is None:
+        return cohort_split(config.train_patients, config.validation_patients, config.held_out_patients, config.cohorts)
+    further = cohort_split(0, 0, held_out_after + config.held_out_patients, config.cohorts)
+    return dict(list(further.items())[held_out_after:])
+
+
+def sections_of(config: SourceConfig, held_out_after: int | None = None) -> dict[str, tuple[str, str]]:
     """The cohort's sections by id, each (patient id, region). Raises `InputError` where a patient would have none."""
     unknown = sorted(set(config.regions) - set(REGION_NAMES))
     if unknown or not {"core", "border"} & set(config.regions):
         raise InputError(f"source.regions is {config.regions}; expected core, border, or both, and large if wanted")
-    split = cohort_split(config.train_patients, config.validation_patients, config.held_out_patients, config.cohorts)
     return {
         f"{patient}_{region}": (patient, region)
-        for patient in split
+        for patient in split_of(config, held_out_after)
         for region in names_of_regions(patient_number(patient))
         if region in config.regions
     }
@@ -92,17 +99,18 @@ def _where(inside_CxT: np.ndarray) -> list[str]:
 
 
 def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str], None] = print,
-                    part: tuple[int, int] = (1, 1)) -> Corpus | None:  # fmt: skip
+                    part: tuple[int, int] = (1, 1), *, held_out_after: int | None = None) -> Corpus | None:  # fmt: skip
     """Simulates the patients of `config` into a corpus at `root`, with its split; continues what was stopped.
 
     part: (k, n) makes every n-th patient from the k-th on, as one of n jobs on machines that share `root`; None comes
-    back, and no corpus seal, while patients of other parts are missing. Every section carries the cells that its truth
+    back, and no corpus seal, while patients of other parts are missing. held_out_after: no patients but held-out ones,
+    beyond the first so many: a further test set, of which no model has seen anyone. Every section carries the cells that its truth
     is computed from; nothing that trains reads them.
     """
     settings, root = settings_of(config), Place(root)
     panel = settings.genes.panel
-    split = cohort_split(config.train_patients, config.validation_patients, config.held_out_patients, config.cohorts)
-    sections = sections_of(config)
+    split = split_of(config, held_out_after)
+    sections = sections_of(config, held_out_after)
     source = {"simulator": f"{VERSION} {checksum()[:16]}", "settings": dataclasses.asdict(settings)}
     begin_corpus(root, panel, "virtual", source)
     if not (root / GENE_TABLE).exists():

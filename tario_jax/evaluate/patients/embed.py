@@ -10,8 +10,9 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.kept import by_turns
+from tario_jax.evaluate.patients.looks import look_of, no_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, WHOLE, Embedded, of_counts, of_rates
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, WHOLE, Embedded, Who, of_counts, of_rates
 from tario_jax.model.model import Tario
 from tario_jax.predict.cover import Blend
 from tario_jax.predict.predictor import Predictor
@@ -60,8 +61,8 @@ def _is_measured(section: Section) -> bool:
     return section.has_detections or section.spots is not None
 
 
-def _who(section: Section) -> tuple[str, str, str]:
-    return section.patient, section.cohort, section.id
+def _who(predictor: Predictor, section: Section) -> Who:
+    return Who(section.patient, section.cohort, section.id, section.patient in predictor.provenance.seen_patients)
 
 
 def _predicted(predictor: Predictor, corpus: Corpus, section: Section, bin_um: float | None, overlap: float,
@@ -81,7 +82,9 @@ def _predicted(predictor: Predictor, corpus: Corpus, section: Section, bin_um: f
             states.add(placed, state_BxQxr[row])
     rates_NxG, state_Nxr = rates.mean(), states.mean()
     for region, some_N in _regions(cover.places.x_um_N, cover.places.y_um_N, region_um):
-        if (found := of_rates(_who(section), region, rates_NxG[some_N], state_Nxr[some_N])) is not None:
+        look = look_of(section) if region == WHOLE else no_look()
+        found = of_rates(_who(predictor, section), region, rates_NxG[some_N], state_Nxr[some_N], look)
+        if found is not None:
             yield found
 
 
@@ -112,7 +115,7 @@ def _measured(predictor: Predictor, corpus: Corpus, section: Section,
     width = predictor.provenance.config.model.gene_dim
     for region, some in _regions(x_um, y_um, region_um):
         count_G = np.bincount(position[some], weights=count[some], minlength=genes)
-        if (row := of_counts(_who(section), region, count_G, known_G, width)) is not None:
+        if (row := of_counts(_who(predictor, section), region, count_G, known_G, width)) is not None:
             yield row
 
 

@@ -1,18 +1,20 @@
-"""Who is near a patient, or a slide, in the space of a cohort, and what is unusual about it.
+"""Who is near a patient, or a slide, in the space of a cohort.
 
-A description of a cohort: never advice on a treatment.
+Axes: P entries of an index, G genes, C components.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.evaluate.bulk import log_cpm
-from tario_jax.evaluate.patients.space import Space, fitted, nearest
+from tario_jax.evaluate.patients.index import PatientIndex
+from tario_jax.evaluate.patients.space import nearest
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Patients, pooled
+from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.predict.map_store import MapStore
 
 NO_ADVICE = "Neighbours describe a cohort as a model sees it; they are no diagnosis and no advice on a treatment."
@@ -20,37 +22,38 @@ NO_ADVICE = "Neighbours describe a cohort as a model sees it; they are no diagno
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What is looked for: expression of a patient or a slide."""
+    """What is looked for: a patient or a slide in the space."""
 
     name: str
     kind: str
-    expression_G: np.ndarray
+    place_C: np.ndarray
+    level_G: Callable[[], np.ndarray]  # log expression less the mean of its kind; read when it is asked for
     cohort: str = ""  # "": not known
     banner: str = ""  # of a slide's maps
+    entry: int | None = None  # of the index, if it is one of its patients
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """n neighbours, the nearest first, and how the query stands among the patients of the reference."""
+    """n neighbours, the nearest first."""
 
-    patient_n: tuple[str, ...]
-    cohort_n: tuple[str, ...]
+    entry_n: np.ndarray  # of the index
     distance_n: np.ndarray
-    unusual: float  # share of reference patients that are nearer to their own nearest than this one is to its
-    percentile: dict[str, float]  # by gene, of its expression within the cohort: share of patients below
-    of_cohort: str  # in which percentiles are: the query's, else that of most neighbours
+    unusual: float  # share of reference patients that are nearer to their own nearest than the query is to its
+    cohort: str  # the query's, else that of most neighbours
 
 
-def query_of_patient(store: EmbeddingStore, patient: str, kind: str) -> Query:
+def query_of_patient(store: EmbeddingStore, index: PatientIndex, patient: str, kind: str) -> Query:
     """Raises `InputError` where the store has no such rows."""
-    rows = [row for row in store.rows(kind) if row.patient == patient]
-    if not rows:
-        known = ", ".join(sorted({row.patient for row in store.rows(kind)})[:5]) or "none"
+    entry = index.entry(patient, kind)
+    if entry is None:
+        known = ", ".join(sorted(index.name_P[index.of_kind(kind)].tolist())[:5]) or "none"
         raise InputError(f"{store.folder}: has no {kind} section of patient {patient!r}; it has {known}, …")
-    return Query(patient, kind, pooled(rows).expression_PxG[0], rows[0].cohort)
+    return Query(patient, kind, index.place_PxC[entry], lambda: index.level_G(entry), str(index.cohort_P[entry]),
+                 entry=entry)  # fmt: skip
 
 
-def query_of_slide(store: EmbeddingStore, maps: Path) -> Query:
+def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Query:
     """A slide's maps by the same model. Raises `InputError` where they are of another."""
     held = MapStore(maps)
     for name, wanted in (("panel_hash", store.panel.hash), ("checkpoint", store.about["checkpoint"])):
@@ -59,54 +62,22 @@ def query_of_slide(store: EmbeddingStore, maps: Path) -> Query:
                              f"{wanted}; predict the slide with that model")  # fmt: skip
     mean_G = held.mean_G
     expression_G = log_cpm(mean_G[None], mean_G.sum(keepdims=True))[0]
-    return Query(held.about["section"], PREDICTED, expression_G, banner=held.about["banner"])
+    return Query(held.about["section"], PREDICTED, index.space.placed(PREDICTED, expression_G[None])[0],
+                 lambda: expression_G - index.space.mean_KxG[0], banner=held.about["banner"])  # fmt: skip
 
 
-def neighbours(store: EmbeddingStore, query: Query, number: int, *, components: int = 50,
-               genes: tuple[str, ...] = ()) -> Answer:  # fmt: skip
-    """Among the predicted patients of a store, without the query's own. Raises `InputError` for unknown genes."""
-    missing = [symbol for symbol in genes if symbol not in store.panel.index]
-    if missing:
-        raise InputError(f"gene {missing[0]!r} is not among the {len(store.panel)} of {store.folder}")
-    reference = _without(pooled(store.rows(PREDICTED)), query.name)
-    kinds = {PREDICTED: reference}
-    if query.kind == MEASURED:
-        rows = [row for row in store.rows(MEASURED) if row.patient != query.name]
-        if not rows:
-            raise InputError(f"{store.folder}: holds nothing measured of other patients; embed them with --measured")
-        kinds[MEASURED] = pooled(rows)
-    space = fitted(kinds, components, panel_hash=store.panel.hash, checkpoint=store.about["checkpoint"])
-    place_PxC = space.placed(PREDICTED, reference.expression_PxG)
-    found = nearest(place_PxC, space.placed(query.kind, query.expression_G[None]), number)
-    index_n = found.index_Qxn[0]
-    cohorts = reference.cohort_P[index_n]
-    names, counts = np.unique(cohorts, return_counts=True)
-    cohort = query.cohort or str(names[counts.argmax()])
-    return Answer(
-        tuple(reference.name_P[index_n].tolist()), tuple(cohorts.tolist()), found.distance_Qxn[0],
-        _unusual(place_PxC, float(found.distance_Qxn[0, 0])),
-        _percentiles(store, space, reference, query, cohort, genes), cohort,
-    )  # fmt: skip
-
-
-def _without(patients: Patients, name: str) -> Patients:
-    kept_P = patients.name_P != name
-    return Patients(*(of_P[kept_P] for of_P in patients))
-
-
-def _unusual(place_PxC: np.ndarray, distance: float) -> float:
-    own_P = nearest(place_PxC, place_PxC, 2).distance_Qxn[:, 1]  # the first is the patient itself
-    return float((own_P < distance).mean())
-
-
-def _percentiles(store: EmbeddingStore, space: Space, reference: Patients, query: Query, cohort: str,
-                 genes: tuple[str, ...]) -> dict[str, float]:  # fmt: skip
-    """A measured patient stands among predicted ones by its difference from the mean of its kind."""
-    own_P = reference.cohort_P == cohort
-    found = {}
-    for symbol in genes:
-        gene = store.panel.index[symbol]
-        mean_K = space.mean_KxG[:, gene]
-        value = query.expression_G[gene] - mean_K[space.kinds.index(query.kind)] + mean_K[0]
-        found[symbol] = float((reference.expression_PxG[own_P, gene] < value).mean()) if own_P.any() else np.nan
-    return found
+def neighbours(index: PatientIndex, query: Query, number: int, *, among: Sequence[str] = (PREDICTED,),
+               cohort: str = "", itself: bool = False) -> Answer:  # fmt: skip
+    """Among entries of those kinds, and of that cohort if one is named; the query's own patient is none of them unless
+    `itself`. Raises `InputError` where there is none."""
+    some = np.flatnonzero(np.isin(index.kind_P, among) & ((index.cohort_P == cohort) if cohort else True))
+    if not len(some):
+        raise InputError(f"{index.folder.parent}: holds no {' or '.join(among)} patient"
+                         + (f" of {cohort}" if cohort else "") + "; 'tario embed' adds them")  # fmt: skip
+    own = () if itself or query.entry is None else np.flatnonzero(index.name_P[some] == query.name)
+    found = nearest(index.place_PxC[some], query.place_C[None], number, without_P=own)
+    entry_n, distance_n = some[found.index_Qxn[0]], found.distance_Qxn[0]
+    if not len(entry_n):
+        raise InputError(f"{index.folder.parent}: holds no patient but {query.name}; 'tario embed' adds others")
+    names, counts = np.unique(index.cohort_P[entry_n], return_counts=True)
+    return Answer(entry_n, distance_n, index.unusual(float(distance_n[0])), query.cohort or str(names[counts.argmax()]))

@@ -1,13 +1,16 @@
 """One space for all patients: principal components of their predicted expression, and who is near whom in it.
 
 Components are fitted on reference patients and kept, so that others are placed in the same space without moving anyone.
-Measured expression is placed by its own mean: predicted tissue varies less, and an assay has its own levels of genes.
+Measured expression is placed by its own mean, for an assay has its own levels of genes, and by the linear map that
+brings what was measured of reference patients nearest to what was predicted of them: predicted tissue varies less.
 
 Axes: P patients, Q queries, G genes, C components, n neighbours.
 """
 
 import dataclasses
+import hashlib
 import io
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +22,9 @@ from tario_jax.config import InputError
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients
 from tario_jax.train.whole_file import write_whole
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LEAST_PATIENTS = 5
+_PAIRS = 2  # patients of both kinds a component, from which a linear map is fitted
 _AT_ONCE = 8192  # patients of a block of distances
 
 
@@ -41,6 +45,14 @@ class Space:
     mean_KxG: np.ndarray  # of each kind, over reference patients; 0 where a gene is not used
     component_CxG: np.ndarray  # orthonormal rows
     deviation_C: np.ndarray  # of reference patients along each
+    turn_KxCxC: np.ndarray  # what is placed by the components is multiplied by; the identity for predicted patients
+
+    @property
+    def identity(self) -> str:
+        """Tells it from all others."""
+        arrays = self.mean_KxG, self.component_CxG, self.turn_KxCxC
+        content = repr((self.panel_hash, self.checkpoint, self.kinds)).encode() + b"".join(of.tobytes() for of in arrays)
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def placed(self, kind: str, expression_QxG: np.ndarray) -> np.ndarray:
         """Float32 [Q, C]. A gene that is not known counts as at its mean. Raises `InputError` for another panel."""
@@ -49,15 +61,28 @@ class Space:
                              "patients of their kind: embed those with --measured, and fit it again")  # fmt: skip
         if expression_QxG.shape[1] != self.mean_KxG.shape[1]:
             raise InputError(f"expression of {expression_QxG.shape[1]} genes; the space is of {self.mean_KxG.shape[1]}")
-        centred = np.nan_to_num(expression_QxG - self.mean_KxG[self.kinds.index(kind)], nan=0.0)
-        return (centred @ self.component_CxG.T).astype(np.float32)
+        number = self.kinds.index(kind)
+        centred = np.nan_to_num(expression_QxG - self.mean_KxG[number], nan=0.0)
+        return (centred @ self.component_CxG.T @ self.turn_KxCxC[number]).astype(np.float32)
+
+    def with_kind(self, kind: str, patients: Patients, same: Patients) -> "Space":
+        """Knows patients of another kind too; same: the same ones, predicted. No one that has a place moves."""
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a gene that none of them has
+            mean_G = np.nanmean(patients.expression_PxG.astype(np.float64), 0)
+        mean_G = np.where(np.isfinite(mean_G), mean_G, 0.0).astype(np.float32)
+        identity = np.eye(len(self.component_CxG), dtype=np.float32)
+        known = dataclasses.replace(self, kinds=(*self.kinds, kind), mean_KxG=np.stack([*self.mean_KxG, mean_G]),
+                                    turn_KxCxC=np.stack([*self.turn_KxCxC, identity]))  # fmt: skip
+        turn = _turn(known.placed(kind, patients.expression_PxG), self.placed(PREDICTED, same.expression_PxG))
+        return dataclasses.replace(known, turn_KxCxC=np.stack([*self.turn_KxCxC, turn]))
 
     def write(self, path: Path) -> None:
         """NumPy's .npz; the file is absent or whole."""
         memory = io.BytesIO()
         np.savez(memory, version=FORMAT_VERSION, panel_hash=self.panel_hash, checkpoint=self.checkpoint,
                  kinds=np.array(self.kinds), mean=self.mean_KxG, component=self.component_CxG,
-                 deviation=self.deviation_C)  # fmt: skip
+                 deviation=self.deviation_C, turn=self.turn_KxCxC)  # fmt: skip
         write_whole(path, memory.getvalue())
 
 
@@ -68,7 +93,7 @@ def read_space(path: Path) -> Space:
             version = int(held["version"])
             if version == FORMAT_VERSION:
                 return Space(str(held["panel_hash"]), str(held["checkpoint"]), tuple(held["kinds"].tolist()),
-                             held["mean"], held["component"], held["deviation"])  # fmt: skip
+                             held["mean"], held["component"], held["deviation"], held["turn"])  # fmt: skip
     except FileNotFoundError:
         raise InputError(f"{path}: no such space of patients") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
@@ -76,19 +101,17 @@ def read_space(path: Path) -> Space:
     raise InputError(f"{path}: is of version {version}; this tario reads {FORMAT_VERSION}; fit it again")
 
 
-def fitted(reference: dict[str, Patients], components: int, *, panel_hash: str, checkpoint: str,
-           seed: int = 0) -> Space:  # fmt: skip
-    """reference: patients by kind, the predicted ones at least; components: at most one less than these.
+def fitted(reference: Patients, components: int, *, panel_hash: str, checkpoint: str, seed: int = 0) -> Space:
+    """reference: predicted patients; components: at most one less than these.
 
-    Genes that a reference patient lacks are not used. Raises `InputError` for fewer than LEAST_PATIENTS.
+    Genes that one of them lacks are not used. Raises `InputError` for fewer than LEAST_PATIENTS.
     """
     from sklearn.decomposition import PCA
 
-    expression_PxG = reference[PREDICTED].expression_PxG.astype(np.float64)
+    expression_PxG = reference.expression_PxG.astype(np.float64)
     if len(expression_PxG) < LEAST_PATIENTS:
         raise InputError(f"a space of {len(expression_PxG)} patients; expected at least {LEAST_PATIENTS}")
-    kinds = (PREDICTED, *(kind for kind in reference if kind != PREDICTED))
-    known_G = np.logical_and.reduce([np.isfinite(reference[kind].expression_PxG).all(0) for kind in kinds])
+    known_G = np.isfinite(expression_PxG).all(0)
     if not known_G.any():
         raise InputError("a space of patients: no gene is known of all of them; leave out those of other panels")
     number = min(components, len(expression_PxG) - 1, int(known_G.sum()))
@@ -96,9 +119,22 @@ def fitted(reference: dict[str, Patients], components: int, *, panel_hash: str, 
     found = PCA(number, svd_solver=solver, random_state=seed).fit(expression_PxG[:, known_G])
     component_CxG = np.zeros((number, len(known_G)), np.float32)
     component_CxG[:, known_G] = found.components_
-    mean_KxG = np.stack([np.where(known_G, reference[kind].expression_PxG.mean(0, dtype=np.float64), 0.0)
-                         for kind in kinds]).astype(np.float32)  # fmt: skip
-    return Space(panel_hash, checkpoint, kinds, mean_KxG, component_CxG, np.sqrt(found.explained_variance_))
+    mean_G = np.where(known_G, expression_PxG.mean(0), 0.0).astype(np.float32)
+    return Space(panel_hash, checkpoint, (PREDICTED,), mean_G[None], component_CxG,
+                 np.sqrt(found.explained_variance_), np.eye(number, dtype=np.float32)[None])  # fmt: skip
+
+
+def _turn(place_PxC: np.ndarray, wanted_PxC: np.ndarray) -> np.ndarray:
+    """[C, C]: ridge regression, as strong as tells best of those left out one by one; the identity for few patients."""
+    from sklearn.linear_model import RidgeCV
+
+    components = place_PxC.shape[1]
+    if len(place_PxC) < _PAIRS * components:
+        return np.eye(components, dtype=np.float32)
+    strength = float((place_PxC.astype(np.float64) ** 2).sum()) / components
+    found = RidgeCV(strength * np.logspace(-5, 1, 13), fit_intercept=False, alpha_per_target=True).fit(
+        place_PxC.astype(np.float64), wanted_PxC.astype(np.float64))  # fmt: skip
+    return found.coef_.T.astype(np.float32)
 
 
 def nearest(place_PxC: np.ndarray, query_QxC: np.ndarray, number: int, *, without_P: Sequence[int] = ()) -> Neighbours:
@@ -119,3 +155,18 @@ def nearest(place_PxC: np.ndarray, query_QxC: np.ndarray, number: int, *, withou
         best_QxN, distance_QxN = (np.take_along_axis(of, order, 1) for of in (best_QxN, distance_QxN))
     known = int((~left_out).sum())
     return Neighbours(best_QxN[:, :known], np.sqrt(np.maximum(distance_QxN[:, :known], 0)).astype(np.float32))
+
+
+def nearest_of_each(place_PxC: np.ndarray, some: np.ndarray) -> np.ndarray:
+    """Of some of them the distance to their nearest other, float32."""
+    found, place_PxC = np.full(len(some), np.inf), place_PxC.astype(np.float64)
+    squares_P = (place_PxC**2).sum(1)
+    for first in range(0, len(some), 256):
+        mine = some[first : first + 256]
+        for start in range(0, len(place_PxC), _AT_ONCE):
+            block = place_PxC[start : start + _AT_ONCE]
+            squares_QxP = squares_P[mine, None] - 2 * (place_PxC[mine] @ block.T) + squares_P[start : start + _AT_ONCE]
+            own = (mine >= start) & (mine < start + len(block))
+            squares_QxP[np.flatnonzero(own), mine[own] - start] = np.inf
+            found[first : first + 256] = np.minimum(found[first : first + 256], squares_QxP.min(1))
+    return np.sqrt(np.maximum(found, 0)).astype(np.float32)

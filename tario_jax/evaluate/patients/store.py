@@ -11,7 +11,7 @@ Several processes may add to one folder; what two of them add of one section is 
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from tario_jax.evaluate.patients.vectors import WHOLE, Embedded
 from tario_jax.panel import Panel
 from tario_jax.train.whole_file import write_whole
 
-FORMAT, FORMAT_VERSION = "tario embeddings", 1
+FORMAT, FORMAT_VERSION = "tario embeddings", 2
 FILE = "embeddings.json"
 _WORDS = ("patient", "cohort", "section", "region", "kind")
-_VECTORS = ("expression", "log_expression", "state")
+_PLAIN = {"seen": pa.bool_(), "bins": pa.int64(), "detections": pa.float64()}
+_VECTORS = {"expression": "G", "log_expression": "G", "state": "r", "spread": "r", "texture": "F", "acquisition": "A"}
 # of which rows of another value would lie in another space
 _ALIKE = ("panel_hash", "checkpoint", "bin_um", "overlap", "region_um")
 
@@ -79,10 +80,9 @@ class EmbeddingStore:
         if not rows:
             return
         columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in _WORDS}
-        columns |= {"bins": pa.array([row.bins for row in rows], pa.int64()),
-                    "detections": pa.array([row.detections for row in rows], pa.float64())}  # fmt: skip
-        for name in _VECTORS:
-            values = np.stack([getattr(row, f"{name}_{'r' if name == 'state' else 'G'}") for row in rows])
+        columns |= {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in _PLAIN.items()}
+        for name, axis in _VECTORS.items():
+            values = np.stack([getattr(row, f"{name}_{axis}") for row in rows])
             flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         memory = io.BytesIO()
@@ -98,19 +98,35 @@ class EmbeddingStore:
             found |= set(zip(table["section"].to_pylist(), table["kind"].to_pylist(), strict=True))
         return found
 
-    def rows(self, kind: str, *, regions: bool = False) -> list[Embedded]:
-        """Of whole sections, or of regions, in the order of their sections."""
+    def parts(self) -> dict[str, int]:
+        """Name and bytes of each file of rows: a file is never changed, one of the same name holds the same."""
+        return {path.name: path.stat().st_size for path in self._parts()}
+
+    def patients_of(self, part: str) -> dict[tuple[str, str], None]:
+        """(patient, kind) of whole sections of a file, in its order."""
+        table = self._read(self.folder / "parts" / part, ["patient", "kind", "region"])
+        rows = zip(*(table[name].to_pylist() for name in ("patient", "kind", "region")), strict=True)
+        return {(patient, kind): None for patient, kind, region in rows if region == WHOLE}
+
+    def rows(self, kind: str, *, regions: bool = False, patients: Collection[str] | None = None,
+             parts: Iterable[str] | None = None, vectors: Collection[str] = tuple(_VECTORS)) -> list[Embedded]:  # fmt: skip
+        """Of whole sections, or of regions, in the order of their sections.
+
+        patients: of these alone; parts: of these files alone; vectors: others are not read, and come empty.
+        """
         found = []
-        for path in self._parts():
-            table = self._read(path, None)
-            wanted = [of == kind and (region != WHOLE) == regions for of, region in
-                      zip(table["kind"].to_pylist(), table["region"].to_pylist(), strict=True)]  # fmt: skip
+        for path in self._parts() if parts is None else [self.folder / "parts" / name for name in sorted(parts)]:
+            table = self._read(path, [*_WORDS, *_PLAIN, *(name for name in _VECTORS if name in vectors)])
+            wanted = [of == kind and (region != WHOLE) == regions and (patients is None or patient in patients)
+                      for of, region, patient in
+                      zip(*(table[name].to_pylist() for name in ("kind", "region", "patient")), strict=True)]  # fmt: skip
             table = table.filter(pa.array(wanted, pa.bool_()))
             if not len(table):
                 continue
-            vectors = [_matrix(table[name]) for name in _VECTORS]
-            plain = zip(*(table[name].to_pylist() for name in (*_WORDS, "bins", "detections")), strict=True)
-            found += [Embedded(*words, *(of[number] for of in vectors)) for number, words in enumerate(plain)]
+            nothing = np.zeros((len(table), 0), np.float32)
+            vectors_read = [_matrix(table[name]) if name in vectors else nothing for name in _VECTORS]
+            plain = zip(*(table[name].to_pylist() for name in (*_WORDS, *_PLAIN)), strict=True)
+            found += [Embedded(*words, *(of[number] for of in vectors_read)) for number, words in enumerate(plain)]
         once = {(row.section, row.region): row for row in found}
         return [once[place] for place in sorted(once)]
 

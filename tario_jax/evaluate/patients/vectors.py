@@ -3,8 +3,11 @@
 expression       log1p of detections per million, of all bins together: predicted and measured tissue lie in one space
 log_expression   mean over bins of log1p of detections per 10,000: predicted alone, counts of a bin are too few
 state            mean over bins of what the decoder hands to the gene table: predicted alone
+spread           standard deviation over bins of the same
+texture          stain and texture of the H&E of a whole section, without any model: `looks`
+acquisition      what lens, camera and file format left in it: `looks`
 
-Axes: N bins, G genes, r width of the gene table, P patients, R rows.
+Axes: N bins, G genes, r width of the gene table, F, A figures of a look, P patients, R rows.
 """
 
 from collections.abc import Sequence
@@ -13,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tario_jax.evaluate.bulk import log_cpm
+from tario_jax.evaluate.patients.looks import Look, no_look
 from tario_jax.predict.writing import holds_tissue
 
 PREDICTED, MEASURED = "predicted", "measured"
@@ -28,11 +32,24 @@ class Embedded(NamedTuple):
     section: str
     region: str
     kind: str
+    seen: bool  # the model saw the patient in training or validation
     bins: int
     detections: float
     expression_G: np.ndarray
     log_expression_G: np.ndarray
     state_r: np.ndarray
+    spread_r: np.ndarray
+    texture_F: np.ndarray
+    acquisition_A: np.ndarray
+
+
+class Who(NamedTuple):
+    """Whose a row is."""
+
+    patient: str
+    cohort: str
+    section: str
+    seen: bool
 
 
 class Patients(NamedTuple):
@@ -40,13 +57,21 @@ class Patients(NamedTuple):
 
     name_P: np.ndarray
     cohort_P: np.ndarray
+    seen_P: np.ndarray
     expression_PxG: np.ndarray
     log_expression_PxG: np.ndarray
     state_Pxr: np.ndarray
+    spread_Pxr: np.ndarray
+    texture_PxF: np.ndarray
+    acquisition_PxA: np.ndarray
+
+    def take(self, some: np.ndarray) -> "Patients":
+        """Those at some positions, or where a mask is true."""
+        return Patients(*(of_P[some] for of_P in self))
 
 
-def of_rates(who: tuple[str, str, str], region: str, rates_NxG: np.ndarray, state_Nxr: np.ndarray) -> Embedded | None:
-    """who: patient, cohort, section. None where no bin is tissue."""
+def of_rates(who: Who, region: str, rates_NxG: np.ndarray, state_Nxr: np.ndarray, look: Look) -> Embedded | None:
+    """None where no bin is tissue."""
     total_N = rates_NxG.sum(1, dtype=np.float64)
     tissue_N = holds_tissue(total_N)
     if not tissue_N.any():
@@ -54,21 +79,22 @@ def of_rates(who: tuple[str, str, str], region: str, rates_NxG: np.ndarray, stat
     rates_NxG, total_N = rates_NxG[tissue_N], total_N[tissue_N]
     log_NxG = np.log1p(_PER * rates_NxG / total_N[:, None].astype(np.float32))
     expression_G = log_cpm(rates_NxG.sum(0, dtype=np.float64)[None], total_N.sum(keepdims=True))[0]
-    return Embedded(*who, region, PREDICTED, len(total_N), float(total_N.sum()), expression_G.astype(np.float32),
-                    log_NxG.mean(0, dtype=np.float64).astype(np.float32),
-                    state_Nxr[tissue_N].mean(0, dtype=np.float64).astype(np.float32))  # fmt: skip
+    state_Nxr = state_Nxr[tissue_N].astype(np.float64)
+    vectors = log_NxG.mean(0, dtype=np.float64), state_Nxr.mean(0), state_Nxr.std(0)
+    return Embedded(who.patient, who.cohort, who.section, region, PREDICTED, who.seen, len(total_N),
+                    float(total_N.sum()), *(of.astype(np.float32) for of in (expression_G, *vectors)),
+                    *look)  # fmt: skip
 
 
-def of_counts(who: tuple[str, str, str], region: str, count_G: np.ndarray, known_G: np.ndarray, width: int
-              ) -> Embedded | None:  # fmt: skip
+def of_counts(who: Who, region: str, count_G: np.ndarray, known_G: np.ndarray, width: int) -> Embedded | None:
     """count: detections of all of it; known: genes that were measured. width: r. None where nothing was detected."""
     total = float(count_G[known_G].sum())
     if not total:
         return None
     expression_G = log_cpm(count_G[None].astype(np.float64), np.array([total]))[0]
-    nothing_G = np.full(len(count_G), np.nan, np.float32)
-    return Embedded(*who, region, MEASURED, 0, total, np.where(known_G, expression_G, np.nan).astype(np.float32),
-                    nothing_G, np.full(width, np.nan, np.float32))  # fmt: skip
+    nothing = (np.full(size, np.nan, np.float32) for size in (len(count_G), width, width))
+    return Embedded(who.patient, who.cohort, who.section, region, MEASURED, who.seen, 0, total,
+                    np.where(known_G, expression_G, np.nan).astype(np.float32), *nothing, *no_look())  # fmt: skip
 
 
 def pooled(rows: Sequence[Embedded]) -> Patients:
@@ -82,10 +108,11 @@ def pooled(rows: Sequence[Embedded]) -> Patients:
     names = sorted(by_patient)
     pooled_P = [_pooled(by_patient[name]) for name in names]
     parts = (np.stack(of_P) for of_P in zip(*pooled_P, strict=True))
-    return Patients(np.array(names), np.array([by_patient[name][0].cohort for name in names]), *parts)
+    return Patients(np.array(names), np.array([by_patient[name][0].cohort for name in names]),
+                    np.array([any(row.seen for row in by_patient[name]) for name in names]), *parts)  # fmt: skip
 
 
-def _pooled(rows: list[Embedded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pooled(rows: list[Embedded]) -> tuple[np.ndarray, ...]:
     expression_RxG = np.stack([row.expression_G for row in rows]).astype(np.float64)
     detections_R = np.array([row.detections for row in rows])
     known_RxG = np.isfinite(expression_RxG)
@@ -96,5 +123,5 @@ def _pooled(rows: list[Embedded]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     bins_R = np.array([row.bins for row in rows], float)
     share_R = bins_R / bins_R.sum() if bins_R.any() else np.full(len(rows), np.nan)
     others = (share_R @ np.stack([getattr(row, name) for row in rows]).astype(np.float64)
-              for name in ("log_expression_G", "state_r"))  # fmt: skip
+              for name in ("log_expression_G", "state_r", "spread_r", "texture_F", "acquisition_A"))  # fmt: skip
     return tuple(of.astype(np.float32) for of in (np.log1p(mean_G), *others))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tario_jax.evaluate.figures import Drawn
-from tario_jax.evaluate.report import STYLE, picture
+from tario_jax.evaluate.page import picture, table, whole_page
 from tario_jax.evaluate.scaling.figures import draw_study
 from tario_jax.evaluate.scaling.words import (
     QUANTITIES,
@@ -39,9 +39,7 @@ def write_study(folder: Path, values: dict[str, Any], title: str) -> Path:
 
 def render(values: dict[str, Any], drawn: dict[str, list[Drawn]], title: str) -> str:
     """The whole page as HTML text; it needs no network."""
-    heading = html.escape(title)
     parts = [
-        f"<h1>{heading}</h1>",
         f'<p class="banner">{_VIRTUAL}</p>' if values["virtual"] else "",
         f"<p class=note>{html.escape(summary(values))}</p>",
         _apart(values),
@@ -55,13 +53,7 @@ def render(values: dict[str, Any], drawn: dict[str, list[Drawn]], title: str) ->
         _section("Runs", [_runs(values)]),
         _section("Left out", [_left_out(values)]),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{heading}</title><style>{STYLE}</style></head><body><main>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</main></body></html>\n"
-    )
+    return whole_page(title, list(filter(None, parts)))
 
 
 def summary(values: dict[str, Any]) -> str:
@@ -82,16 +74,6 @@ def _section(heading: str, parts: list[str]) -> str:
     return f"<h2>{heading}</h2>" + "\n".join(parts) if parts else ""
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Cells are text, and escaped; the first of a row is its heading."""
-    lines = "".join(
-        f"<tr><th>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in rows
-    )
-    top = f"<th>{html.escape(head[0])}</th>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in head[1:])
-    return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
-
-
 def _laws(values: dict[str, Any]) -> str:
     rows = []
     for sweep in values["sweeps"]:
@@ -99,12 +81,12 @@ def _laws(values: dict[str, Any]) -> str:
         for number, (name, title) in enumerate(QUANTITIES.items()):
             means = " → ".join(_number(_mean(point["values"][name])) for point in sweep["points"])
             rows.append(["" if number else f"{sweep['name']} ({sizes})", title, means, law_text(sweep["laws"][name])])
-    return _table(["axis", "quantity", "means over seeds", "law"], rows) if rows else ""
+    return table(["axis", "quantity", "means over seeds", "law"], rows) if rows else ""
 
 
 def _joint(values: dict[str, Any]) -> str:
     rows = [[QUANTITIES[name], law_text(law)] for joint in values["joint"] for name, law in joint["laws"].items()]
-    return _table(["quantity", "E + A / N^a + B / D^b"], rows) if rows else ""
+    return table(["quantity", "E + A / N^a + B / D^b"], rows) if rows else ""
 
 
 def _grid(grid: dict[str, Any]) -> str:
@@ -115,7 +97,7 @@ def _grid(grid: dict[str, Any]) -> str:
             rows.append(["" if number else QUANTITIES[name], count_text(size),
                          *(_number(_mean(cell)) for cell in cells), signed(gain, 4), told])  # fmt: skip
     contexts = [f"{context:g} µm" for context in grid["contexts_um"]]
-    return _table(["quantity", "parameters", *contexts, "gain of context", "interaction"], rows)
+    return table(["quantity", "parameters", *contexts, "gain of context", "interaction"], rows)
 
 
 def _interaction(found: dict[str, Any]) -> str:
@@ -136,7 +118,7 @@ def _comparisons(values: dict[str, Any]) -> str:
                 "–" if best is None else f"{best[0]} {signed(best[1]['mean'], 4)}",
             ])  # fmt: skip
     head = ["from → to", "form", "genes", "change of mean r, ranked genes", "class that gains most"]
-    return _table(head, rows) if rows else ""
+    return table(head, rows) if rows else ""
 
 
 def _classes(values: dict[str, Any]) -> str:
@@ -152,7 +134,7 @@ def _classes(values: dict[str, Any]) -> str:
             beside = "" if null is None else f" (seeds {null:.4f})"
             cells.append(f"{signed(classes[name]['mean'], 4)}{beside}")
         rows.append([name, *cells])
-    return _table(["change of r, counts, by gene class", *(name for name, _ in several)], rows) if rows else ""
+    return table(["change of r, counts, by gene class", *(name for name, _ in several)], rows) if rows else ""
 
 
 def _matched(values: dict[str, Any]) -> str:
@@ -162,11 +144,11 @@ def _matched(values: dict[str, Any]) -> str:
             cells = [f"{top['k']:,}: {_number(_mean(top['before']))} → {_number(_mean(top['after']))}"
                      for top in found["top"]]  # fmt: skip
             rows.append(["" if number else comparison_name(comparison), form, "; ".join(cells)])
-    return _table(["r at matched top-k", "form", "k: mean r from → to"], rows) if rows else ""
+    return table(["r at matched top-k", "form", "k: mean r from → to"], rows) if rows else ""
 
 
 def _runs(values: dict[str, Any]) -> str:
-    return _table(list(_RUN_COLUMNS), [run_cells(run) for run in values["runs"]])
+    return table(list(_RUN_COLUMNS), [run_cells(run) for run in values["runs"]])
 
 
 def run_cells(run: dict[str, Any]) -> list[str]:

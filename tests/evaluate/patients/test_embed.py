@@ -4,14 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+from made_patients import made_row
 from made_reader import made_reader
 from refusals import refused
 from tiny_tissue import PANEL
 
 from tario_jax.evaluate.patients import embed
 from tario_jax.evaluate.patients.embed import embed_corpus, rates_and_states
+from tario_jax.evaluate.patients.looks import no_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded, of_counts, of_rates, pooled
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded, Who, of_counts, of_rates, pooled
 from tario_jax.model.model import Tario
 
 ASKED = {"overlap": 0.5, "say": str}
@@ -97,23 +99,27 @@ def test_new_sections_are_added_and_old_ones_are_not_computed_again(predictor, t
 def test_patients_are_all_of_their_sections(store):
     """Expression as of all detections together; a gene that one section did not measure is that of the other."""
     nan = np.nan
-    rows = [Embedded("P", "LUAD", "a", "", PREDICTED, 30, 100.0, np.log1p(np.array([10.0, 500.0, 4.0])),
-                     np.array([1.0, 2.0, 3.0]), np.array([0.5])),
-            Embedded("P", "LUAD", "b", "", PREDICTED, 10, 300.0, np.log1p(np.array([50.0, 100.0, nan])),
-                     np.array([2.0, 2.0, 7.0]), np.array([-0.5]))]  # fmt: skip
+    rows = [made_row("P", np.log1p([10.0, 500.0, 4.0]), section="a", bins=30, log_expression=[1.0, 2.0, 3.0],
+                     state=[0.5], seen=True),
+            made_row("P", np.log1p([50.0, 100.0, nan]), section="b", bins=10, detections=300.0,
+                     log_expression=[2.0, 2.0, 7.0], state=[-0.5])]  # fmt: skip
     found = pooled(rows)
     np.testing.assert_allclose(np.expm1(found.expression_PxG[0]), [40.0, 200.0, 4.0], rtol=1e-5)
     np.testing.assert_allclose(found.log_expression_PxG[0], [1.25, 2.0, 4.0])
     np.testing.assert_allclose(found.state_Pxr[0], [0.25])
+    assert found.seen_P.tolist() == [True]
     everyone = pooled(store.rows(PREDICTED))
     assert everyone.name_P.tolist() == list("ABCDEF") and everyone.state_Pxr.shape[0] == 6
 
 
 def test_glass_and_nothing_are_no_tissue():
     rates = np.array([[1.0, 3.0], [2.0, 2.0], [1e-6, 1e-6]], np.float32)
-    row = of_rates(("P", "c", "s"), "", rates, np.ones((3, 2), np.float32))
+    states = np.array([[1.0, 2.0], [3.0, 2.0], [9.0, 9.0]], np.float32)
+    who = Who("P", "c", "s", False)
+    row = of_rates(who, "", rates, states, no_look())
     assert row.bins == 2 and row.detections == 8
-    assert of_counts(("P", "c", "s"), "", np.array([0, 5]), np.array([True, False]), 2) is None
+    assert row.state_r.tolist() == [2.0, 2.0] and row.spread_r.tolist() == [1.0, 0.0]
+    assert of_counts(who, "", np.array([0, 5]), np.array([True, False]), 2) is None
 
 
 def test_what_does_not_belong_together_is_refused(store, predictor, tiny_corpus, tiny_run, tmp_path):

@@ -5,13 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from made_patients import made_row, made_store
 from refusals import refused
 from tiny_tissue import PANEL
 
 from tario_jax.cli.main import main
 from tario_jax.evaluate.patients.neighbours import NO_ADVICE, neighbours, query_of_patient, query_of_slide
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 from tario_jax.panel import Panel
 from tario_jax.predict.map_store import MapWriter, Slots
 
@@ -20,20 +21,14 @@ from tario_jax.predict.map_store import MapWriter, Slots
 def store(tmp_path_factory) -> EmbeddingStore:
     """Two cohorts of nine patients, far apart; what was measured is shifted and stretched."""
     rng = np.random.default_rng(0)
-    about = {"checkpoint": "c", "model": "made", "trained_on": "virtual", "bin_um": 36.0, "overlap": 0.5,
-             "region_um": None}  # fmt: skip
-    store = EmbeddingStore.begun(tmp_path_factory.mktemp("made") / "made.embeddings", Panel(PANEL.symbols), about)
     rows = []
     for number in range(18):
         cohort = ("LUAD", "CRC")[number % 2]
         expression = 8 + (np.arange(12) < 6) * (2.0 if cohort == "CRC" else 0.0) + rng.normal(0, 0.2, 12)
         expression = np.log1p(1e6 * np.exp(expression) / np.exp(expression).sum())
-        who = (f"P{number:02d}", cohort, f"P{number:02d}_core", "")
         for kind, values in ((PREDICTED, expression), (MEASURED, 0.5 + 1.2 * expression)):
-            rows.append(Embedded(*who, kind, 10, 100.0, values.astype(np.float32), np.zeros(12, np.float32),
-                                 np.zeros(2, np.float32)))  # fmt: skip
-    store.add(rows)
-    return store
+            rows.append(made_row(f"P{number:02d}", values, cohort=cohort, kind=kind))
+    return made_store(tmp_path_factory.mktemp("made") / "made.embeddings", PANEL.symbols, rows)
 
 
 def test_neighbours_share_the_cohort_and_are_the_nearest(store):

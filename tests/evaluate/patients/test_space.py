@@ -17,7 +17,7 @@ def patients(expression_PxG: np.ndarray) -> Patients:
     number = len(expression_PxG)
     nothing = np.zeros((number, 1))
     return Patients(np.array([f"P{at:02d}" for at in range(number)]), np.array(["LUAD"] * number),
-                    expression_PxG.astype(np.float32), nothing, nothing)  # fmt: skip
+                    np.zeros(number, bool), expression_PxG.astype(np.float32), *[nothing] * 5)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""tario probe: what can be decoded of patients, with its confounders, nulls and ceilings."""
+
+import argparse
+from pathlib import Path
+
+from tario_jax.cli.options import at_least_one, finish, say
+from tario_jax.config import InputError
+
+SUMMARY = "linear probes of embeddings: cancer type, mutations, response, with confounders, nulls and calibration"
+EXAMPLES = """
+    tario probe runs/quickstart.embeddings --corpus=runs/quickstart/corpus --columns=cohort,diagnosis
+    tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=EGFR,KRAS,STK11,response --reachable --out=nsclc.probe
+    tario probe lung.embeddings --corpus=corpora/lung --columns=EGFR --confounders=cohort,site,scanner --vectors=state
+"""
+GROUPS_READ = ()
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("embeddings", type=Path, metavar="NAME.embeddings", help="that 'tario embed' wrote")
+    parser.add_argument("--corpus", required=True, metavar="PLACE", help="whose table of patients has the columns")
+    parser.add_argument("--columns", required=True, type=_names, metavar="NAME,…", help="what is decoded")
+    parser.add_argument("--confounders", type=_names, default=("cohort", "site"), metavar="NAME,…",
+                        help="columns that are probed alone, and within whose groups is compared (cohort,site)")  # fmt: skip
+    parser.add_argument("--cohorts", type=_names, default=(), metavar="NAME,…", help="patients of these alone")
+    parser.add_argument("--vectors", type=_names, metavar="NAME,…",
+                        help="expression, log_expression, state, spread (log_expression,state)")  # fmt: skip
+    parser.add_argument("--folds", type=at_least_one, default=5, metavar="N", help="by patient (5)")
+    parser.add_argument("--shuffles", type=int, default=20, metavar="N", help="of labels, for the null (20; 0: none)")
+    parser.add_argument("--bootstraps", type=at_least_one, default=1000, metavar="N", help="of patients (1000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reachable", action="store_true",
+                        help="the AUROC that the H&E allows, where the truth is known: virtual patients")  # fmt: skip
+    parser.add_argument("--workers", type=at_least_one, default=2, metavar="N", help="processes of --reachable (2)")
+    parser.add_argument("--allow-seen", action="store_true", help="patients of the model's training too")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="a page, tables and figures")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.folds < 2 or options.shuffles < 0:
+        raise InputError("--folds and --shuffles: expected at least 2 folds, and no fewer than 0 shuffles")
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.evaluate.patients.outcomes import Setting
+    from tario_jax.evaluate.patients.probe_job import Asked, probe_job, table_of
+    from tario_jax.evaluate.patients.store import EmbeddingStore
+
+    setting = Setting(folds=options.folds, shuffles=options.shuffles, bootstraps=options.bootstraps, seed=options.seed,
+                      **({} if options.vectors is None else {"vectors": options.vectors}))  # fmt: skip
+    asked = Asked(options.columns, options.confounders, options.cohorts, options.allow_seen, options.reachable,
+                  options.workers)  # fmt: skip
+    result = probe_job(EmbeddingStore(options.embeddings), Corpus.open(options.corpus), asked, setting, say)
+    text = table_of(result)
+    if options.out is not None:
+        from tario_jax.evaluate.patients.probe_report import write_probe_report
+
+        text += f"\n{write_probe_report(options.out, result)}"
+    return finish(options, text, result)

@@ -1,0 +1,285 @@
+"""The space of a folder of embeddings and all of its patients in it, kept beside them: asked again, nothing is computed.
+
+    NAME.embeddings/index/
+      space.npz              principal components, and how each kind of patients is placed; fitted once
+      patients.npz           who they are, where they lie, from which files of rows they come
+      levels-*.npy           float16 [G, patients of a block]: log expression less the mean of its kind
+
+The space is fitted on at most REFERENCE patients, those that are there when it is first asked for. Patients that come
+later are placed in it, and no one moves; `fit_again` is said by a person. Every file is absent or whole, and
+patients.npz, written last, names the others.
+
+Axes: P patients, G genes, C components.
+"""
+
+import dataclasses
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.evaluate.patients.space import Space, fitted, nearest_of_each, read_space
+from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded, pooled
+from tario_jax.train.whole_file import write_whole
+
+COMPONENTS = 50
+REFERENCE = 4000  # patients that a space is fitted on, at most
+FORMAT_VERSION = 1
+_BLOCK = 1024  # patients that are read at once, and whose levels are one file
+_READ = ("expression",)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatientIndex:
+    """Made by `index_of`. Entries are patients of a kind, predicted and measured, in no order that means anything."""
+
+    folder: Path
+    space: Space
+    name_P: np.ndarray
+    kind_P: np.ndarray
+    cohort_P: np.ndarray
+    seen_P: np.ndarray
+    place_PxC: np.ndarray  # float32
+    part_P: np.ndarray  # str: numbers of the files of rows, with commas
+    block_P: np.ndarray  # number of the file of levels, and the column there
+    column_P: np.ndarray
+    parts: tuple[str, ...]
+    bytes_of_parts: np.ndarray
+    blocks: tuple[str, ...]
+    own_R: np.ndarray  # distances of reference patients to their nearest other, ascending
+    moments: "Moments"
+
+    def of_kind(self, kind: str) -> np.ndarray:
+        """Numbers of the entries."""
+        return np.flatnonzero(self.kind_P == kind)
+
+    def entry(self, name: str, kind: str) -> int | None:
+        found = np.flatnonzero((self.name_P == name) & (self.kind_P == kind))
+        return int(found[0]) if len(found) else None
+
+    def levels(self, gene: int, some: np.ndarray) -> np.ndarray:
+        """Log expression of a gene less the mean of its kind, of some entries: float32."""
+        found = np.empty(len(some), np.float32)
+        block_n = self.block_P[some]
+        for block in np.unique(block_n):
+            mine = np.flatnonzero(block_n == block)
+            found[mine] = self._block(int(block))[gene, self.column_P[some[mine]]]
+        return found
+
+    def level_G(self, entry: int) -> np.ndarray:
+        """Of all genes, float32 [G]."""
+        return np.asarray(self._block(int(self.block_P[entry]))[:, self.column_P[entry]], np.float32)
+
+    def _block(self, block: int) -> np.ndarray:
+        return np.load(self.folder / self.blocks[block], mmap_mode="r")
+
+    def parts_of(self, entry: int) -> list[str]:
+        """Files that hold the patient's rows."""
+        return [self.parts[int(number)] for number in self.part_P[entry].split(",")]
+
+    def unusual(self, distance: float) -> float:
+        """Share of reference patients that are nearer to their own nearest than this."""
+        return float(np.searchsorted(self.own_R, distance, "left") / len(self.own_R))
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Of the levels of predicted patients, by cohort."""
+
+    cohort_K: np.ndarray
+    number_K: np.ndarray
+    sum_KxG: np.ndarray  # float64
+    square_KxG: np.ndarray
+
+    @classmethod
+    def none(cls, genes: int) -> "Moments":
+        return cls(np.array([], str), np.zeros(0, np.int64), np.zeros((0, genes)), np.zeros((0, genes)))
+
+    def plus(self, cohort_P: np.ndarray, level_PxG: np.ndarray) -> "Moments":
+        """With further patients. A gene that is not known counts as at its mean."""
+        cohort_K = np.union1d(self.cohort_K, cohort_P)
+        at = np.searchsorted(cohort_K, self.cohort_K)
+        number_K = np.zeros(len(cohort_K), np.int64)
+        sum_KxG, square_KxG = (np.zeros((len(cohort_K), level_PxG.shape[1])) for _ in range(2))
+        number_K[at], sum_KxG[at], square_KxG[at] = self.number_K, self.sum_KxG, self.square_KxG
+        for k, cohort in enumerate(cohort_K):
+            mine = np.nan_to_num(level_PxG[cohort_P == cohort].astype(np.float64), nan=0.0)
+            number_K[k] += len(mine)
+            sum_KxG[k] += mine.sum(0)
+            square_KxG[k] += (mine**2).sum(0)
+        return Moments(cohort_K, number_K, sum_KxG, square_KxG)
+
+    def of(self, cohort: str) -> tuple[int, np.ndarray, np.ndarray]:
+        """Patients, mean and standard deviation of each gene; of all cohorts together where this one is not known."""
+        some = self.cohort_K == cohort if (self.cohort_K == cohort).any() else np.ones(len(self.cohort_K), bool)
+        number = int(self.number_K[some].sum())
+        mean_G = self.sum_KxG[some].sum(0) / number
+        variance_G = np.maximum(self.square_KxG[some].sum(0) / number - mean_G**2, 0) * number / max(number - 1, 1)
+        return number, mean_G, np.sqrt(variance_G)
+
+
+def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int = COMPONENTS,
+             say: Callable[[str], None] = str) -> PatientIndex:  # fmt: skip
+    """That which is kept, with patients that came since; a new one where there is none. Raises `InputError` for fewer
+    patients than a space takes."""
+    folder = store.folder / "index"
+    folder.mkdir(exist_ok=True)
+    parts = store.parts()
+    held = None if fit_again else _read(folder, store)
+    if held is not None and dict(zip(held.parts, held.bytes_of_parts.tolist(), strict=True)) == parts:
+        return held
+    of_part = {name: store.patients_of(name) for name in parts}
+    where: dict[tuple[str, str], list[str]] = {}
+    for name, entries in of_part.items():
+        for entry in entries:
+            where.setdefault(entry, []).append(name)
+    space = _space(folder, store, where, held, components, say)
+    if held is not None and held.space is not space:
+        held = None  # a kind came that had no place before: it alone is new, yet all is written again
+    if held is not None and any(parts.get(name) != size for name, size in
+                                zip(held.parts, held.bytes_of_parts.tolist(), strict=True)):  # fmt: skip
+        held = None
+    known = set() if held is None else set(held.parts)
+    fresh = [entry for entry, names in where.items() if not known.issuperset(names)]
+    return _with(folder, store, space, held, where, fresh, parts, say)
+
+
+def _space(folder: Path, store: EmbeddingStore, where: dict, held: PatientIndex | None,
+           components: int, say: Callable[[str], None]) -> Space:  # fmt: skip
+    measured = {patient for patient, kind in where if kind == MEASURED}
+    if held is not None and (MEASURED in held.space.kinds or not measured):
+        return held.space
+    path = folder / "space.npz"
+    predicted = sorted(patient for patient, kind in where if kind == PREDICTED)
+    chosen = _evenly(predicted, REFERENCE)
+    if held is None:
+        say(f"patients: a space is fitted on {len(chosen)} of {len(predicted)}")
+        space = fitted(_pooled(store, where, chosen, PREDICTED), components, panel_hash=store.panel.hash,
+                       checkpoint=store.about["checkpoint"])  # fmt: skip
+    else:
+        space = held.space
+    both = _evenly(sorted(measured.intersection(predicted)), REFERENCE)
+    if both:
+        space = space.with_kind(MEASURED, *(_pooled(store, where, both, kind) for kind in (MEASURED, PREDICTED)))
+    space.write(path)
+    return space
+
+
+def _evenly(names: list[str], most: int) -> list[str]:
+    if len(names) <= most:
+        return names
+    return [names[at] for at in np.linspace(0, len(names) - 1, most).round().astype(int)]
+
+
+def _pooled(store: EmbeddingStore, where: dict, names: Sequence[str], kind: str):
+    parts = {part for name in names for part in where[name, kind]}
+    return pooled(store.rows(kind, patients=set(names), parts=parts, vectors=_READ))
+
+
+def _with(folder: Path, store: EmbeddingStore, space: Space, held: PatientIndex | None, where: dict,
+          fresh: list[tuple[str, str]], parts: dict[str, int], say: Callable[[str], None]) -> PatientIndex:  # fmt: skip
+    numbers = {name: number for number, name in enumerate(parts)}
+    columns: dict[str, list] = {name: [] for name in ("name", "kind", "cohort", "seen", "place", "part", "block",
+                                                      "column")}  # fmt: skip
+    blocks: list[str] = []
+    again = set(fresh)
+    if held is not None and any(entry in again for entry in
+                                zip(held.name_P.tolist(), held.kind_P.tolist(), strict=True)):  # fmt: skip
+        # new sections of known patients: the sums over patients would hold them twice
+        held, fresh = None, list(where)
+    moments = Moments.none(len(store.panel)) if held is None else held.moments
+    if held is not None:
+        blocks += held.blocks
+        part = [",".join(str(numbers[held.parts[int(at)]]) for at in of.split(",")) for of in held.part_P]
+        for name, values in (("name", held.name_P), ("kind", held.kind_P), ("cohort", held.cohort_P),
+                             ("seen", held.seen_P), ("place", held.place_PxC), ("block", held.block_P),
+                             ("column", held.column_P)):  # fmt: skip
+            columns[name].append(values)
+        columns["part"].append(np.array(part, str))
+    done = 0
+    for kind in (PREDICTED, MEASURED):
+        of_kind = [entry for entry in fresh if entry[1] == kind and kind in space.kinds]
+        for names, rows in _in_blocks(store, where, of_kind):
+            patients = pooled(rows)
+            level_PxG = patients.expression_PxG - space.mean_KxG[space.kinds.index(kind)]
+            blocks.append(_write_levels(folder, level_PxG))
+            if kind == PREDICTED:
+                moments = moments.plus(patients.cohort_P, level_PxG)
+            number = len(patients.name_P)
+            for name, values in (("name", patients.name_P), ("kind", np.full(number, kind)),
+                                 ("cohort", patients.cohort_P), ("seen", patients.seen_P),
+                                 ("place", space.placed(kind, patients.expression_PxG)),
+                                 ("block", np.full(number, len(blocks) - 1)), ("column", np.arange(number))):  # fmt: skip
+                columns[name].append(values)
+            of_name = {name: ",".join(str(numbers[part]) for part in where[name, kind]) for name in names}
+            columns["part"].append(np.array([of_name[name] for name in patients.name_P.tolist()], str))
+            done += number
+            say(f"patients: {done}/{len(fresh)} placed")
+    values = {name: np.concatenate(of) for name, of in columns.items()}
+    predicted = np.flatnonzero(values["kind"] == PREDICTED)
+    sample = np.array(_evenly(predicted.tolist(), REFERENCE))
+    own_R = np.sort(nearest_of_each(values["place"][predicted], np.searchsorted(predicted, sample)))
+    index = PatientIndex(
+        folder, space, values["name"], values["kind"], values["cohort"], values["seen"], values["place"],
+        values["part"], values["block"], values["column"], tuple(parts), np.array(list(parts.values()), np.int64),
+        tuple(blocks), own_R, moments,
+    )  # fmt: skip
+    _write(index)
+    return index
+
+
+def _in_blocks(store: EmbeddingStore, where: dict, entries: list[tuple[str, str]]
+               ) -> Iterator[tuple[list[str], list[Embedded]]]:  # fmt: skip
+    """Patients with all of their rows, as they lie in the files: each file is read about once."""
+    for first in range(0, len(entries), _BLOCK):
+        some = entries[first : first + _BLOCK]
+        names = [name for name, _ in some]
+        parts = {part for entry in some for part in where[entry]}
+        yield names, store.rows(some[0][1], patients=set(names), parts=parts, vectors=_READ)
+
+
+def _write_levels(folder: Path, level_PxG: np.ndarray) -> str:
+    memory = io.BytesIO()
+    np.save(memory, np.ascontiguousarray(level_PxG.T.astype(np.float16)))
+    content = memory.getvalue()
+    name = f"levels-{hashlib.sha256(content).hexdigest()[:16]}.npy"
+    write_whole(folder / name, content)
+    return name
+
+
+def _write(index: PatientIndex) -> None:
+    memory = io.BytesIO()
+    np.savez(memory, version=FORMAT_VERSION, space=index.space.identity, name=index.name_P, kind=index.kind_P,
+             cohort=index.cohort_P, seen=index.seen_P, place=index.place_PxC, part=index.part_P, block=index.block_P,
+             column=index.column_P, parts=np.array(index.parts), bytes=index.bytes_of_parts,
+             blocks=np.array(index.blocks), own=index.own_R,
+             **{f"moments_{name}": values for name, values in vars(index.moments).items()})  # fmt: skip
+    write_whole(index.folder / "patients.npz", memory.getvalue())
+    for path in index.folder.glob("levels-*.npy"):
+        if path.name not in index.blocks:
+            path.unlink(missing_ok=True)
+
+
+def _read(folder: Path, store: EmbeddingStore) -> PatientIndex | None:
+    """None where there is none that can be used: it is made of what is there anyway."""
+    try:
+        space = read_space(folder / "space.npz")
+        with np.load(io.BytesIO((folder / "patients.npz").read_bytes())) as held:
+            if int(held["version"]) != FORMAT_VERSION or str(held["space"]) != space.identity:
+                return None
+            blocks = tuple(held["blocks"].tolist())
+            found = PatientIndex(
+                folder, space, held["name"], held["kind"], held["cohort"], held["seen"], held["place"], held["part"],
+                held["block"], held["column"], tuple(held["parts"].tolist()), held["bytes"], blocks, held["own"],
+                Moments(*(held[f"moments_{field.name}"] for field in dataclasses.fields(Moments))),
+            )  # fmt: skip
+    except (InputError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if (space.panel_hash, space.checkpoint) != (store.panel.hash, store.about["checkpoint"]):
+        return None
+    return found if all((folder / name).exists() for name in blocks) else None

@@ -1,0 +1,107 @@
+"""Linear probes of patients' vectors: what a straight line through them tells of an outcome.
+
+Nested cross-validation by patient: outer folds are told by probes that never saw them; how many principal components and
+how strong a penalty is chosen within the others, by log loss.
+
+Axes: P patients, F features, C components, K classes, L folds.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+COMPONENTS = (8, 16, 32, 64)
+PENALTIES = (0.003, 0.03, 0.3)  # scikit-learn's C: the inverse of the strength
+_MOST = max(COMPONENTS)
+
+
+class Fold(NamedTuple):
+    train: np.ndarray  # numbers of patients
+    test: np.ndarray
+    inner: tuple[tuple[np.ndarray, np.ndarray], ...]  # positions in train
+
+
+@dataclasses.dataclass(frozen=True)
+class Folds:
+    """Who is told by whom: the same for every set of features, so that their differences are paired."""
+
+    folds_L: tuple[Fold, ...]
+
+    def shuffled(self, label_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Labels that say nothing: dealt anew within each fold. So every fold keeps its share of each class; a fold
+        with more of one would have its training part with fewer, and a null below 0.5."""
+        dealt_P = label_P.copy()
+        for fold in self.folds_L:
+            dealt_P[fold.test] = rng.permutation(label_P[fold.test])
+        return dealt_P
+
+
+def folds_of(label_P: np.ndarray, outer: int, inner: int, seed: int) -> Folds:
+    """Each class is spread evenly. label: the number of each patient's class; each class has at least `outer`."""
+    found = []
+    for train, test in StratifiedKFold(outer, shuffle=True, random_state=seed).split(label_P, label_P):
+        within = StratifiedKFold(inner, shuffle=True, random_state=seed + 1)
+        found.append(Fold(train, test, tuple(within.split(train, label_P[train]))))
+    return Folds(tuple(found))
+
+
+class Prepared:
+    """Features as each fold's probe sees them: scaled, and by principal components, of its training patients alone."""
+
+    def __init__(self, features_PxF: np.ndarray, folds: Folds, seed: int, *, beside_PxF: np.ndarray | None = None):
+        """beside: further features that no component stands for: they are there however many components are."""
+        self.folds = folds
+        self.beside_PxF = np.zeros((len(features_PxF), 0)) if beside_PxF is None else beside_PxF
+        self.components_L: list[np.ndarray] = []  # of all patients, [P, C]
+        features_PxF = np.asarray(features_PxF, np.float64)
+        for fold in folds.folds_L:
+            scale = StandardScaler().fit(features_PxF[fold.train])
+            number = min(_MOST, features_PxF.shape[1], len(fold.train) - 1)
+            size = (len(fold.train), features_PxF.shape[1])
+            solver = "full" if min(size) <= 300 else "randomized"
+            found = PCA(number, svd_solver=solver, random_state=seed).fit(scale.transform(features_PxF[fold.train]))
+            place_PxC = found.transform(scale.transform(features_PxF))
+            deviation_C = place_PxC[fold.train].std(0)
+            place_PxC /= np.where(deviation_C > 1e-9, deviation_C, np.inf)
+            self.components_L.append(np.concatenate([self.beside_PxF, place_PxC], 1))
+
+    def told(self, label_P: np.ndarray, classes: int) -> np.ndarray:
+        """Log probability of each class, [P, K], each patient's by the probe of the other folds."""
+        log_PxK = np.zeros((len(label_P), classes))
+        for fold, place_PxC in zip(self.folds.folds_L, self.components_L, strict=True):
+            log_PxK[fold.test] = _one(place_PxC[fold.train], label_P[fold.train], fold.inner, place_PxC[fold.test],
+                                      classes, self.beside_PxF.shape[1])  # fmt: skip
+        return log_PxK
+
+
+def _one(train_PxC: np.ndarray, label_P: np.ndarray, inner: Sequence[tuple[np.ndarray, np.ndarray]],
+         test_PxC: np.ndarray, classes: int, beside: int) -> np.ndarray:  # fmt: skip
+    numbers = sorted({min(beside + number, train_PxC.shape[1]) for number in COMPONENTS})
+    best, chosen = np.inf, (numbers[0], PENALTIES[0])
+    for number in numbers:
+        for penalty in PENALTIES:
+            loss = 0.0
+            for some, others in inner:
+                log_PxK = _log_probability(train_PxC[some, :number], label_P[some], penalty,
+                                           train_PxC[others, :number], classes)  # fmt: skip
+                loss -= log_PxK[np.arange(len(others)), label_P[others]].sum()
+            if loss < best - 1e-9:
+                best, chosen = loss, (number, penalty)
+    number, penalty = chosen
+    return _log_probability(train_PxC[:, :number], label_P, penalty, test_PxC[:, :number], classes)
+
+
+def _log_probability(train_PxC: np.ndarray, label_P: np.ndarray, penalty: float, test_PxC: np.ndarray,
+                     classes: int) -> np.ndarray:  # fmt: skip
+    """A class that is not among the training patients has the least probability that there is."""
+    solver = "newton-cholesky" if classes == 2 else "lbfgs"
+    model = LogisticRegression(C=penalty, solver=solver, max_iter=300, tol=1e-4).fit(train_PxC, label_P)
+    found = np.full((len(test_PxC), classes), 1e-9)
+    found[:, model.classes_] = np.maximum(model.predict_proba(test_PxC), 1e-9)
+    return np.log(found)

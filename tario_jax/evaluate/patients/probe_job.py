@@ -1,0 +1,122 @@
+"""`tario probe`: columns of a corpus's table, decoded from embeddings of its patients, with everything beside them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Setting, decoded, outcome_of
+from tario_jax.evaluate.patients.reachable import reachable_bulk
+from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.vectors import PREDICTED, Patients, pooled
+
+OF_VECTORS = ("expression", "log_expression", "state", "spread")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is decoded, and from whom."""
+
+    columns: tuple[str, ...]
+    confounders: tuple[str, ...] = ("cohort", "site")
+    cohorts: tuple[str, ...] = ()  # these alone
+    allow_seen: bool = False
+    reachable: bool = False
+    workers: int = 2
+
+
+def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked,
+                   say: Callable[[str], None]) -> tuple[Patients, dict[str, np.ndarray]]:  # fmt: skip
+    """Embedded patients of a corpus, and the columns of its table: str [P] each.
+
+    Those that the model saw in training are left out, unless they are asked for. Raises `InputError` where none is
+    left.
+    """
+    everyone = pooled(store.rows(PREDICTED))
+    table = {row["patient"]: row for row in corpus.patients}
+    kept_P = np.isin(everyone.name_P, list(table))
+    if not kept_P.any():
+        raise InputError(f"{store.folder}: holds no patient of the corpus {corpus.root}; embed it: tario embed "
+                         f"--corpus={corpus.root} --out={store.folder}")  # fmt: skip
+    if asked.cohorts:
+        unknown = sorted(set(asked.cohorts) - set(everyone.cohort_P[kept_P].tolist()))
+        if unknown:
+            raise InputError(f"--cohorts={unknown[0]}: is none of {', '.join(sorted(set(everyone.cohort_P[kept_P])))}")
+        kept_P &= np.isin(everyone.cohort_P, asked.cohorts)
+    seen_P = kept_P & everyone.seen_P
+    if not asked.allow_seen:
+        kept_P &= ~everyone.seen_P
+        if not kept_P.any():
+            raise InputError(f"{store.folder}: the model saw all {seen_P.sum()} of these patients in training, and knows "
+                             "them better than others: what a probe tells of them says nothing of new ones; embed "
+                             "held-out patients, or force it: --allow-seen")  # fmt: skip
+    if seen_P.any():
+        say(f"probe: {seen_P.sum()} patients that the model saw in training are "
+            + ("among them: no figure here holds for new patients" if asked.allow_seen else "left out"))  # fmt: skip
+    patients = everyone.take(kept_P)
+    names = sorted({name for row in table.values() for name in row})
+    columns = {name: np.array([str(table[patient].get(name) or "") for patient in patients.name_P]) for name in names}
+    return patients, columns
+
+
+def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Setting,
+              say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
+    """Every column's figures. Raises `InputError` for columns that are not there or have too few patients."""
+    patients, columns = patients_asked(store, corpus, asked, say)
+    for name in (*asked.columns, *asked.confounders):
+        if name not in columns:
+            raise InputError(f"column {name!r}: is not in the table of patients; it has {', '.join(sorted(columns))}")
+    features = {VECTORS: vectors_of(patients, setting.vectors),
+                LOOKS: np.concatenate([patients.texture_PxF, patients.acquisition_PxA], 1)}  # fmt: skip
+    outcomes = [outcome_of(name, columns[name], setting) for name in asked.columns]
+    reachable = None
+    if asked.reachable:
+        reachable = reachable_bulk(corpus, patients.name_P.tolist(), workers=asked.workers, say=say)
+    groups = {name: columns[name] for name in asked.confounders}
+    found = [decoded(outcome, features, groups, setting, reachable_PxF=reachable, say=say) for outcome in outcomes]
+    return {
+        "corpus": str(corpus.root), "embeddings": str(store.folder), "model": store.about["model"],
+        "checkpoint": store.about["checkpoint"], "trained_on": store.about["trained_on"],
+        "patients": len(patients.name_P), "seen_in_training": int(patients.seen_P.sum()),
+        "setting": dataclasses.asdict(setting), "confounders": list(asked.confounders), "outcomes": found,
+    }  # fmt: skip
+
+
+def vectors_of(patients: Patients, names: Sequence[str]) -> np.ndarray:
+    """Those vectors side by side, [P, F]. Raises `InputError` where one is not there."""
+    for name in names:
+        if name not in OF_VECTORS:
+            raise InputError(f"--vectors={name}: expected some of {', '.join(OF_VECTORS)}")
+    of = {"expression": patients.expression_PxG, "log_expression": patients.log_expression_PxG,
+          "state": patients.state_Pxr, "spread": patients.spread_Pxr}  # fmt: skip
+    found = np.concatenate([of[name] for name in names], 1)
+    return np.where(np.isfinite(found), found, 0.0) if not np.isfinite(found).all() else found
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """AUROCs as text: a column a line."""
+    names = [VECTORS, LOOKS, *(f"{name} alone" for name in result["confounders"])]
+    heads = ["column", "patients", "lead", "", *names, "shuffled", "slope"]
+    reachable = any("reachable" in one["auroc"] for one in result["outcomes"])
+    heads += ["reachable", "way"] if reachable else []
+    lines = [heads]
+    for one in result["outcomes"]:
+        cells = [one["column"], str(one["patients"]), _interval(one["lead"]), one["lead"]["how"]]
+        cells += [_interval(one["auroc"][name]) if name in one["auroc"] else "" for name in names]
+        null = one["null"]
+        cells.append("" if null is None else f"{null['mean']:.3f} ± {null['deviation']:.3f}")
+        cells.append(f"{one['calibration']['slope']:.2f}")
+        if reachable:
+            way = one["way"][one["lead"]["how"]]
+            cells += [_interval(one["auroc"]["reachable"]), f"{way['value']:.2f} [{way['low']:.2f}, {way['high']:.2f}]"]
+        lines.append(cells)
+    widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)  # fmt: skip
+
+
+def _interval(told: dict[str, float]) -> str:
+    return f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]"

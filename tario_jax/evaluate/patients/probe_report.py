@@ -1,0 +1,115 @@
+"""A folder of what `tario probe` found: probe.json, probe.html (one file, offline), aurocs.tsv, figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tario_jax.evaluate.page import notices, picture, table, whole_page
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS
+from tario_jax.evaluate.patients.patient_figures import draw_aurocs, draw_calibration
+from tario_jax.evaluate.tables import plain
+from tario_jax.train.whole_file import write_whole
+
+_VIRTUAL = "Virtual patients: these figures test the software and say nothing about real tumours."
+_SEEN = "{seen} of these patients were seen in training: no figure here holds for new patients."
+
+
+def write_probe_report(folder: Path, result: dict[str, Any]) -> Path:
+    """Returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "probe.json", json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
+    write_whole(folder / "aurocs.tsv", _lines(result))
+    drawn = [draw_aurocs(folder / "aurocs.png", result), draw_calibration(folder / "calibration.png", result)]
+    if "structure" in result:
+        from tario_jax.evaluate.patients.structure_figures import draw_structure
+
+        drawn += draw_structure(folder, result["structure"])
+    page = folder / "probe.html"
+    texts = [_VIRTUAL] if result["trained_on"] == "virtual" else []
+    if result["seen_in_training"]:
+        texts.append(_SEEN.format(seen=result["seen_in_training"]))
+    outcomes = result["outcomes"]
+    parts = [notices(texts), f"<p class=note>{_summary(result)}</p>",
+             table(["reported AUROC", *_HEADS], [_cells(one) for one in outcomes]), picture(drawn[0]),
+             "<h2>What a confounder gives</h2>", table(*_confounders(outcomes)),
+             "<h2>Calibration and null</h2>",
+             table(["column", "slope", "intercept", "calibration error", "Brier, beside that of the shares",
+                    "shuffled labels", "p"], [_calibration(one) for one in outcomes]), picture(drawn[1])]  # fmt: skip
+    for one in outcomes:
+        if one["by_class"]:
+            parts += [f"<h2>{one['column']}, class by class</h2>",
+                      table(["class", "patients", "AUROC against the rest"],
+                            [[name, str(one["classes"][name]), _told(told)]
+                             for name, told in one["by_class"].items()])]  # fmt: skip
+    parts += [picture(one) for one in drawn[2:]]
+    parts += ["<h2>Left out</h2>", table(["column", "patients"], [[one["column"], _left_out(one)] for one in outcomes])]
+    write_whole(page, whole_page(f"Probes of {result['model']}", parts))
+    return page
+
+
+def _summary(result: dict[str, Any]) -> str:
+    setting = result["setting"]
+    return (f"{result['patients']:,} patients that the model did not see. Linear probes of "
+            f"{' and '.join(setting['vectors'])}, {setting['folds']} folds by patient, components and penalty chosen "
+            f"within them; 95 % intervals by {setting['bootstraps']:,} bootstrap samples of patients. Where a "
+            "confounder tells of a column by itself, what is reported is the AUROC over pairs of patients that are "
+            "alike in it.")  # fmt: skip
+
+
+_HEADS = ("over which pairs", "all patients", "stain and texture", "reachable from the H&E", "of the way",
+          "patients of each class")  # fmt: skip
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    lead, how = one["lead"], one["lead"]["how"]
+    reachable, way = "–", "–"
+    if "reachable" in one["auroc"]:
+        at = one["auroc"] if how == "of all patients" else one["within"][how.removeprefix("within ")]
+        reachable, way = _told(at["reachable"]), _told(one["way"][how], 2)
+    counts = list(one["classes"].values())
+    shown = ", ".join(f"{name}: {count}" for name, count in one["classes"].items()) if len(counts) < 4 else (
+        f"{len(counts)} classes, {min(counts)} to {max(counts)}")  # fmt: skip
+    return [f"{one['column']} {_told(lead)}", how, _told(one["auroc"][VECTORS]), _told(one["auroc"][LOOKS]), reachable,
+            way, shown]  # fmt: skip
+
+
+def _confounders(outcomes: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys(name for one in outcomes for name in one["auroc"] if name.endswith(" alone")))
+    within = list(dict.fromkeys(name for one in outcomes for name in one["within"]))
+    rows = []
+    for one in outcomes:
+        cells = [one["column"], *(_told(one["auroc"].get(name)) for name in names)]
+        cells += [_told(one["within"].get(name, {}).get(VECTORS)) for name in within]
+        cells.append(_told(one["above"][LOOKS], signed=True))
+        cells.append(_told(one.get("beside_confounders"), signed=True))
+        rows.append(cells)
+    return ["column", *names, *(f"vectors, within {name}" for name in within), "above stain and texture",
+            "vectors beside confounders add"], rows  # fmt: skip
+
+
+def _calibration(one: dict[str, Any]) -> list[str]:
+    of, null = one["calibration"], one["null"]
+    told = ["–", "–"] if null is None else [f"{null['mean']:.3f} ± {null['deviation']:.3f}", f"{null['p']:.3f}"]
+    return [one["column"], f"{of['slope']:.2f}", f"{of['intercept']:.2f}", f"{of['error']:.3f}",
+            f"{of['brier']:.3f}, {of['brier_of_shares']:.3f}", *told]  # fmt: skip
+
+
+def _left_out(one: dict[str, Any]) -> str:
+    return ", ".join(f"{name or 'not known'}: {count}" for name, count in one["left_out"].items()) or "none"
+
+
+def _told(of: dict[str, float] | None, digits: int = 3, signed: bool = False) -> str:
+    if of is None:
+        return "–"
+    sign = "+" if signed else ""
+    return f"{of['value']:{sign}.{digits}f} [{of['low']:{sign}.{digits}f}, {of['high']:{sign}.{digits}f}]"
+
+
+def _lines(result: dict[str, Any]) -> str:
+    lines = ["column\tpatients\tfeatures\tpairs\tauroc\tlow\thigh"]
+    for one in result["outcomes"]:
+        rows = [(name, "of all patients", told) for name, told in one["auroc"].items()]
+        rows += [(name, f"within {of}", told) for of, each in one["within"].items() for name, told in each.items()]
+        lines += [f"{one['column']}\t{one['patients']}\t{name}\t{pairs}\t{told['value']:.5g}\t{told['low']:.5g}\t"
+                  f"{told['high']:.5g}" for name, pairs, told in rows]  # fmt: skip
+    return "\n".join(lines) + "\n"
