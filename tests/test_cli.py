@@ -24,8 +24,8 @@ from tario_jax.config import Config
 from tario_jax.config_files import load_config, override
 
 JOBS = ("run", "simulate", "ingest", "check", "corpus", "encode", "train", "predict", "maps", "view", "export", "serve",
-        "decode", "embed", "neighbours", "evaluate", "finer", "shift", "gallery", "scaling", "bench", "compile",
-        "status", "compare", "trace")  # fmt: skip
+        "decode", "embed", "atlas", "probe", "neighbours", "evaluate", "finer", "shift", "gallery", "scaling", "bench",
+        "compile", "status", "compare", "trace")  # fmt: skip
 TRAIN = ("train", "--config=configs/quickstart.py")
 SLIDE = ("ingest", "--source=slide", "--path={}", "--out={}/c")
 

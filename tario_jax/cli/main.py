@@ -10,6 +10,7 @@ import sys
 import traceback
 
 from tario_jax.cli import (
+    atlas,
     bench,
     check,
     compare,
@@ -26,6 +27,7 @@ from tario_jax.cli import (
     maps,
     neighbours,
     predict,
+    probe,
     run,
     scaling,
     serve,
@@ -42,8 +44,9 @@ from tario_jax.config import InputError
 JOBS = {
     "run": run, "simulate": simulate, "ingest": ingest, "check": check, "corpus": corpus, "encode": encode,
     "train": train, "predict": predict, "maps": maps, "view": view, "export": export, "serve": serve, "decode": decode,
-    "embed": embed, "neighbours": neighbours, "evaluate": evaluate, "finer": finer, "shift": shift, "gallery": gallery,
-    "scaling": scaling, "bench": bench, "compile": compile, "status": status, "compare": compare, "trace": trace,
+    "embed": embed, "atlas": atlas, "probe": probe, "neighbours": neighbours, "evaluate": evaluate, "finer": finer,
+    "shift": shift, "gallery": gallery, "scaling": scaling, "bench": bench, "compile": compile, "status": status,
+    "compare": compare, "trace": trace,
 }  # fmt: skip
 _CONFIG_PREFIX = "--config."
 _OF_A_RUN = ("predict", "decode", "embed", "evaluate", "finer", "shift", "gallery")  # the run has a config already

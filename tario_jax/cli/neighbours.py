@@ -2,9 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from tario_jax.cli.options import at_least_one, finish
+from tario_jax.cli.atlas import names
+from tario_jax.cli.options import at_least_one, finish, say
 from tario_jax.config import InputError
 
 SUMMARY = "the patients that a patient or a slide is most like, with what is known of them; no advice on a treatment"
@@ -12,9 +12,11 @@ EXAMPLES = """
     tario neighbours runs/quickstart.embeddings --patient=vh00000
     tario neighbours runs/quickstart.embeddings --patient=vh00000 --measured --number=10
     tario neighbours lung.embeddings --slide=slide.maps --corpus=corpora/lung --columns=diagnosis,response
-    tario neighbours lung.embeddings --slide=slide.maps --genes=EGFR,CD274
+    tario neighbours lung.embeddings --slide=slide.maps --genes=EGFR,CD274 --signatures=cell-types
+    tario neighbours lung.embeddings --patient=L17 --corpus=corpora/lung --differ=response --why --report=L17.html
 """
 GROUPS_READ = ()
+CELL_TYPES = "cell-types"
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -23,57 +25,57 @@ def flags(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--patient", help="one of them")
     who.add_argument("--slide", type=Path, metavar="NAME.maps", help="a slide that the same model predicted")
     parser.add_argument("--measured", action="store_true", help="by what was measured of --patient")
+    parser.add_argument("--among", choices=("predicted", "measured", "both"), default="predicted",
+                        help="kind of the neighbours (predicted)")  # fmt: skip
     parser.add_argument("--number", type=at_least_one, default=5, metavar="N", help="of neighbours (5)")
-    parser.add_argument("--components", type=at_least_one, default=50, metavar="N", help="of the space, at most (50)")
-    parser.add_argument("--genes", metavar="SYMBOL,…", help="where they stand within the cohort")
-    parser.add_argument("--corpus", metavar="PLACE", help="whose table of patients has --columns")
-    parser.add_argument("--columns", metavar="NAME,…", help="of that table, beside the neighbours")
+    parser.add_argument("--genes", type=names, default=(), metavar="SYMBOL,…", help="where they stand in the cohort")
+    parser.add_argument("--signatures", metavar="FILE.gmt", help=f"gene sets, where they stand; or {CELL_TYPES}")
+    parser.add_argument("--corpus", action="append", default=[], metavar="PLACE",
+                        help="whose table of patients has the columns; may be given several times")  # fmt: skip
+    parser.add_argument("--columns", type=names, default=(), metavar="NAME,…",
+                        help="of that table, beside the neighbours, and counted among the nearest")  # fmt: skip
+    parser.add_argument("--differ", default="", metavar="COLUMN", help="how patients with it differ from those without")
+    parser.add_argument("--around", type=at_least_one, default=50, metavar="N",
+                        help="nearest of the cohort that outcomes are counted among (50)")  # fmt: skip
+    parser.add_argument("--why", action="store_true", help="the genes, and regions, in which they are alike")
+    parser.add_argument("--components", type=at_least_one, default=50, metavar="N", help="of a new space, at most (50)")
+    parser.add_argument("--fit-again", action="store_true", help="a new space of all patients; else that which is kept")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="all of it as a page, with the map")
 
 
 def run(options: argparse.Namespace) -> int:
-    if (options.corpus is None) != (options.columns is None):
-        raise InputError("--corpus and --columns: where the table of patients is, and what of it is told; give both")
+    wanted = (*options.columns, *((options.differ,) if options.differ else ()))
+    if bool(options.corpus) != bool(wanted):
+        raise InputError("--corpus goes with --columns or --differ: where the table of patients is, and what of it is "
+                         "told; give both")  # fmt: skip
     if options.measured and options.patient is None:
         raise InputError("--measured: goes with --patient; leave it out")
-    from tario_jax.evaluate.patients.neighbours import NO_ADVICE, neighbours, query_of_patient, query_of_slide
+    if options.report is not None and options.report.suffix != ".html":
+        raise InputError(f"--report={options.report}: expected a name that ends in .html")
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.evaluate.patients.frame_job import Asked, query_of, text_of, told_of
+    from tario_jax.evaluate.patients.index import index_of
     from tario_jax.evaluate.patients.store import EmbeddingStore
     from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
+    from tario_jax.predict.signatures import cell_types, read_gmt
 
     store = EmbeddingStore(options.embeddings)
-    columns = _columns(options)
-    if options.patient is not None:
-        query = query_of_patient(store, options.patient, MEASURED if options.measured else PREDICTED)
-    else:
-        query = query_of_slide(store, options.slide)
-    genes = tuple(filter(None, (options.genes or "").split(",")))
-    found = neighbours(store, query, options.number, components=options.components, genes=genes)
-    rows = [{"patient": patient, "cohort": cohort, "distance": round(float(distance), 3)} | columns(patient)
-            for patient, cohort, distance in
-            zip(found.patient_n, found.cohort_n, found.distance_n, strict=True)]  # fmt: skip
-    result: dict[str, Any] = {
-        "query": query.name, "kind": query.kind, "neighbours": rows, "unusual": found.unusual,
-        "percentiles": found.percentile, "of_cohort": found.of_cohort, "trained_on": store.about["trained_on"],
-        "banner": query.banner, "note": NO_ADVICE,
-    }  # fmt: skip
-    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [*("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells),
-             *filter(None, [query.banner]),
-             f"{found.unusual:.0%} of the patients are nearer to their own nearest than {query.name} is to its",
-             *(f"{gene}: above {share:.0%} of the patients of {found.of_cohort}"
-               for gene, share in found.percentile.items()), NO_ADVICE]  # fmt: skip
-    return finish(options, "\n".join(line.rstrip() for line in lines), result)
+    index = index_of(store, fit_again=options.fit_again, components=options.components, say=say)
+    corpora = [Corpus.open(place) for place in options.corpus]
+    query = query_of(store, index, patient=options.patient, slide=options.slide, measured=options.measured)
+    signatures = ()
+    if options.signatures is not None:
+        signatures = cell_types(store.panel) if options.signatures == CELL_TYPES else read_gmt(
+            Path(options.signatures), store.panel)  # fmt: skip
+    among = (PREDICTED, MEASURED) if options.among == "both" else (options.among,)
+    asked = Asked(options.number, among, options.genes, tuple(signatures), options.columns, options.differ,
+                  options.around, options.why)  # fmt: skip
+    result = told_of(store, index, corpora, query, asked)
+    text = text_of(result)
+    if options.report is not None:
+        from tario_jax.evaluate.patients.atlas_job import columns_of
+        from tario_jax.evaluate.patients.frame_report import write_frame
 
-
-def _columns(options: argparse.Namespace):
-    """patient -> what the table says of it."""
-    if options.corpus is None:
-        return lambda patient: {}
-    from tario_jax.corpus.read import Corpus
-
-    table = {row["patient"]: row for row in Corpus.open(options.corpus).patients}
-    names = tuple(filter(None, options.columns.split(",")))
-    known = sorted({name for row in table.values() for name in row})
-    if missing := [name for name in names if name not in known]:
-        raise InputError(f"--columns={missing[0]}: is no column of the table of patients; it has {', '.join(known)}")
-    return lambda patient: {name: table.get(patient, {}).get(name, "") for name in names}
+        coloured = {"cohort": index.cohort_P} | columns_of(corpora, wanted, index.name_P.tolist())
+        text += f"\n{write_frame(options.report, index, query, result, coloured)}"
+    return finish(options, text, result)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from tario_jax.cli.atlas import names
 from tario_jax.cli.options import at_least_one, finish, say
 from tario_jax.config import InputError
 
@@ -10,6 +11,7 @@ SUMMARY = "linear probes of embeddings: cancer type, mutations, response, with c
 EXAMPLES = """
     tario probe runs/quickstart.embeddings --corpus=runs/quickstart/corpus --columns=cohort,diagnosis
     tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=EGFR,KRAS,STK11,response --reachable --out=nsclc.probe
+    tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=KRAS,STK11 --pairs=KRAS+STK11 --out=nsclc.probe
     tario probe lung.embeddings --corpus=corpora/lung --columns=EGFR --confounders=cohort,site,scanner --vectors=state
 """
 GROUPS_READ = ()
@@ -18,16 +20,18 @@ GROUPS_READ = ()
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("embeddings", type=Path, metavar="NAME.embeddings", help="that 'tario embed' wrote")
     parser.add_argument("--corpus", required=True, metavar="PLACE", help="whose table of patients has the columns")
-    parser.add_argument("--columns", required=True, type=_names, metavar="NAME,…", help="what is decoded")
-    parser.add_argument("--confounders", type=_names, default=("cohort", "site"), metavar="NAME,…",
+    parser.add_argument("--columns", required=True, type=names, metavar="NAME,…", help="what is decoded")
+    parser.add_argument("--confounders", type=names, default=("cohort", "site"), metavar="NAME,…",
                         help="columns that are probed alone, and within whose groups is compared (cohort,site)")  # fmt: skip
-    parser.add_argument("--cohorts", type=_names, default=(), metavar="NAME,…", help="patients of these alone")
-    parser.add_argument("--vectors", type=_names, metavar="NAME,…",
+    parser.add_argument("--cohorts", type=names, default=(), metavar="NAME,…", help="patients of these alone")
+    parser.add_argument("--vectors", type=names, metavar="NAME,…",
                         help="expression, log_expression, state, spread (log_expression,state)")  # fmt: skip
     parser.add_argument("--folds", type=at_least_one, default=5, metavar="N", help="by patient (5)")
     parser.add_argument("--shuffles", type=int, default=20, metavar="N", help="of labels, for the null (20; 0: none)")
     parser.add_argument("--bootstraps", type=at_least_one, default=1000, metavar="N", help="of patients (1000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", type=_pairs, default=(), metavar="A+B,…",
+                        help="whether patients with both lie elsewhere than those with A alone")  # fmt: skip
     parser.add_argument("--reachable", action="store_true",
                         help="the AUROC that the H&E allows, where the truth is known: virtual patients")  # fmt: skip
     parser.add_argument("--workers", type=at_least_one, default=2, metavar="N", help="processes of --reachable (2)")
@@ -35,8 +39,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="a page, tables and figures")
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    found = tuple(tuple(pair.split("+")) for pair in names(text))
+    if any(len(pair) != 2 or not all(pair) for pair in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected two columns with + between them, as KRAS+STK11")
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     setting = Setting(folds=options.folds, shuffles=options.shuffles, bootstraps=options.bootstraps, seed=options.seed,
                       **({} if options.vectors is None else {"vectors": options.vectors}))  # fmt: skip
     asked = Asked(options.columns, options.confounders, options.cohorts, options.allow_seen, options.reachable,
-                  options.workers)  # fmt: skip
+                  options.pairs, options.workers)  # fmt: skip
     result = probe_job(EmbeddingStore(options.embeddings), Corpus.open(options.corpus), asked, setting, say)
     text = table_of(result)
     if options.out is not None:

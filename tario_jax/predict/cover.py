@@ -65,18 +65,19 @@ class Cover:
 
         read(corner) gives the window there; its H&E without counts by default. numbers: of the windows, all by default.
         """
-        unused = np.random.default_rng(0)  # one group: no order is drawn
         numbers = range(len(self.corners)) if numbers is None else numbers
         for first in range(0, len(numbers), rows):
             some = numbers[first : first + rows]
-            windows = [[self._read(number) if read is None else read(self.corners[number])] for number in some]
-            windows += [[]] * (rows - len(some))
-            yield (
-                some,
-                tokenise(windows, self.data, self.layout, np.ones((rows, 1), int), [[unused]] * rows),
-            )
+            yield some, self.batch([self.read(n) if read is None else read(self.corners[n]) for n in some], rows)
 
-    def _read(self, number: int) -> Window:
+    def batch(self, windows: Sequence[Window], rows: int) -> Batch:
+        """A window a row, further rows are padding; of this section, or of any with the same data config."""
+        unused = np.random.default_rng(0)  # one group: no order is drawn
+        held = [[window] for window in windows] + [[]] * (rows - len(windows))
+        return tokenise(held, self.data, self.layout, np.ones((rows, 1), int), [[unused]] * rows)
+
+    def read(self, number: int) -> Window:
+        """The window of this number, as it is turned."""
         return self.window(self.corners[number], int(self._quarter_turns[number]))
 
     def window(self, corner: tuple[float, float], quarter_turns: int = 0) -> Window:

@@ -1,5 +1,6 @@
 """Sections of a corpus to embeddings: predicted from their H&E alone, and measured where they were."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tario_jax.evaluate.patients.looks import look_of, no_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, WHOLE, Embedded, Who, of_counts, of_rates
 from tario_jax.model.model import Tario
-from tario_jax.predict.cover import Blend
+from tario_jax.predict.cover import Blend, Cover
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.batch import Batch
 
@@ -45,12 +46,11 @@ def embed_corpus(
     say(f"embed: {len(left)} of {len(work)} sections are not there yet")
     for first in range(0, len(left), _AT_ONCE):
         held, rows = store.held(), []  # other processes may have done some meanwhile
-        for section, kind in left[first : first + _AT_ONCE]:
-            if (section.id, kind) in held:
-                continue
-            if kind == PREDICTED:
-                rows += _predicted(predictor, corpus, section, bin_um, overlap, region_um)
-            else:
+        some = [one for one in left[first : first + _AT_ONCE] if (one[0].id, one[1]) not in held]
+        rows += _predicted(predictor, corpus, [section for section, kind in some if kind == PREDICTED], bin_um, overlap,
+                           region_um)  # fmt: skip
+        for section, kind in some:
+            if kind == MEASURED:
                 rows += _measured(predictor, corpus, section, region_um)
         store.add(rows)
         say(f"embed: {min(first + _AT_ONCE, len(left))}/{len(left)}")
@@ -65,25 +65,58 @@ def _who(predictor: Predictor, section: Section) -> Who:
     return Who(section.patient, section.cohort, section.id, section.patient in predictor.provenance.seen_patients)
 
 
-def _predicted(predictor: Predictor, corpus: Corpus, section: Section, bin_um: float | None, overlap: float,
+@dataclasses.dataclass
+class _Open:
+    """A section whose windows are on their way."""
+
+    section: Section
+    cover: Cover
+    rates: Blend
+    left: int  # windows
+    states: Blend | None = None
+
+
+def _predicted(predictor: Predictor, corpus: Corpus, sections: Sequence[Section], bin_um: float | None, overlap: float,
                region_um: float | None) -> Iterator[Embedded]:  # fmt: skip
-    if not section.holds("he"):
-        raise InputError(f"{section.id}: has no H&E; leave it out of --sections")
-    cover = predictor.cover(section, tissue=corpus.kind, bin_um=None if section.spots is not None else bin_um,
-                            overlap=overlap, turned=True)  # fmt: skip
-    rates, states = Blend(len(cover), len(predictor.panel)), None
-    for windows, batch in cover.batches(predictor.rows):
-        rates_BxQxG, state_BxQxr = jax.device_get(predictor.call_on(rates_and_states, batch))
-        if states is None:
-            states = Blend(len(cover), state_BxQxr.shape[2])
-        for row, window in enumerate(windows):
-            placed = cover.placed(batch, row, window)
-            rates.add(placed, rates_BxQxG[row])
-            states.add(placed, state_BxQxr[row])
-    rates_NxG, state_Nxr = rates.mean(), states.mean()
-    for region, some_N in _regions(cover.places.x_um_N, cover.places.y_um_N, region_um):
-        look = look_of(section) if region == WHOLE else no_look()
-        found = of_rates(_who(predictor, section), region, rates_NxG[some_N], state_Nxr[some_N], look)
+    """Batches are filled across sections: a small one has fewer windows than a batch has rows."""
+    waiting: list[tuple[_Open, int]] = []
+    for section in sections:
+        if not section.holds("he"):
+            raise InputError(f"{section.id}: has no H&E; leave it out of --sections")
+        cover = predictor.cover(section, tissue=corpus.kind, bin_um=None if section.spots is not None else bin_um,
+                                overlap=overlap, turned=True)  # fmt: skip
+        if waiting and waiting[0][0].cover.layout != cover.layout:  # as spots beside bins
+            yield from _told(predictor, waiting, region_um)
+            waiting = []
+        one = _Open(section, cover, Blend(len(cover), len(predictor.panel)), len(cover.corners))
+        waiting += [(one, number) for number in range(len(cover.corners))]
+        while len(waiting) >= predictor.rows:
+            yield from _told(predictor, waiting[: predictor.rows], region_um)
+            del waiting[: predictor.rows]
+    if waiting:
+        yield from _told(predictor, waiting, region_um)
+
+
+def _told(predictor: Predictor, windows: list[tuple[_Open, int]], region_um: float | None) -> Iterator[Embedded]:
+    """Adds a batch of windows to their sections; rows of those that are complete."""
+    batch = windows[0][0].cover.batch([one.cover.read(number) for one, number in windows], predictor.rows)
+    rates_BxQxG, state_BxQxr = jax.device_get(predictor.call_on(rates_and_states, batch))
+    for row, (one, number) in enumerate(windows):
+        placed = one.cover.placed(batch, row, number)
+        if one.states is None:
+            one.states = Blend(len(one.cover), state_BxQxr.shape[2])
+        one.rates.add(placed, rates_BxQxG[row])
+        one.states.add(placed, state_BxQxr[row])
+        one.left -= 1
+        if not one.left:
+            yield from _rows(predictor, one, region_um)
+
+
+def _rows(predictor: Predictor, one: _Open, region_um: float | None) -> Iterator[Embedded]:
+    rates_NxG, state_Nxr, places = one.rates.mean(), one.states.mean(), one.cover.places
+    for region, some_N in _regions(places.x_um_N, places.y_um_N, region_um):
+        look = look_of(one.section) if region == WHOLE else no_look()
+        found = of_rates(_who(predictor, one.section), region, rates_NxG[some_N], state_Nxr[some_N], look)
         if found is not None:
             yield found
 

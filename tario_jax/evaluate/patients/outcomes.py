@@ -118,6 +118,7 @@ def _decoded(outcome, features, groups, setting, reachable_PxF, further, say) ->
         "calibration": _calibration(log_nxK[VECTORS], label_n),
         "by_class": _by_class(label_n, log_nxK[VECTORS], outcome.classes, weight_BxP),
         "accuracy": float((log_nxK[VECTORS].argmax(1) == label_n).mean()),
+        "told": {"index": some.tolist(), "label": label_n.tolist(), "probability": np.exp(log_nxK[VECTORS]).tolist()},
     }  # fmt: skip
     result["above"] = {
         name: _told(macro_auroc(label_n, log_nxK[VECTORS]) - macro_auroc(label_n, log_nxK[name]),

@@ -8,9 +8,11 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
-from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Setting, decoded, outcome_of
+from tario_jax.evaluate.patients.index import index_of
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Setting, decoded, joined, outcome_of
 from tario_jax.evaluate.patients.reachable import reachable_bulk
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.structure import co_occurrence, two_against_one
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients, pooled
 
 OF_VECTORS = ("expression", "log_expression", "state", "spread")
@@ -25,6 +27,7 @@ class Asked:
     cohorts: tuple[str, ...] = ()  # these alone
     allow_seen: bool = False
     reachable: bool = False
+    pairs: tuple[tuple[str, str], ...] = ()  # whether patients with both lie elsewhere than those with the first alone
     workers: int = 2
 
 
@@ -77,12 +80,39 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
         reachable = reachable_bulk(corpus, patients.name_P.tolist(), workers=asked.workers, say=say)
     groups = {name: columns[name] for name in asked.confounders}
     found = [decoded(outcome, features, groups, setting, reachable_PxF=reachable, say=say) for outcome in outcomes]
-    return {
+    for one in found:
+        one["told"] = {"patient": patients.name_P[one["told"].pop("index")].tolist()} | one["told"]
+    result = {
         "corpus": str(corpus.root), "embeddings": str(store.folder), "model": store.about["model"],
         "checkpoint": store.about["checkpoint"], "trained_on": store.about["trained_on"],
         "patients": len(patients.name_P), "seen_in_training": int(patients.seen_P.sum()),
         "setting": dataclasses.asdict(setting), "confounders": list(asked.confounders), "outcomes": found,
     }  # fmt: skip
+    yes_no = [one for one in found if set(one["classes"]) == {"true", "false"}]
+    if len(yes_no) > 1 or asked.pairs:
+        result["structure"] = _structure(store, patients, columns, yes_no, asked, setting)
+    return result
+
+
+def _structure(store: EmbeddingStore, patients: Patients, columns: dict[str, np.ndarray], yes_no: list[dict[str, Any]],
+               asked: Asked, setting: Setting) -> dict[str, Any]:  # fmt: skip
+    """Of columns of true and false that are known of the same patients; compared within groups of confounders."""
+    of_all = [one for one in yes_no if len(one["told"]["patient"]) == len(patients.name_P)]
+    label = {one["column"]: np.array(one["told"]["label"]) == 1 for one in of_all}
+    chance = {one["column"]: np.array(one["told"]["probability"])[:, 1] for one in of_all}
+    index = index_of(store)
+    place_PxC = index.place_PxC[[index.entry(name, PREDICTED) for name in patients.name_P.tolist()]]
+    group_P = joined({name: columns[name] for name in asked.confounders}) if asked.confounders else np.zeros(
+        len(place_PxC), int)  # fmt: skip
+    compared = []
+    for first, second in asked.pairs:
+        for name in (first, second):
+            if name not in columns:
+                raise InputError(f"--pairs: column {name!r} is not in the table; it has {', '.join(sorted(columns))}")
+        found = two_against_one(place_PxC, columns[first] == "true", columns[second] == "true", group_P,
+                                seed=setting.seed)  # fmt: skip
+        compared.append({"pair": [first, second], "found": found})
+    return {"mutations": list(label), "co_occurrence": co_occurrence(label, chance), "two_against_one": compared}
 
 
 def vectors_of(patients: Patients, names: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A folder of what `tario probe` found: probe.json, probe.html (one file, offline), aurocs.tsv, figures."""
+"""A folder of what `tario probe` found: probe.json, probe.html (one file, offline), aurocs.tsv, told.tsv, figures."""
 
 import json
 from pathlib import Path
@@ -19,6 +19,7 @@ def write_probe_report(folder: Path, result: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "probe.json", json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
     write_whole(folder / "aurocs.tsv", _lines(result))
+    write_whole(folder / "told.tsv", _told_lines(result))
     drawn = [draw_aurocs(folder / "aurocs.png", result), draw_calibration(folder / "calibration.png", result)]
     if "structure" in result:
         from tario_jax.evaluate.patients.structure_figures import draw_structure
@@ -41,7 +42,9 @@ def write_probe_report(folder: Path, result: dict[str, Any]) -> Path:
                       table(["class", "patients", "AUROC against the rest"],
                             [[name, str(one["classes"][name]), _told(told)]
                              for name, told in one["by_class"].items()])]  # fmt: skip
-    parts += [picture(one) for one in drawn[2:]]
+    if "structure" in result:
+        parts += ["<h2>Which go together</h2>", *(picture(one) for one in drawn[2:]),
+                  *(f"<p>{_pair(one)}</p>" for one in result["structure"]["two_against_one"])]  # fmt: skip
     parts += ["<h2>Left out</h2>", table(["column", "patients"], [[one["column"], _left_out(one)] for one in outcomes])]
     write_whole(page, whole_page(f"Probes of {result['model']}", parts))
     return page
@@ -87,6 +90,15 @@ def _confounders(outcomes: list[dict[str, Any]]) -> tuple[list[str], list[list[s
             "vectors beside confounders add"], rows  # fmt: skip
 
 
+def _pair(one: dict[str, Any]) -> str:
+    (first, second), found = one["pair"], one["found"]
+    if found is None:
+        return f"{first} with {second}: too few patients to compare."
+    return (f"{first} with {second} ({found['both']}) against {first} alone ({found['first_alone']}), within groups of "
+            f"confounders: {found['distance']:.2f} standard deviations apart, {found['distance_of_permutations']:.2f} "
+            f"where labels are dealt anew {found['permutations']:,} times; p {found['p']:.2g}.")  # fmt: skip
+
+
 def _calibration(one: dict[str, Any]) -> list[str]:
     of, null = one["calibration"], one["null"]
     told = ["–", "–"] if null is None else [f"{null['mean']:.3f} ± {null['deviation']:.3f}", f"{null['p']:.3f}"]
@@ -103,6 +115,18 @@ def _told(of: dict[str, float] | None, digits: int = 3, signed: bool = False) ->
         return "–"
     sign = "+" if signed else ""
     return f"{of['value']:{sign}.{digits}f} [{of['low']:{sign}.{digits}f}, {of['high']:{sign}.{digits}f}]"
+
+
+def _told_lines(result: dict[str, Any]) -> str:
+    """What was told of each patient by probes that had not seen it."""
+    lines = ["column\tpatient\twas\tclass\tprobability"]
+    for one in result["outcomes"]:
+        classes = list(one["classes"])
+        for patient, label, chances in zip(*(one["told"][name] for name in ("patient", "label", "probability")),
+                                           strict=True):  # fmt: skip
+            lines += [f"{one['column']}\t{patient}\t{classes[label]}\t{name}\t{chance:.5g}"
+                      for name, chance in zip(classes, chances, strict=True)]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def _lines(result: dict[str, Any]) -> str:

@@ -79,9 +79,9 @@ def test_new_sections_are_added_and_old_ones_are_not_computed_again(predictor, t
     out, done = tmp_path / "grown.embeddings", []
     one = embed._predicted
 
-    def counted(predictor, corpus, section, *rest):
-        done.append(section.id)
-        return one(predictor, corpus, section, *rest)
+    def counted(predictor, corpus, sections, *rest):
+        done.extend(section.id for section in sections)
+        return one(predictor, corpus, sections, *rest)
 
     monkeypatch.setattr(embed, "_predicted", counted)
     for names in (("A1", "B1"), ("A1", "B1", "C1"), ()):

@@ -10,6 +10,7 @@ from refusals import refused
 from tiny_tissue import PANEL
 
 from tario_jax.cli.main import main
+from tario_jax.evaluate.patients.index import index_of
 from tario_jax.evaluate.patients.neighbours import NO_ADVICE, neighbours, query_of_patient, query_of_slide
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
@@ -31,29 +32,39 @@ def store(tmp_path_factory) -> EmbeddingStore:
     return made_store(tmp_path_factory.mktemp("made") / "made.embeddings", PANEL.symbols, rows)
 
 
-def test_neighbours_share_the_cohort_and_are_the_nearest(store):
-    query = query_of_patient(store, "P04", PREDICTED)
-    found = neighbours(store, query, 4, genes=("GENE0", "GENE7"))
-    assert set(found.cohort_n) == {"LUAD"} and "P04" not in found.patient_n and found.of_cohort == "LUAD"
+@pytest.fixture(scope="module")
+def index(store):
+    return index_of(store)
+
+
+def test_neighbours_share_the_cohort_and_are_the_nearest(store, index):
+    found = neighbours(index, query_of_patient(store, index, "P04", PREDICTED), 4)
+    names = index.name_P[found.entry_n].tolist()
+    assert set(index.cohort_P[found.entry_n]) == {"LUAD"} and "P04" not in names and found.cohort == "LUAD"
     rows = {row.patient: row.expression_G.astype(float) for row in store.rows(PREDICTED)}
-    # all 16 components but the last of 17 patients: distances are those of expression, along what varies
+    # all components of 18 patients: distances are those of expression
     distance = {name: np.linalg.norm(of - rows["P04"]) for name, of in rows.items() if name != "P04"}
-    assert list(found.patient_n) == sorted(distance, key=distance.get)[:4]
+    assert names == sorted(distance, key=distance.get)[:4]
     np.testing.assert_allclose(found.distance_n, sorted(distance.values())[:4], rtol=1e-3)
-    below = [rows[f"P{number:02d}"][0] < rows["P04"][0] for number in range(0, 18, 2) if number != 4]
-    assert found.percentile["GENE0"] == pytest.approx(np.mean(below))
-    assert 0 <= found.unusual <= 1
+    own = [min(np.linalg.norm(rows[a] - rows[b]) for b in rows if b != a) for a in rows]
+    assert found.unusual == pytest.approx(np.mean(np.array(own) < min(distance.values())), abs=1e-6)
+    of_crc = neighbours(index, query_of_patient(store, index, "P04", PREDICTED), 3, cohort="CRC")
+    assert set(index.cohort_P[of_crc.entry_n]) == {"CRC"}
 
 
-def test_what_was_measured_finds_its_own_kind(store):
-    found = neighbours(store, query_of_patient(store, "P05", MEASURED), 4)
-    assert set(found.cohort_n) == {"CRC"}
+def test_what_was_measured_finds_its_own_kind_and_its_own_patient(store, index):
+    measured = query_of_patient(store, index, "P05", MEASURED)
+    assert set(index.cohort_P[neighbours(index, measured, 4).entry_n]) == {"CRC"}
+    itself = neighbours(index, measured, 2, itself=True)
+    assert index.name_P[itself.entry_n[0]] == "P05" and itself.distance_n[0] < 0.5 * itself.distance_n[1]
+    both = neighbours(index, measured, 8, among=(PREDICTED, MEASURED))
+    assert set(index.kind_P[both.entry_n]) == {PREDICTED, MEASURED} and "P05" not in index.name_P[both.entry_n]
 
 
-def test_something_else_is_unusual(store):
-    query = query_of_patient(store, "P04", PREDICTED)
-    odd = dataclasses.replace(query, expression_G=query.expression_G + np.linspace(-3, 3, 12))
-    assert neighbours(store, odd, 3).unusual == 1.0 > neighbours(store, query, 3).unusual
+def test_something_else_is_unusual(store, index):
+    query = query_of_patient(store, index, "P04", PREDICTED)
+    odd = dataclasses.replace(query, place_C=query.place_C + 5)
+    assert neighbours(index, odd, 3).unusual == 1.0 > neighbours(index, query, 3).unusual
 
 
 def slide_maps(folder, expression_G, checkpoint="c"):
@@ -73,11 +84,14 @@ def slide_maps(folder, expression_G, checkpoint="c"):
     return folder
 
 
-def test_a_slide_is_placed_among_patients(store, tmp_path, capsys):
+def test_a_slide_is_placed_among_patients(store, index, tmp_path, capsys):
     (row,) = [row for row in store.rows(PREDICTED) if row.patient == "P06"]
     maps = slide_maps(tmp_path / "slide.maps", row.expression_G.astype(float))
     share = np.expm1(row.expression_G.astype(float))
-    np.testing.assert_allclose(query_of_slide(store, maps).expression_G, np.log1p(1e6 * share / share.sum()), rtol=1e-4)
+    query = query_of_slide(store, index, maps)
+    level_G = np.log1p(1e6 * share / share.sum()) - index.space.mean_KxG[0]
+    np.testing.assert_allclose(query.level_G(), level_G, atol=1e-3)
+    np.testing.assert_allclose(query.place_C, index.place_PxC[index.entry("P06", PREDICTED)], atol=2e-3)
     assert main(["neighbours", str(store.folder), f"--slide={maps}", "--number=3", "--genes=GENE3",
                  f"--json={tmp_path / 'told.json'}"]) == 0  # fmt: skip
     told = json.loads((tmp_path / "told.json").read_text())
@@ -85,7 +99,7 @@ def test_a_slide_is_placed_among_patients(store, tmp_path, capsys):
     out = capsys.readouterr().out
     assert NO_ADVICE in out and "GENE3: above" in out and "nearer to their own nearest" in out
     other = slide_maps(tmp_path / "other.maps", row.expression_G.astype(float), checkpoint="d")
-    refused(lambda: query_of_slide(store, other), "checkpoint d", "predict the slide with that model")
+    refused(lambda: query_of_slide(store, index, other), "checkpoint d", "predict the slide with that model")
 
 
 def test_what_is_not_there_is_one_line(store, tiny_corpus, capsys):
@@ -93,7 +107,7 @@ def test_what_is_not_there_is_one_line(store, tiny_corpus, capsys):
                           (["--patient=P01", "--genes=X"], "gene 'X' is not among"),
                           (["--patient=P01", "--columns=site"], "give both"),
                           (["--slide=x.maps", "--measured"], "goes with --patient"),
-                          (["--patient=P01", "--columns=q", f"--corpus={tiny_corpus.root}"], "q: is no column"),
+                          (["--patient=P01", "--columns=q", f"--corpus={tiny_corpus.root}"], "'q': is not in the table"),
                           (["--slide=/none.maps"], "no gene maps")):  # fmt: skip
         assert main(["neighbours", str(store.folder), *words]) == 2
         told = capsys.readouterr().err

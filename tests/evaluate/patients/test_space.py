@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from tario_jax.evaluate.patients.space import Space, fitted, nearest, read_space
+from tario_jax.evaluate.patients.space import Space, fitted, nearest, nearest_of_each, read_space
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Patients
 
 ALIKE = {"panel_hash": "p", "checkpoint": "c"}
@@ -30,7 +30,8 @@ def expression() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def space(expression) -> Space:
-    return fitted({PREDICTED: patients(expression), MEASURED: patients(2 * expression + 1)}, 3, **ALIKE)
+    known = fitted(patients(expression), 3, **ALIKE)
+    return known.with_kind(MEASURED, patients(2 * expression + 1), patients(expression))
 
 
 def test_places_are_those_of_the_principal_components(space, expression):
@@ -41,8 +42,33 @@ def test_places_are_those_of_the_principal_components(space, expression):
     np.testing.assert_allclose(np.abs(placed), np.abs(expected), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(space.deviation_C, singular[:3] / np.sqrt(PATIENTS - 1), rtol=1e-5)
     np.testing.assert_allclose(placed.mean(0), 0, atol=1e-4)
-    measured = space.placed(MEASURED, 2 * expression + 1)  # by its own mean
-    np.testing.assert_allclose(measured, 2 * placed, rtol=1e-3, atol=1e-2)
+    measured = space.placed(MEASURED, 2 * expression + 1)  # by its own mean, and as the predicted ones vary
+    np.testing.assert_allclose(measured, placed, rtol=1e-2, atol=1e-2)
+
+
+def test_few_pairs_fit_no_map(expression):
+    known = fitted(patients(expression), 3, **ALIKE)
+    few = known.with_kind(MEASURED, patients(2 * expression[:5] + 1), patients(expression[:5]))
+    centred = 2 * (expression[:5] - expression[:5].mean(0))
+    expected = centred @ known.component_CxG.T.astype(float)
+    np.testing.assert_allclose(few.placed(MEASURED, 2 * expression[:5] + 1), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(few.placed(PREDICTED, expression), known.placed(PREDICTED, expression))
+    assert few.identity != known.identity
+
+
+def test_a_gene_that_no_measured_patient_has_says_nothing(expression):
+    lacking = 2 * expression + 1
+    lacking[:, 5] = np.nan
+    space = fitted(patients(expression), 3, **ALIKE).with_kind(MEASURED, patients(lacking), patients(expression))
+    assert np.isfinite(space.placed(MEASURED, lacking)).all()
+
+
+def test_the_nearest_of_each(monkeypatch):
+    rng = np.random.default_rng(1)
+    place = rng.normal(0, 1, (57, 4)).astype(np.float32)
+    monkeypatch.setattr("tario_jax.evaluate.patients.space._AT_ONCE", 10)
+    distance = np.linalg.norm(place[None].astype(float) - place[:, None], axis=2) + np.diag(np.full(57, np.inf))
+    np.testing.assert_allclose(nearest_of_each(place, np.array([3, 11, 56])), distance.min(1)[[3, 11, 56]], rtol=1e-4)
 
 
 def test_an_unknown_gene_is_at_its_mean_and_one_of_a_few_is_not_used(space, expression):
@@ -53,7 +79,7 @@ def test_an_unknown_gene_is_at_its_mean_and_one_of_a_few_is_not_used(space, expr
     np.testing.assert_allclose(space.placed(PREDICTED, lacking), space.placed(PREDICTED, at_mean), rtol=1e-4, atol=1e-4)
     some = expression.copy()
     some[3, 7] = np.nan
-    found = fitted({PREDICTED: patients(some)}, 3, **ALIKE)
+    found = fitted(patients(some), 3, **ALIKE)
     assert (found.component_CxG[:, 7] == 0).all() and (found.mean_KxG[:, 7] == 0).all()
     assert (found.component_CxG[:, 8] != 0).any() and np.isfinite(found.placed(PREDICTED, some)).all()
 
@@ -97,9 +123,9 @@ def test_100_000_patients_are_searched_at_once():
 
 
 def test_what_cannot_be_is_refused(space, expression):
-    refused(lambda: fitted({PREDICTED: patients(expression[:3])}, 2, **ALIKE), "3 patients", "at least 5")
+    refused(lambda: fitted(patients(expression[:3]), 2, **ALIKE), "3 patients", "at least 5")
     nothing = np.full((6, GENES), np.nan)
-    refused(lambda: fitted({PREDICTED: patients(nothing)}, 2, **ALIKE), "no gene is known")
+    refused(lambda: fitted(patients(nothing), 2, **ALIKE), "no gene is known")
     refused(lambda: space.placed(PREDICTED, expression[:, :9]), "9 genes", "40")
-    alone = fitted({PREDICTED: patients(expression)}, 2, **ALIKE)
+    alone = fitted(patients(expression), 2, **ALIKE)
     refused(lambda: alone.placed(MEASURED, expression), "--measured")

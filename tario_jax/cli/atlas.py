@@ -1,0 +1,42 @@
+"""tario atlas: the map of all patients."""
+
+import argparse
+from pathlib import Path
+
+from tario_jax.cli.options import at_least_one, finish, say
+
+SUMMARY = "all patients on one map: t-SNE, principal components, clusters, in the colours of their table"
+EXAMPLES = """
+    tario atlas runs/quickstart.embeddings --corpus=runs/quickstart/corpus --out=runs/quickstart.atlas
+    tario atlas lung.embeddings --corpus=corpora/lung --corpus=corpora/new --columns=EGFR,KRAS,site --out=lung.atlas
+"""
+GROUPS_READ = ()
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("embeddings", type=Path, metavar="NAME.embeddings", help="that 'tario embed' wrote")
+    parser.add_argument("--corpus", action="append", default=[], metavar="PLACE",
+                        help="whose table of patients has the columns; may be given several times")  # fmt: skip
+    parser.add_argument("--columns", type=names, default=(), metavar="NAME,…", help="the usual ones by default")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a page, figures and tables")
+    parser.add_argument("--components", type=at_least_one, default=50, metavar="N", help="of a new space, at most (50)")
+    parser.add_argument("--fit-again", action="store_true",
+                        help="a new space and a new map; else patients that came since are placed on the old")  # fmt: skip
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def run(options: argparse.Namespace) -> int:
+    from tario_jax.corpus.read import Corpus
+    from tario_jax.evaluate.patients.atlas_job import atlas_job, summary
+    from tario_jax.evaluate.patients.store import EmbeddingStore
+
+    corpora = [Corpus.open(place) for place in options.corpus]
+    result = atlas_job(EmbeddingStore(options.embeddings), corpora, options.columns, options.out,
+                       fit_again=options.fit_again, components=options.components, say=say)  # fmt: skip
+    told = [summary(result), *(f"{name:<16} {value:+.3f} (adjusted Rand index of clusters with it)"
+                               for name, value in result["agreement"].items()),
+            str(options.out / "atlas.html")]  # fmt: skip
+    return finish(options, "\n".join(told), result)

@@ -1,0 +1,121 @@
+"""`tario atlas`: figures and tables of all patients of a folder of embeddings, on one map."""
+
+import html
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus
+from tario_jax.evaluate.page import notices, picture, table, whole_page
+from tario_jax.evaluate.patients.atlas import agreement, atlas_of
+from tario_jax.evaluate.patients.index import PatientIndex, index_of
+from tario_jax.evaluate.patients.patient_figures import draw_map
+from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.vectors import PREDICTED
+from tario_jax.evaluate.tables import plain
+from tario_jax.train.whole_file import write_whole
+
+USUAL = ("cohort", "diagnosis", "EGFR", "KRAS", "STK11", "PTEN", "RBM10", "response", "site", "scanner")
+_VIRTUAL = "Virtual patients: this map tests the software and says nothing about real tumours."
+
+
+def columns_of(corpora: Sequence[Corpus], names: Sequence[str], patients: Sequence[str]) -> dict[str, np.ndarray]:
+    """str [P] of each column, "" where nothing is known. Raises `InputError` for one that no table has."""
+    table_of = {row["patient"]: row for corpus in corpora for row in corpus.patients}
+    known = sorted({name for row in table_of.values() for name in row})
+    for name in names:
+        if name not in known:
+            raise InputError(f"column {name!r}: is not in the table of patients; it has {', '.join(known) or 'none'}")
+    return {name: np.array([str(table_of.get(patient, {}).get(name) or "") for patient in patients]) for name in names}
+
+
+def usual_columns(corpora: Sequence[Corpus]) -> tuple[str, ...]:
+    known = {name for corpus in corpora for row in corpus.patients for name, value in row.items() if value}
+    return tuple(name for name in USUAL if name in known)
+
+
+def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequence[str], out: Path, *,
+              fit_again: bool = False, components: int, say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
+    """Writes atlas.html, atlas.json, patients.tsv, tsne.png and pca.png; returns what atlas.json holds."""
+    index = index_of(store, fit_again=fit_again, components=components, say=say)
+    columns = tuple(columns) or usual_columns(corpora)
+    predicted = index.of_kind(PREDICTED)
+    names = index.name_P.tolist()
+    table_P = columns_of(corpora, columns, names)
+    if "cohort" in table_P:  # patients of other corpora have one too
+        table_P["cohort"] = np.where(table_P["cohort"] == "", index.cohort_P, table_P["cohort"])
+    atlas = atlas_of(index, fit_again=fit_again, say=say)
+    say(f"atlas: {len(names)} patients are placed on it")
+    xy_Px2, cluster_P = atlas.placed(index.place_PxC), atlas.cluster(index.place_PxC)
+    shown = {"cluster": np.array([f"{k + 1}" for k in cluster_P])} | table_P
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "patients.tsv", _lines(index, xy_Px2, shown))
+    own = {name: values[predicted] for name, values in shown.items()}
+    drawn = [
+        draw_map(out / "tsne.png", xy_Px2[predicted], own, axes=("t-SNE 1", "t-SNE 2"),
+                 caption=f"t-SNE of {len(predicted):,} patients by their predicted expression, from the H&E alone; "
+                         "patients without a value are grey."),
+        draw_map(out / "pca.png", index.place_PxC[predicted][:, :2], own, axes=_named_axes(index),
+                 caption="The same patients by the first two principal components."),
+    ]  # fmt: skip
+    result = {
+        "embeddings": str(store.folder), "model": store.about["model"], "trained_on": store.about["trained_on"],
+        "patients": len(predicted), "measured": len(names) - len(predicted), "clusters": len(atlas.centre_KxC),
+        "components": index.place_PxC.shape[1],
+        "agreement": {name: agreement(cluster_P[predicted], values) for name, values in own.items()
+                      if name != "cluster" and len(set(values.tolist()) - {""}) > 1},
+        "by_cluster": _by_cluster(cluster_P[predicted], own, len(atlas.centre_KxC)),
+    }  # fmt: skip
+    write_whole(out / "atlas.json", json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
+    parts = [notices([_VIRTUAL] if store.about["trained_on"] == "virtual" else []),
+             f"<p class=note>{html.escape(summary(result))}</p>", *(picture(one) for one in drawn),
+             "<h2>Clusters</h2>", table(["cluster", "patients", *next(iter(result["by_cluster"]))["most"]],
+                                        [[f"{one['cluster']}", f"{one['patients']:,}", *one["most"].values()]
+                                         for one in result["by_cluster"]]),
+             "<h2>Agreement of clusters with columns</h2>",
+             table(["column", "adjusted Rand index"],
+                   [[name, f"{value:.3f}"] for name, value in result["agreement"].items()])]  # fmt: skip
+    write_whole(out / "atlas.html", whole_page(f"Patients of {store.about['model']}", parts))
+    return result
+
+
+def summary(result: dict[str, Any]) -> str:
+    measured = f", and {result['measured']:,} as they were measured," if result["measured"] else ""
+    return (f"{result['patients']:,} patients by what the model predicts from their H&E{measured} in a space of "
+            f"{result['components']} principal components of log expression; {result['clusters']} clusters (k-means, "
+            "their number by the silhouette). Who is near whom holds on a map of t-SNE, how far apart groups lie "
+            "does not.")  # fmt: skip
+
+
+def _named_axes(index: PatientIndex) -> tuple[str, str]:
+    share_C = index.space.deviation_C**2 / (index.space.deviation_C**2).sum()
+    return tuple(f"component {c + 1} ({share_C[c]:.0%} of what {len(share_C)} hold)" for c in range(2))
+
+
+def _by_cluster(cluster_P: np.ndarray, columns: dict[str, np.ndarray], clusters: int) -> list[dict[str, Any]]:
+    found = []
+    for k in range(clusters):
+        mine = cluster_P == k
+        most = {}
+        for name, values in columns.items():
+            known = values[mine & (values != "")]
+            if name == "cluster":
+                continue
+            names, counts = np.unique(known, return_counts=True)
+            most[name] = f"{names[counts.argmax()]} ({counts.max() / len(known):.0%})" if len(known) else "–"
+        found.append({"cluster": k + 1, "patients": int(mine.sum()), "most": most})
+    return found
+
+
+def _lines(index: PatientIndex, xy_Px2: np.ndarray, columns: dict[str, np.ndarray]) -> str:
+    lines = ["\t".join(("patient", "kind", "seen_in_training", "tsne_1", "tsne_2", "component_1", "component_2",
+                        *columns))]  # fmt: skip
+    for at, (name, kind, seen) in enumerate(zip(index.name_P.tolist(), index.kind_P.tolist(), index.seen_P.tolist(),
+                                                strict=True)):  # fmt: skip
+        numbers = (f"{value:.5g}" for value in (*xy_Px2[at], *index.place_PxC[at, :2]))
+        lines.append("\t".join((name, kind, str(seen).lower(), *numbers, *(of[at] for of in columns.values()))))
+    return "\n".join(lines) + "\n"
