@@ -5,6 +5,7 @@ import contextlib
 import webbrowser
 from pathlib import Path
 
+from tario_jax.cli.atlas import names
 from tario_jax.cli.options import finish, say
 from tario_jax.cli.serve import port
 from tario_jax.config import InputError
@@ -13,6 +14,7 @@ SUMMARY = "a local page: deep zoom of slides, their gene maps, regions, gene set
 EXAMPLES = """
     tario view slide.maps
     tario view maps/*.maps --signatures=hallmarks.gmt --port=8010
+    tario view maps/*.maps --patients=lung.embeddings --corpus=corpora/lung --columns=diagnosis,EGFR
     tario view slide.maps --slide=/elsewhere/slide.svs --no-browser
 """
 GROUPS_READ = ()
@@ -24,6 +26,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slide", type=Path, action="append", default=[], metavar="FILE",
                         help="where a slide lies now; told by its name, may be given several times")  # fmt: skip
     parser.add_argument("--signatures", type=Path, metavar="FILE.gmt", help="gene sets, beside the genes")
+    parser.add_argument("--patients", type=Path, metavar="NAME.embeddings",
+                        help="all of them on a map beside the slides, whose slide a click opens")  # fmt: skip
+    parser.add_argument("--corpus", action="append", default=[], metavar="PLACE",
+                        help="with --patients: whose table has the columns; may be given several times")  # fmt: skip
+    parser.add_argument("--columns", type=names, default=(), metavar="NAME,…", help="of it; the usual ones by default")
     parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone")
     parser.add_argument("--port", type=port, default=8010, help="8010; 0: one that is free")
     parser.add_argument("--no-browser", action="store_true", help="opens none")
@@ -44,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     def sets(store):
         return [] if options.signatures is None else read_gmt(options.signatures, store.panel)
 
+    if options.patients is None and (options.corpus or options.columns):
+        raise InputError("--corpus and --columns: go with --patients, the embeddings of those in the table")
     at = {path.name: path for path in options.slide}
     if len(options.maps) == len(options.slide) == 1:  # whatever it is called now: its px are checked
         at = {MapStore(options.maps[0]).about["section"]: options.slide[0]}
@@ -56,6 +65,14 @@ def run(options: argparse.Namespace) -> int:
         if unused:
             raise InputError(f"--slide={at[min(unused)]}: no maps are of a slide called so; expected one of "
                              f"{', '.join(one.name for one in slides)}, or maps of one slide alone")  # fmt: skip
+        patients = None
+        if options.patients is not None:
+            from tario_jax.corpus.read import Corpus
+            from tario_jax.evaluate.patients.store import EmbeddingStore
+            from tario_jax.view.patients import PatientMap
+
+            corpora = [Corpus.open(place) for place in options.corpus]
+            patients = PatientMap(EmbeddingStore(options.patients), corpora, options.columns, slides, say)
         try:
             bound = bind(options.host, options.port)
         except OSError as error:
@@ -64,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{host}:{bound.getsockname()[1]}"
         local = ("127.0.0.1", "localhost", "::1") if options.host in ("127.0.0.1", "localhost", "::1") else ()
-        app = make_app(slides, stack.pop_all(), local)
+        app = make_app(slides, stack.pop_all(), local, patients)
     say(f"view: {address} (Ctrl-C ends it)")
     if not options.no_browser:
         webbrowser.open(address)

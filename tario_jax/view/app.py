@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from tario_jax.config import InputError
+from tario_jax.view.patients import PatientMap
 from tario_jax.view.shown import Shown, region_table
 
 PAGE = Path(__file__).with_name("page")
@@ -30,8 +31,10 @@ class Region(BaseModel):
     polygon: list[tuple[float, float]] = Field(min_length=3, max_length=10_000)
 
 
-def make_app(slides: list[Shown], stack: contextlib.ExitStack, hosts: tuple[str, ...] = ()) -> FastAPI:
-    """stack: closed when the app ends; hosts: by which the page is called, () where it may be by any."""
+def make_app(slides: list[Shown], stack: contextlib.ExitStack, hosts: tuple[str, ...] = (),
+             patients: PatientMap | None = None) -> FastAPI:  # fmt: skip
+    """stack: closed when the app ends; hosts: by which the page is called, () where it may be by any; patients: whose
+    map the page shows too."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,7 +81,23 @@ def make_app(slides: list[Shown], stack: contextlib.ExitStack, hosts: tuple[str,
 
     @app.get("/api/slides")
     def described() -> list[dict[str, Any]]:
-        return [one.described() | {"label": label} for one, label in zip(slides, labels(slides), strict=True)]
+        number = 0 if patients is None else len(patients)
+        return [one.described() | {"label": label, "patients": number}
+                for one, label in zip(slides, labels(slides), strict=True)]  # fmt: skip
+
+    def all_patients() -> PatientMap:
+        if patients is None:
+            raise InputError("this page was started without a map of patients: tario view … --patients=NAME.embeddings")
+        return patients
+
+    @app.get("/api/patients")
+    def of_patients(request: Request) -> Response:
+        told = json.dumps(all_patients().described(), separators=(",", ":"))
+        return _packed(told.encode(), "application/json", request)
+
+    @app.get("/api/patients/places")
+    def places_of_patients() -> Response:
+        return Response(all_patients().places(), media_type=_BINARY, headers=_KEPT)
 
     @app.get("/api/slides/{number}/genes")
     def genes(number: int, request: Request) -> Response:

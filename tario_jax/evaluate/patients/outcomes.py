@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from tario_jax.config import InputError
 from tario_jax.evaluate.blas import one_thread
 from tario_jax.evaluate.patients.auroc import auroc, drawn_weights, interval, macro_auroc
-from tario_jax.evaluate.patients.probe import Folds, Prepared, folds_of
+from tario_jax.evaluate.patients.probe import Folds, Prepared, Told, folds_of
 
 VECTORS, LOOKS = "vectors", "stain and texture"
 _UNKNOWN = ("", "nan", "none", "unknown", "na", "n/a")
@@ -76,12 +76,12 @@ def one_hot(value_P: np.ndarray) -> np.ndarray:
 
 def decoded(
     outcome: Outcome, features: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray], setting: Setting,
-    *, reachable_PxF: np.ndarray | None = None, further: Mapping[str, Callable[[Folds], np.ndarray]] | None = None,
+    *, reachable_PxF: np.ndarray | None = None, further: Mapping[str, Callable[[Folds], Told]] | None = None,
     say: Callable[[str], None] = str,
 ) -> dict[str, Any]:  # fmt: skip
     """features: VECTORS and LOOKS, [P, F] of all patients; groups: columns that may confound, str [P] each; reachable:
-    what the H&E can tell at best, where the truth is known; further: others that tell log probabilities [n, K] of the
-    outcome's patients, given who is told by whom.
+    what the H&E can tell at best, where the truth is known; further: others that tell of the outcome's patients, given
+    who is told by whom.
 
     All AUROCs are of the same folds and the same bootstrap samples of patients.
     """
@@ -106,33 +106,34 @@ def _decoded(outcome, features, groups, setting, reachable_PxF, further, say) ->
                                                    beside_PxF=alone[whole])  # fmt: skip
     if reachable_PxF is not None:
         prepared["reachable"] = Prepared(reachable_PxF[some], folds, setting.seed)
-    log_nxK = {name: one.told(label_n, classes) for name, one in prepared.items()}
-    log_nxK |= {name: one(folds) for name, one in further.items()}
-    say(f"{outcome.column}: {len(log_nxK)} sets of features told {len(some)} patients")
-    samples = {name: macro_auroc(label_n, of, weight_BxP=weight_BxP) for name, of in log_nxK.items()}
+    told = {name: one.told(label_n, classes) for name, one in prepared.items()}
+    told |= {name: one(folds) for name, one in further.items()}
+    log_nxK, evidence = told[VECTORS].log_PxK, {name: of.evidence_PxK for name, of in told.items()}
+    say(f"{outcome.column}: {len(told)} sets of features told {len(some)} patients")
+    samples = {name: macro_auroc(label_n, of, weight_BxP=weight_BxP) for name, of in evidence.items()}
     result: dict[str, Any] = {
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
-        "auroc": {name: _told(macro_auroc(label_n, of), samples[name]) for name, of in log_nxK.items()},
-        "within": _within(label_n, log_nxK, groups, weight_BxP),
+        "auroc": {name: _told(macro_auroc(label_n, of), samples[name]) for name, of in evidence.items()},
+        "within": _within(label_n, evidence, groups, weight_BxP),
         "null": _null(prepared[VECTORS], label_n, classes, folds, setting),
-        "calibration": _calibration(log_nxK[VECTORS], label_n),
-        "by_class": _by_class(label_n, log_nxK[VECTORS], outcome.classes, weight_BxP),
-        "accuracy": float((log_nxK[VECTORS].argmax(1) == label_n).mean()),
-        "told": {"index": some.tolist(), "label": label_n.tolist(), "probability": np.exp(log_nxK[VECTORS]).tolist()},
+        "calibration": _calibration(log_nxK, label_n),
+        "by_class": _by_class(label_n, evidence[VECTORS], outcome.classes, weight_BxP),
+        "accuracy": float((log_nxK.argmax(1) == label_n).mean()),
+        "told": {"index": some.tolist(), "label": label_n.tolist(), "probability": np.exp(log_nxK).tolist()},
     }  # fmt: skip
     result["above"] = {
-        name: _told(macro_auroc(label_n, log_nxK[VECTORS]) - macro_auroc(label_n, log_nxK[name]),
+        name: _told(macro_auroc(label_n, evidence[VECTORS]) - macro_auroc(label_n, evidence[name]),
                     samples[VECTORS] - samples[name])
-        for name in log_nxK if name not in (VECTORS, "reachable") and not name.startswith(f"{VECTORS},")
+        for name in evidence if name not in (VECTORS, "reachable") and not name.startswith(f"{VECTORS},")
     }  # fmt: skip
     if alone:
         name = f"{VECTORS}, {whole}"
         result["beside_confounders"] = {"of": whole} | _told(
-            macro_auroc(label_n, log_nxK[name]) - macro_auroc(label_n, log_nxK[f"{whole} alone"]),
+            macro_auroc(label_n, evidence[name]) - macro_auroc(label_n, evidence[f"{whole} alone"]),
             samples[name] - samples[f"{whole} alone"])  # fmt: skip
     result["lead"] = _lead(result, groups)
     if reachable_PxF is not None:
-        result["way"] = _ways(label_n, log_nxK, groups, weight_BxP)
+        result["way"] = _ways(label_n, evidence, groups, weight_BxP)
     return result
 
 
@@ -141,15 +142,15 @@ def _told(value, sample_B: np.ndarray) -> dict[str, float]:
     return {"value": float(np.squeeze(value)), "low": low, "high": high}
 
 
-def _within(label_n, log_nxK, groups, weight_BxP) -> dict[str, Any]:
+def _within(label_n, evidence, groups, weight_BxP) -> dict[str, Any]:
     """AUROC over pairs of one group: what the group itself tells is not in it."""
     keys = dict(groups)
     if len(groups) > 1:
         keys[" and ".join(groups)] = joined(groups)
     return {
-        key: {name: _told(macro_auroc(label_n, log_nxK[name], group_P=group),
-                          macro_auroc(label_n, log_nxK[name], group_P=group, weight_BxP=weight_BxP))
-              for name in log_nxK if not name.endswith(" alone") and "," not in name}
+        key: {name: _told(macro_auroc(label_n, evidence[name], group_P=group),
+                          macro_auroc(label_n, evidence[name], group_P=group, weight_BxP=weight_BxP))
+              for name in evidence if not name.endswith(" alone") and "," not in name}
         for key, group in keys.items()
     }  # fmt: skip
 
@@ -164,11 +165,11 @@ def _null(prepared: Prepared, label_n, classes: int, folds: Folds, setting: Sett
     if not setting.shuffles:
         return None
     rng = np.random.default_rng(setting.seed)
-    real = float(macro_auroc(label_n, prepared.told(label_n, classes))[0])
+    real = float(macro_auroc(label_n, prepared.told(label_n, classes).evidence_PxK)[0])
     found = []
     for _ in range(setting.shuffles):
         shuffled_n = folds.shuffled(label_n, rng)
-        found.append(float(macro_auroc(shuffled_n, prepared.told(shuffled_n, classes))[0]))
+        found.append(float(macro_auroc(shuffled_n, prepared.told(shuffled_n, classes).evidence_PxK)[0]))
     return {"mean": float(np.mean(found)), "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else np.nan,
             "lowest": min(found), "highest": max(found), "shuffles": len(found),
             "p": (1 + sum(one >= real for one in found)) / (1 + len(found))}  # fmt: skip
@@ -198,10 +199,10 @@ def _calibration(log_nxK: np.ndarray, label_n: np.ndarray) -> dict[str, Any]:
             "brier": brier, "brier_of_shares": float(1 - (shares**2).sum()), "bins": bins}  # fmt: skip
 
 
-def _by_class(label_n, log_nxK, classes, weight_BxP) -> dict[str, Any]:
+def _by_class(label_n, evidence_nxK, classes, weight_BxP) -> dict[str, Any]:
     if len(classes) == 2:
         return {}
-    return {name: _told(auroc(label_n == k, log_nxK[:, k]), auroc(label_n == k, log_nxK[:, k], weight_BxP=weight_BxP))
+    return {name: _told(auroc(label_n == k, evidence_nxK[:, k]), auroc(label_n == k, evidence_nxK[:, k], weight_BxP=weight_BxP))
             for k, name in enumerate(classes)}  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def _lead(result: dict[str, Any], groups) -> dict[str, Any]:
     return {"how": "of all patients", "confounded": []} | result["auroc"][VECTORS]
 
 
-def _ways(label_n, log_nxK, groups, weight_BxP) -> dict[str, Any]:
+def _ways(label_n, evidence, groups, weight_BxP) -> dict[str, Any]:
     """How much of the way from 0.5 to the AUROC that is reachable, on the same patients, by the same pairs."""
     keys = {"of all patients": None} | {f"within {name}": values for name, values in groups.items()}
     if len(groups) > 1:
@@ -222,7 +223,7 @@ def _ways(label_n, log_nxK, groups, weight_BxP) -> dict[str, Any]:
 
     def way(weights):
         def of(name, group):
-            return macro_auroc(label_n, log_nxK[name], group_P=group, weight_BxP=weights) - 0.5
+            return macro_auroc(label_n, evidence[name], group_P=group, weight_BxP=weights) - 0.5
 
         return {key: of(VECTORS, group) / of("reachable", group) for key, group in keys.items()}
 

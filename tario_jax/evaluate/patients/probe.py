@@ -27,15 +27,33 @@ class Fold(NamedTuple):
     inner: tuple[tuple[np.ndarray, np.ndarray], ...]  # positions in train
 
 
+class Told(NamedTuple):
+    """Each patient's by the probe of the other folds.
+
+    evidence: what the features add to the shares of the classes among the patients that a probe was fitted on. Those
+    differ from fold to fold, and are lower where a class is frequent among the patients that are told: patients of
+    several folds are compared by evidence, or probes that know nothing would be worse than chance.
+    """
+
+    log_PxK: np.ndarray  # probabilities
+    evidence_PxK: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Folds:
     """Who is told by whom: the same for every set of features, so that their differences are paired."""
 
     folds_L: tuple[Fold, ...]
 
+    def log_share(self, label_P: np.ndarray, classes: int) -> np.ndarray:
+        """Of each class among those that tell of each patient, [P, K]."""
+        found = np.zeros((len(label_P), classes))
+        for fold in self.folds_L:
+            found[fold.test] = np.log(np.bincount(label_P[fold.train], minlength=classes) / len(fold.train))
+        return found
+
     def shuffled(self, label_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Labels that say nothing: dealt anew within each fold. So every fold keeps its share of each class; a fold
-        with more of one would have its training part with fewer, and a null below 0.5."""
+        """Labels that say nothing: dealt anew within each fold, which keeps its share of each class."""
         dealt_P = label_P.copy()
         for fold in self.folds_L:
             dealt_P[fold.test] = rng.permutation(label_P[fold.test])
@@ -61,23 +79,30 @@ class Prepared:
         self.components_L: list[np.ndarray] = []  # of all patients, [P, C]
         features_PxF = np.asarray(features_PxF, np.float64)
         for fold in folds.folds_L:
-            scale = StandardScaler().fit(features_PxF[fold.train])
-            number = min(_MOST, features_PxF.shape[1], len(fold.train) - 1)
-            size = (len(fold.train), features_PxF.shape[1])
-            solver = "full" if min(size) <= 300 else "randomized"
-            found = PCA(number, svd_solver=solver, random_state=seed).fit(scale.transform(features_PxF[fold.train]))
-            place_PxC = found.transform(scale.transform(features_PxF))
-            deviation_C = place_PxC[fold.train].std(0)
-            place_PxC /= np.where(deviation_C > 1e-9, deviation_C, np.inf)
+            place_PxC = _components(features_PxF, fold.train, seed)
             self.components_L.append(np.concatenate([self.beside_PxF, place_PxC], 1))
 
-    def told(self, label_P: np.ndarray, classes: int) -> np.ndarray:
-        """Log probability of each class, [P, K], each patient's by the probe of the other folds."""
+    def told(self, label_P: np.ndarray, classes: int) -> "Told":
         log_PxK = np.zeros((len(label_P), classes))
         for fold, place_PxC in zip(self.folds.folds_L, self.components_L, strict=True):
             log_PxK[fold.test] = _one(place_PxC[fold.train], label_P[fold.train], fold.inner, place_PxC[fold.test],
                                       classes, self.beside_PxF.shape[1])  # fmt: skip
-        return log_PxK
+        return Told(log_PxK, log_PxK - self.folds.log_share(label_P, classes))
+
+
+def _components(features_PxF: np.ndarray, train: np.ndarray, seed: int) -> np.ndarray:
+    """Principal components of scaled features, each with deviation 1 among training patients. One of 0 where no feature
+    varies."""
+    varied = features_PxF[:, features_PxF[train].std(0) > 1e-9]
+    if not varied.shape[1]:
+        return np.zeros((len(features_PxF), 1))
+    scale = StandardScaler().fit(varied[train])
+    solver = "full" if min(len(train), varied.shape[1]) <= 300 else "randomized"
+    number = min(_MOST, varied.shape[1], len(train) - 1)
+    found = PCA(number, svd_solver=solver, random_state=seed).fit(scale.transform(varied[train]))
+    place_PxC = found.transform(scale.transform(varied))
+    deviation_C = place_PxC[train].std(0)
+    return place_PxC / np.where(deviation_C > 1e-9, deviation_C, np.inf)
 
 
 def _one(train_PxC: np.ndarray, label_P: np.ndarray, inner: Sequence[tuple[np.ndarray, np.ndarray]],

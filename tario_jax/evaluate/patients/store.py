@@ -108,6 +108,14 @@ class EmbeddingStore:
         rows = zip(*(table[name].to_pylist() for name in ("patient", "kind", "region")), strict=True)
         return {(patient, kind): None for patient, kind, region in rows if region == WHOLE}
 
+    def patient_of_section(self) -> dict[str, str]:
+        """Of all sections that are here."""
+        found: dict[str, str] = {}
+        for path in self._parts():
+            table = self._read(path, ["section", "patient"])
+            found |= dict(zip(table["section"].to_pylist(), table["patient"].to_pylist(), strict=True))
+        return found
+
     def rows(self, kind: str, *, regions: bool = False, patients: Collection[str] | None = None,
              parts: Iterable[str] | None = None, vectors: Collection[str] = tuple(_VECTORS)) -> list[Embedded]:  # fmt: skip
         """Of whole sections, or of regions, in the order of their sections.

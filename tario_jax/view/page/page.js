@@ -2,6 +2,7 @@
 
 import { Grid, Panes } from "./panes.js";
 import { NAMES, palette } from "./palettes.js";
+import { PatientMap } from "./patients.js";
 
 const LISTED = 300; // genes at once: the search finds the others
 const LABELS = { he: "H&E", measured: "measured", rates: "predicted", spread: "deviation", drawn: "drawn" };
@@ -14,6 +15,7 @@ const state = {
   palette: "magma", region: null, view: null, list: "gene",
 };
 let opening = 0, region = null, failedAt = -Infinity; // the last region that was answered; when a tile last failed
+let patients = null; // the map of all patients, once it was looked at
 let slides = [], slide = null, genes = null, grid = null, types = null, order = [], active = 0, selecting = false, values = {};
 const loaded = new Map(); // by slide: what does not change
 
@@ -56,6 +58,7 @@ function remember() {
     for (const name of ["name", "kind", "list", "cohort", "sort", "palette", "opacity"]) words.set(name, state[name]);
     words.set("panes", state.panes.join("."));
     if (state.high !== null) words.set("high", state.high);
+    if (!$("patients").hidden) words.set("patients", patients?.found.columns[patients.column].name ?? "");
     if (state.view) words.set("view", [state.view.x, state.view.y, state.view.zoom].map((one) => +one.toFixed(4)).join("_"));
     if (state.region) words.set("region", state.region.map((corner) => corner.map(Math.round).join("_")).join("~"));
     history.replaceState(null, "", `#${words}`);
@@ -380,6 +383,26 @@ function clear() {
   remember();
 }
 
+// patients
+
+const showPatients = guarded(async (on, column = null) => {
+  $("patients").hidden = !on;
+  $("patients-button").setAttribute("aria-pressed", on);
+  if (on && !patients) {
+    const [found, places] = await Promise.all([
+      asked("/api/patients").then((answer) => answer.json()),
+      asked("/api/patients/places").then((answer) => answer.arrayBuffer()),
+    ]);
+    patients = new PatientMap($("patients"), found, new Float32Array(places), {
+      remember, chosen: guarded(async (number) => { if (number !== state.slide) { state.view = null; clear(); await open(number); } }),
+    });
+  }
+  const wanted = on ? patients.found.columns.findIndex(({ name }) => name === column) : -1;
+  if (wanted >= 0) patients.colour(wanted);
+  patients?.draw();
+  remember();
+});
+
 // controls
 
 function option(value, text) {
@@ -410,6 +433,7 @@ function wire() {
     event.target.value = state.high ?? "";
     await paint();
   }));
+  $("patients-button").addEventListener("click", () => showPatients($("patients").hidden));
   $("in-view").addEventListener("click", () => selectView());
   $("palette").addEventListener("change", guarded(async (event) => { state.palette = event.target.value; await paint(); }));
   $("region").addEventListener("click", () => setSelecting(!selecting));
@@ -456,6 +480,7 @@ function wire() {
     else if (event.key === "r" || event.key === "R") setSelecting(!selecting);
     else if (event.key === "v" || event.key === "V") selectView();
     else if (event.key === "0") panes.home();
+    else if ((event.key === "p" || event.key === "P") && !$("patients-button").hidden) showPatients($("patients").hidden);
     else if (event.key === "Escape") setSelecting(false);
   });
 }
@@ -465,6 +490,9 @@ async function begin() {
   if (theme) document.documentElement.dataset.theme = theme;
   slides = await asked("/api/slides").then((answer) => answer.json());
   $("slide").replaceChildren(...slides.map((one, number) => option(number, one.label)));
+  $("patients-button").hidden = !slides[0]?.patients;
+  if (slides[0]?.patients) $("patients-button").textContent = `All ${slides[0].patients.toLocaleString()} patients`;
+  const asked_patients = new URLSearchParams(location.hash.slice(1)).get("patients");
   restore();
   $("sort").value = state.sort;
   $("opacity").value = state.opacity;
@@ -473,6 +501,7 @@ async function begin() {
   wire();
   await open(state.slide);
   if (state.region) await select(state.region);
+  if (asked_patients !== null && slides[0].patients) await showPatients(true, asked_patients);
   document.body.dataset.ready = "1";
 }
 

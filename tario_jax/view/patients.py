@@ -1,0 +1,76 @@
+"""All patients of a folder of embeddings on one map, as the page shows them: places, columns, and whose slide is here."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus
+from tario_jax.evaluate.patients.atlas import atlas_of
+from tario_jax.evaluate.patients.atlas_job import columns_of, usual_columns
+from tario_jax.evaluate.patients.index import index_of
+from tario_jax.evaluate.patients.neighbours import NO_ADVICE, query_of_slide
+from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.vectors import PREDICTED
+from tario_jax.view.shown import Shown
+
+SLIDE = "slide"  # kind of a place that is of a slide, and of no patient of the reference
+_VIRTUAL = "Virtual patients: this map says nothing about real tumours."
+
+
+class PatientMap:
+    """Computed once, when the page is started."""
+
+    def __init__(self, store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequence[str],
+                 slides: Sequence[Shown], say: Callable[[str], None] = print):  # fmt: skip
+        """Slides that are of patients here open at those; others of the same model are placed among them."""
+        index = index_of(store, say=say)
+        atlas = atlas_of(index, say=say)
+        predicted = index.of_kind(PREDICTED)
+        names = index.name_P[predicted].tolist()
+        table = columns_of(corpora, tuple(columns) or usual_columns(corpora), names) if corpora else {}
+        place_PxC, slide_P = [index.place_PxC[predicted]], np.full(len(names), -1)
+        patient_of = store.patient_of_section()
+        at = {name: number for number, name in enumerate(names)}
+        self._names, self._kinds, further = names, ["patient"] * len(names), []
+        for number, slide in enumerate(slides):
+            patient = patient_of.get(slide.name)
+            if patient in at:
+                slide_P[at[patient]] = number
+                continue
+            try:
+                query = query_of_slide(store, index, slide.store.folder)
+            except InputError as error:
+                say(f"{slide.store.folder}: is not on the map of patients: {error}")
+                continue
+            self._names.append(query.name)
+            self._kinds.append(SLIDE)
+            place_PxC.append(query.place_C[None])
+            further.append(number)
+        self._slide_P = np.concatenate([slide_P, np.array(further, int)])
+        self._xy_Px2 = atlas.placed(np.concatenate(place_PxC))
+        cluster = [f"{number + 1}" for number in atlas.cluster(np.concatenate(place_PxC))]
+        cohort = index.cohort_P[predicted].tolist()
+        self._columns = {"cohort": cohort} | {name: of.tolist() for name, of in table.items() if name != "cohort"}
+        self._columns = {name: [*values, *[""] * len(further)] for name, values in self._columns.items()}
+        self._columns["cluster"] = cluster
+        self._virtual = store.about["trained_on"] == "virtual"
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def described(self) -> dict[str, Any]:
+        """Columns as numbers of their values, the most frequent first; -1 where nothing is known."""
+        columns = []
+        for name, values in self._columns.items():
+            known, counts = np.unique([value for value in values if value], return_counts=True)
+            order = known[np.argsort(-counts, kind="stable")].tolist()
+            code = {value: number for number, value in enumerate(order)}
+            columns.append({"name": name, "values": order, "codes": [code.get(value, -1) for value in values]})
+        return {"names": self._names, "kinds": self._kinds, "slides": self._slide_P.tolist(), "columns": columns,
+                "note": NO_ADVICE, "banner": _VIRTUAL if self._virtual else ""}  # fmt: skip
+
+    def places(self) -> bytes:
+        """x of all on the map, then y: float32 [2, P]."""
+        return np.ascontiguousarray(self._xy_Px2.T, "<f4").tobytes()

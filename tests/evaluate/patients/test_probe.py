@@ -1,0 +1,181 @@
+"""Probes: what is there is found, what is not is not, a confounder is named, and training patients are refused."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from made_patients import made_row, made_store
+from refusals import refused
+from sklearn.linear_model import LogisticRegression
+
+from tario_jax.cli.main import main
+from tario_jax.config import InputError
+from tario_jax.corpus.read import Corpus
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Setting, decoded, outcome_of
+from tario_jax.evaluate.patients.probe import Prepared, folds_of
+from tario_jax.evaluate.patients.probe_job import Asked, probe_job
+
+SETTING = Setting(folds=4, shuffles=8, bootstraps=100)
+PATIENTS, GENES = 240, 12
+
+
+def labelled(seed: int = 0):
+    """A mutation that three features follow, with the site that draws patients of it, and one that nothing follows."""
+    rng = np.random.default_rng(seed)
+    mutated = rng.random(PATIENTS) < 0.4
+    site = np.where(rng.random(PATIENTS) < np.where(mutated, 0.75, 0.25), "a", "b")
+    features = rng.normal(0, 1, (PATIENTS, 20))
+    features[:, :3] += 0.7 * mutated[:, None]
+    return features, np.where(mutated, "true", "false"), site, np.where(rng.random(PATIENTS) < 0.4, "true", "false")
+
+
+@pytest.fixture(scope="module")
+def found():
+    features, mutated, site, idle = labelled()
+    stain = np.random.default_rng(3).normal(0, 1, (PATIENTS, 6))
+    stain[:, 0] += 2.0 * (site == "a")
+    sets, groups = {VECTORS: features, LOOKS: stain}, {"site": site}
+    return {name: decoded(outcome_of(name, values, SETTING), sets, groups, SETTING, reachable_PxF=features[:, :3])
+            for name, values in (("EGFR", mutated), ("idle", idle))}  # fmt: skip
+
+
+def test_what_is_there_is_found_and_what_is_not_is_not(found):
+    there, idle = found["EGFR"], found["idle"]
+    assert there["auroc"][VECTORS]["low"] > 0.6 and there["null"]["p"] <= 1 / 9 + 1e-9
+    assert idle["auroc"][VECTORS]["low"] < 0.5 < idle["auroc"][VECTORS]["high"]
+    for one in found.values():
+        assert abs(one["null"]["mean"] - 0.5) < 3.5 * one["null"]["deviation"] / np.sqrt(8)
+    # three features of one deviation each, 0.7 apart: AUROC is that of a gap of 0.7 * sqrt(3)
+    assert there["auroc"]["reachable"]["value"] == pytest.approx(0.80, abs=0.06)
+    assert 0.5 < there["way"]["of all patients"]["value"] <= 1.1
+
+
+def test_where_a_site_tells_pairs_of_one_site_lead(found):
+    there = found["EGFR"]
+    assert there["auroc"]["site alone"]["low"] > 0.6
+    assert there["lead"]["how"] == "within site" and there["lead"]["confounded"] == ["site"]
+    assert there["lead"]["value"] == there["within"]["site"][VECTORS]["value"]
+    assert there["within"]["site"][LOOKS]["low"] < 0.5 < there["within"]["site"][LOOKS]["high"]  # the site's stain
+    assert there["auroc"][LOOKS]["low"] > 0.55
+    assert there["beside_confounders"]["low"] > 0 and there["above"]["site alone"]["value"] == pytest.approx(
+        there["auroc"][VECTORS]["value"] - there["auroc"]["site alone"]["value"])  # fmt: skip
+    assert found["idle"]["lead"]["how"] == "of all patients"
+
+
+def test_no_one_is_told_by_a_probe_that_saw_them():
+    """Labels that are a function of the patient's number alone are not told."""
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 2, 120)
+    folds = folds_of(label, 5, 3, 0)
+    assert sorted(np.concatenate([fold.test for fold in folds.folds_L]).tolist()) == list(range(120))
+    for fold in folds.folds_L:
+        assert not set(fold.train) & set(fold.test)
+        assert all(not set(some) & set(others) and len(some) + len(others) == len(fold.train)
+                   for some, others in fold.inner)  # fmt: skip
+    features = rng.normal(0, 1, (120, 200))  # more features than patients: each probe fits its own perfectly
+    told = Prepared(features, folds, 0).told(label, 2)
+    assert 0.3 < np.mean(told.log_PxK.argmax(1) == label) < 0.7
+    np.testing.assert_allclose(np.exp(told.log_PxK).sum(1), 1, atol=1e-6)
+
+
+def test_a_probe_is_logistic_regression_of_principal_components(monkeypatch):
+    monkeypatch.setattr("tario_jax.evaluate.patients.probe.COMPONENTS", (3,))
+    monkeypatch.setattr("tario_jax.evaluate.patients.probe.PENALTIES", (0.5,))
+    features, mutated, _, _ = labelled(1)
+    label = (mutated == "true").astype(int)
+    folds = folds_of(label, 3, 2, 0)
+    told = Prepared(features, folds, 0).told(label, 2)
+    train, test, _ = folds.folds_L[1]
+    scaled = (features - features[train].mean(0)) / features[train].std(0)
+    _, _, right = np.linalg.svd(scaled[train], full_matrices=False)
+    place = scaled @ right[:3].T
+    place /= place[train].std(0)
+    expected = LogisticRegression(C=0.5, tol=1e-8).fit(place[train], label[train]).predict_log_proba(place[test])
+    np.testing.assert_allclose(told.log_PxK[test], expected, atol=2e-3)
+    share = np.log(np.bincount(label[train]) / len(train))
+    np.testing.assert_allclose(told.evidence_PxK[test], told.log_PxK[test] - share)
+
+
+def test_calibration_is_measured():
+    """Features that tell the log odds themselves: slope 1, and half as much is told as twice the features say."""
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 1.5, 1500)
+    was = rng.random(1500) < 1 / (1 + np.exp(-odds))
+    told = decoded(outcome_of("x", np.where(was, "yes", "no"), SETTING), {VECTORS: odds[:, None], LOOKS: odds[:, None]},
+                   {}, Setting(folds=4, shuffles=0, bootstraps=10))  # fmt: skip
+    of = told["calibration"]
+    assert of["slope"] == pytest.approx(1.0, abs=0.12) and abs(of["intercept"]) < 0.15 and of["error"] < 0.04
+    assert of["brier"] < 0.85 * of["brier_of_shares"] and told["null"] is None
+    assert list(told["classes"]) == ["no", "yes"]
+
+
+def test_small_classes_are_left_out_and_named():
+    values = np.array(["a"] * 20 + ["b"] * 20 + ["c"] * 3 + [""] * 5 + ["unknown"])
+    found = outcome_of("grade", values, SETTING)
+    assert found.classes == ("a", "b") and found.left_out == {"": 6, "c": 3} and len(found.index_n) == 40
+    refused(lambda: outcome_of("grade", values[:25], SETTING), "grade", "two classes of at least 8", "a: 20, b: 5")
+    assert outcome_of("x", np.array(["true"] * 10 + ["false"] * 10), SETTING).classes == ("false", "true")
+
+
+@pytest.fixture(scope="module")
+def store_and_corpus(tmp_path_factory, tiny_corpus):
+    rng = np.random.default_rng(0)
+    rows = [made_row(patient, rng.normal(5, 1, GENES), seen=patient in "AB", log_expression=rng.normal(0, 1, GENES))
+            for patient in "ABCDEF"]  # fmt: skip
+    store = made_store(tmp_path_factory.mktemp("probed") / "x.embeddings", tuple(f"GENE{k}" for k in range(GENES)), rows)
+    return store, tiny_corpus
+
+
+def test_training_patients_are_left_out_and_alone_refused(store_and_corpus):
+    store, corpus = store_and_corpus
+    said: list[str] = []
+    with pytest.raises(InputError, match="two classes"):  # of the four that are left
+        probe_job(store, corpus, Asked(("cohort",), confounders=()), SETTING, said.append)
+    assert said == ["probe: 2 patients that the model saw in training are left out"]
+    trained = Corpus(corpus.root, corpus.panel, corpus.kind, corpus.seal,
+                     tuple(row for row in corpus.patients if row["patient"] in "AB"), corpus.sections)  # fmt: skip
+    refused(lambda: probe_job(store, trained, Asked(("cohort",), confounders=()), SETTING, str),
+            "saw all 2 of these patients in training", "--allow-seen")  # fmt: skip
+    with pytest.raises(InputError, match="two classes"):
+        probe_job(store, trained, Asked(("cohort",), confounders=(), allow_seen=True), SETTING, said.append)
+    assert "no figure here holds for new patients" in said[-1]
+
+
+def test_mistakes_are_one_line(store_and_corpus, capsys):
+    store, corpus = store_and_corpus
+    start = ["probe", str(store.folder), f"--corpus={corpus.root}"]
+    for words, answer in ((["--columns=nothing"], "column 'nothing'"), (["--columns=cohort", "--folds=1"], "2 folds"),
+                          (["--columns=cohort", "--vectors=x", "--confounders="], "--vectors=x"),
+                          (["--columns=cohort", "--cohorts=Q"], "--cohorts=Q"),
+                          (["--columns=cohort", "--pairs=A"], "KRAS+STK11")):  # fmt: skip
+        with pytest.raises(SystemExit) if "--pairs=A" in words else contextlib.nullcontext():
+            assert main([*start, *words]) == 2
+        told = capsys.readouterr().err
+        assert answer in told and told.count("\n") == 1, told
+
+
+def test_a_report_holds_all_of_it(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    """Through the command: pages, tables and figures; the figures of the table are those of the JSON."""
+    features, mutated, site, idle = labelled()
+    rows = [made_row(f"P{at:03d}", 5 + 0.1 * of[:GENES], log_expression=of[:GENES], state=of[GENES:20])
+            for at, of in enumerate(features)]  # fmt: skip
+    store = made_store(tmp_path / "x.embeddings", tuple(f"GENE{k}" for k in range(GENES)), rows)
+    patients = tuple({"patient": f"P{at:03d}", "cohort": "LUAD", "site": site[at], "EGFR": mutated[at], "KRAS": idle[at]}
+                     for at in range(PATIENTS))  # fmt: skip
+    corpus = Corpus(store.folder, store.panel, "virtual", "", patients, ())
+    monkeypatch.setattr(Corpus, "open", lambda place: corpus)
+    out = tmp_path / "probe"
+    assert main(["probe", str(store.folder), "--corpus=x", "--columns=EGFR,KRAS", "--folds=3", "--shuffles=3",
+                 "--bootstraps=50", "--pairs=EGFR+KRAS", f"--out={out}"]) == 0  # fmt: skip
+    text = capsys.readouterr().out
+    told = json.loads((out / "probe.json").read_text())
+    egfr = told["outcomes"][0]
+    assert f"{egfr['lead']['value']:.3f}" in text and "within site" in text
+    page = (out / "probe.html").read_text()
+    assert "Virtual patients" in page and "data:image/png" in page and f"{egfr['lead']['value']:.3f}" in page
+    for name in ("aurocs.png", "calibration.png", "structure.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+    lines = (out / "told.tsv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 2 * PATIENTS
+    assert told["structure"]["mutations"] == ["EGFR", "KRAS"] and told["structure"]["two_against_one"][0]["found"]
