@@ -14,7 +14,7 @@ COHORTS = ("all", "BRCA", "LUAD")
 
 
 def write_made_maps(folder: Path, *, slide_px: tuple[int, int] | None = None, place: Path | None = None,
-                    more: tuple[str, ...] = ()) -> MapStore:  # fmt: skip
+                    more: tuple[str, ...] = (), section: str = "made") -> MapStore:  # fmt: skip
     """Epithelium to the left, fibroblasts to the right; validated: EPCAM and COL1A1 in all, DCN in LUAD alone."""
     panel, rng = Panel(SYMBOLS), np.random.default_rng(0)
     row_N, column_N = np.divmod(np.arange(ROWS * COLUMNS), COLUMNS)
@@ -28,7 +28,7 @@ def write_made_maps(folder: Path, *, slide_px: tuple[int, int] | None = None, pl
     for run in range(len(slots)):
         writer.write(run, {name: rates[slots.run(run)[0]] for name in ("rates", *more)})
     size_px = list(slide_px or (int(number * BIN_UM / 0.5) for number in (COLUMNS, ROWS)))
-    about = {"section": "made", "place": {"slide": str(place or "/none")}, "slide_px": size_px, "he_um_per_px": 0.5,
+    about = {"section": section, "place": {"slide": str(place or "/none")}, "slide_px": size_px, "he_um_per_px": 0.5,
              "panel_hash": panel.hash, "trained_on": "virtual", "tissue": "virtual", "banner": "", "warnings": [],
              "unit": "expected detections per bin", "decoding": "one-shot", "bin_um": BIN_UM, "checkpoint": "none",
              "model": "made"}  # fmt: skip

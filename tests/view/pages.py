@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +11,19 @@ from find_chromium import chromium
 
 from tario_jax.serve.server import bind
 from tario_jax.view.app import make_app
+from tario_jax.view.patients import PatientMap
 from tario_jax.view.shown import Shown
 
 SIZE = {"width": 1280, "height": 800}
 
 
 @contextlib.contextmanager
-def served(folders: list[Path]) -> Iterator[str]:
+def served(folders: list[Path], patients: Callable[[list[Shown]], PatientMap] | None = None) -> Iterator[str]:
     """The address of the page."""
     stack = contextlib.ExitStack()
     slides = [Shown(folder, {}, lambda store: [], stack, str) for folder in folders]
     bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(slides, stack, ("127.0.0.1",)), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(make_app(slides, stack, ("127.0.0.1",), patients and patients(slides)), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

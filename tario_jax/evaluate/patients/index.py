@@ -259,10 +259,20 @@ def _write(index: PatientIndex) -> None:
              column=index.column_P, parts=np.array(index.parts), bytes=index.bytes_of_parts,
              blocks=np.array(index.blocks), own=index.own_R,
              **{f"moments_{name}": values for name, values in vars(index.moments).items()})  # fmt: skip
+    kept = {*index.blocks, *_blocks(index.folder)}  # those of before may be read by another process: until the next time
     write_whole(index.folder / "patients.npz", memory.getvalue())
     for path in index.folder.glob("levels-*.npy"):
-        if path.name not in index.blocks:
+        if path.name not in kept:
             path.unlink(missing_ok=True)
+
+
+def _blocks(folder: Path) -> list[str]:
+    """Files that patients.npz names."""
+    try:
+        with np.load(io.BytesIO((folder / "patients.npz").read_bytes())) as held:
+            return held["blocks"].tolist()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return []
 
 
 def _read(folder: Path, store: EmbeddingStore) -> PatientIndex | None:

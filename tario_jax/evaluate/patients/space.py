@@ -70,7 +70,10 @@ class Space:
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a gene that none of them has
             mean_G = np.nanmean(patients.expression_PxG.astype(np.float64), 0)
-        mean_G = np.where(np.isfinite(mean_G), mean_G, 0.0).astype(np.float32)
+        mean_G = np.where(np.isfinite(mean_G), mean_G, 0.0)
+        # what is the mean of these patients is not that of the reference: they lie where they lie as predicted
+        beside_G = np.nan_to_num(same.expression_PxG.astype(np.float64).mean(0) - self.mean_KxG[0], nan=0.0)
+        mean_G = (mean_G - np.where(self.mean_KxG[0] != 0, beside_G, 0.0)).astype(np.float32)
         identity = np.eye(len(self.component_CxG), dtype=np.float32)
         known = dataclasses.replace(self, kinds=(*self.kinds, kind), mean_KxG=np.stack([*self.mean_KxG, mean_G]),
                                     turn_KxCxC=np.stack([*self.turn_KxCxC, identity]))  # fmt: skip

@@ -27,7 +27,7 @@ def made_row(patient: str, expression_G, *, cohort: str = "LUAD", section: str =
                     full(acquisition, len(ACQUISITION)))  # fmt: skip
 
 
-def made_store(folder: Path, symbols: tuple[str, ...], rows: list[Embedded]) -> EmbeddingStore:
-    store = EmbeddingStore.begun(folder, Panel(symbols), ABOUT)
+def made_store(folder: Path, symbols: tuple[str, ...], rows: list[Embedded], **about: str) -> EmbeddingStore:
+    store = EmbeddingStore.begun(folder, Panel(symbols), ABOUT | about)
     store.add(rows)
     return store
