@@ -30,7 +30,7 @@ def names(text: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.patients.atlas_job import atlas_job, summary
+    from tario_jax.evaluate.patients.atlas_job import atlas_job, summary, unlike_text
     from tario_jax.evaluate.patients.store import EmbeddingStore
 
     corpora = [Corpus.open(place) for place in options.corpus]
@@ -38,5 +38,5 @@ def run(options: argparse.Namespace) -> int:
                        fit_again=options.fit_again, components=options.components, say=say)  # fmt: skip
     told = [summary(result), *(f"{name:<16} {value:+.3f} (adjusted Rand index of clusters with it)"
                                for name, value in result["agreement"].items()),
-            str(options.out / "atlas.html")]  # fmt: skip
+            *([unlike_text(result)] if "unlike" in result else []), str(options.out / "atlas.html")]  # fmt: skip
     return finish(options, "\n".join(told), result)

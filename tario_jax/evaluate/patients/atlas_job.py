@@ -15,6 +15,7 @@ from tario_jax.evaluate.patients.atlas import agreement, atlas_of
 from tario_jax.evaluate.patients.index import PatientIndex, index_of
 from tario_jax.evaluate.patients.patient_figures import draw_map
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.evaluate.tables import plain
 from tario_jax.train.whole_file import write_whole
@@ -51,8 +52,16 @@ def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequenc
     atlas = atlas_of(index, fit_again=fit_again, say=say)
     say(f"atlas: {len(names)} patients are placed on it")
     xy_Px2, cluster_P = atlas.placed(index.place_PxC), atlas.cluster(index.place_PxC)
+    unlike = unlike_of(index)
     shown = {"cluster": np.array([f"{k + 1}" for k in cluster_P])} | table_P
     out.mkdir(parents=True, exist_ok=True)
+    if unlike is not None:
+        of_predicted = index.kind_P == PREDICTED
+        odd = {"tissue": of_predicted & unlike.tissue.unlike(index.place_PxC),
+               "scanner": of_predicted & unlike.scanner.unlike(index.acquisition_PxA)}  # fmt: skip
+        told = np.select([odd["tissue"] & odd["scanner"], odd["tissue"], odd["scanner"]],
+                         ["both", "tissue", "scanner"], "like")  # fmt: skip
+        shown["unlike training"] = np.where(of_predicted, told, "")
     write_whole(out / "patients.tsv", _lines(index, xy_Px2, shown))
     own = {name: values[predicted] for name, values in shown.items()}
     drawn = [
@@ -70,6 +79,14 @@ def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequenc
                       if name != "cluster" and len(set(values.tolist()) - {""}) > 1},
         "by_cluster": _by_cluster(cluster_P[predicted], own, len(atlas.centre_KxC)),
     }  # fmt: skip
+    if unlike is not None:
+        held = predicted[~index.seen_P[predicted]]
+        result["unlike"] = {
+            "reference": unlike.patients, "others": len(held),
+            **{name: int(mine[held].sum()) for name, mine in odd.items()},
+            "by_column": {name: _shares(values[held], {of: mine[held] for of, mine in odd.items()})
+                          for name, values in table_P.items() if name in ("cohort", "diagnosis", "scanner", "site")},
+        }  # fmt: skip
     write_whole(out / "atlas.json", json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
     parts = [notices([_VIRTUAL] if store.about["trained_on"] == "virtual" else []),
              f"<p class=note>{html.escape(summary(result))}</p>", *(picture(one) for one in drawn),
@@ -79,6 +96,12 @@ def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequenc
              "<h2>Agreement of clusters with columns</h2>",
              table(["column", "adjusted Rand index"],
                    [[name, f"{value:.3f}"] for name, value in result["agreement"].items()])]  # fmt: skip
+    if unlike is not None:
+        parts += ["<h2>Unlike the patients of training</h2>", f"<p class=note>{html.escape(unlike_text(result))}</p>"]
+        parts += [table([name, "patients", "tissue unlike", "scanner unlike"],
+                        [[value, f"{one['patients']:,}", f"{one['tissue']:.0%}", f"{one['scanner']:.0%}"]
+                         for value, one in shares.items()])
+                  for name, shares in result["unlike"]["by_column"].items()]  # fmt: skip
     write_whole(out / "atlas.html", whole_page(f"Patients of {store.about['model']}", parts))
     return result
 
@@ -89,6 +112,19 @@ def summary(result: dict[str, Any]) -> str:
             f"{result['components']} principal components of log expression; {result['clusters']} clusters (k-means, "
             "their number by the silhouette). Who is near whom holds on a map of t-SNE, how far apart groups lie "
             "does not.")  # fmt: skip
+
+
+def unlike_text(result: dict[str, Any]) -> str:
+    of = result["unlike"]
+    return (f"Of {of['others']:,} patients that the model did not see, {of['tissue']:,} have tissue, and {of['scanner']:,} "
+            f"an image, that is unlike those of the {of['reference']:,} it was trained on (beyond 99 and 96 % of "
+            "them).")  # fmt: skip
+
+
+def _shares(value_P: np.ndarray, odd: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    return {str(value): {"patients": int((value_P == value).sum()),
+                         **{name: float(mine[value_P == value].mean()) for name, mine in odd.items()}}
+            for value in sorted(set(value_P.tolist()) - {""})}  # fmt: skip
 
 
 def _named_axes(index: PatientIndex) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from tario_jax.evaluate.patients.neighbours import (
     query_of_slide,
 )
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 from tario_jax.predict.signatures import Signature
 
@@ -71,6 +72,8 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
         "trained_on": store.about["trained_on"], "model": store.about["model"], "banner": query.banner,
         "note": NO_ADVICE,
     }  # fmt: skip
+    if (unlike := unlike_of(index)) is not None and query.kind == PREDICTED:
+        result["unlike"] = unlike.told(query.place_C, query.acquisition_A) | {"patients": unlike.patients}
     if names:
         result |= _outcomes(index, corpora, query, found, asked, names, symbols)
     if asked.why:
@@ -123,6 +126,7 @@ def text_of(result: dict[str, Any]) -> str:
     lines += filter(None, [result["banner"]])
     lines.append(f"{result['unusual']:.0%} of the patients are nearer to their own nearest than {result['query']} is "
                  "to its")  # fmt: skip
+    lines += unlike_lines(result)
     lines += [standing_text(one, result["cohort"]) for one in result["standings"]]
     for name, shares in result.get("outcomes", {}).items():
         lines += [f"{name} {one['value']}: {share_text(one)}, p {one['p']:.2g}" for one in shares if one["of"]]
@@ -135,6 +139,20 @@ def text_of(result: dict[str, Any]) -> str:
         lines.append(f"alike: {one['section']} at {one['corner_um']} µm and {one['other_section']} at "
                      f"{one['other_corner_um']} µm, distance {one['distance']}")  # fmt: skip
     return "\n".join([*lines, result["note"]])
+
+
+def unlike_lines(result: dict[str, Any]) -> list[str]:
+    """Whether the model knows such patients at all."""
+    if "unlike" not in result:
+        return []
+    found = []
+    for name in ("tissue", "scanner"):
+        if (one := result["unlike"].get(name)) is not None:
+            how = "unlike" if one["unlike"] else "like"
+            found.append(f"its {name} is {how} those of the {result['unlike']['patients']} patients that the model was "
+                         f"trained on: distance {one['distance']:.1f}, limit {one['limit']:.1f}"
+                         + (f", {one['nearest']} nearest" if one["nearest"] else ""))  # fmt: skip
+    return found
 
 
 def standing_text(one: dict[str, Any], cohort: str) -> str:

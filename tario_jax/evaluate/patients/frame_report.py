@@ -8,7 +8,7 @@ import numpy as np
 
 from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.patients.atlas import atlas_of
-from tario_jax.evaluate.patients.frame_job import share_text
+from tario_jax.evaluate.patients.frame_job import share_text, unlike_lines
 from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.neighbours import Query
 from tario_jax.evaluate.patients.patient_figures import draw_map
@@ -29,8 +29,9 @@ def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str,
     drawn = draw_map(path.with_suffix(".png"), xy_Px2, {name: values[predicted] for name, values in columns.items()},
                      axes=("t-SNE 1", "t-SNE 2"), marked={query.name: own},
                      caption=f"{query.name} among {len(predicted):,} patients of the reference.")  # fmt: skip
+    odd = [line for line in unlike_lines(result) if " is unlike " in line]
     texts = [result["note"], *([_VIRTUAL] if result["trained_on"] == "virtual" else []),
-             *filter(None, [result["banner"]])]  # fmt: skip
+             *filter(None, [result["banner"]]), *(f"{line}; what is said here may mean little." for line in odd)]
     heads = list(result["neighbours"][0])
     cohort = result["cohort"] + ("" if result["cohort_known"] else ", as most of its neighbours")
     parts = [

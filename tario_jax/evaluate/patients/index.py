@@ -31,7 +31,7 @@ COMPONENTS = 50
 REFERENCE = 4000  # patients that a space is fitted on, at most
 FORMAT_VERSION = 1
 _BLOCK = 1024  # patients that are read at once, and whose levels are one file
-_READ = ("expression",)
+_READ = ("expression", "acquisition")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class PatientIndex:
     cohort_P: np.ndarray
     seen_P: np.ndarray
     place_PxC: np.ndarray  # float32
+    acquisition_PxA: np.ndarray  # of the H&E; NaN for what was measured
     part_P: np.ndarray  # str: numbers of the files of rows, with commas
     block_P: np.ndarray  # number of the file of levels, and the column there
     column_P: np.ndarray
@@ -184,8 +185,8 @@ def _pooled(store: EmbeddingStore, where: dict, names: Sequence[str], kind: str)
 def _with(folder: Path, store: EmbeddingStore, space: Space, held: PatientIndex | None, where: dict,
           fresh: list[tuple[str, str]], parts: dict[str, int], say: Callable[[str], None]) -> PatientIndex:  # fmt: skip
     numbers = {name: number for number, name in enumerate(parts)}
-    columns: dict[str, list] = {name: [] for name in ("name", "kind", "cohort", "seen", "place", "part", "block",
-                                                      "column")}  # fmt: skip
+    columns: dict[str, list] = {name: [] for name in ("name", "kind", "cohort", "seen", "place", "acquisition",
+                                                      "part", "block", "column")}  # fmt: skip
     blocks: list[str] = []
     again = set(fresh)
     if held is not None and any(entry in again for entry in
@@ -197,7 +198,8 @@ def _with(folder: Path, store: EmbeddingStore, space: Space, held: PatientIndex 
         blocks += held.blocks
         part = [",".join(str(numbers[held.parts[int(at)]]) for at in of.split(",")) for of in held.part_P]
         for name, values in (("name", held.name_P), ("kind", held.kind_P), ("cohort", held.cohort_P),
-                             ("seen", held.seen_P), ("place", held.place_PxC), ("block", held.block_P),
+                             ("seen", held.seen_P), ("place", held.place_PxC),
+                             ("acquisition", held.acquisition_PxA), ("block", held.block_P),
                              ("column", held.column_P)):  # fmt: skip
             columns[name].append(values)
         columns["part"].append(np.array(part, str))
@@ -214,6 +216,7 @@ def _with(folder: Path, store: EmbeddingStore, space: Space, held: PatientIndex 
             for name, values in (("name", patients.name_P), ("kind", np.full(number, kind)),
                                  ("cohort", patients.cohort_P), ("seen", patients.seen_P),
                                  ("place", space.placed(kind, patients.expression_PxG)),
+                                 ("acquisition", patients.acquisition_PxA),
                                  ("block", np.full(number, len(blocks) - 1)), ("column", np.arange(number))):  # fmt: skip
                 columns[name].append(values)
             of_name = {name: ",".join(str(numbers[part]) for part in where[name, kind]) for name in names}
@@ -226,7 +229,7 @@ def _with(folder: Path, store: EmbeddingStore, space: Space, held: PatientIndex 
     own_R = np.sort(nearest_of_each(values["place"][predicted], np.searchsorted(predicted, sample)))
     index = PatientIndex(
         folder, space, values["name"], values["kind"], values["cohort"], values["seen"], values["place"],
-        values["part"], values["block"], values["column"], tuple(parts), np.array(list(parts.values()), np.int64),
+        values["acquisition"], values["part"], values["block"], values["column"], tuple(parts), np.array(list(parts.values()), np.int64),
         tuple(blocks), own_R, moments,
     )  # fmt: skip
     _write(index)
@@ -255,7 +258,8 @@ def _write_levels(folder: Path, level_PxG: np.ndarray) -> str:
 def _write(index: PatientIndex) -> None:
     memory = io.BytesIO()
     np.savez(memory, version=FORMAT_VERSION, space=index.space.identity, name=index.name_P, kind=index.kind_P,
-             cohort=index.cohort_P, seen=index.seen_P, place=index.place_PxC, part=index.part_P, block=index.block_P,
+             cohort=index.cohort_P, seen=index.seen_P, place=index.place_PxC,
+             acquisition=index.acquisition_PxA, part=index.part_P, block=index.block_P,
              column=index.column_P, parts=np.array(index.parts), bytes=index.bytes_of_parts,
              blocks=np.array(index.blocks), own=index.own_R,
              **{f"moments_{name}": values for name, values in vars(index.moments).items()})  # fmt: skip
@@ -284,7 +288,8 @@ def _read(folder: Path, store: EmbeddingStore) -> PatientIndex | None:
                 return None
             blocks = tuple(held["blocks"].tolist())
             found = PatientIndex(
-                folder, space, held["name"], held["kind"], held["cohort"], held["seen"], held["place"], held["part"],
+                folder, space, held["name"], held["kind"], held["cohort"], held["seen"], held["place"],
+                held["acquisition"], held["part"],
                 held["block"], held["column"], tuple(held["parts"].tolist()), held["bytes"], blocks, held["own"],
                 Moments(*(held[f"moments_{field.name}"] for field in dataclasses.fields(Moments))),
             )  # fmt: skip

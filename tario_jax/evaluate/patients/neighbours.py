@@ -31,6 +31,7 @@ class Query:
     cohort: str = ""  # "": not known
     banner: str = ""  # of a slide's maps
     entry: int | None = None  # of the index, if it is one of its patients
+    acquisition_A: np.ndarray | None = None  # of its H&E, where it is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def query_of_patient(store: EmbeddingStore, index: PatientIndex, patient: str, k
         known = ", ".join(sorted(index.name_P[index.of_kind(kind)].tolist())[:5]) or "none"
         raise InputError(f"{store.folder}: has no {kind} section of patient {patient!r}; it has {known}, …")
     return Query(patient, kind, index.place_PxC[entry], lambda: index.level_G(entry), str(index.cohort_P[entry]),
-                 entry=entry)  # fmt: skip
+                 entry=entry, acquisition_A=index.acquisition_PxA[entry])  # fmt: skip
 
 
 def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Query:

@@ -1,85 +1,144 @@
-"""Patients unlike those that a model was trained on: in what their tissue is, and in how it was scanned.
+"""Patients unlike those that a model was trained on: in what is predicted of their tissue, and in how it was scanned.
 
-A reference of patients with known classes (diagnosis, or scanner) is described by the mean of each class and one
-covariance within classes; a patient's distance is that of Mahalanobis to the nearest class (Lee et al., NeurIPS 2018,
-arXiv 1807.03888), the covariance shrunk (Ledoit & Wolf, J. Multivar. Anal. 88:365, 2004). The limit is what the stated
-share of the reference stays under, each patient measured without itself.
+A reference of patients is described by the mean of each class and one covariance within classes; a patient's distance is
+that of Mahalanobis to the nearest class (Lee et al., NeurIPS 2018, arXiv 1807.03888), the covariance shrunk (Ledoit &
+Wolf, J. Multivar. Anal. 88:365, 2004). Tissue is a place in the space, its classes the cohorts; scanning is what lens,
+camera and file format left in the H&E, without classes. A limit is what a stated share of the reference stays under,
+each patient measured without itself: of the tissue 99 %, of the scanner 96 %, so that 5 % at most lie beyond either.
 
-Axes: P patients, F features, C components, K classes.
+Axes: P patients, F features, K classes.
 """
 
 import dataclasses
+import io
+import zipfile
 
 import numpy as np
 
 from tario_jax.config import InputError
+from tario_jax.evaluate.patients.index import PatientIndex
+from tario_jax.evaluate.patients.vectors import PREDICTED
+from tario_jax.train.whole_file import write_whole
 
-TOLD = 0.975  # of the reference lie within the limit; two such limits leave 5 % at most
-COMPONENTS = 24
-_LEAST = 4  # patients of a class that has a mean of its own
+WITHIN = {"tissue": 0.99, "scanner": 0.96}  # share of the reference within each limit
+LEAST = 40  # patients of a reference
+_LEAST_OF_CLASS = 4
 _FOLDS = 10
+_MOST = 4000
+FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """Made by `described`."""
 
-    middle_F: np.ndarray
-    scale_F: np.ndarray
-    component_CxF: np.ndarray
-    class_K: tuple[str, ...]
-    mean_KxC: np.ndarray
-    root_CxC: np.ndarray  # places times this have unit covariance within classes
+    class_K: np.ndarray  # str
+    mean_KxF: np.ndarray
+    root_FxF: np.ndarray  # features times this have unit covariance within classes
     limit: float
 
     def distance(self, features_PxF: np.ndarray) -> np.ndarray:
         """To the nearest class, float64 [P]."""
         return self._to_each(features_PxF).min(1)
 
-    def nearest(self, features_PxF: np.ndarray) -> list[str]:
-        return [self.class_K[k] for k in self._to_each(features_PxF).argmin(1)]
+    def nearest(self, features_PxF: np.ndarray) -> np.ndarray:
+        """Name of the nearest class, str [P]."""
+        return self.class_K[self._to_each(features_PxF).argmin(1)]
 
     def unlike(self, features_PxF: np.ndarray) -> np.ndarray:
-        """bool [P]."""
+        """bool [P]; not where features are not known."""
         return self.distance(features_PxF) > self.limit
 
     def _to_each(self, features_PxF: np.ndarray) -> np.ndarray:
-        place_PxC = ((features_PxF - self.middle_F) / self.scale_F) @ self.component_CxF.T
-        gap_PxKxC = (place_PxC[:, None] - self.mean_KxC[None]) @ self.root_CxC
-        return np.sqrt((gap_PxKxC**2).sum(2))
+        gap_KxPxF = (np.asarray(features_PxF, np.float64)[None] - self.mean_KxF[:, None]) @ self.root_FxF
+        return np.sqrt((gap_KxPxF**2).sum(2)).T
 
 
-def described(features_PxF: np.ndarray, class_P: np.ndarray, *, components: int = COMPONENTS, told: float = TOLD,
-              seed: int = 0) -> Reference:  # fmt: skip
+def described(features_PxF: np.ndarray, class_P: np.ndarray, *, within: float, seed: int = 0) -> Reference:
     """class: str [P]; classes of fewer than four patients have no mean of their own. Raises `InputError` for fewer than
-    forty patients."""
+    LEAST patients."""
     features_PxF = np.asarray(features_PxF, np.float64)
-    if len(features_PxF) < 40:
-        raise InputError(f"a reference of {len(features_PxF)} patients; expected at least 40, to tell who is unlike them")
+    if len(features_PxF) < LEAST:
+        raise InputError(f"a reference of {len(features_PxF)} patients; expected at least {LEAST}, to tell who is "
+                         "unlike them")  # fmt: skip
     fold_P = np.random.default_rng(seed).permutation(len(features_PxF)) % _FOLDS
     distance_P = np.concatenate([
-        _fitted(features_PxF[fold_P != fold], class_P[fold_P != fold], components).distance(features_PxF[fold_P == fold])
+        _fitted(features_PxF[fold_P != fold], class_P[fold_P != fold]).distance(features_PxF[fold_P == fold])
         for fold in range(_FOLDS)
     ])  # fmt: skip
-    whole = _fitted(features_PxF, class_P, components)
-    return dataclasses.replace(whole, limit=float(np.quantile(distance_P, told)))
+    whole = _fitted(features_PxF, class_P)
+    return dataclasses.replace(whole, limit=float(np.quantile(distance_P, within)))
 
 
-def _fitted(features_PxF: np.ndarray, class_P: np.ndarray, components: int) -> Reference:
+def _fitted(features_PxF: np.ndarray, class_P: np.ndarray) -> Reference:
     from sklearn.covariance import LedoitWolf
-    from sklearn.decomposition import PCA
 
-    middle_F, scale_F = features_PxF.mean(0), np.maximum(features_PxF.std(0), 1e-9)
-    scaled_PxF = (features_PxF - middle_F) / scale_F
-    number = min(components, scaled_PxF.shape[1], len(scaled_PxF) - 1)
-    found = PCA(number, svd_solver="full").fit(scaled_PxF)
-    place_PxC = scaled_PxF @ found.components_.T
     names, counts = np.unique(class_P, return_counts=True)
-    kept = [str(name) for name, count in zip(names, counts, strict=True) if count >= _LEAST] or [""]
-    members = [class_P == name if name else np.ones(len(class_P), bool) for name in kept]
-    mean_KxC = np.stack([place_PxC[mine].mean(0) for mine in members])
-    within = np.concatenate([place_PxC[mine] - mean for mine, mean in zip(members, mean_KxC, strict=True)])
-    covariance = LedoitWolf(assume_centered=True).fit(within).covariance_
-    values, vectors = np.linalg.eigh(covariance)
-    root_CxC = vectors / np.sqrt(np.maximum(values, 1e-12))
-    return Reference(middle_F, scale_F, found.components_, tuple(kept), mean_KxC, root_CxC, np.inf)
+    kept = [name for name, count in zip(names, counts, strict=True) if count >= _LEAST_OF_CLASS]
+    members = [class_P == name for name in kept] or [np.ones(len(class_P), bool)]
+    mean_KxF = np.stack([features_PxF[mine].mean(0) for mine in members])
+    within = np.concatenate([features_PxF[mine] - mean for mine, mean in zip(members, mean_KxF, strict=True)])
+    scale_F = np.maximum(within.std(0), 1e-9)  # shrinking is towards the same variance of all features
+    values, vectors = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(within / scale_F).covariance_)
+    root_FxF = vectors / np.sqrt(np.maximum(values, 1e-12)) / scale_F[:, None]
+    return Reference(np.array(kept or [""]), mean_KxF, root_FxF, np.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlike:
+    """Both references of an index. Made by `unlike_of`."""
+
+    space: str
+    patients: int
+    tissue: Reference
+    scanner: Reference
+
+    def told(self, place_C: np.ndarray, acquisition_A: np.ndarray | None) -> dict[str, dict[str, object]]:
+        """Of one patient; scanner is missing where its H&E is not known."""
+        found = {"tissue": _one(self.tissue, place_C)}
+        if acquisition_A is not None and np.isfinite(acquisition_A).all():
+            found["scanner"] = _one(self.scanner, acquisition_A)
+        return found
+
+
+def _one(reference: Reference, features_F: np.ndarray) -> dict[str, object]:
+    distance = float(reference.distance(features_F[None])[0])
+    return {"distance": distance, "limit": reference.limit, "unlike": distance > reference.limit,
+            "nearest": str(reference.nearest(features_F[None])[0])}  # fmt: skip
+
+
+def unlike_of(index: PatientIndex) -> Unlike | None:
+    """Of the patients that the model was trained on, as far as they are in the index; kept beside it. None where they
+    are fewer than LEAST: embed the run's own corpus to have them."""
+    path = index.folder / "unlike.npz"
+    held = _read(path)
+    if held is not None and held.space == index.space.identity:
+        return held
+    trained = np.flatnonzero((index.kind_P == PREDICTED) & index.seen_P)
+    trained = trained[np.argsort(index.name_P[trained], kind="stable")]
+    if len(trained) < LEAST:
+        return None
+    trained = trained[np.linspace(0, len(trained) - 1, min(_MOST, len(trained))).round().astype(int)]
+    found = Unlike(
+        index.space.identity, len(trained),
+        described(index.place_PxC[trained], index.cohort_P[trained], within=WITHIN["tissue"]),
+        described(index.acquisition_PxA[trained], np.full(len(trained), ""), within=WITHIN["scanner"]),
+    )  # fmt: skip
+    memory = io.BytesIO()
+    parts = {f"{name}_{field}": values for name, one in (("tissue", found.tissue), ("scanner", found.scanner))
+             for field, values in vars(one).items()}  # fmt: skip
+    np.savez(memory, version=FORMAT_VERSION, space=found.space, patients=found.patients, **parts)
+    write_whole(path, memory.getvalue())
+    return found
+
+
+def _read(path) -> Unlike | None:
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as held:
+            if int(held["version"]) != FORMAT_VERSION:
+                return None
+            tissue, scanner = (Reference(*(held[f"{name}_{field}"] for field in ("class_K", "mean_KxF", "root_FxF")),
+                                         float(held[f"{name}_limit"])) for name in ("tissue", "scanner"))  # fmt: skip
+            return Unlike(str(held["space"]), int(held["patients"]), tissue, scanner)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
