@@ -17,6 +17,7 @@ def made_row(patient: str, expression_G, *, cohort: str = "LUAD", section: str =
              kind: str = PREDICTED, seen: bool = False, bins: int = 10, detections: float = 100.0, log_expression=None,
              state=(0.0, 0.0), texture=None, acquisition=None) -> Embedded:  # fmt: skip
     """Zeros where nothing is said."""
+
     def full(values, size):
         return np.zeros(size, np.float32) if values is None else np.asarray(values, np.float32)
 

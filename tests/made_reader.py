@@ -38,7 +38,7 @@ def data_of(predictor: Predictor, **fields) -> DataConfig:
 
 def says_everywhere(like: Predictor, per_um2: float, share_G: np.ndarray) -> Predictor:
     """A model that says the same of every place: so many detections per µm², in these shares, up to a factor."""
-    parameters, calibration = jax.device_get((like._parameters, like._calibration))
+    parameters, calibration = jax.device_get((like.parameters, like.calibration))
     parameters = jax.tree.map(np.zeros_like, parameters)
     parameters["gene_bias"][: len(PANEL)] = np.log(share_G)
     parameters["gene_bias"][len(PANEL) :] = -30.0

@@ -21,7 +21,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a page, figures and tables")
     parser.add_argument("--components", type=at_least_one, default=50, metavar="N", help="of a new space, at most (50)")
     parser.add_argument("--fit-again", action="store_true",
-                        help="a new space and a new map; else patients that came since are placed on the old")  # fmt: skip
+                        help="a new space and map; else patients that came since are placed on the old")  # fmt: skip
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ EXAMPLES = """
     tario probe runs/quickstart.embeddings --corpus=runs/quickstart/corpus --columns=cohort,diagnosis
     tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=EGFR,KRAS,STK11,response --reachable --out=nsclc.probe
     tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=KRAS,STK11 --pairs=KRAS+STK11 --out=nsclc.probe
+    tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=response --fine-tune=runs/patients
     tario probe lung.embeddings --corpus=corpora/lung --columns=EGFR --confounders=cohort,site,scanner --vectors=state
 """
 GROUPS_READ = ()
@@ -22,7 +23,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", required=True, metavar="PLACE", help="whose table of patients has the columns")
     parser.add_argument("--columns", required=True, type=names, metavar="NAME,…", help="what is decoded")
     parser.add_argument("--confounders", type=names, default=("cohort", "site"), metavar="NAME,…",
-                        help="columns that are probed alone, and within whose groups is compared (cohort,site)")  # fmt: skip
+                        help="columns probed alone, and within whose groups is compared (cohort,site)")  # fmt: skip
     parser.add_argument("--cohorts", type=names, default=(), metavar="NAME,…", help="patients of these alone")
     parser.add_argument("--vectors", type=names, metavar="NAME,…",
                         help="expression, log_expression, state, spread (log_expression,state)")  # fmt: skip
@@ -34,6 +35,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="whether patients with both lie elsewhere than those with A alone")  # fmt: skip
     parser.add_argument("--reachable", action="store_true",
                         help="the AUROC that the H&E allows, where the truth is known: virtual patients")  # fmt: skip
+    parser.add_argument("--fine-tune", type=Path, metavar="WORKDIR",
+                        help="the model, tuned on each column fold by fold, beside the probe: hours")  # fmt: skip
+    parser.add_argument("--fine-tune-steps", type=at_least_one, default=200, metavar="N", help="of each fold (200)")
     parser.add_argument("--workers", type=at_least_one, default=2, metavar="N", help="processes of --reachable (2)")
     parser.add_argument("--allow-seen", action="store_true", help="patients of the model's training too")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="a page, tables and figures")
@@ -58,7 +62,14 @@ def run(options: argparse.Namespace) -> int:
                       **({} if options.vectors is None else {"vectors": options.vectors}))  # fmt: skip
     asked = Asked(options.columns, options.confounders, options.cohorts, options.allow_seen, options.reachable,
                   options.pairs, options.workers)  # fmt: skip
-    result = probe_job(EmbeddingStore(options.embeddings), Corpus.open(options.corpus), asked, setting, say)
+    tuning = {}
+    if options.fine_tune is not None:
+        from tario_jax.evaluate.patients.outcome_tuning import Tuning
+        from tario_jax.predict.predictor import load
+
+        tuning = {"predictor": load(options.fine_tune, allow_virtual_model=True),
+                  "tuning": Tuning(options.fine_tune_steps, seed=options.seed)}  # fmt: skip
+    result = probe_job(EmbeddingStore(options.embeddings), Corpus.open(options.corpus), asked, setting, say, **tuning)
     text = table_of(result)
     if options.out is not None:
         from tario_jax.evaluate.patients.probe_report import write_probe_report

@@ -23,6 +23,7 @@ EXAMPLES = """
     tario simulate --out=corpora/small --patients=6 --validation=3 --held-out=3 --section-um=288 --panel=curated
     tario simulate --out=corpora/whole --patients=2545 --validation=64 --held-out=213 --part=3/16
     tario simulate --out=corpora/nsclc --cohorts=LUAD,LUSC --panel=curated --held-out=1000 --held-out-after=213
+    tario simulate --out=corpora/nsclc --cohorts=LUAD,LUSC --held-out=1000 --held-out-after=213 --outcomes=EGFR,KRAS
     tario simulate --out=corpora/lung --cohorts=LUAD,LUSC --regions=core --depth=low --patients=20
 """
 GROUPS_READ = ("source",)
@@ -52,6 +53,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="only every N-th patient from the K-th on: one of N jobs that share --out")  # fmt: skip
     parser.add_argument("--limits", type=at_least_one, metavar="PATIENTS",
                         help="print r(T, X) and r(V, X) by gene class on so many held-out patients")  # fmt: skip
+    parser.add_argument("--outcomes", type=_names, metavar="NAME,…",
+                        help="print the AUROC of these columns that the H&E allows (V): 10 min per 1,000")  # fmt: skip
     parser.add_argument("--workers", type=int, help=f"processes ({defaults.workers})")
 
 
@@ -83,4 +86,14 @@ def run(options: argparse.Namespace) -> int:
     if options.limits:
         limits = limits_of(corpus, options.limits)
         text, described = f"{text}\n\n{limits.table()}", described | limits.to_dict()
+    if options.outcomes:
+        from tario_jax.evaluate.patients.outcomes import Setting
+        from tario_jax.evaluate.patients.probe_job import reachable_aurocs
+
+        aurocs = reachable_aurocs(corpus, options.outcomes, Setting(shuffles=0), workers=source.workers, say=say)
+        text += "\n\nAUROC that the H&E allows (V)\n" + "\n".join(
+            f"{column:<12}" + "   ".join(f"{how} {one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+                                         for how, one in of.items())
+            for column, of in aurocs.items())  # fmt: skip
+        described = described | {"reachable_auroc": aurocs}
     return finish(options, text, described)

@@ -43,17 +43,17 @@ class Predictor:
         self.validation: GeneValidation | None = None  # goes along with every map
         self.panel = provenance.panel
         self.allow_virtual_model = allow_virtual_model
-        self._mesh = _prediction_mesh()
-        self._built = build_of(provenance.config, len(self.panel), provenance.layout.frozen_features)
-        self._shardings = self._built.shardings(self._mesh)
-        self._parameters, self._calibration = jax.device_put((parameters, calibration), self._shardings)
+        self.mesh = _prediction_mesh()
+        self.built = build_of(provenance.config, len(self.panel), provenance.layout.frozen_features)
+        self._shardings = self.built.shardings(self.mesh)
+        self.parameters, self.calibration = jax.device_put((parameters, calibration), self._shardings)
         self._compiled: dict[Callable, Callable] = {}
 
     def of_step(self, parameters, calibration, checkpoint: str) -> "Predictor":
         """Another checkpoint of the same run, predicting with what is compiled already."""
         other = copy.copy(self)
         other.checkpoint, other.validation = checkpoint, None
-        other._parameters, other._calibration = jax.device_put((parameters, calibration), self._shardings)
+        other.parameters, other.calibration = jax.device_put((parameters, calibration), self._shardings)
         return other
 
     @property
@@ -64,7 +64,7 @@ class Predictor:
     @property
     def training_stain(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of the stain densities of training windows, float [3] each."""
-        encoder = self._calibration["he_encoder"]
+        encoder = self.calibration["he_encoder"]
         return np.asarray(encoder["density_mean"], np.float64), np.asarray(encoder["density_scale"], np.float64)
 
     def predict(
@@ -188,10 +188,10 @@ class Predictor:
         if function not in self._compiled:
 
             def of_model(parameters, calibration, *arguments):
-                return function(self._built.merge(parameters, calibration), *arguments)
+                return function(self.built.merge(parameters, calibration), *arguments)
 
-            self._compiled[function] = jax.jit(traced_on(self._mesh, of_model))
-        return self._compiled[function](self._parameters, self._calibration, *arguments)
+            self._compiled[function] = jax.jit(traced_on(self.mesh, of_model))
+        return self._compiled[function](self.parameters, self.calibration, *arguments)
 
     def call_on(self, function: Callable, batch: Batch, *arguments):
         """`function(model, batch, *arguments)`, where the batch lies on the host."""
@@ -199,7 +199,7 @@ class Predictor:
 
     def placed_on_devices(self, batch: Batch) -> Batch:
         """A batch whose rows lie on the devices, as `call` takes it."""
-        return to_devices(batch, self._mesh)
+        return to_devices(batch, self.mesh)
 
     def maps(self, cover: Cover, blend: Blend, tissue: str, *, asked_N: np.ndarray | None = None,
              decoding: str = ONE_SHOT) -> GeneMaps:  # fmt: skip
@@ -226,7 +226,7 @@ class Predictor:
     @property
     def parts(self) -> int:
         """Shares of a batch, one a device."""
-        return int(np.prod([self._mesh.shape[axis] for axis in BATCH_AXES]))
+        return int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def load(path: Path | str, *, allow_virtual_model: bool = False) -> Predictor:

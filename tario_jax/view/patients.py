@@ -1,4 +1,4 @@
-"""All patients of a folder of embeddings on one map, as the page shows them: places, columns, and whose slide is here."""
+"""All patients of a folder of embeddings on one map, as the page shows them: places, columns, whose slide is here."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -104,8 +104,8 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
 
     part: (k, n) makes every n-th patient from the k-th on, as one of n jobs on machines that share `root`; None comes
     back, and no corpus seal, while patients of other parts are missing. held_out_after: no patients but held-out ones,
-    beyond the first so many: a further test set, of which no model has seen anyone. Every section carries the cells that its truth
-    is computed from; nothing that trains reads them.
+    beyond the first so many: a further test set, of which no model has seen anyone. Every section carries the cells
+    that its truth is computed from; nothing that trains reads them.
     """
     settings, root = settings_of(config), Place(root)
     panel = settings.genes.panel

@@ -41,8 +41,8 @@ def one_window(predictor: Predictor, sections: list) -> dict:
     data = predictor.provenance.config.data
     wide = dataclasses.replace(data, window_um=2 * data.window_um)
     config = dataclasses.replace(predictor.provenance.config, data=wide)
-    other = Predictor(dataclasses.replace(predictor.provenance, config=config), predictor._parameters,
-                      predictor._calibration, checkpoint="wide", allow_virtual_model=True)  # fmt: skip
+    other = Predictor(dataclasses.replace(predictor.provenance, config=config), predictor.parameters,
+                      predictor.calibration, checkpoint="wide", allow_virtual_model=True)  # fmt: skip
     found, apart = [], []
     for section in sections:
         with tempfile.TemporaryDirectory() as folder:

@@ -96,7 +96,7 @@ def test_another_checkpoint_measures_the_sections_no_second_time(
     kept = tmp_path / "kept"
     evaluate_checkpoint(predictor, others, config, tmp_path / "one", title="x", shared=kept, say=lambda line: None)
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.npz")}
-    other = predictor.of_step(predictor._parameters, predictor._calibration, "another")
+    other = predictor.of_step(predictor.parameters, predictor.calibration, "another")
     evaluate_checkpoint(other, others, config, tmp_path / "two", title="x", shared=kept, say=lambda line: None)
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.npz")} == before
     assert tables(tmp_path / "one") == tables(whole)

@@ -84,7 +84,7 @@ def test_it_says_what_the_model_says(tiny_run, tiny_corpus, bundle, rows, bin_um
 def test_local_layers_stay_within_their_tiles(tiny_run, tiny_corpus, pattern):
     predictor = made_reader(tiny_run, model={"pattern": pattern})
     exported = Exported.of(predictor.provenance, Wanted())
-    parts = {"": predictor._parameters, "calibration.": predictor._calibration}
+    parts = {"": predictor.parameters, "calibration.": predictor.calibration}
     flat = {prefix + ".".join(map(str, (key.key for key in path))): value for prefix, tree in parts.items()
             for path, value in jax.tree.leaves_with_path(tree)}  # fmt: skip
     he, xy_um, side_um, expected, real = windows_of(predictor, tiny_corpus.section("F1"), 18.0, 2)
@@ -215,7 +215,7 @@ def test_weights_are_read_in_parts_as_they_were_trained(tiny_run):
     """64 bytes at a time, one row at least."""
     predictor, found = load(tiny_run), parameters_of(tiny_run)
     flat = {".".join(str(key.key) for key in path): np.atleast_1d(np.asarray(value))
-            for path, value in jax.tree.leaves_with_path(predictor._parameters)}  # fmt: skip
+            for path, value in jax.tree.leaves_with_path(predictor.parameters)}  # fmt: skip
     assert found.keys() == flat.keys()
     for name, value in flat.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)

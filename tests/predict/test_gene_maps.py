@@ -88,7 +88,7 @@ def test_the_mesh_of_training_does_not_bind_prediction(predictor, tiny_corpus):
     config = predictor.provenance.config
     elsewhere = dataclasses.replace(config, mesh=MeshConfig(replica=2, fsdp=4, context=2, tensor=4))
     provenance = dataclasses.replace(predictor.provenance, config=elsewhere)
-    moved = Predictor(provenance, predictor._parameters, predictor._calibration)
+    moved = Predictor(provenance, predictor.parameters, predictor.calibration)
     section = tiny_corpus.section("F1")
     np.testing.assert_array_equal(
         moved.predict_section(section, tissue="virtual").rates_NxG,
@@ -117,8 +117,8 @@ def test_a_virtual_model_sees_real_tissue_only_when_told_to_and_says_so(predicto
     maps.write_table(tmp_path / "rates.tsv")
     assert f"# banner: {VIRTUAL_BANNER}" in (tmp_path / "rates.tsv").read_text().splitlines()
     assert allowed.predict(image, 0.5, tissue="virtual").banner == ""
-    real = Predictor(dataclasses.replace(predictor.provenance, trained_on="real"), predictor._parameters,
-                     predictor._calibration)  # fmt: skip
+    real = Predictor(dataclasses.replace(predictor.provenance, trained_on="real"), predictor.parameters,
+                     predictor.calibration)  # fmt: skip
     assert real.predict(image, 0.5).banner == ""
 
 

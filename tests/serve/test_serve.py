@@ -104,7 +104,7 @@ def test_an_image_is_predicted_as_tario_predicts_it(tiny_run, client, section, b
     config = dataclasses.replace(
         model.provenance.config, data=dataclasses.replace(model.provenance.config.data, turn=False)
     )
-    model = Predictor(dataclasses.replace(model.provenance, config=config), model._parameters, model._calibration)
+    model = Predictor(dataclasses.replace(model.provenance, config=config), model.parameters, model.calibration)
     expected = model.predict(section.he(), section.he_um_per_px, bin_um=bin_um, tissue="virtual")
     asked = ASKED | {"bin_um": bin_um}
     found = np.load(

@@ -84,7 +84,7 @@ def test_the_running_mean_is_saved_and_is_what_predicts(tiny_corpus, tmp_path):
     average, parameters = jax.device_get((state.average, state.parameters))
     assert not np.array_equal(average["gene_table"], parameters["gene_table"])
     predictor = load(tmp_path / "run")
-    for ours, theirs in zip(jax.tree.leaves(predictor._parameters), jax.tree.leaves(average), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(predictor.parameters), jax.tree.leaves(average), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     plain = train(tiny_config(train={"steps": 6, "checkpoint_every": 3, "validate_every": 3}), tiny_corpus,
                   tmp_path / "plain", silent)  # fmt: skip

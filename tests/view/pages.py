@@ -23,7 +23,8 @@ def served(folders: list[Path], patients: Callable[[list[Shown]], PatientMap] | 
     stack = contextlib.ExitStack()
     slides = [Shown(folder, {}, lambda store: [], stack, str) for folder in folders]
     bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(slides, stack, ("127.0.0.1",), patients and patients(slides)), log_level="error"))
+    app = make_app(slides, stack, ("127.0.0.1",), patients and patients(slides))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

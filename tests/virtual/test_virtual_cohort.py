@@ -1,5 +1,6 @@
 """Who the virtual patients are."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from tario_jax.config import InputError, SourceConfig
 from tario_jax.virtual import cohort_split, patient_id, patient_number
-from tario_jax.virtual.cohort import sections_of
+from tario_jax.virtual.cohort import sections_of, split_of
 from tario_jax.virtual.diagnoses import COHORT_SHARE, COHORTS, DIAGNOSES, NSCLC
 from tario_jax.virtual.genotype import MUTATIONS, SITE_OF, TRAIT_LIMIT, posterior
 from tario_jax.virtual.patients import FIRST_NUMBER, HELD_OUT_SCANNER, TRAITS, cohort_of, draw_patient
@@ -55,6 +56,16 @@ def test_named_cancer_types_take_turns_and_nest():
                      for where, size in (("train", 31), ("held_out", 10))}  # fmt: skip
     with pytest.raises(InputError, match="cancer type 'LAUD'; expected some of LUAD"):
         cohort_split(3, 0, 3, ("LAUD",))
+
+
+def test_a_further_test_set_holds_no_patient_of_the_first():
+    config = SourceConfig(train_patients=20, validation_patients=2, held_out_patients=30)
+    further = dataclasses.replace(config, held_out_patients=12, cohorts=("LUAD", "LUSC"))
+    first, second = split_of(config), split_of(further, held_out_after=30)
+    assert len(second) == 12 and set(second.values()) == {"held_out"} and not set(first) & set(second)
+    assert set(split_of(dataclasses.replace(further, cohorts=()), held_out_after=18)) == set(list(
+        cohort_split(0, 0, 30))[18:])  # fmt: skip
+    assert {name.rpartition("_")[0] for name in sections_of(further, held_out_after=30)} == set(second)
 
 
 def test_the_tail_is_long_and_one_diagnosis_and_one_scanner_are_new_to_whoever_trained(cohort):

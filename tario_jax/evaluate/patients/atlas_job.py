@@ -40,7 +40,8 @@ def usual_columns(corpora: Sequence[Corpus]) -> tuple[str, ...]:
 
 
 def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequence[str], out: Path, *,
-              fit_again: bool = False, components: int, say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
+              fit_again: bool = False, components: int,
+              say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
     """Writes atlas.html, atlas.json, patients.tsv, tsne.png and pca.png; returns what atlas.json holds."""
     index = index_of(store, fit_again=fit_again, components=components, say=say)
     columns = tuple(columns) or usual_columns(corpora)
@@ -116,9 +117,9 @@ def summary(result: dict[str, Any]) -> str:
 
 def unlike_text(result: dict[str, Any]) -> str:
     of = result["unlike"]
-    return (f"Of {of['others']:,} patients that the model did not see, {of['tissue']:,} have tissue, and {of['scanner']:,} "
-            f"an image, that is unlike those of the {of['reference']:,} it was trained on (beyond 99 and 96 % of "
-            "them).")  # fmt: skip
+    return (f"Of {of['others']:,} patients that the model did not see, {of['tissue']:,} have tissue, and "
+            f"{of['scanner']:,} an image, that is unlike those of the {of['reference']:,} it was trained on (beyond 99 "
+            "and 96 % of them).")  # fmt: skip
 
 
 def _shares(value_P: np.ndarray, odd: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:

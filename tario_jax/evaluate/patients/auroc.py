@@ -1,4 +1,4 @@
-"""Area under the ROC curve: of all pairs of a positive and a negative patient, the share in which the first scores higher.
+"""Area under the ROC curve: of all pairs of a positive and a negative patient, the share where the first scores higher.
 
 Ties count half (Hanley & McNeil, Radiology 143:29, 1982). With groups, only pairs of patients of one group count.
 

@@ -133,8 +133,9 @@ def outcome_shares(value_n: Sequence[str], value_P: Sequence[str]) -> list[dict[
     return found
 
 
-def differences(index: PatientIndex, entries: np.ndarray, yes_n: np.ndarray, cohort: str, signatures: Sequence[Signature],
-                symbols: Sequence[str], query: Query, number: int = 10) -> dict[str, Any] | None:  # fmt: skip
+def differences(index: PatientIndex, entries: np.ndarray, yes_n: np.ndarray, cohort: str,
+                signatures: Sequence[Signature], symbols: Sequence[str], query: Query,
+                number: int = 10) -> dict[str, Any] | None:  # fmt: skip
     """How patients with an outcome differ from those without, and on which side the query lies.
 
     Of each signature, and of the genes that differ most, the difference of means in standard deviations of the cohort

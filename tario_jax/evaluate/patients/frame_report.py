@@ -15,7 +15,7 @@ from tario_jax.evaluate.patients.patient_figures import draw_map
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.train.whole_file import write_whole
 
-_VIRTUAL = "The model was trained on virtual patients: this page tests the software and says nothing about real tumours."
+_VIRTUAL = "The model learnt from virtual patients: this page tests the software and says nothing about real tumours."
 
 
 def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str, Any],
@@ -30,14 +30,18 @@ def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str,
                      axes=("t-SNE 1", "t-SNE 2"), marked={query.name: own},
                      caption=f"{query.name} among {len(predicted):,} patients of the reference.")  # fmt: skip
     odd = [line for line in unlike_lines(result) if " is unlike " in line]
-    texts = [result["note"], *([_VIRTUAL] if result["trained_on"] == "virtual" else []),
-             *filter(None, [result["banner"]]), *(f"{line}; what is said here may mean little." for line in odd)]
+    texts = [
+        result["note"],
+        *([_VIRTUAL] if result["trained_on"] == "virtual" else []),
+        *filter(None, [result["banner"]]),
+        *(f"{line}; what is said here may mean little." for line in odd),
+    ]
     heads = list(result["neighbours"][0])
     cohort = result["cohort"] + ("" if result["cohort_known"] else ", as most of its neighbours")
     parts = [
         notices(texts),
-        f"<p class=note>{html.escape(f'Compared with patients of {cohort}. ')}{result['unusual']:.0%} of the patients of "
-        "the reference are nearer to their own nearest than this one is to its: near 100 % it is like none of "
+        f"<p class=note>{html.escape(f'Compared with patients of {cohort}. ')}{result['unusual']:.0%} of the patients "
+        "of the reference are nearer to their own nearest than this one is to its: near 100 % it is like none of "
         "them.</p>",
         "<h2>Nearest patients</h2>",
         table(heads, [[str(value) for value in row.values()] for row in result["neighbours"]]),

@@ -1,4 +1,4 @@
-"""The space of a folder of embeddings and all of its patients in it, kept beside them: asked again, nothing is computed.
+"""The space of a folder of embeddings and all of its patients in it, kept beside them: what was computed stays.
 
     NAME.embeddings/index/
       space.npz              principal components, and how each kind of patients is placed; fitted once
@@ -217,7 +217,8 @@ def _with(folder: Path, store: EmbeddingStore, space: Space, held: PatientIndex 
                                  ("cohort", patients.cohort_P), ("seen", patients.seen_P),
                                  ("place", space.placed(kind, patients.expression_PxG)),
                                  ("acquisition", patients.acquisition_PxA),
-                                 ("block", np.full(number, len(blocks) - 1)), ("column", np.arange(number))):  # fmt: skip
+                                 ("block", np.full(number, len(blocks) - 1)),
+                                 ("column", np.arange(number))):  # fmt: skip
                 columns[name].append(values)
             of_name = {name: ",".join(str(numbers[part]) for part in where[name, kind]) for name in names}
             columns["part"].append(np.array([of_name[name] for name in patients.name_P.tolist()], str))
@@ -229,7 +230,8 @@ def _with(folder: Path, store: EmbeddingStore, space: Space, held: PatientIndex 
     own_R = np.sort(nearest_of_each(values["place"][predicted], np.searchsorted(predicted, sample)))
     index = PatientIndex(
         folder, space, values["name"], values["kind"], values["cohort"], values["seen"], values["place"],
-        values["acquisition"], values["part"], values["block"], values["column"], tuple(parts), np.array(list(parts.values()), np.int64),
+        values["acquisition"], values["part"], values["block"], values["column"], tuple(parts),
+        np.array(list(parts.values()), np.int64),
         tuple(blocks), own_R, moments,
     )  # fmt: skip
     _write(index)
@@ -263,7 +265,7 @@ def _write(index: PatientIndex) -> None:
              column=index.column_P, parts=np.array(index.parts), bytes=index.bytes_of_parts,
              blocks=np.array(index.blocks), own=index.own_R,
              **{f"moments_{name}": values for name, values in vars(index.moments).items()})  # fmt: skip
-    kept = {*index.blocks, *_blocks(index.folder)}  # those of before may be read by another process: until the next time
+    kept = {*index.blocks, *_blocks(index.folder)}  # another process may read those of before: they go the next time
     write_whole(index.folder / "patients.npz", memory.getvalue())
     for path in index.folder.glob("levels-*.npy"):
         if path.name not in kept:

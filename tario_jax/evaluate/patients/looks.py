@@ -1,6 +1,6 @@
 """How a section's H&E looks, without any model: stain and texture of its tissue, and what the scanner left in it.
 
-The first is what a probe of the model's vectors has to beat, the second tells slides of a scanner from those of another.
+The first is what a probe of the model's vectors has to beat, the second tells slides of one scanner from others.
 
 Axes: S squares, F stain and texture features, A acquisition statistics.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from tario_jax.corpus.read import Section
-from tario_jax.evaluate.features import WORK_UM_PER_PX, feature_names, mean_features
+from tario_jax.evaluate.features import feature_names, mean_features
 
 SQUARES = 16  # of a section, evenly
 _SIDE_PX, _CODED_PX = 512, 8  # JPEG codes squares of 8 px: where it did, steps between them stay

@@ -202,7 +202,8 @@ def _calibration(log_nxK: np.ndarray, label_n: np.ndarray) -> dict[str, Any]:
 def _by_class(label_n, evidence_nxK, classes, weight_BxP) -> dict[str, Any]:
     if len(classes) == 2:
         return {}
-    return {name: _told(auroc(label_n == k, evidence_nxK[:, k]), auroc(label_n == k, evidence_nxK[:, k], weight_BxP=weight_BxP))
+    return {name: _told(auroc(label_n == k, evidence_nxK[:, k]),
+                        auroc(label_n == k, evidence_nxK[:, k], weight_BxP=weight_BxP))
             for k, name in enumerate(classes)}  # fmt: skip
 
 

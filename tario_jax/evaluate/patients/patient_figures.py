@@ -75,6 +75,7 @@ def _named_in_place(axis, xy_Px2: np.ndarray, value_P: np.ndarray, style: Mappin
 _ROWS = (  # what, label, colour, filled
     ("lead", "from the model's vectors, as reported", "#0b5cad", True),
     (VECTORS, "from the model's vectors, all patients", "#0b5cad", False),
+    ("fine-tuned", "from the model, tuned on the column", "#3aa6b9", True),
     (LOOKS, "from stain and texture", "#c2571a", True),
     ("confounders", "from confounders alone", "#7a4fa3", True),
     ("reachable", "reachable from the H&E (V)", "#2b8a57", True),
@@ -96,8 +97,9 @@ def draw_aurocs(path: Path, result: dict[str, Any]) -> Drawn:
             y = row + 0.32 - 0.16 * drawn
             drawn += 1
             axis.plot([told["low"], told["high"]], [y, y], color=colour, linewidth=1.6, alpha=0.7)
+            named = label not in axis.get_legend_handles_labels()[1]
             axis.scatter(told["value"], y, s=34, color=colour if filled else "white", edgecolors=colour, zorder=3,
-                         label=label if row == 0 or label not in axis.get_legend_handles_labels()[1] else None)  # fmt: skip
+                         label=label if named else None)  # fmt: skip
         if one["null"] is not None:
             axis.barh(row, one["null"]["highest"] - one["null"]["lowest"], left=one["null"]["lowest"], height=0.8,
                       color="#eef1f4", zorder=-1, label="range of shuffled labels" if row == 0 else None)  # fmt: skip

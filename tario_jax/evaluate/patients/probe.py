@@ -1,7 +1,7 @@
 """Linear probes of patients' vectors: what a straight line through them tells of an outcome.
 
-Nested cross-validation by patient: outer folds are told by probes that never saw them; how many principal components and
-how strong a penalty is chosen within the others, by log loss.
+Nested cross-validation by patient: outer folds are told by probes that never saw them; how many principal components,
+and how strong a penalty, is chosen within the others, by log loss.
 
 Axes: P patients, F features, C components, K classes, L folds.
 """

@@ -9,12 +9,16 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.index import index_of
-from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Setting, decoded, joined, outcome_of
+from tario_jax.evaluate.patients.outcome_tuning import Tuner, Tuning, Windows
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Outcome, Setting, decoded, joined, outcome_of
+from tario_jax.evaluate.patients.probe import Folds, Told
 from tario_jax.evaluate.patients.reachable import reachable_bulk
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.structure import co_occurrence, two_against_one
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients, pooled
+from tario_jax.predict.predictor import Predictor
 
+TUNED = "fine-tuned"
 OF_VECTORS = ("expression", "log_expression", "state", "spread")
 
 
@@ -53,9 +57,9 @@ def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked,
     if not asked.allow_seen:
         kept_P &= ~everyone.seen_P
         if not kept_P.any():
-            raise InputError(f"{store.folder}: the model saw all {seen_P.sum()} of these patients in training, and knows "
-                             "them better than others: what a probe tells of them says nothing of new ones; embed "
-                             "held-out patients, or force it: --allow-seen")  # fmt: skip
+            raise InputError(f"{store.folder}: the model saw all {seen_P.sum()} of these patients in training, and "
+                             "knows them better than others: what a probe tells of them says nothing of new ones; "
+                             "embed held-out patients, or force it: --allow-seen")  # fmt: skip
     if seen_P.any():
         say(f"probe: {seen_P.sum()} patients that the model saw in training are "
             + ("among them: no figure here holds for new patients" if asked.allow_seen else "left out"))  # fmt: skip
@@ -66,8 +70,13 @@ def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked,
 
 
 def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Setting,
-              say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
-    """Every column's figures. Raises `InputError` for columns that are not there or have too few patients."""
+              say: Callable[[str], None] = print, *, predictor: Predictor | None = None,
+              tuning: Tuning | None = None) -> dict[str, Any]:  # fmt: skip
+    """Every column's figures. predictor, tuning: the model of the embeddings, to be tuned on each column beside the
+    probe. Raises `InputError` for columns that are not there or have too few patients, and for another model."""
+    if predictor is not None and predictor.checkpoint != store.about["checkpoint"]:
+        raise InputError(f"--fine-tune: is checkpoint {predictor.checkpoint}, and {store.folder} of "
+                         f"checkpoint {store.about['checkpoint']}; give the workdir that was embedded")  # fmt: skip
     patients, columns = patients_asked(store, corpus, asked, say)
     for name in (*asked.columns, *asked.confounders):
         if name not in columns:
@@ -79,7 +88,11 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
     if asked.reachable:
         reachable = reachable_bulk(corpus, patients.name_P.tolist(), workers=asked.workers, say=say)
     groups = {name: columns[name] for name in asked.confounders}
-    found = [decoded(outcome, features, groups, setting, reachable_PxF=reachable, say=say) for outcome in outcomes]
+    found = [
+        decoded(outcome, features, groups, setting, reachable_PxF=reachable, say=say,
+                further=_tuned(predictor, corpus, patients, outcome, tuning, store, say))
+        for outcome in outcomes
+    ]  # fmt: skip
     for one in found:
         one["told"] = {"patient": patients.name_P[one["told"].pop("index")].tolist()} | one["told"]
     result = {
@@ -92,6 +105,38 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
     if len(yes_no) > 1 or asked.pairs:
         result["structure"] = _structure(store, patients, columns, yes_no, asked, setting)
     return result
+
+
+def reachable_aurocs(corpus: Corpus, columns: Sequence[str], setting: Setting, *, workers: int = 2,
+                     say: Callable[[str], None] = print) -> dict[str, dict[str, dict[str, float]]]:  # fmt: skip
+    """AUROC that the H&E of virtual patients allows, by column: of all patients, and of pairs of one cancer type.
+
+    Raises `InputError` for columns that are not there or have too few patients, and for real tissue.
+    """
+    names = sorted({section.patient for section in corpus.sections})
+    table = {row["patient"]: row for row in corpus.patients}
+    for name in columns:
+        if not any(name in row for row in table.values()):
+            raise InputError(f"column {name!r}: is not in the table of patients; it has "
+                             f"{', '.join(sorted({of for row in table.values() for of in row}))}")  # fmt: skip
+    of = {name: np.array([str(table[patient].get(name) or "") for patient in names]) for name in {*columns, "cohort"}}
+    outcomes = [outcome_of(name, of[name], setting) for name in columns]
+    features = {VECTORS: reachable_bulk(corpus, names, workers=workers, say=say)}
+    found = {}
+    for outcome in outcomes:
+        one = decoded(outcome, features, {"cohort": of["cohort"]}, setting)
+        found[outcome.column] = {"of all patients": one["auroc"][VECTORS]} | {
+            f"within {name}": told[VECTORS] for name, told in one["within"].items()}  # fmt: skip
+    return found
+
+
+def _tuned(predictor: Predictor | None, corpus: Corpus, patients: Patients, outcome: Outcome, tuning: Tuning | None,
+           store: EmbeddingStore, say: Callable[[str], None]) -> dict[str, Callable[[Folds], Told]]:  # fmt: skip
+    if predictor is None or tuning is None:
+        return {}
+    windows = Windows(predictor, corpus, patients.name_P[outcome.index_n].tolist())
+    tuner = Tuner(windows, tuning, store.folder / "tuned", lambda text: say(f"{outcome.column}: {text}"))
+    return {TUNED: lambda folds: tuner.told(outcome.label_n, len(outcome.classes), folds)}
 
 
 def _structure(store: EmbeddingStore, patients: Patients, columns: dict[str, np.ndarray], yes_no: list[dict[str, Any]],
@@ -128,7 +173,8 @@ def vectors_of(patients: Patients, names: Sequence[str]) -> np.ndarray:
 
 def table_of(result: dict[str, Any]) -> str:
     """AUROCs as text: a column a line."""
-    names = [VECTORS, LOOKS, *(f"{name} alone" for name in result["confounders"])]
+    tuned = [TUNED] if any(TUNED in one["auroc"] for one in result["outcomes"]) else []
+    names = [VECTORS, *tuned, LOOKS, *(f"{name} alone" for name in result["confounders"])]
     heads = ["column", "patients", "lead", "", *names, "shuffled", "slope"]
     reachable = any("reachable" in one["auroc"] for one in result["outcomes"])
     heads += ["reachable", "way"] if reachable else []

@@ -51,8 +51,8 @@ class Space:
     def identity(self) -> str:
         """Tells it from all others."""
         arrays = self.mean_KxG, self.component_CxG, self.turn_KxCxC
-        content = repr((self.panel_hash, self.checkpoint, self.kinds)).encode() + b"".join(of.tobytes() for of in arrays)
-        return hashlib.sha256(content).hexdigest()[:16]
+        content = [repr((self.panel_hash, self.checkpoint, self.kinds)).encode(), *(of.tobytes() for of in arrays)]
+        return hashlib.sha256(b"".join(content)).hexdigest()[:16]
 
     def placed(self, kind: str, expression_QxG: np.ndarray) -> np.ndarray:
         """Float32 [Q, C]. A gene that is not known counts as at its mean. Raises `InputError` for another panel."""

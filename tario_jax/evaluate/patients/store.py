@@ -117,7 +117,8 @@ class EmbeddingStore:
         return found
 
     def rows(self, kind: str, *, regions: bool = False, patients: Collection[str] | None = None,
-             parts: Iterable[str] | None = None, vectors: Collection[str] = tuple(_VECTORS)) -> list[Embedded]:  # fmt: skip
+             parts: Iterable[str] | None = None,
+             vectors: Collection[str] = tuple(_VECTORS)) -> list[Embedded]:  # fmt: skip
         """Of whole sections, or of regions, in the order of their sections.
 
         patients: of these alone; parts: of these files alone; vectors: others are not read, and come empty.
@@ -125,9 +126,9 @@ class EmbeddingStore:
         found = []
         for path in self._parts() if parts is None else [self.folder / "parts" / name for name in sorted(parts)]:
             table = self._read(path, [*_WORDS, *_PLAIN, *(name for name in _VECTORS if name in vectors)])
+            whose = (table[name].to_pylist() for name in ("kind", "region", "patient"))
             wanted = [of == kind and (region != WHOLE) == regions and (patients is None or patient in patients)
-                      for of, region, patient in
-                      zip(*(table[name].to_pylist() for name in ("kind", "region", "patient")), strict=True)]  # fmt: skip
+                      for of, region, patient in zip(*whose, strict=True)]  # fmt: skip
             table = table.filter(pa.array(wanted, pa.bool_()))
             if not len(table):
                 continue

@@ -42,7 +42,8 @@ def _table(a_P: np.ndarray, b_P: np.ndarray) -> tuple[np.ndarray, int]:
 def _log_odds_ratio(a_P: np.ndarray, b_P: np.ndarray) -> tuple[float, float]:
     """With its standard error."""
     counts = _table(a_P, b_P)[0] + _HALF
-    return float(np.log(counts[0, 0] * counts[1, 1] / (counts[0, 1] * counts[1, 0]))), float(np.sqrt((1 / counts).sum()))
+    ratio = counts[0, 0] * counts[1, 1] / (counts[0, 1] * counts[1, 0])
+    return float(np.log(ratio)), float(np.sqrt((1 / counts).sum()))
 
 
 def two_against_one(place_PxC: np.ndarray, first_P: np.ndarray, second_P: np.ndarray, group_P: np.ndarray, *,

@@ -1,6 +1,6 @@
 """Patients unlike those that a model was trained on: in what is predicted of their tissue, and in how it was scanned.
 
-A reference of patients is described by the mean of each class and one covariance within classes; a patient's distance is
+A reference of patients is described by the mean of each class and one covariance within them; a patient's distance is
 that of Mahalanobis to the nearest class (Lee et al., NeurIPS 2018, arXiv 1807.03888), the covariance shrunk (Ledoit &
 Wolf, J. Multivar. Anal. 88:365, 2004). Tissue is a place in the space, its classes the cohorts; scanning is what lens,
 camera and file format left in the H&E, without classes. A limit is what a stated share of the reference stays under,

@@ -44,7 +44,7 @@ def test_states_and_rates_are_the_models(predictor, tiny_corpus):
     _, batch = next(cover.batches(predictor.rows))
     rates, states = (np.asarray(of) for of in predictor.call_on(rates_and_states, batch))
     np.testing.assert_allclose(rates, np.asarray(predictor.call_on(Tario.rates, batch)), rtol=1e-5)
-    table, bias = (np.asarray(predictor._parameters[name], np.float64) for name in ("gene_table", "gene_bias"))
+    table, bias = (np.asarray(predictor.parameters[name], np.float64) for name in ("gene_table", "gene_bias"))
     logits = states.astype(np.float64) @ table.T * predictor.call_on(_gain, batch) + bias
     share = np.exp(logits)[..., : len(PANEL)]
     share /= share.sum(-1, keepdims=True)

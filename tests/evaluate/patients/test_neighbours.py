@@ -107,7 +107,7 @@ def test_what_is_not_there_is_one_line(store, tiny_corpus, capsys):
                           (["--patient=P01", "--genes=X"], "gene 'X' is not among"),
                           (["--patient=P01", "--columns=site"], "give both"),
                           (["--slide=x.maps", "--measured"], "goes with --patient"),
-                          (["--patient=P01", "--columns=q", f"--corpus={tiny_corpus.root}"], "'q': is not in the table"),
+                          (["--patient=P01", "--columns=q", f"--corpus={tiny_corpus.root}"], "'q': is not in"),
                           (["--slide=/none.maps"], "no gene maps")):  # fmt: skip
         assert main(["neighbours", str(store.folder), *words]) == 2
         told = capsys.readouterr().err

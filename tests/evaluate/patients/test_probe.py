@@ -123,8 +123,8 @@ def store_and_corpus(tmp_path_factory, tiny_corpus):
     rng = np.random.default_rng(0)
     rows = [made_row(patient, rng.normal(5, 1, GENES), seen=patient in "AB", log_expression=rng.normal(0, 1, GENES))
             for patient in "ABCDEF"]  # fmt: skip
-    store = made_store(tmp_path_factory.mktemp("probed") / "x.embeddings", tuple(f"GENE{k}" for k in range(GENES)), rows)
-    return store, tiny_corpus
+    folder = tmp_path_factory.mktemp("probed") / "x.embeddings"
+    return made_store(folder, tuple(f"GENE{k}" for k in range(GENES)), rows), tiny_corpus
 
 
 def test_training_patients_are_left_out_and_alone_refused(store_and_corpus):
@@ -161,8 +161,8 @@ def test_a_report_holds_all_of_it(tmp_path, tmp_path_factory, monkeypatch, capsy
     rows = [made_row(f"P{at:03d}", 5 + 0.1 * of[:GENES], log_expression=of[:GENES], state=of[GENES:20])
             for at, of in enumerate(features)]  # fmt: skip
     store = made_store(tmp_path / "x.embeddings", tuple(f"GENE{k}" for k in range(GENES)), rows)
-    patients = tuple({"patient": f"P{at:03d}", "cohort": "LUAD", "site": site[at], "EGFR": mutated[at], "KRAS": idle[at]}
-                     for at in range(PATIENTS))  # fmt: skip
+    patients = tuple({"patient": f"P{at:03d}", "cohort": "LUAD", "site": site[at], "EGFR": mutated[at],
+                      "KRAS": idle[at]} for at in range(PATIENTS))  # fmt: skip
     corpus = Corpus(store.folder, store.panel, "virtual", "", patients, ())
     monkeypatch.setattr(Corpus, "open", lambda place: corpus)
     out = tmp_path / "probe"

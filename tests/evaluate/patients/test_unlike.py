@@ -35,7 +35,8 @@ def test_distances_are_those_of_mahalanobis_to_the_nearest_class(reference):
     within = np.concatenate([features[names == name] - mean for name, mean in means.items()])
     scale = within.std(0)
     inverse = np.linalg.inv(LedoitWolf(assume_centered=True).fit(within / scale).covariance_)
-    expected = [min(mahalanobis(one / scale, mean / scale, inverse) for mean in means.values()) for one in features[::37]]
+    expected = [min(mahalanobis(one / scale, mean / scale, inverse) for mean in means.values())
+                for one in features[::37]]  # fmt: skip
     np.testing.assert_allclose(found.distance(features[::37]), expected, rtol=1e-6)
     assert np.mean(np.array(found.nearest(features)) == names) > 0.97
 

@@ -1,0 +1,203 @@
+"""Fine-tuning of a model on an outcome, beside the linear probe of the same folds.
+
+A linear head on the decoder's state, averaged over a patient's windows; head and model are trained together, the head
+starting where the probe of the same training patients ends (Kumar et al., ICLR 2022, arXiv 2202.10054). A part of the
+training patients is kept aside: the step that tells them best counts, and step 0, the probe itself, is one of them.
+
+Axes: B rows of a batch, P patients, Q bins of a window, r width of the state, K classes, W windows of a patient.
+"""
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tario_jax.corpus.read import Corpus, Section
+from tario_jax.evaluate.patients.probe import Fold, Folds, Told
+from tario_jax.model.model import Tario
+from tario_jax.parallel.mesh import traced_on
+from tario_jax.predict.predictor import Predictor
+from tario_jax.tokens.batch import Batch
+from tario_jax.train.whole_file import write_whole
+
+Tree = Any
+_ASIDE = 0.2  # of the training patients, to choose the step on
+_WINDOWS = 2  # of a patient in a step
+_HEAD_PENALTY = 0.03  # scikit-learn's C of the head's start
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How long, and how fast, a model is tuned on an outcome."""
+
+    steps: int = 200
+    learning_rate: float = 1e-4
+    every: int = 50  # steps, after which those aside are told
+    seed: int = 0
+
+
+def pooled_states(model: Tario, batch: Batch) -> jax.Array:
+    """Mean of the decoder's state over the bins of each row, float32 [B, r]; 0 for a row without bins."""
+    said = model(batch)
+    share_BxQ = (batch.bin_measured_BxTxN.reshape(said.gene_BxQxr.shape[:2]) > 0).astype(jnp.float32)
+    sums = jnp.einsum("bq,bqr->br", share_BxQ, said.gene_BxQxr.astype(jnp.float32))
+    return sums / jnp.maximum(share_BxQ.sum(1, keepdims=True), 1.0)
+
+
+class Windows:
+    """Windows of the H&E of patients, in any order."""
+
+    def __init__(self, predictor: Predictor, corpus: Corpus, patients: Sequence[str], overlap: float = 0.0):
+        self.predictor, self.names = predictor, tuple(patients)
+        sections: dict[str, list[Section]] = {name: [] for name in patients}
+        for section in corpus.sections:
+            if section.patient in sections and section.holds("he"):
+                sections[section.patient].append(section)
+        self._of_patient = []
+        for name in patients:
+            covers = [predictor.cover(section, tissue=corpus.kind, bin_um=None, overlap=overlap, turned=True)
+                      for section in sections[name]]  # fmt: skip
+            self._of_patient.append([(cover, number) for cover in covers for number in range(len(cover.corners))])
+
+    def count(self, patient: int) -> int:
+        return len(self._of_patient[patient])
+
+    def batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
+        """(patient, number of its window) a row; further rows are padding."""
+        held = [self._of_patient[patient][number] for patient, number in chosen]
+        return held[0][0].batch([cover.read(number) for cover, number in held], self.predictor.rows)
+
+    def batches(self, patients: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
+        """All windows of these patients: whose each row is, and the batch."""
+        rows = [(patient, number) for patient in patients for number in range(self.count(patient))]
+        for first in range(0, len(rows), self.predictor.rows):
+            some = rows[first : first + self.predictor.rows]
+            yield [patient for patient, _ in some], self.batch(some)
+
+
+class Tuner:
+    """Tunes a model on one outcome, fold by fold."""
+
+    def __init__(self, windows: Windows, tuning: Tuning, kept: Path, say: Callable[[str], None] = str):
+        """kept: a folder for what folds have told: stopped, the same command goes on with the next fold."""
+        self.windows, self.tuning, self.kept, self.say = windows, tuning, kept, say
+        predictor = self.predictor = windows.predictor
+        self._optimiser = optax.adam(tuning.learning_rate)
+
+        def loss(trained: Tree, batch: Batch, whose_B, label_B, weight_B) -> jax.Array:
+            state_Bxr = pooled_states(predictor.built.merge(trained["model"], predictor.calibration), batch)
+            # rows of one patient count as one
+            same_BxB = (whose_B[:, None] == whose_B[None]) & (weight_B > 0)[None]
+            mean_Bxr = (same_BxB @ state_Bxr) / jnp.maximum(same_BxB.sum(1, keepdims=True), 1)
+            logits_BxK = mean_Bxr @ trained["head"] + trained["bias"]
+            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B)
+            return (losses_B * weight_B).sum() / jnp.maximum(weight_B.sum(), 1.0)
+
+        def step(trained: Tree, moments: optax.OptState, batch: Batch, whose_B, label_B, weight_B):
+            gradient = jax.grad(loss)(trained, batch, whose_B, label_B, weight_B)
+            updates, moments = self._optimiser.update(gradient, moments, trained)
+            return optax.apply_updates(trained, updates), moments
+
+        def states(model: Tree, batch: Batch) -> jax.Array:
+            return pooled_states(predictor.built.merge(model, predictor.calibration), batch)
+
+        self._step = jax.jit(traced_on(predictor.mesh, step), donate_argnums=(0, 1))
+        self._states = jax.jit(traced_on(predictor.mesh, states))
+
+    def states(self, model: Tree, patients: Sequence[int]) -> np.ndarray:
+        """Mean state over all windows of each of these patients, float64 [P, r]."""
+        place, sums, counts = {patient: at for at, patient in enumerate(patients)}, None, np.zeros(len(patients))
+        for whose, batch in self.windows.batches(patients):
+            state_Bxr = np.asarray(self._states(model, self.predictor.placed_on_devices(batch)), np.float64)
+            sums = np.zeros((len(patients), state_Bxr.shape[1])) if sums is None else sums
+            for row, patient in enumerate(whose):
+                sums[place[patient]] += state_Bxr[row]
+                counts[place[patient]] += 1
+        return sums / np.maximum(counts, 1)[:, None]
+
+    def told(self, label_P: np.ndarray, classes: int, folds: Folds) -> Told:
+        """Each patient's log probabilities by the model that was tuned on the other folds."""
+        log_PxK, start_Pxr = np.zeros((len(label_P), classes)), None
+        for number, fold in enumerate(folds.folds_L):
+            path = self.kept / f"{self._name(label_P, fold, number)}.npy"
+            if not path.exists():
+                if start_Pxr is None:
+                    self.say("fine-tuning: states of all patients, before")
+                    start_Pxr = self.states(self.predictor.parameters, range(len(label_P)))
+                memory = io.BytesIO()
+                np.save(memory, self._fold(start_Pxr, label_P, classes, fold.train, fold.test, number))
+                self.kept.mkdir(exist_ok=True)
+                write_whole(path, memory.getvalue())
+            log_PxK[fold.test] = np.load(path)
+        return Told(log_PxK, log_PxK - folds.log_share(label_P, classes))
+
+    def _name(self, label_P: np.ndarray, fold: Fold, number: int) -> str:
+        """Of all that the fold's answer follows from."""
+        said = (self.predictor.checkpoint, self.windows.names, self.tuning, number, label_P.tolist(),
+                fold.train.tolist(), fold.test.tolist())  # fmt: skip
+        return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+
+    def _fold(self, start_Pxr: np.ndarray, label_P: np.ndarray, classes: int, train: np.ndarray, test: np.ndarray,
+              number: int) -> np.ndarray:  # fmt: skip
+        rng = np.random.default_rng((self.tuning.seed, number))
+        mixed = rng.permutation(train)
+        aside, learnt = np.split(mixed, [int(_ASIDE * len(mixed))])
+        head, bias = _head(start_Pxr[learnt], label_P[learnt], classes)
+        trained = {"model": jax.tree.map(jnp.array, self.predictor.parameters), "head": jnp.asarray(head),
+                   "bias": jnp.asarray(bias)}  # fmt: skip
+        moments = self._optimiser.init(trained)
+        best, kept = _loss(_log(start_Pxr[aside], head, bias), label_P[aside]), _log(start_Pxr[test], head, bias)
+        first = best
+        for done in range(1, self.tuning.steps + 1):
+            some = self._drawn(learnt, rng)
+            whose_B, label_B, weight_B = (np.zeros(self.predictor.rows, kind)
+                                          for kind in (np.int32, np.int32, np.float32))  # fmt: skip
+            for row, (patient, _) in enumerate(some):
+                whose_B[row], label_B[row], weight_B[row] = patient, label_P[patient], 1.0
+            batch = self.predictor.placed_on_devices(self.windows.batch(some))
+            trained, moments = self._step(trained, moments, batch, whose_B, label_B, weight_B)
+            if done % self.tuning.every == 0 or done == self.tuning.steps:
+                head, bias = (np.asarray(trained[name], np.float64) for name in ("head", "bias"))
+                loss = _loss(_log(self.states(trained["model"], aside), head, bias), label_P[aside])
+                self.say(f"fold {number + 1}, step {done}: loss of those aside {loss:.4f}, of the probe {first:.4f}")
+                if loss < best:
+                    best, kept = loss, _log(self.states(trained["model"], test), head, bias)
+        return kept
+
+    def _drawn(self, learnt: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """A few windows of a few patients."""
+        patients = rng.choice(learnt, max(1, self.predictor.rows // _WINDOWS), replace=False)
+        return [(int(patient), int(window)) for patient in patients
+                for window in rng.choice(self.windows.count(patient), min(_WINDOWS, self.windows.count(patient)),
+                                         replace=False)]  # fmt: skip
+
+
+def _head(state_Pxr: np.ndarray, label_P: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a logistic regression of scaled states, as weights of the states as they are: float32 [r, K] and [K]."""
+    from sklearn.linear_model import LogisticRegression
+
+    middle_r, scale_r = state_Pxr.mean(0), np.maximum(state_Pxr.std(0), 1e-6)
+    found = LogisticRegression(C=_HEAD_PENALTY, max_iter=500).fit((state_Pxr - middle_r) / scale_r, label_P)
+    weight_Kxr, bias_K = np.zeros((classes, state_Pxr.shape[1])), np.full(classes, -9.0)
+    if classes == 2:
+        weight_Kxr[1], bias_K = found.coef_[0], np.array([0.0, found.intercept_[0]])
+    else:
+        weight_Kxr[found.classes_], bias_K[found.classes_] = found.coef_, found.intercept_
+    weight_rxK = (weight_Kxr / scale_r).T
+    return weight_rxK.astype(np.float32), (bias_K - middle_r @ weight_rxK).astype(np.float32)
+
+
+def _log(state_Pxr: np.ndarray, head_rxK: np.ndarray, bias_K: np.ndarray) -> np.ndarray:
+    logits_PxK = state_Pxr @ np.asarray(head_rxK, np.float64) + bias_K
+    return logits_PxK - np.logaddexp.reduce(logits_PxK, 1, keepdims=True)
+
+
+def _loss(log_PxK: np.ndarray, label_P: np.ndarray) -> float:
+    return float(-log_PxK[np.arange(len(label_P)), label_P].mean())

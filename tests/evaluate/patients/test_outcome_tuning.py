@@ -1,0 +1,102 @@
+"""Fine-tuning on an outcome: gradients that are right, folds that see nothing of each other, and an outcome learnt."""
+
+import jax
+import numpy as np
+import pytest
+from refusals import refused
+
+from tario_jax.evaluate.patients import outcome_tuning
+from tario_jax.evaluate.patients.outcome_tuning import Tuner, Tuning, Windows
+from tario_jax.evaluate.patients.outcomes import Setting
+from tario_jax.evaluate.patients.probe import Fold, Folds
+from tario_jax.evaluate.patients.probe_job import Asked, probe_job
+from tario_jax.evaluate.patients.store import EmbeddingStore
+
+PATIENTS = tuple("ABCDEF")
+
+
+@pytest.fixture(scope="module")
+def windows(predictor, tiny_corpus) -> Windows:
+    return Windows(predictor, tiny_corpus, PATIENTS)
+
+
+def folds() -> Folds:
+    halves = np.array([0, 2, 4]), np.array([1, 3, 5])
+    return Folds(tuple(Fold(np.sort(train), test, ()) for train, test in (halves, halves[::-1])))
+
+
+def test_states_are_means_over_bins_and_windows(windows, predictor, tmp_path):
+    tuner = Tuner(windows, Tuning(), tmp_path)
+    found = tuner.states(predictor.parameters, [2, 0])
+    for row, patient in enumerate((2, 0)):
+        sums, count = 0.0, 0
+        for cover, number in windows._of_patient[patient]:
+            batch = cover.batch([cover.read(number)], predictor.rows)
+            states = np.asarray(predictor.call_on(_states, batch), np.float64)[0]
+            measured = batch.bin_measured_BxTxN[0].ravel() > 0
+            sums, count = sums + states[measured].mean(0), count + 1
+        np.testing.assert_allclose(found[row], sums / count, rtol=1e-2, atol=1e-3)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def _states(model, batch):
+    return model(batch).gene_BxQxr
+
+
+def test_an_outcome_of_the_tissue_is_learnt_and_kept(windows, tmp_path, monkeypatch):
+    """Labels that the start does not tell: more steps fit those that were learnt, and what is told is written once."""
+    monkeypatch.setattr(outcome_tuning, "_ASIDE", 0.34)
+    said: list[str] = []
+    label = np.array([0, 1, 1, 0, 0, 1])
+    tuner = Tuner(windows, Tuning(steps=4, learning_rate=3e-3, every=2), tmp_path / "tuned", said.append)
+    told = tuner.told(label, 2, folds())
+    np.testing.assert_allclose(np.exp(told.log_PxK).sum(1), 1, rtol=1e-6)
+    assert len(said) == 1 + 2 * 2 and all("loss of those aside" in line for line in said[1:])
+    monkeypatch.setattr(Tuner, "_fold", lambda *_: pytest.fail("a fold was tuned again"))
+    np.testing.assert_array_equal(tuner.told(label, 2, folds()).log_PxK, told.log_PxK)
+
+
+def test_a_step_lowers_the_loss_of_those_it_learns_from(windows, predictor, tmp_path):
+    tuner = Tuner(windows, Tuning(learning_rate=3e-3), tmp_path)
+    label = np.array([0, 1, 1, 0, 0, 1])
+    start = tuner.states(predictor.parameters, range(6))
+    trained = {"model": jax.tree.map(jax.numpy.array, predictor.parameters),
+               "head": jax.numpy.zeros((start.shape[1], 2)), "bias": jax.numpy.zeros(2)}  # fmt: skip
+    moments, losses = tuner._optimiser.init(trained), []
+    some = [(patient, 0) for patient in range(min(predictor.rows, 6))]
+    whose, labels, weight = (np.zeros(predictor.rows, kind) for kind in (np.int32, np.int32, np.float32))
+    for row, (patient, _) in enumerate(some):
+        whose[row], labels[row], weight[row] = patient, label[patient], 1.0
+    batch = predictor.placed_on_devices(windows.batch(some))
+    for _ in range(12):
+        states = np.asarray(tuner._states(trained["model"], batch), np.float64)[: len(some)]
+        log = outcome_tuning._log(states, trained["head"], np.asarray(trained["bias"], np.float64))
+        losses.append(outcome_tuning._loss(log, labels[: len(some)]))
+        trained, moments = tuner._step(trained, moments, batch, whose, labels, weight)
+    assert losses[0] == pytest.approx(np.log(2), rel=1e-3) and losses[-1] < 0.8 * losses[0]
+    assert np.abs(np.asarray(predictor.parameters["gene_table"])).sum() > 0  # the model's own are still there
+
+
+def test_the_head_starts_at_the_probe():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 90)
+    state = rng.normal(0, [1, 5, 0.1], (90, 3)) + label[:, None] * [1, 5, 0.1] + 7
+    head, bias = outcome_tuning._head(state, label, 3)
+    log = outcome_tuning._log(state, head, bias)
+    assert (log.argmax(1) == label).mean() > 0.6
+    from sklearn.linear_model import LogisticRegression
+
+    scaled = (state - state.mean(0)) / state.std(0)
+    expected = LogisticRegression(C=0.03, max_iter=500).fit(scaled, label).predict_log_proba(scaled)
+    np.testing.assert_allclose(log, expected, atol=1e-4)
+    two = outcome_tuning._log(state, *outcome_tuning._head(state, (label > 0).astype(int), 2))
+    expected = LogisticRegression(C=0.03, max_iter=500).fit(scaled, label > 0).predict_log_proba(scaled)
+    np.testing.assert_allclose(two, expected, atol=1e-4)
+
+
+def test_another_model_than_that_of_the_embeddings_is_refused(predictor, tiny_corpus, tmp_path):
+    store = EmbeddingStore.begun(tmp_path / "x.embeddings", predictor.panel, {
+        "checkpoint": "another", "model": "x", "trained_on": "virtual", "bin_um": 18.0, "overlap": 0.5,
+        "region_um": None, "tissue": "virtual"})  # fmt: skip
+    refused(lambda: probe_job(store, tiny_corpus, Asked(("cohort",)), Setting(), predictor=predictor, tuning=Tuning()),
+            "checkpoint another", "give the workdir that was embedded")  # fmt: skip
