@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tario_jax.cli.options import at_least_one, finish, say
+from tario_jax.cli.options import at_least_one, finish, need_eval, say
 
 SUMMARY = "all patients on one map: t-SNE, principal components, clusters, in the colours of their table"
 EXAMPLES = """
@@ -29,6 +29,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def run(options: argparse.Namespace) -> int:
+    need_eval()
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.patients.atlas_job import atlas_job, summary, unlike_text
     from tario_jax.evaluate.patients.store import EmbeddingStore

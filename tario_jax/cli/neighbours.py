@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from tario_jax.cli.atlas import names
-from tario_jax.cli.options import at_least_one, finish, say
+from tario_jax.cli.options import at_least_one, finish, need_eval, say
 from tario_jax.config import InputError
 
 SUMMARY = "the patients that a patient or a slide is most like, with what is known of them; no advice on a treatment"
@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--measured: goes with --patient; leave it out")
     if options.report is not None and options.report.suffix != ".html":
         raise InputError(f"--report={options.report}: expected a name that ends in .html")
+    need_eval()
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.patients.frame_job import Asked, query_of, text_of, told_of
     from tario_jax.evaluate.patients.index import index_of

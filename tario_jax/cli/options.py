@@ -1,6 +1,7 @@
 """What several jobs take and say: --config, --workdir, the corpus that is meant, the table and its JSON."""
 
 import argparse
+import importlib.util
 import json
 import textwrap
 from collections.abc import Callable
@@ -73,6 +74,14 @@ def corpus_of(options: argparse.Namespace) -> str | Path:
     if not place.is_dir():
         raise InputError(f"{place}: no such folder; this run was trained on a corpus elsewhere: name it (--corpus)")
     return place
+
+
+def need_eval() -> None:
+    """Raises `InputError` where something of the extra `eval` is not installed."""
+    for name, project in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib"), ("openTSNE", "openTSNE"),
+                          ("threadpoolctl", "threadpoolctl")):  # fmt: skip
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"{project} is not installed; pip install 'tario-jax[eval]'")
 
 
 def describe_corpus(corpus) -> tuple[str, dict[str, Any]]:

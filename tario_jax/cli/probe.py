@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from tario_jax.cli.atlas import names
-from tario_jax.cli.options import at_least_one, finish, say
+from tario_jax.cli.options import at_least_one, finish, need_eval, say
 from tario_jax.config import InputError
 
 SUMMARY = "linear probes of embeddings: cancer type, mutations, response, with confounders, nulls and calibration"
@@ -53,6 +53,7 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
 def run(options: argparse.Namespace) -> int:
     if options.folds < 2 or options.shuffles < 0:
         raise InputError("--folds and --shuffles: expected at least 2 folds, and no fewer than 0 shuffles")
+    need_eval()
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.patients.outcomes import Setting
     from tario_jax.evaluate.patients.probe_job import Asked, probe_job, table_of

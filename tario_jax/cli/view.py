@@ -6,7 +6,7 @@ import webbrowser
 from pathlib import Path
 
 from tario_jax.cli.atlas import names
-from tario_jax.cli.options import finish, say
+from tario_jax.cli.options import finish, need_eval, say
 from tario_jax.cli.serve import port
 from tario_jax.config import InputError
 
@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
                              f"{', '.join(one.name for one in slides)}, or maps of one slide alone")  # fmt: skip
         patients = None
         if options.patients is not None:
+            need_eval()
             from tario_jax.corpus.read import Corpus
             from tario_jax.evaluate.patients.store import EmbeddingStore
             from tario_jax.view.patients import PatientMap

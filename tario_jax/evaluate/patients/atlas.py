@@ -77,16 +77,14 @@ def _affinities(reference_RxC: np.ndarray):
 def atlas_of(index: PatientIndex, *, fit_again: bool = False, say: Callable[[str], None] = str) -> Atlas:
     """That which is kept, if it is of this space; a new one of its predicted patients else.
 
-    Raises `InputError` where openTSNE is not installed, or patients are too few.
+    Raises `InputError` for too few patients.
     """
     path = index.folder / "atlas.npz"
     held = None if fit_again else _read(path)
     if held is not None and held.space == index.space.identity:
         return held
-    try:
-        from openTSNE import TSNE
-    except ImportError:
-        raise InputError("openTSNE is not installed; pip install 'tario-jax[eval]'") from None
+    from openTSNE import TSNE
+
     predicted = index.of_kind(PREDICTED)
     predicted = predicted[np.argsort(index.name_P[predicted], kind="stable")]
     chosen = predicted[np.linspace(0, len(predicted) - 1, min(REFERENCE, len(predicted))).round().astype(int)]

@@ -52,7 +52,8 @@ def write_probe_report(folder: Path, result: dict[str, Any]) -> Path:
 
 def _summary(result: dict[str, Any]) -> str:
     setting = result["setting"]
-    return (f"{result['patients']:,} patients that the model did not see. Linear probes of "
+    seen = "" if result["seen_in_training"] else " that the model did not see"
+    return (f"{result['patients']:,} patients{seen}. Linear probes of "
             f"{' and '.join(setting['vectors'])}, {setting['folds']} folds by patient, components and penalty chosen "
             f"within them; 95 % intervals by {setting['bootstraps']:,} bootstrap samples of patients. Where a "
             "confounder tells of a column by itself, what is reported is the AUROC over pairs of patients that are "

@@ -1,5 +1,6 @@
 """The map: groups stay together, a patient who comes later lands by its like and moves no one, and the job's files."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_the_job_writes_a_page_tables_and_figures(store, tmp_path, monkeypatch, 
     assert all((out / name).read_bytes()[:4] == b"\x89PNG" for name in ("tsne.png", "pca.png"))
     assert main(["atlas", str(store.folder), "--corpus=x", "--columns=q", f"--out={out}"]) == 2
     assert "column 'q'" in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_named(store, tmp_path, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openTSNE" else found(name))
+    for words in (["atlas", f"--out={tmp_path}"], ["neighbours", "--patient=P001"],
+                  ["probe", "--corpus=x", "--columns=cohort"]):  # fmt: skip
+        assert main([words[0], str(store.folder), *words[1:]]) == 2
+        assert capsys.readouterr().err == "tario: openTSNE is not installed; pip install 'tario-jax[eval]'\n"
 
 
 def test_few_patients_make_no_map(tmp_path):
