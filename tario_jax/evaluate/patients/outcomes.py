@@ -110,49 +110,76 @@ def _decoded(outcome, features, groups, setting, reachable_PxF, further, say) ->
     told |= {name: one(folds) for name, one in further.items()}
     log_nxK, evidence = told[VECTORS].log_PxK, {name: of.evidence_PxK for name, of in told.items()}
     say(f"{outcome.column}: {len(told)} sets of features told {len(some)} patients")
-    samples = {name: macro_auroc(label_n, of, weight_BxP=weight_BxP) for name, of in evidence.items()}
+    compared = _Compared(label_n, evidence, folds.number_P, weight_BxP)
     result: dict[str, Any] = {
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
-        "auroc": {name: _told(macro_auroc(label_n, of), samples[name]) for name, of in evidence.items()},
-        "within": _within(label_n, evidence, groups, weight_BxP),
+        "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, groups),
         "null": _null(prepared[VECTORS], label_n, classes, folds, setting),
-        "calibration": _calibration(log_nxK, label_n),
-        "by_class": _by_class(label_n, evidence[VECTORS], outcome.classes, weight_BxP),
+        "calibration": _calibration(log_nxK, label_n), "by_class": _by_class(compared, outcome.classes),
         "accuracy": float((log_nxK.argmax(1) == label_n).mean()),
         "told": {"index": some.tolist(), "label": label_n.tolist(), "probability": np.exp(log_nxK).tolist()},
-    }  # fmt: skip
-    result["above"] = {
-        name: _told(macro_auroc(label_n, evidence[VECTORS]) - macro_auroc(label_n, evidence[name]),
-                    samples[VECTORS] - samples[name])
-        for name in evidence if name not in (VECTORS, "reachable") and not name.startswith(f"{VECTORS},")
+        "above": {name: compared.difference(VECTORS, name) for name in evidence
+                  if name not in (VECTORS, "reachable") and not name.startswith(f"{VECTORS},")},
     }  # fmt: skip
     if alone:
-        name = f"{VECTORS}, {whole}"
-        result["beside_confounders"] = {"of": whole} | _told(
-            macro_auroc(label_n, evidence[name]) - macro_auroc(label_n, evidence[f"{whole} alone"]),
-            samples[name] - samples[f"{whole} alone"])  # fmt: skip
+        result["beside_confounders"] = {"of": whole} | compared.difference(f"{VECTORS}, {whole}", f"{whole} alone")
     result["lead"] = _lead(result, groups)
     if reachable_PxF is not None:
-        result["way"] = _ways(label_n, evidence, groups, weight_BxP)
+        result["way"] = _ways(compared, groups)
     return result
 
 
-def _told(value, sample_B: np.ndarray) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """AUROCs of one outcome, all over the same patients and the same draws of them."""
+
+    label_n: np.ndarray
+    evidence: Mapping[str, np.ndarray]  # [n, K]
+    fold_n: np.ndarray
+    weight_Bxn: np.ndarray
+
+    def _auroc(self, name: str, group_n: np.ndarray | None, weight_Bxn: np.ndarray | None) -> np.ndarray:
+        return compare(self.label_n, self.evidence[name], self.fold_n, group_n, weight_Bxn)
+
+    def value(self, name: str, group_n: np.ndarray | None = None) -> float:
+        return float(self._auroc(name, group_n, None)[0])
+
+    def sample(self, name: str, group_n: np.ndarray | None = None) -> np.ndarray:
+        """float64 [B]."""
+        return self._auroc(name, group_n, self.weight_Bxn)
+
+    def told(self, name: str, group_n: np.ndarray | None = None) -> dict[str, float]:
+        return _told(self.value(name, group_n), self.sample(name, group_n))
+
+    def difference(self, name: str, other: str) -> dict[str, float]:
+        return _told(self.value(name) - self.value(other), self.sample(name) - self.sample(other))
+
+
+def compare(label_n: np.ndarray, evidence_nxK: np.ndarray, fold_n: np.ndarray, group_n: np.ndarray | None = None,
+            weight_Bxn: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    """float64 [B]: over pairs of one group; of more than two classes also of one fold."""
+    if evidence_nxK.shape[1] > 2:
+        group_n = fold_n if group_n is None else joined({"fold": fold_n, "group": group_n})
+    return macro_auroc(label_n, evidence_nxK, weight_BxP=weight_Bxn, group_P=group_n)
+
+
+def _told(value: float, sample_B: np.ndarray) -> dict[str, float]:
     low, high = interval(sample_B)
-    return {"value": float(np.squeeze(value)), "low": low, "high": high}
+    return {"value": value, "low": low, "high": high}
 
 
-def _within(label_n, evidence, groups, weight_BxP) -> dict[str, Any]:
+def _within(compared: _Compared, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """AUROC over pairs of one group: what the group itself tells is not in it."""
-    keys = dict(groups)
-    if len(groups) > 1:
-        keys[" and ".join(groups)] = joined(groups)
     return {
-        key: {name: _told(macro_auroc(label_n, evidence[name], group_P=group),
-                          macro_auroc(label_n, evidence[name], group_P=group, weight_BxP=weight_BxP))
-              for name in evidence if not name.endswith(" alone") and "," not in name}
-        for key, group in keys.items()
+        key: {name: compared.told(name, group) for name in compared.evidence
+              if not name.endswith(" alone") and "," not in name}
+        for key, group in _keys(groups).items()
     }  # fmt: skip
+
+
+def _keys(groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each, and all of them together."""
+    return dict(groups) | ({" and ".join(groups): joined(groups)} if len(groups) > 1 else {})
 
 
 def joined(groups: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -160,16 +187,17 @@ def joined(groups: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.unique(np.stack([values.astype(str) for values in groups.values()], 1), axis=0, return_inverse=True)[1]
 
 
-def _null(prepared: Prepared, label_n, classes: int, folds: Folds, setting: Setting) -> dict[str, float] | None:
+def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds,
+          setting: Setting) -> dict[str, float] | None:  # fmt: skip
     """AUROC of labels that say nothing. p: share of them, and of the real one, that reach the real one's."""
     if not setting.shuffles:
         return None
     rng = np.random.default_rng(setting.seed)
-    real = float(macro_auroc(label_n, prepared.told(label_n, classes).evidence_PxK)[0])
-    found = []
-    for _ in range(setting.shuffles):
-        shuffled_n = folds.shuffled(label_n, rng)
-        found.append(float(macro_auroc(shuffled_n, prepared.told(shuffled_n, classes).evidence_PxK)[0]))
+
+    def of(label_n: np.ndarray) -> float:
+        return float(compare(label_n, prepared.told(label_n, classes).evidence_PxK, folds.number_P)[0])
+
+    real, found = of(label_n), [of(folds.shuffled(label_n, rng)) for _ in range(setting.shuffles)]
     return {"mean": float(np.mean(found)), "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else np.nan,
             "lowest": min(found), "highest": max(found), "shuffles": len(found),
             "p": (1 + sum(one >= real for one in found)) / (1 + len(found))}  # fmt: skip
@@ -199,12 +227,16 @@ def _calibration(log_nxK: np.ndarray, label_n: np.ndarray) -> dict[str, Any]:
             "brier": brier, "brier_of_shares": float(1 - (shares**2).sum()), "bins": bins}  # fmt: skip
 
 
-def _by_class(label_n, evidence_nxK, classes, weight_BxP) -> dict[str, Any]:
+def _by_class(compared: _Compared, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Each against the rest, where there are more than two."""
     if len(classes) == 2:
         return {}
-    return {name: _told(auroc(label_n == k, evidence_nxK[:, k]),
-                        auroc(label_n == k, evidence_nxK[:, k], weight_BxP=weight_BxP))
-            for k, name in enumerate(classes)}  # fmt: skip
+    found = {}
+    for k, name in enumerate(classes):
+        value, sample = (auroc(compared.label_n == k, compared.evidence[VECTORS][:, k], group_P=compared.fold_n,
+                               weight_BxP=weights) for weights in (None, compared.weight_Bxn))  # fmt: skip
+        found[name] = _told(float(value[0]), sample)
+    return found
 
 
 def _lead(result: dict[str, Any], groups) -> dict[str, Any]:
@@ -216,17 +248,11 @@ def _lead(result: dict[str, Any], groups) -> dict[str, Any]:
     return {"how": "of all patients", "confounded": []} | result["auroc"][VECTORS]
 
 
-def _ways(label_n, evidence, groups, weight_BxP) -> dict[str, Any]:
+def _ways(compared: _Compared, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """How much of the way from 0.5 to the AUROC that is reachable, on the same patients, by the same pairs."""
-    keys = {"of all patients": None} | {f"within {name}": values for name, values in groups.items()}
-    if len(groups) > 1:
-        keys[f"within {' and '.join(groups)}"] = joined(groups)
-
-    def way(weights):
-        def of(name, group):
-            return macro_auroc(label_n, evidence[name], group_P=group, weight_BxP=weights) - 0.5
-
-        return {key: of(VECTORS, group) / of("reachable", group) for key, group in keys.items()}
-
-    value, sample = way(None), way(weight_BxP)
-    return {key: _told(value[key], sample[key]) for key in keys}
+    keys = {"of all patients": None} | {f"within {name}": values for name, values in _keys(groups).items()}
+    return {
+        key: _told((compared.value(VECTORS, group) - 0.5) / (compared.value("reachable", group) - 0.5),
+                   (compared.sample(VECTORS, group) - 0.5) / (compared.sample("reachable", group) - 0.5))
+        for key, group in keys.items()
+    }  # fmt: skip

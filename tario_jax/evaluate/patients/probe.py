@@ -1,7 +1,8 @@
 """Linear probes of patients' vectors: what a straight line through them tells of an outcome.
 
-Nested cross-validation by patient: outer folds are told by probes that never saw them; how many principal components,
-and how strong a penalty, is chosen within the others, by log loss.
+Nested cross-validation by patient: outer folds are told by probes that never saw them; how strong the penalty is is
+chosen within the others, by log loss. Logistic regression of principal components that keep their spread: what hardly
+varies between patients counts for little, which on few patients tells more than components that all weigh the same.
 
 Axes: P patients, F features, C components, K classes, L folds.
 """
@@ -16,9 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-COMPONENTS = (8, 16, 32, 64)
-PENALTIES = (0.003, 0.03, 0.3)  # scikit-learn's C: the inverse of the strength
-_MOST = max(COMPONENTS)
+COMPONENTS = 100  # at most
+PENALTIES = tuple(np.logspace(-6, 0.5, 14).tolist())  # scikit-learn's C: the inverse of the strength
 
 
 class Fold(NamedTuple):
@@ -32,7 +32,8 @@ class Told(NamedTuple):
 
     evidence: what the features add to the shares of the classes among the patients that a probe was fitted on. Those
     differ from fold to fold, and are lower where a class is frequent among the patients that are told: patients of
-    several folds are compared by evidence, or probes that know nothing would be worse than chance.
+    several folds are compared by evidence, or probes that know nothing would be worse than chance. Of more than two
+    classes that does not suffice, since what is told of one class depends on all: they are compared within folds.
     """
 
     log_PxK: np.ndarray  # probabilities
@@ -50,6 +51,14 @@ class Folds:
         found = np.zeros((len(label_P), classes))
         for fold in self.folds_L:
             found[fold.test] = np.log(np.bincount(label_P[fold.train], minlength=classes) / len(fold.train))
+        return found
+
+    @property
+    def number_P(self) -> np.ndarray:
+        """Number of the fold that each patient is told in."""
+        found = np.zeros(sum(len(fold.test) for fold in self.folds_L), int)
+        for number, fold in enumerate(self.folds_L):
+            found[fold.test] = number
         return found
 
     def shuffled(self, label_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -73,60 +82,56 @@ class Prepared:
     """Features as each fold's probe sees them: scaled, and by principal components, of its training patients alone."""
 
     def __init__(self, features_PxF: np.ndarray, folds: Folds, seed: int, *, beside_PxF: np.ndarray | None = None):
-        """beside: further features that no component stands for: they are there however many components are."""
+        """beside: further features that no component stands for, such as groups, and that are hardly penalised."""
         self.folds = folds
-        self.beside_PxF = np.zeros((len(features_PxF), 0)) if beside_PxF is None else beside_PxF
+        beside_PxF = np.zeros((len(features_PxF), 0)) if beside_PxF is None else beside_PxF
         self.components_L: list[np.ndarray] = []  # of all patients, [P, C]
         features_PxF = np.asarray(features_PxF, np.float64)
         for fold in folds.folds_L:
             place_PxC = _components(features_PxF, fold.train, seed)
-            self.components_L.append(np.concatenate([self.beside_PxF, place_PxC], 1))
+            beside = beside_PxF * np.sqrt(place_PxC.shape[1])
+            self.components_L.append(np.concatenate([beside, place_PxC], 1))
 
     def told(self, label_P: np.ndarray, classes: int) -> "Told":
         log_PxK = np.zeros((len(label_P), classes))
         for fold, place_PxC in zip(self.folds.folds_L, self.components_L, strict=True):
             log_PxK[fold.test] = _one(place_PxC[fold.train], label_P[fold.train], fold.inner, place_PxC[fold.test],
-                                      classes, self.beside_PxF.shape[1])  # fmt: skip
+                                      classes)  # fmt: skip
         return Told(log_PxK, log_PxK - self.folds.log_share(label_P, classes))
 
 
 def _components(features_PxF: np.ndarray, train: np.ndarray, seed: int) -> np.ndarray:
-    """Principal components of scaled features, each with deviation 1 among training patients. One of 0 where no feature
-    varies."""
+    """Principal components of scaled features, of which training patients have a mean square of 1 over all components.
+    One of 0 where no feature varies."""
     varied = features_PxF[:, features_PxF[train].std(0) > 1e-9]
     if not varied.shape[1]:
         return np.zeros((len(features_PxF), 1))
     scale = StandardScaler().fit(varied[train])
     solver = "full" if min(len(train), varied.shape[1]) <= 300 else "randomized"
-    number = min(_MOST, varied.shape[1], len(train) - 1)
+    number = min(COMPONENTS, varied.shape[1], len(train) - 1)
     found = PCA(number, svd_solver=solver, random_state=seed).fit(scale.transform(varied[train]))
     place_PxC = found.transform(scale.transform(varied))
-    deviation_C = place_PxC[train].std(0)
-    return place_PxC / np.where(deviation_C > 1e-9, deviation_C, np.inf)
+    return place_PxC / np.sqrt((place_PxC[train] ** 2).mean())
 
 
 def _one(train_PxC: np.ndarray, label_P: np.ndarray, inner: Sequence[tuple[np.ndarray, np.ndarray]],
-         test_PxC: np.ndarray, classes: int, beside: int) -> np.ndarray:  # fmt: skip
-    numbers = sorted({min(beside + number, train_PxC.shape[1]) for number in COMPONENTS})
-    best, chosen = np.inf, (numbers[0], PENALTIES[0])
-    for number in numbers:
-        for penalty in PENALTIES:
-            loss = 0.0
-            for some, others in inner:
-                log_PxK = _log_probability(train_PxC[some, :number], label_P[some], penalty,
-                                           train_PxC[others, :number], classes)  # fmt: skip
-                loss -= log_PxK[np.arange(len(others)), label_P[others]].sum()
-            if loss < best - 1e-9:
-                best, chosen = loss, (number, penalty)
-    number, penalty = chosen
-    return _log_probability(train_PxC[:, :number], label_P, penalty, test_PxC[:, :number], classes)
+         test_PxC: np.ndarray, classes: int) -> np.ndarray:  # fmt: skip
+    best, chosen = np.inf, PENALTIES[0]
+    for penalty in PENALTIES:
+        loss = 0.0
+        for some, others in inner:
+            log_PxK = _log_probability(train_PxC[some], label_P[some], penalty, train_PxC[others], classes)
+            loss -= log_PxK[np.arange(len(others)), label_P[others]].sum()
+        if loss < best - 1e-9:
+            best, chosen = loss, penalty
+    return _log_probability(train_PxC, label_P, chosen, test_PxC, classes)
 
 
 def _log_probability(train_PxC: np.ndarray, label_P: np.ndarray, penalty: float, test_PxC: np.ndarray,
                      classes: int) -> np.ndarray:  # fmt: skip
     """A class that is not among the training patients has the least probability that there is."""
-    solver = "newton-cholesky" if classes == 2 else "lbfgs"
-    model = LogisticRegression(C=penalty, solver=solver, max_iter=300, tol=1e-4).fit(train_PxC, label_P)
+    solver = {"solver": "newton-cholesky"} if classes == 2 else {"solver": "lbfgs", "tol": 1e-3}
+    model = LogisticRegression(C=penalty, max_iter=5000, **solver).fit(train_PxC, label_P)
     found = np.full((len(test_PxC), classes), 1e-9)
     found[:, model.classes_] = np.maximum(model.predict_proba(test_PxC), 1e-9)
     return np.log(found)

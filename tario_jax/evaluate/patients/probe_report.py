@@ -54,7 +54,7 @@ def _summary(result: dict[str, Any]) -> str:
     setting = result["setting"]
     seen = "" if result["seen_in_training"] else " that the model did not see"
     return (f"{result['patients']:,} patients{seen}. Linear probes of "
-            f"{' and '.join(setting['vectors'])}, {setting['folds']} folds by patient, components and penalty chosen "
+            f"{' and '.join(setting['vectors'])}, {setting['folds']} folds by patient, the penalty chosen "
             f"within them; 95 % intervals by {setting['bootstraps']:,} bootstrap samples of patients. Where a "
             "confounder tells of a column by itself, what is reported is the AUROC over pairs of patients that are "
             "alike in it.")  # fmt: skip
