@@ -13,7 +13,7 @@ EXAMPLES = """
     tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=EGFR,KRAS,STK11,response --reachable --out=nsclc.probe
     tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=KRAS,STK11 --pairs=KRAS+STK11 --out=nsclc.probe
     tario probe nsclc.embeddings --corpus=corpora/nsclc --columns=response --fine-tune=runs/patients
-    tario probe lung.embeddings --corpus=corpora/lung --columns=EGFR --confounders=cohort,site,scanner --vectors=state
+    tario probe lung.embeddings --corpus=corpora/lung --columns=EGFR --confounders=site,scanner --vectors=state
 """
 GROUPS_READ = ()
 
@@ -22,8 +22,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("embeddings", type=Path, metavar="NAME.embeddings", help="that 'tario embed' wrote")
     parser.add_argument("--corpus", required=True, metavar="PLACE", help="whose table of patients has the columns")
     parser.add_argument("--columns", required=True, type=names, metavar="NAME,…", help="what is decoded")
-    parser.add_argument("--confounders", type=names, default=("cohort", "site"), metavar="NAME,…",
-                        help="columns probed alone, and within whose groups is compared (cohort,site)")  # fmt: skip
+    parser.add_argument("--confounders", type=names, default=("site",), metavar="NAME,…",
+                        help="probed alone; where one tells, pairs of its groups are reported (site)")  # fmt: skip
+    parser.add_argument("--known", type=names, default=("cohort",), metavar="NAME,…",
+                        help="the same, but part of what is asked: decides nothing (cohort)")  # fmt: skip
+    parser.add_argument("--repeats", type=at_least_one, default=3, metavar="N", help="partitions into folds (3)")
     parser.add_argument("--cohorts", type=names, default=(), metavar="NAME,…", help="patients of these alone")
     parser.add_argument("--vectors", type=names, metavar="NAME,…",
                         help="expression, log_expression, state, spread (log_expression,state)")  # fmt: skip
@@ -59,10 +62,11 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.evaluate.patients.probe_job import Asked, probe_job, table_of
     from tario_jax.evaluate.patients.store import EmbeddingStore
 
-    setting = Setting(folds=options.folds, shuffles=options.shuffles, bootstraps=options.bootstraps, seed=options.seed,
+    setting = Setting(folds=options.folds, repeats=options.repeats, shuffles=options.shuffles,
+                      bootstraps=options.bootstraps, seed=options.seed,
                       **({} if options.vectors is None else {"vectors": options.vectors}))  # fmt: skip
-    asked = Asked(options.columns, options.confounders, options.cohorts, options.allow_seen, options.reachable,
-                  options.pairs, options.workers)  # fmt: skip
+    asked = Asked(options.columns, options.confounders, options.known, options.cohorts, options.allow_seen,
+                  options.reachable, options.pairs, options.workers)  # fmt: skip
     tuning = {}
     if options.fine_tune is not None:
         from tario_jax.evaluate.patients.outcome_tuning import Tuning

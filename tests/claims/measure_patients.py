@@ -43,7 +43,7 @@ def main() -> None:
     tario("embed", f"--workdir={run}", f"--corpus={corpora['nsclc']}", f"--out={nsclc}")
     tables = (f"--corpus={run / 'corpus'}", f"--corpus={corpora['rcc']}")
     tario("atlas", str(held), *tables, f"--out={folder / 'atlas'}")
-    tario("probe", str(held), tables[0], "--columns=cohort,diagnosis", "--confounders=site", "--shuffles=40",
+    tario("probe", str(held), tables[0], "--columns=cohort,diagnosis", "--known=", "--shuffles=40",
           f"--out={folder / 'kinds.probe'}", f"--json={folder / 'kinds.json'}")  # fmt: skip
     tario("probe", str(nsclc), f"--corpus={corpora['nsclc']}", "--columns=EGFR,KRAS,STK11,PTEN,RBM10,response",
           "--reachable", "--pairs=KRAS+STK11", "--shuffles=40", f"--out={folder / 'nsclc.probe'}",
@@ -136,7 +136,7 @@ def refused(held: Path, run: Path) -> dict:
         trained = EmbeddingStore.begun(alone, store.panel, store.about)
         trained.add([row for row in store.rows(PREDICTED) if row.seen])
     words = [sys.executable, "-m", "tario_jax.cli", "probe", str(alone), f"--corpus={run / 'corpus'}",
-             "--columns=cohort", "--confounders=site", "--shuffles=0"]  # fmt: skip
+             "--columns=cohort", "--shuffles=0"]  # fmt: skip
     plain = subprocess.run(words, capture_output=True, text=True)
     forced = subprocess.run([*words, "--allow-seen"], capture_output=True, text=True)
     print(plain.stderr)

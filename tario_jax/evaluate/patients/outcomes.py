@@ -5,7 +5,7 @@ Axes: P patients, F features, K classes, B bootstrap samples.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Setting:
     """How a column is decoded."""
 
     folds: int = 5
+    repeats: int = 3  # partitions into folds, over which AUROCs are averaged
     inner: int = 3
     shuffles: int = 20
     bootstraps: int = 1000
@@ -75,46 +76,51 @@ def one_hot(value_P: np.ndarray) -> np.ndarray:
 
 
 def decoded(
-    outcome: Outcome, features: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray], setting: Setting,
-    *, reachable_PxF: np.ndarray | None = None, further: Mapping[str, Callable[[Folds], Told]] | None = None,
-    say: Callable[[str], None] = str,
+    outcome: Outcome, features: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray], setting: Setting, *,
+    known: Sequence[str] = (), reachable_PxF: np.ndarray | None = None,
+    further: Mapping[str, Callable[[Folds], Told]] | None = None, say: Callable[[str], None] = str,
 ) -> dict[str, Any]:  # fmt: skip
-    """features: VECTORS and LOOKS, [P, F] of all patients; groups: columns that may confound, str [P] each; reachable:
-    what the H&E can tell at best, where the truth is known; further: others that tell of the outcome's patients, given
-    who is told by whom.
+    """features: VECTORS and LOOKS, [P, F] of all patients; groups: columns that may confound, str [P] each; known: some
+    of them that are part of what is asked, as the cancer type, and do not decide what is reported; reachable: what the
+    H&E can tell at best, where the truth is known; further: others that tell of the outcome's patients, given who is
+    told by whom.
 
     All AUROCs are of the same folds and the same bootstrap samples of patients.
     """
     with one_thread():
-        return _decoded(outcome, features, groups, setting, reachable_PxF, further or {}, say)
+        return _decoded(outcome, features, groups, known, setting, reachable_PxF, further or {}, say)
 
 
-def _decoded(outcome, features, groups, setting, reachable_PxF, further, say) -> dict[str, Any]:
+def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, say) -> dict[str, Any]:
     label_n, some, classes = outcome.label_n, outcome.index_n, len(outcome.classes)
     groups = {name: values[some] for name, values in groups.items() if name != outcome.column}
     groups = {name: values for name, values in groups.items() if len(np.unique(values)) > 1}
-    folds = folds_of(label_n, setting.folds, setting.inner, setting.seed)
+    parts = [folds_of(label_n, setting.folds, setting.inner, setting.seed + 1000 * number)
+             for number in range(setting.repeats)]  # fmt: skip
     weight_BxP = drawn_weights(len(some), setting.bootstraps, setting.seed)
-    prepared = {name: Prepared(of_PxF[some], folds, setting.seed) for name, of_PxF in features.items()}
+    values = {name: of_PxF[some] for name, of_PxF in features.items()}
     alone = {name: one_hot(values) for name, values in groups.items()}
     if len(alone) > 1:
         alone[" and ".join(alone)] = np.concatenate(list(alone.values()), 1)
-    prepared |= {f"{name} alone": Prepared(of_PxF, folds, setting.seed) for name, of_PxF in alone.items()}
+    values |= {f"{name} alone": of_PxF for name, of_PxF in alone.items()}
+    beside = {}
     if alone:
         whole = next(reversed(alone))
-        prepared[f"{VECTORS}, {whole}"] = Prepared(features[VECTORS][some], folds, setting.seed,
-                                                   beside_PxF=alone[whole])  # fmt: skip
+        values[f"{VECTORS}, {whole}"], beside = values[VECTORS], {f"{VECTORS}, {whole}": alone[whole]}
     if reachable_PxF is not None:
-        prepared["reachable"] = Prepared(reachable_PxF[some], folds, setting.seed)
-    told = {name: one.told(label_n, classes) for name, one in prepared.items()}
-    told |= {name: one(folds) for name, one in further.items()}
-    log_nxK, evidence = told[VECTORS].log_PxK, {name: of.evidence_PxK for name, of in told.items()}
+        values["reachable"] = reachable_PxF[some]
+    prepared = [{name: Prepared(of_PxF, folds, setting.seed, beside_PxF=beside.get(name))
+                 for name, of_PxF in values.items()} for folds in parts]  # fmt: skip
+    told = {name: [part[name].told(label_n, classes) for part in prepared] for name in values}
+    told |= {name: [one(parts[0])] for name, one in further.items()}  # costs too much to be repeated
+    log_nxK = np.log(np.mean([np.exp(one.log_PxK) for one in told[VECTORS]], 0))
+    evidence = {name: [one.evidence_PxK for one in of] for name, of in told.items()}
     say(f"{outcome.column}: {len(told)} sets of features told {len(some)} patients")
-    compared = _Compared(label_n, evidence, folds.number_P, weight_BxP)
+    compared = _Compared(label_n, evidence, [folds.number_P for folds in parts], weight_BxP)
     result: dict[str, Any] = {
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
         "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, groups),
-        "null": _null(prepared[VECTORS], label_n, classes, folds, setting),
+        "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], setting),
         "calibration": _calibration(log_nxK, label_n), "by_class": _by_class(compared, outcome.classes),
         "accuracy": float((log_nxK.argmax(1) == label_n).mean()),
         "told": {"index": some.tolist(), "label": label_n.tolist(), "probability": np.exp(log_nxK).tolist()},
@@ -123,7 +129,7 @@ def _decoded(outcome, features, groups, setting, reachable_PxF, further, say) ->
     }  # fmt: skip
     if alone:
         result["beside_confounders"] = {"of": whole} | compared.difference(f"{VECTORS}, {whole}", f"{whole} alone")
-    result["lead"] = _lead(result, groups)
+    result["lead"] = _lead(result, [name for name in groups if name not in known])
     if reachable_PxF is not None:
         result["way"] = _ways(compared, groups)
     return result
@@ -131,15 +137,16 @@ def _decoded(outcome, features, groups, setting, reachable_PxF, further, say) ->
 
 @dataclasses.dataclass(frozen=True)
 class _Compared:
-    """AUROCs of one outcome, all over the same patients and the same draws of them."""
+    """AUROCs of one outcome, all over the same patients and the same draws of them: means over partitions."""
 
     label_n: np.ndarray
-    evidence: Mapping[str, np.ndarray]  # [n, K]
-    fold_n: np.ndarray
+    evidence: Mapping[str, Sequence[np.ndarray]]  # [n, K] of each partition into folds
+    fold_n: Sequence[np.ndarray]  # of each
     weight_Bxn: np.ndarray
 
     def _auroc(self, name: str, group_n: np.ndarray | None, weight_Bxn: np.ndarray | None) -> np.ndarray:
-        return compare(self.label_n, self.evidence[name], self.fold_n, group_n, weight_Bxn)
+        return np.mean([compare(self.label_n, one, fold_n, group_n, weight_Bxn)
+                        for one, fold_n in zip(self.evidence[name], self.fold_n, strict=False)], 0)  # fmt: skip
 
     def value(self, name: str, group_n: np.ndarray | None = None) -> float:
         return float(self._auroc(name, group_n, None)[0])
@@ -233,13 +240,16 @@ def _by_class(compared: _Compared, classes: tuple[str, ...]) -> dict[str, Any]:
         return {}
     found = {}
     for k, name in enumerate(classes):
-        value, sample = (auroc(compared.label_n == k, compared.evidence[VECTORS][:, k], group_P=compared.fold_n,
-                               weight_BxP=weights) for weights in (None, compared.weight_Bxn))  # fmt: skip
+        value, sample = (
+            np.mean([auroc(compared.label_n == k, one[:, k], group_P=fold_n, weight_BxP=weights)
+                     for one, fold_n in zip(compared.evidence[VECTORS], compared.fold_n, strict=True)], 0)
+            for weights in (None, compared.weight_Bxn)
+        )  # fmt: skip
         found[name] = _told(float(value[0]), sample)
     return found
 
 
-def _lead(result: dict[str, Any], groups) -> dict[str, Any]:
+def _lead(result: dict[str, Any], groups: Sequence[str]) -> dict[str, Any]:
     """The figure to report: within those groups that tell of the outcome by themselves, else of all patients."""
     confounding = [name for name in groups if result["auroc"][f"{name} alone"]["low"] > 0.5]
     name = " and ".join(name for name in groups if name in confounding)

@@ -27,7 +27,8 @@ class Asked:
     """What is decoded, and from whom."""
 
     columns: tuple[str, ...]
-    confounders: tuple[str, ...] = ("cohort", "site")
+    confounders: tuple[str, ...] = ("site",)
+    known: tuple[str, ...] = ("cohort",)  # as confounders, but part of what is asked: they do not decide the figure
     cohorts: tuple[str, ...] = ()  # these alone
     allow_seen: bool = False
     reachable: bool = False
@@ -78,7 +79,7 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
         raise InputError(f"--fine-tune: is checkpoint {predictor.checkpoint}, and {store.folder} of "
                          f"checkpoint {store.about['checkpoint']}; give the workdir that was embedded")  # fmt: skip
     patients, columns = patients_asked(store, corpus, asked, say)
-    for name in (*asked.columns, *asked.confounders):
+    for name in (*asked.columns, *asked.known, *asked.confounders):
         if name not in columns:
             raise InputError(f"column {name!r}: is not in the table of patients; it has {', '.join(sorted(columns))}")
     features = {VECTORS: vectors_of(patients, setting.vectors),
@@ -87,9 +88,9 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
     reachable = None
     if asked.reachable:
         reachable = reachable_bulk(corpus, patients.name_P.tolist(), workers=asked.workers, say=say)
-    groups = {name: columns[name] for name in asked.confounders}
+    groups = {name: columns[name] for name in dict.fromkeys((*asked.known, *asked.confounders))}
     found = [
-        decoded(outcome, features, groups, setting, reachable_PxF=reachable, say=say,
+        decoded(outcome, features, groups, setting, known=asked.known, reachable_PxF=reachable, say=say,
                 further=_tuned(predictor, corpus, patients, outcome, tuning, store, say))
         for outcome in outcomes
     ]  # fmt: skip
@@ -99,7 +100,7 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
         "corpus": str(corpus.root), "embeddings": str(store.folder), "model": store.about["model"],
         "checkpoint": store.about["checkpoint"], "trained_on": store.about["trained_on"],
         "patients": len(patients.name_P), "seen_in_training": int(patients.seen_P.sum()),
-        "setting": dataclasses.asdict(setting), "confounders": list(asked.confounders), "outcomes": found,
+        "setting": dataclasses.asdict(setting), "confounders": list(groups), "outcomes": found,
     }  # fmt: skip
     yes_no = [one for one in found if set(one["classes"]) == {"true", "false"}]
     if len(yes_no) > 1 or asked.pairs:
@@ -147,8 +148,8 @@ def _structure(store: EmbeddingStore, patients: Patients, columns: dict[str, np.
     chance = {one["column"]: np.array(one["told"]["probability"])[:, 1] for one in of_all}
     index = index_of(store)
     place_PxC = index.place_PxC[[index.entry(name, PREDICTED) for name in patients.name_P.tolist()]]
-    group_P = joined({name: columns[name] for name in asked.confounders}) if asked.confounders else np.zeros(
-        len(place_PxC), int)  # fmt: skip
+    of = {name: columns[name] for name in (*asked.known, *asked.confounders)}
+    group_P = joined(of) if of else np.zeros(len(place_PxC), int)
     compared = []
     for first, second in asked.pairs:
         for name in (first, second):

@@ -12,11 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from tario_jax.cli.main import main
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
+from tario_jax.evaluate.patients.auroc import macro_auroc
 from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Setting, decoded, outcome_of
 from tario_jax.evaluate.patients.probe import Prepared, folds_of
 from tario_jax.evaluate.patients.probe_job import Asked, probe_job
 
-SETTING = Setting(folds=4, shuffles=8, bootstraps=100)
+SETTING = Setting(folds=4, repeats=2, shuffles=8, bootstraps=100)
 PATIENTS, GENES = 240, 12
 
 
@@ -63,6 +64,27 @@ def test_where_a_site_tells_pairs_of_one_site_lead(found):
     assert found["idle"]["lead"]["how"] == "of all patients"
 
 
+def test_what_is_known_does_not_decide_what_is_reported():
+    features, mutated, site, _ = labelled()
+    sets = {VECTORS: features, LOOKS: features[:, 10:]}
+    one = decoded(outcome_of("EGFR", mutated, SETTING), sets, {"site": site}, SETTING, known=("site",))
+    assert one["auroc"]["site alone"]["low"] > 0.6 and one["lead"]["how"] == "of all patients"
+    assert one["lead"]["value"] == one["auroc"][VECTORS]["value"] != one["within"]["site"][VECTORS]["value"]
+
+
+def test_figures_are_means_over_partitions():
+    features, mutated, _, _ = labelled()
+    sets = {VECTORS: features, LOOKS: features}
+    outcome = outcome_of("EGFR", mutated, SETTING)
+    both = decoded(outcome, sets, {}, SETTING)["auroc"][VECTORS]["value"]
+    found = []
+    for seed in (0, 1000):
+        folds = folds_of(outcome.label_n, 4, 3, seed)
+        told = Prepared(features, folds, 0).told(outcome.label_n, 2)
+        found.append(macro_auroc(outcome.label_n, told.evidence_PxK)[0])
+    assert both == pytest.approx(np.mean(found)) and found[0] != found[1]
+
+
 def test_no_one_is_told_by_a_probe_that_saw_them():
     """Labels that are a function of the patient's number alone are not told."""
     rng = np.random.default_rng(5)
@@ -103,7 +125,7 @@ def test_calibration_is_measured():
     odds = rng.normal(0, 1.5, 1500)
     was = rng.random(1500) < 1 / (1 + np.exp(-odds))
     told = decoded(outcome_of("x", np.where(was, "yes", "no"), SETTING), {VECTORS: odds[:, None], LOOKS: odds[:, None]},
-                   {}, Setting(folds=4, shuffles=0, bootstraps=10))  # fmt: skip
+                   {}, Setting(folds=4, repeats=1, shuffles=0, bootstraps=10))  # fmt: skip
     of = told["calibration"]
     assert of["slope"] == pytest.approx(1.0, abs=0.12) and abs(of["intercept"]) < 0.15 and of["error"] < 0.04
     assert of["brier"] < 0.85 * of["brier_of_shares"] and told["null"] is None
@@ -131,14 +153,14 @@ def test_training_patients_are_left_out_and_alone_refused(store_and_corpus):
     store, corpus = store_and_corpus
     said: list[str] = []
     with pytest.raises(InputError, match="two classes"):  # of the four that are left
-        probe_job(store, corpus, Asked(("cohort",), confounders=()), SETTING, said.append)
+        probe_job(store, corpus, Asked(("cohort",), confounders=(), known=()), SETTING, said.append)
     assert said == ["probe: 2 patients that the model saw in training are left out"]
     trained = Corpus(corpus.root, corpus.panel, corpus.kind, corpus.seal,
                      tuple(row for row in corpus.patients if row["patient"] in "AB"), corpus.sections)  # fmt: skip
-    refused(lambda: probe_job(store, trained, Asked(("cohort",), confounders=()), SETTING, str),
+    refused(lambda: probe_job(store, trained, Asked(("cohort",), confounders=(), known=()), SETTING, str),
             "saw all 2 of these patients in training", "--allow-seen")  # fmt: skip
     with pytest.raises(InputError, match="two classes"):
-        probe_job(store, trained, Asked(("cohort",), confounders=(), allow_seen=True), SETTING, said.append)
+        probe_job(store, trained, Asked(("cohort",), confounders=(), known=(), allow_seen=True), SETTING, said.append)
     assert "no figure here holds for new patients" in said[-1]
 
 
@@ -146,8 +168,8 @@ def test_mistakes_are_one_line(store_and_corpus, capsys):
     store, corpus = store_and_corpus
     start = ["probe", str(store.folder), f"--corpus={corpus.root}"]
     for words, answer in ((["--columns=nothing"], "column 'nothing'"), (["--columns=cohort", "--folds=1"], "2 folds"),
-                          (["--columns=cohort", "--vectors=x", "--confounders="], "--vectors=x"),
-                          (["--columns=cohort", "--cohorts=Q"], "--cohorts=Q"),
+                          (["--columns=cohort", "--vectors=x", "--confounders=", "--known="], "--vectors=x"),
+                          (["--columns=cohort", "--cohorts=Q", "--confounders="], "--cohorts=Q"),
                           (["--columns=cohort", "--pairs=A"], "KRAS+STK11")):  # fmt: skip
         with pytest.raises(SystemExit) if "--pairs=A" in words else contextlib.nullcontext():
             assert main([*start, *words]) == 2
