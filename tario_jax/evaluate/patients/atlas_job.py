@@ -13,7 +13,7 @@ from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.patients.atlas import agreement, atlas_of
 from tario_jax.evaluate.patients.index import PatientIndex, index_of
-from tario_jax.evaluate.patients.patient_figures import draw_map
+from tario_jax.evaluate.patients.patient_figures import LIKE, draw_map
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import PREDICTED
@@ -21,6 +21,7 @@ from tario_jax.evaluate.tables import plain
 from tario_jax.train.whole_file import write_whole
 
 USUAL = ("cohort", "diagnosis", "EGFR", "KRAS", "STK11", "PTEN", "RBM10", "response", "site", "scanner")
+UNLIKE = "unlike training"
 _VIRTUAL = "Virtual patients: this map tests the software and says nothing about real tumours."
 
 
@@ -61,8 +62,8 @@ def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequenc
         odd = {"tissue": of_predicted & unlike.tissue.unlike(index.place_PxC),
                "scanner": of_predicted & unlike.scanner.unlike(index.acquisition_PxA)}  # fmt: skip
         told = np.select([odd["tissue"] & odd["scanner"], odd["tissue"], odd["scanner"]],
-                         ["both", "tissue", "scanner"], "like")  # fmt: skip
-        shown["unlike training"] = np.where(of_predicted, told, "")
+                         ["both", "tissue", "scanner"], LIKE)  # fmt: skip
+        shown[UNLIKE] = np.where(of_predicted, told, "")
     write_whole(out / "patients.tsv", _lines(index, xy_Px2, shown))
     own = {name: values[predicted] for name, values in shown.items()}
     drawn = [
@@ -77,7 +78,7 @@ def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequenc
         "patients": len(predicted), "measured": len(names) - len(predicted), "clusters": len(atlas.centre_KxC),
         "components": index.place_PxC.shape[1],
         "agreement": {name: agreement(cluster_P[predicted], values) for name, values in own.items()
-                      if name != "cluster" and len(set(values.tolist()) - {""}) > 1},
+                      if name not in ("cluster", UNLIKE) and len(set(values.tolist()) - {""}) > 1},
         "by_cluster": _by_cluster(cluster_P[predicted], own, len(atlas.centre_KxC)),
     }  # fmt: skip
     if unlike is not None:

@@ -11,8 +11,10 @@ from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS
 
 PALETTE = ("#0b5cad", "#c2571a", "#2b8a57", "#7a4fa3", "#a08a13", "#b03a5b", "#3aa6b9", "#6b7683", "#d98fb0", "#7fb04f",
            "#5a3d2b", "#e0b03a")  # fmt: skip
+LIKE = "like"
 YES, NO = "#c2571a", "#9db4cc"
 _UNKNOWN = "#e3e7eb"
+_NAMED = 24  # values in a legend
 _MARKERS = ("o", "s", "^")  # of further rounds through the palette
 
 
@@ -21,6 +23,9 @@ def colours_of(values: Sequence[str]) -> dict[str, tuple[str, str]]:
     names, counts = np.unique([value for value in values if value], return_counts=True)
     if set(names.tolist()) <= {"true", "false"}:
         return {name: (YES if name == "true" else NO, "o") for name in names.tolist()}
+    if LIKE in names:  # what is as usual stands back
+        others = [name for name in names.tolist() if name != LIKE]
+        return {LIKE: (NO, "o")} | {name: (PALETTE[1 + at], "o") for at, name in enumerate(others)}
     order = names[np.argsort(-counts, kind="stable")].tolist()
     return {name: (PALETTE[at % len(PALETTE)], _MARKERS[at // len(PALETTE) % len(_MARKERS)])
             for at, name in enumerate(order)}  # fmt: skip
@@ -39,20 +44,19 @@ def draw_map(path: Path, xy_Px2: np.ndarray, columns: Mapping[str, np.ndarray], 
         size = float(np.clip(9000 / len(xy_Px2), 4, 28))
         axis.scatter(*xy_Px2[unknown].T, s=size * 0.6, color=_UNKNOWN, linewidths=0)
         ordered = sorted(style, key=lambda value: value == "true")  # what is rare lies on top
-        for value in ordered:
+        for number, value in enumerate(ordered):
             colour, marker = style[value]
             some = value_P == value
-            axis.scatter(*xy_Px2[some].T, s=size, color=colour, marker=marker, linewidths=0, alpha=0.85, label=value)
+            named = value if number < _NAMED else "_"
+            axis.scatter(*xy_Px2[some].T, s=size, color=colour, marker=marker, linewidths=0, alpha=0.85, label=named)
         for label, place in (marked or {}).items():
             axis.scatter(*place, s=90, facecolors="none", edgecolors=INK, linewidths=1.8)
             axis.annotate(label, place, xytext=(7, 7), textcoords="offset points", fontsize=9, color=INK)
         axis.set_title(f"{name} · {int((~unknown).sum()):,} patients", **TITLE)
-        shown = len(style) <= 12
-        if shown:
-            axis.legend(fontsize=7.5, frameon=False, ncols=2 if len(style) > 3 else len(style), loc="upper center",
-                        bbox_to_anchor=(0.5, -0.09), handletextpad=0.2, columnspacing=0.8, markerscale=1.2)  # fmt: skip
-        else:
-            _named_in_place(axis, xy_Px2, value_P, style)
+        few = len(style) <= 12
+        axis.legend(fontsize=7.5 if few else 5.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06),
+                    ncols=min(len(style), 2 if len(style) > 3 else 3) or 1, handletextpad=0.2, columnspacing=0.8,
+                    markerscale=1.2)  # fmt: skip
         axis.set_xlabel(axes[0], fontsize=9, color=SOFT)
         axis.set_ylabel(axes[1], fontsize=9, color=SOFT)
         axis.set_xticks([])
@@ -62,14 +66,6 @@ def draw_map(path: Path, xy_Px2: np.ndarray, columns: Mapping[str, np.ndarray], 
         axis.set_visible(False)
     save_figure(figure, path)
     return Drawn(path, caption)
-
-
-def _named_in_place(axis, xy_Px2: np.ndarray, value_P: np.ndarray, style: Mapping[str, tuple[str, str]]) -> None:
-    """Too many for a legend: a name stands at the median of its patients, the most frequent ones."""
-    for value in list(style)[:24]:
-        middle = np.median(xy_Px2[value_P == value], 0)
-        axis.annotate(value.replace(", ", ",\n"), middle, fontsize=5.6, color=INK, ha="center", va="center",
-                      bbox={"facecolor": "white", "alpha": 0.65, "linewidth": 0, "pad": 0.6})  # fmt: skip
 
 
 _ROWS = (  # what, label, colour, filled
@@ -94,7 +90,7 @@ def draw_aurocs(path: Path, result: dict[str, Any]) -> Drawn:
             told = _row(one, what)
             if told is None:
                 continue
-            y = row + 0.32 - 0.16 * drawn
+            y = row - 0.32 + 0.16 * drawn
             drawn += 1
             axis.plot([told["low"], told["high"]], [y, y], color=colour, linewidth=1.6, alpha=0.7)
             named = label not in axis.get_legend_handles_labels()[1]
