@@ -131,7 +131,8 @@ def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int 
     folder = store.folder / "index"
     folder.mkdir(exist_ok=True)
     parts = store.parts()
-    held = None if fit_again else _read(folder, store)
+    kept = None if fit_again else _kept_space(folder, store)
+    held = None if kept is None else _read(folder, kept)
     if held is not None and dict(zip(held.parts, held.bytes_of_parts.tolist(), strict=True)) == parts:
         return held
     of_part = {name: store.patients_of(name) for name in parts}
@@ -139,7 +140,7 @@ def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int 
     for name, entries in of_part.items():
         for entry in entries:
             where.setdefault(entry, []).append(name)
-    space = _space(folder, store, where, held, components, say)
+    space = _space(folder, store, where, kept, components, say)
     if held is not None and held.space is not space:
         held = None  # a kind came that had no place before: it alone is new, yet all is written again
     if held is not None and any(parts.get(name) != size for name, size in
@@ -150,20 +151,29 @@ def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int 
     return _with(folder, store, space, held, where, fresh, parts, say)
 
 
-def _space(folder: Path, store: EmbeddingStore, where: dict, held: PatientIndex | None,
-           components: int, say: Callable[[str], None]) -> Space:  # fmt: skip
+def _kept_space(folder: Path, store: EmbeddingStore) -> Space | None:
+    """None where there is none of this model: it is fitted then."""
+    try:
+        space = read_space(folder / "space.npz")
+    except InputError:
+        return None
+    return space if (space.panel_hash, space.checkpoint) == (store.panel.hash, store.about["checkpoint"]) else None
+
+
+def _space(folder: Path, store: EmbeddingStore, where: dict, kept: Space | None, components: int,
+           say: Callable[[str], None]) -> Space:  # fmt: skip
     measured = {patient for patient, kind in where if kind == MEASURED}
-    if held is not None and (MEASURED in held.space.kinds or not measured):
-        return held.space
+    if kept is not None and (MEASURED in kept.kinds or not measured):
+        return kept
     path = folder / "space.npz"
     predicted = sorted(patient for patient, kind in where if kind == PREDICTED)
     chosen = _evenly(predicted, REFERENCE)
-    if held is None:
+    if kept is None:
         say(f"patients: a space is fitted on {len(chosen)} of {len(predicted)}")
         space = fitted(_pooled(store, where, chosen, PREDICTED), components, panel_hash=store.panel.hash,
                        checkpoint=store.about["checkpoint"])  # fmt: skip
     else:
-        space = held.space
+        space = kept
     both = _evenly(sorted(measured.intersection(predicted)), REFERENCE)
     if both:
         space = space.with_kind(MEASURED, *(_pooled(store, where, both, kind) for kind in (MEASURED, PREDICTED)))
@@ -281,10 +291,9 @@ def _blocks(folder: Path) -> list[str]:
         return []
 
 
-def _read(folder: Path, store: EmbeddingStore) -> PatientIndex | None:
+def _read(folder: Path, space: Space) -> PatientIndex | None:
     """None where there is none that can be used: it is made of what is there anyway."""
     try:
-        space = read_space(folder / "space.npz")
         with np.load(io.BytesIO((folder / "patients.npz").read_bytes())) as held:
             if int(held["version"]) != FORMAT_VERSION or str(held["space"]) != space.identity:
                 return None
@@ -295,8 +304,6 @@ def _read(folder: Path, store: EmbeddingStore) -> PatientIndex | None:
                 held["block"], held["column"], tuple(held["parts"].tolist()), held["bytes"], blocks, held["own"],
                 Moments(*(held[f"moments_{field.name}"] for field in dataclasses.fields(Moments))),
             )  # fmt: skip
-    except (InputError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    if (space.panel_hash, space.checkpoint) != (store.panel.hash, store.about["checkpoint"]):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return found if all((folder / name).exists() for name in blocks) else None

@@ -122,5 +122,8 @@ def test_damage_is_made_good_and_few_patients_refused(store, tmp_path):
         path.write_bytes(path.read_bytes()[:100]) if path.suffix == ".npz" else path.unlink()
         again = index_of(store)
         np.testing.assert_array_equal(places(again)["P003"], places(first)["P003"])
+    store.add(rows(range(40, 60)))
+    (store.folder / "index" / "patients.npz").unlink()
+    np.testing.assert_array_equal(places(index_of(store))["P003"], places(first)["P003"])  # the space is the old one
     few = made_store(tmp_path / "few.embeddings", SYMBOLS, rows(range(3)))
     refused(lambda: index_of(few), "3 patients", "at least 5")
