@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from tario_jax.cli.options import at_least_one, finish, need_eval, say
+from tario_jax.config import InputError
 
 SUMMARY = "all patients on one map: t-SNE, principal components, clusters, in the colours of their table"
 EXAMPLES = """
@@ -19,9 +20,16 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="whose table of patients has the columns; may be given several times")  # fmt: skip
     parser.add_argument("--columns", type=names, default=(), metavar="NAME,…", help="the usual ones by default")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a page, figures and tables")
-    parser.add_argument("--components", type=at_least_one, default=50, metavar="N", help="of a new space, at most (50)")
+    parser.add_argument("--components", type=at_least_two, default=50, metavar="N", help="of a new space, at most (50)")
     parser.add_argument("--fit-again", action="store_true",
                         help="a new space and map; else patients that came since are placed on the old")  # fmt: skip
+
+
+def at_least_two(text: str) -> int:
+    """Components: a map has two directions."""
+    if at_least_one(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at least 2")
+    return int(text)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -30,6 +38,8 @@ def names(text: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int:
     need_eval()
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out={options.out}: is a file; give a folder")
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.patients.atlas_job import atlas_job, summary, unlike_text
     from tario_jax.evaluate.patients.store import EmbeddingStore

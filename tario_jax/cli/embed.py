@@ -46,11 +46,11 @@ def run(options: argparse.Namespace) -> int:
         store = embed_corpus(predictor, corpus, options.out, overlap=overlap, bin_um=options.bin_um,
                              region_um=options.region_um, sections=sections, measured=options.measured,
                              part=options.part, say=say)  # fmt: skip
-    rows = {kind: store.rows(kind) for kind in (PREDICTED, MEASURED)}
+    rows = {kind: store.rows(kind, vectors=()) for kind in (PREDICTED, MEASURED)}
     result = {
         "out": str(options.out), "model": store.about["model"], "trained_on": store.about["trained_on"],
         "genes": len(store.panel), "patients": len({row.patient for row in rows[PREDICTED]}),
         "sections": len(rows[PREDICTED]), "measured_sections": len(rows[MEASURED]),
-        "regions": len(store.rows(PREDICTED, regions=True)),
+        "regions": len(store.rows(PREDICTED, regions=True, vectors=())),
     }  # fmt: skip
     return finish(options, "\n".join(f"{name:<18} {value}" for name, value in result.items()), result)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tario_jax.cli.atlas import names
+from tario_jax.cli.atlas import at_least_two, names
 from tario_jax.cli.options import at_least_one, finish, need_eval, say
 from tario_jax.config import InputError
 
@@ -38,7 +38,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--around", type=at_least_one, default=50, metavar="N",
                         help="nearest of the cohort that outcomes are counted among (50)")  # fmt: skip
     parser.add_argument("--why", action="store_true", help="the genes, and regions, in which they are alike")
-    parser.add_argument("--components", type=at_least_one, default=50, metavar="N", help="of a new space, at most (50)")
+    parser.add_argument("--components", type=at_least_two, default=50, metavar="N", help="of a new space, at most (50)")
     parser.add_argument("--fit-again", action="store_true", help="a new space of all patients; else that which is kept")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="all of it as a page, with the map")
 

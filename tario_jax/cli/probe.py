@@ -40,6 +40,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="the AUROC that the H&E allows, where the truth is known: virtual patients")  # fmt: skip
     parser.add_argument("--fine-tune", type=Path, metavar="WORKDIR",
                         help="the model, tuned on each column fold by fold, beside the probe: hours")  # fmt: skip
+    parser.add_argument("--allow-virtual-model", action="store_true",
+                        help="--fine-tune with a model of virtual tissue on real patients: to see it run")  # fmt: skip
     parser.add_argument("--fine-tune-steps", type=at_least_one, default=200, metavar="N", help="of each fold (200)")
     parser.add_argument("--workers", type=at_least_one, default=2, metavar="N", help="processes of --reachable (2)")
     parser.add_argument("--allow-seen", action="store_true", help="patients of the model's training too")
@@ -54,8 +56,10 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.folds < 2 or options.shuffles < 0:
-        raise InputError("--folds and --shuffles: expected at least 2 folds, and no fewer than 0 shuffles")
+    if options.folds < 2 or options.shuffles < 0 or options.seed < 0:
+        raise InputError("--folds, --shuffles, --seed: expected at least 2 folds, and no shuffles or seed below 0")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out={options.out}: is a file; give a folder")
     need_eval()
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.patients.outcomes import Setting
@@ -72,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         from tario_jax.evaluate.patients.outcome_tuning import Tuning
         from tario_jax.predict.predictor import load
 
-        tuning = {"predictor": load(options.fine_tune, allow_virtual_model=True),
+        tuning = {"predictor": load(options.fine_tune, allow_virtual_model=options.allow_virtual_model),
                   "tuning": Tuning(options.fine_tune_steps, seed=options.seed)}  # fmt: skip
     result = probe_job(EmbeddingStore(options.embeddings), Corpus.open(options.corpus), asked, setting, say, **tuning)
     text = table_of(result)

@@ -53,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.patients is None and (options.corpus or options.columns):
         raise InputError("--corpus and --columns: go with --patients, the embeddings of those in the table")
+    if options.columns and not options.corpus:
+        raise InputError("--columns: goes with --corpus, whose table has them")
     at = {path.name: path for path in options.slide}
     if len(options.maps) == len(options.slide) == 1:  # whatever it is called now: its px are checked
         at = {MapStore(options.maps[0]).about["section"]: options.slide[0]}

@@ -22,6 +22,7 @@ from tario_jax.view.shown import Shown, region_table
 PAGE = Path(__file__).with_name("page")
 _BINARY = "application/octet-stream"
 _KEPT = {"Cache-Control": "private, max-age=3600"}
+_NOT_KEPT = {"Cache-Control": "no-store"}  # a page that is started anew may show other patients and slides
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; base-uri 'none'"
 
 
@@ -93,11 +94,11 @@ def make_app(slides: list[Shown], stack: contextlib.ExitStack, hosts: tuple[str,
     @app.get("/api/patients")
     def of_patients(request: Request) -> Response:
         told = json.dumps(all_patients().described(), separators=(",", ":"))
-        return _packed(told.encode(), "application/json", request)
+        return _packed(told.encode(), "application/json", request, _NOT_KEPT)
 
     @app.get("/api/patients/places")
     def places_of_patients() -> Response:
-        return Response(all_patients().places(), media_type=_BINARY, headers=_KEPT)
+        return Response(all_patients().places(), media_type=_BINARY, headers=_NOT_KEPT)
 
     @app.get("/api/slides/{number}/genes")
     def genes(number: int, request: Request) -> Response:
@@ -145,7 +146,7 @@ def labels(slides: list[Shown]) -> list[str]:
     return [label if found.count(label) == 1 else f"{label} · {number + 1}" for number, label in enumerate(found)]
 
 
-def _packed(content: bytes, kind: str, request: Request) -> Response:
+def _packed(content: bytes, kind: str, request: Request, headers: dict[str, str] = _KEPT) -> Response:
     if "gzip" not in request.headers.get("accept-encoding", ""):
-        return Response(content, media_type=kind, headers=_KEPT)
-    return Response(gzip.compress(content, 3), media_type=kind, headers=_KEPT | {"Content-Encoding": "gzip"})
+        return Response(content, media_type=kind, headers=headers)
+    return Response(gzip.compress(content, 3), media_type=kind, headers=headers | {"Content-Encoding": "gzip"})

@@ -6,12 +6,12 @@ was stopped. PICTURES: a folder that gets the figures.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.index import PatientIndex, index_of
@@ -60,20 +60,21 @@ def main() -> None:
         pictures.mkdir(exist_ok=True)
         for of, names in (("atlas", ("tsne", "pca")), ("nsclc.probe", ("aurocs", "calibration", "structure"))):
             for name in names:
-                shutil.copy(folder / of / f"{name}.png", pictures)
+                image = Image.open(folder / of / f"{name}.png").convert("RGB").quantize(96)
+                image.save(pictures / f"{name}.png", optimize=True)
 
 
 def probes(kinds: dict, genotypes: dict) -> dict:
     of = {one["column"]: one for one in (*kinds["outcomes"], *genotypes["outcomes"])}
     ways = {name: of[name]["way"][of[name]["lead"]["how"]] for name in (*VISIBLE, "response")}
-    invisible = of[INVISIBLE]["lead"]
-    confounded = [one for one in of.values() if "site" in one["lead"]["confounded"]]
+    invisible = of[INVISIBLE]
+    confounded = [one for one in of.values() if one["auroc"]["site alone"]["low"] > 0.5]
     (pair,) = genotypes["structure"]["two_against_one"]
     return {
         **{f"{name}_above_stain": of[name]["above"]["stain and texture"]["low"] for name in ("cohort", "diagnosis")},
         "ways": {name: one["value"] for name, one in ways.items()},
         "lowest_way": min(ways[name]["value"] for name in VISIBLE), "response_way": ways["response"]["value"],
-        "invisible_off": max(0.0, invisible["low"] - 0.5, 0.5 - invisible["high"]),
+        "invisible_off": abs(invisible["lead"]["value"] - 0.5) / invisible["null"]["deviation"],
         "confounded": len(confounded),
         "not_led_within": sum("site" not in one["lead"]["how"] for one in confounded),
         "null_off": max(abs(one["null"]["mean"] - 0.5) for one in of.values()),
@@ -84,7 +85,7 @@ def probes(kinds: dict, genotypes: dict) -> dict:
 
 def unlike(index: PatientIndex, table: dict) -> dict:
     """Of patients that the model did not see: how many are flagged, of those of the new kinds and of all others."""
-    found = unlike_of(index)
+    found = unlike_of(index, EmbeddingStore(index.folder.parent))
     some = np.flatnonzero((index.kind_P == PREDICTED) & ~index.seen_P)
     diagnosis = np.array([table[name]["diagnosis"] for name in index.name_P[some]])
     scanner = np.array([table[name]["scanner"] for name in index.name_P[some]])

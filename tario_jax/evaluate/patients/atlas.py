@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 _PERPLEXITY, _PERPLEXITY_OF_NEW = 30, 5
 _CLUSTERS = (2, 24)
 _JUDGED = 2000  # patients that a number of clusters is chosen by
+_PLACED_AT_ONCE = 2000
 _SEED = 0
 
 
@@ -33,19 +34,28 @@ _SEED = 0
 class Atlas:
     """Made by `atlas_of`."""
 
-    space: str  # identity of the space
+    space: str  # its axes
     reference_RxC: np.ndarray  # places in the space
     xy_Rx2: np.ndarray
     centre_KxC: np.ndarray  # of the clusters
 
     def placed(self, place_PxC: np.ndarray) -> np.ndarray:
-        """On the map, float64 [P, 2]; each one as if it came alone."""
+        """On the map, float64 [P, 2]: those that it was computed of where they lie, each other as if it came alone."""
         from openTSNE import TSNEEmbedding
 
+        own = {place.tobytes(): at for at, place in enumerate(self.reference_RxC)}
+        at_P = np.array([own.get(place.tobytes(), -1) for place in place_PxC.astype(self.reference_RxC.dtype)], int)
+        found_Px2 = self.xy_Rx2[at_P]
+        others = np.flatnonzero(at_P < 0)
+        if not len(others):
+            return found_Px2
         reference = TSNEEmbedding(self.xy_Rx2.copy(), _affinities(self.reference_RxC), random_state=_SEED, n_jobs=1,
                                   negative_gradient_method="fft")  # fmt: skip
-        found = reference.transform(place_PxC, perplexity=min(_PERPLEXITY_OF_NEW, (len(self.xy_Rx2) - 1) / 3))
-        return np.asarray(found, np.float64)
+        perplexity = min(_PERPLEXITY_OF_NEW, (len(self.xy_Rx2) - 1) / 3)
+        for first in range(0, len(others), _PLACED_AT_ONCE):
+            some = others[first : first + _PLACED_AT_ONCE]
+            found_Px2[some] = np.asarray(reference.transform(place_PxC[some], perplexity=perplexity), np.float64)
+        return found_Px2
 
     def cluster(self, place_PxC: np.ndarray) -> np.ndarray:
         """Number of the nearest cluster's centre."""
@@ -81,7 +91,7 @@ def atlas_of(index: PatientIndex, *, fit_again: bool = False, say: Callable[[str
     """
     path = index.folder / "atlas.npz"
     held = None if fit_again else _read(path)
-    if held is not None and held.space == index.space.identity:
+    if held is not None and held.space == index.space.axes:
         return held
     from openTSNE import TSNE
 
@@ -99,7 +109,7 @@ def atlas_of(index: PatientIndex, *, fit_again: bool = False, say: Callable[[str
                  neighbors="exact", negative_gradient_method=method).fit(place_RxC.astype(np.float64))  # fmt: skip
     xy_Rx2 = np.array(found, np.float64)
     xy_Rx2 -= (xy_Rx2.max(0) + xy_Rx2.min(0)) / 2
-    atlas = Atlas(index.space.identity, place_RxC, xy_Rx2, _clusters(place_RxC))
+    atlas = Atlas(index.space.axes, place_RxC, xy_Rx2, _clusters(place_RxC))
     _write(atlas, path)
     return atlas
 

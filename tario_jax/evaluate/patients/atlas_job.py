@@ -27,7 +27,14 @@ _VIRTUAL = "Virtual patients: this map tests the software and says nothing about
 
 def columns_of(corpora: Sequence[Corpus], names: Sequence[str], patients: Sequence[str]) -> dict[str, np.ndarray]:
     """str [P] of each column, "" where nothing is known. Raises `InputError` for one that no table has."""
-    table_of = {row["patient"]: row for corpus in corpora for row in corpus.patients}
+    table_of: dict[str, dict[str, str]] = {}
+    for corpus in corpora:
+        for row in corpus.patients:
+            held = table_of.setdefault(row["patient"], {})
+            for name, value in row.items():
+                if held.setdefault(name, value) != value:
+                    raise InputError(f"patient {row['patient']!r}: has {name} {held[name]!r} in one table, and "
+                                     f"{value!r} in that of {corpus.root}; give one of the two")  # fmt: skip
     known = sorted({name for row in table_of.values() for name in row})
     for name in names:
         if name not in known:
@@ -54,7 +61,7 @@ def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequenc
     atlas = atlas_of(index, fit_again=fit_again, say=say)
     say(f"atlas: {len(names)} patients are placed on it")
     xy_Px2, cluster_P = atlas.placed(index.place_PxC), atlas.cluster(index.place_PxC)
-    unlike = unlike_of(index)
+    unlike = unlike_of(index, store)
     shown = {"cluster": np.array([f"{k + 1}" for k in cluster_P])} | table_P
     out.mkdir(parents=True, exist_ok=True)
     if unlike is not None:

@@ -34,6 +34,8 @@ def embed_corpus(
     the model may not predict.
     """
     predictor.refuse_tissue(str(corpus.root), corpus.kind)
+    if not 0 <= overlap < 1:
+        raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
     chosen = [corpus.section(name) for name in sections] or [one for one in corpus.sections if one.holds("he")]
     about = {"checkpoint": predictor.checkpoint, "model": predictor.provenance.config.name, "overlap": overlap,
              "trained_on": predictor.trained_on, "bin_um": bin_um or predictor.provenance.bin_um,

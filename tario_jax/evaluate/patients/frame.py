@@ -50,7 +50,7 @@ def standings(index: PatientIndex, query: Query, cohort: str, genes: Sequence[st
               signatures: Sequence[Signature], symbols: Sequence[str]) -> list[Standing]:  # fmt: skip
     """Of genes, then of signatures: a signature's level is the mean of its genes, each in standard deviations of the
     cohort. The query's own patient is not counted."""
-    some = np.flatnonzero((index.kind_P == PREDICTED) & (index.cohort_P == cohort) & (index.name_P != query.name))
+    some = np.flatnonzero((index.kind_P == PREDICTED) & (index.cohort_P == cohort) & (index.name_P != query.patient))
     if not len(some) or not (genes or signatures):
         return []
     _, mean_G, deviation_G = index.moments.of(cohort)
@@ -70,11 +70,14 @@ def standings(index: PatientIndex, query: Query, cohort: str, genes: Sequence[st
     for name, positions in sets:
         others, own = zip(*(scaled(gene) for gene in positions), strict=True)
         other_n, value = np.mean(others, 0), float(np.mean(own))
+        other_n = other_n[np.isfinite(other_n)]  # of whom all of its genes are known
+        if not len(other_n) or not np.isfinite(value):
+            continue
         below = int((other_n < value).sum())
-        low, high = share_interval(below, len(some))
-        spread = float(other_n.std(ddof=1)) if len(some) > 1 else np.nan
+        low, high = share_interval(below, len(other_n))
+        spread = float(other_n.std(ddof=1)) if len(other_n) > 1 else np.nan
         found.append(Standing(name, (value - float(other_n.mean())) / max(spread, _LEAST_DEVIATION),
-                              below / len(some), low, high, len(some)))  # fmt: skip
+                              below / len(other_n), low, high, len(other_n)))  # fmt: skip
     return found
 
 
@@ -86,7 +89,7 @@ def alike_genes(index: PatientIndex, query: Query, entries: np.ndarray, cohort: 
     scale_G = np.where(deviation_G > _LEAST_DEVIATION, deviation_G, np.inf)
     own_G = np.clip((query.level_G() - mean_G) / scale_G, -4, 4)
     theirs_G = np.mean([np.clip((index.level_G(int(one)) - mean_G) / scale_G, -4, 4) for one in entries], 0)
-    both_G = own_G * theirs_G
+    both_G = np.nan_to_num(own_G * theirs_G, nan=0.0)
     order = np.argsort(-both_G, kind="stable")[:number]
     whole = float(np.abs(both_G).sum()) or 1.0
     return [{"gene": symbols[g], "query": round(float(own_G[g]), 2), "neighbours": round(float(theirs_G[g]), 2),
@@ -145,11 +148,11 @@ def differences(index: PatientIndex, entries: np.ndarray, yes_n: np.ndarray, coh
     if min(yes_n.sum(), (~yes_n).sum()) < _LEAST_COMPARED:
         return None
     _, mean_G, deviation_G = index.moments.of(cohort)
-    used_G = deviation_G > _LEAST_DEVIATION
-    scale_G = np.where(used_G, deviation_G, np.inf)
+    scale_G = np.where(deviation_G > _LEAST_DEVIATION, deviation_G, np.inf)
     level_nxG = np.stack([(index.level_G(int(entry)) - mean_G) / scale_G for entry in entries])
     own_G = (query.level_G() - mean_G) / scale_G
-    kept = [one for one in signatures if used_G[one.positions].any()]
+    used_G = (deviation_G > _LEAST_DEVIATION) & np.isfinite(level_nxG).all(0) & np.isfinite(own_G)
+    kept = [one for one in signatures if len(one.positions) and used_G[one.positions].all()]
     found = {"with": int(yes_n.sum()), "without": int((~yes_n).sum())}
     genes = _compared(level_nxG[:, used_G], own_G[used_G], yes_n, [s for s, used in zip(symbols, used_G, strict=True)
                                                                    if used])  # fmt: skip

@@ -20,12 +20,11 @@ from tario_jax.evaluate.patients.neighbours import (
     query_of_patient,
     query_of_slide,
 )
+from tario_jax.evaluate.patients.outcomes import YES
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 from tario_jax.predict.signatures import Signature
-
-_YES = ("true", "yes", "1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +66,16 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
     standings = frame.standings(index, query, found.cohort, asked.genes, asked.signatures, symbols)
     result: dict[str, Any] = {
         "query": query.name, "kind": query.kind, "cohort": found.cohort, "cohort_known": bool(query.cohort),
-        "neighbours": rows, "unusual": found.unusual,
+        "neighbours": rows,
+        # what is usual is known of predicted patients among predicted ones
+        "unusual": found.unusual if query.entry is not None and {query.kind, *asked.among} == {PREDICTED} else None,
         "standings": [dataclasses.asdict(one) | {"unusual": one.unusual} for one in standings],
         "trained_on": store.about["trained_on"], "model": store.about["model"], "banner": query.banner,
         "note": NO_ADVICE,
     }  # fmt: skip
-    if (unlike := unlike_of(index)) is not None and query.kind == PREDICTED:
-        result["unlike"] = unlike.told(query.place_C, query.acquisition_A) | {"patients": unlike.patients}
+    if query.kind == PREDICTED:
+        unlike = unlike_of(index, store)
+        result["unlike"] = None if unlike is None else unlike.told(query) | {"patients": unlike.patients}
     if names:
         result |= _outcomes(index, corpora, query, found, asked, names, symbols)
     if asked.why:
@@ -85,9 +87,11 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
 def _outcomes(index: PatientIndex, corpora: Sequence[Corpus], query: Query, found: Answer, asked: Asked,
               names: tuple[str, ...], symbols: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """Counted among the nearest predicted patients of the query's cohort."""
-    around = neighbours(index, query, asked.around, cohort=found.cohort)
     everyone = np.flatnonzero((index.cohort_P == found.cohort) & (index.kind_P == PREDICTED)
-                              & (index.name_P != query.name))  # fmt: skip
+                              & (index.name_P != query.patient))  # fmt: skip
+    if not len(everyone):
+        return {"around": 0, "outcomes": {}}
+    around = neighbours(index, query, asked.around, cohort=found.cohort)
     near = columns_of(corpora, names, index.name_P[around.entry_n].tolist())
     of_all = columns_of(corpora, names, index.name_P[everyone].tolist())
     result: dict[str, Any] = {
@@ -96,11 +100,11 @@ def _outcomes(index: PatientIndex, corpora: Sequence[Corpus], query: Query, foun
     }  # fmt: skip
     if asked.differ:
         values = near[asked.differ]
-        known = sorted(set(values.tolist()) - {""})
-        if len(set(of_all[asked.differ].tolist()) - {""}) > 2:
-            raise InputError(f"--differ={asked.differ}: expected a column of two values; it has "
-                             f"{', '.join(sorted(set(of_all[asked.differ].tolist()) - {''})[:5])}, …")  # fmt: skip
-        yes = next((value for value in known if value.lower() in _YES), known[-1] if known else "")
+        known = sorted(set(of_all[asked.differ].tolist()) - {""})
+        if len(known) != 2:
+            raise InputError(f"--differ={asked.differ}: expected a column of two values; in {found.cohort} it has "
+                             f"{', '.join(known[:5]) or 'none'}")  # fmt: skip
+        yes = next((value for value in known if value.lower() in YES), known[-1])
         some = values != ""
         result["differ"] = {"column": asked.differ, "value": yes} | (frame.differences(
             index, around.entry_n[some], values[some] == yes, found.cohort, asked.signatures, symbols, query,
@@ -124,8 +128,9 @@ def text_of(result: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     lines += filter(None, [result["banner"]])
-    lines.append(f"{result['unusual']:.0%} of the patients are nearer to their own nearest than {result['query']} is "
-                 "to its")  # fmt: skip
+    if result["unusual"] is not None:
+        lines.append(f"{result['unusual']:.0%} of the patients are nearer to their own nearest than {result['query']} "
+                     "is to its")  # fmt: skip
     lines += unlike_lines(result)
     lines += [standing_text(one, result["cohort"]) for one in result["standings"]]
     for name, shares in result.get("outcomes", {}).items():
@@ -145,9 +150,15 @@ def unlike_lines(result: dict[str, Any]) -> list[str]:
     """Whether the model knows such patients at all."""
     if "unlike" not in result:
         return []
+    if result["unlike"] is None:
+        return ["whether it is like those that the model was trained on is not known here: they are not embedded; "
+                "tario embed without --corpus adds them"]  # fmt: skip
     found = []
     for name in ("tissue", "scanner"):
-        if (one := result["unlike"].get(name)) is not None:
+        one = result["unlike"].get(name)
+        if one is None:
+            found.append(f"its {name} is not compared: a slide's maps do not hold its H&E")
+        else:
             how = "unlike" if one["unlike"] else "like"
             found.append(f"its {name} is {how} those of the {result['unlike']['patients']} patients that the model was "
                          f"trained on: distance {one['distance']:.1f}, limit {one['limit']:.1f}"

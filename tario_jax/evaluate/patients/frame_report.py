@@ -40,9 +40,7 @@ def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str,
     cohort = result["cohort"] + ("" if result["cohort_known"] else ", as most of its neighbours")
     parts = [
         notices(texts),
-        f"<p class=note>{html.escape(f'Compared with patients of {cohort}. ')}{result['unusual']:.0%} of the patients "
-        "of the reference are nearer to their own nearest than this one is to its: near 100 % it is like none of "
-        "them.</p>",
+        f"<p class=note>{html.escape(f'Compared with patients of {cohort}.')}{_unusual(result)}</p>",
         "<h2>Nearest patients</h2>",
         table(heads, [[str(value) for value in row.values()] for row in result["neighbours"]]),
         picture(drawn),
@@ -71,6 +69,13 @@ def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str,
                              f"{one['distance']}"] for one in result["alike_regions"]]))  # fmt: skip
     write_whole(path, whole_page(f"{result['query']} among its neighbours", parts))
     return path
+
+
+def _unusual(result: dict[str, Any]) -> str:
+    if result["unusual"] is None:
+        return ""
+    return (f" {result['unusual']:.0%} of the patients of the reference are nearer to their own nearest than this one "
+            "is to its: near 100 % it is like none of them.")  # fmt: skip
 
 
 def _differ(differ: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ Axes: P patients, G genes, C components.
 import dataclasses
 import hashlib
 import io
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,9 +30,10 @@ from tario_jax.train.whole_file import write_whole
 
 COMPONENTS = 50
 REFERENCE = 4000  # patients that a space is fitted on, at most
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _BLOCK = 1024  # patients that are read at once, and whose levels are one file
 _READ = ("expression", "acquisition")
+_OLD_S = 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,35 +95,35 @@ class Moments:
     """Of the levels of predicted patients, by cohort."""
 
     cohort_K: np.ndarray
-    number_K: np.ndarray
+    number_KxG: np.ndarray  # patients of whom a gene is known
     sum_KxG: np.ndarray  # float64
     square_KxG: np.ndarray
 
     @classmethod
     def none(cls, genes: int) -> "Moments":
-        return cls(np.array([], str), np.zeros(0, np.int64), np.zeros((0, genes)), np.zeros((0, genes)))
+        return cls(np.array([], str), *(np.zeros((0, genes)) for _ in range(3)))
 
     def plus(self, cohort_P: np.ndarray, level_PxG: np.ndarray) -> "Moments":
-        """With further patients. A gene that is not known counts as at its mean."""
+        """With further patients; a gene counts where it is known."""
         cohort_K = np.union1d(self.cohort_K, cohort_P)
         at = np.searchsorted(cohort_K, self.cohort_K)
-        number_K = np.zeros(len(cohort_K), np.int64)
-        sum_KxG, square_KxG = (np.zeros((len(cohort_K), level_PxG.shape[1])) for _ in range(2))
-        number_K[at], sum_KxG[at], square_KxG[at] = self.number_K, self.sum_KxG, self.square_KxG
+        number_KxG, sum_KxG, square_KxG = (np.zeros((len(cohort_K), level_PxG.shape[1])) for _ in range(3))
+        number_KxG[at], sum_KxG[at], square_KxG[at] = self.number_KxG, self.sum_KxG, self.square_KxG
         for k, cohort in enumerate(cohort_K):
-            mine = np.nan_to_num(level_PxG[cohort_P == cohort].astype(np.float64), nan=0.0)
-            number_K[k] += len(mine)
-            sum_KxG[k] += mine.sum(0)
-            square_KxG[k] += (mine**2).sum(0)
-        return Moments(cohort_K, number_K, sum_KxG, square_KxG)
+            mine = level_PxG[cohort_P == cohort].astype(np.float64)
+            number_KxG[k] += np.isfinite(mine).sum(0)
+            sum_KxG[k] += np.nansum(mine, 0)
+            square_KxG[k] += np.nansum(mine**2, 0)
+        return Moments(cohort_K, number_KxG, sum_KxG, square_KxG)
 
-    def of(self, cohort: str) -> tuple[int, np.ndarray, np.ndarray]:
-        """Patients, mean and standard deviation of each gene; of all cohorts together where this one is not known."""
+    def of(self, cohort: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Patients, mean and standard deviation of each gene, [G] each; of all cohorts together where this one is not
+        known. Of a gene that nobody has, all are 0."""
         some = self.cohort_K == cohort if (self.cohort_K == cohort).any() else np.ones(len(self.cohort_K), bool)
-        number = int(self.number_K[some].sum())
-        mean_G = self.sum_KxG[some].sum(0) / number
-        variance_G = np.maximum(self.square_KxG[some].sum(0) / number - mean_G**2, 0) * number / max(number - 1, 1)
-        return number, mean_G, np.sqrt(variance_G)
+        number_G = self.number_KxG[some].sum(0)
+        mean_G = self.sum_KxG[some].sum(0) / np.maximum(number_G, 1)
+        variance_G = np.maximum(self.square_KxG[some].sum(0) / np.maximum(number_G, 1) - mean_G**2, 0)
+        return number_G, mean_G, np.sqrt(variance_G * number_G / np.maximum(number_G - 1, 1))
 
 
 def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int = COMPONENTS,
@@ -278,7 +280,8 @@ def _write(index: PatientIndex) -> None:
     kept = {*index.blocks, *_blocks(index.folder)}  # another process may read those of before: they go the next time
     write_whole(index.folder / "patients.npz", memory.getvalue())
     for path in index.folder.glob("levels-*.npy"):
-        if path.name not in kept:
+        # a new one may be that of another process, which has not named it yet
+        if path.name not in kept and time.time() - path.stat().st_mtime > _OLD_S:
             path.unlink(missing_ok=True)
 
 

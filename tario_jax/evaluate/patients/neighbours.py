@@ -25,6 +25,7 @@ class Query:
     """What is looked for: a patient or a slide in the space."""
 
     name: str
+    patient: str  # is none of the neighbours; "": not one of the index
     kind: str
     place_C: np.ndarray
     level_G: Callable[[], np.ndarray]  # log expression less the mean of its kind; read when it is asked for
@@ -50,7 +51,8 @@ def query_of_patient(store: EmbeddingStore, index: PatientIndex, patient: str, k
     if entry is None:
         known = ", ".join(sorted(index.name_P[index.of_kind(kind)].tolist())[:5]) or "none"
         raise InputError(f"{store.folder}: has no {kind} section of patient {patient!r}; it has {known}, …")
-    return Query(patient, kind, index.place_PxC[entry], lambda: index.level_G(entry), str(index.cohort_P[entry]),
+    return Query(patient, patient, kind, index.place_PxC[entry], lambda: index.level_G(entry),
+                 str(index.cohort_P[entry]),
                  entry=entry, acquisition_A=index.acquisition_PxA[entry])  # fmt: skip
 
 
@@ -61,9 +63,13 @@ def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Qu
         if held.about[name] != wanted:
             raise InputError(f"{maps}: is of {name.replace('_', ' ')} {held.about[name]}, and {store.folder} of "
                              f"{wanted}; predict the slide with that model")  # fmt: skip
+    if store.about["bin_um"] != held.bin_um:
+        raise InputError(f"{maps}: is of bins of {held.bin_um:g} µm, and {store.folder} of {store.about['bin_um']:g}; "
+                         "predict the slide with those")  # fmt: skip
+    patient = store.patient_of_section().get(held.about["section"], "")
     mean_G = held.mean_G
     expression_G = log_cpm(mean_G[None], mean_G.sum(keepdims=True))[0]
-    return Query(held.about["section"], PREDICTED, index.space.placed(PREDICTED, expression_G[None])[0],
+    return Query(held.about["section"], patient, PREDICTED, index.space.placed(PREDICTED, expression_G[None])[0],
                  lambda: expression_G - index.space.mean_KxG[0], banner=held.about["banner"])  # fmt: skip
 
 
@@ -75,7 +81,7 @@ def neighbours(index: PatientIndex, query: Query, number: int, *, among: Sequenc
     if not len(some):
         raise InputError(f"{index.folder.parent}: holds no {' or '.join(among)} patient"
                          + (f" of {cohort}" if cohort else "") + "; 'tario embed' adds them")  # fmt: skip
-    own = () if itself or query.entry is None else np.flatnonzero(index.name_P[some] == query.name)
+    own = () if itself or not query.patient else np.flatnonzero(index.name_P[some] == query.patient)
     found = nearest(index.place_PxC[some], query.place_C[None], number, without_P=own)
     entry_n, distance_n = some[found.index_Qxn[0]], found.distance_Qxn[0]
     if not len(entry_n):

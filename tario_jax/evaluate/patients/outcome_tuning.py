@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.patients.probe import Fold, Folds, Told
 from tario_jax.model.model import Tario
@@ -65,6 +66,8 @@ class Windows:
             covers = [predictor.cover(section, tissue=corpus.kind, bin_um=None, overlap=overlap, turned=True)
                       for section in sections[name]]  # fmt: skip
             self._of_patient.append([(cover, number) for cover in covers for number in range(len(cover.corners))])
+            if not covers:
+                raise InputError(f"--fine-tune: patient {name!r} has no H&E in {corpus.root}; leave the patient out")
 
     def count(self, patient: int) -> int:
         return len(self._of_patient[patient])
@@ -173,7 +176,8 @@ class Tuner:
 
     def _drawn(self, learnt: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
         """A few windows of a few patients."""
-        patients = rng.choice(learnt, max(1, self.predictor.rows // _WINDOWS), replace=False)
+        number = min(max(1, self.predictor.rows // _WINDOWS), len(learnt))
+        patients = rng.choice(learnt, number, replace=False)
         return [(int(patient), int(window)) for patient in patients
                 for window in rng.choice(self.windows.count(patient), min(_WINDOWS, self.windows.count(patient)),
                                          replace=False)]  # fmt: skip

@@ -17,7 +17,8 @@ from tario_jax.evaluate.patients.auroc import auroc, drawn_weights, interval, ma
 from tario_jax.evaluate.patients.probe import Folds, Prepared, Told, folds_of
 
 VECTORS, LOOKS = "vectors", "stain and texture"
-_UNKNOWN = ("", "nan", "none", "unknown", "na", "n/a")
+UNKNOWN = ("", "nan", "none", "unknown", "na", "n/a")
+YES, NO = ("true", "yes", "1"), ("false", "no", "0")
 _CALIBRATION_BINS = 10
 
 
@@ -52,14 +53,15 @@ class Outcome:
 def outcome_of(column: str, value_P: np.ndarray, setting: Setting) -> Outcome:
     """value: str, of each patient. Classes of fewer than two patients a fold are left out; of two, that which says yes
     is the second. Raises `InputError` where fewer than two are left."""
-    known_P = np.array([value.strip().lower() not in _UNKNOWN for value in value_P])
+    known_P = np.array([value.strip().lower() not in UNKNOWN for value in value_P])
     names, counts = np.unique(value_P[known_P], return_counts=True)
     kept = [str(name) for name, count in zip(names, counts, strict=True) if count >= 2 * setting.folds]
     if len(kept) < 2:
-        told = ", ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True)) or "none"
+        shown = [f"{name}: {count}" for name, count in zip(names[:6], counts[:6], strict=True)]
+        told = ", ".join(shown) + (", …" if len(names) > 6 else "") or "none"
         raise InputError(f"column {column!r}: a probe needs two classes of at least {2 * setting.folds} patients; "
                          f"these are {told}")  # fmt: skip
-    if len(kept) == 2 and kept[0].lower() in ("true", "yes", "1"):
+    if len(kept) == 2 and kept[0].lower() in YES:
         kept.reverse()
     place = {name: at for at, name in enumerate(kept)}
     index_n = np.flatnonzero([value in place for value in value_P.tolist()])
@@ -117,9 +119,13 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
     evidence = {name: [one.evidence_PxK for one in of] for name, of in told.items()}
     say(f"{outcome.column}: {len(told)} sets of features told {len(some)} patients")
     compared = _Compared(label_n, evidence, [folds.number_P for folds in parts], weight_BxP)
+    confounding = _confounding(compared, groups, known)
+    keys = _keys(groups)
+    if len(confounding) > 1:
+        keys |= {" and ".join(confounding): joined({name: groups[name] for name in confounding})}
     result: dict[str, Any] = {
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
-        "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, groups),
+        "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, keys),
         "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], setting),
         "calibration": _calibration(log_nxK, label_n), "by_class": _by_class(compared, outcome.classes),
         "accuracy": float((log_nxK.argmax(1) == label_n).mean()),
@@ -129,9 +135,9 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
     }  # fmt: skip
     if alone:
         result["beside_confounders"] = {"of": whole} | compared.difference(f"{VECTORS}, {whole}", f"{whole} alone")
-    result["lead"] = _lead(result, [name for name in groups if name not in known])
+    result["lead"] = _lead(result, confounding)
     if reachable_PxF is not None:
-        result["way"] = _ways(compared, groups)
+        result["way"] = _ways(compared, keys)
     return result
 
 
@@ -175,12 +181,12 @@ def _told(value: float, sample_B: np.ndarray) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def _within(compared: _Compared, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _within(compared: _Compared, keys: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """AUROC over pairs of one group: what the group itself tells is not in it."""
     return {
         key: {name: compared.told(name, group) for name in compared.evidence
               if not name.endswith(" alone") and "," not in name}
-        for key, group in _keys(groups).items()
+        for key, group in keys.items()
     }  # fmt: skip
 
 
@@ -249,20 +255,26 @@ def _by_class(compared: _Compared, classes: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _lead(result: dict[str, Any], groups: Sequence[str]) -> dict[str, Any]:
-    """The figure to report: within those groups that tell of the outcome by themselves, else of all patients."""
-    confounding = [name for name in groups if result["auroc"][f"{name} alone"]["low"] > 0.5]
-    name = " and ".join(name for name in groups if name in confounding)
-    if name and name in result["within"]:
-        return {"how": f"within {name}", "confounded": confounding} | result["within"][name][VECTORS]
+def _confounding(compared: _Compared, groups: Mapping[str, np.ndarray], known: Sequence[str]) -> list[str]:
+    """Those that tell of the outcome by themselves."""
+    return [name for name in groups if name not in known and compared.told(f"{name} alone")["low"] > 0.5]
+
+
+def _lead(result: dict[str, Any], confounding: Sequence[str]) -> dict[str, Any]:
+    """The figure to report: within all groups that confound, else of all patients."""
+    if confounding:
+        name = " and ".join(confounding)
+        return {"how": f"within {name}", "confounded": list(confounding)} | result["within"][name][VECTORS]
     return {"how": "of all patients", "confounded": []} | result["auroc"][VECTORS]
 
 
-def _ways(compared: _Compared, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """How much of the way from 0.5 to the AUROC that is reachable, on the same patients, by the same pairs."""
-    keys = {"of all patients": None} | {f"within {name}": values for name, values in _keys(groups).items()}
-    return {
-        key: _told((compared.value(VECTORS, group) - 0.5) / (compared.value("reachable", group) - 0.5),
-                   (compared.sample(VECTORS, group) - 0.5) / (compared.sample("reachable", group) - 0.5))
-        for key, group in keys.items()
-    }  # fmt: skip
+def _ways(compared: _Compared, keys: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How much of the way from 0.5 to the AUROC that is reachable, on the same patients, by the same pairs; None where
+    what is reachable is not above 0.5: there is no way then."""
+    found: dict[str, Any] = {}
+    for key, group in {"of all patients": None, **{f"within {name}": values for name, values in keys.items()}}.items():
+        reachable = compared.told("reachable", group)
+        found[key] = None if not reachable["low"] > 0.5 else _told(
+            (compared.value(VECTORS, group) - 0.5) / (reachable["value"] - 0.5),
+            (compared.sample(VECTORS, group) - 0.5) / (compared.sample("reachable", group) - 0.5))  # fmt: skip
+    return found

@@ -129,7 +129,12 @@ def _one(train_PxC: np.ndarray, label_P: np.ndarray, inner: Sequence[tuple[np.nd
 
 def _log_probability(train_PxC: np.ndarray, label_P: np.ndarray, penalty: float, test_PxC: np.ndarray,
                      classes: int) -> np.ndarray:  # fmt: skip
-    """A class that is not among the training patients has the least probability that there is."""
+    """A class that is not among the training patients has the least probability that there is; where there is one
+    class alone, as labels that are shuffled may have it in a small fold, it is told of everyone."""
+    if len(np.unique(label_P)) == 1:
+        found = np.full((len(test_PxC), classes), 1e-9)
+        found[:, label_P[0]] = 1.0
+        return np.log(found)
     solver = {"solver": "newton-cholesky"} if classes == 2 else {"solver": "lbfgs", "tol": 1e-3}
     model = LogisticRegression(C=penalty, max_iter=5000, **solver).fit(train_PxC, label_P)
     found = np.full((len(test_PxC), classes), 1e-9)

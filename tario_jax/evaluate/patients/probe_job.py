@@ -10,7 +10,18 @@ from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.index import index_of
 from tario_jax.evaluate.patients.outcome_tuning import Tuner, Tuning, Windows
-from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Outcome, Setting, decoded, joined, outcome_of
+from tario_jax.evaluate.patients.outcomes import (
+    LOOKS,
+    NO,
+    UNKNOWN,
+    VECTORS,
+    YES,
+    Outcome,
+    Setting,
+    decoded,
+    joined,
+    outcome_of,
+)
 from tario_jax.evaluate.patients.probe import Folds, Told
 from tario_jax.evaluate.patients.reachable import reachable_bulk
 from tario_jax.evaluate.patients.store import EmbeddingStore
@@ -36,14 +47,14 @@ class Asked:
     workers: int = 2
 
 
-def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked,
+def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked, vectors: Sequence[str],
                    say: Callable[[str], None]) -> tuple[Patients, dict[str, np.ndarray]]:  # fmt: skip
     """Embedded patients of a corpus, and the columns of its table: str [P] each.
 
     Those that the model saw in training are left out, unless they are asked for. Raises `InputError` where none is
     left.
     """
-    everyone = pooled(store.rows(PREDICTED))
+    everyone = pooled(store.rows(PREDICTED, vectors=(*vectors, "texture", "acquisition")))
     table = {row["patient"]: row for row in corpus.patients}
     kept_P = np.isin(everyone.name_P, list(table))
     if not kept_P.any():
@@ -78,10 +89,18 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
     if predictor is not None and predictor.checkpoint != store.about["checkpoint"]:
         raise InputError(f"--fine-tune: is checkpoint {predictor.checkpoint}, and {store.folder} of "
                          f"checkpoint {store.about['checkpoint']}; give the workdir that was embedded")  # fmt: skip
-    patients, columns = patients_asked(store, corpus, asked, say)
-    for name in (*asked.columns, *asked.known, *asked.confounders):
-        if name not in columns:
-            raise InputError(f"column {name!r}: is not in the table of patients; it has {', '.join(sorted(columns))}")
+    patients, columns = patients_asked(store, corpus, asked, setting.vectors, say)
+    if not asked.columns or not setting.vectors:
+        raise InputError("--columns and --vectors: name at least one")
+    for flag, names in (("columns", asked.columns), ("known", asked.known), ("confounders", asked.confounders),
+                        ("pairs", [name for pair in asked.pairs for name in pair])):  # fmt: skip
+        for name in names:
+            if name not in columns:
+                raise InputError(f"--{flag}: column {name!r} is not in the table of patients; it has "
+                                 f"{', '.join(sorted(columns))}; --{flag}= asks for none")  # fmt: skip
+    for pair in asked.pairs:
+        for name in pair:
+            yes_or_no(name, columns[name])
     features = {VECTORS: vectors_of(patients, setting.vectors),
                 LOOKS: np.concatenate([patients.texture_PxF, patients.acquisition_PxA], 1)}  # fmt: skip
     outcomes = [outcome_of(name, columns[name], setting) for name in asked.columns]
@@ -152,13 +171,22 @@ def _structure(store: EmbeddingStore, patients: Patients, columns: dict[str, np.
     group_P = joined(of) if of else np.zeros(len(place_PxC), int)
     compared = []
     for first, second in asked.pairs:
-        for name in (first, second):
-            if name not in columns:
-                raise InputError(f"--pairs: column {name!r} is not in the table; it has {', '.join(sorted(columns))}")
-        found = two_against_one(place_PxC, columns[first] == "true", columns[second] == "true", group_P,
+        both = [yes_or_no(name, columns[name]) for name in (first, second)]
+        known_P = np.logical_and(*(known for _, known in both))
+        found = two_against_one(place_PxC[known_P], *(yes[known_P] for yes, _ in both), group_P[known_P],
                                 seed=setting.seed)  # fmt: skip
         compared.append({"pair": [first, second], "found": found})
     return {"mutations": list(label), "co_occurrence": co_occurrence(label, chance), "two_against_one": compared}
+
+
+def yes_or_no(column: str, value_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of whom it is true, and of whom it is known, bool [P] each. Raises `InputError` for a column of other values."""
+    word_P = np.array([value.strip().lower() for value in value_P.tolist()])
+    known_P = ~np.isin(word_P, UNKNOWN)
+    if not set(word_P[known_P].tolist()) <= {*YES, *NO}:
+        raise InputError(f"column {column!r}: expected true and false, or yes and no; it has "
+                         f"{', '.join(sorted(set(value_P[known_P].tolist()))[:4])}")  # fmt: skip
+    return np.isin(word_P, YES), known_P
 
 
 def vectors_of(patients: Patients, names: Sequence[str]) -> np.ndarray:
@@ -188,7 +216,8 @@ def table_of(result: dict[str, Any]) -> str:
         cells.append(f"{one['calibration']['slope']:.2f}")
         if reachable:
             way = one["way"][one["lead"]["how"]]
-            cells += [_interval(one["auroc"]["reachable"]), f"{way['value']:.2f} [{way['low']:.2f}, {way['high']:.2f}]"]
+            cells += [_interval(one["auroc"]["reachable"]),
+                      "–" if way is None else f"{way['value']:.2f} [{way['low']:.2f}, {way['high']:.2f}]"]  # fmt: skip
         lines.append(cells)
     widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -1,5 +1,6 @@
 """A folder of what `tario probe` found: probe.json, probe.html (one file, offline), aurocs.tsv, told.tsv, figures."""
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def write_probe_report(folder: Path, result: dict[str, Any]) -> Path:
     if result["seen_in_training"]:
         texts.append(_SEEN.format(seen=result["seen_in_training"]))
     outcomes = result["outcomes"]
-    parts = [notices(texts), f"<p class=note>{_summary(result)}</p>",
+    parts = [notices(texts), f"<p class=note>{html.escape(_summary(result))}</p>",
              table(["reported AUROC", *_HEADS], [_cells(one) for one in outcomes]), picture(drawn[0]),
              "<h2>What a confounder gives</h2>", table(*_confounders(outcomes)),
              "<h2>Calibration and null</h2>",
@@ -38,13 +39,13 @@ def write_probe_report(folder: Path, result: dict[str, Any]) -> Path:
                     "shuffled labels", "p"], [_calibration(one) for one in outcomes]), picture(drawn[1])]  # fmt: skip
     for one in outcomes:
         if one["by_class"]:
-            parts += [f"<h2>{one['column']}, class by class</h2>",
+            parts += [f"<h2>{html.escape(one['column'])}, class by class</h2>",
                       table(["class", "patients", "AUROC against the rest"],
                             [[name, str(one["classes"][name]), _told(told)]
                              for name, told in one["by_class"].items()])]  # fmt: skip
     if "structure" in result:
         parts += ["<h2>Which go together</h2>", *(picture(one) for one in drawn[2:]),
-                  *(f"<p>{_pair(one)}</p>" for one in result["structure"]["two_against_one"])]  # fmt: skip
+                  *(f"<p>{html.escape(_pair(one))}</p>" for one in result["structure"]["two_against_one"])]  # fmt: skip
     parts += ["<h2>Left out</h2>", table(["column", "patients"], [[one["column"], _left_out(one)] for one in outcomes])]
     write_whole(page, whole_page(f"Probes of {result['model']}", parts))
     return page

@@ -26,6 +26,7 @@ FORMAT_VERSION = 2
 LEAST_PATIENTS = 5
 _PAIRS = 2  # patients of both kinds a component, from which a linear map is fitted
 _AT_ONCE = 8192  # patients of a block of distances
+_QUERIES = 512
 
 
 class Neighbours(NamedTuple):
@@ -49,9 +50,16 @@ class Space:
 
     @property
     def identity(self) -> str:
-        """Tells it from all others."""
+        """Tells it from all others that place anyone elsewhere."""
         arrays = self.mean_KxG, self.component_CxG, self.turn_KxCxC
         content = [repr((self.panel_hash, self.checkpoint, self.kinds)).encode(), *(of.tobytes() for of in arrays)]
+        return hashlib.sha256(b"".join(content)).hexdigest()[:16]
+
+    @property
+    def axes(self) -> str:
+        """The same for all that place predicted patients alike: what is made of those stays when other kinds come."""
+        content = [repr((self.panel_hash, self.checkpoint)).encode(), self.mean_KxG[0].tobytes(),
+                   self.component_CxG.tobytes()]  # fmt: skip
         return hashlib.sha256(b"".join(content)).hexdigest()[:16]
 
     def placed(self, kind: str, expression_QxG: np.ndarray) -> np.ndarray:
@@ -142,6 +150,10 @@ def _turn(place_PxC: np.ndarray, wanted_PxC: np.ndarray) -> np.ndarray:
 
 def nearest(place_PxC: np.ndarray, query_QxC: np.ndarray, number: int, *, without_P: Sequence[int] = ()) -> Neighbours:
     """Euclidean, exact; ties by their place. without: patients that are no neighbours, as the query itself."""
+    if len(query_QxC) > _QUERIES:
+        parts = [nearest(place_PxC, query_QxC[first : first + _QUERIES], number, without_P=without_P)
+                 for first in range(0, len(query_QxC), _QUERIES)]  # fmt: skip
+        return Neighbours(*(np.concatenate(of) for of in zip(*parts, strict=True)))
     best_QxN = np.zeros((len(query_QxC), 0), np.int64)
     distance_QxN = np.zeros((len(query_QxC), 0))
     query_QxC = query_QxC.astype(np.float64)

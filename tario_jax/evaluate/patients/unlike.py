@@ -4,7 +4,8 @@ A reference of patients is described by the mean of each class and one covarianc
 that of Mahalanobis to the nearest class (Lee et al., NeurIPS 2018, arXiv 1807.03888), the covariance shrunk (Ledoit &
 Wolf, J. Multivar. Anal. 88:365, 2004). Tissue is a place in the space, its classes the cohorts; scanning is what lens,
 camera and file format left in the H&E, without classes. A limit is what a stated share of the reference stays under,
-each patient measured without itself: of the tissue 99 %, of the scanner 96 %, so that 5 % at most lie beyond either.
+each patient measured without itself: of the tissue 99 %, of the scanner 96 %, so that 5 % at most lie beyond either. A
+slide is one section, which varies more than a patient of several, and is held against single sections.
 
 Axes: P patients, F features, K classes.
 """
@@ -17,6 +18,8 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.evaluate.patients.index import PatientIndex
+from tario_jax.evaluate.patients.neighbours import Query
+from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.train.whole_file import write_whole
 
@@ -25,7 +28,9 @@ LEAST = 40  # patients of a reference
 _LEAST_OF_CLASS = 4
 _FOLDS = 10
 _MOST = 4000
-FORMAT_VERSION = 1
+_READ = 1000  # patients whose sections are read one by one, at most
+_REFERENCES = ("tissue", "scanner", "section")
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +59,16 @@ class Reference:
         return np.sqrt((gap_KxPxF**2).sum(2)).T
 
 
-def described(features_PxF: np.ndarray, class_P: np.ndarray, *, within: float, seed: int = 0) -> Reference:
-    """class: str [P]; classes of fewer than four patients have no mean of their own. Raises `InputError` for fewer than
-    LEAST patients."""
+def described(features_PxF: np.ndarray, class_P: np.ndarray, *, within: float, group_P: np.ndarray | None = None,
+              seed: int = 0) -> Reference:  # fmt: skip
+    """class: str [P]; classes of fewer than four patients have no mean of their own. group: rows of one patient, which
+    are measured without each other. Raises `InputError` for fewer than LEAST rows."""
     features_PxF = np.asarray(features_PxF, np.float64)
     if len(features_PxF) < LEAST:
         raise InputError(f"a reference of {len(features_PxF)} patients; expected at least {LEAST}, to tell who is "
                          "unlike them")  # fmt: skip
-    fold_P = np.random.default_rng(seed).permutation(len(features_PxF)) % _FOLDS
+    group_P = np.arange(len(features_PxF)) if group_P is None else group_P
+    fold_P = (np.random.default_rng(seed).permutation(int(group_P.max()) + 1) % _FOLDS)[group_P]
     distance_P = np.concatenate([
         _fitted(features_PxF[fold_P != fold], class_P[fold_P != fold]).distance(features_PxF[fold_P == fold])
         for fold in range(_FOLDS)
@@ -88,16 +95,17 @@ def _fitted(features_PxF: np.ndarray, class_P: np.ndarray) -> Reference:
 class Unlike:
     """Both references of an index. Made by `unlike_of`."""
 
-    space: str
+    space: str  # its axes
     patients: int
     tissue: Reference
     scanner: Reference
+    section: Reference  # of tissue, of single sections: they vary more than patients of several
 
-    def told(self, place_C: np.ndarray, acquisition_A: np.ndarray | None) -> dict[str, dict[str, object]]:
-        """Of one patient; scanner is missing where its H&E is not known."""
-        found = {"tissue": _one(self.tissue, place_C)}
-        if acquisition_A is not None and np.isfinite(acquisition_A).all():
-            found["scanner"] = _one(self.scanner, acquisition_A)
+    def told(self, query: Query) -> dict[str, dict[str, object]]:
+        """Of a patient, or of a slide, which is one section; scanner is missing where its H&E is not known."""
+        found = {"tissue": _one(self.tissue if query.entry is not None else self.section, query.place_C)}
+        if query.acquisition_A is not None and np.isfinite(query.acquisition_A).all():
+            found["scanner"] = _one(self.scanner, query.acquisition_A)
         return found
 
 
@@ -107,29 +115,39 @@ def _one(reference: Reference, features_F: np.ndarray) -> dict[str, object]:
             "nearest": str(reference.nearest(features_F[None])[0])}  # fmt: skip
 
 
-def unlike_of(index: PatientIndex) -> Unlike | None:
+def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
     """Of the patients that the model was trained on, as far as they are in the index; kept beside it. None where they
     are fewer than LEAST: embed the run's own corpus to have them."""
     path = index.folder / "unlike.npz"
     held = _read(path)
-    if held is not None and held.space == index.space.identity:
-        return held
     trained = np.flatnonzero((index.kind_P == PREDICTED) & index.seen_P)
     trained = trained[np.argsort(index.name_P[trained], kind="stable")]
     if len(trained) < LEAST:
         return None
     trained = trained[np.linspace(0, len(trained) - 1, min(_MOST, len(trained))).round().astype(int)]
+    if held is not None and (held.space, held.patients) == (index.space.axes, len(trained)):
+        return held
     found = Unlike(
-        index.space.identity, len(trained),
+        index.space.axes, len(trained),
         described(index.place_PxC[trained], index.cohort_P[trained], within=WITHIN["tissue"]),
         described(index.acquisition_PxA[trained], np.full(len(trained), ""), within=WITHIN["scanner"]),
+        _of_sections(index, store, trained[np.linspace(0, len(trained) - 1, min(_READ, len(trained))).astype(int)]),
     )  # fmt: skip
     memory = io.BytesIO()
-    parts = {f"{name}_{field}": values for name, one in (("tissue", found.tissue), ("scanner", found.scanner))
-             for field, values in vars(one).items()}  # fmt: skip
+    parts = {f"{name}_{field}": values for name in _REFERENCES
+             for field, values in vars(getattr(found, name)).items()}  # fmt: skip
     np.savez(memory, version=FORMAT_VERSION, space=found.space, patients=found.patients, **parts)
     write_whole(path, memory.getvalue())
     return found
+
+
+def _of_sections(index: PatientIndex, store: EmbeddingStore, trained: np.ndarray) -> Reference:
+    """Of each section of these patients by itself."""
+    parts = {part for entry in trained for part in index.parts_of(int(entry))}
+    rows = store.rows(PREDICTED, patients=set(index.name_P[trained].tolist()), parts=parts, vectors=("expression",))
+    place_RxC = index.space.placed(PREDICTED, np.stack([row.expression_G for row in rows]))
+    whose = np.unique([row.patient for row in rows], return_inverse=True)[1]
+    return described(place_RxC, np.array([row.cohort for row in rows]), within=WITHIN["tissue"], group_P=whose)
 
 
 def _read(path) -> Unlike | None:
@@ -137,8 +155,8 @@ def _read(path) -> Unlike | None:
         with np.load(io.BytesIO(path.read_bytes())) as held:
             if int(held["version"]) != FORMAT_VERSION:
                 return None
-            tissue, scanner = (Reference(*(held[f"{name}_{field}"] for field in ("class_K", "mean_KxF", "root_FxF")),
-                                         float(held[f"{name}_limit"])) for name in ("tissue", "scanner"))  # fmt: skip
-            return Unlike(str(held["space"]), int(held["patients"]), tissue, scanner)
+            of = (Reference(*(held[f"{name}_{field}"] for field in ("class_K", "mean_KxF", "root_FxF")),
+                            float(held[f"{name}_limit"])) for name in _REFERENCES)  # fmt: skip
+            return Unlike(str(held["space"]), int(held["patients"]), *of)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

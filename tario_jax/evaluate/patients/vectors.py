@@ -3,7 +3,7 @@
 expression       log1p of detections per million, of all bins together: predicted and measured tissue lie in one space
 log_expression   mean over bins of log1p of detections per 10,000: predicted alone, counts of a bin are too few
 state            mean over bins of what the decoder hands to the gene table: predicted alone
-spread           standard deviation over bins of the same
+spread           standard deviation over bins of the same; of a patient, the mean of that of the sections
 texture          stain and texture of the H&E of a whole section, without any model: `looks`
 acquisition      what lens, camera and file format left in it: `looks`
 
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tario_jax.config import InputError
 from tario_jax.evaluate.bulk import log_cpm
 from tario_jax.evaluate.patients.looks import Look, no_look
 from tario_jax.predict.writing import holds_tissue
@@ -100,8 +101,10 @@ def of_counts(who: Who, region: str, count_G: np.ndarray, known_G: np.ndarray, w
 def pooled(rows: Sequence[Embedded]) -> Patients:
     """Whole sections of one kind by patient: expression as of all their detections together, the others by bins.
 
-    A gene that a section did not measure is pooled over the patient's other sections.
+    A gene that a section did not measure is pooled over the patient's other sections. Raises `InputError` for no rows.
     """
+    if not rows:
+        raise InputError("no patient is embedded here; 'tario embed' adds them")
     by_patient: dict[str, list[Embedded]] = {}
     for row in rows:
         by_patient.setdefault(row.patient, []).append(row)

@@ -389,6 +389,8 @@ const showPatients = guarded(async (on, column = null) => {
   $("patients").hidden = !on;
   $("patients-button").setAttribute("aria-pressed", on);
   if (on && !patients) {
+    if (showPatients.asking) return;
+    showPatients.asking = true;
     const [found, places] = await Promise.all([
       asked("/api/patients").then((answer) => answer.json()),
       asked("/api/patients/places").then((answer) => answer.arrayBuffer()),

@@ -37,11 +37,18 @@ export class PatientMap {
   listen(canvas) {
     let from = null, moved = false;
     const at = (event) => [event.offsetX, event.offsetY];
-    canvas.addEventListener("pointerdown", (event) => { from = at(event); moved = false; canvas.setPointerCapture(event.pointerId); });
-    canvas.addEventListener("pointerup", (event) => { from = null; if (!moved) this.open(this.nearest(...at(event))); });
+    canvas.addEventListener("pointercancel", () => { from = null; });
+    canvas.addEventListener("pointerdown", (event) => { if (event.button) return; from = at(event); moved = false; canvas.setPointerCapture(event.pointerId); });
+    canvas.addEventListener("pointerup", (event) => {
+      if (from && !moved) this.open(this.nearest(...at(event)));
+      from = null;
+    });
     canvas.addEventListener("pointermove", (event) => {
       const [x, y] = at(event);
-      if (!from) return this.point(this.nearest(x, y));
+      if (!from) {
+        const near = this.nearest(x, y);
+        return near < 0 ? undefined : this.point(near); // who was pointed at stays, so that their slide can be opened
+      }
       if (!moved && Math.hypot(x - from[0], y - from[1]) < 4) return;
       moved = true;
       this.view.x += x - from[0];
@@ -111,6 +118,7 @@ export class PatientMap {
   }
 
   colour(column) {
+    if (column !== this.column) this.only = null; // its code is another's in another column
     this.column = column;
     this.part("columns").value = column;
     const { codes, values } = this.found.columns[column];

@@ -76,7 +76,7 @@ def slide_maps(folder, expression_G, checkpoint="c"):
         writer.write(run, {"rates": rates[slots.run(run)[0]]})
     about = {"section": "slide", "place": {"slide": "/none"}, "slide_px": [100, 100], "he_um_per_px": 0.5,
              "panel_hash": Panel(PANEL.symbols).hash, "trained_on": "virtual", "tissue": "virtual", "banner": "",
-             "warnings": [], "unit": "", "decoding": "one-shot", "bin_um": 18.0, "checkpoint": checkpoint,
+             "warnings": [], "unit": "", "decoding": "one-shot", "bin_um": 36.0, "checkpoint": checkpoint,
              "model": "made"}  # fmt: skip
     at = np.array([9.0, 27.0, 9.0, 27.0])
     writer.finish(about, at, at[[0, 0, 1, 1]], total_N=rates.sum(1), mean_G=rates.mean(0, dtype=np.float64),
@@ -97,7 +97,8 @@ def test_a_slide_is_placed_among_patients(store, index, tmp_path, capsys):
     told = json.loads((tmp_path / "told.json").read_text())
     assert [one["cohort"] for one in told["neighbours"]] == ["LUAD"] * 3 and told["note"] == NO_ADVICE
     out = capsys.readouterr().out
-    assert NO_ADVICE in out and "GENE3: above" in out and "nearer to their own nearest" in out
+    assert NO_ADVICE in out and "GENE3: above" in out and "nearer to their own nearest" not in out
+    assert "is not known here" in out and told["unusual"] is None
     other = slide_maps(tmp_path / "other.maps", row.expression_G.astype(float), checkpoint="d")
     refused(lambda: query_of_slide(store, index, other), "checkpoint d", "predict the slide with that model")
 

@@ -85,4 +85,6 @@ def test_a_patient_of_an_unseen_kind_is_said_to_be_unlike(tmp_path, monkeypatch,
         assert (found["tissue"]["unlike"], found["scanner"]["unlike"]) == (tissue, scanner)
         assert ("its tissue is unlike those of the 100 patients" in capsys.readouterr().out) == tissue
     few = made_store(tmp_path / "few.embeddings", symbols, rows[80:])
-    assert unlike_of(index_of(few)) is None
+    assert unlike_of(index_of(few), few) is None
+    assert main(["neighbours", str(few.folder), "--patient=P110"]) == 0
+    assert "is not known here: they are not embedded" in capsys.readouterr().out
