@@ -23,7 +23,8 @@ def made_row(patient: str, expression_G, *, cohort: str = "LUAD", section: str =
 
     state = np.asarray(state, np.float32)
     expression_G = np.asarray(expression_G, np.float32)
-    return Embedded(patient, cohort, section or f"{patient}_core", region, kind, seen, bins, detections, expression_G,
+    return Embedded(patient, cohort, section or f"{patient}_core", "", region, kind, seen, bins, detections,
+                    expression_G,
                     full(log_expression, len(expression_G)), state, 0 * state, full(texture, len(texture_names())),
                     full(acquisition, len(ACQUISITION)))  # fmt: skip
 

@@ -65,8 +65,8 @@ def generated(folder: Path, patients: int, genes: int) -> EmbeddingStore:
         expression = (4 + 0.2 * place @ along + own.normal(0, 0.05, (len(some), genes))).astype(np.float32)
         acquisition = own.normal(0, 1, (len(some), len(ACQUISITION))).astype(np.float32)
         state = own.normal(0, 1, (len(some), WIDTH)).astype(np.float32)
-        store.add([Embedded(f"P{at:06d}", f"C{at % COHORTS:02d}", f"P{at:06d}_core", "", PREDICTED, at % 2 == 0, 400,
-                            1e5, expression[row], nothing, state[row], state[row], look[0], acquisition[row])
+        store.add([Embedded(f"P{at:06d}", f"C{at % COHORTS:02d}", f"P{at:06d}_core", "", "", PREDICTED, at % 2 == 0,
+                            400, 1e5, expression[row], nothing, state[row], state[row], look[0], acquisition[row])
                    for row, at in enumerate(some)])  # fmt: skip
     return store
 

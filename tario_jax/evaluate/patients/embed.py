@@ -44,6 +44,10 @@ def embed_corpus(
     work = [(section, kind) for section in chosen for kind in (PREDICTED, *((MEASURED,) if measured else ()))
             if kind == PREDICTED or _is_measured(section)]  # fmt: skip
     held = store.held()
+    for section, kind in work:
+        if held.get((section.id, kind), _seal(section)) != _seal(section):
+            raise InputError(f"{out}: holds another section called {section.id!r}, of another corpus or as it was "
+                             f"before it was ingested again; give another --out for {corpus.root}")  # fmt: skip
     left = by_turns([one for one in work if (one[0].id, one[1]) not in held], part)
     say(f"embed: {len(left)} of {len(work)} sections are not there yet")
     for first in range(0, len(left), _AT_ONCE):
@@ -64,7 +68,12 @@ def _is_measured(section: Section) -> bool:
 
 
 def _who(predictor: Predictor, section: Section) -> Who:
-    return Who(section.patient, section.cohort, section.id, section.patient in predictor.provenance.seen_patients)
+    seen = section.patient in predictor.provenance.seen_patients
+    return Who(section.patient, section.cohort, section.id, _seal(section), seen)
+
+
+def _seal(section: Section) -> str:
+    return section.seal_sha256[:16]
 
 
 @dataclasses.dataclass

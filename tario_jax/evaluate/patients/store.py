@@ -24,13 +24,13 @@ from tario_jax.evaluate.patients.vectors import WHOLE, Embedded
 from tario_jax.panel import Panel
 from tario_jax.train.whole_file import write_whole
 
-FORMAT, FORMAT_VERSION = "tario embeddings", 2
+FORMAT, FORMAT_VERSION = "tario embeddings", 3
 FILE = "embeddings.json"
-_WORDS = ("patient", "cohort", "section", "region", "kind")
+_WORDS = ("patient", "cohort", "section", "seal", "region", "kind")
 _PLAIN = {"seen": pa.bool_(), "bins": pa.int64(), "detections": pa.float64()}
 _VECTORS = {"expression": "G", "log_expression": "G", "state": "r", "spread": "r", "texture": "F", "acquisition": "A"}
 # of which rows of another value would lie in another space
-_ALIKE = ("panel_hash", "checkpoint", "bin_um", "overlap", "region_um")
+_ALIKE = ("panel_hash", "checkpoint", "bin_um", "overlap", "region_um", "tissue")
 
 
 class EmbeddingStore:
@@ -90,12 +90,13 @@ class EmbeddingStore:
         name = hashlib.sha256("\n".join(f"{row.section}/{row.region}/{row.kind}" for row in rows).encode()).hexdigest()
         write_whole(self.folder / "parts" / f"{name[:16]}.parquet", memory.getvalue())
 
-    def held(self) -> set[tuple[str, str]]:
-        """Sections that are there, with their kinds."""
-        found: set[tuple[str, str]] = set()
+    def held(self) -> dict[tuple[str, str], str]:
+        """Sections that are there, with their kinds: their seals."""
+        found: dict[tuple[str, str], str] = {}
         for path in self._parts():
-            table = self._read(path, ["section", "kind"])
-            found |= set(zip(table["section"].to_pylist(), table["kind"].to_pylist(), strict=True))
+            table = self._read(path, ["section", "kind", "seal"])
+            section, kind, seal = (table[name].to_pylist() for name in ("section", "kind", "seal"))
+            found |= dict(zip(zip(section, kind, strict=True), seal, strict=True))
         return found
 
     def parts(self) -> dict[str, int]:

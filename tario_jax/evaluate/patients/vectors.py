@@ -31,6 +31,7 @@ class Embedded(NamedTuple):
     patient: str
     cohort: str
     section: str
+    seal: str  # of the section: tells it from another that is called so
     region: str
     kind: str
     seen: bool  # the model saw the patient in training or validation
@@ -50,6 +51,7 @@ class Who(NamedTuple):
     patient: str
     cohort: str
     section: str
+    seal: str
     seen: bool
 
 
@@ -82,7 +84,7 @@ def of_rates(who: Who, region: str, rates_NxG: np.ndarray, state_Nxr: np.ndarray
     expression_G = log_cpm(rates_NxG.sum(0, dtype=np.float64)[None], total_N.sum(keepdims=True))[0]
     state_Nxr = state_Nxr[tissue_N].astype(np.float64)
     vectors = log_NxG.mean(0, dtype=np.float64), state_Nxr.mean(0), state_Nxr.std(0)
-    return Embedded(who.patient, who.cohort, who.section, region, PREDICTED, who.seen, len(total_N),
+    return Embedded(who.patient, who.cohort, who.section, who.seal, region, PREDICTED, who.seen, len(total_N),
                     float(total_N.sum()), *(of.astype(np.float32) for of in (expression_G, *vectors)),
                     *look)  # fmt: skip
 
@@ -94,7 +96,7 @@ def of_counts(who: Who, region: str, count_G: np.ndarray, known_G: np.ndarray, w
         return None
     expression_G = log_cpm(count_G[None].astype(np.float64), np.array([total]))[0]
     nothing = (np.full(size, np.nan, np.float32) for size in (len(count_G), width, width))
-    return Embedded(who.patient, who.cohort, who.section, region, MEASURED, who.seen, 0, total,
+    return Embedded(who.patient, who.cohort, who.section, who.seal, region, MEASURED, who.seen, 0, total,
                     np.where(known_G, expression_G, np.nan).astype(np.float32), *nothing, *no_look())  # fmt: skip
 
 

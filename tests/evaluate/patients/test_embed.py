@@ -115,11 +115,18 @@ def test_patients_are_all_of_their_sections(store):
 def test_glass_and_nothing_are_no_tissue():
     rates = np.array([[1.0, 3.0], [2.0, 2.0], [1e-6, 1e-6]], np.float32)
     states = np.array([[1.0, 2.0], [3.0, 2.0], [9.0, 9.0]], np.float32)
-    who = Who("P", "c", "s", False)
+    who = Who("P", "c", "s", "seal", False)
     row = of_rates(who, "", rates, states, no_look())
     assert row.bins == 2 and row.detections == 8
     assert row.state_r.tolist() == [2.0, 2.0] and row.spread_r.tolist() == [1.0, 0.0]
     assert of_counts(who, "", np.array([0, 5]), np.array([True, False]), 2) is None
+
+
+def test_another_section_of_the_same_name_is_refused(store, predictor, tiny_corpus, monkeypatch):
+    assert set(store.held().values()) == {section.seal_sha256[:16] for section in tiny_corpus.sections}
+    monkeypatch.setattr(embed, "_seal", lambda section: "other" if section.id == "B1" else section.seal_sha256[:16])
+    refused(lambda: embed_corpus(predictor, tiny_corpus, store.folder, region_um=90.0, **ASKED),
+            "holds another section called 'B1'", "give another --out")  # fmt: skip
 
 
 def test_what_does_not_belong_together_is_refused(store, predictor, tiny_corpus, tiny_run, tmp_path):
