@@ -24,6 +24,7 @@ from tario_jax.virtual.patients import HELD_OUT_SCANNER, TRAITS, draw_patient, p
 VISIBLE, INVISIBLE = ("EGFR", "KRAS", "STK11", "PTEN"), "RBM10"
 UNSEEN = "renal carcinoma, chromophobe"
 NEAREST, QUERIES = 5, 200
+TISSUE_UM = 1024  # side of the sections of NSCLC patients: of 512 µm, traits of few cells are told too vaguely
 FURTHER = ["--panel=curated", "--held-out-after=213"]
 
 
@@ -36,11 +37,12 @@ def main() -> None:
     run, corpora = folder / "run", {name: folder / name for name in ("nsclc", "rcc")}
     held, nsclc = folder / "held.embeddings", folder / "nsclc.embeddings"
     tario("train", "--config=configs/patients.py", f"--workdir={run}")
-    tario("simulate", f"--out={corpora['nsclc']}", "--cohorts=LUAD,LUSC", "--held-out=1000", *FURTHER)
+    tario("simulate", f"--out={corpora['nsclc']}", "--cohorts=LUAD,LUSC", "--held-out=1000", f"--section-um={TISSUE_UM}",
+          *FURTHER)  # fmt: skip
     tario("simulate", f"--out={corpora['rcc']}", "--cohorts=RCC", "--held-out=150", *FURTHER)
     tario("embed", f"--workdir={run}", f"--out={held}", "--measured")
     tario("embed", f"--workdir={run}", f"--corpus={corpora['rcc']}", f"--out={held}")
-    tario("embed", f"--workdir={run}", f"--corpus={corpora['nsclc']}", f"--out={nsclc}")
+    tario("embed", f"--workdir={run}", f"--corpus={corpora['nsclc']}", f"--out={nsclc}", "--overlap=0")
     tables = (f"--corpus={run / 'corpus'}", f"--corpus={corpora['rcc']}")
     tario("atlas", str(held), *tables, f"--out={folder / 'atlas'}")
     tario("probe", str(held), tables[0], "--columns=cohort,diagnosis", "--known=", "--shuffles=40",
