@@ -37,8 +37,8 @@ def main() -> None:
     run, corpora = folder / "run", {name: folder / name for name in ("nsclc", "rcc")}
     held, nsclc = folder / "held.embeddings", folder / "nsclc.embeddings"
     tario("train", "--config=configs/patients.py", f"--workdir={run}")
-    tario("simulate", f"--out={corpora['nsclc']}", "--cohorts=LUAD,LUSC", "--held-out=1000", f"--section-um={TISSUE_UM}",
-          *FURTHER)  # fmt: skip
+    tario("simulate", f"--out={corpora['nsclc']}", "--cohorts=LUAD,LUSC", "--held-out=1000",
+          f"--section-um={TISSUE_UM}", *FURTHER)  # fmt: skip
     tario("simulate", f"--out={corpora['rcc']}", "--cohorts=RCC", "--held-out=150", *FURTHER)
     tario("embed", f"--workdir={run}", f"--out={held}", "--measured")
     tario("embed", f"--workdir={run}", f"--corpus={corpora['rcc']}", f"--out={held}")
