@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
     result = told_of(store, index, corpora, query, asked)
     text = text_of(result)
     if options.report is not None:
-        from tario_jax.evaluate.patients.atlas_job import columns_of
         from tario_jax.evaluate.patients.frame_report import write_frame
+        from tario_jax.evaluate.patients.tables import columns_of
 
         coloured = {"cohort": index.cohort_P} | columns_of(corpora, wanted, index.name_P.tolist())
         text += f"\n{write_frame(options.report, index, query, result, coloured)}"

@@ -72,8 +72,7 @@ def draw_curve(path: Path, report: dict[str, Any]) -> Drawn:
         axis.axhline(0, color=RULE, linewidth=1, zorder=0)
         axis.set_xlabel(f"k genes of highest Moran's I ({report['ranked_on']})", fontsize=10, color=SOFT)
         plain_axes(axis)
-    for axis in list(grid.flat)[len(shown) :]:
-        axis.set_visible(False)
+    hide_unused(grid, len(shown))
     for row in grid:
         row[0].set_ylabel("mean spatial r, counts", fontsize=10, color=SOFT)
     ordered = [label for label, _, _ in LINES.values() if label in handles]
@@ -116,8 +115,7 @@ def draw_bulk(path: Path, evaluation: Evaluation) -> Drawn:
         axis.set_aspect("equal")
         axis.set_xlabel("measured log-CPM, about the gene's mean", fontsize=10, color=SOFT)
         plain_axes(axis)
-    for axis in list(grid.flat)[len(names) :]:
-        axis.set_visible(False)
+    hide_unused(grid, len(names))
     for row in grid:
         row[0].set_ylabel("predicted log-CPM, about the mean", fontsize=10, color=SOFT)
     save_figure(figure, path)
@@ -137,6 +135,12 @@ def blank_figure(width_in: float, height_in: float):
     figure = Figure(figsize=(width_in, height_in), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def hide_unused(grid, used: int) -> None:
+    """Panels of a grid behind the last that something is drawn in."""
+    for axis in list(grid.flat)[used:]:
+        axis.set_visible(False)
 
 
 def plain_axes(axis) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.atlas import atlas_of
-from tario_jax.evaluate.patients.atlas_job import columns_of, usual_columns
 from tario_jax.evaluate.patients.index import index_of
 from tario_jax.evaluate.patients.neighbours import NO_ADVICE, query_of_slide
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.tables import columns_of, usual_columns
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.view.shown import Shown
 

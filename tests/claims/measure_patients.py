@@ -69,14 +69,14 @@ def main() -> None:
 def probes(kinds: dict, genotypes: dict) -> dict:
     of = {one["column"]: one for one in (*kinds["outcomes"], *genotypes["outcomes"])}
     ways = {name: of[name]["way"][of[name]["lead"]["how"]] for name in (*VISIBLE, "response")}
-    invisible = of[INVISIBLE]
+    invisible = of[INVISIBLE]["lead"]
     confounded = [one for one in of.values() if one["auroc"]["site alone"]["low"] > 0.5]
     (pair,) = genotypes["structure"]["two_against_one"]
     return {
         **{f"{name}_above_stain": of[name]["above"]["stain and texture"]["low"] for name in ("cohort", "diagnosis")},
         "ways": {name: one["value"] for name, one in ways.items()},
         "lowest_way": min(ways[name]["value"] for name in VISIBLE), "response_way": ways["response"]["value"],
-        "invisible_off": abs(invisible["lead"]["value"] - 0.5) / invisible["null"]["deviation"],
+        "invisible_off": max(0.0, invisible["low"] - 0.5, 0.5 - invisible["high"]),
         "confounded": len(confounded),
         "not_led_within": sum("site" not in one["lead"]["how"] for one in confounded),
         "null_off": max(abs(one["null"]["mean"] - 0.5) for one in of.values()),

@@ -5,7 +5,17 @@ from typing import Any
 
 from tario_jax.evaluate.decoding.calibration import LEVELS
 from tario_jax.evaluate.decoding.section import ONE_SHOT
-from tario_jax.evaluate.figures import COHORT_COLOURS, INK, RULE, SOFT, TITLE, blank_figure, plain_axes, save_figure
+from tario_jax.evaluate.figures import (
+    COHORT_COLOURS,
+    INK,
+    RULE,
+    SOFT,
+    TITLE,
+    blank_figure,
+    hide_unused,
+    plain_axes,
+    save_figure,
+)
 
 _FORMS = {"counts_r": ("counts", COHORT_COLOURS[0]), "composition_r": ("composition", COHORT_COLOURS[3])}
 _WHO = {"model": COHORT_COLOURS[0], ONE_SHOT: SOFT, "neighbours": COHORT_COLOURS[1]}
@@ -69,8 +79,7 @@ def draw_decoding(path: Path, report: dict[str, Any]) -> None:
     for axis, draw in zip(grid.flat, panels, strict=False):
         draw(axis, report)
         plain_axes(axis)
-    for axis in list(grid.flat)[len(panels) :]:
-        axis.set_visible(False)
+    hide_unused(grid, len(panels))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)
 

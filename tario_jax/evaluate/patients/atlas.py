@@ -8,18 +8,17 @@ Axes: P patients, R reference patients, C components, K clusters.
 """
 
 import dataclasses
-import io
-import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 
 from tario_jax.config import InputError
 from tario_jax.evaluate.patients.index import PatientIndex
+from tario_jax.evaluate.patients.kept_arrays import read_arrays, write_arrays
 from tario_jax.evaluate.patients.space import nearest
 from tario_jax.evaluate.patients.vectors import PREDICTED
-from tario_jax.train.whole_file import write_whole
 
 REFERENCE = 10_000  # patients whose map is computed, at most; all others are placed on it
 FORMAT_VERSION = 1
@@ -110,7 +109,7 @@ def atlas_of(index: PatientIndex, *, fit_again: bool = False, say: Callable[[str
     xy_Rx2 = np.array(found, np.float64)
     xy_Rx2 -= (xy_Rx2.max(0) + xy_Rx2.min(0)) / 2
     atlas = Atlas(index.space.axes, place_RxC, xy_Rx2, _clusters(place_RxC))
-    _write(atlas, path)
+    write_arrays(path, FORMAT_VERSION, **vars(atlas))
     return atlas
 
 
@@ -138,17 +137,6 @@ def agreement(cluster_P: np.ndarray, value_P: np.ndarray) -> float:
     return float(adjusted_rand_score(value_P[known_P], cluster_P[known_P])) if known_P.any() else np.nan
 
 
-def _write(atlas: Atlas, path) -> None:
-    memory = io.BytesIO()
-    np.savez(memory, version=FORMAT_VERSION, **vars(atlas))
-    write_whole(path, memory.getvalue())
-
-
-def _read(path) -> Atlas | None:
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as held:
-            if int(held["version"]) != FORMAT_VERSION:
-                return None
-            return Atlas(str(held["space"]), held["reference_RxC"], held["xy_Rx2"], held["centre_KxC"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+def _read(path: Path) -> Atlas | None:
+    held = read_arrays(path, FORMAT_VERSION, tuple(field.name for field in dataclasses.fields(Atlas)))
+    return None if held is None else Atlas(**held | {"space": str(held["space"])})

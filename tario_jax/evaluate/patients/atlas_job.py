@@ -8,43 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.patients.atlas import agreement, atlas_of
 from tario_jax.evaluate.patients.index import PatientIndex, index_of
 from tario_jax.evaluate.patients.patient_figures import LIKE, draw_map
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.tables import columns_of, usual_columns
 from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.evaluate.tables import plain
 from tario_jax.train.whole_file import write_whole
 
-USUAL = ("cohort", "diagnosis", "EGFR", "KRAS", "STK11", "PTEN", "RBM10", "response", "site", "scanner")
 UNLIKE = "unlike training"
 _VIRTUAL = "Virtual patients: this map tests the software and says nothing about real tumours."
-
-
-def columns_of(corpora: Sequence[Corpus], names: Sequence[str], patients: Sequence[str]) -> dict[str, np.ndarray]:
-    """str [P] of each column, "" where nothing is known. Raises `InputError` for one that no table has."""
-    table_of: dict[str, dict[str, str]] = {}
-    for corpus in corpora:
-        for row in corpus.patients:
-            held = table_of.setdefault(row["patient"], {})
-            for name, value in row.items():
-                if held.setdefault(name, value) != value:
-                    raise InputError(f"patient {row['patient']!r}: has {name} {held[name]!r} in one table, and "
-                                     f"{value!r} in that of {corpus.root}; give one of the two")  # fmt: skip
-    known = sorted({name for row in table_of.values() for name in row})
-    for name in names:
-        if name not in known:
-            raise InputError(f"column {name!r}: is not in the table of patients; it has {', '.join(known) or 'none'}")
-    return {name: np.array([str(table_of.get(patient, {}).get(name) or "") for patient in patients]) for name in names}
-
-
-def usual_columns(corpora: Sequence[Corpus]) -> tuple[str, ...]:
-    known = {name for corpus in corpora for row in corpus.patients for name, value in row.items() if value}
-    return tuple(name for name in USUAL if name in known)
 
 
 def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequence[str], out: Path, *,

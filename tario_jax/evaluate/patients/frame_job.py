@@ -10,7 +10,6 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients import frame
-from tario_jax.evaluate.patients.atlas_job import columns_of
 from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.neighbours import (
     NO_ADVICE,
@@ -22,6 +21,7 @@ from tario_jax.evaluate.patients.neighbours import (
 )
 from tario_jax.evaluate.patients.outcomes import YES
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.tables import columns_of
 from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 from tario_jax.predict.signatures import Signature

@@ -16,13 +16,13 @@ import dataclasses
 import hashlib
 import io
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tario_jax.config import InputError
+from tario_jax.evaluate.patients.kept_arrays import read_arrays, write_arrays
 from tario_jax.evaluate.patients.space import Space, fitted, nearest_of_each, read_space
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded, pooled
@@ -30,10 +30,12 @@ from tario_jax.train.whole_file import write_whole
 
 COMPONENTS = 50
 REFERENCE = 4000  # patients that a space is fitted on, at most
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _BLOCK = 1024  # patients that are read at once, and whose levels are one file
 _READ = ("expression", "acquisition")
 _OLD_S = 3600.0
+_ARRAYS = ("name_P", "kind_P", "cohort_P", "seen_P", "place_PxC", "acquisition_PxA", "part_P", "block_P", "column_P",
+           "parts", "bytes_of_parts", "blocks", "own_R")  # of patients.npz  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,43 +272,29 @@ def _write_levels(folder: Path, level_PxG: np.ndarray) -> str:
 
 
 def _write(index: PatientIndex) -> None:
-    memory = io.BytesIO()
-    np.savez(memory, version=FORMAT_VERSION, space=index.space.identity, name=index.name_P, kind=index.kind_P,
-             cohort=index.cohort_P, seen=index.seen_P, place=index.place_PxC,
-             acquisition=index.acquisition_PxA, part=index.part_P, block=index.block_P,
-             column=index.column_P, parts=np.array(index.parts), bytes=index.bytes_of_parts,
-             blocks=np.array(index.blocks), own=index.own_R,
-             **{f"moments_{name}": values for name, values in vars(index.moments).items()})  # fmt: skip
-    kept = {*index.blocks, *_blocks(index.folder)}  # another process may read those of before: they go the next time
-    write_whole(index.folder / "patients.npz", memory.getvalue())
+    path = index.folder / "patients.npz"
+    before = read_arrays(path, FORMAT_VERSION, ("blocks",))
+    # another process may read those of before: they go the next time
+    kept = {*index.blocks, *(() if before is None else before["blocks"].tolist())}
+    values = {name: getattr(index, name) for name in _ARRAYS}
+    write_arrays(path, FORMAT_VERSION, space=index.space.identity, **values,
+                 **{f"moments_{name}": of for name, of in vars(index.moments).items()})  # fmt: skip
     for path in index.folder.glob("levels-*.npy"):
         # a new one may be that of another process, which has not named it yet
         if path.name not in kept and time.time() - path.stat().st_mtime > _OLD_S:
             path.unlink(missing_ok=True)
 
 
-def _blocks(folder: Path) -> list[str]:
-    """Files that patients.npz names."""
-    try:
-        with np.load(io.BytesIO((folder / "patients.npz").read_bytes())) as held:
-            return held["blocks"].tolist()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return []
-
-
 def _read(folder: Path, space: Space) -> PatientIndex | None:
     """None where there is none that can be used: it is made of what is there anyway."""
-    try:
-        with np.load(io.BytesIO((folder / "patients.npz").read_bytes())) as held:
-            if int(held["version"]) != FORMAT_VERSION or str(held["space"]) != space.identity:
-                return None
-            blocks = tuple(held["blocks"].tolist())
-            found = PatientIndex(
-                folder, space, held["name"], held["kind"], held["cohort"], held["seen"], held["place"],
-                held["acquisition"], held["part"],
-                held["block"], held["column"], tuple(held["parts"].tolist()), held["bytes"], blocks, held["own"],
-                Moments(*(held[f"moments_{field.name}"] for field in dataclasses.fields(Moments))),
-            )  # fmt: skip
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    moments = [field.name for field in dataclasses.fields(Moments)]
+    held = read_arrays(folder / "patients.npz", FORMAT_VERSION,
+                       ("space", *_ARRAYS, *(f"moments_{name}" for name in moments)))  # fmt: skip
+    if held is None or str(held["space"]) != space.identity:
         return None
-    return found if all((folder / name).exists() for name in blocks) else None
+    values = {name: held[name] for name in _ARRAYS}
+    values |= {name: tuple(values[name].tolist()) for name in ("parts", "blocks")}
+    if not all((folder / name).exists() for name in values["blocks"]):
+        return None
+    return PatientIndex(folder=folder, space=space, moments=Moments(*(held[f"moments_{name}"] for name in moments)),
+                        **values)  # fmt: skip

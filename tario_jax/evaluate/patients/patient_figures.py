@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.evaluate.figures import INK, RULE, SOFT, TITLE, Drawn, blank_figure, plain_axes, save_figure
+from tario_jax.evaluate.figures import INK, RULE, SOFT, TITLE, Drawn, blank_figure, hide_unused, plain_axes, save_figure
 from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS
 
 PALETTE = ("#0b5cad", "#c2571a", "#2b8a57", "#7a4fa3", "#a08a13", "#b03a5b", "#3aa6b9", "#6b7683", "#d98fb0", "#7fb04f",
@@ -62,8 +62,7 @@ def draw_map(path: Path, xy_Px2: np.ndarray, columns: Mapping[str, np.ndarray], 
         axis.set_xticks([])
         axis.set_yticks([])
         plain_axes(axis)
-    for axis in list(grid.flat)[len(columns) :]:
-        axis.set_visible(False)
+    hide_unused(grid, len(columns))
     save_figure(figure, path)
     return Drawn(path, caption)
 
@@ -142,8 +141,7 @@ def draw_calibration(path: Path, result: dict[str, Any]) -> Drawn:
         axis.set_title(f"{one['column']} · slope {one['calibration']['slope']:.2f}", **TITLE)
         axis.set_xlabel("told probability", fontsize=9, color=SOFT)
         plain_axes(axis)
-    for axis in list(grid.flat)[len(outcomes) :]:
-        axis.set_visible(False)
+    hide_unused(grid, len(outcomes))
     for row in grid:
         row[0].set_ylabel("share that is such", fontsize=9, color=SOFT)
     save_figure(figure, path)

@@ -26,6 +26,7 @@ from tario_jax.evaluate.patients.probe import Folds, Told
 from tario_jax.evaluate.patients.reachable import reachable_bulk
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.structure import co_occurrence, two_against_one
+from tario_jax.evaluate.patients.tables import columns_of
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients, pooled
 from tario_jax.predict.predictor import Predictor
 
@@ -48,15 +49,14 @@ class Asked:
 
 
 def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked, vectors: Sequence[str],
-                   say: Callable[[str], None]) -> tuple[Patients, dict[str, np.ndarray]]:  # fmt: skip
-    """Embedded patients of a corpus, and the columns of its table: str [P] each.
+                   say: Callable[[str], None]) -> Patients:  # fmt: skip
+    """Embedded patients of a corpus.
 
     Those that the model saw in training are left out, unless they are asked for. Raises `InputError` where none is
     left.
     """
     everyone = pooled(store.rows(PREDICTED, vectors=(*vectors, "texture", "acquisition")))
-    table = {row["patient"]: row for row in corpus.patients}
-    kept_P = np.isin(everyone.name_P, list(table))
+    kept_P = np.isin(everyone.name_P, [row["patient"] for row in corpus.patients])
     if not kept_P.any():
         raise InputError(f"{store.folder}: holds no patient of the corpus {corpus.root}; embed it: tario embed "
                          f"--corpus={corpus.root} --out={store.folder}")  # fmt: skip
@@ -75,10 +75,7 @@ def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked, vectors:
     if seen_P.any():
         say(f"probe: {seen_P.sum()} patients that the model saw in training are "
             + ("among them: no figure here holds for new patients" if asked.allow_seen else "left out"))  # fmt: skip
-    patients = everyone.take(kept_P)
-    names = sorted({name for row in table.values() for name in row})
-    columns = {name: np.array([str(table[patient].get(name) or "") for patient in patients.name_P]) for name in names}
-    return patients, columns
+    return everyone.take(kept_P)
 
 
 def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Setting,
@@ -89,18 +86,17 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
     if predictor is not None and predictor.checkpoint != store.about["checkpoint"]:
         raise InputError(f"--fine-tune: is checkpoint {predictor.checkpoint}, and {store.folder} of "
                          f"checkpoint {store.about['checkpoint']}; give the workdir that was embedded")  # fmt: skip
-    patients, columns = patients_asked(store, corpus, asked, setting.vectors, say)
     if not asked.columns or not setting.vectors:
         raise InputError("--columns and --vectors: name at least one")
+    patients = patients_asked(store, corpus, asked, setting.vectors, say)
+    in_pairs = [name for pair in asked.pairs for name in pair]
+    columns: dict[str, np.ndarray] = {}
     for flag, names in (("columns", asked.columns), ("known", asked.known), ("confounders", asked.confounders),
-                        ("pairs", [name for pair in asked.pairs for name in pair])):  # fmt: skip
-        for name in names:
-            if name not in columns:
-                raise InputError(f"--{flag}: column {name!r} is not in the table of patients; it has "
-                                 f"{', '.join(sorted(columns))}; --{flag}= asks for none")  # fmt: skip
-    for pair in asked.pairs:
-        for name in pair:
-            yes_or_no(name, columns[name])
+                        ("pairs", in_pairs)):  # fmt: skip
+        hint = "" if flag == "columns" else f"; --{flag}= asks for none"
+        columns |= columns_of([corpus], names, patients.name_P.tolist(), hint=hint)
+    for name in in_pairs:
+        yes_or_no(name, columns[name])
     features = {VECTORS: vectors_of(patients, setting.vectors),
                 LOOKS: np.concatenate([patients.texture_PxF, patients.acquisition_PxA], 1)}  # fmt: skip
     outcomes = [outcome_of(name, columns[name], setting) for name in asked.columns]
@@ -134,12 +130,7 @@ def reachable_aurocs(corpus: Corpus, columns: Sequence[str], setting: Setting, *
     Raises `InputError` for columns that are not there or have too few patients, and for real tissue.
     """
     names = sorted({section.patient for section in corpus.sections})
-    table = {row["patient"]: row for row in corpus.patients}
-    for name in columns:
-        if not any(name in row for row in table.values()):
-            raise InputError(f"column {name!r}: is not in the table of patients; it has "
-                             f"{', '.join(sorted({of for row in table.values() for of in row}))}")  # fmt: skip
-    of = {name: np.array([str(table[patient].get(name) or "") for patient in names]) for name in {*columns, "cohort"}}
+    of = columns_of([corpus], (*columns, "cohort"), names)
     outcomes = [outcome_of(name, of[name], setting) for name in columns]
     features = {VECTORS: reachable_bulk(corpus, names, workers=workers, say=say)}
     found = {}

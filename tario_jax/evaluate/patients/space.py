@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tario_jax.config import InputError
+from tario_jax.evaluate.patients.kept_arrays import write_arrays
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients
-from tario_jax.train.whole_file import write_whole
 
 FORMAT_VERSION = 2
 LEAST_PATIENTS = 5
@@ -90,11 +90,9 @@ class Space:
 
     def write(self, path: Path) -> None:
         """NumPy's .npz; the file is absent or whole."""
-        memory = io.BytesIO()
-        np.savez(memory, version=FORMAT_VERSION, panel_hash=self.panel_hash, checkpoint=self.checkpoint,
-                 kinds=np.array(self.kinds), mean=self.mean_KxG, component=self.component_CxG,
-                 deviation=self.deviation_C, turn=self.turn_KxCxC)  # fmt: skip
-        write_whole(path, memory.getvalue())
+        write_arrays(path, FORMAT_VERSION, panel_hash=self.panel_hash, checkpoint=self.checkpoint,
+                     kinds=np.array(self.kinds), mean=self.mean_KxG, component=self.component_CxG,
+                     deviation=self.deviation_C, turn=self.turn_KxCxC)  # fmt: skip
 
 
 def read_space(path: Path) -> Space:

@@ -11,17 +11,16 @@ Axes: P patients, F features, K classes.
 """
 
 import dataclasses
-import io
-import zipfile
+from pathlib import Path
 
 import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.evaluate.patients.index import PatientIndex
+from tario_jax.evaluate.patients.kept_arrays import read_arrays, write_arrays
 from tario_jax.evaluate.patients.neighbours import Query
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import PREDICTED
-from tario_jax.train.whole_file import write_whole
 
 WITHIN = {"tissue": 0.99, "scanner": 0.96}  # share of the reference within each limit
 LEAST = 40  # patients of a reference
@@ -133,11 +132,9 @@ def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
         described(index.acquisition_PxA[trained], np.full(len(trained), ""), within=WITHIN["scanner"]),
         _of_sections(index, store, trained[np.linspace(0, len(trained) - 1, min(_READ, len(trained))).astype(int)]),
     )  # fmt: skip
-    memory = io.BytesIO()
     parts = {f"{name}_{field}": values for name in _REFERENCES
              for field, values in vars(getattr(found, name)).items()}  # fmt: skip
-    np.savez(memory, version=FORMAT_VERSION, space=found.space, patients=found.patients, **parts)
-    write_whole(path, memory.getvalue())
+    write_arrays(path, FORMAT_VERSION, space=found.space, patients=found.patients, **parts)
     return found
 
 
@@ -150,13 +147,12 @@ def _of_sections(index: PatientIndex, store: EmbeddingStore, trained: np.ndarray
     return described(place_RxC, np.array([row.cohort for row in rows]), within=WITHIN["tissue"], group_P=whose)
 
 
-def _read(path) -> Unlike | None:
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as held:
-            if int(held["version"]) != FORMAT_VERSION:
-                return None
-            of = (Reference(*(held[f"{name}_{field}"] for field in ("class_K", "mean_KxF", "root_FxF")),
-                            float(held[f"{name}_limit"])) for name in _REFERENCES)  # fmt: skip
-            return Unlike(str(held["space"]), int(held["patients"]), *of)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+def _read(path: Path) -> Unlike | None:
+    fields = [field.name for field in dataclasses.fields(Reference)]
+    held = read_arrays(path, FORMAT_VERSION, ("space", "patients", *(f"{name}_{field}" for name in _REFERENCES
+                                                                     for field in fields)))  # fmt: skip
+    if held is None:
         return None
+    of = ({field: held[f"{name}_{field}"] for field in fields} for name in _REFERENCES)
+    return Unlike(str(held["space"]), int(held["patients"]),
+                  *(Reference(**one | {"limit": float(one["limit"])}) for one in of))  # fmt: skip
