@@ -3,14 +3,15 @@
 import collections
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.resample import crop_and_resample
 from tario_jax.sources.slide import full_um_per_px
 from tario_jax.sources.slide_files import SlideFile, opened_slide
@@ -58,6 +59,15 @@ class SlideSection:
         if abs(left - round(left)) > 1e-6 or abs(top - round(top)) > 1e-6:  # between the px that others share
             return lambda: self._change(self.read(x_um, y_um, side_px, um_per_px))
         return lambda: self._of_blocks(round(left), round(top), side_px, um_per_px)
+
+    @property
+    def he_shape_px(self) -> tuple[int, int]:
+        """(height, width) of its finest level."""
+        return tuple(self.file.levels[0].shape[:2])
+
+    def he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> np.ndarray:
+        """As `Section.he_window`."""
+        return self.begin_he_window(x_um, y_um, side_px, um_per_px)()
 
     def _of_blocks(self, left: int, top: int, side_px: int, um_per_px: float) -> np.ndarray:
         pixels = np.empty((side_px, side_px, 3), np.uint8)
@@ -121,6 +131,26 @@ def opened_section(path: Path, um_per_px: float | None, *, genes: int, force: bo
         for note in (*file.notes, *notes):
             say(f"{path}: {note}")
         yield SlideSection(file, scale, genes=genes)
+
+
+def slide_of_maps(about: Mapping[str, Any], stack: contextlib.ExitStack, *, slide: Path | None = None,
+                  say: Callable[[str], None] = print) -> SlideSection:  # fmt: skip
+    """What some maps were predicted from, where it lay then, or at `slide`; open as long as the stack is.
+
+    Raises `InputError` where it is not there or cannot be read.
+    """
+    if slide is None and "corpus" in about["place"]:
+        return section_as_slide(Corpus.open(about["place"]["corpus"]).section(about["place"]["section"]), genes=1)
+    return stack.enter_context(opened_section(slide or Path(about["place"]["slide"]), about["he_um_per_px"], genes=1,
+                                              force=True, say=say))  # fmt: skip
+
+
+def refuse_another(section: SlideSection, about: Mapping[str, Any]) -> None:
+    """Raises `InputError` where a slide has not the px of the one that some maps are of."""
+    image, expected = section.file.levels[0], about["slide_px"]
+    if [image.width_px, image.height_px] != expected:
+        raise InputError(f"{section.file.path}: has {image.width_px} × {image.height_px} px, and the slide of these "
+                         f"maps had {expected[0]} × {expected[1]}; give that one by --slide")  # fmt: skip
 
 
 def section_as_slide(section: Section, *, genes: int) -> SlideSection:

@@ -24,20 +24,20 @@ class PatientMap:
 
     def __init__(self, store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequence[str],
                  slides: Sequence[Shown], say: Callable[[str], None] = print):  # fmt: skip
-        """Slides that are of patients here open at those; others of the same model are placed among them."""
+        """Slides that are of patients here open at those, one after another; others of the same model are placed among them."""
         index = index_of(store, say=say)
         atlas = atlas_of(index, say=say)
         predicted = index.of_kind(PREDICTED)
         names = index.name_P[predicted].tolist()
         table = columns_of(corpora, tuple(columns) or usual_columns(corpora), names) if corpora else {}
-        place_PxC, slide_P = [index.place_PxC[predicted]], np.full(len(names), -1)
+        place_PxC, self._slides = [index.place_PxC[predicted]], [[] for _ in names]
         patient_of = store.patient_of_section()
         at = {name: number for number, name in enumerate(names)}
-        self._names, self._kinds, further = names, ["patient"] * len(names), []
+        self._names, self._kinds = names, ["patient"] * len(names)
         for number, slide in enumerate(slides):
             patient = patient_of.get(slide.name)
             if patient in at:
-                slide_P[at[patient]] = number
+                self._slides[at[patient]].append(number)
                 continue
             try:
                 query = query_of_slide(store, index, slide.store.folder)
@@ -47,13 +47,12 @@ class PatientMap:
             self._names.append(query.name)
             self._kinds.append(SLIDE)
             place_PxC.append(query.place_C[None])
-            further.append(number)
-        self._slide_P = np.concatenate([slide_P, np.array(further, int)])
+            self._slides.append([number])
         self._xy_Px2 = atlas.placed(np.concatenate(place_PxC))
         cluster = [f"{number + 1}" for number in atlas.cluster(np.concatenate(place_PxC))]
         cohort = index.cohort_P[predicted].tolist()
         self._columns = {"cohort": cohort} | {name: of.tolist() for name, of in table.items() if name != "cohort"}
-        self._columns = {name: [*values, *[""] * len(further)] for name, values in self._columns.items()}
+        self._columns = {name: [*values, *[""] * (len(self._names) - len(predicted))] for name, values in self._columns.items()}
         self._columns["cluster"] = cluster
         self._virtual = store.about["trained_on"] == "virtual"
 
@@ -61,14 +60,15 @@ class PatientMap:
         return len(self._names)
 
     def described(self) -> dict[str, Any]:
-        """Columns as numbers of their values, the most frequent first; -1 where nothing is known."""
+        """Columns as numbers of their values, the most frequent first, -1 where nothing is known; slides: numbers of those
+        that are of each place."""
         columns = []
         for name, values in self._columns.items():
             known, counts = np.unique([value for value in values if value], return_counts=True)
             order = known[np.argsort(-counts, kind="stable")].tolist()
             code = {value: number for number, value in enumerate(order)}
             columns.append({"name": name, "values": order, "codes": [code.get(value, -1) for value in values]})
-        return {"names": self._names, "kinds": self._kinds, "slides": self._slide_P.tolist(), "columns": columns,
+        return {"names": self._names, "kinds": self._kinds, "slides": self._slides, "columns": columns,
                 "note": NO_ADVICE, "banner": _VIRTUAL if self._virtual else ""}  # fmt: skip
 
     def places(self) -> bytes:

@@ -15,11 +15,10 @@ from PIL import Image
 from skimage.measure import points_in_poly
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.resample import crop_and_resample
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.signatures import Signature, cell_types, scores
-from tario_jax.predict.slide import SlideSection, opened_section, section_as_slide
+from tario_jax.predict.slide import SlideSection, refuse_another, slide_of_maps
 from tario_jax.sources.slide_files import PLAIN
 
 TILE_PX = 512
@@ -49,22 +48,14 @@ class Shown:
     def _opened(self, slide: Path | None, stack: contextlib.ExitStack,
                 say: Callable[[str], None]) -> tuple[SlideSection | None, str]:  # fmt: skip
         """The slide; or None, and why the page shows its maps alone."""
-        about, place = self.store.about, self.store.about["place"]
         try:
-            if slide is None and "corpus" in place:
-                section = section_as_slide(Corpus.open(place["corpus"]).section(place["section"]), genes=1)
-            else:
-                section = stack.enter_context(opened_section(slide or Path(place["slide"]), about["he_um_per_px"],
-                                                             genes=1, force=True, say=say))  # fmt: skip
+            section = slide_of_maps(self.store.about, stack, slide=slide, say=say)
         except InputError as error:
             if slide is not None:
                 raise
             say(f"{self.store.folder}: its H&E is not shown: {error}")
             return None, f"{error}; give it by --slide"
-        image, expected = section.file.levels[0], about["slide_px"]
-        if [image.width_px, image.height_px] != expected:
-            raise InputError(f"{section.file.path}: has {image.width_px} × {image.height_px} px, and the slide of "
-                             f"these maps had {expected[0]} × {expected[1]}; give that one by --slide")  # fmt: skip
+        refuse_another(section, self.store.about)
         return section, ""
 
     @property

@@ -80,7 +80,6 @@ def probes(kinds: dict, genotypes: dict) -> dict:
         "confounded": len(confounded),
         "not_led_within": sum("site" not in one["lead"]["how"] for one in confounded),
         "null_off": max(abs(one["null"]["mean"] - 0.5) for one in of.values()),
-        "slope_lowest": min(one["calibration"]["slope"] for one in genotypes["outcomes"]),
         "pair_p": pair["found"]["p"],
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.kept import by_turns
 from tario_jax.evaluate.patients.looks import look_of, no_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, WHOLE, Embedded, Who, of_counts, of_rates
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, WHOLE, Embedded, Who, of_counts, of_rates, without_tissue
 from tario_jax.model.model import Tario
 from tario_jax.predict.cover import Blend, Cover
 from tario_jax.predict.predictor import Predictor
@@ -30,19 +30,23 @@ def embed_corpus(
     """Adds all sections of a corpus, or those that are named, that are not there yet.
 
     region_um: side of the squares of a section that have rows of their own too; measured: also what was detected; part:
-    (k, n) for the k-th of n processes. Raises `InputError` for sections that are unknown, have no H&E, and for what
-    the model may not predict.
+    (k, n) for the k-th of n processes. Raises `InputError` for sections that are unknown, or have nothing to embed,
+    and for what the model may not predict.
     """
     predictor.refuse_tissue(str(corpus.root), corpus.kind)
     if not 0 <= overlap < 1:
         raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
-    chosen = [corpus.section(name) for name in sections] or [one for one in corpus.sections if one.holds("he")]
+    chosen = [corpus.section(name) for name in sections] or list(corpus.sections)
+    work = [(section, kind) for section in chosen for kind in (PREDICTED, *((MEASURED,) if measured else ()))
+            if (section.holds("he") if kind == PREDICTED else _is_measured(section))]  # fmt: skip
+    useless = {section.id for section in chosen}.difference(section.id for section, _ in work)
+    if useless if sections else not work:
+        raise InputError(f"{min(useless, default=corpus.root)}: has no H&E; leave it out, or embed what was measured of "
+                         "it: --measured")  # fmt: skip
     about = {"checkpoint": predictor.checkpoint, "model": predictor.provenance.config.name, "overlap": overlap,
              "trained_on": predictor.trained_on, "bin_um": bin_um or predictor.provenance.bin_um,
              "region_um": region_um, "tissue": corpus.kind}  # fmt: skip
     store = EmbeddingStore.begun(out, predictor.panel, about)
-    work = [(section, kind) for section in chosen for kind in (PREDICTED, *((MEASURED,) if measured else ()))
-            if kind == PREDICTED or _is_measured(section)]  # fmt: skip
     held = store.held()
     for section, kind in work:
         if held.get((section.id, kind), _seal(section)) != _seal(section):
@@ -50,6 +54,7 @@ def embed_corpus(
                              f"before it was ingested again; give another --out for {corpus.root}")  # fmt: skip
     left = by_turns([one for one in work if (one[0].id, one[1]) not in held], part)
     say(f"embed: {len(left)} of {len(work)} sections are not there yet")
+    empty = 0
     for first in range(0, len(left), _AT_ONCE):
         held, rows = store.held(), []  # other processes may have done some meanwhile
         some = [one for one in left[first : first + _AT_ONCE] if (one[0].id, one[1]) not in held]
@@ -58,8 +63,14 @@ def embed_corpus(
         for section, kind in some:
             if kind == MEASURED:
                 rows += _measured(predictor, corpus, section, region_um)
-        store.add(rows)
+        told = {(row.section, row.kind) for row in rows}
+        nothing = [without_tissue(_who(predictor, section), kind, len(predictor.panel), _width(predictor))
+                   for section, kind in some if (section.id, kind) not in told]  # fmt: skip
+        empty += len(nothing)
+        store.add(rows + nothing)
         say(f"embed: {min(first + _AT_ONCE, len(left))}/{len(left)}")
+    if empty:
+        say(f"embed: {empty} of them hold no tissue, or nothing was detected there")
     return store
 
 
@@ -70,6 +81,11 @@ def _is_measured(section: Section) -> bool:
 def _who(predictor: Predictor, section: Section) -> Who:
     seen = section.patient in predictor.provenance.seen_patients
     return Who(section.patient, section.cohort, section.id, _seal(section), seen)
+
+
+def _width(predictor: Predictor) -> int:
+    """r"""
+    return predictor.provenance.config.model.gene_dim
 
 
 def _seal(section: Section) -> str:
@@ -92,8 +108,6 @@ def _predicted(predictor: Predictor, corpus: Corpus, sections: Sequence[Section]
     """Batches are filled across sections: a small one has fewer windows than a batch has rows."""
     waiting: list[tuple[_Open, int]] = []
     for section in sections:
-        if not section.holds("he"):
-            raise InputError(f"{section.id}: has no H&E; leave it out of --sections")
         cover = predictor.cover(section, tissue=corpus.kind, bin_um=None if section.spots is not None else bin_um,
                                 overlap=overlap, turned=True)  # fmt: skip
         if waiting and waiting[0][0].cover.layout != cover.layout:  # as spots beside bins
@@ -156,10 +170,9 @@ def _measured(predictor: Predictor, corpus: Corpus, section: Section,
     position = position_of[gene]
     ours = position >= 0
     position, count, x_um, y_um = position[ours], count[ours], x_um[ours], y_um[ours]
-    width = predictor.provenance.config.model.gene_dim
     for region, some in _regions(x_um, y_um, region_um):
         count_G = np.bincount(position[some], weights=count[some], minlength=genes)
-        if (row := of_counts(_who(predictor, section), region, count_G, known_G, width)) is not None:
+        if (row := of_counts(_who(predictor, section), region, count_G, known_G, _width(predictor))) is not None:
             yield row
 
 

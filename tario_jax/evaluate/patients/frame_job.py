@@ -18,6 +18,7 @@ from tario_jax.evaluate.patients.neighbours import (
     neighbours,
     query_of_patient,
     query_of_slide,
+    with_look,
 )
 from tario_jax.evaluate.patients.outcomes import YES
 from tario_jax.evaluate.patients.store import EmbeddingStore
@@ -45,7 +46,7 @@ def query_of(store: EmbeddingStore, index: PatientIndex, *, patient: str | None,
              measured: bool) -> Query:  # fmt: skip
     if patient is not None:
         return query_of_patient(store, index, patient, MEASURED if measured else PREDICTED)
-    return query_of_slide(store, index, slide)
+    return with_look(query_of_slide(store, index, slide), slide)
 
 
 def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus], query: Query,
@@ -70,7 +71,7 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
         # what is usual is known of predicted patients among predicted ones
         "unusual": found.unusual if query.entry is not None and {query.kind, *asked.among} == {PREDICTED} else None,
         "standings": [dataclasses.asdict(one) | {"unusual": one.unusual} for one in standings],
-        "trained_on": store.about["trained_on"], "model": store.about["model"], "banner": query.banner,
+        "not_compared": query.not_compared, "trained_on": store.about["trained_on"], "model": store.about["model"], "banner": query.banner,
         "note": NO_ADVICE,
     }  # fmt: skip
     if query.kind == PREDICTED:
@@ -102,7 +103,7 @@ def _outcomes(index: PatientIndex, corpora: Sequence[Corpus], query: Query, foun
         values = near[asked.differ]
         known = sorted(set(of_all[asked.differ].tolist()) - {""})
         if len(known) != 2:
-            raise InputError(f"--differ={asked.differ}: expected a column of two values; in {found.cohort} it has "
+            raise InputError(f"--differ={asked.differ}: expected a column of two values; in {cohort_text(found.cohort)} it has "
                              f"{', '.join(known[:5]) or 'none'}")  # fmt: skip
         yes = next((value for value in known if value.lower() in YES), known[-1])
         some = values != ""
@@ -139,7 +140,7 @@ def text_of(result: dict[str, Any]) -> str:
         lines += _differ_lines(result["differ"])
     if result.get("alike_genes"):
         told = ", ".join(f"{one['gene']} {one['query']:+.1f}/{one['neighbours']:+.1f}" for one in result["alike_genes"])
-        lines.append(f"alike in (deviations of query/neighbours from {result['cohort']}): {told}")
+        lines.append(f"alike in (deviations of query/neighbours from {cohort_text(result['cohort'])}): {told}")
     for one in result.get("alike_regions", ()):
         lines.append(f"alike: {one['section']} at {one['corner_um']} µm and {one['other_section']} at "
                      f"{one['other_corner_um']} µm, distance {one['distance']}")  # fmt: skip
@@ -157,7 +158,7 @@ def unlike_lines(result: dict[str, Any]) -> list[str]:
     for name in ("tissue", "scanner"):
         one = result["unlike"].get(name)
         if one is None:
-            found.append(f"its {name} is not compared: a slide's maps do not hold its H&E")
+            found.append(f"its {name} is not compared: {result['not_compared'] or 'its H&E is not known'}")
         else:
             how = "unlike" if one["unlike"] else "like"
             found.append(f"its {name} is {how} those of the {result['unlike']['patients']} patients that the model was "
@@ -166,10 +167,14 @@ def unlike_lines(result: dict[str, Any]) -> list[str]:
     return found
 
 
+def cohort_text(cohort: str) -> str:
+    return cohort or "no stated cohort"
+
+
 def standing_text(one: dict[str, Any], cohort: str) -> str:
     odd = "; unusual" if one["unusual"] else ""
     return (f"{one['of']}: above {one['percentile']:.0%} [{one['low']:.0%}, {one['high']:.0%}] of {one['patients']} "
-            f"patients of {cohort}, {one['deviations']:+.1f} deviations{odd}")  # fmt: skip
+            f"patients of {cohort_text(cohort)}, {one['deviations']:+.1f} deviations{odd}")  # fmt: skip
 
 
 def share_text(one: dict[str, Any]) -> str:

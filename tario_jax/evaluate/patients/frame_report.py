@@ -8,7 +8,7 @@ import numpy as np
 
 from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.patients.atlas import atlas_of
-from tario_jax.evaluate.patients.frame_job import share_text, unlike_lines
+from tario_jax.evaluate.patients.frame_job import cohort_text, share_text, unlike_lines
 from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.neighbours import Query
 from tario_jax.evaluate.patients.patient_figures import draw_map
@@ -37,7 +37,7 @@ def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str,
         *(f"{line}; what is said here may mean little." for line in odd),
     ]
     heads = list(result["neighbours"][0])
-    cohort = result["cohort"] + ("" if result["cohort_known"] else ", as most of its neighbours")
+    cohort = cohort_text(result["cohort"]) + ("" if result["cohort_known"] else ", as most of its neighbours")
     parts = [
         notices(texts),
         f"<p class=note>{html.escape(f'Compared with patients of {cohort}.')}{_unusual(result)}</p>",
@@ -47,7 +47,7 @@ def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str,
     ]  # fmt: skip
     if result["standings"]:
         parts += ["<h2>Is this unusual?</h2>",
-                  table(["", f"above so many of {result['cohort']}", "95 % interval", "deviations", ""],
+                  table(["", f"above so many of {cohort_text(result['cohort'])}", "95 % interval", "deviations", ""],
                         [[one["of"], f"{one['percentile']:.0%}", f"{one['low']:.0%} to {one['high']:.0%}",
                           f"{one['deviations']:+.2f}", "unusual" if one["unusual"] else ""]
                          for one in result["standings"]])]  # fmt: skip

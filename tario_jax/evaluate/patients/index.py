@@ -23,7 +23,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.evaluate.patients.kept_arrays import read_arrays, write_arrays
-from tario_jax.evaluate.patients.space import Space, fitted, nearest_of_each, read_space
+from tario_jax.evaluate.patients.space import PAIRS, Space, fitted, nearest_of_each, read_space
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded, pooled
 from tario_jax.train.whole_file import write_whole
@@ -33,6 +33,7 @@ REFERENCE = 4000  # patients that a space is fitted on, at most
 FORMAT_VERSION = 3
 _BLOCK = 1024  # patients that are read at once, and whose levels are one file
 _READ = ("expression", "acquisition")
+_MANY_MORE = 4  # times as many patients as a space was fitted on: it is said
 _OLD_S = 3600.0
 _ARRAYS = ("name_P", "kind_P", "cohort_P", "seen_P", "place_PxC", "acquisition_PxA", "part_P", "block_P", "column_P",
            "parts", "bytes_of_parts", "blocks", "own_R")  # of patients.npz  # fmt: skip
@@ -138,6 +139,7 @@ def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int 
     kept = None if fit_again else _kept_space(folder, store)
     held = None if kept is None else _read(folder, kept)
     if held is not None and dict(zip(held.parts, held.bytes_of_parts.tolist(), strict=True)) == parts:
+        _warn(held, say)
         return held
     of_part = {name: store.patients_of(name) for name in parts}
     where: dict[tuple[str, str], list[str]] = {}
@@ -152,7 +154,17 @@ def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int 
         held = None
     known = set() if held is None else set(held.parts)
     fresh = [entry for entry, names in where.items() if not known.issuperset(names)]
-    return _with(folder, store, space, held, where, fresh, parts, say)
+    index = _with(folder, store, space, held, where, fresh, parts, say)
+    _warn(index, say)
+    return index
+
+
+def _warn(index: PatientIndex, say: Callable[[str], None]) -> None:
+    """A space of few patients shows others in the directions in which those few differ."""
+    fitted_on, predicted = index.space.reference, len(index.of_kind(PREDICTED))
+    if predicted >= _MANY_MORE * fitted_on and fitted_on < REFERENCE:
+        say(f"patients: the space was fitted on {fitted_on} patients, and {predicted} are here now; --fit-again fits "
+            "it to all of them, and moves them")  # fmt: skip
 
 
 def _kept_space(folder: Path, store: EmbeddingStore) -> Space | None:
@@ -180,7 +192,11 @@ def _space(folder: Path, store: EmbeddingStore, where: dict, kept: Space | None,
         space = kept
     both = _evenly(sorted(measured.intersection(predicted)), REFERENCE)
     if both:
-        space = space.with_kind(MEASURED, *(_pooled(store, where, both, kind) for kind in (MEASURED, PREDICTED)))
+        pairs = [_pooled(store, where, both, kind) for kind in (MEASURED, PREDICTED)]
+        trained_P = pairs[1].seen_P  # as far as they suffice: of all others, no one's own pair has placed anyone
+        if trained_P.sum() >= PAIRS * len(space.component_CxG):
+            pairs = [of.take(trained_P) for of in pairs]
+        space = space.with_kind(MEASURED, *pairs)
     space.write(path)
     return space
 

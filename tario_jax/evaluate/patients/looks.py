@@ -12,8 +12,10 @@ from scipy.ndimage import uniform_filter
 
 from tario_jax.corpus.read import Section
 from tario_jax.evaluate.features import feature_names, mean_features
+from tario_jax.predict.slide import SlideSection
 
 SQUARES = 16  # of a section, evenly
+_FURTHER = (1, 2, 4, 8)  # times as many, as long as fewer than half of SQUARES are tissue: a slide is mostly glass
 _SIDE_PX, _CODED_PX = 512, 8  # JPEG codes squares of 8 px: where it did, steps between them stay
 _BRIGHTEST, _SMOOTHED_PX = 0.001, 7  # where no stain is; single pixels are noise
 _SMOOTHEST = 0.02
@@ -39,23 +41,26 @@ def no_look() -> Look:
     return Look(*(np.full(len(names), np.nan, np.float32) for names in (texture_names(), ACQUISITION)))
 
 
-def look_of(section: Section) -> Look:
-    """Of SQUARES squares of 512 px at most, evenly over the section's H&E as it is stored; those of glass are left out.
+def look_of(section: Section | SlideSection) -> Look:
+    """Of some SQUARES squares of 512 px, evenly over the section's H&E as it is stored; those of glass are left out.
 
     A square is smaller only where the section is.
     """
     height_px, width_px = section.he_shape_px
     side_px, um_per_px = min(_SIDE_PX, height_px, width_px), section.he_um_per_px
     corners = [(row, column) for row in _starts(height_px, side_px) for column in _starts(width_px, side_px)]
-    texture_SxF, acquisition_SxA, tissue_S = [], [], []
-    for at in np.unique(np.linspace(0, len(corners) - 1, min(SQUARES, len(corners))).round().astype(int)):
-        row, column = corners[at]
-        rgb = section.he_window(column * um_per_px, row * um_per_px, side_px, um_per_px)
-        texture_SxF.append(mean_features(rgb, um_per_px))
-        acquisition_SxA.append(acquisition(rgb))
-        tissue_S.append(-np.log10(np.maximum(rgb, 1) / 255.0).mean() > _GLASS_DENSITY)
-    kept = np.array(tissue_S) if any(tissue_S) else np.ones(len(tissue_S), bool)
-    return Look(*(np.stack(of_S)[kept].mean(0).astype(np.float32) for of_S in (texture_SxF, acquisition_SxA)))
+    read_S: dict[int, tuple[np.ndarray, bool]] = {}
+    for more in _FURTHER:
+        for at in np.unique(np.linspace(0, len(corners) - 1, min(more * SQUARES, len(corners))).round().astype(int)):
+            if at not in read_S:
+                row, column = corners[at]
+                rgb = section.he_window(column * um_per_px, row * um_per_px, side_px, um_per_px)
+                read_S[at] = rgb, bool(-np.log10(np.maximum(rgb, 1) / 255.0).mean() > _GLASS_DENSITY)
+        if sum(tissue for _, tissue in read_S.values()) >= SQUARES / 2:
+            break
+    kept = [rgb for rgb, tissue in read_S.values() if tissue] or [rgb for rgb, _ in read_S.values()]
+    looks = [(mean_features(rgb, um_per_px), acquisition(rgb)) for rgb in kept]
+    return Look(*(np.mean(of_S, 0).astype(np.float32) for of_S in zip(*looks, strict=True)))
 
 
 def _starts(size_px: int, side_px: int) -> range:

@@ -3,6 +3,7 @@
 Axes: P entries of an index, G genes, C components.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.evaluate.bulk import log_cpm
 from tario_jax.evaluate.patients.index import PatientIndex
+from tario_jax.evaluate.patients.looks import look_of
 from tario_jax.evaluate.patients.space import nearest
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.predict.map_store import MapStore
+from tario_jax.predict.slide import refuse_another, slide_of_maps
 
 NO_ADVICE = "Neighbours describe a cohort as a model sees it; they are no diagnosis and no advice on a treatment."
 
@@ -33,6 +36,7 @@ class Query:
     banner: str = ""  # of a slide's maps
     entry: int | None = None  # of the index, if it is one of its patients
     acquisition_A: np.ndarray | None = None  # of its H&E, where it is known
+    not_compared: str = ""  # why it is not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +75,18 @@ def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Qu
     expression_G = log_cpm(mean_G[None], mean_G.sum(keepdims=True))[0]
     return Query(held.about["section"], patient, PREDICTED, index.space.placed(PREDICTED, expression_G[None])[0],
                  lambda: expression_G - index.space.mean_KxG[0], banner=held.about["banner"])  # fmt: skip
+
+
+def with_look(query: Query, maps: Path) -> Query:
+    """Of a slide: how its H&E was scanned, as far as it lies where it was predicted from."""
+    about = MapStore(maps).about
+    try:
+        with contextlib.ExitStack() as stack:
+            section = slide_of_maps(about, stack, say=str)
+            refuse_another(section, about)
+            return dataclasses.replace(query, acquisition_A=look_of(section).acquisition_A)
+    except InputError as error:
+        return dataclasses.replace(query, not_compared=str(error))
 
 
 def neighbours(index: PatientIndex, query: Query, number: int, *, among: Sequence[str] = (PREDICTED,),

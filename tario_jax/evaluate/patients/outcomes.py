@@ -53,7 +53,7 @@ class Outcome:
 def outcome_of(column: str, value_P: np.ndarray, setting: Setting) -> Outcome:
     """value: str, of each patient. Classes of fewer than two patients a fold are left out; of two, that which says yes
     is the second. Raises `InputError` where fewer than two are left."""
-    known_P = np.array([value.strip().lower() not in UNKNOWN for value in value_P])
+    known_P = ~_unknown(value_P)
     names, counts = np.unique(value_P[known_P], return_counts=True)
     kept = [str(name) for name, count in zip(names, counts, strict=True) if count >= 2 * setting.folds]
     if len(kept) < 2:
@@ -120,14 +120,13 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
     say(f"{outcome.column}: {len(told)} sets of features told {len(some)} patients")
     compared = _Compared(label_n, evidence, [folds.number_P for folds in parts], weight_BxP)
     confounding = _confounding(compared, groups, known)
-    keys = _keys(groups)
-    if len(confounding) > 1:
-        keys |= {" and ".join(confounding): joined({name: groups[name] for name in confounding})}
+    keys = _keys(groups, confounding)
+    lead = " and ".join(confounding)
     result: dict[str, Any] = {
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
         "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, keys),
-        "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], setting),
-        "calibration": _calibration(log_nxK, label_n), "by_class": _by_class(compared, outcome.classes),
+        "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], keys.get(lead), setting),
+        "calibration": _calibration(log_nxK, label_n, any(of.any() for of in evidence[VECTORS])), "by_class": _by_class(compared, outcome.classes),
         "accuracy": float((log_nxK.argmax(1) == label_n).mean()),
         "told": {"index": some.tolist(), "label": label_n.tolist(), "probability": np.exp(log_nxK).tolist()},
         "above": {name: compared.difference(VECTORS, name) for name in evidence
@@ -150,22 +149,26 @@ class _Compared:
     fold_n: Sequence[np.ndarray]  # of each
     weight_Bxn: np.ndarray
 
-    def _auroc(self, name: str, group_n: np.ndarray | None, weight_Bxn: np.ndarray | None) -> np.ndarray:
+    def _auroc(self, name: str, group_n: np.ndarray | None, weight_Bxn: np.ndarray | None,
+               parts: int | None = None) -> np.ndarray:  # fmt: skip
         return np.mean([compare(self.label_n, one, fold_n, group_n, weight_Bxn)
-                        for one, fold_n in zip(self.evidence[name], self.fold_n, strict=False)], 0)  # fmt: skip
+                        for one, fold_n in zip(self.evidence[name][:parts], self.fold_n, strict=False)], 0)  # fmt: skip
 
-    def value(self, name: str, group_n: np.ndarray | None = None) -> float:
-        return float(self._auroc(name, group_n, None)[0])
+    def value(self, name: str, group_n: np.ndarray | None = None, parts: int | None = None) -> float:
+        return float(self._auroc(name, group_n, None, parts)[0])
 
-    def sample(self, name: str, group_n: np.ndarray | None = None) -> np.ndarray:
-        """float64 [B]."""
-        return self._auroc(name, group_n, self.weight_Bxn)
+    def sample(self, name: str, group_n: np.ndarray | None = None, parts: int | None = None) -> np.ndarray:
+        """float64 [B]. parts: of the first partitions alone."""
+        return self._auroc(name, group_n, self.weight_Bxn, parts)
 
     def told(self, name: str, group_n: np.ndarray | None = None) -> dict[str, float]:
         return _told(self.value(name, group_n), self.sample(name, group_n))
 
     def difference(self, name: str, other: str) -> dict[str, float]:
-        return _told(self.value(name) - self.value(other), self.sample(name) - self.sample(other))
+        """Over the partitions that both have told in."""
+        parts = min(len(self.evidence[name]), len(self.evidence[other]))
+        return _told(self.value(name, None, parts) - self.value(other, None, parts),
+                     self.sample(name, None, parts) - self.sample(other, None, parts))  # fmt: skip
 
 
 def compare(label_n: np.ndarray, evidence_nxK: np.ndarray, fold_n: np.ndarray, group_n: np.ndarray | None = None,
@@ -190,9 +193,24 @@ def _within(compared: _Compared, keys: Mapping[str, np.ndarray]) -> dict[str, An
     }  # fmt: skip
 
 
-def _keys(groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Each, and all of them together."""
-    return dict(groups) | ({" and ".join(groups): joined(groups)} if len(groups) > 1 else {})
+def _keys(groups: Mapping[str, np.ndarray], confounding: Sequence[str]) -> dict[str, np.ndarray]:
+    """Whose pairs are compared, int [P] each: of each group, of all of them together, and of those that confound.
+
+    A patient of whom a group is not known is in no pair.
+    """
+    kept = {" and ".join(names): names for names in (*([name] for name in groups), list(groups), list(confounding))
+            if names}  # fmt: skip
+    found = {}
+    for key, names in kept.items():
+        group_P = joined({name: groups[name] for name in names})
+        unknown_P = np.any([_unknown(groups[name]) for name in names], 0)
+        found[key] = np.where(unknown_P, group_P.max() + 1 + np.arange(len(group_P)), group_P)
+    return found
+
+
+def _unknown(value_P: np.ndarray) -> np.ndarray:
+    """bool [P]"""
+    return np.array([value.strip().lower() in UNKNOWN for value in value_P.astype(str).tolist()], bool)
 
 
 def joined(groups: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -200,15 +218,16 @@ def joined(groups: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.unique(np.stack([values.astype(str) for values in groups.values()], 1), axis=0, return_inverse=True)[1]
 
 
-def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds,
+def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds, group_n: np.ndarray | None,
           setting: Setting) -> dict[str, float] | None:  # fmt: skip
-    """AUROC of labels that say nothing. p: share of them, and of the real one, that reach the real one's."""
+    """AUROC of labels that say nothing, over pairs of one group. p: share of them, and of the real one, that reach the
+    real one's."""
     if not setting.shuffles:
         return None
     rng = np.random.default_rng(setting.seed)
 
     def of(label_n: np.ndarray) -> float:
-        return float(compare(label_n, prepared.told(label_n, classes).evidence_PxK, folds.number_P)[0])
+        return float(compare(label_n, prepared.told(label_n, classes).evidence_PxK, folds.number_P, group_n)[0])
 
     real, found = of(label_n), [of(folds.shuffled(label_n, rng)) for _ in range(setting.shuffles)]
     return {"mean": float(np.mean(found)), "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else np.nan,
@@ -216,11 +235,11 @@ def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds,
             "p": (1 + sum(one >= real for one in found)) / (1 + len(found))}  # fmt: skip
 
 
-def _calibration(log_nxK: np.ndarray, label_n: np.ndarray) -> dict[str, Any]:
+def _calibration(log_nxK: np.ndarray, label_n: np.ndarray, told: bool) -> dict[str, Any]:
     """Whether patients who are given 30 % are such in 30 % of cases: each class a statement for itself.
 
     slope and intercept: of a logistic regression of what was on the log odds that were told (1 and 0 are perfect; Cox,
-    Biometrika 45:562, 1958); brier beside that of the classes' shares; error: expected calibration error over ten
+    Biometrika 45:562, 1958), NaN where nothing was told but the shares; brier beside that of the classes' shares; error: expected calibration error over ten
     bins of equal count.
     """
     chance_nxK = np.exp(log_nxK) / np.exp(log_nxK).sum(1, keepdims=True)
@@ -229,15 +248,23 @@ def _calibration(log_nxK: np.ndarray, label_n: np.ndarray) -> dict[str, Any]:
     else:
         chance, was = chance_nxK.ravel(), (label_n[:, None] == np.arange(chance_nxK.shape[1])).ravel()
     odds = np.log(np.clip(chance, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(chance, 1e-6, 1 - 1e-6))
-    line = LogisticRegression(C=np.inf, solver="newton-cholesky").fit(odds[:, None], was)
+    slope, intercept = np.nan, np.nan
+    if told:
+        line = LogisticRegression(C=np.inf, solver="newton-cholesky").fit(odds[:, None], was)
+        slope, intercept = float(line.coef_[0, 0]), float(line.intercept_[0])
     order = np.argsort(chance, kind="stable")
     bins = [{"told": float(chance[some].mean()), "was": float(was[some].mean()), "number": len(some)}
             for some in np.array_split(order, _CALIBRATION_BINS) if len(some)]  # fmt: skip
     error = sum(one["number"] * abs(one["told"] - one["was"]) for one in bins) / len(chance)
     shares = np.bincount(label_n, minlength=chance_nxK.shape[1]) / len(label_n)
     brier = float(((chance_nxK - (label_n[:, None] == np.arange(len(shares)))) ** 2).sum(1).mean())
-    return {"slope": float(line.coef_[0, 0]), "intercept": float(line.intercept_[0]), "error": float(error),
+    return {"slope": slope, "intercept": intercept, "error": float(error),
             "brier": brier, "brier_of_shares": float(1 - (shares**2).sum()), "bins": bins}  # fmt: skip
+
+
+def line_text(value: float) -> str:
+    """A slope or an intercept of a calibration."""
+    return f"{value:.2f}" if np.isfinite(value) else "–"
 
 
 def _by_class(compared: _Compared, classes: tuple[str, ...]) -> dict[str, Any]:

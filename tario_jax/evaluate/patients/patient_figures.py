@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tario_jax.evaluate.figures import INK, RULE, SOFT, TITLE, Drawn, blank_figure, hide_unused, plain_axes, save_figure
-from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, line_text
 
 PALETTE = ("#0b5cad", "#c2571a", "#2b8a57", "#7a4fa3", "#a08a13", "#b03a5b", "#3aa6b9", "#6b7683", "#d98fb0", "#7fb04f",
            "#5a3d2b", "#e0b03a")  # fmt: skip
@@ -138,7 +138,7 @@ def draw_calibration(path: Path, result: dict[str, Any]) -> Drawn:
         top = float(min(1.0, 1.1 * max(told.max(), (was + error).max())))
         axis.plot([0, top], [0, top], color=RULE, linewidth=1.2, zorder=0)
         axis.errorbar(told, was, yerr=error, fmt="o-", color="#0b5cad", markersize=4, linewidth=1)
-        axis.set_title(f"{one['column']} · slope {one['calibration']['slope']:.2f}", **TITLE)
+        axis.set_title(f"{one['column']} · slope {line_text(one['calibration']['slope'])}", **TITLE)
         axis.set_xlabel("told probability", fontsize=9, color=SOFT)
         plain_axes(axis)
     hide_unused(grid, len(outcomes))

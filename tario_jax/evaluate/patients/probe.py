@@ -1,8 +1,10 @@
 """Linear probes of patients' vectors: what a straight line through them tells of an outcome.
 
 Nested cross-validation by patient: outer folds are told by probes that never saw them; how strong the penalty is is
-chosen within the others, by log loss. Logistic regression of principal components that keep their spread: what hardly
-varies between patients counts for little, which on few patients tells more than components that all weigh the same.
+chosen within the others, by log loss; where none tells them better than the shares of the classes do, these are told,
+since a line through noise tells other patients worse than chance. Logistic regression of principal components that keep
+their spread: what hardly varies between patients counts for little, which on few patients tells more than components
+that all weigh the same.
 
 Axes: P patients, F features, C components, K classes, L folds.
 """
@@ -19,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 COMPONENTS = 100  # at most
 PENALTIES = tuple(np.logspace(-6, 0.5, 14).tolist())  # scikit-learn's C: the inverse of the strength
+_LEAST_GAIN = 1e-3  # nats over all patients, by which a weaker penalty has to tell them better
 
 
 class Fold(NamedTuple):
@@ -116,25 +119,26 @@ def _components(features_PxF: np.ndarray, train: np.ndarray, seed: int) -> np.nd
 
 def _one(train_PxC: np.ndarray, label_P: np.ndarray, inner: Sequence[tuple[np.ndarray, np.ndarray]],
          test_PxC: np.ndarray, classes: int) -> np.ndarray:  # fmt: skip
-    best, chosen = np.inf, PENALTIES[0]
-    for penalty in PENALTIES:
+    """Log probabilities of the test patients, [P, K], by the penalty, or the shares, that tell the inner folds best."""
+    best, chosen = np.inf, None
+    for penalty in (None, *PENALTIES):
         loss = 0.0
         for some, others in inner:
             log_PxK = _log_probability(train_PxC[some], label_P[some], penalty, train_PxC[others], classes)
             loss -= log_PxK[np.arange(len(others)), label_P[others]].sum()
-        if loss < best - 1e-9:
+        if loss < best - _LEAST_GAIN:
             best, chosen = loss, penalty
     return _log_probability(train_PxC, label_P, chosen, test_PxC, classes)
 
 
-def _log_probability(train_PxC: np.ndarray, label_P: np.ndarray, penalty: float, test_PxC: np.ndarray,
-                     classes: int) -> np.ndarray:  # fmt: skip
-    """A class that is not among the training patients has the least probability that there is; where there is one
-    class alone, as labels that are shuffled may have it in a small fold, it is told of everyone."""
-    if len(np.unique(label_P)) == 1:
-        found = np.full((len(test_PxC), classes), 1e-9)
-        found[:, label_P[0]] = 1.0
-        return np.log(found)
+def _log_probability(train_PxC: np.ndarray, label_P: np.ndarray, penalty: float | None,
+                     test_PxC: np.ndarray, classes: int) -> np.ndarray:  # fmt: skip
+    """penalty: None for the shares of the classes, of everyone alike. A class that is not among the training patients
+    has the least probability that there is; where there is one class alone, as labels that are shuffled may have it in
+    a small fold, it is told of everyone."""
+    share_K = np.bincount(label_P, minlength=classes) / len(label_P)
+    if penalty is None or share_K.max() == 1:
+        return np.tile(np.log(np.maximum(share_K, 1e-9)), (len(test_PxC), 1))
     solver = {"solver": "newton-cholesky"} if classes == 2 else {"solver": "lbfgs", "tol": 1e-3}
     model = LogisticRegression(C=penalty, max_iter=5000, **solver).fit(train_PxC, label_P)
     found = np.full((len(test_PxC), classes), 1e-9)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tario_jax.evaluate.page import notices, picture, table, whole_page
-from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, line_text
 from tario_jax.evaluate.patients.patient_figures import draw_aurocs, draw_calibration
 from tario_jax.evaluate.tables import plain
 from tario_jax.train.whole_file import write_whole
@@ -56,7 +56,7 @@ def _summary(result: dict[str, Any]) -> str:
     seen = "" if result["seen_in_training"] else " that the model did not see"
     return (f"{result['patients']:,} patients{seen}. Linear probes of "
             f"{' and '.join(setting['vectors'])}, {setting['folds']} folds by patient, the penalty chosen "
-            f"within them; 95 % intervals by {setting['bootstraps']:,} bootstrap samples of patients. Where a "
+            "within them, or the shares of the classes where no penalty tells more; 95 % intervals by {setting['bootstraps']:,} bootstrap samples of patients. Where a "
             "confounder tells of a column by itself, what is reported is the AUROC over pairs of patients that are "
             "alike in it.")  # fmt: skip
 
@@ -104,7 +104,7 @@ def _pair(one: dict[str, Any]) -> str:
 def _calibration(one: dict[str, Any]) -> list[str]:
     of, null = one["calibration"], one["null"]
     told = ["–", "–"] if null is None else [f"{null['mean']:.3f} ± {null['deviation']:.3f}", f"{null['p']:.3f}"]
-    return [one["column"], f"{of['slope']:.2f}", f"{of['intercept']:.2f}", f"{of['error']:.3f}",
+    return [one["column"], line_text(of["slope"]), line_text(of["intercept"]), f"{of['error']:.3f}",
             f"{of['brier']:.3f}, {of['brier_of_shares']:.3f}", *told]  # fmt: skip
 
 

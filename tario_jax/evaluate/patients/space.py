@@ -22,9 +22,9 @@ from tario_jax.config import InputError
 from tario_jax.evaluate.patients.kept_arrays import write_arrays
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LEAST_PATIENTS = 5
-_PAIRS = 2  # patients of both kinds a component, from which a linear map is fitted
+PAIRS = 2  # patients of both kinds a component, from which a linear map is fitted
 _AT_ONCE = 8192  # patients of a block of distances
 _QUERIES = 512
 
@@ -42,6 +42,7 @@ class Space:
 
     panel_hash: str
     checkpoint: str
+    reference: int  # patients that it was fitted on
     kinds: tuple[str, ...]  # predicted first
     mean_KxG: np.ndarray  # of each kind, over reference patients; 0 where a gene is not used
     component_CxG: np.ndarray  # orthonormal rows
@@ -90,7 +91,7 @@ class Space:
 
     def write(self, path: Path) -> None:
         """NumPy's .npz; the file is absent or whole."""
-        write_arrays(path, FORMAT_VERSION, panel_hash=self.panel_hash, checkpoint=self.checkpoint,
+        write_arrays(path, FORMAT_VERSION, panel_hash=self.panel_hash, checkpoint=self.checkpoint, reference=self.reference,
                      kinds=np.array(self.kinds), mean=self.mean_KxG, component=self.component_CxG,
                      deviation=self.deviation_C, turn=self.turn_KxCxC)  # fmt: skip
 
@@ -101,8 +102,8 @@ def read_space(path: Path) -> Space:
         with np.load(io.BytesIO(path.read_bytes())) as held:
             version = int(held["version"])
             if version == FORMAT_VERSION:
-                return Space(str(held["panel_hash"]), str(held["checkpoint"]), tuple(held["kinds"].tolist()),
-                             held["mean"], held["component"], held["deviation"], held["turn"])  # fmt: skip
+                return Space(str(held["panel_hash"]), str(held["checkpoint"]), int(held["reference"]),
+                             tuple(held["kinds"].tolist()), held["mean"], held["component"], held["deviation"], held["turn"])  # fmt: skip
     except FileNotFoundError:
         raise InputError(f"{path}: no such space of patients") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
@@ -129,7 +130,7 @@ def fitted(reference: Patients, components: int, *, panel_hash: str, checkpoint:
     component_CxG = np.zeros((number, len(known_G)), np.float32)
     component_CxG[:, known_G] = found.components_
     mean_G = np.where(known_G, expression_PxG.mean(0), 0.0).astype(np.float32)
-    return Space(panel_hash, checkpoint, (PREDICTED,), mean_G[None], component_CxG,
+    return Space(panel_hash, checkpoint, len(expression_PxG), (PREDICTED,), mean_G[None], component_CxG,
                  np.sqrt(found.explained_variance_), np.eye(number, dtype=np.float32)[None])  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def _turn(place_PxC: np.ndarray, wanted_PxC: np.ndarray) -> np.ndarray:
     from sklearn.linear_model import RidgeCV
 
     components = place_PxC.shape[1]
-    if len(place_PxC) < _PAIRS * components:
+    if len(place_PxC) < PAIRS * components:
         return np.eye(components, dtype=np.float32)
     strength = float((place_PxC.astype(np.float64) ** 2).sum()) / components
     found = RidgeCV(strength * np.logspace(-5, 1, 13), fit_intercept=False, alpha_per_target=True).fit(

@@ -39,6 +39,7 @@ class EmbeddingStore:
     def __init__(self, folder: Path):
         """Raises `InputError` where the folder holds no embeddings, or those of another version."""
         self.folder = folder
+        self._held_of: dict[str, dict[tuple[str, str], str]] = {}  # by file: one that is there does not change
         try:
             self.about: dict[str, Any] = json.loads((folder / FILE).read_text())
             found = self.about["format"], self.about["format_version"]
@@ -94,9 +95,11 @@ class EmbeddingStore:
         """Sections that are there, with their kinds: their seals."""
         found: dict[tuple[str, str], str] = {}
         for path in self._parts():
-            table = self._read(path, ["section", "kind", "seal"])
-            section, kind, seal = (table[name].to_pylist() for name in ("section", "kind", "seal"))
-            found |= dict(zip(zip(section, kind, strict=True), seal, strict=True))
+            if path.name not in self._held_of:
+                table = self._read(path, ["section", "kind", "seal"])
+                section, kind, seal = (table[name].to_pylist() for name in ("section", "kind", "seal"))
+                self._held_of[path.name] = dict(zip(zip(section, kind, strict=True), seal, strict=True))
+            found |= self._held_of[path.name]
         return found
 
     def parts(self) -> dict[str, int]:
@@ -104,10 +107,11 @@ class EmbeddingStore:
         return {path.name: path.stat().st_size for path in self._parts()}
 
     def patients_of(self, part: str) -> dict[tuple[str, str], None]:
-        """(patient, kind) of whole sections of a file, in its order."""
-        table = self._read(self.folder / "parts" / part, ["patient", "kind", "region"])
-        rows = zip(*(table[name].to_pylist() for name in ("patient", "kind", "region")), strict=True)
-        return {(patient, kind): None for patient, kind, region in rows if region == WHOLE}
+        """(patient, kind) of whole sections of a file, in its order; of those that hold tissue."""
+        names = ("patient", "kind", "region", "detections")
+        table = self._read(self.folder / "parts" / part, list(names))
+        rows = zip(*(table[name].to_pylist() for name in names), strict=True)
+        return {(patient, kind): None for patient, kind, region, detections in rows if region == WHOLE and detections}
 
     def patient_of_section(self) -> dict[str, str]:
         """Of all sections that are here."""
@@ -120,16 +124,16 @@ class EmbeddingStore:
     def rows(self, kind: str, *, regions: bool = False, patients: Collection[str] | None = None,
              parts: Iterable[str] | None = None,
              vectors: Collection[str] = tuple(_VECTORS)) -> list[Embedded]:  # fmt: skip
-        """Of whole sections, or of regions, in the order of their sections.
+        """Of whole sections, or of regions, in the order of their sections; those without tissue are none.
 
         patients: of these alone; parts: of these files alone; vectors: others are not read, and come empty.
         """
         found = []
         for path in self._parts() if parts is None else [self.folder / "parts" / name for name in sorted(parts)]:
             table = self._read(path, [*_WORDS, *_PLAIN, *(name for name in _VECTORS if name in vectors)])
-            whose = (table[name].to_pylist() for name in ("kind", "region", "patient"))
+            whose = (table[name].to_pylist() for name in ("kind", "region", "patient", "detections"))
             wanted = [of == kind and (region != WHOLE) == regions and (patients is None or patient in patients)
-                      for of, region, patient in zip(*whose, strict=True)]  # fmt: skip
+                      and detections > 0 for of, region, patient, detections in zip(*whose, strict=True)]  # fmt: skip
             table = table.filter(pa.array(wanted, pa.bool_()))
             if not len(table):
                 continue
@@ -145,7 +149,8 @@ class EmbeddingStore:
 
     def _read(self, path: Path, columns: list[str] | None) -> pa.Table:
         try:
-            return pq.read_table(io.BytesIO(path.read_bytes()), columns=columns)
+            with pa.OSFile(str(path)) as file:
+                return pq.read_table(file, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: is damaged ({' '.join(str(error).split())[:100]}); remove it, and embed again: "
                              "what it held alone is computed") from None  # fmt: skip

@@ -28,8 +28,8 @@ _LEAST_OF_CLASS = 4
 _FOLDS = 10
 _MOST = 4000
 _READ = 1000  # patients whose sections are read one by one, at most
-_REFERENCES = ("tissue", "scanner", "section")
-FORMAT_VERSION = 2
+_REFERENCES = ("tissue", "scanner", "section_tissue", "section_scanner")
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +98,15 @@ class Unlike:
     patients: int
     tissue: Reference
     scanner: Reference
-    section: Reference  # of tissue, of single sections: they vary more than patients of several
+    section_tissue: Reference  # of single sections: they vary more than patients of several
+    section_scanner: Reference
 
     def told(self, query: Query) -> dict[str, dict[str, object]]:
         """Of a patient, or of a slide, which is one section; scanner is missing where its H&E is not known."""
-        found = {"tissue": _one(self.tissue if query.entry is not None else self.section, query.place_C)}
+        of_patient = query.entry is not None
+        found = {"tissue": _one(self.tissue if of_patient else self.section_tissue, query.place_C)}
         if query.acquisition_A is not None and np.isfinite(query.acquisition_A).all():
-            found["scanner"] = _one(self.scanner, query.acquisition_A)
+            found["scanner"] = _one(self.scanner if of_patient else self.section_scanner, query.acquisition_A)
         return found
 
 
@@ -130,7 +132,7 @@ def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
         index.space.axes, len(trained),
         described(index.place_PxC[trained], index.cohort_P[trained], within=WITHIN["tissue"]),
         described(index.acquisition_PxA[trained], np.full(len(trained), ""), within=WITHIN["scanner"]),
-        _of_sections(index, store, trained[np.linspace(0, len(trained) - 1, min(_READ, len(trained))).astype(int)]),
+        *_of_sections(index, store, trained[np.linspace(0, len(trained) - 1, min(_READ, len(trained))).astype(int)]),
     )  # fmt: skip
     parts = {f"{name}_{field}": values for name in _REFERENCES
              for field, values in vars(getattr(found, name)).items()}  # fmt: skip
@@ -138,13 +140,15 @@ def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
     return found
 
 
-def _of_sections(index: PatientIndex, store: EmbeddingStore, trained: np.ndarray) -> Reference:
-    """Of each section of these patients by itself."""
+def _of_sections(index: PatientIndex, store: EmbeddingStore, trained: np.ndarray) -> tuple[Reference, Reference]:
+    """Of tissue and of scanner, each section of these patients by itself."""
     parts = {part for entry in trained for part in index.parts_of(int(entry))}
-    rows = store.rows(PREDICTED, patients=set(index.name_P[trained].tolist()), parts=parts, vectors=("expression",))
+    rows = store.rows(PREDICTED, patients=set(index.name_P[trained].tolist()), parts=parts, vectors=("expression", "acquisition"))  # fmt: skip
     place_RxC = index.space.placed(PREDICTED, np.stack([row.expression_G for row in rows]))
     whose = np.unique([row.patient for row in rows], return_inverse=True)[1]
-    return described(place_RxC, np.array([row.cohort for row in rows]), within=WITHIN["tissue"], group_P=whose)
+    acquisition_RxA = np.stack([row.acquisition_A for row in rows])
+    return (described(place_RxC, np.array([row.cohort for row in rows]), within=WITHIN["tissue"], group_P=whose),
+            described(acquisition_RxA, np.full(len(rows), ""), within=WITHIN["scanner"], group_P=whose))
 
 
 def _read(path: Path) -> Unlike | None:

@@ -100,6 +100,13 @@ def of_counts(who: Who, region: str, count_G: np.ndarray, known_G: np.ndarray, w
                     np.where(known_G, expression_G, np.nan).astype(np.float32), *nothing, *no_look())  # fmt: skip
 
 
+def without_tissue(who: Who, kind: str, genes: int, width: int) -> Embedded:
+    """Says that a section was looked at, and holds nothing: it is not looked at again."""
+    vectors = (np.full(size, np.nan, np.float32) for size in (genes, genes, width, width))
+    return Embedded(who.patient, who.cohort, who.section, who.seal, WHOLE, kind, who.seen, 0, 0.0, *vectors,
+                    *no_look())  # fmt: skip
+
+
 def pooled(rows: Sequence[Embedded]) -> Patients:
     """Whole sections of one kind by patient: expression as of all their detections together, the others by bins.
 

@@ -10,7 +10,7 @@ export class PatientMap {
   /** told: of a mistake; chosen(slide): a slide is to be opened. */
   constructor(root, found, places, { chosen, remember }) {
     const part = (name) => root.querySelector(`[data-part=${name}]`);
-    Object.assign(this, { root, found, chosen, remember, part, column: 0, pointed: -1, only: null });
+    Object.assign(this, { root, found, chosen, remember, part, column: 0, pointed: -1, only: null, opened: null });
     const number = found.names.length;
     this.x = places.subarray(0, number);
     this.y = places.subarray(number);
@@ -108,7 +108,7 @@ export class PatientMap {
     pen.globalAlpha = 1;
     pen.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--front");
     for (const at of order) {
-      if (this.found.slides[at] < 0 && at !== this.pointed) continue;
+      if (!this.found.slides[at].length && at !== this.pointed) continue;
       pen.lineWidth = at === this.pointed ? 2.5 : 1.2;
       pen.beginPath();
       pen.arc(...place(at), radius + (at === this.pointed ? 5 : 2.5), 0, 2 * Math.PI);
@@ -164,20 +164,28 @@ export class PatientMap {
   }
 
   tell() {
-    const at = this.pointed, slide = this.found.slides[at] ?? -1;
-    this.part("open").disabled = slide < 0;
+    const at = this.pointed, slides = this.found.slides[at] ?? [];
+    this.part("open").disabled = !slides.length;
     if (at < 0) return (this.part("told").textContent = "point at a patient");
     const told = this.found.columns.filter(({ codes }) => codes[at] >= 0).map(({ name, values, codes }) => `${name} ${values[codes[at]]}`);
-    this.part("told").textContent = `${this.found.names[at]}: ${told.join(", ")}${slide < 0 ? "" : "; its slide is here"}`;
+    this.part("told").textContent = `${this.found.names[at]}: ${told.join(", ")}${here(slides.length)}`;
   }
 
   open(at) {
     if (at < 0) return;
     this.point(at);
-    const slide = this.found.slides[at];
-    if (slide >= 0) this.chosen(slide);
-    else this.part("told").textContent = `${this.found.names[at]}: its maps are not among those that are shown`;
+    const slides = this.found.slides[at];
+    if (slides.length) {
+      const turn = this.opened?.at === at ? (this.opened.turn + 1) % slides.length : 0;
+      this.opened = { at, turn };
+      this.chosen(slides[turn]);
+    } else this.part("told").textContent = `${this.found.names[at]}: its maps are not among those that are shown`;
   }
+}
+
+function here(slides) {
+  if (!slides) return "";
+  return slides === 1 ? "; its slide is here" : `; its ${slides} slides are here: each click opens the next`;
 }
 
 function rank(code, values) {

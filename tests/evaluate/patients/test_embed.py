@@ -9,6 +9,7 @@ from made_reader import made_reader
 from refusals import refused
 from tiny_tissue import PANEL
 
+from tario_jax.corpus.read import Section
 from tario_jax.evaluate.patients import embed
 from tario_jax.evaluate.patients.embed import embed_corpus, rates_and_states
 from tario_jax.evaluate.patients.looks import no_look
@@ -120,6 +121,32 @@ def test_glass_and_nothing_are_no_tissue():
     assert row.bins == 2 and row.detections == 8
     assert row.state_r.tolist() == [2.0, 2.0] and row.spread_r.tolist() == [1.0, 0.0]
     assert of_counts(who, "", np.array([0, 5]), np.array([True, False]), 2) is None
+
+
+def test_a_section_without_tissue_is_looked_at_once(predictor, tiny_corpus, tmp_path, monkeypatch):
+    said: list[str] = []
+    one = embed.of_rates
+    monkeypatch.setattr(embed, "of_rates", lambda who, *rest: None if who.section == "B1" else one(who, *rest))
+    asked = ASKED | {"say": said.append, "sections": ("A1", "B1")}
+    found = embed_corpus(predictor, tiny_corpus, tmp_path / "x.embeddings", **asked)
+    assert said[-1] == "embed: 1 of them hold no tissue, or nothing was detected there"
+    embed_corpus(predictor, tiny_corpus, tmp_path / "x.embeddings", **asked)
+    assert said[-1] == "embed: 0 of 2 sections are not there yet"
+    assert [row.section for row in found.rows(PREDICTED)] == ["A1"] and set(found.held()) == {("A1", PREDICTED),
+                                                                                              ("B1", PREDICTED)}
+    (part,) = found.parts()
+    assert list(found.patients_of(part)) == [("A", PREDICTED)]
+
+
+def test_a_section_without_he_has_what_was_measured(predictor, tiny_corpus, tmp_path, monkeypatch):
+    holds = Section.holds
+    monkeypatch.setattr(Section, "holds", lambda self, name: holds(self, name) and (self.id, name) != ("B1", "he"))
+    found = embed_corpus(predictor, tiny_corpus, tmp_path / "x.embeddings", measured=True, **ASKED)
+    assert set(found.held()) == {(section.id, kind) for section in tiny_corpus.sections
+                                 for kind in (PREDICTED, MEASURED)} - {("B1", PREDICTED)}  # fmt: skip
+    refused(lambda: embed_corpus(predictor, tiny_corpus, tmp_path / "y.embeddings", sections=("A1", "B1"), **ASKED),
+            "B1: has no H&E", "--measured")  # fmt: skip
+    assert not (tmp_path / "y.embeddings").exists()
 
 
 def test_another_section_of_the_same_name_is_refused(store, predictor, tiny_corpus, monkeypatch):

@@ -104,6 +104,37 @@ def test_measured_patients_that_come_later_get_a_place(tmp_path):
     assert own < min(np.linalg.norm(new["P004"] - new[name]) for name in new if name != "P004")
 
 
+def test_measured_patients_are_placed_by_pairs_of_training_patients_where_they_suffice(tmp_path):
+    def turned(trained):
+        """Held-out patients have been measured by an assay of its own: their pairs would turn the space."""
+        pairs = [*rows(range(trained), seen=True), *rows(range(trained), measured=True, seen=True)]
+        others = [*rows(range(60, 120)), *(row._replace(expression_G=row.expression_G[::-1])
+                                           for row in rows(range(60, 120), measured=True))]  # fmt: skip
+        store = made_store(tmp_path / f"{trained}.embeddings", SYMBOLS, [*pairs, *others])
+        index = index_of(store, components=4)
+        predicted, measured = (places(index, kind) for kind in (PREDICTED, MEASURED))
+        gaps = [np.linalg.norm(predicted[f"P{at:03d}"] - measured[f"P{at:03d}"]) for at in range(trained)]
+        apart = [np.linalg.norm(of - predicted["P000"]) for name, of in predicted.items() if name != "P000"]
+        return np.mean(gaps) / np.mean(apart)
+
+    assert turned(8) < 0.1 < 0.3 < turned(7)
+
+
+def test_a_space_of_few_patients_says_so(tmp_path):
+    said: list[str] = []
+    store = made_store(tmp_path / "x.embeddings", SYMBOLS, rows(range(6)))
+    assert index_of(store, say=said.append).space.reference == 6 and not any("--fit-again" in line for line in said)
+    store.add(rows(range(6, 24)))
+    for _ in range(2):
+        index_of(store, say=said.append)
+        assert said[-1] == ("patients: the space was fitted on 6 patients, and 24 are here now; --fit-again fits it to "
+                            "all of them, and moves them")  # fmt: skip
+    said.clear()
+    assert index_of(store, fit_again=True, say=said.append).space.reference == 24
+    index_of(store, say=said.append)
+    assert not any("--fit-again" in line for line in said)
+
+
 def test_blocks_do_not_matter(store, monkeypatch):
     whole = index_of(store)
     monkeypatch.setattr(index_module, "_BLOCK", 7)

@@ -6,13 +6,16 @@ import json
 import numpy as np
 import pytest
 from made_patients import made_row, made_store
+from made_slides import speckled, write_pyramid
 from refusals import refused
 from tiny_tissue import PANEL
 
 from tario_jax.cli.main import main
 from tario_jax.evaluate.patients.index import index_of
-from tario_jax.evaluate.patients.neighbours import NO_ADVICE, neighbours, query_of_patient, query_of_slide
+from tario_jax.evaluate.patients.looks import acquisition
+from tario_jax.evaluate.patients.neighbours import NO_ADVICE, neighbours, query_of_patient, query_of_slide, with_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 from tario_jax.panel import Panel
 from tario_jax.predict.map_store import MapWriter, Slots
@@ -67,14 +70,14 @@ def test_something_else_is_unusual(store, index):
     assert neighbours(index, odd, 3).unusual == 1.0 > neighbours(index, query, 3).unusual
 
 
-def slide_maps(folder, expression_G, checkpoint="c"):
+def slide_maps(folder, expression_G, checkpoint="c", slide="/none", slide_px=(100, 100)):
     rates = np.tile(np.expm1(expression_G) / 1e6, (4, 1)).astype(np.float32)
     slots = Slots.of_rows(np.array([0, 0, 1, 1]))
     folder.mkdir()
     writer = MapWriter(folder, Panel(PANEL.symbols), slots)
     for run in range(len(slots)):
         writer.write(run, {"rates": rates[slots.run(run)[0]]})
-    about = {"section": "slide", "place": {"slide": "/none"}, "slide_px": [100, 100], "he_um_per_px": 0.5,
+    about = {"section": "slide", "place": {"slide": str(slide)}, "slide_px": list(slide_px), "he_um_per_px": 0.5,
              "panel_hash": Panel(PANEL.symbols).hash, "trained_on": "virtual", "tissue": "virtual", "banner": "",
              "warnings": [], "unit": "", "decoding": "one-shot", "bin_um": 36.0, "checkpoint": checkpoint,
              "model": "made"}  # fmt: skip
@@ -101,6 +104,47 @@ def test_a_slide_is_placed_among_patients(store, index, tmp_path, capsys):
     assert "is not known here" in out and told["unusual"] is None
     other = slide_maps(tmp_path / "other.maps", row.expression_G.astype(float), checkpoint="d")
     refused(lambda: query_of_slide(store, index, other), "checkpoint d", "predict the slide with that model")
+
+
+def test_a_slides_scanner_is_compared_where_the_slide_is(store, index, tmp_path, capsys):
+    """Its squares of tissue, few among the glass, and held against single sections."""
+    white, tissue = np.full((2600, 5200, 3), 255, np.uint8), speckled(1024, 512)
+    image = white.copy()
+    image[1024:2048, 3584:4096] = tissue
+    slide = write_pyramid(tmp_path / "x.tif", image, px_per_cm=20_000)
+    expression_G = np.linspace(3, 9, len(PANEL))
+    maps = slide_maps(tmp_path / "x.maps", expression_G, slide=slide, slide_px=(5200, 2600))
+    query = with_look(query_of_slide(store, index, maps), maps)
+    expected = np.mean([acquisition(part) for part in (tissue[:512], tissue[512:])], 0)
+    np.testing.assert_allclose(query.acquisition_A, expected, rtol=1e-5)
+    assert query.not_compared == ""
+    rng = np.random.default_rng(0)
+    rows = [made_row(f"T{at:02d}", rng.normal(8, 0.3, len(PANEL)), seen=True, section=f"T{at:02d}_{part}",
+                     acquisition=expected + shift + rng.normal(0, 0.1, 7))
+            for at in range(60) for part, shift in (("core", 0.4), ("border", -0.4))]  # fmt: skip
+    near = made_store(tmp_path / "near.embeddings", PANEL.symbols, rows)
+    found = unlike_of(index_of(near), near)
+    placed = dataclasses.replace(query, place_C=np.zeros(len(index_of(near).place_PxC[0])))
+    # of two sections each, patients differ less than single sections do
+    assert not found.told(placed)["scanner"]["unlike"]
+    assert found.told(dataclasses.replace(placed, acquisition_A=expected + 0.4))["scanner"]["unlike"] is False
+    assert found.told(dataclasses.replace(placed, acquisition_A=expected + 0.4, entry=0))["scanner"]["unlike"]
+    assert found.told(dataclasses.replace(placed, acquisition_A=expected + 3))["scanner"]["unlike"]
+    assert main(["neighbours", str(near.folder), f"--slide={maps}"]) == 0
+    assert "its scanner is like those of the 60 patients" in capsys.readouterr().out
+    slide.unlink()
+    assert main(["neighbours", str(near.folder), f"--slide={maps}"]) == 0
+    assert "its scanner is not compared: " in (out := capsys.readouterr().out) and "x.tif" in out
+    write_pyramid(slide, image[:1024], px_per_cm=20_000)
+    assert "has 5200 × 1024 px" in with_look(query, maps).not_compared
+
+
+def test_patients_without_a_cohort(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [made_row(f"P{at}", rng.normal(8, 1, 12), cohort="") for at in range(9)]
+    store = made_store(tmp_path / "x.embeddings", PANEL.symbols, rows)
+    assert main(["neighbours", str(store.folder), "--patient=P3", "--genes=GENE3"]) == 0
+    assert "of 8 patients of no stated cohort, " in capsys.readouterr().out
 
 
 def test_what_is_not_there_is_one_line(store, tiny_corpus, capsys):
