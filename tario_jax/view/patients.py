@@ -24,7 +24,8 @@ class PatientMap:
 
     def __init__(self, store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequence[str],
                  slides: Sequence[Shown], say: Callable[[str], None] = print):  # fmt: skip
-        """Slides that are of patients here open at those, one after another; others of the same model are placed among them."""
+        """Slides that are of patients here open at those, one by one; others of the same model are placed among
+        them."""
         index = index_of(store, say=say)
         atlas = atlas_of(index, say=say)
         predicted = index.of_kind(PREDICTED)
@@ -52,7 +53,8 @@ class PatientMap:
         cluster = [f"{number + 1}" for number in atlas.cluster(np.concatenate(place_PxC))]
         cohort = index.cohort_P[predicted].tolist()
         self._columns = {"cohort": cohort} | {name: of.tolist() for name, of in table.items() if name != "cohort"}
-        self._columns = {name: [*values, *[""] * (len(self._names) - len(predicted))] for name, values in self._columns.items()}
+        nothing = [""] * (len(self._names) - len(predicted))
+        self._columns = {name: [*values, *nothing] for name, values in self._columns.items()}
         self._columns["cluster"] = cluster
         self._virtual = store.about["trained_on"] == "virtual"
 
@@ -60,8 +62,8 @@ class PatientMap:
         return len(self._names)
 
     def described(self) -> dict[str, Any]:
-        """Columns as numbers of their values, the most frequent first, -1 where nothing is known; slides: numbers of those
-        that are of each place."""
+        """Columns as numbers of their values, the most frequent first, -1 where nothing is known; slides: numbers of
+        those of each place."""
         columns = []
         for name, values in self._columns.items():
             known, counts = np.unique([value for value in values if value], return_counts=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.evaluate.patients.atlas import atlas_of
-from tario_jax.evaluate.patients.index import index_of
+from tario_jax.evaluate.patients.atlas_job import atlas_job
+from tario_jax.evaluate.patients.index import COMPONENTS, index_of
 from tario_jax.evaluate.patients.looks import ACQUISITION, texture_names
 from tario_jax.evaluate.patients.neighbours import neighbours, query_of_patient
 from tario_jax.evaluate.patients.store import EmbeddingStore
@@ -32,15 +33,17 @@ def main() -> None:
     patients, genes = (int(word) for word in sys.argv[3:5]) if len(sys.argv) > 4 else (PATIENTS, GENES)
     store = generated(folder / "many.embeddings", patients, genes)
     built = json.loads(_apart("build", store))
-    asked = json.loads(_apart("ask", store))
-    result = {"patients": patients, "genes": genes} | built | asked
-    result["memory_gb"] = max(built["build_gb"], asked["ask_gb"])
+    asked, drawn = json.loads(_apart("ask", store)), json.loads(_apart("draw", store))
+    result = {"patients": patients, "genes": genes} | built | asked | drawn
+    result["memory_gb"] = max(built["build_gb"], asked["ask_gb"], drawn["draw_gb"])
     result["table"] = "\n".join([
         f"{patients:,} patients, {genes:,} genes: space, places and map made in {built['build_s']:.0f} s and "
         f"{built['build_gb']:.2f} GB",
         f"opened in {asked['open_s']:.2f} s; five neighbours of a patient {asked['neighbours_ms']:.1f} ms (median of "
         f"{ASKED}; slowest {asked['slowest_ms']:.1f}); a patient placed in the space and on the map "
         f"{asked['placed_s']:.2f} s; {asked['ask_gb']:.2f} GB",
+        f"all of them placed on the map, its page with figures and table (tario atlas): {drawn['draw_s']:.0f} s, "
+        f"{drawn['draw_gb']:.2f} GB",
     ])  # fmt: skip
     print(result["table"])
     out.write_text(json.dumps(result, indent=1))
@@ -105,12 +108,18 @@ def ask(folder: Path) -> dict:
             "placed_s": float(np.median(placed)), "ask_gb": _gb()}  # fmt: skip
 
 
+def draw(folder: Path) -> dict:
+    began = time.perf_counter()
+    atlas_job(EmbeddingStore(folder), (), (), folder.parent / "many.atlas", components=COMPONENTS)
+    return {"draw_s": time.perf_counter() - began, "draw_gb": _gb()}
+
+
 def _gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("build", "ask"):
-        print(json.dumps({"build": build, "ask": ask}[sys.argv[1]](Path(sys.argv[2]))))
+    if sys.argv[1] in ("build", "ask", "draw"):
+        print(json.dumps({"build": build, "ask": ask, "draw": draw}[sys.argv[1]](Path(sys.argv[2]))))
     else:
         main()

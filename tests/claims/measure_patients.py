@@ -93,7 +93,14 @@ def unlike(index: PatientIndex, table: dict) -> dict:
     tissue, image = found.tissue.unlike(index.place_PxC[some]), found.scanner.unlike(index.acquisition_PxA[some])
     new_kind, new_scanner = diagnosis == UNSEEN, scanner == HELD_OUT_SCANNER
     others = ~new_kind & ~new_scanner
-    return {"unseen_diagnosis": int(new_kind.sum()), "unseen_diagnosis_flagged": float(tissue[new_kind].mean()),
+    store = EmbeddingStore(index.folder.parent)
+    names = set(index.name_P[some][others].tolist())
+    rows = store.rows(PREDICTED, patients=names, vectors=("expression", "acquisition"))
+    place = index.space.placed(PREDICTED, np.stack([row.expression_G for row in rows]))
+    single = found.section_tissue.unlike(place)
+    single |= found.section_scanner.unlike(np.stack([row.acquisition_A for row in rows]))
+    return {"single": len(rows), "single_flagged": float(single.mean()),
+            "unseen_diagnosis": int(new_kind.sum()), "unseen_diagnosis_flagged": float(tissue[new_kind].mean()),
             "unseen_scanner": int(new_scanner.sum()), "unseen_scanner_flagged": float(image[new_scanner].mean()),
             "others": int(others.sum()), "others_flagged": float((tissue | image)[others].mean())}  # fmt: skip
 
@@ -162,7 +169,9 @@ def words(result: dict, kinds: dict, genotypes: dict) -> str:
         f"p {pair['p']:.4f}",
         "", f"unlike training: {result['unseen_diagnosis_flagged']:.0%} of {result['unseen_diagnosis']} patients with "
         f"the unseen diagnosis (tissue), {result['unseen_scanner_flagged']:.0%} of {result['unseen_scanner']} with the "
-        f"unseen scanner (image), {result['others_flagged']:.1%} of {result['others']} others (either)",
+        f"unseen scanner (image), {result['others_flagged']:.1%} of {result['others']} others (either); of "
+        f"{result['single']} single sections of these others, as slides are held against training, "
+        f"{result['single_flagged']:.1%}",
         f"nearest five of {result['queries']} held-out patients: {result['cohort_share']:.2f} of their cancer type, "
         f"{result['cohort_chance']:.2f} by chance; " + ", ".join(
             f"third of {name} {factor:.2f} times chance" for name, factor in result["states"].items()),

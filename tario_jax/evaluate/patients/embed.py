@@ -13,7 +13,16 @@ from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.kept import by_turns
 from tario_jax.evaluate.patients.looks import look_of, no_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, WHOLE, Embedded, Who, of_counts, of_rates, without_tissue
+from tario_jax.evaluate.patients.vectors import (
+    MEASURED,
+    PREDICTED,
+    WHOLE,
+    Embedded,
+    Who,
+    of_counts,
+    of_rates,
+    without_tissue,
+)
 from tario_jax.model.model import Tario
 from tario_jax.predict.cover import Blend, Cover
 from tario_jax.predict.predictor import Predictor
@@ -41,8 +50,8 @@ def embed_corpus(
             if (section.holds("he") if kind == PREDICTED else _is_measured(section))]  # fmt: skip
     useless = {section.id for section in chosen}.difference(section.id for section, _ in work)
     if useless if sections else not work:
-        raise InputError(f"{min(useless, default=corpus.root)}: has no H&E; leave it out, or embed what was measured of "
-                         "it: --measured")  # fmt: skip
+        raise InputError(f"{min(useless, default=corpus.root)}: has no H&E; leave it out, or embed what was measured: "
+                         "--measured")  # fmt: skip
     about = {"checkpoint": predictor.checkpoint, "model": predictor.provenance.config.name, "overlap": overlap,
              "trained_on": predictor.trained_on, "bin_um": bin_um or predictor.provenance.bin_um,
              "region_um": region_um, "tissue": corpus.kind}  # fmt: skip

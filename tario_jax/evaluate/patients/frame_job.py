@@ -71,8 +71,8 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
         # what is usual is known of predicted patients among predicted ones
         "unusual": found.unusual if query.entry is not None and {query.kind, *asked.among} == {PREDICTED} else None,
         "standings": [dataclasses.asdict(one) | {"unusual": one.unusual} for one in standings],
-        "not_compared": query.not_compared, "trained_on": store.about["trained_on"], "model": store.about["model"], "banner": query.banner,
-        "note": NO_ADVICE,
+        "not_compared": query.not_compared, "trained_on": store.about["trained_on"], "model": store.about["model"],
+        "banner": query.banner, "note": NO_ADVICE,
     }  # fmt: skip
     if query.kind == PREDICTED:
         unlike = unlike_of(index, store)
@@ -103,8 +103,8 @@ def _outcomes(index: PatientIndex, corpora: Sequence[Corpus], query: Query, foun
         values = near[asked.differ]
         known = sorted(set(of_all[asked.differ].tolist()) - {""})
         if len(known) != 2:
-            raise InputError(f"--differ={asked.differ}: expected a column of two values; in {cohort_text(found.cohort)} it has "
-                             f"{', '.join(known[:5]) or 'none'}")  # fmt: skip
+            raise InputError(f"--differ={asked.differ}: expected a column of two values; in "
+                             f"{cohort_text(found.cohort)} it has {', '.join(known[:5]) or 'none'}")  # fmt: skip
         yes = next((value for value in known if value.lower() in YES), known[-1])
         some = values != ""
         result["differ"] = {"column": asked.differ, "value": yes} | (frame.differences(

@@ -126,7 +126,8 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
         "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, keys),
         "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], keys.get(lead), setting),
-        "calibration": _calibration(log_nxK, label_n, any(of.any() for of in evidence[VECTORS])), "by_class": _by_class(compared, outcome.classes),
+        "calibration": _calibration(log_nxK, label_n, any(of.any() for of in evidence[VECTORS])),
+        "by_class": _by_class(compared, outcome.classes),
         "accuracy": float((log_nxK.argmax(1) == label_n).mean()),
         "told": {"index": some.tolist(), "label": label_n.tolist(), "probability": np.exp(log_nxK).tolist()},
         "above": {name: compared.difference(VECTORS, name) for name in evidence
@@ -239,8 +240,8 @@ def _calibration(log_nxK: np.ndarray, label_n: np.ndarray, told: bool) -> dict[s
     """Whether patients who are given 30 % are such in 30 % of cases: each class a statement for itself.
 
     slope and intercept: of a logistic regression of what was on the log odds that were told (1 and 0 are perfect; Cox,
-    Biometrika 45:562, 1958), NaN where nothing was told but the shares; brier beside that of the classes' shares; error: expected calibration error over ten
-    bins of equal count.
+    Biometrika 45:562, 1958), NaN where nothing was told but the shares; brier beside that of the classes' shares;
+    error: expected calibration error over ten bins of equal count.
     """
     chance_nxK = np.exp(log_nxK) / np.exp(log_nxK).sum(1, keepdims=True)
     if chance_nxK.shape[1] == 2:

@@ -205,7 +205,7 @@ def table_of(result: dict[str, Any]) -> str:
         cells += [_interval(one["auroc"][name]) if name in one["auroc"] else "" for name in names]
         null = one["null"]
         cells.append("" if null is None else f"{null['mean']:.3f} ± {null['deviation']:.3f}")
-        cells.append(line_text(one['calibration']['slope']))
+        cells.append(line_text(one["calibration"]["slope"]))
         if reachable:
             way = one["way"][one["lead"]["how"]]
             cells += [_interval(one["auroc"]["reachable"]),

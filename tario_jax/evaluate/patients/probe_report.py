@@ -56,9 +56,9 @@ def _summary(result: dict[str, Any]) -> str:
     seen = "" if result["seen_in_training"] else " that the model did not see"
     return (f"{result['patients']:,} patients{seen}. Linear probes of "
             f"{' and '.join(setting['vectors'])}, {setting['folds']} folds by patient, the penalty chosen "
-            "within them, or the shares of the classes where no penalty tells more; 95 % intervals by {setting['bootstraps']:,} bootstrap samples of patients. Where a "
-            "confounder tells of a column by itself, what is reported is the AUROC over pairs of patients that are "
-            "alike in it.")  # fmt: skip
+            "within them, or the shares of the classes where no penalty tells more; 95 % intervals by "
+            f"{setting['bootstraps']:,} bootstrap samples of patients. Where a confounder tells of a column by itself, "
+            "what is reported is the AUROC over pairs of patients that are alike in it.")  # fmt: skip
 
 
 _HEADS = ("over which pairs", "all patients", "stain and texture", "reachable from the H&E", "of the way",

@@ -91,9 +91,9 @@ class Space:
 
     def write(self, path: Path) -> None:
         """NumPy's .npz; the file is absent or whole."""
-        write_arrays(path, FORMAT_VERSION, panel_hash=self.panel_hash, checkpoint=self.checkpoint, reference=self.reference,
-                     kinds=np.array(self.kinds), mean=self.mean_KxG, component=self.component_CxG,
-                     deviation=self.deviation_C, turn=self.turn_KxCxC)  # fmt: skip
+        write_arrays(path, FORMAT_VERSION, panel_hash=self.panel_hash, checkpoint=self.checkpoint,
+                     reference=self.reference, kinds=np.array(self.kinds), mean=self.mean_KxG,
+                     component=self.component_CxG, deviation=self.deviation_C, turn=self.turn_KxCxC)  # fmt: skip
 
 
 def read_space(path: Path) -> Space:
@@ -103,7 +103,8 @@ def read_space(path: Path) -> Space:
             version = int(held["version"])
             if version == FORMAT_VERSION:
                 return Space(str(held["panel_hash"]), str(held["checkpoint"]), int(held["reference"]),
-                             tuple(held["kinds"].tolist()), held["mean"], held["component"], held["deviation"], held["turn"])  # fmt: skip
+                             tuple(held["kinds"].tolist()), held["mean"], held["component"], held["deviation"],
+                             held["turn"])  # fmt: skip
     except FileNotFoundError:
         raise InputError(f"{path}: no such space of patients") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):

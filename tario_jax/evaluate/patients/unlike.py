@@ -143,12 +143,15 @@ def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
 def _of_sections(index: PatientIndex, store: EmbeddingStore, trained: np.ndarray) -> tuple[Reference, Reference]:
     """Of tissue and of scanner, each section of these patients by itself."""
     parts = {part for entry in trained for part in index.parts_of(int(entry))}
-    rows = store.rows(PREDICTED, patients=set(index.name_P[trained].tolist()), parts=parts, vectors=("expression", "acquisition"))  # fmt: skip
+    rows = store.rows(PREDICTED, patients=set(index.name_P[trained].tolist()), parts=parts,
+                      vectors=("expression", "acquisition"))  # fmt: skip
     place_RxC = index.space.placed(PREDICTED, np.stack([row.expression_G for row in rows]))
     whose = np.unique([row.patient for row in rows], return_inverse=True)[1]
     acquisition_RxA = np.stack([row.acquisition_A for row in rows])
-    return (described(place_RxC, np.array([row.cohort for row in rows]), within=WITHIN["tissue"], group_P=whose),
-            described(acquisition_RxA, np.full(len(rows), ""), within=WITHIN["scanner"], group_P=whose))
+    return (
+        described(place_RxC, np.array([row.cohort for row in rows]), within=WITHIN["tissue"], group_P=whose),
+        described(acquisition_RxA, np.full(len(rows), ""), within=WITHIN["scanner"], group_P=whose),
+    )
 
 
 def _read(path: Path) -> Unlike | None:

@@ -132,8 +132,10 @@ def test_a_section_without_tissue_is_looked_at_once(predictor, tiny_corpus, tmp_
     assert said[-1] == "embed: 1 of them hold no tissue, or nothing was detected there"
     embed_corpus(predictor, tiny_corpus, tmp_path / "x.embeddings", **asked)
     assert said[-1] == "embed: 0 of 2 sections are not there yet"
-    assert [row.section for row in found.rows(PREDICTED)] == ["A1"] and set(found.held()) == {("A1", PREDICTED),
-                                                                                              ("B1", PREDICTED)}
+    assert [row.section for row in found.rows(PREDICTED)] == ["A1"] and set(found.held()) == {
+        ("A1", PREDICTED),
+        ("B1", PREDICTED),
+    }
     (part,) = found.parts()
     assert list(found.patients_of(part)) == [("A", PREDICTED)]
 

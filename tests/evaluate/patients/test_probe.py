@@ -139,7 +139,7 @@ def test_who_knows_nothing_tells_the_shares():
 
 
 def test_pairs_of_patients_whose_group_is_not_known_do_not_count():
-    """Of patients without a site, those of one hidden site are mutated: no pair within a site, and none told as such."""
+    """Patients without a site are told better than others: their pairs are not those of one site."""
     features, mutated, site, _ = labelled()
     hidden = np.where(np.arange(PATIENTS) < 80, "", site)
     odd = features.copy()
