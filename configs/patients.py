@@ -40,6 +40,6 @@ def get_config() -> Config:
             rare_gene_weight=0.5,
         ),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=50, optimiser="muon"),
-        train=TrainConfig(steps=1500, log_every=25, validate_every=250, checkpoint_every=250),
+        train=TrainConfig(steps=3600, log_every=25, validate_every=300, checkpoint_every=300),
         evaluate=EvaluateConfig(bin_um=36.0, top_genes=200),
     )
