@@ -1,6 +1,6 @@
 """Patients: 640 virtual patients of all eight cancer types, two sections each, for one space of all patients.
 
-Cost: about 45 minutes on two cores, 15 of them simulation. Outcome on 213 held-out patients: their embeddings lie by
+Cost: about 75 minutes on two cores, 15 of them simulation. Outcome on 213 held-out patients: their embeddings lie by
 cancer type and diagnosis, and linear probes of them tell the mutations that the H&E shows (docs/patients.md holds the
 measured figures).
 """

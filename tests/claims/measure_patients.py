@@ -1,7 +1,7 @@
 """Patients of the virtual cohort: measure_patients.py FOLDER OUT.json [PICTURES].
 
 Into FOLDER, as far as it is not there: the run of configs/patients.py, 1,000 further held-out NSCLC patients, 150 of
-renal carcinoma, embeddings of all, the map and the probes. Takes an hour and a half on two cores, and goes on where it
+renal carcinoma, embeddings of all, the map and the probes. Takes three hours on two cores, and goes on where it
 was stopped. PICTURES: a folder that gets the figures.
 """
 
