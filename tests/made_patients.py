@@ -15,7 +15,7 @@ ABOUT = {"checkpoint": "c", "model": "made", "trained_on": "virtual", "bin_um": 
 
 def made_row(patient: str, expression_G, *, cohort: str = "LUAD", section: str = "", region: str = "",
              kind: str = PREDICTED, seen: bool = False, bins: int = 10, detections: float = 100.0, log_expression=None,
-             state=(0.0, 0.0), texture=None, acquisition=None) -> Embedded:  # fmt: skip
+             state=(0.0, 0.0), texture=None, acquisition=None, um_per_px: float = 0.5) -> Embedded:  # fmt: skip
     """Zeros where nothing is said."""
 
     def full(values, size):
@@ -24,7 +24,7 @@ def made_row(patient: str, expression_G, *, cohort: str = "LUAD", section: str =
     state = np.asarray(state, np.float32)
     expression_G = np.asarray(expression_G, np.float32)
     return Embedded(patient, cohort, section or f"{patient}_core", "", region, kind, seen, bins, detections,
-                    expression_G,
+                    um_per_px, expression_G,
                     full(log_expression, len(expression_G)), state, 0 * state, full(texture, len(texture_names())),
                     full(acquisition, len(ACQUISITION)))  # fmt: skip
 

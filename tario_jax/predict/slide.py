@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.resample import crop_and_resample
-from tario_jax.sources.slide import full_um_per_px
+from tario_jax.sources.slide import averaged, full_um_per_px, stored_scale
 from tario_jax.sources.slide_files import SlideFile, opened_slide
 
 BLOCK_PX = 512  # side of what is read at once, at the scale that is asked
@@ -139,18 +140,39 @@ def slide_of_maps(about: Mapping[str, Any], stack: contextlib.ExitStack, *, slid
 
     Raises `InputError` where it is not there or cannot be read.
     """
-    if slide is None and "corpus" in about["place"]:
-        return section_as_slide(Corpus.open(about["place"]["corpus"]).section(about["place"]["section"]), genes=1)
-    return stack.enter_context(opened_section(slide or Path(about["place"]["slide"]), about["he_um_per_px"], genes=1,
+    place = about["place"]
+    if slide is None and "corpus" in place:
+        return section_as_slide(Corpus.open(place["corpus"]).section(place["section"]), genes=1)
+    if slide is None and "slide" not in place:
+        raise InputError(f"maps of {about['section']}: do not say where the slide lies")
+    return stack.enter_context(opened_section(slide or Path(place["slide"]), about["he_um_per_px"], genes=1,
                                               force=True, say=say))  # fmt: skip
 
 
 def refuse_another(section: SlideSection, about: Mapping[str, Any]) -> None:
-    """Raises `InputError` where a slide has not the px of the one that some maps are of."""
+    """Raises `InputError` where a slide has not the px of the one that some maps are of, or others in its middle."""
     image, expected = section.file.levels[0], about["slide_px"]
     if [image.width_px, image.height_px] != expected:
         raise InputError(f"{section.file.path}: has {image.width_px} × {image.height_px} px, and the slide of these "
-                         f"maps had {expected[0]} × {expected[1]}; give that one by --slide")  # fmt: skip
+                         f"maps had {expected[0]} × {expected[1]}")  # fmt: skip
+    if about.get("identity", {}).get("middle_sha256", middle_of(section)) != middle_of(section):
+        raise InputError(f"{section.file.path}: is another slide than the one that these maps are of")
+
+
+def middle_of(section: SlideSection) -> str:
+    """SHA-256 of the pixels in its middle."""
+    image = section.file.levels[0]
+    side = min(256, *image.shape[:2])
+    top, left = (image.height_px - side) // 2, (image.width_px - side) // 2
+    return hashlib.sha256(np.ascontiguousarray(image[top : top + side, left : left + side]).data).hexdigest()
+
+
+def as_ingested(section: SlideSection, he_um_per_px: float) -> SlideSection:
+    """The same slide at the scale that 'tario ingest' would store it at, where he_um_per_px is asked of that."""
+    scale = stored_scale(section.file, section.he_um_per_px, he_um_per_px)
+    image = averaged(section.file.levels[scale.level], scale.factor)
+    file = SlideFile(section.file.path, (image,), (scale.stored_um_per_px,) * 2)
+    return SlideSection(file, scale.stored_um_per_px, genes=1)
 
 
 def section_as_slide(section: Section, *, genes: int) -> SlideSection:

@@ -8,7 +8,6 @@ and several processes may share one.
 import collections
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -29,7 +28,7 @@ from tario_jax.predict.maps import ONE_SHOT, VIRTUAL_BANNER
 from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.outside import look_at, warnings
 from tario_jax.predict.predictor import Predictor
-from tario_jax.predict.slide import SlideSection, opened_section, section_as_slide
+from tario_jax.predict.slide import SlideSection, middle_of, opened_section, section_as_slide
 from tario_jax.predict.slide_plan import SlidePlan, TissueCover
 from tario_jax.predict.slide_steps import SlideSteps
 from tario_jax.predict.spool import Spool
@@ -161,11 +160,8 @@ def _identity(predictor: Predictor, section: SlideSection, asked: Asked) -> dict
     """What decides the maps: the pixels, the model, and what was asked."""
     image = section.file.levels[0]
     of_file = section.file.path.stat() if section.file.path.is_file() else None
-    side = min(256, *image.shape[:2])
-    top, left = (image.height_px - side) // 2, (image.width_px - side) // 2
-    middle = hashlib.sha256(np.ascontiguousarray(image[top : top + side, left : left + side]).data).hexdigest()
     return {
-        "slide": section.id, "bytes": None if of_file is None else of_file.st_size, "middle_sha256": middle,
+        "slide": section.id, "bytes": None if of_file is None else of_file.st_size, "middle_sha256": middle_of(section),
         "px": [image.width_px, image.height_px], "um_per_px": section.he_um_per_px,
         "panel_hash": predictor.panel.hash, "checkpoint": predictor.checkpoint,
         "bin_um": asked.bin_um or predictor.provenance.bin_um, "overlap": asked.overlap,

@@ -13,7 +13,7 @@ from tario_jax.panel import Panel
 from tario_jax.sources.ingested import ALL_SECTIONS, Ingested, IngestReport
 from tario_jax.sources.slide_files import DICOM, PLAIN, TIFF, VENDORS, SlideFile, opened_slide
 
-_COARSER = 1.1  # than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275
+COARSER = 1.1  # than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275
 FORCED_UM_PER_PX = (0.01, 100.0)  # also where it is forced
 _DISAGREE = 0.05  # two scales of one slide that differ by more are not the same
 _BLOCK_PX = 4096  # side of what is read at once to be averaged
@@ -28,7 +28,7 @@ class _Owner:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scale:
+class Scale:
     """What is read of a slide and what is stored: the mean of squares of `factor` px of one level."""
 
     full_um_per_px: float
@@ -189,17 +189,12 @@ def full_um_per_px(file: SlideFile, given: float | None, *, force: bool, flag: s
 
 def _scale_of(
     file: SlideFile, given: float | None, he_um_per_px: float, force: bool, name: str, report: IngestReport
-) -> _Scale:
+) -> Scale:
     full_um, notes = full_um_per_px(file, given, force=force)
     report.notes += [f"{name}: {note}" for note in notes]
-    coarsest_um = he_um_per_px * _COARSER
-    level_um = [full_um * file.downsample(level) for level in range(len(file.levels))]
-    level = max((number for number, um in enumerate(level_um) if um <= coarsest_um), default=0)
-    factor = max(1, int(coarsest_um / level_um[level]))
+    scale = stored_scale(file, full_um, he_um_per_px)
+    level, factor, stored_um, coarsest_um = scale.level, scale.factor, scale.stored_um_per_px, he_um_per_px * COARSER
     image = file.levels[level]
-    if factor > min(image.shape[:2]):
-        raise InputError(f"{file.path}: {image.width_px} × {image.height_px} px; expected a slide")
-    stored_um = level_um[level] * factor
     report.notes += [f"{name}: {note}" for note in file.notes]
     how = f"in means of {factor} × {factor} px" if factor > 1 else "as it is"
     coarser = f", coarser than the {he_um_per_px:g} that was asked" if stored_um > coarsest_um else ""
@@ -207,10 +202,22 @@ def _scale_of(
         f"{name}: stored at {stored_um:.4g} µm per px{coarser}: {image.width_px // factor:,} × "
         f"{image.height_px // factor:,} px, level {level + 1} of {len(file.levels)}, {how}; the file has {full_um:.4g}"
     )
-    return _Scale(full_um, level, factor, stored_um)
+    return scale
 
 
-def _section(file: SlideFile, owner: _Owner, scale: _Scale, genes: int) -> SectionData:
+def stored_scale(file: SlideFile, full_um_per_px: float, he_um_per_px: float) -> Scale:
+    """What is stored of a slide where he_um_per_px is asked. Raises `InputError` where the file is hardly an image."""
+    coarsest_um = he_um_per_px * COARSER
+    level_um = [full_um_per_px * file.downsample(level) for level in range(len(file.levels))]
+    level = max((number for number, um in enumerate(level_um) if um <= coarsest_um), default=0)
+    factor = max(1, int(coarsest_um / level_um[level]))
+    image = file.levels[level]
+    if factor > min(image.shape[:2]):
+        raise InputError(f"{file.path}: {image.width_px} × {image.height_px} px; expected a slide")
+    return Scale(full_um_per_px, level, factor, level_um[level] * factor)
+
+
+def _section(file: SlideFile, owner: _Owner, scale: Scale, genes: int) -> SectionData:
     he = averaged(file.levels[scale.level], scale.factor)
     return SectionData(
         section_id=owner.section_id,

@@ -55,7 +55,10 @@ class Shown:
                 raise
             say(f"{self.store.folder}: its H&E is not shown: {error}")
             return None, f"{error}; give it by --slide"
-        refuse_another(section, self.store.about)
+        try:
+            refuse_another(section, self.store.about)
+        except InputError as error:
+            raise InputError(f"{error}; give that one by --slide") from None
         return section, ""
 
     @property

@@ -69,7 +69,7 @@ def generated(folder: Path, patients: int, genes: int) -> EmbeddingStore:
         acquisition = own.normal(0, 1, (len(some), len(ACQUISITION))).astype(np.float32)
         state = own.normal(0, 1, (len(some), WIDTH)).astype(np.float32)
         store.add([Embedded(f"P{at:06d}", f"C{at % COHORTS:02d}", f"P{at:06d}_core", "", "", PREDICTED, at % 2 == 0,
-                            400, 1e5, expression[row], nothing, state[row], state[row], look[0], acquisition[row])
+                            400, 1e5, 0.5, expression[row], nothing, state[row], state[row], look[0], acquisition[row])
                    for row, at in enumerate(some)])  # fmt: skip
     return store
 

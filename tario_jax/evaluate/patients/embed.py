@@ -49,23 +49,23 @@ def embed_corpus(
     work = [(section, kind) for section in chosen for kind in (PREDICTED, *((MEASURED,) if measured else ()))
             if (section.holds("he") if kind == PREDICTED else _is_measured(section))]  # fmt: skip
     useless = {section.id for section in chosen}.difference(section.id for section, _ in work)
-    if useless if sections else not work:
-        raise InputError(f"{min(useless, default=corpus.root)}: has no H&E; leave it out, or embed what was measured: "
-                         "--measured")  # fmt: skip
+    what = "no H&E, and nothing was measured" if measured else "no H&E; what was measured is embedded by --measured"
+    if not work:
+        raise InputError(f"{corpus.root}: its sections have {what}")
+    if sections and useless:
+        raise InputError(f"{min(useless)}: has {what}; leave it out")
     about = {"checkpoint": predictor.checkpoint, "model": predictor.provenance.config.name, "overlap": overlap,
              "trained_on": predictor.trained_on, "bin_um": bin_um or predictor.provenance.bin_um,
              "region_um": region_um, "tissue": corpus.kind}  # fmt: skip
     store = EmbeddingStore.begun(out, predictor.panel, about)
     held = store.held()
-    for section, kind in work:
-        if held.get((section.id, kind), _seal(section)) != _seal(section):
-            raise InputError(f"{out}: holds another section called {section.id!r}, of another corpus or as it was "
-                             f"before it was ingested again; give another --out for {corpus.root}")  # fmt: skip
+    _refuse_others(store, held, work, corpus)
     left = by_turns([one for one in work if (one[0].id, one[1]) not in held], part)
     say(f"embed: {len(left)} of {len(work)} sections are not there yet")
     empty = 0
     for first in range(0, len(left), _AT_ONCE):
         held, rows = store.held(), []  # other processes may have done some meanwhile
+        _refuse_others(store, held, left[first : first + _AT_ONCE], corpus)
         some = [one for one in left[first : first + _AT_ONCE] if (one[0].id, one[1]) not in held]
         rows += _predicted(predictor, corpus, [section for section, kind in some if kind == PREDICTED], bin_um, overlap,
                            region_um)  # fmt: skip
@@ -81,6 +81,14 @@ def embed_corpus(
     if empty:
         say(f"embed: {empty} of them hold no tissue, or nothing was detected there")
     return store
+
+
+def _refuse_others(store: EmbeddingStore, held: dict[tuple[str, str], str], work: list[tuple[Section, str]],
+                   corpus: Corpus) -> None:  # fmt: skip
+    for section, kind in work:
+        if held.get((section.id, kind), _seal(section)) != _seal(section):
+            raise InputError(f"{store.folder}: holds another section called {section.id!r}, of another corpus or as it "
+                             f"was before it was ingested again; give another --out for {corpus.root}")  # fmt: skip
 
 
 def _is_measured(section: Section) -> bool:

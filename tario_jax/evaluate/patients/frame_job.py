@@ -46,7 +46,7 @@ def query_of(store: EmbeddingStore, index: PatientIndex, *, patient: str | None,
              measured: bool) -> Query:  # fmt: skip
     if patient is not None:
         return query_of_patient(store, index, patient, MEASURED if measured else PREDICTED)
-    return with_look(query_of_slide(store, index, slide), slide)
+    return query_of_slide(store, index, slide)
 
 
 def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus], query: Query,
@@ -55,6 +55,9 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
     missing = [symbol for symbol in asked.genes if symbol not in store.panel.index]
     if missing:
         raise InputError(f"gene {missing[0]!r} is not among the {len(store.panel)} of {store.folder}")
+    unlike = unlike_of(index, store) if query.kind == PREDICTED else None
+    if unlike is not None and query.maps is not None:
+        query = with_look(query, unlike.um_per_px)
     found = neighbours(index, query, asked.number, among=asked.among)
     names = tuple(dict.fromkeys((*asked.columns, *((asked.differ,) if asked.differ else ()))))
     of_neighbour = columns_of(corpora, names, index.name_P[found.entry_n].tolist()) if names else {}
@@ -75,7 +78,6 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
         "banner": query.banner, "note": NO_ADVICE,
     }  # fmt: skip
     if query.kind == PREDICTED:
-        unlike = unlike_of(index, store)
         result["unlike"] = None if unlike is None else unlike.told(query) | {"patients": unlike.patients}
     if names:
         result |= _outcomes(index, corpora, query, found, asked, names, symbols)

@@ -146,7 +146,8 @@ def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int 
     for name, entries in of_part.items():
         for entry in entries:
             where.setdefault(entry, []).append(name)
-    space = _space(folder, store, where, kept, components, say)
+    seen = {patient for entries in of_part.values() for (patient, _), was in entries.items() if was}
+    space = _space(folder, store, where, seen, kept, components, say)
     if held is not None and held.space is not space:
         held = None  # a kind came that had no place before: it alone is new, yet all is written again
     if held is not None and any(parts.get(name) != size for name, size in
@@ -162,9 +163,9 @@ def index_of(store: EmbeddingStore, *, fit_again: bool = False, components: int 
 def _warn(index: PatientIndex, say: Callable[[str], None]) -> None:
     """A space of few patients shows others in the directions in which those few differ."""
     fitted_on, predicted = index.space.reference, len(index.of_kind(PREDICTED))
-    if predicted >= _MANY_MORE * fitted_on and fitted_on < REFERENCE:
+    if fitted_on and predicted >= _MANY_MORE * fitted_on and fitted_on < REFERENCE:
         say(f"patients: the space was fitted on {fitted_on} patients, and {predicted} are here now; --fit-again fits "
-            "it to all of them, and moves them")  # fmt: skip
+            f"it to {min(predicted, REFERENCE)} of them, and moves everyone")  # fmt: skip
 
 
 def _kept_space(folder: Path, store: EmbeddingStore) -> Space | None:
@@ -176,7 +177,7 @@ def _kept_space(folder: Path, store: EmbeddingStore) -> Space | None:
     return space if (space.panel_hash, space.checkpoint) == (store.panel.hash, store.about["checkpoint"]) else None
 
 
-def _space(folder: Path, store: EmbeddingStore, where: dict, kept: Space | None, components: int,
+def _space(folder: Path, store: EmbeddingStore, where: dict, seen: set[str], kept: Space | None, components: int,
            say: Callable[[str], None]) -> Space:  # fmt: skip
     measured = {patient for patient, kind in where if kind == MEASURED}
     if kept is not None and (MEASURED in kept.kinds or not measured):
@@ -190,13 +191,15 @@ def _space(folder: Path, store: EmbeddingStore, where: dict, kept: Space | None,
                        checkpoint=store.about["checkpoint"])  # fmt: skip
     else:
         space = kept
-    both = _evenly(sorted(measured.intersection(predicted)), REFERENCE)
+    both = sorted(measured.intersection(predicted))
+    trained = [patient for patient in both if patient in seen]
+    if len(trained) >= PAIRS * len(space.component_CxG):  # then no one's own pair has placed anyone else
+        both = trained
+    both = _evenly(both, REFERENCE)
     if both:
-        pairs = [_pooled(store, where, both, kind) for kind in (MEASURED, PREDICTED)]
-        trained_P = pairs[1].seen_P  # as far as they suffice: of all others, no one's own pair has placed anyone
-        if trained_P.sum() >= PAIRS * len(space.component_CxG):
-            pairs = [of.take(trained_P) for of in pairs]
-        space = space.with_kind(MEASURED, *pairs)
+        say(f"patients: what was measured is placed by {len(both)} patients of whom both is known, "
+            + ("all seen in training" if set(both) <= seen else "too few of whom were seen in training"))  # fmt: skip
+        space = space.with_kind(MEASURED, *(_pooled(store, where, both, kind) for kind in (MEASURED, PREDICTED)))
     space.write(path)
     return space
 

@@ -16,6 +16,7 @@ from tario_jax.predict.slide import SlideSection
 
 SQUARES = 16  # of a section, evenly
 _FURTHER = (1, 2, 4, 8)  # times as many, as long as fewer than half of SQUARES are tissue: a slide is mostly glass
+LEAST_PX = 32
 _SIDE_PX, _CODED_PX = 512, 8  # JPEG codes squares of 8 px: where it did, steps between them stay
 _BRIGHTEST, _SMOOTHED_PX = 0.001, 7  # where no stain is; single pixels are noise
 _SMOOTHEST = 0.02
@@ -30,6 +31,7 @@ class Look(NamedTuple):
 
     texture_F: np.ndarray  # by `texture_names`
     acquisition_A: np.ndarray  # by ACQUISITION
+    um_per_px: float  # of the H&E that was looked at: sharpness and noise of another scale are others
 
 
 def texture_names() -> tuple[str, ...]:
@@ -38,15 +40,17 @@ def texture_names() -> tuple[str, ...]:
 
 def no_look() -> Look:
     """Of a region, or of what was measured: nothing is known."""
-    return Look(*(np.full(len(names), np.nan, np.float32) for names in (texture_names(), ACQUISITION)))
+    return Look(*(np.full(len(names), np.nan, np.float32) for names in (texture_names(), ACQUISITION)), np.nan)
 
 
 def look_of(section: Section | SlideSection) -> Look:
     """Of some SQUARES squares of 512 px, evenly over the section's H&E as it is stored; those of glass are left out.
 
-    A square is smaller only where the section is.
+    A square is smaller only where the section is; of one of fewer than LEAST_PX along a side, nothing is known.
     """
     height_px, width_px = section.he_shape_px
+    if min(height_px, width_px) < LEAST_PX:
+        return no_look()
     side_px, um_per_px = min(_SIDE_PX, height_px, width_px), section.he_um_per_px
     corners = [(row, column) for row in _starts(height_px, side_px) for column in _starts(width_px, side_px)]
     read_S: dict[int, tuple[np.ndarray, bool]] = {}
@@ -60,7 +64,7 @@ def look_of(section: Section | SlideSection) -> Look:
             break
     kept = [rgb for rgb, tissue in read_S.values() if tissue] or [rgb for rgb, _ in read_S.values()]
     looks = [(mean_features(rgb, um_per_px), acquisition(rgb)) for rgb in kept]
-    return Look(*(np.mean(of_S, 0).astype(np.float32) for of_S in zip(*looks, strict=True)))
+    return Look(*(np.mean(of_S, 0).astype(np.float32) for of_S in zip(*looks, strict=True)), um_per_px)
 
 
 def _starts(size_px: int, side_px: int) -> range:

@@ -13,12 +13,13 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.evaluate.bulk import log_cpm
 from tario_jax.evaluate.patients.index import PatientIndex
-from tario_jax.evaluate.patients.looks import look_of
+from tario_jax.evaluate.patients.looks import LEAST_PX, look_of
 from tario_jax.evaluate.patients.space import nearest
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.predict.map_store import MapStore
-from tario_jax.predict.slide import refuse_another, slide_of_maps
+from tario_jax.predict.slide import as_ingested, refuse_another, slide_of_maps
+from tario_jax.sources.slide import COARSER
 
 NO_ADVICE = "Neighbours describe a cohort as a model sees it; they are no diagnosis and no advice on a treatment."
 
@@ -37,6 +38,7 @@ class Query:
     entry: int | None = None  # of the index, if it is one of its patients
     acquisition_A: np.ndarray | None = None  # of its H&E, where it is known
     not_compared: str = ""  # why it is not
+    maps: Path | None = None  # of a slide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +76,26 @@ def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Qu
     mean_G = held.mean_G
     expression_G = log_cpm(mean_G[None], mean_G.sum(keepdims=True))[0]
     return Query(held.about["section"], patient, PREDICTED, index.space.placed(PREDICTED, expression_G[None])[0],
-                 lambda: expression_G - index.space.mean_KxG[0], banner=held.about["banner"])  # fmt: skip
+                 lambda: expression_G - index.space.mean_KxG[0], banner=held.about["banner"],
+                 maps=maps)  # fmt: skip
 
 
-def with_look(query: Query, maps: Path) -> Query:
-    """Of a slide: how its H&E was scanned, as far as it lies where it was predicted from."""
-    about = MapStore(maps).about
+def with_look(query: Query, um_per_px: float) -> Query:
+    """Of a slide: how its H&E was scanned, as far as it lies where it was predicted from, and can be read at the scale
+    of what it is held against."""
+    about = MapStore(query.maps).about
     try:
         with contextlib.ExitStack() as stack:
             section = slide_of_maps(about, stack, say=str)
             refuse_another(section, about)
-            return dataclasses.replace(query, acquisition_A=look_of(section).acquisition_A)
+            section = as_ingested(section, um_per_px)
+            if not um_per_px / COARSER <= section.he_um_per_px <= um_per_px * COARSER:
+                raise InputError(f"{section.id}: has {section.he_um_per_px:.3g} µm per px, and sections of training "
+                                 f"{um_per_px:.3g}")  # fmt: skip
+            look = look_of(section)
+            if not np.isfinite(look.acquisition_A).all():
+                raise InputError(f"{section.id}: has fewer than {LEAST_PX} px along a side")
+            return dataclasses.replace(query, acquisition_A=look.acquisition_A)
     except InputError as error:
         return dataclasses.replace(query, not_compared=str(error))
 

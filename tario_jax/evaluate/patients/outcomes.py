@@ -53,7 +53,7 @@ class Outcome:
 def outcome_of(column: str, value_P: np.ndarray, setting: Setting) -> Outcome:
     """value: str, of each patient. Classes of fewer than two patients a fold are left out; of two, that which says yes
     is the second. Raises `InputError` where fewer than two are left."""
-    known_P = ~_unknown(value_P)
+    known_P = ~not_known(value_P)
     names, counts = np.unique(value_P[known_P], return_counts=True)
     kept = [str(name) for name, count in zip(names, counts, strict=True) if count >= 2 * setting.folds]
     if len(kept) < 2:
@@ -122,11 +122,15 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
     confounding = _confounding(compared, groups, known)
     keys = _keys(groups, confounding)
     lead = " and ".join(confounding)
+    told_n = np.any([of.any(1) for of in evidence[VECTORS]], 0)
+    dealt = {name: groups[name] for name in confounding}
     result: dict[str, Any] = {
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
         "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, keys),
-        "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], keys.get(lead), setting),
-        "calibration": _calibration(log_nxK, label_n, any(of.any() for of in evidence[VECTORS])),
+        "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], keys.get(lead),
+                      joined(dealt) if dealt else None, setting),
+        "calibration": _calibration(log_nxK, label_n, told_n),
+        "by_shares": float(np.mean([~of.any(1) for of in evidence[VECTORS]])),
         "by_class": _by_class(compared, outcome.classes),
         "accuracy": float((log_nxK.argmax(1) == label_n).mean()),
         "told": {"index": some.tolist(), "label": label_n.tolist(), "probability": np.exp(log_nxK).tolist()},
@@ -135,7 +139,7 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
     }  # fmt: skip
     if alone:
         result["beside_confounders"] = {"of": whole} | compared.difference(f"{VECTORS}, {whole}", f"{whole} alone")
-    result["lead"] = _lead(result, confounding)
+    result["lead"] = _lead(result, confounding) | {"patients": _compared_patients(label_n, keys.get(lead))}
     if reachable_PxF is not None:
         result["way"] = _ways(compared, keys)
     return result
@@ -195,21 +199,20 @@ def _within(compared: _Compared, keys: Mapping[str, np.ndarray]) -> dict[str, An
 
 
 def _keys(groups: Mapping[str, np.ndarray], confounding: Sequence[str]) -> dict[str, np.ndarray]:
-    """Whose pairs are compared, int [P] each: of each group, of all of them together, and of those that confound.
-
-    A patient of whom a group is not known is in no pair.
-    """
+    """Whose pairs are compared, int [P] each: of each group, of all of them together, and of those that confound."""
     kept = {" and ".join(names): names for names in (*([name] for name in groups), list(groups), list(confounding))
             if names}  # fmt: skip
-    found = {}
-    for key, names in kept.items():
-        group_P = joined({name: groups[name] for name in names})
-        unknown_P = np.any([_unknown(groups[name]) for name in names], 0)
-        found[key] = np.where(unknown_P, group_P.max() + 1 + np.arange(len(group_P)), group_P)
-    return found
+    return {key: alike({name: groups[name] for name in names}) for key, names in kept.items()}
 
 
-def _unknown(value_P: np.ndarray) -> np.ndarray:
+def alike(groups: Mapping[str, np.ndarray]) -> np.ndarray:
+    """As `joined`, but of whom one is not known is like no one: int [P]."""
+    group_P = joined(groups)
+    unknown_P = np.any([not_known(values) for values in groups.values()], 0)
+    return np.where(unknown_P, group_P.max() + 1 + np.arange(len(group_P)), group_P)
+
+
+def not_known(value_P: np.ndarray) -> np.ndarray:
     """bool [P]"""
     return np.array([value.strip().lower() in UNKNOWN for value in value_P.astype(str).tolist()], bool)
 
@@ -220,9 +223,10 @@ def joined(groups: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds, group_n: np.ndarray | None,
-          setting: Setting) -> dict[str, float] | None:  # fmt: skip
-    """AUROC of labels that say nothing, over pairs of one group. p: share of them, and of the real one, that reach the
-    real one's."""
+          dealt_n: np.ndarray | None, setting: Setting) -> dict[str, float] | None:  # fmt: skip
+    """AUROC of labels that say nothing, over pairs of one group. dealt: groups within which labels are dealt anew, so
+    that what they tell of the label is as it was; else within folds. p: share of them, and of the real one, that reach
+    the real one's; NaN where there is no pair."""
     if not setting.shuffles:
         return None
     rng = np.random.default_rng(setting.seed)
@@ -230,28 +234,43 @@ def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds, g
     def of(label_n: np.ndarray) -> float:
         return float(compare(label_n, prepared.told(label_n, classes).evidence_PxK, folds.number_P, group_n)[0])
 
-    real, found = of(label_n), [of(folds.shuffled(label_n, rng)) for _ in range(setting.shuffles)]
-    return {"mean": float(np.mean(found)), "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else np.nan,
-            "lowest": min(found), "highest": max(found), "shuffles": len(found),
-            "p": (1 + sum(one >= real for one in found)) / (1 + len(found))}  # fmt: skip
+    real = of(label_n)
+    found = [of(folds.shuffled(label_n, rng) if dealt_n is None else _dealt(label_n, dealt_n, rng))
+             for _ in range(setting.shuffles)]  # fmt: skip
+    return {
+        "mean": float(np.mean(found)),
+        "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else np.nan,
+        "lowest": min(found),
+        "highest": max(found),
+        "shuffles": len(found),
+        "p": (1 + sum(one >= real for one in found)) / (1 + len(found)) if np.isfinite(real) else np.nan,
+    }
 
 
-def _calibration(log_nxK: np.ndarray, label_n: np.ndarray, told: bool) -> dict[str, Any]:
+def _dealt(label_n: np.ndarray, group_n: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    dealt_n = label_n.copy()
+    for group in np.unique(group_n):
+        dealt_n[group_n == group] = rng.permutation(label_n[group_n == group])
+    return dealt_n
+
+
+def _calibration(log_nxK: np.ndarray, label_n: np.ndarray, told_n: np.ndarray) -> dict[str, Any]:
     """Whether patients who are given 30 % are such in 30 % of cases: each class a statement for itself.
 
     slope and intercept: of a logistic regression of what was on the log odds that were told (1 and 0 are perfect; Cox,
-    Biometrika 45:562, 1958), NaN where nothing was told but the shares; brier beside that of the classes' shares;
-    error: expected calibration error over ten bins of equal count.
+    Biometrika 45:562, 1958), of patients of whom more than the shares was told, NaN where that are none; brier
+    beside that of the classes' shares; error: expected calibration error over ten bins of equal count.
     """
     chance_nxK = np.exp(log_nxK) / np.exp(log_nxK).sum(1, keepdims=True)
     if chance_nxK.shape[1] == 2:
-        chance, was = chance_nxK[:, 1], label_n == 1
+        chance, was, told = chance_nxK[:, 1], label_n == 1, told_n
     else:
+        told = np.repeat(told_n, chance_nxK.shape[1])
         chance, was = chance_nxK.ravel(), (label_n[:, None] == np.arange(chance_nxK.shape[1])).ravel()
     odds = np.log(np.clip(chance, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(chance, 1e-6, 1 - 1e-6))
     slope, intercept = np.nan, np.nan
-    if told:
-        line = LogisticRegression(C=np.inf, solver="newton-cholesky").fit(odds[:, None], was)
+    if len(np.unique(was[told])) == 2:
+        line = LogisticRegression(C=np.inf, solver="newton-cholesky").fit(odds[told, None], was[told])
         slope, intercept = float(line.coef_[0, 0]), float(line.intercept_[0])
     order = np.argsort(chance, kind="stable")
     bins = [{"told": float(chance[some].mean()), "was": float(was[some].mean()), "number": len(some)}
@@ -263,9 +282,21 @@ def _calibration(log_nxK: np.ndarray, label_n: np.ndarray, told: bool) -> dict[s
             "brier": brier, "brier_of_shares": float(1 - (shares**2).sum()), "bins": bins}  # fmt: skip
 
 
-def line_text(value: float) -> str:
-    """A slope or an intercept of a calibration."""
-    return f"{value:.2f}" if np.isfinite(value) else "–"
+def interval_text(told: Mapping[str, float | None] | None, digits: int = 3, signed: bool = False) -> str:
+    """A figure with its interval; None for NaN, as JSON has it."""
+    if told is None or told["value"] is None or not np.isfinite(told["value"]):
+        return "–"
+    value, low, high = (f"{told[name]:{'+' if signed else ''}.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def null_text(null: Mapping[str, float | None]) -> str:
+    return f"{line_text(null['mean'], 3)} ± {line_text(null['deviation'], 3)}"
+
+
+def line_text(value: float | None, digits: int = 2) -> str:
+    """None is what JSON makes of NaN."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
 
 
 def _by_class(compared: _Compared, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -284,8 +315,27 @@ def _by_class(compared: _Compared, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _confounding(compared: _Compared, groups: Mapping[str, np.ndarray], known: Sequence[str]) -> list[str]:
-    """Those that tell of the outcome by themselves."""
-    return [name for name in groups if name not in known and compared.told(f"{name} alone")["low"] > 0.5]
+    """Those that tell of the outcome by themselves, of patients of whom they are known."""
+    found = []
+    for name, value_P in groups.items():
+        pairs_P = np.where(not_known(value_P), np.arange(len(value_P)), -1)
+        if name not in known and compared.told(f"{name} alone", pairs_P)["low"] > 0.5:
+            found.append(name)
+    return found
+
+
+def _compared_patients(label_n: np.ndarray, group_n: np.ndarray | None) -> int:
+    """Those who are in a pair of one group, and differ."""
+    if group_n is None:
+        return len(label_n)
+    return sum(int((group_n == group).sum()) for group in np.unique(group_n)
+               if len(np.unique(label_n[group_n == group])) > 1)  # fmt: skip
+
+
+def lead_text(one: Mapping[str, Any]) -> str:
+    """Over which pairs the AUROC is that is reported."""
+    lead = one["lead"]
+    return lead["how"] if lead["patients"] == one["patients"] else f"{lead['how']}, {lead['patients']:,} patients"
 
 
 def _lead(result: dict[str, Any], confounding: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tario_jax.evaluate.figures import INK, RULE, SOFT, TITLE, Drawn, blank_figure, hide_unused, plain_axes, save_figure
-from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, line_text
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, lead_text, line_text
 
 PALETTE = ("#0b5cad", "#c2571a", "#2b8a57", "#7a4fa3", "#a08a13", "#b03a5b", "#3aa6b9", "#6b7683", "#d98fb0", "#7fb04f",
            "#5a3d2b", "#e0b03a")  # fmt: skip
@@ -98,7 +98,7 @@ def draw_aurocs(path: Path, result: dict[str, Any]) -> Drawn:
         if one["null"] is not None:
             axis.barh(row, one["null"]["highest"] - one["null"]["lowest"], left=one["null"]["lowest"], height=0.8,
                       color="#eef1f4", zorder=-1, label="range of shuffled labels" if row == 0 else None)  # fmt: skip
-    names = [f"{one['column']} ({one['lead']['how']})" for one in outcomes]
+    names = [f"{one['column']} ({lead_text(one)})" for one in outcomes]
     axis.set_yticks(range(len(outcomes)), names, fontsize=9, color=INK)
     axis.invert_yaxis()
     axis.set_xlabel("AUROC, told of patients that the probe has not seen", fontsize=10, color=SOFT)

@@ -18,9 +18,12 @@ from tario_jax.evaluate.patients.outcomes import (
     YES,
     Outcome,
     Setting,
+    alike,
     decoded,
-    joined,
+    interval_text,
+    lead_text,
     line_text,
+    null_text,
     outcome_of,
 )
 from tario_jax.evaluate.patients.probe import Folds, Told
@@ -160,7 +163,7 @@ def _structure(store: EmbeddingStore, patients: Patients, columns: dict[str, np.
     index = index_of(store)
     place_PxC = index.place_PxC[[index.entry(name, PREDICTED) for name in patients.name_P.tolist()]]
     of = {name: columns[name] for name in (*asked.known, *asked.confounders)}
-    group_P = joined(of) if of else np.zeros(len(place_PxC), int)
+    group_P = alike(of) if of else np.zeros(len(place_PxC), int)
     compared = []
     for first, second in asked.pairs:
         both = [yes_or_no(name, columns[name]) for name in (first, second)]
@@ -201,20 +204,15 @@ def table_of(result: dict[str, Any]) -> str:
     heads += ["reachable", "way"] if reachable else []
     lines = [heads]
     for one in result["outcomes"]:
-        cells = [one["column"], str(one["patients"]), _interval(one["lead"]), one["lead"]["how"]]
-        cells += [_interval(one["auroc"][name]) if name in one["auroc"] else "" for name in names]
+        cells = [one["column"], str(one["patients"]), interval_text(one["lead"]), lead_text(one)]
+        cells += [interval_text(one["auroc"][name]) if name in one["auroc"] else "" for name in names]
         null = one["null"]
-        cells.append("" if null is None else f"{null['mean']:.3f} ± {null['deviation']:.3f}")
+        cells.append("" if null is None else null_text(null))
         cells.append(line_text(one["calibration"]["slope"]))
         if reachable:
             way = one["way"][one["lead"]["how"]]
-            cells += [_interval(one["auroc"]["reachable"]),
-                      "–" if way is None else f"{way['value']:.2f} [{way['low']:.2f}, {way['high']:.2f}]"]  # fmt: skip
+            cells += [interval_text(one["auroc"]["reachable"]), interval_text(way, 2)]
         lines.append(cells)
     widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)  # fmt: skip
-
-
-def _interval(told: dict[str, float]) -> str:
-    return f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]"

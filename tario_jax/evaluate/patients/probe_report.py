@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tario_jax.evaluate.page import notices, picture, table, whole_page
-from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, line_text
+from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, interval_text, lead_text, line_text, null_text
 from tario_jax.evaluate.patients.patient_figures import draw_aurocs, draw_calibration
 from tario_jax.evaluate.tables import plain
 from tario_jax.train.whole_file import write_whole
@@ -36,12 +36,13 @@ def write_probe_report(folder: Path, result: dict[str, Any]) -> Path:
              "<h2>What a confounder gives</h2>", table(*_confounders(outcomes)),
              "<h2>Calibration and null</h2>",
              table(["column", "slope", "intercept", "calibration error", "Brier, beside that of the shares",
-                    "shuffled labels", "p"], [_calibration(one) for one in outcomes]), picture(drawn[1])]  # fmt: skip
+                    "told by the shares alone", "shuffled labels", "p"], [_calibration(one) for one in outcomes]),
+             picture(drawn[1])]  # fmt: skip
     for one in outcomes:
         if one["by_class"]:
             parts += [f"<h2>{html.escape(one['column'])}, class by class</h2>",
                       table(["class", "patients", "AUROC against the rest"],
-                            [[name, str(one["classes"][name]), _told(told)]
+                            [[name, str(one["classes"][name]), interval_text(told)]
                              for name, told in one["by_class"].items()])]  # fmt: skip
     if "structure" in result:
         parts += ["<h2>Which go together</h2>", *(picture(one) for one in drawn[2:]),
@@ -70,12 +71,12 @@ def _cells(one: dict[str, Any]) -> list[str]:
     reachable, way = "–", "–"
     if "reachable" in one["auroc"]:
         at = one["auroc"] if how == "of all patients" else one["within"][how.removeprefix("within ")]
-        reachable, way = _told(at["reachable"]), _told(one["way"][how], 2)
+        reachable, way = interval_text(at["reachable"]), interval_text(one["way"][how], 2)
     counts = list(one["classes"].values())
     shown = ", ".join(f"{name}: {count}" for name, count in one["classes"].items()) if len(counts) < 4 else (
         f"{len(counts)} classes, {min(counts)} to {max(counts)}")  # fmt: skip
-    return [f"{one['column']} {_told(lead)}", how, _told(one["auroc"][VECTORS]), _told(one["auroc"][LOOKS]), reachable,
-            way, shown]  # fmt: skip
+    return [f"{one['column']} {interval_text(lead)}", lead_text(one), interval_text(one["auroc"][VECTORS]),
+            interval_text(one["auroc"][LOOKS]), reachable, way, shown]  # fmt: skip
 
 
 def _confounders(outcomes: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -83,10 +84,10 @@ def _confounders(outcomes: list[dict[str, Any]]) -> tuple[list[str], list[list[s
     within = list(dict.fromkeys(name for one in outcomes for name in one["within"]))
     rows = []
     for one in outcomes:
-        cells = [one["column"], *(_told(one["auroc"].get(name)) for name in names)]
-        cells += [_told(one["within"].get(name, {}).get(VECTORS)) for name in within]
-        cells.append(_told(one["above"][LOOKS], signed=True))
-        cells.append(_told(one.get("beside_confounders"), signed=True))
+        cells = [one["column"], *(interval_text(one["auroc"].get(name)) for name in names)]
+        cells += [interval_text(one["within"].get(name, {}).get(VECTORS)) for name in within]
+        cells.append(interval_text(one["above"][LOOKS], signed=True))
+        cells.append(interval_text(one.get("beside_confounders"), signed=True))
         rows.append(cells)
     return ["column", *names, *(f"vectors, within {name}" for name in within), "above stain and texture",
             "vectors beside confounders add"], rows  # fmt: skip
@@ -103,20 +104,13 @@ def _pair(one: dict[str, Any]) -> str:
 
 def _calibration(one: dict[str, Any]) -> list[str]:
     of, null = one["calibration"], one["null"]
-    told = ["–", "–"] if null is None else [f"{null['mean']:.3f} ± {null['deviation']:.3f}", f"{null['p']:.3f}"]
+    told = ["–", "–"] if null is None else [null_text(null), line_text(null["p"], 3)]
     return [one["column"], line_text(of["slope"]), line_text(of["intercept"]), f"{of['error']:.3f}",
-            f"{of['brier']:.3f}, {of['brier_of_shares']:.3f}", *told]  # fmt: skip
+            f"{of['brier']:.3f}, {of['brier_of_shares']:.3f}", f"{one['by_shares']:.0%}", *told]  # fmt: skip
 
 
 def _left_out(one: dict[str, Any]) -> str:
     return ", ".join(f"{name or 'not known'}: {count}" for name, count in one["left_out"].items()) or "none"
-
-
-def _told(of: dict[str, float] | None, digits: int = 3, signed: bool = False) -> str:
-    if of is None:
-        return "–"
-    sign = "+" if signed else ""
-    return f"{of['value']:{sign}.{digits}f} [{of['low']:{sign}.{digits}f}, {of['high']:{sign}.{digits}f}]"
 
 
 def _told_lines(result: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from tario_jax.config import InputError
 from tario_jax.evaluate.patients.kept_arrays import write_arrays
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 2
 LEAST_PATIENTS = 5
 PAIRS = 2  # patients of both kinds a component, from which a linear map is fitted
 _AT_ONCE = 8192  # patients of a block of distances
@@ -42,7 +42,7 @@ class Space:
 
     panel_hash: str
     checkpoint: str
-    reference: int  # patients that it was fitted on
+    reference: int  # patients that it was fitted on; 0: not known
     kinds: tuple[str, ...]  # predicted first
     mean_KxG: np.ndarray  # of each kind, over reference patients; 0 where a gene is not used
     component_CxG: np.ndarray  # orthonormal rows
@@ -102,7 +102,7 @@ def read_space(path: Path) -> Space:
         with np.load(io.BytesIO(path.read_bytes())) as held:
             version = int(held["version"])
             if version == FORMAT_VERSION:
-                return Space(str(held["panel_hash"]), str(held["checkpoint"]), int(held["reference"]),
+                return Space(str(held["panel_hash"]), str(held["checkpoint"]), int(held.get("reference", 0)),
                              tuple(held["kinds"].tolist()), held["mean"], held["component"], held["deviation"],
                              held["turn"])  # fmt: skip
     except FileNotFoundError:

@@ -24,10 +24,10 @@ from tario_jax.evaluate.patients.vectors import WHOLE, Embedded
 from tario_jax.panel import Panel
 from tario_jax.train.whole_file import write_whole
 
-FORMAT, FORMAT_VERSION = "tario embeddings", 3
+FORMAT, FORMAT_VERSION = "tario embeddings", 4
 FILE = "embeddings.json"
 _WORDS = ("patient", "cohort", "section", "seal", "region", "kind")
-_PLAIN = {"seen": pa.bool_(), "bins": pa.int64(), "detections": pa.float64()}
+_PLAIN = {"seen": pa.bool_(), "bins": pa.int64(), "detections": pa.float64(), "um_per_px": pa.float64()}
 _VECTORS = {"expression": "G", "log_expression": "G", "state": "r", "spread": "r", "texture": "F", "acquisition": "A"}
 # of which rows of another value would lie in another space
 _ALIKE = ("panel_hash", "checkpoint", "bin_um", "overlap", "region_um", "tissue")
@@ -88,7 +88,9 @@ class EmbeddingStore:
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         memory = io.BytesIO()
         pq.write_table(pa.table(columns), memory, compression="zstd")
-        name = hashlib.sha256("\n".join(f"{row.section}/{row.region}/{row.kind}" for row in rows).encode()).hexdigest()
+        name = hashlib.sha256(
+            "\n".join(f"{row.section}/{row.seal}/{row.region}/{row.kind}" for row in rows).encode()
+        ).hexdigest()
         write_whole(self.folder / "parts" / f"{name[:16]}.parquet", memory.getvalue())
 
     def held(self) -> dict[tuple[str, str], str]:
@@ -106,12 +108,13 @@ class EmbeddingStore:
         """Name and bytes of each file of rows: a file is never changed, one of the same name holds the same."""
         return {path.name: path.stat().st_size for path in self._parts()}
 
-    def patients_of(self, part: str) -> dict[tuple[str, str], None]:
-        """(patient, kind) of whole sections of a file, in its order; of those that hold tissue."""
-        names = ("patient", "kind", "region", "detections")
+    def patients_of(self, part: str) -> dict[tuple[str, str], bool]:
+        """(patient, kind) of whole sections of a file, in its order, of those that hold tissue: whether it was seen."""
+        names = ("patient", "kind", "region", "detections", "seen")
         table = self._read(self.folder / "parts" / part, list(names))
         rows = zip(*(table[name].to_pylist() for name in names), strict=True)
-        return {(patient, kind): None for patient, kind, region, detections in rows if region == WHOLE and detections}
+        return {(patient, kind): seen for patient, kind, region, detections, seen in rows
+                if region == WHOLE and detections}  # fmt: skip
 
     def patient_of_section(self) -> dict[str, str]:
         """Of all sections that are here."""

@@ -100,6 +100,7 @@ class Unlike:
     scanner: Reference
     section_tissue: Reference  # of single sections: they vary more than patients of several
     section_scanner: Reference
+    um_per_px: float  # of the H&E of those sections, the median
 
     def told(self, query: Query) -> dict[str, dict[str, object]]:
         """Of a patient, or of a slide, which is one section; scanner is missing where its H&E is not known."""
@@ -131,35 +132,45 @@ def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
     found = Unlike(
         index.space.axes, len(trained),
         described(index.place_PxC[trained], index.cohort_P[trained], within=WITHIN["tissue"]),
-        described(index.acquisition_PxA[trained], np.full(len(trained), ""), within=WITHIN["scanner"]),
+        _of_scanners(index.acquisition_PxA[trained]),
         *_of_sections(index, store, trained[np.linspace(0, len(trained) - 1, min(_READ, len(trained))).astype(int)]),
     )  # fmt: skip
     parts = {f"{name}_{field}": values for name in _REFERENCES
              for field, values in vars(getattr(found, name)).items()}  # fmt: skip
-    write_arrays(path, FORMAT_VERSION, space=found.space, patients=found.patients, **parts)
+    write_arrays(path, FORMAT_VERSION, space=found.space, patients=found.patients, um_per_px=found.um_per_px, **parts)
     return found
 
 
-def _of_sections(index: PatientIndex, store: EmbeddingStore, trained: np.ndarray) -> tuple[Reference, Reference]:
-    """Of tissue and of scanner, each section of these patients by itself."""
+def _of_scanners(acquisition_PxA: np.ndarray) -> Reference:
+    """Of those of whom it is known."""
+    acquisition_PxA = acquisition_PxA[np.isfinite(acquisition_PxA).all(1)]
+    return described(acquisition_PxA, np.full(len(acquisition_PxA), ""), within=WITHIN["scanner"])
+
+
+def _of_sections(index: PatientIndex, store: EmbeddingStore,
+                 trained: np.ndarray) -> tuple[Reference, Reference, float]:  # fmt: skip
+    """Of tissue and of scanner, each section of these patients by itself; µm per px of their H&E."""
     parts = {part for entry in trained for part in index.parts_of(int(entry))}
     rows = store.rows(PREDICTED, patients=set(index.name_P[trained].tolist()), parts=parts,
                       vectors=("expression", "acquisition"))  # fmt: skip
     place_RxC = index.space.placed(PREDICTED, np.stack([row.expression_G for row in rows]))
     whose = np.unique([row.patient for row in rows], return_inverse=True)[1]
     acquisition_RxA = np.stack([row.acquisition_A for row in rows])
+    known = np.isfinite(acquisition_RxA).all(1)
+    whose_known = np.unique(whose[known], return_inverse=True)[1]
     return (
         described(place_RxC, np.array([row.cohort for row in rows]), within=WITHIN["tissue"], group_P=whose),
-        described(acquisition_RxA, np.full(len(rows), ""), within=WITHIN["scanner"], group_P=whose),
+        described(acquisition_RxA[known], np.full(known.sum(), ""), within=WITHIN["scanner"], group_P=whose_known),
+        float(np.median([row.um_per_px for row in rows])),
     )
 
 
 def _read(path: Path) -> Unlike | None:
     fields = [field.name for field in dataclasses.fields(Reference)]
-    held = read_arrays(path, FORMAT_VERSION, ("space", "patients", *(f"{name}_{field}" for name in _REFERENCES
-                                                                     for field in fields)))  # fmt: skip
+    names = [f"{name}_{field}" for name in _REFERENCES for field in fields]
+    held = read_arrays(path, FORMAT_VERSION, ("space", "patients", "um_per_px", *names))
     if held is None:
         return None
     of = ({field: held[f"{name}_{field}"] for field in fields} for name in _REFERENCES)
-    return Unlike(str(held["space"]), int(held["patients"]),
-                  *(Reference(**one | {"limit": float(one["limit"])}) for one in of))  # fmt: skip
+    references = (Reference(**one | {"limit": float(one["limit"])}) for one in of)
+    return Unlike(str(held["space"]), int(held["patients"]), *references, float(held["um_per_px"]))

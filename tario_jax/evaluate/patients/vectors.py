@@ -37,6 +37,7 @@ class Embedded(NamedTuple):
     seen: bool  # the model saw the patient in training or validation
     bins: int
     detections: float
+    um_per_px: float  # of the H&E
     expression_G: np.ndarray
     log_expression_G: np.ndarray
     state_r: np.ndarray
@@ -85,8 +86,9 @@ def of_rates(who: Who, region: str, rates_NxG: np.ndarray, state_Nxr: np.ndarray
     state_Nxr = state_Nxr[tissue_N].astype(np.float64)
     vectors = log_NxG.mean(0, dtype=np.float64), state_Nxr.mean(0), state_Nxr.std(0)
     return Embedded(who.patient, who.cohort, who.section, who.seal, region, PREDICTED, who.seen, len(total_N),
-                    float(total_N.sum()), *(of.astype(np.float32) for of in (expression_G, *vectors)),
-                    *look)  # fmt: skip
+                    float(total_N.sum()), look.um_per_px,
+                    *(of.astype(np.float32) for of in (expression_G, *vectors)), look.texture_F,
+                    look.acquisition_A)  # fmt: skip
 
 
 def of_counts(who: Who, region: str, count_G: np.ndarray, known_G: np.ndarray, width: int) -> Embedded | None:
@@ -95,16 +97,19 @@ def of_counts(who: Who, region: str, count_G: np.ndarray, known_G: np.ndarray, w
     if not total:
         return None
     expression_G = log_cpm(count_G[None].astype(np.float64), np.array([total]))[0]
-    nothing = (np.full(size, np.nan, np.float32) for size in (len(count_G), width, width))
-    return Embedded(who.patient, who.cohort, who.section, who.seal, region, MEASURED, who.seen, 0, total,
-                    np.where(known_G, expression_G, np.nan).astype(np.float32), *nothing, *no_look())  # fmt: skip
+    return _nothing(who, region, MEASURED, len(count_G), width)._replace(
+        detections=total, expression_G=np.where(known_G, expression_G, np.nan).astype(np.float32))  # fmt: skip
 
 
 def without_tissue(who: Who, kind: str, genes: int, width: int) -> Embedded:
     """Says that a section was looked at, and holds nothing: it is not looked at again."""
-    vectors = (np.full(size, np.nan, np.float32) for size in (genes, genes, width, width))
-    return Embedded(who.patient, who.cohort, who.section, who.seal, WHOLE, kind, who.seen, 0, 0.0, *vectors,
-                    *no_look())  # fmt: skip
+    return _nothing(who, WHOLE, kind, genes, width)
+
+
+def _nothing(who: Who, region: str, kind: str, genes: int, width: int) -> Embedded:
+    look, vectors = no_look(), (np.full(size, np.nan, np.float32) for size in (genes, genes, width, width))
+    return Embedded(who.patient, who.cohort, who.section, who.seal, region, kind, who.seen, 0, 0.0, look.um_per_px,
+                    *vectors, look.texture_F, look.acquisition_A)  # fmt: skip
 
 
 def pooled(rows: Sequence[Embedded]) -> Patients:

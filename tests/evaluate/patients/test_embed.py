@@ -146,8 +146,15 @@ def test_a_section_without_he_has_what_was_measured(predictor, tiny_corpus, tmp_
     found = embed_corpus(predictor, tiny_corpus, tmp_path / "x.embeddings", measured=True, **ASKED)
     assert set(found.held()) == {(section.id, kind) for section in tiny_corpus.sections
                                  for kind in (PREDICTED, MEASURED)} - {("B1", PREDICTED)}  # fmt: skip
-    refused(lambda: embed_corpus(predictor, tiny_corpus, tmp_path / "y.embeddings", sections=("A1", "B1"), **ASKED),
-            "B1: has no H&E", "--measured")  # fmt: skip
+    refused(
+        lambda: embed_corpus(predictor, tiny_corpus, tmp_path / "y.embeddings", sections=("A1", "B1"), **ASKED),
+        "B1: has no H&E",
+        "--measured",
+        "leave it out",
+    )
+    monkeypatch.setattr(Section, "holds", lambda self, name: holds(self, name) and name != "he")
+    refused(lambda: embed_corpus(predictor, tiny_corpus, tmp_path / "y.embeddings", **ASKED), str(tiny_corpus.root),
+            "its sections have no H&E")  # fmt: skip
     assert not (tmp_path / "y.embeddings").exists()
 
 

@@ -104,7 +104,7 @@ def test_measured_patients_that_come_later_get_a_place(tmp_path):
     assert own < min(np.linalg.norm(new["P004"] - new[name]) for name in new if name != "P004")
 
 
-def test_measured_patients_are_placed_by_pairs_of_training_patients_where_they_suffice(tmp_path):
+def test_measured_patients_are_placed_by_pairs_of_training_patients_where_they_suffice(tmp_path, monkeypatch):
     def turned(trained):
         """Held-out patients have been measured by an assay of its own: their pairs would turn the space."""
         pairs = [*rows(range(trained), seen=True), *rows(range(trained), measured=True, seen=True)]
@@ -118,6 +118,8 @@ def test_measured_patients_are_placed_by_pairs_of_training_patients_where_they_s
         return np.mean(gaps) / np.mean(apart)
 
     assert turned(8) < 0.1 < 0.3 < turned(7)
+    monkeypatch.setattr(index_module, "REFERENCE", 20)  # of 69 pairs, those of training are taken first
+    assert turned(9) < 0.1
 
 
 def test_a_space_of_few_patients_says_so(tmp_path):
@@ -128,7 +130,7 @@ def test_a_space_of_few_patients_says_so(tmp_path):
     for _ in range(2):
         index_of(store, say=said.append)
         assert said[-1] == ("patients: the space was fitted on 6 patients, and 24 are here now; --fit-again fits it to "
-                            "all of them, and moves them")  # fmt: skip
+                            "24 of them, and moves everyone")  # fmt: skip
     said.clear()
     assert index_of(store, fit_again=True, say=said.append).space.reference == 24
     index_of(store, say=said.append)

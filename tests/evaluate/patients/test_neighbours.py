@@ -12,13 +12,14 @@ from tiny_tissue import PANEL
 
 from tario_jax.cli.main import main
 from tario_jax.evaluate.patients.index import index_of
-from tario_jax.evaluate.patients.looks import acquisition
+from tario_jax.evaluate.patients.looks import acquisition, look_of
 from tario_jax.evaluate.patients.neighbours import NO_ADVICE, neighbours, query_of_patient, query_of_slide, with_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 from tario_jax.panel import Panel
 from tario_jax.predict.map_store import MapWriter, Slots
+from tario_jax.predict.slide import as_ingested, section_as_slide
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +71,14 @@ def test_something_else_is_unusual(store, index):
     assert neighbours(index, odd, 3).unusual == 1.0 > neighbours(index, query, 3).unusual
 
 
-def slide_maps(folder, expression_G, checkpoint="c", slide="/none", slide_px=(100, 100)):
+def slide_maps(folder, expression_G, checkpoint="c", slide="/none", slide_px=(100, 100), um=0.5):
     rates = np.tile(np.expm1(expression_G) / 1e6, (4, 1)).astype(np.float32)
     slots = Slots.of_rows(np.array([0, 0, 1, 1]))
     folder.mkdir()
     writer = MapWriter(folder, Panel(PANEL.symbols), slots)
     for run in range(len(slots)):
         writer.write(run, {"rates": rates[slots.run(run)[0]]})
-    about = {"section": "slide", "place": {"slide": str(slide)}, "slide_px": list(slide_px), "he_um_per_px": 0.5,
+    about = {"section": "slide", "place": {"slide": str(slide)}, "slide_px": list(slide_px), "he_um_per_px": um,
              "panel_hash": Panel(PANEL.symbols).hash, "trained_on": "virtual", "tissue": "virtual", "banner": "",
              "warnings": [], "unit": "", "decoding": "one-shot", "bin_um": 36.0, "checkpoint": checkpoint,
              "model": "made"}  # fmt: skip
@@ -114,7 +115,7 @@ def test_a_slides_scanner_is_compared_where_the_slide_is(store, index, tmp_path,
     slide = write_pyramid(tmp_path / "x.tif", image, px_per_cm=20_000)
     expression_G = np.linspace(3, 9, len(PANEL))
     maps = slide_maps(tmp_path / "x.maps", expression_G, slide=slide, slide_px=(5200, 2600))
-    query = with_look(query_of_slide(store, index, maps), maps)
+    query = with_look(query_of_slide(store, index, maps), 0.5)
     expected = np.mean([acquisition(part) for part in (tissue[:512], tissue[512:])], 0)
     np.testing.assert_allclose(query.acquisition_A, expected, rtol=1e-5)
     assert query.not_compared == ""
@@ -136,7 +137,45 @@ def test_a_slides_scanner_is_compared_where_the_slide_is(store, index, tmp_path,
     assert main(["neighbours", str(near.folder), f"--slide={maps}"]) == 0
     assert "its scanner is not compared: " in (out := capsys.readouterr().out) and "x.tif" in out
     write_pyramid(slide, image[:1024], px_per_cm=20_000)
-    assert "has 5200 × 1024 px" in with_look(query, maps).not_compared
+    assert "has 5200 × 1024 px" in with_look(query, 0.5).not_compared
+    write_pyramid(slide, image[::-1], px_per_cm=20_000)
+    assert "another slide" not in with_look(query, 0.5).not_compared  # these maps do not say what lay in its middle
+
+
+def test_a_slide_is_looked_at_as_it_would_be_ingested(store, index, tmp_path):
+    """A scan of 0.25 µm per px is held against sections that are stored at 0.5."""
+    image = np.kron(speckled(700, 900), np.ones((2, 2, 1), np.uint8))  # nothing is finer than 0.5 µm
+    fine = write_pyramid(tmp_path / "fine.tif", image, px_per_cm=40_000, levels=1)
+    coarse = write_pyramid(tmp_path / "coarse.tif", image[::2, ::2], px_per_cm=20_000, levels=1)
+    found = {}
+    for slide, px, um in ((fine, (1800, 1400), 0.25), (coarse, (900, 700), 0.5)):
+        maps = slide_maps(
+            tmp_path / f"{slide.stem}.maps", np.linspace(3, 9, len(PANEL)), slide=slide, slide_px=px, um=um
+        )
+        query = query_of_slide(store, index, maps)
+        found[slide.stem] = with_look(query, 0.5).acquisition_A
+    np.testing.assert_allclose(found["fine"], found["coarse"], atol=1e-5)
+    assert "has 0.5 µm per px, and sections of training 0.2" in with_look(query, 0.2).not_compared
+    about = json.loads((maps / "maps.json").read_text())
+    about["about"] |= {"identity": {"middle_sha256": "0"}}
+    (maps / "maps.json").write_text(json.dumps(about))
+    assert "is another slide than the one" in with_look(query, 0.5).not_compared
+    about["about"] |= {"identity": {}, "place": {}}
+    (maps / "maps.json").write_text(json.dumps(about))
+    assert "do not say where the slide lies" in with_look(query, 0.5).not_compared
+
+
+def test_a_section_looks_the_same_as_a_slide(tiny_corpus):
+    section = tiny_corpus.section("A1")
+    as_slide = as_ingested(section_as_slide(section, genes=1), section.he_um_per_px)
+    for found, expected in zip(look_of(as_slide), look_of(section), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_of_a_few_px_nothing_is_known(store, index, tmp_path):
+    slide = write_pyramid(tmp_path / "x.tif", speckled(20, 20), px_per_cm=20_000, levels=1)
+    maps = slide_maps(tmp_path / "x.maps", np.linspace(3, 9, len(PANEL)), slide=slide, slide_px=(20, 20))
+    assert "fewer than 32 px" in with_look(query_of_slide(store, index, maps), 0.5).not_compared
 
 
 def test_patients_without_a_cohort(tmp_path, capsys):

@@ -13,9 +13,20 @@ from tario_jax.cli.main import main
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.auroc import macro_auroc
-from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, Setting, decoded, line_text, outcome_of
+from tario_jax.evaluate.patients.outcomes import (
+    LOOKS,
+    VECTORS,
+    Setting,
+    decoded,
+    interval_text,
+    lead_text,
+    line_text,
+    null_text,
+    outcome_of,
+)
 from tario_jax.evaluate.patients.probe import Prepared, folds_of
-from tario_jax.evaluate.patients.probe_job import Asked, probe_job
+from tario_jax.evaluate.patients.probe_job import Asked, probe_job, table_of
+from tario_jax.evaluate.tables import plain
 
 SETTING = Setting(folds=4, repeats=2, shuffles=8, bootstraps=100)
 PATIENTS, GENES = 240, 12
@@ -158,6 +169,28 @@ def test_a_null_is_of_the_pairs_that_are_reported(found):
     one = decoded(outcome_of("EGFR", mutated, SETTING), {VECTORS: features, LOOKS: features}, {"site": site}, SETTING)
     assert one["auroc"][VECTORS]["low"] > 0.6 and one["lead"]["how"] == "within site"
     assert one["null"]["p"] > 0.2  # of all patients it would be 1 / 9
+    # the site's share of what is told stays: probes of dealt labels tell as surely as the real one
+    assert one["null"]["deviation"] > 0.01 and one["lead"]["patients"] == PATIENTS
+
+
+def test_where_no_two_patients_of_a_site_differ_nothing_is_reported():
+    features, mutated, _, _ = labelled()
+    site = np.where(mutated == "true", "a", "b")
+    one = decoded(outcome_of("EGFR", mutated, SETTING), {VECTORS: features, LOOKS: features}, {"site": site}, SETTING)
+    assert np.isnan(one["lead"]["value"]) and np.isnan(one["null"]["p"]) and one["lead"]["patients"] == 0
+    assert interval_text(one["lead"]) == "–" and lead_text(one) == "within site, 0 patients"
+    again = json.loads(json.dumps(plain({"outcomes": [one], "confounders": ["site"]}), allow_nan=False))
+    assert "within site, 0 patients" in table_of(again) and null_text(again["outcomes"][0]["null"]) == "– ± –"
+
+
+def test_a_site_that_is_hardly_known_is_no_confounder():
+    """Whether it is known goes with the mutation; what it is, of those of whom it is known, does not."""
+    features, mutated, _, _ = labelled()
+    rng = np.random.default_rng(4)
+    site = np.where((mutated == "true") & (rng.random(PATIENTS) < 0.8), rng.choice(["a", "b"], PATIENTS), "")
+    site[:40] = rng.choice(["a", "b"], 40)
+    one = decoded(outcome_of("EGFR", mutated, SETTING), {VECTORS: features, LOOKS: features}, {"site": site}, SETTING)
+    assert one["auroc"]["site alone"]["low"] > 0.6 and one["lead"]["how"] == "of all patients"
 
 
 def test_differences_are_of_the_partitions_that_both_tell_in():
