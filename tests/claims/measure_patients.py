@@ -153,6 +153,7 @@ def refused(held: Path, run: Path) -> dict:
 
 
 def words(result: dict, kinds: dict, genotypes: dict) -> str:
+    from tario_jax.evaluate.patients.outcomes import interval_text
     from tario_jax.evaluate.patients.probe_job import table_of
 
     pair = genotypes["structure"]["two_against_one"][0]["found"]
@@ -161,7 +162,7 @@ def words(result: dict, kinds: dict, genotypes: dict) -> str:
              "1,000 further held-out NSCLC patients; lead: what the report leads with; reachable: of V, all patients",
              table_of(genotypes), ""]  # fmt: skip
     for one in genotypes["outcomes"]:
-        ways = (f"{how} {way['value']:.2f} [{way['low']:.2f}, {way['high']:.2f}]" for how, way in one["way"].items())
+        ways = (f"{how} {interval_text(way, 2)}" for how, way in one["way"].items())
         lines.append(f"{one['column']:<9} of the way to V: {', '.join(ways)}")
     lines += [
         "", f"KRAS with STK11 ({pair['both']}) against KRAS alone ({pair['first_alone']}), within cancer type and "
