@@ -155,7 +155,8 @@ def refuse_another(section: SlideSection, about: Mapping[str, Any]) -> None:
     if [image.width_px, image.height_px] != expected:
         raise InputError(f"{section.file.path}: has {image.width_px} × {image.height_px} px, and the slide of these "
                          f"maps had {expected[0]} × {expected[1]}")  # fmt: skip
-    if about.get("identity", {}).get("middle_sha256", middle_of(section)) != middle_of(section):
+    middle_sha256 = about.get("identity", {}).get("middle_sha256")
+    if middle_sha256 is not None and middle_sha256 != middle_of(section):
         raise InputError(f"{section.file.path}: is another slide than the one that these maps are of")
 
 

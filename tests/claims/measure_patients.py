@@ -86,14 +86,14 @@ def probes(kinds: dict, genotypes: dict) -> dict:
 
 def unlike(index: PatientIndex, table: dict) -> dict:
     """Of patients that the model did not see: how many are flagged, of those of the new kinds and of all others."""
-    found = unlike_of(index, EmbeddingStore(index.folder.parent))
+    store = EmbeddingStore(index.folder.parent)
+    found = unlike_of(index, store)
     some = np.flatnonzero((index.kind_P == PREDICTED) & ~index.seen_P)
     diagnosis = np.array([table[name]["diagnosis"] for name in index.name_P[some]])
     scanner = np.array([table[name]["scanner"] for name in index.name_P[some]])
     tissue, image = found.tissue.unlike(index.place_PxC[some]), found.scanner.unlike(index.acquisition_PxA[some])
     new_kind, new_scanner = diagnosis == UNSEEN, scanner == HELD_OUT_SCANNER
     others = ~new_kind & ~new_scanner
-    store = EmbeddingStore(index.folder.parent)
     names = set(index.name_P[some][others].tolist())
     rows = store.rows(PREDICTED, patients=names, vectors=("expression", "acquisition"))
     place = index.space.placed(PREDICTED, np.stack([row.expression_G for row in rows]))

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from tario_jax.config import InputError
 from tario_jax.evaluate.blas import one_thread
 from tario_jax.evaluate.patients.auroc import auroc, drawn_weights, interval, macro_auroc
-from tario_jax.evaluate.patients.probe import Folds, Prepared, Told, folds_of
+from tario_jax.evaluate.patients.probe import Folds, Prepared, Told, dealt_anew, folds_of
 
 VECTORS, LOOKS = "vectors", "stain and texture"
 UNKNOWN = ("", "nan", "none", "unknown", "na", "n/a")
@@ -121,14 +121,13 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
     compared = _Compared(label_n, evidence, [folds.number_P for folds in parts], weight_BxP)
     confounding = _confounding(compared, groups, known)
     keys = _keys(groups, confounding)
-    lead = " and ".join(confounding)
+    pairs_n = keys.get(" and ".join(confounding))
     told_n = np.any([of.any(1) for of in evidence[VECTORS]], 0)
-    dealt = {name: groups[name] for name in confounding}
+    dealt_n = joined({name: groups[name] for name in confounding}) if confounding else parts[0].number_P
     result: dict[str, Any] = {
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
         "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, keys),
-        "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], keys.get(lead),
-                      joined(dealt) if dealt else None, setting),
+        "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], pairs_n, dealt_n, setting),
         "calibration": _calibration(log_nxK, label_n, told_n),
         "by_shares": float(np.mean([~of.any(1) for of in evidence[VECTORS]])),
         "by_class": _by_class(compared, outcome.classes),
@@ -139,7 +138,7 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
     }  # fmt: skip
     if alone:
         result["beside_confounders"] = {"of": whole} | compared.difference(f"{VECTORS}, {whole}", f"{whole} alone")
-    result["lead"] = _lead(result, confounding) | {"patients": _compared_patients(label_n, keys.get(lead))}
+    result["lead"] = _lead(result, confounding) | {"patients": _compared_patients(label_n, pairs_n)}
     if reachable_PxF is not None:
         result["way"] = _ways(compared, keys)
     return result
@@ -223,10 +222,10 @@ def joined(groups: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds, group_n: np.ndarray | None,
-          dealt_n: np.ndarray | None, setting: Setting) -> dict[str, float] | None:  # fmt: skip
+          dealt_n: np.ndarray, setting: Setting) -> dict[str, float] | None:  # fmt: skip
     """AUROC of labels that say nothing, over pairs of one group. dealt: groups within which labels are dealt anew, so
-    that what they tell of the label is as it was; else within folds. p: share of them, and of the real one, that reach
-    the real one's; NaN where there is no pair."""
+    that what they tell of the label is as it was. p: share of them, and of the real one, that reach the real one's; NaN
+    where there is no pair."""
     if not setting.shuffles:
         return None
     rng = np.random.default_rng(setting.seed)
@@ -235,8 +234,7 @@ def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds, g
         return float(compare(label_n, prepared.told(label_n, classes).evidence_PxK, folds.number_P, group_n)[0])
 
     real = of(label_n)
-    found = [of(folds.shuffled(label_n, rng) if dealt_n is None else _dealt(label_n, dealt_n, rng))
-             for _ in range(setting.shuffles)]  # fmt: skip
+    found = [of(dealt_anew(label_n, dealt_n, rng)) for _ in range(setting.shuffles)]
     return {
         "mean": float(np.mean(found)),
         "deviation": float(np.std(found, ddof=1)) if len(found) > 1 else np.nan,
@@ -245,13 +243,6 @@ def _null(prepared: Prepared, label_n: np.ndarray, classes: int, folds: Folds, g
         "shuffles": len(found),
         "p": (1 + sum(one >= real for one in found)) / (1 + len(found)) if np.isfinite(real) else np.nan,
     }
-
-
-def _dealt(label_n: np.ndarray, group_n: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    dealt_n = label_n.copy()
-    for group in np.unique(group_n):
-        dealt_n[group_n == group] = rng.permutation(label_n[group_n == group])
-    return dealt_n
 
 
 def _calibration(log_nxK: np.ndarray, label_n: np.ndarray, told_n: np.ndarray) -> dict[str, Any]:

@@ -64,12 +64,13 @@ class Folds:
             found[fold.test] = number
         return found
 
-    def shuffled(self, label_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Labels that say nothing: dealt anew within each fold, which keeps its share of each class."""
-        dealt_P = label_P.copy()
-        for fold in self.folds_L:
-            dealt_P[fold.test] = rng.permutation(label_P[fold.test])
-        return dealt_P
+
+def dealt_anew(label_P: np.ndarray, group_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels that say nothing but what the group tells: each group keeps its share of each class."""
+    dealt_P = label_P.copy()
+    for group in np.unique(group_P):
+        dealt_P[group_P == group] = rng.permutation(label_P[group_P == group])
+    return dealt_P
 
 
 def folds_of(label_P: np.ndarray, outer: int, inner: int, seed: int) -> Folds:
