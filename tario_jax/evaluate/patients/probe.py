@@ -1,10 +1,11 @@
 """Linear probes of patients' vectors: what a straight line through them tells of an outcome.
 
 Nested cross-validation by patient: outer folds are told by probes that never saw them; how strong the penalty is is
-chosen within the others, by log loss; where none tells them better than the shares of the classes do, these are told,
-since a line through noise tells other patients worse than chance. Logistic regression of principal components that keep
-their spread: what hardly varies between patients counts for little, which on few patients tells more than components
-that all weigh the same.
+chosen within the others, by log loss; where it does not tell them better than the shares of the classes by more than
+a standard error, these are told, since a line through noise tells other patients worse than chance (the rule of one
+standard error: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3). Logistic regression of
+principal components that keep their spread: what hardly varies between patients counts for little, which on few
+patients tells more than components that all weigh the same.
 
 Axes: P patients, F features, C components, K classes, L folds.
 """
@@ -120,16 +121,25 @@ def _components(features_PxF: np.ndarray, train: np.ndarray, seed: int) -> np.nd
 
 def _one(train_PxC: np.ndarray, label_P: np.ndarray, inner: Sequence[tuple[np.ndarray, np.ndarray]],
          test_PxC: np.ndarray, classes: int) -> np.ndarray:  # fmt: skip
-    """Log probabilities of the test patients, [P, K], by the penalty, or the shares, that tell the inner folds best."""
-    best, chosen = np.inf, None
-    for penalty in (None, *PENALTIES):
-        loss = 0.0
+    """Log probabilities of the test patients, [P, K], by the penalty that tells the inner folds best, or the shares."""
+
+    def loss_of(penalty: float | None) -> np.ndarray:
+        """Of each patient, told by the other inner folds, in nats, [P]."""
+        loss_P = np.zeros(len(label_P))
         for some, others in inner:
             log_PxK = _log_probability(train_PxC[some], label_P[some], penalty, train_PxC[others], classes)
-            loss -= log_PxK[np.arange(len(others)), label_P[others]].sum()
-        if loss < best - _LEAST_GAIN:
-            best, chosen = loss, penalty
-    return _log_probability(train_PxC, label_P, chosen, test_PxC, classes)
+            loss_P[others] = -log_PxK[np.arange(len(others)), label_P[others]]
+        return loss_P
+
+    best, best_P = None, np.full(len(label_P), np.inf)
+    for penalty in PENALTIES:
+        loss_P = loss_of(penalty)
+        if loss_P.sum() < best_P.sum() - _LEAST_GAIN:
+            best, best_P = penalty, loss_P
+    gain_P = loss_of(None) - best_P
+    if gain_P.sum() <= gain_P.std() * np.sqrt(len(gain_P)):
+        best = None
+    return _log_probability(train_PxC, label_P, best, test_PxC, classes)
 
 
 def _log_probability(train_PxC: np.ndarray, label_P: np.ndarray, penalty: float | None,

@@ -137,7 +137,7 @@ def test_who_knows_nothing_tells_the_shares():
     folds = folds_of(label, 5, 3, 0)
     evidence = [Prepared(rng.normal(0, 1, (300, 20)), folds, 0).told(label, 2).evidence_PxK for _ in range(6)]
     silent = np.mean([[not of[fold.test].any() for fold in folds.folds_L] for of in evidence])
-    assert silent >= 0.4, silent
+    assert silent >= 0.8, silent  # half of them without the margin of a standard error
     spread = [macro_auroc(label, of)[0] - 0.5 for of in evidence]
     assert np.mean(np.abs(spread)) < 0.02, spread
     nothing = Prepared(np.zeros((300, 2)), folds, 0).told(label, 2)
