@@ -137,9 +137,8 @@ def _one(train_PxC: np.ndarray, label_P: np.ndarray, inner: Sequence[tuple[np.nd
         if loss_P.sum() < best_P.sum() - _LEAST_GAIN:
             best, best_P = penalty, loss_P
     gain_P = loss_of(None) - best_P
-    if gain_P.sum() <= gain_P.std() * np.sqrt(len(gain_P)):
-        best = None
-    return _log_probability(train_PxC, label_P, best, test_PxC, classes)
+    error = gain_P.std() * np.sqrt(len(gain_P))  # standard error of the sum
+    return _log_probability(train_PxC, label_P, best if gain_P.sum() > error else None, test_PxC, classes)
 
 
 def _log_probability(train_PxC: np.ndarray, label_P: np.ndarray, penalty: float | None,
