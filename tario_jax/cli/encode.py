@@ -10,7 +10,7 @@ EXAMPLES = """
     tario encode --corpus=corpora/her2st --encoder=efficientnet-lite0
     tario encode --corpus=gs://tissue/corpus --encoder=efficientnet-lite0 --part=3/16
     tario encode --corpus=corpora/her2st --encoder=efficientnet-lite0 --um-per-patch=112 --name=lite0-112um
-    tario encode --corpus=corpora/lung --encoder=uni --weights=models/uni.bin
+    tario encode --corpus=corpora/lung --encoder=uni --weights=models/uni
     tario encode --corpus=corpora/lung --encoder=mine --card=mine.json --weights=mine.onnx
 """
 GROUPS_READ = ()
@@ -21,8 +21,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", required=True, metavar="NAME",
                         help="of the catalogue (docs/encoders.md), or that of --card")  # fmt: skip
     parser.add_argument("--card", type=Path, metavar="FILE.json", help="what another encoder is, and how it is read")
-    parser.add_argument("--weights", type=Path, metavar="FILE",
-                        help="of the encoder, where no package or library finds them by its card")  # fmt: skip
+    parser.add_argument("--weights", type=Path, metavar="PLACE",
+                        help="file, or folder as the hub has it; by default what its library finds")  # fmt: skip
     parser.add_argument("--um-per-patch", type=above_0,
                         help="side of the square that one vector describes; as the card has it by default")  # fmt: skip
     parser.add_argument("--pitch-um", type=above_0,

@@ -5,7 +5,7 @@ An adapter takes a card and the weights that were named, and gives the network, 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ def onnx_encoder(card: EncoderCard, weights: Path | None) -> tuple[Network, str]
     what = f"encoder {card.name}"
     if weights is None:
         raise InputError(f"{what}: is an ONNX model, and no file was named; give --weights=MODEL.onnx")
-    sha256 = file_sha256(weights, what)  # first: a missing file is said in a line
+    file_sha256(weights, what)  # first: a missing file is said in a line
     runtime = imported("onnxruntime", "encoders-onnx", what)
+    sha256 = _onnx_sha256(Path(expand(str(weights))), what)
     try:
         session = runtime.InferenceSession(expand(str(weights)), providers=runtime.get_available_providers())
     except Exception as error:  # the library has a type of its own for each fault, and none in common
@@ -45,22 +46,33 @@ def onnx_encoder(card: EncoderCard, weights: Path | None) -> tuple[Network, str]
 
 
 def timm_encoder(card: EncoderCard, weights: Path | None) -> tuple[Network, str]:
-    """A model of timm by the card's name of it; weights: its file, by default what timm fetches from the hub."""
+    """A model of timm by the card's name of it; weights: by default what timm fetches from the hub.
+
+    Weights of a model of the hub are a folder as the hub has it, of which config.json says what the model is; of one
+    that timm itself knows, a file.
+    """
     what = f"encoder {card.name}"
     timm = imported("timm", "encoders-timm", what)
     torch = imported("torch", "encoders-timm", what)
-    if weights is None:
-        source: dict[str, Any] = {"pretrained": True}
-    else:
+    name, source = card.model, {"pretrained": True}
+    if weights is not None:
         file_sha256(weights, what)
-        source = {"pretrained": False, "checkpoint_path": expand(str(weights))}
+        place = Path(expand(str(weights)))
+        if place.is_dir():
+            name = f"local-dir:{place}"
+        elif name.startswith("hf-hub:"):
+            raise InputError(f"{what}: {weights} does not say which model its weights are of; expected a folder with "
+                             f"it and the config.json that {card.source} has beside it")  # fmt: skip
+        else:
+            source = {"pretrained": False, "checkpoint_path": str(place)}
     try:
-        model = timm.create_model(card.model, **source, **_timm_arguments(card, timm, torch))
+        # no classes: the head gives the vector that it pools
+        model = timm.create_model(name, num_classes=0, **source, **_timm_arguments(card, timm, torch))
     except Exception as error:
         raise _not_made(what, "timm", card, weights, error) from None
     # forward_features gives tokens; the call itself the vector that the model's own head pools
     forward = model if card.pooling == "vector" else model.forward_features
-    return _torch_network(torch, model, forward), _state_sha256(model)
+    return _torch_network(torch, model, forward, card), _state_sha256(model)
 
 
 def transformers_encoder(card: EncoderCard, weights: Path | None) -> tuple[Network, str]:
@@ -77,9 +89,12 @@ def transformers_encoder(card: EncoderCard, weights: Path | None) -> tuple[Netwo
 
     def forward(pixels):
         output = model(pixel_values=pixels)
-        return output.pooler_output if card.pooling == "vector" else output.last_hidden_state
+        found = output.pooler_output if card.pooling == "vector" else output.last_hidden_state
+        if found is None:
+            raise ValueError("it pools no vector; expected a card with pooling 'class' or 'class+mean'")
+        return found
 
-    return _torch_network(torch, model, forward), _state_sha256(model)
+    return _torch_network(torch, model, forward, card), _state_sha256(model)
 
 
 ADAPTERS: dict[str, Callable[[EncoderCard, Path | None], tuple[Network, str]]] = {
@@ -96,16 +111,43 @@ def _timm_arguments(card: EncoderCard, timm, torch) -> dict[str, Any]:
     return {}
 
 
-def _torch_network(torch, model, forward: Callable) -> Network:
+def _torch_network(torch, model, forward: Callable, card: EncoderCard) -> Network:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.eval()
     model.to(device)
 
     def run(pixels_NxYxXx3: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return forward(torch.from_numpy(_channels_first(pixels_NxYxXx3)).to(device)).float().cpu().numpy()
+        try:
+            with torch.inference_mode():
+                return forward(torch.from_numpy(_channels_first(pixels_NxYxXx3)).to(device)).float().cpu().numpy()
+        except Exception as error:
+            raise InputError(f"encoder {card.name}: {card.model} fails on pixels of this card, [N, 3, {card.input_px}, "
+                             f"{card.input_px}] ({_line(error)})") from None  # fmt: skip
 
     return run
+
+
+def _onnx_sha256(path: Path, what: str) -> str:
+    """Checksum of a model's file and of the files beside it that hold its larger weights."""
+    onnx = imported("onnx", "encoders-onnx", what)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise InputError(f"{what}: {path}: onnx cannot read it ({_line(error)})") from None
+    beside = sorted({entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data
+                     if entry.key == "location"})  # fmt: skip
+    parts = [path, *(path.parent / name for name in beside)]
+    sums = [file_sha256(part, what) for part in parts]
+    return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
+
+
+def _tensors(graph) -> Iterator[Any]:
+    """All stored arrays of an ONNX graph and of the graphs in its nodes."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _channels_first(pixels_NxYxXx3: np.ndarray) -> np.ndarray:

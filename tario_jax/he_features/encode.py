@@ -120,8 +120,9 @@ def encode_corpus(corpus: Corpus, encoder: Encoder, *, batch: int = 32, part: tu
     with_he = [section for section in chosen if section.holds("he")]
     if not with_he:
         raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to encode")
-    missing = [section for section in with_he if not _has(section, encoder)]  # all are looked at before any is encoded
-    mine = missing[part[0] - 1 :: part[1]]
+    missing = {section.id for section in with_he if not _has(section, encoder)}  # all, before any is encoded
+    # every N-th of all sections: what others have written meanwhile changes no one's share
+    mine = [section for section in with_he[part[0] - 1 :: part[1]] if section.id in missing]
     sizes = {section.id: int(np.prod(grid_size(section.width_um, section.height_um, encoder.card.pitch_um)))
              for section in mine}  # fmt: skip
     total, done, began = sum(sizes.values()), 0, time.monotonic()
@@ -143,7 +144,7 @@ def encode_corpus(corpus: Corpus, encoder: Encoder, *, batch: int = 32, part: tu
         write_grid(section.place, encoder.card.name, section.seal_sha256, grid, vectors_RxCxF)
         section.close()
         done += sizes[section.id]
-    kept = {section.id for section in with_he} - {section.id for section in missing}
+    kept = {section.id for section in with_he} - missing
     return Encoded(tuple(sizes), tuple(sorted(kept)), tuple(s.id for s in chosen if not s.holds("he")), total,
                    time.monotonic() - began)  # fmt: skip
 

@@ -17,6 +17,7 @@ from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
 from tario_jax.evaluate.score_file import ScoreTable, read_scores
 
 MAIN = ("p256_m_w288_seed0", "p256_m_w288_seed1")  # the most patients, at the sizes that the other axes start from
+WIDER = tuple(name.replace("w288", "w576") for name in MAIN)  # the same in windows of twice the side
 SAMPLES = 500
 CLASS_ORDER = ("mutation", "diffusing", "hidden_state", "visible_state", "type_marker", "housekeeping", "patient_level",
                "sex", "low", "null")  # fmt: skip
@@ -91,6 +92,18 @@ def by_rank(scores: ScoreTable) -> dict:
     return {"mean_r": parts, "spearman": float(rank)}
 
 
+def report_of(folder: Path, name: str) -> dict:
+    return json.loads((folder / name / "report.json").read_text())
+
+
+def of_diffusing(folder: Path) -> dict:
+    """Mean r in counts of genes that diffuse, in windows of 288 and of 576 µm, as many tokens seen; two seeds each."""
+    narrow, wide = ([report_of(folder, name)["classes"]["diffusing"]["counts"]["model"]["mean_r"] for name in names]
+                    for names in (MAIN, WIDER))  # fmt: skip
+    return {"narrow": narrow, "wide": wide, "gain": float(np.mean(wide) - np.mean(narrow)),
+            "null": max(abs(a - b) for a, b in (narrow, wide))}  # fmt: skip
+
+
 def cost(study: dict) -> dict:
     """Minutes by the runs' own clocks, added up: those of each run's training, and of each evaluation."""
     workdirs = {Path(run["workdir"]) for run in study["runs"]}
@@ -104,8 +117,7 @@ def cost(study: dict) -> dict:
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     study = json.loads((folder / "scaling.json").read_text())
-    reports = [json.loads((folder / name / "report.json").read_text()) for name in MAIN]
-    report, scores = reports[0], read_scores(folder / MAIN[0] / "scores.npz")
+    report, scores = report_of(folder, MAIN[0]), read_scores(folder / MAIN[0] / "scores.npz")
     top = report["sets"]["top_moran"]
     patients, resolution = (only(gained(study, axis)) for axis in ("patients at equal steps", "resolution"))
     sizes = widest(gained(study, "parameters"))
@@ -115,6 +127,7 @@ def main() -> None:
         "cost": cost(study),
         "patients": better(patients), "patients_composition": better(patients, "composition"),
         "parameters": better(sizes), "context": better(context), "resolution": better(resolution),
+        "diffusing": of_diffusing(folder),
         "grid": {name: grid[name] for name in ("interaction", "low", "high", "seed_sd")},
         "bulk": beside_spatial(scores), "bulk_of_all": report["bulk"]["log_cpm"],
         "ranks": by_rank(scores),
@@ -166,6 +179,8 @@ def table(found: dict, report: dict) -> str:
         told("finer bins, 36 to 9 µm, same checkpoint", found["resolution"]),
         told("larger models, xs to l", found["parameters"]),
         told("more context, windows of {before:g} to {after:g} µm".format(**found["context"]), found["context"]),
+        "  genes that diffuse, windows of 576 less 288 µm: mean r {gain:+.4f} (two seeds differ by at most {null:.4f})"
+        .format(**found["diffusing"]),
         f"larger models gain more from longer context: {grid['interaction']:+.4f} in mean r of the top "
         f"(patients {grid['low']:+.4f} to {grid['high']:+.4f}; seeds ± {grid['seed_sd']:.4f})",
         f"bulk above spatial, the same genes: bulk {bulk['bulk_r']:.3f} (log-CPM, within cohorts), spatial "

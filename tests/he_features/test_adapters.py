@@ -58,6 +58,25 @@ def test_an_onnx_model_is_run(onnx_model, tmp_path):
     assert len(encoder.card.weights_sha256) == 64 and encoder.card.hash != card.hash
 
 
+def test_weights_beside_an_onnx_model_are_part_of_its_card(onnx_model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path, weight = onnx_model
+    named = card_file(tmp_path / "card.json", made_card(input_px=PX, features=7))
+    cards = []
+    for name, scale in (("one", 1.0), ("two", 2.0), ("again", 1.0)):
+        model = onnx.load(path)
+        model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(scale * weight, "weight"))
+        (tmp_path / name).mkdir()
+        beside = tmp_path / name / "made.onnx"
+        onnx.save(model, beside, save_as_external_data=True, location="made.data", size_threshold=0)
+        cards.append(load_encoder("made", Chosen(card=named, weights=beside)).card)
+    assert (tmp_path / "one/made.onnx").read_bytes() == (tmp_path / "two/made.onnx").read_bytes()
+    assert cards[0].hash != cards[1].hash and cards[0].hash == cards[2].hash
+    (tmp_path / "one/made.data").unlink()
+    lost = Chosen(card=named, weights=tmp_path / "one/made.onnx")
+    refused(lambda: load_encoder("made", lost), "made.data", "no such")
+
+
 def test_faults_of_an_onnx_encoder_are_one_line(onnx_model, tmp_path):
     path, _ = onnx_model
     named = card_file(tmp_path / "card.json", made_card(input_px=PX, features=7))
@@ -172,6 +191,7 @@ def test_timm_gives_the_vector_that_the_model_pools(made, name):
     run, sha256 = timm_encoder(card, None)
     np.testing.assert_allclose(card.pooled(run(card.normalised(PIXELS))), means(card), atol=1e-5)
     assert made[0]["name"] == CARDS[name].model and made[0]["pretrained"] and made[0]["init_values"] == 1e-5
+    assert made[0]["num_classes"] == 0
     assert len(sha256) == 64
 
 
@@ -195,10 +215,45 @@ def test_own_weights_are_taken_from_the_disk(made, tmp_path):
     weights = tmp_path / "uni.bin"
     refused(lambda: timm_encoder(smaller("uni"), weights), "uni.bin", "no such file")
     weights.write_bytes(b"weights")
-    timm_encoder(smaller("uni"), weights)
+    refused(lambda: timm_encoder(smaller("uni"), weights), "uni.bin", "folder", "config.json")  # of which model?
+    timm_encoder(smaller("uni", model="vit_large_patch16_224"), weights)
     assert made[-1]["checkpoint_path"] == str(weights) and not made[-1]["pretrained"]
+    timm_encoder(smaller("uni"), tmp_path)
+    assert made[-1]["name"] == f"local-dir:{tmp_path}" and made[-1]["pretrained"]
     transformers_encoder(smaller("phikon-v2"), tmp_path)
     assert made[-1]["name"] == str(tmp_path)
+
+
+def test_a_model_that_fails_on_pixels_is_one_line(made, monkeypatch):
+    def fails(self, pixels=None, pixel_values=None):
+        raise RuntimeError("Input height (8) does not match model (224)")
+
+    run, _ = timm_encoder(smaller("uni"), None)
+    monkeypatch.setattr(_Network, "__call__", fails)
+    refused(lambda: run(PIXELS), "uni", "fails on pixels", f"3, {PX}, {PX}", "(224)")
+    pooled = types.SimpleNamespace(last_hidden_state=None, pooler_output=None)
+    monkeypatch.setattr(_Network, "__call__", lambda self, pixel_values: pooled)
+    run, _ = transformers_encoder(smaller("phikon-v2", pooling="vector"), None)
+    refused(lambda: run(PIXELS), "phikon-v2", "pools no vector", "'class'")
+
+
+def test_timm_itself_reads_a_folder_of_the_hub(tmp_path):
+    """A small transformer of random weights, stored as the hub stores UNI's."""
+    torch = pytest.importorskip("torch", reason="extra [encoders-timm] is not installed")
+    timm = pytest.importorskip("timm", reason="extra [encoders-timm] is not installed")
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, init_values=1e-5, dynamic_img_size=True).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    card = dataclasses.replace(CARDS["uni"], features=192)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    run, sha256 = timm_encoder(card, tmp_path)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(card.normalised(pixels).transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(card.pooled(run(card.normalised(pixels))), expected, atol=1e-5)
+    tokens = dataclasses.replace(card, pooling="class+mean", features=384)
+    run, same = timm_encoder(tokens, tmp_path)
+    np.testing.assert_allclose(tokens.pooled(run(card.normalised(pixels)))[:, :192], expected, atol=1e-5)
+    assert sha256 == same
+    refused(lambda: run(np.zeros((1, 100, 100, 3), np.float32)), "uni", "fails on pixels")
 
 
 def test_a_gated_model_is_said_in_a_line(made, monkeypatch):
