@@ -5,6 +5,7 @@ It imports what it needs within `run`: `tario --help` starts neither jax nor num
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -74,6 +75,13 @@ def main(argv: list[str] | None = None) -> int:
         from tario_jax.parallel.hosts import end
 
         end(status)
+    if argv is None and status == 2 and "jax" in sys.modules:
+        # nothing is left to be done, and threads of native libraries that still run would abort the process at its end,
+        # with a status of their own
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
     return status
 
 
