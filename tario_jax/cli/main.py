@@ -5,7 +5,6 @@ It imports what it needs within `run`: `tario --help` starts neither jax nor num
 """
 
 import argparse
-import contextlib
 import os
 import sys
 import traceback
@@ -71,17 +70,12 @@ def main(argv: list[str] | None = None) -> int:
             "log says why; the same command on all continues from the newest checkpoint", file=sys.stderr,
         )  # fmt: skip
         status = 1
-    if status and _has_others():
+    # refused, it has nothing left to do, and threads of native libraries that still run may abort it at its end
+    refused = argv is None and status == 2 and "jax" in sys.modules
+    if refused or (status and _has_others()):
         from tario_jax.parallel.hosts import end
 
         end(status)
-    if argv is None and status == 2 and "jax" in sys.modules:
-        # nothing is left to be done, and threads of native libraries that still run would abort the process at its end,
-        # with a status of their own
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status)
     return status
 
 

@@ -24,9 +24,9 @@ def onnx_encoder(card: EncoderCard, weights: Path | None) -> tuple[Network, str]
     what = f"encoder {card.name}"
     if weights is None:
         raise InputError(f"{what}: is an ONNX model, and no file was named; give --weights=MODEL.onnx")
-    file_sha256(weights, what)  # first: a missing file is said in a line
+    of_file = file_sha256(weights, what)  # first: a missing file is said in a line
     runtime = imported("onnxruntime", "encoders-onnx", what)
-    sha256 = _onnx_sha256(Path(expand(str(weights))), what)
+    sha256 = _with_beside(of_file, Path(expand(str(weights))), what)
     try:
         session = runtime.InferenceSession(expand(str(weights)), providers=runtime.get_available_providers())
     except Exception as error:  # the library has a type of its own for each fault, and none in common
@@ -127,8 +127,8 @@ def _torch_network(torch, model, forward: Callable, card: EncoderCard) -> Networ
     return run
 
 
-def _onnx_sha256(path: Path, what: str) -> str:
-    """Checksum of a model's file and of the files beside it that hold its larger weights."""
+def _with_beside(sha256: str, path: Path, what: str) -> str:
+    """The checksum of an ONNX model's file with those of the files beside it that hold its larger weights."""
     onnx = imported("onnx", "encoders-onnx", what)
     try:
         model = onnx.load(path, load_external_data=False)
@@ -136,9 +136,10 @@ def _onnx_sha256(path: Path, what: str) -> str:
         raise InputError(f"{what}: {path}: onnx cannot read it ({_line(error)})") from None
     beside = sorted({entry.value for tensor in _tensors(model.graph) for entry in tensor.external_data
                      if entry.key == "location"})  # fmt: skip
-    parts = [path, *(path.parent / name for name in beside)]
-    sums = [file_sha256(part, what) for part in parts]
-    return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
+    if not beside:
+        return sha256
+    sums = [sha256, *(file_sha256(path.parent / name, what) for name in beside)]
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest()
 
 
 def _tensors(graph) -> Iterator[Any]:

@@ -62,7 +62,8 @@ def has_others() -> bool:
 
 
 def end(status: int) -> NoReturn:
-    """Ends this process at once: as one that is done it would wait five minutes for the others, and they for it."""
+    """Ends this process at once, and waits for no thread: of several processes, one that ends as those that are done
+    would wait five minutes for the others, and they for it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
