@@ -132,7 +132,7 @@ def encode_corpus(corpus: Corpus, encoder: Encoder, *, batch: int = 32, part: tu
         def progress(here: int, of: int, before: int = done, number: int = number, name: str = section.id) -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last < 15 and here < of:
+            if now - last < 15 and before + here < total:
                 return
             last = now
             rate = (before + here) / max(now - began, 1e-9)
