@@ -52,7 +52,7 @@ def copy(folder, tmp_path) -> Path:
 def resealed(folder: Path) -> Path:
     """As if what lies there now had been exported."""
     files = {path.name: [path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
-             for path in folder.iterdir() if path.name != "bundle.json"}  # fmt: skip
+             for path in folder.iterdir() if path.is_file() and path.name != "bundle.json"}  # fmt: skip
     (folder / "bundle.json").write_text(json.dumps({"format_version": 1, "files": files}))
     return folder
 
