@@ -170,7 +170,19 @@ def matches(value: Any, hint: Any) -> bool:
 def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return f'a tuple, as "{_example(hint)}"'
     return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+def _example(hint: Any) -> str:
+    """A value of this type, as it is written on a command line."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return f"({', '.join(map(_example, args[:1] * 2 if args[-1] is Ellipsis else args))})"
+    if typing.get_origin(hint) is Literal:
+        return repr(args[0])
+    return {str: "'a'", int: "1", float: "0.5"}.get(hint, str(hint))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

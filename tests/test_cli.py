@@ -22,6 +22,7 @@ from tiny_tissue import st_folder
 from tario_jax.cli import main as cli
 from tario_jax.config import Config
 from tario_jax.config_files import load_config, override
+from tario_jax.evaluate.job import evaluate_checkpoint
 
 JOBS = ("run", "simulate", "ingest", "check", "corpus", "encode", "train", "predict", "maps", "view", "export", "serve",
         "decode", "embed", "atlas", "probe", "neighbours", "evaluate", "finer", "shift", "gallery", "scaling", "bench",
@@ -105,6 +106,8 @@ def test_a_number_that_means_nothing_is_refused_with_its_flag(tario, words, told
     (("--config.steps=3",), ("did you mean --config.train.steps?",)),
     (("--config.train.steps=many",), ("--config.train.steps=many", "expected int")),
     (("--config.train.steps=1.5",), ("--config.train.steps=1.5", "expected int")),
+    (("--config.split.train=C2,C3",), ("--config.split.train=C2,C3", "expected a tuple, as \"('a', 'a')\"")),
+    (("--config.data.groups=4",), ("--config.data.groups=4", "expected a tuple, as \"((1, 0.5), (1, 0.5))\"")),
     (("--config.data.order=spiral",), ("expected one of raster, hilbert",)),
     (("--config.train=3",), ("'train' is a group of fields",)),
     (("--config.data.bin_um=-1",), ("data.bin_um is -1.0", "more than 0")),
@@ -244,6 +247,8 @@ def test_a_prediction_that_cannot_be_made_is_one_line_and_writes_nothing(tiny_ru
         (("--steps=-1",), ("groups is -1",)),
         (("--samples=4",), ("--samples: means nothing to one-shot", "--steps=K")),
         (("--steps=4", "--samples=1", "--uncertainty"), ("--uncertainty", "two samples")),
+        (("--uncertainty",), ("--uncertainty", "'tario evaluate'", "evaluate it first")),
+        (("--uncertainty", "--cells=corpus"), ("--uncertainty", "is of bins", "leave one of them out")),
     ):
         refused(tario("predict", *given, "--section=F1", *words), *answer)
     refused(tario("predict", "--workdir", tiny_run, "--section=F1", "--out", tmp_path / "maps.h5ad"),
@@ -262,6 +267,25 @@ def test_maps_say_how_they_were_generated(tiny_run, tiny_corpus, tario, tmp_path
     assert not maps.layers["between_sample_variance"].any()
     assert tario(*words, "--steps=1", "--samples=2", "--out", tmp_path / "plain.h5ad").returncode == 0
     assert not anndata.read_h5ad(tmp_path / "plain.h5ad").layers
+
+
+def test_maps_say_how_far_counts_lie_from_rates(tiny_run, tiny_corpus, predictor, tario, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    evaluate_checkpoint(predictor, tiny_corpus, predictor.provenance.config.evaluate, tmp_path, title="x",
+                        say=lambda line: None)  # fmt: skip
+    found = json.loads((tmp_path / "report.json").read_text())["uncertainty"]
+    words = ("predict", "--workdir", tiny_run, "--corpus", tiny_corpus.root, "--section=F1", "--out",
+             tmp_path / "maps.h5ad", "--validation", tmp_path / "validation.parquet")  # fmt: skip
+    refused(tario(*words, "--uncertainty", "--bin-um=36"), "--uncertainty", "places of 18 µm", "these are of 36 µm")
+    assert not (tmp_path / "maps.h5ad").exists()
+    done = tario(*words, "--uncertainty")
+    assert done.returncode == 0, done.stderr
+    maps = anndata.read_h5ad(tmp_path / "maps.h5ad")
+    expected = maps.X * (1 + found["bursts"]) + found["uncertain"] * maps.X**2
+    np.testing.assert_allclose(maps.layers["count_variance"], expected, rtol=1e-5)
+    about = maps.uns["tario"]
+    assert (about["count_bursts"], about["count_uncertain"]) == (found["bursts"], found["uncertain"])
+    assert tario(*words).returncode == 0 and not anndata.read_h5ad(tmp_path / "maps.h5ad").layers
 
 
 def test_an_image_is_real_tissue_to_a_model_of_virtual_tissue(tiny_run, tario, tmp_path):

@@ -50,8 +50,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--order", choices=GENERATED_ORDERS, help="in which bins are written; random by default")
     steps.add_argument("--seed", type=int, help="of orders and draws; 0 by default")
     steps.add_argument("--uncertainty", action="store_true",
-                       help="layer between_sample_variance in --out: a count varies by X + this; in .maps the "
-                       "deviation between windows, or with --steps between samples")  # fmt: skip
+                       help="in .h5ad a layer: count_variance, of counts around X, or with --steps "
+                       "between_sample_variance, of rates; in .maps the deviation between windows or samples")  # fmt: skip
     cell_flags(parser)
     slide_flags(parser)
 
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
             return run_slide(options, _load(options))
         maps = _maps_of_image(options) if options.image is not None else _maps_of_section(options)
     if options.out is not None:
-        maps.write_h5ad(options.out)
+        maps.write_h5ad(options.out, count_variance=options.uncertainty and options.steps is None)
     if options.table is not None:
         maps.write_table(options.table)
     mean_G = maps.rates_NxG.mean(0)
@@ -102,8 +102,11 @@ def _check(options: argparse.Namespace) -> None:
     for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
         path.parent.mkdir(parents=True, exist_ok=True)
     _check_steps(options)
-    if options.uncertainty and (options.out is None or options.samples == 1):
-        raise InputError("--uncertainty: is a layer of --out=MAPS.h5ad, between two samples or more; give both")
+    if options.uncertainty and (options.out is None or options.steps is not None and options.samples == 1):
+        raise InputError("--uncertainty: is a layer of --out=MAPS.h5ad, with --steps between two samples or more; give "
+                         "both")  # fmt: skip
+    if options.uncertainty and options.cells is not None:
+        raise InputError("--uncertainty: is of bins, and --cells asks for cells; leave one of them out")
     unused = "um_per_px" if options.section is not None else "corpus"
     if getattr(options, unused) is not None:
         raise InputError(f"--{unused.replace('_', '-')}: means nothing to "
@@ -121,7 +124,7 @@ def _check(options: argparse.Namespace) -> None:
 def _check_steps(options: argparse.Namespace) -> None:
     if options.steps is not None:
         return
-    for name in ("samples", "order", "seed", *(() if writes_folder(options) else ("uncertainty",))):
+    for name in ("samples", "order", "seed"):
         if getattr(options, name) not in (None, False):
             raise InputError(f"--{name}: means nothing to one-shot prediction; add --steps=K, or leave it out")
 
@@ -164,9 +167,22 @@ def _maps(options: argparse.Namespace, predictor, section, tissue: str):
     asked = {"tissue": tissue, "bin_um": options.bin_um, "overlap": overlap,
              "progress": say_about_ten_times("predict", "windows")}  # fmt: skip
     if options.steps is None:
+        if options.uncertainty:  # refused before the work
+            _refuse_unknown_spread(predictor, section, options.bin_um)
         return predictor.predict_section(section, **asked)
     from tario_jax.predict.generate import Steps, generate_section
 
     steps = Steps(options.steps, options.samples or 8, options.order or "random", options.seed or 0)
     maps, _ = generate_section(predictor, section, steps, **asked)
     return maps if options.uncertainty else dataclasses.replace(maps, between_NxG=None)
+
+
+def _refuse_unknown_spread(predictor, section, bin_um: float | None) -> None:
+    if predictor.validation is None:
+        raise InputError("--uncertainty: how far counts scatter around rates is learnt by 'tario evaluate', which this "
+                         "checkpoint has not seen; evaluate it first, or give --validation")  # fmt: skip
+    of_bins_um = predictor.provenance.bin_um if bin_um is None else bin_um
+    try:
+        predictor.validation.count_spread(of_bins_um if section.spots is None else section.spots.square_um)
+    except InputError as error:
+        raise InputError(f"--uncertainty: {error}") from None

@@ -118,6 +118,11 @@ class Spots:
     def __len__(self) -> int:
         return len(self.x_um_N)
 
+    @property
+    def square_um(self) -> float:
+        """Side of the square of a spot's area."""
+        return float(np.sqrt(np.pi) * self.diameter_um / 2)
+
     @functools.cached_property
     def pitch_um(self) -> float:
         """Median distance of a spot to its nearest neighbour; 1 for a spot alone."""

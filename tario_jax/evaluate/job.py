@@ -24,6 +24,7 @@ from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_reader import Reader
 from tario_jax.evaluate.section_work import Work
 from tario_jax.evaluate.tables import Evaluation, evaluate, plain
+from tario_jax.evaluate.uncertainty import count_spread
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.capacity import refuse_fine_bins
@@ -123,6 +124,8 @@ def evaluate_checkpoint(
             [arrays[f"null_class/{name}"] for arrays in evaluation.context.arrays_S]
             for name in ("counts", "totals", "told")
         )))  # fmt: skip
+    validation = [corpus.section(name) for name in provenance.validation] if own else []
+    report["uncertainty"] = plain(count_spread(reader, validation, usable, kept, say))
     report["banners"] = banners(report)
     by_id = {section.id: section for section in usable}
     figures = draw_figures(folder / "figures", evaluation,
@@ -137,6 +140,9 @@ def evaluate_checkpoint(
     ).write(folder / score_file.FILE)  # fmt: skip
     about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
     about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}
+    about["count_spread"] = report["uncertainty"] and {
+        name: report["uncertainty"][name] for name in ("size_um", "bursts", "uncertain")
+    }
     gene_validation(evaluation.context, symbols, about).write(folder / VALIDATION)
     write_report(folder, evaluation, figures, title)
     return evaluation

@@ -103,6 +103,7 @@ def render(report: dict[str, Any], figures: list[Drawn], title: str) -> str:
         _bulk(report),
         _classes(report),
         _null_class(report),
+        _uncertainty(report),
         _left_out(report),
     ]
     return whole_page(title, parts)
@@ -273,6 +274,20 @@ def _null_class(report: dict[str, Any]) -> str:
             f"{null['genes']} genes, beyond a bin's total {null['beyond_total']:+.3f} (standard error "
             f"{null['se']:.3f}; bins shuffled {null['shuffled_mean']:+.3f} ± {null['shuffled_sd']:.3f}). "
             f"{null['bins']:,} bins, {null['bins_left_out']:,} of low total left out.</p>")  # fmt: skip
+
+
+def _uncertainty(report: dict[str, Any]) -> str:
+    found = report.get("uncertainty")
+    if not found:
+        return ("<p class=note>How far counts scatter around rates was not learnt: there is no validation section of "
+                "the model's own corpus with counts.</p>")  # fmt: skip
+    shares = ", ".join(f"{100 * share:.1f} % (as if Poisson {100 * found['coverage_poisson'][level]:.1f} %)"
+                       for level, share in found["coverage"].items())  # fmt: skip
+    return (f"<h2>How far counts lie from rates</h2><p class=note>A count of rate m varies by "
+            f"{1 + found['bursts']:.2f} m + {found['uncertain']:.3f} m² (places of {found['size_um']:.3g} µm, fitted "
+            f"to {found['validation_sections']} sections of validation). Of {found['counts']:,} counts of "
+            f"{found['held_out_sections']} held-out sections, drawn by their rates, the central "
+            f"{', '.join(found['coverage'])} % intervals hold {shares}.</p>")  # fmt: skip
 
 
 def _left_out(report: dict[str, Any]) -> str:

@@ -238,7 +238,7 @@ class SpotPlaces:
             )
         self._data, self._diameter_um = data, spots.diameter_um
         self.x_um_N, self.y_um_N = spots.x_um_N, spots.y_um_N
-        self.size_um, self.pitch_um = float(np.sqrt(np.pi) * spots.diameter_um / 2), spots.pitch_um
+        self.size_um, self.pitch_um = spots.square_um, spots.pitch_um
         self.per_tile = densest_spots(spots.x_um_N, spots.y_um_N, data.tile_um)
         self.per_window = densest_spots(spots.x_um_N, spots.y_um_N, data.window_um)
 

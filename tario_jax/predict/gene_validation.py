@@ -36,7 +36,7 @@ class GeneValidation:
     density_r_CxG: np.ndarray
     excess_low_CxG: np.ndarray
     ceiling_CxG: np.ndarray  # the largest r that any prediction could reach against these counts
-    about: dict[str, Any]  # panel_hash, bin_um, corpus_seal, split_by, trained_on, tissue, checkpoint …
+    about: dict[str, Any]  # panel_hash, bin_um, corpus_seal, split_by, trained_on, tissue, checkpoint, count_spread …
 
     @property
     def excess_CxG(self) -> np.ndarray:
@@ -45,6 +45,20 @@ class GeneValidation:
     @property
     def validated_CxG(self) -> np.ndarray:
         return np.nan_to_num(self.excess_low_CxG, nan=-1.0) > 0
+
+    def count_spread(self, size_um: float) -> tuple[float, float]:
+        """(bursts, uncertain) of places of this side: a count of rate m varies by m (1 + bursts) + uncertain · m².
+
+        Raises `InputError` where it was not fitted to such places.
+        """
+        found = self.about.get("count_spread")  # absent: written by a tario that did not fit it
+        if not found:
+            raise InputError("how far counts scatter was not learnt: 'tario evaluate' fits it to validation sections "
+                             "of the model's own corpus; evaluate again where there are some")  # fmt: skip
+        if abs(found["size_um"] - size_um) > 1e-3 * size_um:
+            raise InputError(f"how far counts scatter is known of places of {found['size_um']:g} µm, and these are "
+                             f"of {size_um:g} µm; predict those, or 'tario evaluate --bin-um={size_um:g}'")  # fmt: skip
+        return found["bursts"], found["uncertain"]
 
     def of(self, cohort: str, symbols: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Columns of one cohort for these genes: r, excess_over_density, ceiling, validated; NaN for unknown genes."""

@@ -1,5 +1,6 @@
 """Gene maps: predicted rates of every gene of the model at places of one section."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,22 @@ class GeneMaps:
     names_N: tuple[str, ...] = ()  # of the places, where the platform names its spots
     he_origin_px: tuple[float, float] = (0.0, 0.0)  # where the section's H&E begins in the image that it was cut from
     decoding: str = ONE_SHOT  # how the rates came about
-    between_NxG: np.ndarray | None = None  # variance of the rates between samples; counts vary by rate + this
+    between_NxG: np.ndarray | None = None  # variance of the rates between samples, which is not that of counts
     validation: GeneValidation | None = None  # how well the model predicted each gene of held-out patients
+
+    def count_spread(self) -> tuple[float, float]:
+        """(bursts, uncertain), as fitted to places of this side in validation sections: see `GeneValidation`.
+
+        Raises `InputError` where they are not known.
+        """
+        if self.validation is None:
+            raise InputError(f"how far counts scatter is not known: these rates were validated on {self.validated_on}")
+        return self.validation.count_spread(self.size_um)
+
+    def count_variance(self) -> np.ndarray:
+        """Of a count at each place, float32 [N, G]: that of a negative binomial around its rate."""
+        bursts, uncertain = self.count_spread()
+        return self.rates_NxG * np.float32(1 + bursts) + np.float32(uncertain) * self.rates_NxG**2
 
     @property
     def banner(self) -> str:
@@ -71,11 +86,14 @@ class GeneMaps:
             "validated_on": self.validated_on,
         } | self._validation_of()
 
-    def _validation_of(self) -> dict[str, str]:
-        """Which corpus and split the validation is of; nothing where there was none."""
+    def _validation_of(self) -> dict[str, Any]:
+        """Which corpus and split the validation is of, and what it knows of counts; nothing where there was none."""
         if self.validation is None:
             return {}
-        return {f"validation_{name}": self.validation.about[name] for name in ("corpus_seal", "split_by")}
+        known = {f"validation_{name}": self.validation.about[name] for name in ("corpus_seal", "split_by")}
+        with contextlib.suppress(InputError):  # not of places of this side
+            known |= dict(zip(("count_bursts", "count_uncertain"), self.count_spread(), strict=True))
+        return known
 
     @property
     def validated_on(self) -> str:
@@ -99,11 +117,11 @@ class GeneMaps:
         """What is known of each place, [N] each."""
         return {"x_um": self.x_um_N, "y_um": self.y_um_N, "size_um": np.full(len(self.x_um_N), self.size_um)}
 
-    def to_anndata(self):
+    def to_anndata(self, *, count_variance: bool = False):
         """As AnnData: obs = places with x_um and y_um, var_names = symbols, obsm['spatial'] in full-resolution px.
 
         Full resolution is the image that the section's H&E was cut from; where ingest resampled the H&E into the
-        assay's frame (Xenium), it is that resampled image.
+        assay's frame (Xenium), it is that resampled image. count_variance: as a layer.
         """
         try:
             import anndata
@@ -116,14 +134,16 @@ class GeneMaps:
         maps.obsm["spatial"] = np.stack([self.x_um_N, self.y_um_N], 1) / self.he_um_per_px + self.he_origin_px
         if self.between_NxG is not None:
             maps.layers["between_sample_variance"] = self.between_NxG
+        if count_variance:
+            maps.layers["count_variance"] = self.count_variance()
         maps.uns["tario"] = self.metadata()
         return maps
 
-    def write_h5ad(self, path: Path) -> None:
+    def write_h5ad(self, path: Path, *, count_variance: bool = False) -> None:
         """Writes AnnData; the file is absent or whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        self.to_anndata().write_h5ad(partial)
+        self.to_anndata(count_variance=count_variance).write_h5ad(partial)
         partial.replace(path)
 
     def write_table(self, path: Path) -> None:
