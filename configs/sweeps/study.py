@@ -56,7 +56,7 @@ BASE = Config(
         rare_gene_weight=0.5,
     ),
     optim=OptimConfig(learning_rate=2e-3, warmup_steps=40, optimiser="muon"),
-    train=TrainConfig(steps=400, log_every=20, validate_every=200, checkpoint_every=200, keep_checkpoints=1),
+    train=TrainConfig(steps=320, log_every=20, validate_every=160, checkpoint_every=160, keep_checkpoints=1),
     evaluate=EvaluateConfig(top_genes=1000, bootstraps=500),
 )
 

@@ -51,7 +51,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--seed", type=int, help="of orders and draws; 0 by default")
     steps.add_argument("--uncertainty", action="store_true",
                        help="in .h5ad a layer: count_variance, of counts around X, or with --steps "
-                       "between_sample_variance, of rates; in .maps the deviation between windows or samples")  # fmt: skip
+                       "between_sample_variance, of rates; in .maps deviations between windows or samples")  # fmt: skip
     cell_flags(parser)
     slide_flags(parser)
 
