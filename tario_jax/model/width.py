@@ -6,11 +6,12 @@ fan_in against the base (variance of the start; learning rate, both against the 
 
     weight    fan_in  fan_out  variance     rate   here
     input     fixed   grows    1 / fan_in   1      texture_in, query_size, query_depth, content_total,
-                                                   content_depth, stem_in; biases, norms
-    hidden    grows   grows    1 / fan_in   1/n    q, k, v, attention_out, mlp_*, query_he, texture_hidden, and where
-                                                   their sizes grow stem_conv, stem_join, wide_conv, stem_out,
+                                                   content_depth, stem_in, frozen.into; biases, norms,
+                                                   hidden_token
+    hidden    grows   grows    1 / fan_in   1/n    q, k, v, attention_out, mlp_*, query_he, near_in, texture_hidden,
+                                                   and where their sizes grow stem_conv, stem_join, wide_conv, stem_out,
                                                    content_in, gene_in
-    output    grows   fixed    1 / (fan_in · n)  1/n   total_weight; gene_in where gene_dim does not grow
+    output    grows   fixed    1 / (fan_in · n)  1/n   total_weight, looks_out; gene_in where gene_dim does not grow
 
 The table of genes is read by the head and by the content encoder: output and input in one. It takes the form of table 8
 (for tied embeddings): entries that start and move as in the base whatever gene_dim is, and 1/n in front of what the

@@ -44,7 +44,7 @@ class Machine(NamedTuple):
     element_bytes: int  # of the compute type
     kernel_block: int  # tokens of a block of the attention kernel; 0: plain XLA, whose blocks of scores meet memory
     parts: int  # of a batch, one after the other
-    joins: bool  # whether loops over elements are joined to products, and a convolution is an instruction
+    joins: bool  # whether loops over elements are joined to products, and all of a convolution is an instruction
 
 
 def device_work(
@@ -191,10 +191,10 @@ def _encoders(model: ModelConfig, layout: Layout, patches, bins, contents, machi
 def _convolution(cells: float, k: int, n: int, machine: Machine, *, inputs: bool = True) -> Part:
     """3 × 3, of k channels to n."""
     part, b = _product("encoders", cells, 9 * k, n, 0, machine, inputs=inputs), machine.element_bytes
-    if machine.joins:  # it reads each cell once
-        return part._replace(bytes=part.bytes - (3 if inputs else 2) * b * 8 * cells * k)
-    # the nine neighbours of each cell are written side by side, and their gradients read
-    return part + Part("encoders", 0.0, 0.0, (2 if inputs else 1) * b * 9 * cells * k)
+    # it reads each cell once
+    part = part._replace(bytes=part.bytes - (3 if inputs else 2) * b * 8 * cells * k)
+    # on a CPU the nine neighbours of each cell are written and read for the gradient of the weights
+    return part if machine.joins else part + Part("encoders", 0.0, 0.0, 2 * b * 9 * cells * k)
 
 
 def device_links(

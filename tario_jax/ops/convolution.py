@@ -1,17 +1,18 @@
 """3 × 3 convolutions of patches, and the gradient of their weights in float32.
 
-On an accelerator a convolution is one instruction. On a CPU XLA's gradient of small ones is many times slower than one
-product over the neighbours side by side, which on an accelerator would write them, nine times the input, to memory.
+A convolution is one instruction, and so is the gradient of its inputs. That of its weights is one on an accelerator; on
+a CPU, where XLA's own is slower, it is nine products, one a neighbour.
 
-Axes: B rows, T tiles, P patches of a tile, Y and X cells of a patch, C and E channels in and out.
+Axes: B rows, T tiles, P patches of a tile, Y and X cells of a patch, C and E channels in and out; N all patches.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from tario_jax.config import BATCH_AXES
-from tario_jax.ops.project import project
 from tario_jax.ops.ranks import Ranks, ambient_platform
 
 _OF_CELLS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NYXC, YXCE -> NYXE
@@ -19,22 +20,21 @@ _OF_WEIGHTS = lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1))
 _AROUND = ((1, 1), (1, 1))
 
 
-def convolve3x3(x_BxTxPxYxXxC: jax.Array, weight_9CxE: jax.Array, *, side_by_side: bool | None = None) -> jax.Array:
+def convolve3x3(x_BxTxPxYxXxC: jax.Array, weight_9CxE: jax.Array, *, by_neighbour: bool | None = None) -> jax.Array:
     """The sum over each cell's neighbours and itself, 0 beyond the patch: [B, T, P, Y, X, E] in x's type.
 
-    weight: float32, its rows by neighbour (from above left, by lines) and then by channel. side_by_side: the way of a
-    CPU; None: that of the platform. Under an ambient mesh rows lie over replica × fsdp, tiles over context.
+    weight: float32, its rows by neighbour (from above left, by lines) and then by channel. by_neighbour: how its
+    gradient is made, as on a CPU; None: as on the platform. Under an ambient mesh rows lie over replica × fsdp, tiles
+    over context.
     """
-    if ambient_platform() == "cpu" if side_by_side is None else side_by_side:
-        Y, X = x_BxTxPxYxXxC.shape[3:5]
-        padded = jnp.pad(x_BxTxPxYxXxC, ((0, 0), (0, 0), (0, 0), *_AROUND, (0, 0)))
-        around = jnp.concatenate([padded[..., i : i + Y, j : j + X, :] for i in range(3) for j in range(3)], -1)
-        return project("btpyxi,ie->btpyxe", around, weight_9CxE)
-    return _convolve(x_BxTxPxYxXxC, weight_9CxE)
+    by_neighbour = ambient_platform() == "cpu" if by_neighbour is None else by_neighbour
+    return _convolve(x_BxTxPxYxXxC, weight_9CxE, by_neighbour)
 
 
-@jax.custom_vjp
-def _convolve(x, weight_9CxE):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x, weight_9CxE, by_neighbour):
+    del by_neighbour
+
     def local(x, weight_9CxE):
         cells = x.reshape(-1, *x.shape[3:])
         y = lax.conv_general_dilated(cells, _kernel(x, weight_9CxE), (1, 1), _AROUND, dimension_numbers=_OF_CELLS,
@@ -44,11 +44,11 @@ def _convolve(x, weight_9CxE):
     return _run(local, 1)(x, weight_9CxE)
 
 
-def _forward(x, weight_9CxE):
-    return _convolve(x, weight_9CxE), (x, weight_9CxE)
+def _forward(x, weight_9CxE, by_neighbour):
+    return _convolve(x, weight_9CxE, by_neighbour), (x, weight_9CxE)
 
 
-def _backward(kept, dy):
+def _backward(by_neighbour, kept, dy):
     x, weight_9CxE = kept
     ranks = Ranks.ambient()
 
@@ -57,8 +57,7 @@ def _backward(kept, dy):
         turned = _kernel(x, weight_9CxE)[::-1, ::-1].swapaxes(2, 3)
         dx = lax.conv_general_dilated(d_cells, turned, (1, 1), _AROUND, dimension_numbers=_OF_CELLS,
                                       preferred_element_type=jnp.float32)  # fmt: skip
-        d_kernel = lax.conv_general_dilated(cells, d_cells, (1, 1), _AROUND, dimension_numbers=_OF_WEIGHTS,
-                                            preferred_element_type=jnp.float32)  # fmt: skip
+        d_kernel = (_by_neighbour if by_neighbour else _at_once)(cells, d_cells)
         d_weight = ranks.sum(d_kernel, *BATCH_AXES, "context").reshape(weight_9CxE.shape)
         return dx.reshape(x.shape).astype(x.dtype), d_weight.astype(weight_9CxE.dtype)
 
@@ -66,6 +65,21 @@ def _backward(kept, dy):
 
 
 _convolve.defvjp(_forward, _backward)
+
+
+def _at_once(x_NxYxXxC: jax.Array, dy_NxYxXxE: jax.Array) -> jax.Array:
+    """The gradient of the kernel, float32 [3, 3, C, E]."""
+    return lax.conv_general_dilated(x_NxYxXxC, dy_NxYxXxE, (1, 1), _AROUND, dimension_numbers=_OF_WEIGHTS,
+                                    preferred_element_type=jnp.float32)  # fmt: skip
+
+
+def _by_neighbour(x_NxYxXxC: jax.Array, dy_NxYxXxE: jax.Array) -> jax.Array:
+    """The same, as products over all cells."""
+    (_, Y, X, C), E = x_NxYxXxC.shape, dy_NxYxXxE.shape[-1]
+    padded, rows = jnp.pad(x_NxYxXxC, ((0, 0), *_AROUND, (0, 0))), dy_NxYxXxE.reshape(-1, E)
+    of_neighbours = [jnp.matmul(padded[:, i : i + Y, j : j + X].reshape(-1, C).T, rows,
+                                preferred_element_type=jnp.float32) for i in range(3) for j in range(3)]  # fmt: skip
+    return jnp.stack(of_neighbours).reshape(3, 3, C, E)
 
 
 def _kernel(x, weight_9CxE) -> jax.Array:

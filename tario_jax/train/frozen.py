@@ -15,8 +15,8 @@ _OF_GENES = {"genes", "gene_bias"}
 def trained_parameters(built: Built, config: StartConfig) -> Tree | None:
     """A bool for every parameter, True where it is trained; None where all are.
 
-    Of the gene tables: their rows, the genes' biases, and the only scalar, the bias of the density of detections, which
-    moves with the panel.
+    Of the gene tables: their rows, the genes' biases, and what is one number: the bias of the density of detections,
+    which moves with the panel, and where totals are negative binomial their size.
     """
     if config.trained == "all":
         return None

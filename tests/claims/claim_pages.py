@@ -6,6 +6,7 @@ docs/claims.json, so no page holds a number that no command gave.
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def claims_page(records: dict[str, Record]) -> str:
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
         lines += ["", "Commands:", ""]
         commands = dict.fromkeys(records[key]["command"] for key in keys)
-        lines += [f"    {command}" for command in commands]
+        lines += [textwrap.indent(command, "    ") for command in commands]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """Which stages of EfficientNet-Lite0 tell most of real spots, at which scale: `measure_frozen_encoder.py FOLDER OUT`.
 
-HER2ST, one patient: a ridge on the leading 256 axes of the features of the square around each spot. The default of the
-catalogue was chosen on C4, with C2 and C3 for training; C5, with C2 to C4, is what is reported. Needs TARIO_REAL_DATA.
+HER2ST, one patient: a ridge on the leading 256 axes of the features of the square around each spot. The stages of the
+catalogue were chosen on C4, with C2 and C3 for training; C5, with C2 to C4, is what is reported. Needs TARIO_REAL_DATA.
 """
 
 import argparse

@@ -1,12 +1,15 @@
-"""What a study of configs/sweeps/study.py found, statement by statement: `measure_study.py FOLDER OUT.json [DOCS]`.
+"""What a study of configs/sweeps/study.py found, statement by statement.
+
+    measure_study.py FOLDER OUT.json [DOCS] [--parts=patients,sizes,resolution]
 
 Each statement is one that was published of TARIO-2, asked of the runs in FOLDER, with its null and its interval. A
-statement that does not hold is told like one that does. DOCS: a folder for the figures of docs/scaling_study.md.
+statement that does not hold is told like one that does. DOCS: a folder for the figures of docs/scaling_study.md. Parts
+can be measured one by one, by what `--only` of the launch made: see PARTS.
 """
 
+import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from tario_jax.evaluate.score_file import ScoreTable, read_scores
 
 MAIN = ("p256_m_w288_seed0", "p256_m_w288_seed1")  # the most patients, at the sizes that the other axes start from
 WIDER = tuple(name.replace("w288", "w576") for name in MAIN)  # the same in windows of twice the side
+PARTS = {"patients": "p*_m_w288_*", "sizes": "p256_*_w*", "resolution": "p256_m_mixed_*"}  # runs that each takes
 SAMPLES = 500
 CLASS_ORDER = ("mutation", "diffusing", "hidden_state", "visible_state", "type_marker", "housekeeping", "patient_level",
                "sex", "low", "null")  # fmt: skip
@@ -104,9 +108,10 @@ def of_diffusing(folder: Path) -> dict:
             "null": max(abs(a - b) for a, b in (narrow, wide))}  # fmt: skip
 
 
-def cost(study: dict) -> dict:
-    """Minutes by the runs' own clocks, added up: those of each run's training, and of each evaluation."""
-    workdirs = {Path(run["workdir"]) for run in study["runs"]}
+def cost(study: dict, parts: list[str]) -> dict:
+    """Minutes by the clocks of the runs of these parts, added up: those of training, and of each evaluation."""
+    workdirs = {workdir for workdir in (Path(run["workdir"]) for run in study["runs"])
+                if any(workdir.match(PARTS[part]) for part in parts)}  # fmt: skip
     trained = [json.loads((workdir / "done.json").read_text())["seconds"] for workdir in workdirs]
     evaluated = [json.loads(path.read_text())["headline"]["seconds"] for workdir in workdirs
                  for path in (workdir / "report.json", *workdir.glob("read_*/report.json"))]  # fmt: skip
@@ -115,74 +120,52 @@ def cost(study: dict) -> dict:
 
 
 def main() -> None:
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    study = json.loads((folder / "scaling.json").read_text())
-    report, scores = report_of(folder, MAIN[0]), read_scores(folder / MAIN[0] / "scores.npz")
-    top = report["sets"]["top_moran"]
-    patients, resolution = (only(gained(study, axis)) for axis in ("patients at equal steps", "resolution"))
-    sizes = widest(gained(study, "parameters"))
-    context = widest(gained(study, "context"))
-    grid = study["grids"][0]["quantities"]["r/counts/top"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("docs", type=Path, nargs="?")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    options = parser.parse_args()
+    parts, study = options.parts.split(","), json.loads((options.folder / "scaling.json").read_text())
+    found, lines = {"cost": cost(study, parts)}, []
+    lines.append("{runs} runs trained in {training_minutes:.0f} min, {readings} evaluations in "
+                 "{evaluation_minutes:.0f} min, by their own clocks".format(**found["cost"]))  # fmt: skip
+    for part in parts:
+        of_part, told_of = {"patients": patients, "sizes": sizes, "resolution": resolution}[part](options.folder, study)
+        found |= of_part
+        lines += ["", *told_of]
+    options.out.write_text(json.dumps(found | {"table": "\n".join(lines)}, indent=1))
+    print("\n".join(lines))
+    if options.docs is not None:
+        for name, figure in figures(study, parts).items():
+            shutil.copy(options.folder / "figures" / f"{figure}.png", options.docs / f"scaling_study_{name}.png")
+
+
+def patients(folder: Path, study: dict) -> tuple[dict, list[str]]:
+    """What more patients bring, and how well the model of most patients does beside its controls."""
+    more = only(gained(study, "patients at equal steps"))
+    reports = [report_of(folder, name) for name in MAIN]
+    report, scores = reports[0], read_scores(folder / MAIN[0] / "scores.npz")
+    tops = [one["sets"]["top_moran"] for one in reports]
     found = {
-        "cost": cost(study),
-        "patients": better(patients), "patients_composition": better(patients, "composition"),
-        "parameters": better(sizes), "context": better(context), "resolution": better(resolution),
-        "diffusing": of_diffusing(folder),
-        "grid": {name: grid[name] for name in ("interaction", "low", "high", "seed_sd")},
-        "bulk": beside_spatial(scores), "bulk_of_all": report["bulk"]["log_cpm"],
-        "ranks": by_rank(scores),
-        "nearer": {name: top["nearer_than_measurement"][name] for name in ("model", "own_density", "neighbours")},
-        "nearer_seen": top["nearer_truth"], "null_class": report["null_class"],
-        "shares": top["share_of_reachable"],
-        "shares_of_controls": {
-            control: {form: top["methods"][control][form]["mean_r"] / top["methods"]["reachable"][form]["mean_r"]
-                      for form in ("counts", "composition") if form in top["methods"][control]}
-            for control in ("own_density", "nuclear_density", "ridge", "ridge_direct")
-        },
-        "classes": report["classes"], "runs": len(study["runs"]), "genes": report["genes"]["evaluated"],
-        "laws": {f"{sweep['name']}, {name}": {"verdict": law["verdict"], "why": law["why"], "text": law["text"]}
-                 for sweep in study["sweeps"] for name, law in sweep["laws"].items()},
+        "patients": better(more), "patients_composition": better(more, "composition"),
+        "bulk": beside_spatial(scores), "bulk_of_all": report["bulk"]["log_cpm"], "ranks": by_rank(scores),
+        "nearer": {name: tops[0]["nearer_than_measurement"][name] for name in ("model", "own_density", "neighbours")},
+        "nearer_seen": tops[0]["nearer_truth"], "null_class": report["null_class"],
+        "null_off": max(abs(one["null_class"]["beyond_total"] - one["null_class"]["shuffled_mean"])
+                        / one["null_class"]["shuffled_sd"] for one in reports),
+        "shares": (of_seeds := [shares(top) for top in tops]),
+        "above": {control: {form: min(one["model"][form] - one[control][form] for one in of_seeds) for form in of_form}
+                  for control, of_form in of_seeds[0].items() if control != "model"},
+        "classes": report["classes"], "genes": report["genes"]["evaluated"],
+        "laws_of_patients": laws(study, "patients"),
     }  # fmt: skip
-    out.write_text(json.dumps(found | {"table": table(found, report)}, indent=1))
-    if len(sys.argv) > 3:
-        for name, figure in figures(study).items():
-            shutil.copy(folder / "figures" / f"{figure}.png", Path(sys.argv[3]) / f"scaling_study_{name}.png")
-
-
-def figures(study: dict) -> dict[str, str]:
-    """Those that docs/scaling_study.md shows, by what they show."""
-    of_patients = [one["axis"].startswith("patients") for one in study["comparisons"]].index(True)
-    longest: dict[str, int] = {}
-    for number, one in enumerate(study["sweeps"]):
-        axis = one["axis"].split(" ")[0]
-        if axis not in longest or len(one["points"]) > len(study["sweeps"][longest[axis]]["points"]):
-            longest[axis] = number
-    return {"patients": f"sweep_{longest['patients'] + 1}", "genes": f"genes_{of_patients + 1}",
-            "parameters": f"sweep_{longest['parameters'] + 1}", "grid": "grid_1"}  # fmt: skip
-
-
-def _shares(name: str, by_form: dict) -> str:
-    return f"{name.replace('_', ' ')} " + ", ".join(f"{form} {share:.3f}" for form, share in by_form.items())
-
-
-def table(found: dict, report: dict) -> str:
-    grid, null, ranks, cost = found["grid"], found["null_class"], found["ranks"], found["cost"]
-    seen, bulk = found["nearer_seen"], found["bulk"]
+    null, ranks, seen, bulk = found["null_class"], found["ranks"], found["nearer_seen"], found["bulk"]
     lines = [
-        f"{found['runs']} readings, {found['genes']:,} genes, {report['sections']['held_out_patients']} "
-        "held-out patients, bins of 36 µm, r in counts; top: the 1,000 genes of highest Moran's I in training",
-        f"{cost['runs']} runs trained in {cost['training_minutes']:.0f} min, {cost['readings']} evaluations in "
-        f"{cost['evaluation_minutes']:.0f} min, by their own clocks",
-        "",
-        told("more patients, 16 to 256", found["patients"]),
+        f"{found['genes']:,} genes, {report['sections']['held_out_patients']} held-out patients, bins of 36 µm, r in "
+        "counts; top: the 1,000 genes of highest Moran's I in training; of the first seed where two are not named",
+        told("more patients, {before:g} to {after:g}".format(**found["patients"]), found["patients"]),
         told("  in composition", found["patients_composition"]),
-        told("finer bins, 36 to 9 µm, same checkpoint", found["resolution"]),
-        told("larger models, xs to l", found["parameters"]),
-        told("more context, windows of {before:g} to {after:g} µm".format(**found["context"]), found["context"]),
-        "  genes that diffuse, windows of 576 less 288 µm: mean r {gain:+.4f} (two seeds differ by at most {null:.4f})"
-        .format(**found["diffusing"]),
-        f"larger models gain more from longer context: {grid['interaction']:+.4f} in mean r of the top "
-        f"(patients {grid['low']:+.4f} to {grid['high']:+.4f}; seeds ± {grid['seed_sd']:.4f})",
         f"bulk above spatial, the same genes: bulk {bulk['bulk_r']:.3f} (log-CPM, within cohorts), spatial "
         f"{bulk['spatial_r']:.3f}, difference {bulk['difference']:+.3f} ({bulk['low']:+.3f} to {bulk['high']:+.3f}); "
         f"bulk of all genes {found['bulk_of_all']['model']:.3f}, ridge {found['bulk_of_all']['ridge']:.3f}, total only "
@@ -195,18 +178,78 @@ def table(found: dict, report: dict) -> str:
             f"{name.replace('_', ' ')} {100 * seen[name]['share_nearer']:.0f} % nearer, r {seen[name]['r']:.3f}"
             for name in ("model", "own_density", "neighbours")),
         f"null class: composition r beyond a bin's total {null['beyond_total']:+.4f} (standard error {null['se']:.4f}; "
-        f"bins shuffled {null['shuffled_mean']:+.4f} ± {null['shuffled_sd']:.4f})",
+        f"bins shuffled {null['shuffled_mean']:+.4f} ± {null['shuffled_sd']:.4f}), of two seeds "
+        f"at most {found['null_off']:.2f} of the latter off",
         "",
-        "share of the reachable r, top:   " + ", ".join(
-            f"{form} {one['share']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
-            for form, one in found["shares"].items()),
-        "  controls:   " + "; ".join(_shares(name, one) for name, one in found["shares_of_controls"].items()),
+        "share of the reachable r, top, by seed: " + "; ".join(
+            _shares(form, [of_seed["model"][form] for of_seed in found["shares"]])
+            for form in found["shares"][0]["model"]),
+        "  controls: " + "; ".join(
+            f"{name.replace('_', ' ')} " + ", ".join(f"{form} {share:.3f}" for form, share in by_form.items())
+            for name, by_form in found["shares"][0].items() if name != "model"),
         "",
-        f"{'class':<15}{'genes':>7}  {'counts: model':>14}{'density':>9}{'ridge':>7}{'V':>7}{'share':>7}"
-        f"  {'composition: model':>19}{'density':>9}{'ridge':>7}{'V':>7}{'share':>7}",
+        *of_classes(found["classes"]),
+        "",
+        *of_laws(found["laws_of_patients"]),
     ]  # fmt: skip
-    for name in sorted(found["classes"], key=lambda name: CLASS_ORDER.index(name) if name in CLASS_ORDER else 99):
-        entry, cells = found["classes"][name], ""
+    return found, lines
+
+
+def sizes(folder: Path, study: dict) -> tuple[dict, list[str]]:
+    """What larger models and longer context bring, and whether together they bring more."""
+    grid = study["grids"][0]["quantities"]["r/counts/top"]
+    found = {
+        "parameters": better(widest(gained(study, "parameters"))),
+        "context": better(widest(gained(study, "context"))), "diffusing": of_diffusing(folder),
+        "grid": {name: grid[name] for name in ("interaction", "low", "high", "seed_sd")},
+        "laws_of_sizes": laws(study, "parameters") | laws(study, "context"),
+    }  # fmt: skip
+    lines = [
+        told("larger models, xs to l", found["parameters"]),
+        told("more context, windows of {before:g} to {after:g} µm".format(**found["context"]), found["context"]),
+        "  genes that diffuse, windows of 576 less 288 µm: mean r {gain:+.4f} (two seeds differ by at most {null:.4f})"
+        .format(**found["diffusing"]),
+        "larger models gain more from longer context: {interaction:+.4f} in mean r of the top (patients {low:+.4f} to "
+        "{high:+.4f}; seeds ± {seed_sd:.4f})".format(**found["grid"]),
+        "",
+        *of_laws(found["laws_of_sizes"]),
+    ]  # fmt: skip
+    return found, lines
+
+
+def resolution(folder: Path, study: dict) -> tuple[dict, list[str]]:
+    """What reading the same checkpoints at finer bins brings."""
+    del folder
+    found = {"resolution": better(only(gained(study, "resolution")))}
+    what = "finer bins, {before:g} to {after:g} µm, same checkpoint".format(**found["resolution"])
+    return found, [told(what, found["resolution"])]
+
+
+def shares(top: dict) -> dict[str, dict[str, float]]:
+    """Of the reachable r, by method and form."""
+    methods = top["methods"]
+    found = {name: {form: methods[name][form]["mean_r"] / methods["reachable"][form]["mean_r"]
+                    for form in ("counts", "composition") if form in methods[name]}
+             for name in ("own_density", "nuclear_density", "ridge", "ridge_direct")}  # fmt: skip
+    return {"model": {form: one["share"] for form, one in top["share_of_reachable"].items()}} | found
+
+
+def laws(study: dict, axis: str) -> dict[str, dict]:
+    return {f"{sweep['name']}, {name}": {"verdict": law["verdict"], "why": law["why"], "text": law["text"]}
+            for sweep in study["sweeps"] if sweep["axis"].startswith(axis)
+            for name, law in sweep["laws"].items()}  # fmt: skip
+
+
+def of_laws(found: dict[str, dict]) -> list[str]:
+    return ["laws:", *(f"  {name}: {law['verdict']}{': ' + law['text'] if law['text'] else ''}"
+                       f"{'; ' + law['why'] if law['why'] else ''}" for name, law in found.items())]  # fmt: skip
+
+
+def of_classes(classes: dict) -> list[str]:
+    lines = [f"{'class':<15}{'genes':>7}  {'counts: model':>14}{'density':>9}{'ridge':>7}{'V':>7}{'share':>7}"
+             f"  {'composition: model':>19}{'density':>9}{'ridge':>7}{'V':>7}{'share':>7}"]  # fmt: skip
+    for name in sorted(classes, key=lambda name: CLASS_ORDER.index(name) if name in CLASS_ORDER else 99):
+        entry, cells = classes[name], ""
         for form, ridge, wide in (("counts", "ridge", 16), ("composition", "ridge_direct", 21)):
             of = entry.get(form, {})
             r = [of.get(method, {}).get("mean_r") for method in ("model", "own_density", ridge, "reachable")]
@@ -215,10 +258,27 @@ def table(found: dict, report: dict) -> str:
                              for value, width in zip(r, (wide, 9, 7, 7), strict=True))  # fmt: skip
             cells += f"{'–' if share is None else f'{share:.2f}':>7}"
         lines.append(f"{name:<15}{entry['genes']:>7,}{cells}")
-    lines += ["", "laws:"]
-    lines += [f"  {name}: {law['verdict']}{': ' + law['text'] if law['text'] else ''}"
-              f"{'; ' + law['why'] if law['why'] else ''}" for name, law in found["laws"].items()]  # fmt: skip
-    return "\n".join(lines)
+    return lines
+
+
+def figures(study: dict, parts: list[str]) -> dict[str, str]:
+    """Those that docs/scaling_study.md shows, by what they show."""
+    longest: dict[str, int] = {}
+    for number, one in enumerate(study["sweeps"]):
+        axis = one["axis"].split(" ")[0]
+        if axis not in longest or len(one["points"]) > len(study["sweeps"][longest[axis]]["points"]):
+            longest[axis] = number
+    found = {}
+    if "patients" in parts:
+        of_patients = [one["axis"].startswith("patients") for one in study["comparisons"]].index(True)
+        found |= {"patients": f"sweep_{longest['patients'] + 1}", "genes": f"genes_{of_patients + 1}"}
+    if "sizes" in parts:
+        found |= {"parameters": f"sweep_{longest['parameters'] + 1}", "grid": "grid_1"}
+    return found
+
+
+def _shares(form: str, by_seed: list[float]) -> str:
+    return f"{form} {', '.join(f'{share:.3f}' for share in by_seed)}"
 
 
 if __name__ == "__main__":

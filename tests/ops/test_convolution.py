@@ -1,4 +1,4 @@
-"""The stem's convolution, as one instruction and as a product, against sums written out in float64."""
+"""The convolution, and the gradient of its weights at once and by neighbour, against sums written out in float64."""
 
 import json
 
@@ -31,11 +31,11 @@ def oracle(x, weight, dy):
     return y, dx[..., 1:-1, 1:-1, :], dweight
 
 
-@pytest.mark.parametrize("side_by_side", [True, False])
+@pytest.mark.parametrize("by_neighbour", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 2e-2)])
-def test_outputs_and_gradients(side_by_side, dtype, tolerance):
+def test_outputs_and_gradients(by_neighbour, dtype, tolerance):
     x, weight, dy = case()
-    y, pull = jax.vjp(lambda *given: convolve3x3(*given, side_by_side=side_by_side), jnp.asarray(x, dtype),
+    y, pull = jax.vjp(lambda *given: convolve3x3(*given, by_neighbour=by_neighbour), jnp.asarray(x, dtype),
                       jnp.asarray(weight, "float32"))  # fmt: skip
     found = (y, *pull(jnp.asarray(dy, dtype)))
     assert [part.dtype.name for part in found] == [dtype, dtype, "float32"]
@@ -51,7 +51,7 @@ from tario_jax.ops.convolution import convolve3x3
 
 x, weight, dy = (jnp.asarray(part, "float32") for part in np.load(sys.argv[1]).values())
 def all_of(x, weight, dy):
-    y, pull = jax.vjp(lambda *given: convolve3x3(*given, side_by_side=False), x, weight)
+    y, pull = jax.vjp(lambda *given: convolve3x3(*given, by_neighbour=False), x, weight)
     return y, *pull(dy)
 alone = jax.jit(all_of)(x, weight, dy)
 mesh = jax.make_mesh((2, 1, 4), ("fsdp", "replica", "context"), axis_types=(AxisType.Auto,) * 3)
