@@ -59,12 +59,12 @@ class HEEncoder(nnx.Module):
         self.texture_mean = statistic((features,), 0.0)
         self.texture_scale = statistic((features,), 1.0)
         inside, wide = 9 * 3 * self.pyramid.cell_px**2, WIDE * c
-        joined, out = self.pyramid.cells**2 * c, self.pyramid.large**2 * wide
+        of_large, out = self.pyramid.cells**2 * c, self.pyramid.large**2 * wide
         self.stem_in = weight(rngs, (inside, c), ("pixels", "hidden"), inside)
         self.stem_bias = constant((c,), ("vector",), 0.0)
         self.stem_conv = weight(rngs, (9 * c, c), ("neighbours", "stem"), 9 * c, grown=grown.stem_width)
         self.stem_conv_bias = constant((c,), ("vector",), 0.0)
-        self.stem_join = weight(rngs, (joined, wide), ("neighbours", "stem"), joined, grown=grown.stem_width)
+        self.stem_join = weight(rngs, (of_large, wide), ("neighbours", "stem"), of_large, grown=grown.stem_width)
         self.stem_join_bias = constant((wide,), ("vector",), 0.0)
         self.wide_conv = weight(rngs, (WIDE_LAYERS, 9 * wide, wide), ("layers", "neighbours", "stem"), 9 * wide,
                                 grown=grown.stem_width)  # fmt: skip
@@ -105,7 +105,7 @@ class HEEncoder(nnx.Module):
     def _seen(self, density_BxTxPxYxXx3: jax.Array) -> jax.Array:
         """What the convolutions make of the pixels, [B, T, P, d]."""
         cell_px, cells, large = self.pyramid
-        x = joined(side_by_side(density_BxTxPxYxXx3), cell_px)
+        x = joined(as_picture(density_BxTxPxYxXx3), cell_px)
         x = _gelu(convolve3x3(x, self.stem_in[...]), self.stem_bias[...])
         x = x + _gelu(convolve3x3(x, self.stem_conv[...]), self.stem_conv_bias[...])
         x = _gelu(project("btpyxi,ic->btpyxc", joined(x, cells), self.stem_join[...]), self.stem_join_bias[...])
@@ -115,7 +115,7 @@ class HEEncoder(nnx.Module):
         return project("btpi,id->btpd", patches.reshape(*patches.shape[:2], -1, patches.shape[-1]), self.stem_out[...])
 
 
-def side_by_side(x_BxTxPxYxXxC: jax.Array) -> jax.Array:
+def as_picture(x_BxTxPxYxXxC: jax.Array) -> jax.Array:
     """Patches of a tile, row by row, as one picture: [B, T, 1, Y, X, C]."""
     B, T, P, y, x, C = x_BxTxPxYxXxC.shape
     side = round(P**0.5)

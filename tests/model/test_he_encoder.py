@@ -7,7 +7,7 @@ import pytest
 
 from tario_jax.config import Config, DataConfig, MeshConfig, ModelConfig
 from tario_jax.model.build import build
-from tario_jax.model.he_encoder import Pyramid, joined, side_by_side
+from tario_jax.model.he_encoder import Pyramid, as_picture, joined
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.tokens.batch import empty_batch, make_layout, square_bins_per_tile
 
@@ -28,7 +28,7 @@ def test_patches_of_a_tile_become_its_picture_and_back():
     y, x = np.meshgrid(np.arange(side * px), np.arange(side * px), indexing="ij")
     picture = np.stack([y, x], -1)
     patches = picture.reshape(side, px, side, px, 2).transpose(0, 2, 1, 3, 4).reshape(1, 1, side * side, px, px, 2)
-    laid = np.asarray(side_by_side(jnp.asarray(patches)))
+    laid = np.asarray(as_picture(jnp.asarray(patches)))
     np.testing.assert_array_equal(laid[0, 0, 0], picture)
     cells = np.asarray(joined(jnp.asarray(laid), 2))[0, 0, 0]
     assert cells.shape == (6, 6, 8)
