@@ -179,7 +179,8 @@ def _example(hint: Any) -> str:
     """A value of this type, as it is written on a command line."""
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return f"({', '.join(map(_example, args[:1] * 2 if args[-1] is Ellipsis else args))})"
+        # of one item or many, which is written with a comma behind it
+        return f"({_example(args[0])},)" if args[-1] is Ellipsis else f"({', '.join(map(_example, args))})"
     if typing.get_origin(hint) is Literal:
         return repr(args[0])
     return {str: "'a'", int: "1", float: "0.5"}.get(hint, str(hint))

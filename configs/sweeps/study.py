@@ -12,8 +12,9 @@
 
     python -m launch configs/sweeps/study.py --workdir=sweeps/study
 
-Cost: about four hours on two cores. Outcome: docs/scaling_study.md holds the figures of the last time. Sizes share one
-learning rate by muP. Windows of 144 µm come in batches of 32, those of 576 µm in batches of 2: equal tokens a step.
+Cost: about four hours on two cores; --only makes an axis of it, as docs/scaling_study.md tells, which also holds the
+figures of the last time. Sizes share one learning rate by muP. Windows of 144 µm come in batches of 32, those of 576 µm
+in batches of 2: equal tokens a step.
 """
 
 from tario_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig

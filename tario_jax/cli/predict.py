@@ -102,9 +102,10 @@ def _check(options: argparse.Namespace) -> None:
     for path in filter(None, (options.out, options.table)):  # a folder that cannot be written is found before the work
         path.parent.mkdir(parents=True, exist_ok=True)
     _check_steps(options)
-    if options.uncertainty and (options.out is None or options.steps is not None and options.samples == 1):
-        raise InputError("--uncertainty: is a layer of --out=MAPS.h5ad, with --steps between two samples or more; give "
-                         "both")  # fmt: skip
+    if options.uncertainty and options.out is None:
+        raise InputError("--uncertainty: is a layer of --out=MAPS.h5ad; give it")
+    if options.uncertainty and options.steps is not None and options.samples == 1:
+        raise InputError("--uncertainty: is between the samples of --steps; give two --samples or more")
     if options.uncertainty and options.cells is not None:
         raise InputError("--uncertainty: is of bins, and --cells asks for cells; leave one of them out")
     unused = "um_per_px" if options.section is not None else "corpus"

@@ -103,7 +103,6 @@ def evaluate_checkpoint(
         ranked_on=ranking if own else None, work=Work(reader.shared, kept, part, say),
     )  # fmt: skip
     report = evaluation.report
-    report["headline"]["seconds"] = round(time.monotonic() - began, 1)
     report["genes"]["model_panel"], report["genes"]["corpus_panel"] = len(predictor.panel), len(corpus.panel)
     report["genes"]["in_common"] = len(genes.symbols)
     report["bin_um"] = None if spots else bin_um
@@ -124,8 +123,10 @@ def evaluate_checkpoint(
             [arrays[f"null_class/{name}"] for arrays in evaluation.context.arrays_S]
             for name in ("counts", "totals", "told")
         )))  # fmt: skip
-    validation = [corpus.section(name) for name in provenance.validation] if own else []
-    report["uncertainty"] = plain(count_spread(reader, validation, usable, kept, say))
+    evaluated = [section for section in usable if section.id in set(evaluation.context.section_ids)]
+    unseen = _unseen_validation(provenance, corpus)
+    report["uncertainty"] = plain(count_spread(reader, unseen, evaluated, kept, say, part))
+    report["headline"]["seconds"] = round(time.monotonic() - began, 1)
     report["banners"] = banners(report)
     by_id = {section.id: section for section in usable}
     figures = draw_figures(folder / "figures", evaluation,
@@ -140,12 +141,20 @@ def evaluate_checkpoint(
     ).write(folder / score_file.FILE)  # fmt: skip
     about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
     about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}
-    about["count_spread"] = report["uncertainty"] and {
-        name: report["uncertainty"][name] for name in ("size_um", "bursts", "uncertain")
-    }
+    if "not_learnt" not in report["uncertainty"]:
+        about["count_spread"] = {name: report["uncertainty"][name] for name in ("size_um", "bursts", "uncertain")}
     gene_validation(evaluation.context, symbols, about).write(folder / VALIDATION)
     write_report(folder, evaluation, figures, title)
     return evaluation
+
+
+def _unseen_validation(provenance: Provenance, corpus: Corpus) -> list[Section]:
+    """Validation sections of the model's own corpus of patients that no checkpoint before it was trained on."""
+    if corpus.seal != provenance.corpus_seal:
+        return []
+    learnt_from = {patient for start in provenance.starts for patient in start["seen_patients"]}
+    sections = [corpus.section(name) for name in provenance.validation]
+    return [section for section in sections if section.patient not in learnt_from]
 
 
 def _ranking_side(provenance: Provenance, corpus: Corpus) -> list[Section]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.moments import FORMS
-from tario_jax.evaluate.page import notices, picture, whole_page
+from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.tables import Evaluation
+from tario_jax.evaluate.uncertainty import BANDS
 from tario_jax.train.whole_file import write_whole
 
 METHODS = {  # rows of the tables, in order
@@ -277,17 +278,21 @@ def _null_class(report: dict[str, Any]) -> str:
 
 
 def _uncertainty(report: dict[str, Any]) -> str:
-    found = report.get("uncertainty")
+    found, heading = report.get("uncertainty"), "<h2>How far counts lie from rates</h2>"
     if not found:
-        return ("<p class=note>How far counts scatter around rates was not learnt: there is no validation section of "
-                "the model's own corpus with counts.</p>")  # fmt: skip
-    shares = ", ".join(f"{100 * share:.1f} % (as if Poisson {100 * found['coverage_poisson'][level]:.1f} %)"
-                       for level, share in found["coverage"].items())  # fmt: skip
-    return (f"<h2>How far counts lie from rates</h2><p class=note>A count of rate m varies by "
-            f"{1 + found['bursts']:.2f} m + {found['uncertain']:.3f} m² (places of {found['size_um']:.3g} µm, fitted "
-            f"to {found['validation_sections']} sections of validation). Of {found['counts']:,} counts of "
-            f"{found['held_out_sections']} held-out sections, drawn by their rates, the central "
-            f"{', '.join(found['coverage'])} % intervals hold {shares}.</p>")  # fmt: skip
+        return ""
+    if "not_learnt" in found:
+        return f"{heading}<p class=note>Not learnt: {html.escape(found['not_learnt'])}.</p>"
+    levels = list(found["coverage"]["all"])
+    rows = [[f"rates {band}" if band in BANDS else f"all {found['counts']:,}",
+             *(f"{_share(found['coverage'][band][level])} ({_share(found['coverage_poisson'][band][level])})"
+               for level in levels)] for band in found["coverage"]]  # fmt: skip
+    return (f"{heading}<p class=note>A count of rate m varies by {1 + found['bursts']:.2f} m + "
+            f"{found['uncertain']:.3f} m² (places of {found['size_um']:.3g} µm; fitted to "
+            f"{found['validation_sections']} sections of validation). Tried on counts of {found['held_out_sections']} "
+            "held-out sections, drawn by their rates: the share of them within central intervals, and in brackets if "
+            "counts were Poisson.</p>"
+            + table(["counts", *(f"interval of {level} %" for level in levels)], rows))  # fmt: skip
 
 
 def _left_out(report: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ class Reader:
                            overlap=self.overlap)  # fmt: skip
 
         def measured() -> SectionBins:
-            arrays = self.shared.get(f"bins/{section.id}", key, lambda: _to_arrays(self._bins(section)))
+            arrays = self.shared.get(f"bins/{section.id}", key, lambda: _to_arrays(self.bins(section)))
             return _from_arrays(section, arrays)
 
         return SectionSource(
@@ -74,7 +74,9 @@ class Reader:
 
         return truth
 
-    def _bins(self, section: Section) -> SectionBins:
+    def bins(self, section: Section, *, described: bool = True) -> SectionBins:
+        """The measured side. described: with features of the H&E around each bin, which take most of the time; without
+        them there are none."""
         share_N = None
         if section.spots is not None:
             spots = section.spots
@@ -92,7 +94,9 @@ class Reader:
                                         self.bin_um)[kept]  # fmt: skip
             x_um_N, y_um_N, share_N = x_um_N[kept], y_um_N[kept], np.minimum(share_N[kept], 1.0)
             size_um, pitch_um, layout = self.bin_um, self.bin_um, "square"
-        features_NxF, density_N = section_features(section.he(), section.he_um_per_px, x_um_N, y_um_N, size_um)
+        features_NxF, density_N = np.zeros((len(x_um_N), 0)), np.zeros(len(x_um_N))
+        if described:
+            features_NxF, density_N = section_features(section.he(), section.he_um_per_px, x_um_N, y_um_N, size_um)
         return SectionBins(
             section.id, section.patient, section.cohort, x_um_N, y_um_N, pitch_um, layout,
             counts.astype(np.float32)[:, self.genes.in_corpus], features_NxF, density_N,

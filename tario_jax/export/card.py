@@ -79,6 +79,9 @@ def _measured(report: dict[str, Any] | None, validation: GeneValidation | None) 
     known = validation.validated_CxG[row]
     lines.append(f"{int(known.sum()):,} of {len(known):,} genes are above the model's own density control on "
                  f"{int(validation.patients_C[row])} held-out patients (95 % interval over patients).")  # fmt: skip
+    if spread := validation.about.get("count_spread"):
+        lines += ["", f"Counts scatter around rates m with variance {1 + spread['bursts']:.2f} m + "
+                  f"{spread['uncertain']:.3f} m², at places of {spread['size_um']:.3g} µm."]  # fmt: skip
     order = sorted((g for g in range(len(known)) if known[g]), key=lambda g: -validation.r_CxG[row, g])[:_SHOWN]
     if order:
         lines += ["", "| best of them | r | above density |", "|---|---|---|"]

@@ -41,6 +41,13 @@ class CellMaps(GeneMaps):
         return {"x_um": self.x_um_N, "y_um": self.y_um_N, "area_um2": self.area_um2_N,
                 "outline_um2": self.outline_um2_N}  # fmt: skip
 
+    def count_spread(self) -> tuple[float, float]:
+        """Raises `InputError`: it was learnt of bins, and cells are of all sizes."""
+        raise InputError("how far counts scatter is known of bins, and these places are cells")
+
+    def _count_numbers(self) -> dict[str, float]:
+        return {}
+
     def metadata(self) -> dict:
         return super().metadata() | {"unit": "expected detections per cell", "grow_um": float(self.grow_um),
                                      "reading": self.reading}  # fmt: skip

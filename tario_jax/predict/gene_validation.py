@@ -57,8 +57,15 @@ class GeneValidation:
                              "of the model's own corpus; evaluate again where there are some")  # fmt: skip
         if abs(found["size_um"] - size_um) > 1e-3 * size_um:
             raise InputError(f"how far counts scatter is known of places of {found['size_um']:g} µm, and these are "
-                             f"of {size_um:g} µm; predict those, or 'tario evaluate --bin-um={size_um:g}'")  # fmt: skip
+                             f"of {size_um:g} µm; predict those, or evaluate at bins of these")  # fmt: skip
         return found["bursts"], found["uncertain"]
+
+    def count_numbers(self, size_um: float) -> dict[str, float]:
+        """The same by the names that maps have for it; empty where it was not fitted to such places."""
+        try:
+            return dict(zip(("count_bursts", "count_uncertain"), self.count_spread(size_um), strict=True))
+        except InputError:
+            return {}
 
     def of(self, cohort: str, symbols: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Columns of one cohort for these genes: r, excess_over_density, ceiling, validated; NaN for unknown genes."""

@@ -61,6 +61,8 @@ def _frame(store: MapStore, symbols: Sequence[str] | None) -> Any:
     found = anndata.AnnData(obs=obs, var=var)
     found.obsm["spatial"] = pixels_of(store)
     plain = {name: value for name, value in store.about.items() if isinstance(value, str | int | float)}
+    if validation is not None:
+        plain |= validation.count_numbers(store.bin_um)
     found.uns["tario"] = plain | {"warnings": "; ".join(store.about["warnings"])}
     return found
 

@@ -1,6 +1,5 @@
 """Gene maps: predicted rates of every gene of the model at places of one section."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,10 @@ class GeneMaps:
         if self.validation is None:
             return {}
         known = {f"validation_{name}": self.validation.about[name] for name in ("corpus_seal", "split_by")}
-        with contextlib.suppress(InputError):  # not of places of this side
-            known |= dict(zip(("count_bursts", "count_uncertain"), self.count_spread(), strict=True))
-        return known
+        return known | self._count_numbers()
+
+    def _count_numbers(self) -> dict[str, float]:
+        return self.validation.count_numbers(self.size_um)
 
     @property
     def validated_on(self) -> str:

@@ -47,7 +47,7 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     bins_per_tile, largest_um = 0, 0.0
     if spots:
         bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
-        largest_um = max(float(np.sqrt(np.pi) * s.diameter_um / 2) for s in spots)
+        largest_um = max(s.square_um for s in spots)
     if len(spots) < len(sections):
         bins_per_tile, largest_um = (
             max(bins_per_tile, square_bins_per_tile(data)),

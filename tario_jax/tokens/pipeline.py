@@ -269,7 +269,7 @@ def trained_bin_um(sections: Sequence[Section], data: DataConfig) -> float:
     """
     if any(section.spots is None for section in sections):
         return data.bin_um
-    diameters = {section.spots.diameter_um for section in sections if section.spots is not None}
-    if len(diameters) > 1:
-        raise InputError(f"training sections have spots of {sorted(diameters)} µm; expected one diameter a run")
-    return float(np.sqrt(np.pi) / 2 * diameters.pop()) if diameters else data.bin_um
+    squares = {section.spots.diameter_um: section.spots.square_um for section in sections if section.spots is not None}
+    if len(squares) > 1:
+        raise InputError(f"training sections have spots of {sorted(squares)} µm; expected one diameter a run")
+    return next(iter(squares.values()), data.bin_um)

@@ -194,6 +194,4 @@ def _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts) -> B
         )
         bin_E = np.repeat(np.arange(len(inside), dtype=np.int32), sizes)
         gene_E, count_E = spots.gene_E[entry], spots.count_E[entry]
-    area_side_um = float(np.sqrt(np.pi) * radius)
-    pitch = spots.pitch_um
-    return Bins(x, y, area_side_um, np.ones(len(x), np.float32), bin_E, gene_E, count_E, pitch, False)
+    return Bins(x, y, spots.square_um, np.ones(len(x), np.float32), bin_E, gene_E, count_E, spots.pitch_um, False)

@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("docs", type=Path, nargs="?")
     parser.add_argument("--parts", default=",".join(PARTS))
     options = parser.parse_args()
+    if unknown := set(options.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts: {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
     parts, study = options.parts.split(","), json.loads((options.folder / "scaling.json").read_text())
     found, lines = {"cost": cost(study, parts)}, []
     lines.append("{runs} runs trained in {training_minutes:.0f} min, {readings} evaluations in "

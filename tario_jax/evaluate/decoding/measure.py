@@ -31,6 +31,7 @@ from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.ranking import RANKED_BIN_UM
 from tario_jax.evaluate.score_file import UNREADABLE
+from tario_jax.evaluate.uncertainty import sections_to_fit
 from tario_jax.predict.generate import Steps, refuse_one_shot
 from tario_jax.predict.predictor import Predictor
 from tario_jax.train.whole_file import write_whole
@@ -39,7 +40,6 @@ from tario_jax.virtual.genes import program
 _VERSION = 6  # of what is kept of a section
 _RANKED_ON = 12  # sections whose measured counts rank the genes
 _LEAST_GENES = 3  # of a class that is told apart
-_FITTED_ON = 8  # sections of validation
 _SCORES = ("counts_r", "composition_r")
 
 
@@ -132,7 +132,7 @@ def genes_by_moran(predictor: Predictor, corpus: Corpus, sections: list[Section]
 def _spreads(predictor, corpus, sections: list[Section], genes, asked: Asked, path: Path, stamp: str,
              say: Callable[[str], None]) -> dict[str, Spread]:  # fmt: skip
     """Of each way of generating, fitted once."""
-    sections = [section for section in sections if section.holds("he") and section.has_counts][:_FITTED_ON]
+    sections = sections_to_fit(sections)
     if not sections:
         return dict.fromkeys(asked.ways(), POISSON)
     stamp = json.dumps([stamp, [section.id for section in sections]])
