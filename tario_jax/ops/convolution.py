@@ -57,8 +57,8 @@ def _backward(by_neighbour, kept, dy):
         turned = _kernel(x, weight_9CxE)[::-1, ::-1].swapaxes(2, 3)
         dx = lax.conv_general_dilated(d_cells, turned, (1, 1), _AROUND, dimension_numbers=_OF_CELLS,
                                       preferred_element_type=jnp.float32)  # fmt: skip
-        d_kernel = (_by_neighbour if by_neighbour else _at_once)(cells, d_cells)
-        d_weight = ranks.sum(d_kernel, *BATCH_AXES, "context").reshape(weight_9CxE.shape)
+        d_weight = (_by_neighbour if by_neighbour else _at_once)(cells, d_cells).reshape(weight_9CxE.shape)
+        d_weight = ranks.sum(d_weight, *BATCH_AXES, "context")
         return dx.reshape(x.shape).astype(x.dtype), d_weight.astype(weight_9CxE.dtype)
 
     return _run(local, 2)(x, weight_9CxE, dy)
