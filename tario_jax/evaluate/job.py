@@ -123,12 +123,12 @@ def evaluate_checkpoint(
             [arrays[f"null_class/{name}"] for arrays in evaluation.context.arrays_S]
             for name in ("counts", "totals", "told")
         )))  # fmt: skip
-    evaluated = [section for section in usable if section.id in set(evaluation.context.section_ids)]
+    by_id = {section.id: section for section in usable}
+    evaluated = [by_id[name] for name in evaluation.context.section_ids]
     unseen = _unseen_validation(provenance, corpus)
     report["uncertainty"] = plain(count_spread(reader, unseen, evaluated, kept, say, part))
     report["headline"]["seconds"] = round(time.monotonic() - began, 1)
     report["banners"] = banners(report)
-    by_id = {section.id: section for section in usable}
     figures = draw_figures(folder / "figures", evaluation,
                            lambda section_id, symbol: _shown(reader, by_id[section_id], symbol))  # fmt: skip
     symbols = evaluation.bulk["symbols"]
