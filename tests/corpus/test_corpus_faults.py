@@ -47,7 +47,7 @@ def seal(root: Path) -> str:
 
 
 @pytest.mark.parametrize("array", ["he", "detections/place_and_gene"])
-@pytest.mark.parametrize("fault", ["flipped byte", "missing shard", "cut short"])
+@pytest.mark.parametrize("fault", ["flipped byte", "missing shard", pytest.param("cut short", marks=pytest.mark.slow)])
 def test_a_damaged_shard_is_named_by_check_and_by_whoever_reads_it(copy, array, fault):
     for shard in copy.glob(f"sections/*/{array}/c/0/0*"):
         shard = next(path for path in (shard, *shard.glob("*")) if path.is_file())

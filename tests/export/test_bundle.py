@@ -80,7 +80,7 @@ def test_it_says_what_the_model_says(tiny_run, tiny_corpus, bundle, rows, bin_um
     assert real.sum() > rows and np.ptp(expected[real][:, 0]) > 0
 
 
-@pytest.mark.parametrize("pattern", [("local",), ("local", "global")])
+@pytest.mark.parametrize("pattern", [pytest.param(("local",), marks=pytest.mark.slow), ("local", "global")])
 def test_local_layers_stay_within_their_tiles(tiny_run, tiny_corpus, pattern):
     predictor = made_reader(tiny_run, model={"pattern": pattern})
     exported = Exported.of(predictor.provenance, Wanted())
@@ -240,7 +240,7 @@ def test_weights_that_go_away_meanwhile_are_no_zeros(tiny_run, tmp_path):
     assert "cannot be read" in refused(lambda: stored.open("decoder.mlp_out"))
 
 
-@pytest.mark.parametrize("weights", ["int8", "bfloat16"])
+@pytest.mark.parametrize("weights", ["int8", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_small_weights_are_near_the_trained_ones(tiny_run, bundle, tmp_path, weights):
     export_bundle(tiny_run, tmp_path / weights, Wanted(weights=weights), silent)
     trained, stored = parameters_of(tiny_run), load_file(tmp_path / weights / "params.safetensors")

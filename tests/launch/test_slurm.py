@@ -154,6 +154,7 @@ def test_without_slurm_it_is_told(backend, monkeypatch, tmp_path):
     refused(lambda: backend.submit(print), "no sbatch on this machine")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_runs_of_a_real_slurm_end_as_those_of_this_machine(cli_corpus, tmp_path):
     """4 runs × 2 processes as an array, one told to end in the middle and queued again: the same final states."""

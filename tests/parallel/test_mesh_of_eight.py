@@ -86,7 +86,7 @@ _CONTENT = {"groups": ((1, 1.0), (4, 1.0)), "windows_per_row": 2, "bin_um": 24.0
 @pytest.mark.parametrize(
     ("meshes", "data", "attention"),
     [
-        pytest.param({(2, 2, 1, 2): [512, 8]}, {}, "auto", id="three axes at once"),
+        pytest.param({(2, 2, 1, 2): [512, 8]}, {}, "auto", id="three axes at once", marks=pytest.mark.slow),
         pytest.param({(1, 2, 2, 2): [512, 8]}, _CONTENT, "ring", id="content, ring"),
         pytest.param(
             {(8, 1, 1, 1): [1024, 16], (1, 8, 1, 1): [1024, 2], (1, 4, 1, 2): [512, 4], (1, 2, 2, 2): [512, 8]},

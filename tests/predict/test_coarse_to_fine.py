@@ -81,6 +81,7 @@ def test_larger_bins_are_drawn_first_and_once(reader, section, monkeypatch):
     assert "2 steps, resolutions order" in maps.decoding
 
 
+@pytest.mark.slow
 def test_in_one_step_of_bins_it_still_has_scales(reader, section):
     """K = 1 is not one-shot here: samples differ by what the larger bins were drawn as."""
     maps, samples = generate_section(reader, section, Steps(1, 3, "resolutions"), tissue="virtual", genes=ALL)

@@ -117,7 +117,9 @@ def test_how_windows_are_batched_does_not_matter(tiny_run, reader, section):
         np.testing.assert_array_equal(of_rows.counts_SxNxg, of_four.counts_SxNxg)
 
 
-@pytest.mark.parametrize("order", ["raster", "hilbert", "random", "coarse_to_fine"])
+@pytest.mark.parametrize(
+    "order", [pytest.param("raster", marks=pytest.mark.slow), "hilbert", "random", "coarse_to_fine"]
+)
 def test_samples_are_what_the_mean_and_the_spread_are_of(reader, section, order):
     steps = Steps(4, samples=4, order=order)
     maps, samples = generated(reader, section, steps, genes=ALL)

@@ -114,7 +114,10 @@ class FakeMaps:
     def write(self, run, values): ...
 
 
-@pytest.mark.parametrize(("width_um", "height_um", "rows"), [(430.0, 330.0, 4), (520.0, 260.0, 5)])
+@pytest.mark.parametrize(
+    ("width_um", "height_um", "rows"),
+    [pytest.param(430.0, 330.0, 4, marks=pytest.mark.slow), (520.0, 260.0, 5)],
+)
 def test_a_process_that_died_does_not_stop_another(reader, tmp_path, monkeypatch, width_um, height_um, rows):
     """Killed anywhere in a batch, which is written again as a whole: what it reads is still there, whoever goes on."""
     picture = np.full((round(height_um * 2), round(width_um * 2), 3), 200, np.uint8)

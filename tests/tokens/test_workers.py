@@ -87,7 +87,7 @@ def test_killed_workers_are_started_again_and_make_the_same_batches(source):
     assert shared_blocks() == before and not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("killed", (0, 1, 2))
+@pytest.mark.parametrize("killed", (*(pytest.param(one, marks=pytest.mark.slow) for one in (0, 1)), 2))
 def test_one_killed_worker_of_several_keeps_nobody_waiting(source, monkeypatch, killed):
     """Workers with nothing to do wait at one lock, which the one of them that is killed may hold."""
     pools, said, found = [], [], []

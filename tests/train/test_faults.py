@@ -131,6 +131,7 @@ def test_sigterm_in_a_validation_that_outlasts_the_grace_saves_first(run, unbrok
     ]
 
 
+@pytest.mark.slow
 def test_a_second_start_in_a_workdir_is_refused_and_disturbs_nothing(run, unbroken, tmp_path):
     workdir = tmp_path / "run"
     first = run(workdir, "SlowValidation", "--config.train.validation_rows=4")

@@ -96,6 +96,7 @@ def test_the_running_mean_is_saved_and_is_what_predicts(tiny_corpus, tmp_path):
     np.testing.assert_array_equal(again.average["gene_table"], average["gene_table"])
 
 
+@pytest.mark.slow
 def test_z_loss_is_told_and_pulls(tiny_corpus, tmp_path):
     """Beside the plain run: log²Z is told, and after some steps it is smaller than with next to no weight."""
     short = {"steps": 12, "checkpoint_every": 12, "validate_every": 12}
