@@ -276,7 +276,7 @@ def _on(backend, options: argparse.Namespace, sweep: Sweep, workdir: Path) -> in
 def _report_here(options: argparse.Namespace, sweep: Sweep, workdir: Path, found: list[Progress]) -> int:
     """The report over runs that are done, where the backend makes none, or is done with failed ones."""
     states = {one.run: one.state for one in found}
-    missing = states.pop(SCALING, "done") == "not begun" and "scaling" in options.jobs
+    missing = states.pop(SCALING, "done") in ("not begun", "stopped") and "scaling" in options.jobs
     over = [state for run, state in states.items() if run != CORPUS]
     if missing and "done" in over and set(over) <= {"done", "failed"}:
         return run_here(sweep, workdir, Local(), ("scaling",), _say)

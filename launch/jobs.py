@@ -49,7 +49,8 @@ def jobs_of(sweep: Sweep, workdir: Path, *, to_do: bool = True) -> dict[str, lis
         words = ("train", *sweep.config_words(name), f"--corpus={corpus}", f"--workdir={folder}")
         found[name] = [Job(name, words)]
         if config.train.learns == "counts":  # from H&E alone there is nothing to evaluate
-            words = ("evaluate", f"--workdir={folder}", f"--corpus={corpus}", f"--shared={workdir / 'kept'}")
+            words = ("evaluate", *sweep.config_words(name, ("evaluate",)), f"--workdir={folder}",
+                     f"--corpus={corpus}", f"--shared={workdir / 'kept'}")  # fmt: skip
             found[name].append(Job(name, words))
     if sum(len(jobs) > 1 for jobs in found.values()) > 1:
         found[SCALING] = [Job(SCALING, ("scaling", str(workdir), f"--out={workdir}"))]
@@ -61,9 +62,22 @@ def is_done(job: Job, sweep: Sweep, workdir: Path) -> bool:
     if job.run == CORPUS:
         return (workdir / "corpus" / "corpus.json").exists()  # written last
     if job.run == SCALING:
-        return (workdir / "scaling.json").exists()
+        return _is_reported(sweep, workdir)
     done = is_trained if job.kind == "train" else is_evaluated
     return done(workdir / job.run, sweep.configs[job.run])
+
+
+def _is_reported(sweep: Sweep, workdir: Path) -> bool:
+    """Whether the scaling report is there, and no run was evaluated since."""
+    reports = (workdir / run / of / "report.json" for run, config in sweep.configs.items() for of in _readings(config))
+    evaluated = [report.stat().st_mtime_ns for report in reports if report.exists()]
+    page = workdir / "scaling.json"  # written last
+    return page.exists() and max(evaluated, default=0) <= page.stat().st_mtime_ns
+
+
+def _readings(config: Config) -> list[str]:
+    """Where in a run's folder its reports are."""
+    return [".", *(f"read_{read_um:g}um" for read_um in config.evaluate.read_um)]
 
 
 def is_trained(workdir: Path, config: Config) -> bool:
@@ -79,13 +93,14 @@ def is_trained(workdir: Path, config: Config) -> bool:
 
 def is_evaluated(workdir: Path, config: Config) -> bool:
     """Whether reports are there of its newest checkpoint, with these settings, at every side of bins, and scores that
-    can be read."""
+    can be read. Where that checkpoint was removed since, one of its step will do: nothing else can be evaluated."""
     step = (_read(workdir / "done.json") or {}).get("step")
-    checkpoint = checkpoint_id(workdir, step)
+    checkpoint = checkpoint_id(workdir, step) if (workdir / "checkpoints" / str(step)).is_dir() else f"{step}-"
     settings = json.loads(json.dumps(to_dict(config.evaluate)))
-    for folder in (workdir, *(workdir / f"read_{read_um:g}um" for read_um in config.evaluate.read_um)):
+    for folder in (workdir / of for of in _readings(config)):
         report = _read(folder / "report.json") or {}
-        if report.get("settings") != settings or (report.get("provenance") or {}).get("checkpoint") != checkpoint:
+        evaluated = str((report.get("provenance") or {}).get("checkpoint"))
+        if report.get("settings") != settings or not evaluated.startswith(checkpoint):
             return False
         if not score_file.is_current(folder / score_file.FILE):
             return False

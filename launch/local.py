@@ -26,6 +26,8 @@ _LOOK_S = 0.2
 _TELL_S = 60.0
 _LEFT_ALONE_S = 60.0
 """So long the processes of a job have to end by themselves when one of them failed."""
+_OF_A_RUN = ("train", "evaluate")
+_KINDS_OF = {CORPUS: ("simulate", "ingest"), SCALING: ("scaling",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +163,7 @@ class _Launch:
                     left[name] = [job for job in left[name] if not self._is_done(job)]
                     if not left[name]:
                         del left[name]
+                        self._let_go(name)
                         continue
                 self._groups[name] = self._start(left[name][0])
             for name, group in list(self._groups.items()):
@@ -258,12 +261,13 @@ class _Launch:
         return Stopped(128 + self._told)
 
     def _take(self, name: str) -> bool:
-        """Holds the run for this launch; False where another launch holds it."""
-        if name in self._locks or name in (CORPUS, SCALING):
+        """Holds the run for this launch; False where another launch holds it, or what one began is still at it."""
+        if name in self._locks:
             return True
-        folder = self._workdir / name
+        of_sweep = name in (CORPUS, SCALING)
+        folder = self._workdir if of_sweep else self._workdir / name
         folder.mkdir(exist_ok=True)
-        file = (folder / ".launch").open("w")
+        file = (folder / (f".launch_{name}" if of_sweep else ".launch")).open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -271,7 +275,7 @@ class _Launch:
             return False
         except OSError:  # a disk that knows no locks
             pass
-        if (found := attempts.newest(folder, "train")) and found.lives:
+        if any((found := attempts.newest(folder, kind)) and found.lives for kind in _KINDS_OF.get(name, _OF_A_RUN)):
             file.close()
             return False
         self._locks[name] = file

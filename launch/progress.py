@@ -75,7 +75,8 @@ def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, held: Held, now
         )
     if attempt.failed:
         return told("failed", f"{job.kind}, {_ago(now - attempt.unix)}", attempt.error, str(attempt.log))
-    return told("stopped", f"{job.kind} ended well, but not by the config that the sweep has now")
+    since = "runs were evaluated since" if name == SCALING else "not by the config that the sweep has now"
+    return told("stopped", f"{job.kind} ended well, but {since}")
 
 
 def _files(folder: Path) -> RunFiles | None:

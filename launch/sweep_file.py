@@ -86,6 +86,9 @@ def read_sweep(spec: str, only: str = "*", topology: str | None = None,
             raise InputError(f"--only={only}: no run of {file} is called {one!r}; it has {', '.join(configs)}")
     kept = {run: config for run, config in configs.items() if any(fnmatch.fnmatch(run, one) for one in patterns)}
     hardware = _hardware(file, module, argument, topology, configs)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{file}: has get_sweep and no get_config, by which a job asks for its run; add get_config("
+                         "name), which returns tario_jax.config_files.chosen(name, get_sweep())")  # fmt: skip
     return Sweep(file, kept, {run: hardware[run] for run in kept}, arguments, assignments, hardware)
 
 

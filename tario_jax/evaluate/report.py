@@ -47,15 +47,15 @@ DIFFERENCES = {
 
 
 def write_report(folder: Path, evaluation: Evaluation, figures: list[Drawn], title: str) -> Path:
-    """Writes report.json, genes.tsv (one row a gene) and report.html with the figures inside; returns the page.
+    """Writes genes.tsv (one row a gene), report.html with the figures inside and, last, report.json; returns the page.
 
     The page needs no network: images are embedded, nothing is linked.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "report.json", json.dumps(evaluation.report, indent=1, allow_nan=False) + "\n")
     write_whole(folder / "genes.tsv", _gene_lines(evaluation.genes))
     page = folder / "report.html"
     write_whole(page, render(evaluation.report, figures, title))
+    write_whole(folder / "report.json", json.dumps(evaluation.report, indent=1, allow_nan=False) + "\n")
     return page
 
 

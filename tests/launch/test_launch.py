@@ -202,6 +202,7 @@ def test_waiting_ends_when_nothing_more_can_be_done(monkeypatch, tmp_path, looks
     ("from tario_jax.config import Config\ndef get_sweep(): return {'Queues': Config()}", "called 'Queues', as a"),
     ("from tario_jax.config import Config\ndef get_sweep(): return {'a': Config()}\ndef get_topologies(): return 5",
      "get_topologies returned something else"),
+    ("from tario_jax.config import Config\ndef get_sweep(): return {'a': Config()}", "no get_config"),
 ])  # fmt: skip
 def test_a_sweep_that_is_none_is_told(tmp_path, text, words):
     (tmp_path / "sweep.py").write_text(text)

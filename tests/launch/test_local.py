@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from launch import local
+from launch import attempts, local
 from launch.local import Local, Stopped, run_here
 from launch.sweep_file import Sweep
 from tario_jax.config import Config, SourceConfig
@@ -125,6 +125,65 @@ def test_a_run_that_another_launch_holds_is_waited_for(sweep, machine):
     said = []
     assert run_here(sweep, machine.workdir, QUICK, say=said.append) == 0
     assert "a" not in {run for run, _ in machine.began} and any("another launch is at it" in line for line in said)
+
+
+def test_a_run_that_was_done_elsewhere_is_let_go_at_once(sweep, machine, monkeypatch):
+    """Not when the launch ends: a third one may have more to do with it."""
+    (machine.workdir / "a").mkdir(parents=True)
+    held = (machine.workdir / "a" / ".launch").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    free = []
+
+    def done_elsewhere() -> None:
+        for kind in ("train", "evaluate"):
+            (machine.workdir / f"a.{kind}").touch()
+        held.close()
+
+    def start(launch, job):
+        free.append((job.run, "a" not in launch._locks))
+        return machine.start(launch, job)
+
+    monkeypatch.setattr(local._Launch, "_start", start)
+    threading.Timer(0.5, done_elsewhere).start()
+    machine.seconds = 3.0
+    assert run_here(sweep, machine.workdir, QUICK, say=lambda line: None) == 0
+    assert ("scaling", True) in free and all(is_free for _, is_free in free)
+
+
+def test_one_cohort_is_made_by_one_launch(sweep, machine):
+    machine.workdir.mkdir()
+    held = (machine.workdir / ".launch_corpus").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    def done_elsewhere() -> None:
+        (machine.workdir / "corpus.simulate").touch()
+        held.close()
+
+    threading.Timer(1.0, done_elsewhere).start()
+    said = []
+    assert run_here(sweep, machine.workdir, QUICK, say=said.append) == 0
+    assert "corpus" not in {run for run, _ in machine.began}
+    assert any(line.split()[0] == "corpus" and "another launch is at it" in line for line in said)
+
+
+def test_an_evaluation_whose_launch_was_killed_is_waited_for(sweep, machine, monkeypatch):
+    """It goes on without its launch; what it is at is not begun a second time."""
+    lives = {(machine.workdir / "b", "evaluate")}
+
+    def newest(folder, kind):
+        return attempts.Attempt(1, (folder, kind) in lives, None, "", 0.0, folder / "log")
+
+    monkeypatch.setattr(local.attempts, "newest", newest)
+    (machine.workdir / "b").mkdir(parents=True)
+    (machine.workdir / "b.train").touch()
+
+    def ends() -> None:
+        (machine.workdir / "b.evaluate").touch()
+        lives.clear()
+
+    threading.Timer(1.0, ends).start()
+    assert run_here(sweep, machine.workdir, QUICK, say=lambda line: None) == 0
+    assert "b" not in {run for run, _ in machine.began}
 
 
 def test_processes_and_devices_of_a_run(sweep, tmp_path, monkeypatch):

@@ -108,8 +108,10 @@ def draw_gains(path: Path, comparison: dict[str, Any]) -> Drawn:
         if deciles:
             x = np.arange(1, len(deciles) + 1) + 0.12 * (number - 0.5)
             means, low, high = (np.array([_known(one[key]) for one in deciles]) for key in ("mean", "low", "high"))
-            by_decile.errorbar(x, means, [means - low, high - means], color=colour, fmt="o-", markersize=4,
-                               linewidth=1.3, elinewidth=1, label=label)  # fmt: skip
+            # of two patients a percentile may be the mean itself, and lie past it by its rounding
+            bars = np.maximum(means - low, 0.0), np.maximum(high - means, 0.0)
+            by_decile.errorbar(x, means, bars, color=colour, fmt="o-", markersize=4, linewidth=1.3, elinewidth=1,
+                               label=label)  # fmt: skip
             null = [max((abs(_known(v)) for v in one["null"]), default=0.0) for one in deciles]
             by_decile.fill_between(x, np.negative(null), null, color=colour, alpha=0.1, linewidth=0)
         else:

@@ -28,12 +28,12 @@ _SHOWN = ("run", "patients", "parameters", "gene tables", "window", "read at", "
 
 
 def write_study(folder: Path, values: dict[str, Any], title: str) -> Path:
-    """Writes figures/, scaling.json and scaling.html into `folder`; returns the page."""
+    """Writes figures/, scaling.html and, last, scaling.json into `folder`; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "scaling.json", json.dumps(plain(values), indent=1, allow_nan=False) + "\n")
     drawn = draw_study(folder / "figures", values)
     page = folder / "scaling.html"
     write_whole(page, render(values, drawn, title))
+    write_whole(folder / "scaling.json", json.dumps(plain(values), indent=1, allow_nan=False) + "\n")
     return page
 
 

@@ -4,6 +4,7 @@ Everything is plain values (`scaling.json`); figures, page and table are made of
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def study(places: list[Path], options: Options, say: Callable[[str], None] = pri
     asked_for = None if options.between is None else _points_of(options.between, own)
     say(f"scaling: {len(own)} runs, {len(left_out)} left out")
     most = max(own, key=lambda record: record.patients or 0)
-    ranking = Ranking.of(most.name, most.scores, options.top_genes or most.config.evaluate.top_genes)
+    ranking = Ranking.of(most.name, most.scores, options.top_genes or _top_genes(most))
     values = {(one.name, one.read_um): measure(one.scores, ranking, one.validation_nats) for one in records}
     sweeps = find_sweeps(records)
     told = []
@@ -76,6 +77,14 @@ def study(places: list[Path], options: Options, say: Callable[[str], None] = pri
         "sweeps": told, "joint": joint, "grids": _grids(records, values, ranking, options),
         "comparisons": _comparisons(sweeps, asked_for, ranking, options, say),
     }  # fmt: skip
+
+
+def _top_genes(record: Record) -> int:
+    """As many as its evaluation took, whose settings may be newer than those of its training."""
+    try:
+        return int(json.loads((Path(record.workdir) / "report.json").read_text())["settings"]["top_genes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return record.config.evaluate.top_genes
 
 
 def _run(record: Record, values: Values, records: list[Record]) -> dict[str, Any]:

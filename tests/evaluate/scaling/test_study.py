@@ -1,12 +1,14 @@
 """A whole study: its values, page, figures and table, and the command."""
 
 import json
+import math
 import re
 
 import pytest
 from made_sweep import made_config, made_table, write_run, write_study
 
 from tario_jax.cli import main as cli
+from tario_jax.evaluate.scaling.figures import draw_gains
 from tario_jax.evaluate.scaling.words import count_text, size_text
 
 
@@ -25,6 +27,15 @@ def out(folder, tmp_path_factory):
 
 def values(out) -> dict:
     return json.loads((out / "scaling.json").read_text())
+
+
+def test_an_interval_that_ends_at_its_mean_is_drawn(out, tmp_path):
+    """Of two held-out patients an end may be the mean itself, and lie past it by rounding."""
+    comparison = values(out)["comparisons"][0]
+    for decile in comparison["forms"]["counts"]["by_decile"]:
+        decile["low"] = math.nextafter(decile["mean"], math.inf)
+    draw_gains(tmp_path / "gains.png", comparison)
+    assert (tmp_path / "gains.png").stat().st_size > 10_000
 
 
 def test_every_axis_of_a_study_is_found(out):

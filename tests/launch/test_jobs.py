@@ -1,0 +1,81 @@
+"""What of a sweep is done: by what lies in its folders, and by when it was written."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launch.jobs import SCALING, is_done, is_evaluated, jobs_of
+from launch.progress import progress_of
+from launch.sweep_file import Sweep
+from tario_jax.config import Config, EvaluateConfig, SourceConfig
+from tario_jax.config_files import to_dict
+from tario_jax.evaluate import score_file
+
+CONFIG = Config(source=SourceConfig(kind="virtual"), evaluate=EvaluateConfig(read_um=(18.0,)))
+READINGS = (".", "read_18um")
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_file, "is_current", lambda path: True)
+    runs = ("a", "b")
+    changes = {"evaluate.top_genes": "77", "train.steps": "7"}
+    arguments = {run: f":{run}" for run in runs}
+    return Sweep(tmp_path / "some.py", dict.fromkeys(runs, CONFIG), dict.fromkeys(runs), arguments, changes)
+
+
+def evaluated(workdir: Path, checkpoint: str) -> None:
+    for of in READINGS:
+        (workdir / of).mkdir(parents=True, exist_ok=True)
+        report = {"settings": to_dict(CONFIG.evaluate), "provenance": {"checkpoint": checkpoint}}
+        (workdir / of / "report.json").write_text(json.dumps(report))
+    (workdir / "done.json").write_text(json.dumps({"step": 320}))
+
+
+def sealed(workdir: Path, step: int) -> None:
+    folder = workdir / "checkpoints" / str(step)
+    folder.mkdir(parents=True)
+    (folder / "tario_seal.json").write_text("{}")
+
+
+def test_an_evaluation_is_told_the_settings_that_the_sweep_has_now(sweep, tmp_path):
+    _, evaluation = jobs_of(sweep, tmp_path)["a"]
+    assert evaluation.words[:3] == ("evaluate", f"--config={tmp_path}/some.py:a", "--config.evaluate.top_genes=77")
+    assert not any("train.steps" in word for word in evaluation.words)  # its checkpoint knows
+
+
+def test_a_report_is_done_until_a_run_is_evaluated_again(sweep, tmp_path):
+    (job,) = jobs_of(sweep, tmp_path)[SCALING]
+    evaluated(tmp_path / "a", "320-x")
+    assert not is_done(job, sweep, tmp_path)
+    page = tmp_path / "scaling.json"
+    page.write_text("{}")
+    made = page.stat().st_mtime
+    for of in READINGS:
+        os.utime(tmp_path / "a" / of / "report.json", (made - 5, made - 5))
+    assert is_done(job, sweep, tmp_path)
+    evaluated(tmp_path / "b", "320-x")  # by another launch, say
+    for of in READINGS:
+        os.utime(tmp_path / "b" / of / "report.json", (made - 5, made - 5))
+    os.utime(tmp_path / "b" / "read_18um" / "report.json", (made + 5, made + 5))
+    assert not is_done(job, sweep, tmp_path)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "scaling_0.jsonl").write_text(
+        json.dumps({"event": "began", "attempt": "1.0", "unix": made, "host": "h", "pid": 1}) + "\n"
+        + json.dumps({"event": "ended", "attempt": "1.0", "unix": made, "status": 0, "error": ""}) + "\n")  # fmt: skip
+    (report,) = (one for one in progress_of(sweep, tmp_path) if one.run == SCALING)
+    assert (report.state, report.told) == ("stopped", "scaling ended well, but runs were evaluated since")
+
+
+def test_a_run_is_evaluated_with_its_last_checkpoint_or_where_that_was_removed(sweep, tmp_path):
+    run = tmp_path / "a"
+    evaluated(run, "320-0badcafe")
+    assert is_evaluated(run, CONFIG)  # no checkpoint is there to evaluate again
+    evaluated(run, "160-0badcafe")
+    assert not is_evaluated(run, CONFIG)
+    evaluated(run, "320-0badcafe")
+    sealed(run, 320)
+    assert not is_evaluated(run, CONFIG)  # of other weights
