@@ -22,6 +22,26 @@ def _check(ok: bool, message: str) -> None:
         raise InputError(f"config: {message}")
 
 
+_MAY_BE_INFINITE = ("clip_norm", "hang_minutes")
+
+
+def _check_numbers(group: object, name: str) -> None:
+    """Raises `InputError` where a number of a group is none or infinite, or a seed is no key of Philox."""
+
+    def check(field: str, value: object) -> None:
+        if isinstance(value, tuple):
+            for item in value:
+                check(field, item)
+        elif isinstance(value, float):
+            _check(math.isfinite(value) or field in _MAY_BE_INFINITE and value == math.inf,
+                   f"{name}.{field} is {getattr(group, field)}; expected finite numbers")  # fmt: skip
+        elif field == "seed":
+            _check(0 <= value < 2**32, f"{name}.seed is {value}; expected 0 to 2³² − 1")
+
+    for field in dataclasses.fields(group):
+        check(field.name, getattr(group, field.name))
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """Where the corpus of `tario run` comes from."""
@@ -48,6 +68,7 @@ class SourceConfig:
     min_gene_total: int = 1  # genes with fewer counts over all sections are left out of the panel, and counted
 
     def __post_init__(self):
+        _check_numbers(self, "source")
         for name in ("train_patients", "held_out_patients"):
             _check(getattr(self, name) > 0, f"source.{name} is {getattr(self, name)}; expected at least 1")
         _check(
@@ -55,6 +76,10 @@ class SourceConfig:
         )
         _check(self.section_um >= 128, f"source.section_um is {self.section_um}; expected at least 128")
         _check(self.workers >= 1, f"source.workers is {self.workers}; expected at least 1")
+        for name in ("pitch_um", "diameter_um"):
+            _check(getattr(self, name) > 0, f"source.{name} is {getattr(self, name)}; expected more than 0")
+        for name in ("min_spot_total", "min_gene_total"):
+            _check(getattr(self, name) >= 0, f"source.{name} is {getattr(self, name)}; expected at least 0")
         _check(self.kind == "virtual" or bool(self.path), f"source.path is empty; source.kind={self.kind} needs one")
 
 
@@ -115,12 +140,14 @@ class DataConfig:
     workers: int = 0  # processes that make the batches, each `prefetch` ahead; 0 = threads of this one
 
     def __post_init__(self):
+        _check_numbers(self, "data")
         for name in ("bin_um", "window_um", "tile_um", "he_um_per_px", "patch_px", "rows", "windows_per_row"):
             _check(getattr(self, name) > 0, f"data.{name} is {getattr(self, name)}; expected more than 0")
         _check(self.patch_px >= 4, f"data.patch_px is {self.patch_px}; expected at least 4, to hold any texture")
         for name, low in (("stain_jitter", 0), ("seed", 0), ("max_spots", 0), ("count_capacity", 0), ("prefetch", 1),
                           ("workers", 0)):  # fmt: skip
             _check(getattr(self, name) >= low, f"data.{name} is {getattr(self, name)}; expected at least {low}")
+        _check(self.windows_per_row < 4096, f"data.windows_per_row is {self.windows_per_row}; expected less than 4,096")
         _check(self.near_bins >= 0, f"data.near_bins is {self.near_bins}; expected at least 0")
         _check(0 <= self.depth_told <= 1, f"data.depth_told is {self.depth_told}; expected a share, 0 to 1")
         _check(0 <= self.min_measured <= 1, f"data.min_measured is {self.min_measured}; expected 0 to 1")
@@ -222,6 +249,7 @@ class ModelConfig:
     loss_gene_chunk: int = 0  # genes of a device whose logits exist at once; 0: the same, mostly all of them
 
     def __post_init__(self):
+        _check_numbers(self, "model")
         for name in (
             "width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "stem_width", "gene_dim",
             "attention_block", "frozen_axes",
@@ -272,6 +300,7 @@ class OptimConfig:
     z_loss: float = 0.0  # weight of log²Z of each detection, which keeps the softmax over genes near its scale
 
     def __post_init__(self):
+        _check_numbers(self, "optim")
         for name in ("learning_rate", "clip_norm", "muon_rate"):
             _check(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; expected more than 0")
         for name in ("b1", "b2"):
@@ -347,6 +376,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        _check_numbers(self, "train")
         for name in (
             "steps", "accumulate", "log_every", "validate_every", "validation_rows", "checkpoint_every",
             "keep_checkpoints", "calibration_rows", "grace_s", "skip_limit", "spike_steps", "rollback_limit",
@@ -363,6 +393,10 @@ class TrainConfig:
             f"train.keep_checkpoints is {self.keep_checkpoints}, and none of before a spike of train.spike_steps = "
             f"{self.spike_steps} would be left; expected more, or a longer train.checkpoint_every",
         )
+        for name in ("spike_steps", "rollback_limit"):
+            _check(self.spike_deviations > 0 or getattr(self, name) == getattr(TrainConfig, name),
+                   f"train.{name} is {getattr(self, name)}, which train.spike_deviations=0 does not read; set "
+                   "train.spike_deviations, or leave it out")  # fmt: skip
         _check(0 <= self.ema_decay < 1, f"train.ema_decay is {self.ema_decay}; expected 0 to below 1")
 
 
@@ -386,6 +420,7 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self):
+        _check_numbers(self, "evaluate")
         _check(0 <= self.overlap < 1, f"evaluate.overlap is {self.overlap}; expected 0 <= overlap < 1")
         for name in ("top_genes", "mean_genes", "min_bins", "bootstraps", "block_um"):
             _check(getattr(self, name) > 0, f"evaluate.{name} is {getattr(self, name)}; expected more than 0")

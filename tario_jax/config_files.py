@@ -62,7 +62,18 @@ def load_config(spec: str, overrides: dict[str, str] | None = None) -> Config:
         raise InputError(f"{path}{_line_in(path, error)}: {_explained(error)}") from None
     if not isinstance(config, Config):
         raise InputError(f"{path}: get_config returned {type(config).__name__}; expected tario_jax.config.Config")
+    _refuse_types(path, config)
     return override(config, overrides or {})
+
+
+def _refuse_types(path: Path, node: Any, prefix: str = "") -> None:
+    """Raises `InputError` where a field of a config file holds another type than it is of: Python takes any."""
+    for name, hint in typing.get_type_hints(type(node)).items():
+        value = getattr(node, name)
+        if dataclasses.is_dataclass(hint):
+            _refuse_types(path, value, f"{prefix}{name}.")
+        elif not matches(value, hint):
+            raise InputError(f"{path}: {prefix}{name} is {value!r}; expected {_describe(hint)}")
 
 
 def chosen(name: str, choices: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from tario_jax.cli.options import (
     evaluation_of,
     finish,
     model_flags,
+    say,
     say_about_ten_times,
 )
 from tario_jax.cli.predict_cells import cell_flags, check_cells, maps_of_cells
@@ -133,7 +134,7 @@ def _check_steps(options: argparse.Namespace) -> None:
 def _maps_of_image(options: argparse.Namespace):
     from tario_jax.predict.tissue import ImageSection, read_image
 
-    image = read_image(options.image)
+    image = read_image(options.image, options.um_per_px, say)
     predictor = _load(options)
     section = ImageSection(image, options.um_per_px, genes=len(predictor.panel))
     return _maps(options, predictor, section, "real")

@@ -168,7 +168,8 @@ class Section:
         self._opening.clear()
         self._reading.clear()
         self._grids.clear()
-        self.__dict__.pop("tissue", None)
+        for name in ("tissue", "measured", "spots"):
+            self.__dict__.pop(name, None)
 
     @property
     def gene_totals_G(self) -> np.ndarray:

@@ -23,6 +23,7 @@ class Split:
     train: tuple[Section, ...]
     validation: tuple[Section, ...]
     held_out: tuple[Section, ...]
+    without_he: tuple[str, ...] = ()  # with counts, and left out of training and validation
 
 
 def stratified_order(cohort_of: Mapping[str, str], seed: int = 0) -> list[str]:
@@ -64,8 +65,10 @@ def write_split(root: Place, sides: Mapping[str, str]) -> None:
 def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False) -> Split:
     """Splits by the config's lists, or by the corpus's `split.tsv` where they are empty.
 
-    A section of H&E alone, whoever its patient is, stands on no side: nothing of it can be learnt or measured.
-    he_alone: it is what is learnt from; all sections with an H&E are taken, none with more, nobody need be held out.
+    A section of H&E alone, whoever its patient is, stands on no side: nothing of it can be learnt or measured; one
+    without H&E is held out or nowhere, and evaluation says that it cannot be predicted.
+    he_alone: the H&E is what is learnt from; all sections that have one are taken, none with more, and who is named
+    nowhere trains; nobody need be held out.
     Raises `InputError` where a patient (or section) is unknown, stands on two sides, or a side is empty.
     """
     lists = {side: getattr(config, side) for side in SIDES}
@@ -79,18 +82,26 @@ def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False)
     unit = config.by
     known = {getattr(section, "id" if unit == "section" else "patient") for section in corpus.sections}
     assigned = _assign(lists, where, unit, known)
+    if he_alone and unit == "patient":
+        assigned |= dict.fromkeys(known - assigned.keys(), "train")
+    can_train = {section.patient for section in corpus.sections
+                 if section.holds("he") and (he_alone or section.has_counts)}  # fmt: skip
     if config.train_patients:
-        assigned = _fewer(assigned, corpus, config, where)
+        assigned = _fewer(assigned, corpus, can_train, config, where)
+    without_he = []
     sides: dict[str, list[Section]] = {side: [] for side in SIDES}
     for section in corpus.sections:
         side = assigned.get(section.id if unit == "section" else section.patient)
-        if side is None or not (section.holds("he") if he_alone else section.has_counts):
+        if side is None or not (he_alone or section.has_counts):
+            continue
+        if not section.holds("he") and (he_alone or side != "held_out"):
+            without_he += [] if he_alone else [section.id]
             continue
         sides[side].append(section.he_alone() if he_alone else section)
     for side in ("train",) if he_alone else ("train", "held_out"):
         if not sides[side]:
             raise InputError(f"{where}: no section is on the side {side!r}; expected at least one")
-    return Split(unit, *(tuple(sides[side]) for side in SIDES))
+    return Split(unit, *(tuple(sides[side]) for side in SIDES), tuple(without_he))
 
 
 def read_split(path: Place) -> dict[str, list[str]]:
@@ -116,14 +127,16 @@ def read_split(path: Place) -> dict[str, list[str]]:
     return lists
 
 
-def _fewer(assigned: dict[str, str], corpus: Corpus, config: SplitConfig, where: str) -> dict[str, str]:
+def _fewer(assigned: dict[str, str], corpus: Corpus, can_train: set[str], config: SplitConfig,
+           where: str) -> dict[str, str]:  # fmt: skip
     """The split with the first `config.train_patients` training patients only: of any two sizes one holds the other.
 
-    Virtual patients come in an order that is stratified by itself, so these are those of a smaller cohort.
+    can_train: who has a section to train on; the others are not counted. Virtual patients come in an order that is
+    stratified by itself, so these are those of a smaller cohort.
     """
     if config.by != "patient":
         raise InputError("config.split: train_patients counts patients; it goes with by='patient' only")
-    training = {patient for patient, side in assigned.items() if side == "train"}
+    training = {patient for patient, side in assigned.items() if side == "train"} & can_train
     if config.train_patients > len(training):
         raise InputError(f"{where}: names {len(training)} training patients; config.split.train_patients asks for "
                          f"{config.train_patients}")  # fmt: skip

@@ -92,7 +92,11 @@ class GeneValidation:
         return self
 
     def write(self, path: Path) -> None:
-        """Parquet, a row a cohort and gene; the file is absent or whole."""
+        """The file is absent or whole."""
+        write_whole(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Parquet, a row a cohort and gene."""
         genes = len(self.symbols)
         table = pa.table({
             "cohort": np.repeat(self.cohorts, genes), "symbol": np.tile(self.symbols, len(self.cohorts)),
@@ -103,7 +107,7 @@ class GeneValidation:
         })  # fmt: skip
         memory = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(self.about)}), memory)
-        write_whole(path, memory.getvalue())
+        return memory.getvalue()
 
 
 def read_gene_validation(path: Path) -> GeneValidation:

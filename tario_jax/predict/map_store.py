@@ -295,7 +295,8 @@ def _write_plain(folder: Path, of: np.ndarray) -> None:
         "shape": list(of.shape), "data_type": str(of.dtype), "fill_value": "NaN",
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, len(of))]}},
         "codecs": [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}]}}  # fmt: skip
-    _write(_result(ts.open(spec, create=True, delete_existing=True), folder), of, folder)
+    # over the same one, where several processes end a store: another may be reading it already
+    _write(_result(ts.open(spec, open=True, create=True), folder), of, folder)
 
 
 # what every reader of a store counts on

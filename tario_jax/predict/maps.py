@@ -1,5 +1,6 @@
 """Gene maps: predicted rates of every gene of the model at places of one section."""
 
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,8 @@ class GeneMaps:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from tario_jax.predict.table_file import SEPARATORS
+
         # one side for all places stands in the metadata
         places = {"place": self.names()} | {name: of for name, of in self.columns().items() if name != "size_um"}
         table = pa.table(places | dict(zip(self.panel.symbols, self.rates_NxG.T, strict=True)))
@@ -162,14 +165,13 @@ class GeneMaps:
         partial = path.with_name(f".{path.name}.partial")
         if path.suffix == ".parquet":
             pq.write_table(table, partial)
-        elif path.suffix in (".tsv", ".csv"):
-            separator = "\t" if path.suffix == ".tsv" else ","
-            with partial.open("w") as file:
+        elif path.suffix in SEPARATORS:
+            with partial.open("w", newline="") as file:
                 file.writelines(f"# {name}: {value}\n" for name, value in self.metadata().items())
-                file.write(separator.join(table.column_names) + "\n")
+                lines = csv.writer(file, delimiter=SEPARATORS[path.suffix], lineterminator="\n")
+                lines.writerow(table.column_names)
                 for (name, *of), rates in zip(zip(*places.values(), strict=True), self.rates_NxG, strict=True):
-                    cells = [name, *(f"{value:.2f}" for value in of), *(f"{rate:.6g}" for rate in rates)]
-                    file.write(separator.join(cells) + "\n")
+                    lines.writerow([name, *(f"{value:.2f}" for value in of), *(f"{rate:.6g}" for rate in rates)])
         else:
             raise InputError(f"--table={path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")
         partial.replace(path)

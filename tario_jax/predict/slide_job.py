@@ -8,6 +8,7 @@ and several processes may share one.
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -22,6 +23,8 @@ from skimage.io import imsave
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.model.model import Tario
+from tario_jax.predict.gene_validation import FILE as VALIDATION
+from tario_jax.predict.gene_validation import GeneValidation
 from tario_jax.predict.generate import refuse_one_shot
 from tario_jax.predict.map_store import FILE, KEPT_BITS, MapStore, MapWriter
 from tario_jax.predict.maps import ONE_SHOT, VIRTUAL_BANNER
@@ -90,9 +93,8 @@ def predict_slide(predictor: Predictor, path: Path, out: Path, asked: Asked, *, 
     _refuse(predictor, path.name, asked)
     with opened_section(path, asked.um_per_px, genes=len(predictor.panel), force=asked.force, say=say) as section:
         identity = _identity(predictor, section, asked)
-        if (done := _done_already(out, identity, say)) is not None:
+        if (done := _begin(out, identity, predictor.validation, say)) is not None:
             return done
-        _begin(out, identity)
         return _Work(predictor, section, out, asked, identity, say, progress).run()
 
 
@@ -111,9 +113,8 @@ def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path,
     root = corpus.root if corpus.root.local is None else corpus.root.local.resolve()
     place = {"corpus": str(root), "section": name}
     identity = _identity(predictor, section, asked) | {"corpus_seal": corpus.seal}
-    if (done := _done_already(out, identity, say)) is not None:
+    if (done := _begin(out, identity, predictor.validation, say)) is not None:
         return done
-    _begin(out, identity)
     measured = MeasuredBins(held, corpus.panel, predictor.panel) if held.has_detections else None
     return _Work(predictor, section, out, asked, identity, say, progress, measured, place).run()
 
@@ -137,8 +138,10 @@ def _refuse(predictor: Predictor, name: str, asked: Asked) -> None:
     refuse_one_shot(predictor, "steps")
 
 
-def _done_already(out: Path, identity: dict[str, Any], say: Callable[[str], None]) -> MapStore | None:
-    """The maps that are there; None where there are none. Raises `InputError` where they are of something else."""
+def _done_already(out: Path, identity: dict[str, Any], validation: GeneValidation | None,
+                  say: Callable[[str], None]) -> MapStore | None:  # fmt: skip
+    """The maps that are there, with what is known of their genes by now; None where there are none. Raises `InputError`
+    where they are of something else."""
     if not (out / FILE).exists():
         return None
     store = MapStore(out)
@@ -146,7 +149,12 @@ def _done_already(out: Path, identity: dict[str, Any], say: Callable[[str], None
         raise InputError(f"{out}: holds maps of {store.about['section']} already, asked otherwise; give another "
                          "--out, or remove it")  # fmt: skip
     _clear(out)  # what is left, if it was killed between the seal and this
-    say(f"{out}: is done already")
+    path = out / VALIDATION
+    if validation is not None and not (path.exists() and path.read_bytes() == validation.to_bytes()):
+        validation.write(path)
+        say(f"{out}: is done already; what was found of its genes on held-out patients since is written")
+    else:
+        say(f"{out}: is done already")
     return store
 
 
@@ -171,10 +179,18 @@ def _identity(predictor: Predictor, section: SlideSection, asked: Asked) -> dict
     }  # fmt: skip
 
 
-def _begin(out: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder, or goes on in it. Raises `InputError` where it holds another prediction."""
+def _begin(out: Path, identity: dict[str, Any], validation: GeneValidation | None,
+           say: Callable[[str], None]) -> MapStore | None:  # fmt: skip
+    """Makes the folder, or goes on in it: None; or the maps, where they are there. Raises `InputError` where it holds
+    another prediction."""
+    if (done := _done_already(out, identity, validation, say)) is not None:
+        return done
     asked = out / _ASKED
-    if out.exists() and not asked.exists() and any(out.iterdir()):
+    # a process that begins at the same time, or was killed then, leaves the file that was to be renamed
+    others = [one for one in out.iterdir() if not one.name.startswith(f".{_ASKED}.")] if out.exists() else []
+    if others and not asked.exists():
+        if (done := _done_already(out, identity, validation, say)) is not None:  # another process ended it meanwhile
+            return done
         raise InputError(f"{out}: is there already, and holds no gene maps; give another --out")
     if asked.exists():
         try:
@@ -185,9 +201,25 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
         if differs:
             raise InputError(f"{out}: a prediction was begun there with {differs[0]} {before.get(differs[0])}, and "
                              f"this has {identity[differs[0]]}; give another --out, or remove it")  # fmt: skip
-        return
+        return None
     out.mkdir(parents=True, exist_ok=True)
     write_whole(asked, json.dumps(identity, indent=1))
+    return None
+
+
+def _refuse_another_plan(work: Path, plan: SlidePlan, rows: int | None) -> None:
+    """Windows and runs on disk go by number. Raises `InputError` where they were numbered otherwise: another version
+    of a library may see other tissue. rows: of a batch, where it decides what is drawn."""
+    digest = hashlib.sha256(repr(rows).encode())
+    places = plan.cover.places
+    for part in (places.x_um_N, places.y_um_N, np.asarray(plan.cover.corners), plan.slots.first):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    path, found = work / "plan.sha256", digest.hexdigest()
+    work.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_text() != found:
+        raise InputError(f"{work.parent}: was begun with other windows or bins, by another version of tario or of a "
+                         "library that finds its tissue; go on with that one, or remove it")  # fmt: skip
+    write_whole(path, found)
 
 
 class _Work:
@@ -218,6 +250,7 @@ class _Work:
         self._measured, self._place = measured, place or {"slide": str(section.file.path.resolve())}
         more = {"measured": measured is not None, "spread": asked.spread, "drawn": asked.steps is not None}
         self._writer = MapWriter(out, predictor.panel, self._plan.slots, [name for name in more if more[name]])
+        _refuse_another_plan(out / _WORK, self._plan, None if asked.steps is None else self._rows)
         self._spool = Spool(out / _WORK, self._plan, len(predictor.panel))
         self._went_through, self._began, self._told = 0, time.monotonic(), -np.inf
         self._first_done = self._windows_done()
@@ -335,6 +368,8 @@ class _Work:
         self._progress(Done("predict", done, of, self._went_through / seconds, (of - done) / rate if rate else np.inf))
 
     def _finish(self) -> MapStore:
+        if self._is_ended():
+            return MapStore(self._out)
         cover, section = self._plan.cover, self._section
         sums = self._spool.sums()
         image = section.file.levels[0]

@@ -60,7 +60,9 @@ def stain_of(section: SlideSection, mask: TissueMask | None) -> StainStatistics:
     By px of about 1 µm, as a model sees them: an overview's are means, which deviate less.
     """
     height_um, width_um = section.height_um, section.width_um
-    columns, rows = (max(1, int(extent // _SQUARE_UM)) for extent in (width_um, height_um))
+    # beyond the last whole square a mask leaves out what is beyond the slide
+    columns, rows = (max(1, int(extent // _SQUARE_UM)) if mask is None else -int(-extent // _SQUARE_UM)
+                     for extent in (width_um, height_um))  # fmt: skip
     x_um, y_um = (of.ravel() * _SQUARE_UM for of in np.meshgrid(np.arange(columns), np.arange(rows)))
     share = np.ones(len(x_um)) if mask is None else mask.share(x_um + _SQUARE_UM / 2, y_um + _SQUARE_UM / 2, _SQUARE_UM)
     fullest = np.argsort(-share, kind="stable")[: max(1, int((share > 0.5 * share.max()).sum()))]
@@ -73,7 +75,9 @@ def stain_of(section: SlideSection, mask: TissueMask | None) -> StainStatistics:
         inside = [mask.share(*(of.ravel() for of in np.meshgrid(x_um[at] + within, y_um[at] + within)), mask.um_per_px)
                   for at in chosen]  # fmt: skip
         pixels_Nx3 = pixels_Nx3[np.concatenate(inside) >= 0.5]
-    return StainStatistics.of_pixels(pixels_Nx3)
+    if not len(pixels_Nx3) or not (found := StainStatistics.of_pixels(pixels_Nx3)).mean_3[:2].sum() > 0:
+        raise InputError(f"{section.id}: has no stained tissue to measure its stains on; leave --stain out")
+    return found
 
 
 def stain_of_file(path: Path, um_per_px: float | None, say: Callable[[str], None]) -> StainStatistics:

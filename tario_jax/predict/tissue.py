@@ -9,8 +9,10 @@ from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid
 from tario_jax.corpus.resample import crop_and_resample
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
-from tario_jax.sources.images import read_ome_tiff, read_rgb
+from tario_jax.sources.slide import full_um_per_px
+from tario_jax.sources.slide_files import opened_slide
 
+_MOST_PX = 500_000_000
 SMALLEST_UM_PER_PX, LARGEST_UM_PER_PX = PLAUSIBLE_UM_PER_PX
 
 
@@ -56,10 +58,20 @@ class ImageSection:
         return lambda: crop_and_resample(pixels, pixels.shape, scale, x_um, y_um, side_px, um_per_px)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB [H, W, 3]. Raises `InputError` where it is missing, broken or not in colour."""
+def read_image(path: Path, um_per_px: float, say: Callable[[str], None] = print) -> np.ndarray:
+    """An image file as uint8 RGB [H, W, 3], its finest level as a slide's would be read; what is noteworthy is said.
+
+    um_per_px: by which it is taken, whatever the file says. Raises `InputError` where it is missing, broken, not in
+    colour, or too large to be held whole.
+    """
     if not path.is_file():
         raise InputError(f"--image={path}: no such file; expected a PNG, JPEG or TIFF")
-    if path.suffix.lower() in (".tif", ".tiff"):
-        return read_ome_tiff(path)[0]  # other readers take a level of a pyramid for the whole
-    return read_rgb(path)
+    with opened_slide(path) as file:
+        _, notes = full_um_per_px(file, um_per_px, force=True)
+        for note in (*file.notes, *notes):
+            say(f"{path}: {note}")
+        image = file.levels[0]
+        if image.width_px * image.height_px > _MOST_PX:
+            raise InputError(f"--image={path}: has {image.width_px:,} × {image.height_px:,} px; expected at most "
+                             f"{_MOST_PX // 10**6} million, which are held whole; predict it as --slide")  # fmt: skip
+        return image[:, :]

@@ -11,6 +11,7 @@ from tario_jax.serve.refusal import Refusal
 
 Image.MAX_IMAGE_PIXELS = None  # sizes are looked at here, by limits that may be larger
 RAW = "application/octet-stream"
+_IN_COLOUR = ("RGB", "RGBA", "P", "PA")  # the last two with a palette
 TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", RAW: ""}
 
 
@@ -40,8 +41,8 @@ def pixels_of(body: bytes, content_type: str, width_px: int | None, height_px: i
             with Image.open(io.BytesIO(body), formats=(kind,)) as image:
                 _check_size(*image.size, most_px, longest_px)
                 check(*image.size)
-                if image.mode.startswith(("I", "F")):
-                    raise Refusal(422, f"the image is grey of more than 8 bits (mode {image.mode}); expected RGB of 8")
+                if image.mode not in _IN_COLOUR:
+                    raise Refusal(422, f"the image is of mode {image.mode}; expected 8-bit RGB (H&E in colour)")
                 if image.has_transparency_data:  # glass is white; under what is transparent mostly lies black
                     ground = Image.new("RGBA", image.size, "white")
                     return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))

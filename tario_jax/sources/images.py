@@ -46,7 +46,10 @@ def read_rgb(path: Path, box_px: tuple[int, int, int, int] | None = None) -> np.
     with opened_image(path) as image:
         if image.mode not in ("RGB", "RGBA"):
             raise InputError(f"{path}: image of mode {image.mode!r}; expected RGB (an H&E image in colour)")
-        return np.asarray((image if box_px is None else image.crop(box_px)).convert("RGB"))
+        cut = image if box_px is None else image.crop(box_px)
+        if cut.mode == "RGBA":  # what is transparent was not scanned, and is white
+            cut = Image.alpha_composite(Image.new("RGBA", cut.size, "white"), cut)
+        return np.asarray(cut.convert("RGB"))
 
 
 def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:

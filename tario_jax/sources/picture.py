@@ -36,6 +36,8 @@ class Picture:
         size_px = (whole.width_px, whole.height_px)
         pixel_xy_Nx2 = fullres_xy_Nx2 * self.per_fullres
         inside_N = ((pixel_xy_Nx2 >= 0) & (pixel_xy_Nx2 < size_px)).all(1)
+        if not len(inside_N):
+            raise InputError(f"{self.path}: no place lies in tissue; expected at least one")
         if 2 * inside_N.sum() < len(inside_N):
             raise InputError(
                 f"{self.path}: {np.sum(~inside_N)} of {len(inside_N)} places in tissue lie outside of its {size_px[0]} "

@@ -303,8 +303,11 @@ def _near(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, near_bins: in
     number = min(near_bins, len(x_um_N) - 1)
     if number > 0:
         places_Nx2 = np.stack([x_um_N, y_um_N], 1)
-        away_NxM, found_NxM = scipy.spatial.cKDTree(places_Nx2).query(places_Nx2, [*range(2, number + 2)])
-        near_NxM[:, :number] = found_NxM
+        away, found = scipy.spatial.cKDTree(places_Nx2).query(places_Nx2, [*range(1, number + 2)])
+        # a bin is no neighbour of its own, though not always the first: a larger bin may have its centre
+        own = found == np.arange(len(found))[:, None]
+        own[~own.any(1), -1] = True
+        away_NxM, near_NxM[:, :number] = (of[~own].reshape(-1, number) for of in (away, found))
         weight_NxM[:, :number] = np.exp(-0.5 * (away_NxM / (_REACH * pitch_um)) ** 2)
     return near_NxM, weight_NxM
 

@@ -79,7 +79,7 @@ def calibrate_he(built: Built, parameters: Tree, calibration: Tree, batches: lis
 def _depths(sections: list[Section], share_G: np.ndarray) -> tuple[float, float]:
     """Mean and deviation of the log of how deep the sections were measured, as the model reads it; 0 and 1: of none."""
     depths = []
-    for section in sections[:: math.ceil(len(sections) / _SECTIONS_COUNTED)]:
+    for section in _counted(sections):
         if (density := section.density_per_um2) > 0:
             depths.append(math.log(density / share_G[section.measured_gene_G].sum()))
     return (float(np.mean(depths)), max(float(np.std(depths)), _LEAST_DEVIATION)) if depths else (0.0, 1.0)
@@ -113,13 +113,34 @@ def gene_shares(sections: list[Section], genes: int) -> np.ndarray:
     One that none of them measured has half a detection among all: nothing is known of it.
     """
     totals_G, seen_G, measured_G, all_of_them = np.full(genes, 0.5), np.full(genes, 1.0), np.zeros(genes, bool), 1.0
-    for section in sections[:: math.ceil(len(sections) / _SECTIONS_COUNTED)]:
+    for section in _counted(sections):
         of_section_G = section.gene_totals_G
         totals_G += of_section_G
         seen_G += section.measured_gene_G * float(of_section_G.sum())
         measured_G |= section.measured_gene_G
         all_of_them += float(of_section_G.sum())
     return totals_G / np.where(measured_G, seen_G, all_of_them)
+
+
+def _counted(sections: list[Section]) -> list[Section]:
+    """About so many, with all genes that any of them measured.
+
+    All of each patient's: where a patient has two, every second one may be of one region, or of one assay.
+    """
+    patients = list(dict.fromkeys(section.patient for section in sections))
+    chosen = set(patients[:: math.ceil(len(sections) / _SECTIONS_COUNTED)])
+    counted = [section for section in sections if section.patient in chosen]
+    counted = counted[:: math.ceil(len(counted) / _SECTIONS_COUNTED)]
+    if len(counted) == len(sections):
+        return counted
+    measured_G = np.logical_or.reduce([section.measured_gene_G for section in counted])
+    for section in sections:
+        if measured_G.all():
+            break
+        if (section.measured_gene_G & ~measured_G).any():
+            counted.append(section)
+            measured_G = measured_G | section.measured_gene_G
+    return counted
 
 
 class _Moments:

@@ -129,3 +129,6 @@ class Run:
             f"sections: {len(split.train)} train, {len(split.validation)} validation, {len(split.held_out)} held out "
             f"(split by {split.by})"
         )
+        if split.without_he:
+            first, number = split.without_he[0], len(split.without_he)
+            say(f"sections: {number} have counts and no H&E, and are left out ({first}, …)")

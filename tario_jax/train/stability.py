@@ -73,7 +73,8 @@ def judged(health: Health, loss: jax.Array, finite: jax.Array, spike_deviations:
         usual_loss=moved(health.usual_loss, loss, rate),
         usual_departure=moved(health.usual_departure, departure, departure_rate),
         looked_at=health.looked_at + usual,
-        unusual_in_row=jnp.where(unusual, health.unusual_in_row + 1, jnp.where(finite, 0, health.unusual_in_row)),
+        # one that is no number goes on with a row, and begins none
+        unusual_in_row=jnp.where(unusual | ~finite & (health.unusual_in_row > 0), health.unusual_in_row + 1, 0),
     )
 
 

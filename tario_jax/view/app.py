@@ -21,7 +21,7 @@ from tario_jax.view.shown import Shown, region_table
 
 PAGE = Path(__file__).with_name("page")
 _BINARY = "application/octet-stream"
-_KEPT = {"Cache-Control": "private, max-age=3600"}
+_KEPT = {"Cache-Control": "private, max-age=3600"}  # of addresses that hold the key of their maps
 _NOT_KEPT = {"Cache-Control": "no-store"}  # a page that is started anew may show other patients and slides
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; base-uri 'none'"
 

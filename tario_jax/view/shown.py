@@ -4,6 +4,8 @@ Axes: N bins, G genes, C cohorts, P corners of a polygon.
 """
 
 import contextlib
+import functools
+import hashlib
 import io
 import threading
 from collections.abc import Callable, Mapping
@@ -16,7 +18,8 @@ from skimage.measure import points_in_poly
 
 from tario_jax.config import InputError
 from tario_jax.corpus.resample import crop_and_resample
-from tario_jax.predict.map_store import MapStore
+from tario_jax.predict.gene_validation import FILE as VALIDATION
+from tario_jax.predict.map_store import FILE, MapStore
 from tario_jax.predict.signatures import Signature, cell_types, scores
 from tario_jax.predict.slide import SlideSection, refuse_another, slide_of_maps
 from tario_jax.sources.slide_files import PLAIN
@@ -70,12 +73,20 @@ class Shown:
         """The tile level at which the slide has its own px; each below has half as many along a side."""
         return int(np.ceil(np.log2(max(self.store.about["slide_px"]))))
 
+    @functools.cached_property
+    def key(self) -> str:
+        """Tells these maps from all others: the page asks by it, so that a browser keeps nothing of another slide."""
+        seal, validation = self.store.folder / FILE, self.store.folder / VALIDATION
+        held = seal.read_bytes() + (validation.read_bytes() if validation.exists() else b"")
+        return hashlib.sha256(held).hexdigest()[:12]
+
     def described(self) -> dict[str, Any]:
         about, validation = self.store.about, self.store.validation
         kept = ("bin_um", "he_um_per_px", "slide_px", "trained_on", "tissue", "banner", "warnings", "checkpoint",
                 "model", "decoding", "unit")  # fmt: skip
         return {name: about[name] for name in kept} | {
-            "name": self.name, "bins": len(self.store), "genes": len(self.store.panel), "top_level": self.top_level,
+            "name": self.name, "key": self.key, "bins": len(self.store),
+            "genes": len(self.store.panel), "top_level": self.top_level,
             "tile_px": TILE_PX, "arrays": list(self.store.arrays), "he": self.section is not None,
             "he_missing": self.missing, "spread_between": about.get("spread"),
             "signatures": [{"name": one.name, "kind": one.kind} for one in self.signatures],
@@ -134,7 +145,7 @@ class Shown:
         """A tile of the H&E as JPEG. Raises `InputError` where there is none."""
         if self.section is None:
             raise InputError(f"{self.name}: {self.missing}")
-        scale = 2 ** (self.top_level - level)
+        scale = 2 ** (self.top_level - level) if 0 <= level <= self.top_level else 1
         width_px, height_px = (-(-px // scale) for px in self.store.about["slide_px"])
         left, top = column * TILE_PX, row * TILE_PX
         if not 0 <= level <= self.top_level or not (0 <= left < width_px and 0 <= top < height_px):

@@ -80,6 +80,33 @@ def test_fewer_training_patients_are_a_part_of_more_and_held_out_ones_stay(corpu
     refused(lambda: split_corpus(corpus, by_section), "by='patient' only")
 
 
+def test_who_cannot_train_is_not_counted(tmp_path):
+    """H&E alone, or counts alone: 3 training patients are 3 of whom something is learnt."""
+    whole = [tiny_section(f"p{k}", f"p{k}", k, detections=20) for k in range(5)]
+    slides = [dataclasses.replace(tiny_section(f"q{k}", f"q{k}", 10 + k), detections=None) for k in range(20)]
+    counts = [dataclasses.replace(tiny_section(f"r{k}", f"r{k}", 40 + k, detections=20), he=None, he_um_per_px=None)
+              for k in range(3)]  # fmt: skip
+    sides = {"p0": "held_out", "r0": "held_out", "r1": "validation"}
+    names = [section.section_id for section in (*whole, *slides, *counts)]
+    corpus = write_corpus(tmp_path / "c", [*whole, *slides, *counts], kind="real",
+                          split={name: sides.get(name, "train") for name in names})  # fmt: skip
+    split = split_corpus(corpus, SplitConfig(train_patients=3))
+    assert len(split.train) == 3 and {section.id[0] for section in split.train} == {"p"}
+    assert [section.id for section in split.held_out] == ["p0", "r0"] and split.without_he == ("r1",)
+    assert split_corpus(corpus, SplitConfig()).without_he == ("r1", "r2")
+    refused(lambda: split_corpus(corpus, SplitConfig(train_patients=5)), "names 4 training patients")
+
+
+def test_the_he_of_those_on_no_side_is_learnt_from(tmp_path):
+    sections = [tiny_section(f"p{k}", f"p{k}", k, detections=20) for k in range(3)]
+    slides = [dataclasses.replace(tiny_section(f"q{k}", f"q{k}", 10 + k), detections=None) for k in range(2)]
+    split = {"p0": "held_out", "p1": "validation", "p2": "train"}
+    corpus = write_corpus(tmp_path / "c", [*sections, *slides], kind="real", split=split)
+    found = split_corpus(corpus, SplitConfig(), he_alone=True)
+    assert [section.id for section in found.train] == ["p2", "q0", "q1"]
+    assert [section.id for section in found.held_out] == ["p0"]
+
+
 def test_the_command_draws_a_map_that_is_kept_until_it_is_said_and_leaves_out_who_has_he_alone(tmp_path, capsys):
     sections = [tiny_section(f"p{k}_0", f"p{k}", k, detections=20) for k in range(6)]
     slides = [dataclasses.replace(tiny_section(f"q{k}", f"q{k}", 10 + k), detections=None) for k in range(9)]

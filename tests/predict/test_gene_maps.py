@@ -1,11 +1,14 @@
 """Gene maps: every place covered once, blended without a seam, written and read without loss, never mislabelled."""
 
+import csv
 import dataclasses
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from made_reader import says_everywhere
+from PIL import Image
 from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
@@ -141,8 +144,8 @@ def test_wrong_input_is_answered_in_one_line(predictor, tmp_path):
 def test_unreadable_images_are_answered_in_one_line(tmp_path):
     for name, content in (("a.png", b"no image"), ("b.tif", b"II*\0"), ("c.jpg", b""), ("d.png", b"\x89PNG\r\n\x1a\n")):
         (tmp_path / name).write_bytes(content)
-        refused(lambda path=tmp_path / name: read_image(path), str(tmp_path / name))
-    refused(lambda: read_image(tmp_path / "none.png"), "none.png", "no such file")
+        refused(lambda path=tmp_path / name: read_image(path, 0.5), str(tmp_path / name))
+    refused(lambda: read_image(tmp_path / "none.png", 0.5), "none.png", "no such file")
 
 
 def test_a_folder_without_a_checkpoint_is_answered_in_one_line(tmp_path, tiny_run):
@@ -219,3 +222,33 @@ def test_windows_that_overlap_are_turned_otherwise_and_lie_where_they_did(predic
             np.testing.assert_allclose(under, expected, atol=1e-3)
     odd = predictor.cover(section, tissue="virtual", bin_um=20.0, overlap=0.5, turned=True)
     assert not odd._quarter_turns.any()
+
+
+def test_an_image_is_read_as_a_slide_would_be(tmp_path):
+    """Transparent is white, the largest of several images is the slide, EXIF turns, and another scale is said."""
+    rgba = np.full((40, 60, 4), (200, 120, 180, 255), np.uint8)
+    rgba[:10, :10] = 0
+    Image.fromarray(rgba).save(tmp_path / "cut.png")
+    said: list[str] = []
+    pixels = read_image(tmp_path / "cut.png", 0.5, said.append)
+    assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[20, 20].tolist() == [200, 120, 180] and not said
+    turned = Image.fromarray(rgba[..., :3])
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg", 0.5, said.append).shape == (60, 40, 3) and "EXIF" in said[-1]
+    label, slide = np.zeros((50, 50, 3), np.uint8), np.full((80, 90, 3), 230, np.uint8)
+    with tifffile.TiffWriter(tmp_path / "two.tif") as file:
+        file.write(label, photometric="rgb")
+        file.write(slide, photometric="rgb", resolution=(40_000, 40_000), resolutionunit="CENTIMETER")
+    assert read_image(tmp_path / "two.tif", 0.5, said.append).shape == (80, 90, 3)
+    assert "largest of its 2 images" in said[-2] and "--um-per-px=0.5 is taken, the file says 0.25" in said[-1]
+
+
+def test_names_with_separators_stay_in_their_column(predictor, tiny_corpus, tmp_path):
+    maps = predictor.predict(tiny_corpus.section("F1").he()[:160, :160], 0.5, tissue="virtual")
+    named = dataclasses.replace(maps, names_N=tuple(f"Tumor, {n}" for n in range(len(maps.x_um_N))))
+    named.write_table(tmp_path / "rates.csv")
+    with (tmp_path / "rates.csv").open(newline="") as file:
+        rows = list(csv.reader(line for line in file if not line.startswith("#")))
+    assert {len(row) for row in rows} == {len(rows[0])} and rows[1][0] == "Tumor, 0"

@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
 import tifffile
-from made_maps import content
+from made_maps import content, made_validation
 from made_slides import write_pyramid
 from PIL import Image
 from refusals import refused
@@ -17,7 +18,7 @@ from tario_jax.panel import Panel
 from tario_jax.predict.map_store import KEPT_BITS, MapStore, Slots
 from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.slide import opened_section
-from tario_jax.predict.slide_job import Asked, _Work, predict_measured, predict_slide
+from tario_jax.predict.slide_job import Asked, _refuse_another_plan, _Work, predict_measured, predict_slide
 from tario_jax.predict.spool import Spool
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 
@@ -89,6 +90,44 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(predictor, slide, m
     predict_slide(predictor, slide, out, EVERYWHERE, say=str)
     assert content(out) == content(maps.folder) and not (out / "work").exists()
     assert [calls.count(window) for window in (0, 3, 4, 5, 9)] == [1, 1, 2, 2, 1]  # only the second batch twice
+
+
+def test_work_of_another_plan_is_not_gone_on_with(tmp_path):
+    """Files of windows go by number: another version of a library may see other tissue, and number them otherwise."""
+
+    def plan(x_um_N, first=(0, 3)):
+        places = types.SimpleNamespace(x_um_N=np.array(x_um_N, float), y_um_N=np.zeros(len(x_um_N)))
+        return types.SimpleNamespace(cover=types.SimpleNamespace(places=places, corners=[(0.0, 0.0)]),
+                                     slots=types.SimpleNamespace(first=np.array(first)))  # fmt: skip
+
+    work = tmp_path / "n.maps" / "work"
+    for _ in range(2):
+        _refuse_another_plan(work, plan([9, 27, 45]), None)
+    for other, rows in ((plan([9, 27, 63]), None), (plan([9, 27, 45], (0, 2, 3)), None), (plan([9, 27, 45]), 4)):
+        refused(lambda other=other, rows=rows: _refuse_another_plan(work, other, rows),
+                f"{tmp_path}/n.maps: was begun with other windows or bins")  # fmt: skip
+
+
+def test_a_folder_that_another_process_begins_at_the_same_moment_is_its_own(predictor, slide, maps, tmp_path):
+    out = tmp_path / "m.maps"
+    out.mkdir()
+    (out / ".asked.json.node-1.partial").write_text("{")  # just before its rename, or killed there
+    predict_slide(predictor, slide, out, EVERYWHERE, say=str)
+    (out / ".asked.json.node-1.partial").unlink()
+    assert content(out) == content(maps.folder)
+
+
+def test_what_is_found_of_genes_later_is_written_too(predictor, slide, maps, tmp_path, monkeypatch):
+    out, said = tmp_path / "l.maps", []
+    shutil.copytree(maps.folder, out)
+    assert MapStore(out).validation is None
+    table = made_validation(predictor.panel)
+    monkeypatch.setattr(predictor, "validation", table)
+    before = content(out / "rates")
+    predict_slide(predictor, slide, out, EVERYWHERE, say=said.append)
+    assert np.array_equal(MapStore(out).validation.r_CxG, table.r_CxG) and "since is written" in said[-1]
+    predict_slide(predictor, slide, out, EVERYWHERE, say=said.append)
+    assert said[-1] == f"{out}: is done already" and content(out / "rates") == before
 
 
 def test_processes_share_a_slide(predictor, slide, maps, tmp_path):

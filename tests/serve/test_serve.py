@@ -177,7 +177,8 @@ def test_what_is_transparent_is_glass(client, section):
 
 
 WRONG = {
-    "grey": (ASKED, png(np.full((80, 80), 20000, np.uint16)), PNG, 422, "grey of more than 8 bits"),
+    "grey": (ASKED, png(np.full((80, 80), 20000, np.uint16)), PNG, 422, "of mode I;16; expected 8-bit RGB"),
+    "grey of 8 bits": (ASKED, png(np.full((80, 80), 77, np.uint8)), PNG, 422, "of mode L; expected 8-bit RGB"),
     "chunk": (ASKED, broken_png(), PNG, 422, "no PNG that can be read"),
     "text": (ASKED, b"no image", PNG, 422, "no PNG that can be read"),
     "torn": (ASKED, png(np.zeros((80, 80, 3), np.uint8))[:60], PNG, 422, "no PNG that can be read"),

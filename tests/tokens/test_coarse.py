@@ -10,11 +10,11 @@ from tiny_tissue import PANEL, spot_section, tiny_config, tiny_section, write_co
 
 from tario_jax.config import DataConfig
 from tario_jax.model.model import Tario
-from tario_jax.tokens.batch import tokenise
+from tario_jax.tokens.batch import _near, tokenise
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.coarse import coarsened, with_coarse
 from tario_jax.tokens.pipeline import BatchSource
-from tario_jax.tokens.window import read_window
+from tario_jax.tokens.window import grid_centres, read_window
 
 COARSE = {"coarse_um": (36.0,)}
 SMALL = {"window_um": 72.0, "tile_um": 36.0, "bin_um": 18.0, "patch_px": 9}
@@ -124,3 +124,14 @@ def test_spots_are_parts_of_nothing(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", [spots], split={"S": "train"})
     data = tiny_config(data=COARSE).data
     assert "hold spots" in refused(lambda: corpus_layout(corpus.sections, data, len(PANEL)))
+
+
+def test_a_larger_bin_with_the_centre_of_a_bin_is_its_neighbour_and_it_is_not_its_own():
+    """Three bins along one: the middle one has the centre of the larger."""
+    x, y = grid_centres(324.0, 36.0)
+    coarse_x, coarse_y = grid_centres(324.0, 108.0)
+    near_NxM, weight_NxM = _near(np.concatenate([x, coarse_x]), np.concatenate([y, coarse_y]), 36.0, 4)
+    assert not (near_NxM == np.arange(90)[:, None]).any() and (weight_NxM > 0).all()
+    for larger in range(9):
+        (middle,) = np.flatnonzero((x == coarse_x[larger]) & (y == coarse_y[larger]))
+        assert near_NxM[middle, 0] == 81 + larger and near_NxM[81 + larger, 0] == middle

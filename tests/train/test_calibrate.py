@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_tissue import PANEL, tiny_section, write_corpus
 
-from tario_jax.train.calibrate import _depths, gene_shares
+from tario_jax.train.calibrate import _counted, _depths, gene_shares
 
 
 def test_shares_of_genes_are_among_the_sections_that_measured_them(tmp_path):
@@ -21,6 +21,25 @@ def test_shares_of_genes_are_among_the_sections_that_measured_them(tmp_path):
     others = [gene for gene in range(len(PANEL)) if gene not in (3, 7)]
     np.testing.assert_allclose(shares_G[others], counts_SxG.sum(0)[others] / counts_SxG.sum(), rtol=0.01)
     assert 0 < shares_G[7] < 1e-3
+
+
+class FakeSection:
+    """Of one of two assays, which measure each the half of the panel."""
+
+    def __init__(self, patient: int, assay: int):
+        self.patient, self.assay = f"P{patient:03}", assay
+        self.measured_gene_G = (np.arange(len(PANEL)) < len(PANEL) // 2) == (assay == 0)
+        self.gene_totals_G = np.where(self.measured_gene_G, 100, 0)
+
+
+@pytest.mark.parametrize("patients", [60, 93, 100, 300])
+def test_however_many_there_are_both_assays_of_a_patient_count(patients):
+    """Sections lie by patient: every second one is of one assay alone."""
+    sections = [FakeSection(patient, assay) for patient in range(patients) for assay in (0, 1)]
+    np.testing.assert_allclose(gene_shares(sections, len(PANEL)), 2 / len(PANEL), rtol=0.01)
+    by_turns = [FakeSection(patient, patient % 2) for patient in range(4 * patients)]
+    assert gene_shares(by_turns, len(PANEL)).min() > 0.1 / len(PANEL)
+    assert len(_counted(sections)) <= 130 and len(_counted(by_turns)) <= 130
 
 
 def test_depths_are_those_of_the_whole_panel(tmp_path):

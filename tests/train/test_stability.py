@@ -66,6 +66,13 @@ def test_a_loss_is_unusual_where_it_stands_far_above_the_running_mean():
     assert not any(int(health.unusual_in_row) for health in judge_all(losses, 0.0))
 
 
+def test_a_loss_that_is_no_number_goes_on_with_a_spike_and_begins_none():
+    """So a spike begins where its first loss stood, and a rollback lands before that."""
+    usual = [3 + 0.02 * (-1) ** step for step in range(40)]
+    found = judge_all([*usual, 9.0, np.nan, 9.1, 3.0, np.nan, 9.2], 6.0)
+    assert [int(health.unusual_in_row) for health in found[40:]] == [1, 2, 3, 0, 0, 1]
+
+
 def test_the_running_mean_is_of_the_last_steps():
     mean, expected = {"w": np.float32(5.0)}, 5.0
     for step in range(40):

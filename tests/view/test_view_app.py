@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import io
+import re
 import shutil
+import types
 
 import httpx
 import numpy as np
@@ -19,7 +21,7 @@ from tario_jax.corpus.resample import square_means
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.signatures import read_gmt, scores
 from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
-from tario_jax.view.app import make_app
+from tario_jax.view.app import PAGE, make_app
 from tario_jax.view.shown import Shown
 
 
@@ -86,6 +88,22 @@ def test_values_are_those_of_the_store(client, store):
     assert genes["symbols"] == list(store.panel.symbols) and np.allclose(genes["mean"], store.mean_G, rtol=1e-3)
 
 
+def test_what_a_browser_keeps_is_asked_for_by_the_key_of_its_maps(client, store, tmp_path):
+    """Another slide at the same address has another key, and so have the same maps with other validation."""
+    (slide,) = client.get("/api/slides").json()
+    page = "".join((PAGE / name).read_text() for name in ("page.js", "panes.js"))
+    kept = re.findall(r"`/api/slides/\$\{[^`]*`", page)
+    kept = [address for address in kept if "region" not in address]
+    assert len(kept) == 5 and all(re.search(r"[?&]of=\$\{[^}]*key\}", address) for address in kept)
+    other = tmp_path / "other.maps"
+    shutil.copytree(store.folder, other)
+    (other / "validation.parquet").write_bytes(b"x")
+    assert Shown.key.func(types.SimpleNamespace(store=types.SimpleNamespace(folder=other))) != slide["key"]
+    answer = client.get(f"/api/slides/0/places?of={slide['key']}")
+    assert answer.headers["cache-control"].endswith("max-age=3600") and "max-age" not in str(
+        client.get("/api/slides").headers)  # fmt: skip
+
+
 def test_tiles_are_the_slides_pixels(client, store):
     """The finest level pixel by pixel, a coarser one as a mean; what lies beyond the slide is cut."""
 
@@ -100,7 +118,8 @@ def test_tiles_are_the_slides_pixels(client, store):
     half = tile(9, 0, 0)
     assert half.shape == (300, 400, 3)
     assert np.abs(half - he.reshape(300, 2, 400, 2, 3).mean((1, 3))).mean() < 4
-    assert client.get("/api/slides/0/tiles/10/2/0.jpg").status_code == 422
+    for nowhere in ("10/2/0", "9999/0/0", "-1/0/0"):
+        assert client.get(f"/api/slides/0/tiles/{nowhere}.jpg").status_code == 422
 
 
 def test_a_region_is_the_mean_of_its_bins(client, store):

@@ -112,8 +112,8 @@ async function open(number) {
     `model ${slide.model}, trained on ${slide.trained_on} tissue`;
   if (!loaded.has(number)) {
     const [of_genes, places] = await Promise.all([
-      asked(`/api/slides/${number}/genes`).then((answer) => answer.json()),
-      asked(`/api/slides/${number}/places`).then((answer) => answer.arrayBuffer()),
+      asked(`/api/slides/${number}/genes?of=${slide.key}`).then((answer) => answer.json()),
+      asked(`/api/slides/${number}/places?of=${slide.key}`).then((answer) => answer.arrayBuffer()),
     ]);
     loaded.set(number, { genes: of_genes, grid: new Grid(new Float32Array(places), slides[number].bin_um) });
   }
@@ -144,7 +144,7 @@ async function open(number) {
 
 /** Of each bin the cell type that is strongest, for the pointer: read once a map is shown. */
 async function readTypes(number) {
-  const answer = await asked(`/api/slides/${number}/strongest`).then((found) => found.arrayBuffer());
+  const answer = await asked(`/api/slides/${number}/strongest?of=${slides[number].key}`).then((found) => found.arrayBuffer());
   const bins = slides[number].bins;
   const found = { type: new Uint8Array(answer, 0, bins), score: new Float32Array(answer.slice(bins)) };
   loaded.get(number).types = found;
@@ -176,7 +176,8 @@ function layOut() {
 
 // maps
 
-const url = (array, name) => `/api/slides/${state.slide}/values/${array}?name=${encodeURIComponent(name)}`;
+const url = (array, name) =>
+  `/api/slides/${state.slide}/values/${array}?name=${encodeURIComponent(name)}&of=${slides[state.slide].key}`;
 
 async function paint() {
   const began = performance.now();

@@ -57,7 +57,7 @@ export class Panes {
       tileSources: {
         width, height, tileSize: slide.tile_px, tileOverlap: 0, minLevel: 8, maxLevel: slide.top_level,
         tileExists: () => slide.he,
-        getTileUrl: (level, x, y) => `/api/slides/${number}/tiles/${level}/${x}/${y}.jpg`,
+        getTileUrl: (level, x, y) => `/api/slides/${number}/tiles/${level}/${x}/${y}.jpg?of=${slide.key}`,
       },
     });
     viewer.canvas.setAttribute("role", "application");
