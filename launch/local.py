@@ -24,6 +24,7 @@ from tario_jax.train.run_state import seconds_a_step, steps_done
 
 _LOOK_S = 0.2
 _TELL_S = 60.0
+_ASK_AGAIN_S = 5.0  # whether another launch has let go
 _LEFT_ALONE_S = 60.0
 """So long the processes of a job have to end by themselves when one of them failed."""
 _OF_A_RUN = ("train", "evaluate")
@@ -156,7 +157,7 @@ class _Launch:
                     if name not in waited_for:
                         waited_for.add(name)
                         self._say(f"     {name:<28} another launch is at it; it is waited for")
-                    not_before[name] = now + 5.0
+                    not_before[name] = now + _ASK_AGAIN_S
                     continue
                 if name in waited_for:  # what is left of it, when the other one let go
                     waited_for.remove(name)

@@ -36,7 +36,8 @@ def _check_numbers(group: object, name: str) -> None:
             _check(math.isfinite(value) or field in _MAY_BE_INFINITE and value == math.inf,
                    f"{name}.{field} is {getattr(group, field)}; expected finite numbers")  # fmt: skip
         elif field == "seed":
-            _check(0 <= value < 2**32, f"{name}.seed is {value}; expected 0 to 2³² − 1")
+            bits = 63 if name == "source" else 32  # the others share a key of Philox with a step
+            _check(0 <= value < 2**bits, f"{name}.seed is {value}; expected 0 to 2^{bits} - 1")
 
     for field in dataclasses.fields(group):
         check(field.name, getattr(group, field.name))

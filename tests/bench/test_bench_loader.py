@@ -39,6 +39,7 @@ def test_the_peers_read_the_window_and_count_it(corpus):
         assert _parts(draw.section, draw.x_um, draw.y_um, 72.0)[0][0] == "he"
 
 
+@pytest.mark.slow
 def test_the_command_tells_rates_cores_and_the_wait_of_a_training_step(corpus, tmp_path, capsys):
     answer = tmp_path / "bench.json"
     small = [f"--config.data.{name}" for name in ("window_um=72", "tile_um=72", "patch_px=36", "rows=2")]

@@ -33,6 +33,7 @@ def sweep(tmp_path):
 def machine(monkeypatch, tmp_path):
     """Jobs end as `statuses` says, attempt by attempt; those that it does not name end well. What began is listed."""
     machine = Machine(tmp_path / "work")
+    monkeypatch.setattr(local, "_ASK_AGAIN_S", 0.3)
     monkeypatch.setattr(local, "is_done", lambda job, sweep, workdir: (workdir / f"{job.run}.{job.kind}").exists())
     monkeypatch.setattr(local._Launch, "_start", lambda launch, job: machine.start(launch, job))
     return machine
@@ -144,8 +145,8 @@ def test_a_run_that_was_done_elsewhere_is_let_go_at_once(sweep, machine, monkeyp
         return machine.start(launch, job)
 
     monkeypatch.setattr(local._Launch, "_start", start)
-    threading.Timer(0.5, done_elsewhere).start()
-    machine.seconds = 3.0
+    threading.Timer(0.3, done_elsewhere).start()
+    machine.seconds = 0.6
     assert run_here(sweep, machine.workdir, QUICK, say=lambda line: None) == 0
     assert ("scaling", True) in free and all(is_free for _, is_free in free)
 

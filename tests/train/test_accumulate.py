@@ -66,6 +66,7 @@ for parts, sizes in json.loads(sys.argv[3]):
 """
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_make_the_step_of_the_whole_and_stay_where_they_are(devices8, tiny_corpus):
     """On replica x fsdp each device cuts its own rows into parts; the whole batch on one device is the measure."""
     config = tiny_config(data={"rows": 12, "groups": ((1, 1.0), (4, 1.0)), "bin_um": 24.0})

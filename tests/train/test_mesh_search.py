@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 _PROGRAM = """
 import json
 import jax
@@ -36,6 +38,7 @@ except InputError as refused:
 """
 
 
+@pytest.mark.slow
 def test_the_best_that_fits_is_told(devices8, repository):
     said = devices8(_PROGRAM.replace("CONFIGS", str(repository / "configs")))
     second, none, crash, refused = json.loads(said.splitlines()[-1])

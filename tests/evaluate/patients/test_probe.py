@@ -1,6 +1,7 @@
 """Probes: what is there is found, what is not is not, a confounder is named, and training patients are refused."""
 
 import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -29,6 +30,7 @@ from tario_jax.evaluate.patients.probe_job import Asked, probe_job, table_of
 from tario_jax.evaluate.tables import plain
 
 SETTING = Setting(folds=4, repeats=2, shuffles=8, bootstraps=100)
+NO_NULL = dataclasses.replace(SETTING, shuffles=0)
 PATIENTS, GENES = 240, 12
 
 
@@ -78,7 +80,7 @@ def test_where_a_site_tells_pairs_of_one_site_lead(found):
 def test_what_is_known_does_not_decide_what_is_reported():
     features, mutated, site, _ = labelled()
     sets = {VECTORS: features, LOOKS: features[:, 10:]}
-    one = decoded(outcome_of("EGFR", mutated, SETTING), sets, {"site": site}, SETTING, known=("site",))
+    one = decoded(outcome_of("EGFR", mutated, SETTING), sets, {"site": site}, NO_NULL, known=("site",))
     assert one["auroc"]["site alone"]["low"] > 0.6 and one["lead"]["how"] == "of all patients"
     assert one["lead"]["value"] == one["auroc"][VECTORS]["value"] != one["within"]["site"][VECTORS]["value"]
 
@@ -87,7 +89,7 @@ def test_figures_are_means_over_partitions():
     features, mutated, _, _ = labelled()
     sets = {VECTORS: features, LOOKS: features}
     outcome = outcome_of("EGFR", mutated, SETTING)
-    both = decoded(outcome, sets, {}, SETTING)["auroc"][VECTORS]["value"]
+    both = decoded(outcome, sets, {}, NO_NULL)["auroc"][VECTORS]["value"]
     found = []
     for seed in (0, 1000):
         folds = folds_of(outcome.label_n, 4, 3, seed)
@@ -156,8 +158,8 @@ def test_pairs_of_patients_whose_group_is_not_known_do_not_count():
     odd = features.copy()
     odd[:80, 0] += 3.0 * (mutated[:80] == "true")
     sets = {VECTORS: odd, LOOKS: features[:, 10:]}
-    one = decoded(outcome_of("EGFR", mutated, SETTING), sets, {"site": hidden}, SETTING)
-    alike = decoded(outcome_of("EGFR", mutated, SETTING), sets, {"site": np.where(hidden == "", "c", hidden)}, SETTING)
+    one = decoded(outcome_of("EGFR", mutated, SETTING), sets, {"site": hidden}, NO_NULL)
+    alike = decoded(outcome_of("EGFR", mutated, SETTING), sets, {"site": np.where(hidden == "", "c", hidden)}, NO_NULL)
     assert one["lead"]["how"] == alike["lead"]["how"] == "within site"
     assert one["lead"]["value"] < alike["lead"]["value"] - 0.02
 
@@ -189,7 +191,7 @@ def test_a_site_that_is_hardly_known_is_no_confounder():
     rng = np.random.default_rng(4)
     site = np.where((mutated == "true") & (rng.random(PATIENTS) < 0.8), rng.choice(["a", "b"], PATIENTS), "")
     site[:40] = rng.choice(["a", "b"], 40)
-    one = decoded(outcome_of("EGFR", mutated, SETTING), {VECTORS: features, LOOKS: features}, {"site": site}, SETTING)
+    one = decoded(outcome_of("EGFR", mutated, SETTING), {VECTORS: features, LOOKS: features}, {"site": site}, NO_NULL)
     assert one["auroc"]["site alone"]["low"] > 0.6 and one["lead"]["how"] == "of all patients"
 
 
@@ -197,7 +199,7 @@ def test_differences_are_of_the_partitions_that_both_tell_in():
     features, mutated, _, _ = labelled()
     outcome, sets = outcome_of("EGFR", mutated, SETTING), {VECTORS: features, LOOKS: features[:, 10:]}
     same = {"again": lambda folds: Prepared(features, folds, 0).told(outcome.label_n, 2)}
-    one = decoded(outcome, sets, {}, SETTING, further=same)
+    one = decoded(outcome, sets, {}, NO_NULL, further=same)
     assert one["auroc"]["again"]["value"] != one["auroc"][VECTORS]["value"]  # one partition beside two
     assert one["above"]["again"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
