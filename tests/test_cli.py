@@ -360,6 +360,7 @@ def _alive(pid: str) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds children in /proc")
+@pytest.mark.slow
 def test_a_killed_simulation_is_refused_and_continues_to_the_same_seal(
     cli_corpus, tiny_run, cli_tario, tario, tmp_path
 ):

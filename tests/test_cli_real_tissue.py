@@ -129,6 +129,7 @@ def cli_virtual_run(cli_corpus, cli_tario, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_virtual_model_sees_real_tissue_only_with_the_flag(cli_virtual_run, cli_xenium, cli_tario, tmp_path):
     words = ("evaluate", f"--workdir={cli_virtual_run}", f"--corpus={cli_xenium[0]}", "--bin-um=18",
              f"--out={tmp_path / 'report'}")  # fmt: skip
@@ -153,6 +154,7 @@ def test_a_virtual_model_sees_real_tissue_only_with_the_flag(cli_virtual_run, cl
     assert 'src="http' not in page and json.loads((tmp_path / "said.json").read_text()) == report
 
 
+@pytest.mark.slow
 def test_maps_of_real_tissue_by_a_virtual_model_hold_its_genes_and_the_banner(
     cli_virtual_run, cli_xenium, cli_tario, tmp_path
 ):

@@ -24,6 +24,7 @@ def folder(cli_corpus, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_cell_runs(folder, repository, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     cells = json.loads((repository / "docs" / "slides.ipynb").read_text())["cells"]

@@ -17,6 +17,7 @@ from tario_jax.train.calibrate import calibrate
 GENES = len(PANEL)
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_the_same_loss_and_trained_by_their_own(tiny_corpus):
     config = tiny_config(data={"groups": ((1, 1.0),)})
     own = dataclasses.replace(config.model, total_likelihood="negative_binomial", rare_gene_weight=0.5)

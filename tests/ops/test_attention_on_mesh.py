@@ -217,6 +217,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_ring_holds_neither_squares_nor_whole_sequences(devices8):
     said = json.loads(devices8(_PREAMBLE + _PROGRAM_TEXT))
     assert not said["square"] and not said["whole"] and said["others"] == []
