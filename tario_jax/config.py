@@ -145,7 +145,7 @@ class DataConfig:
         for name in ("bin_um", "window_um", "tile_um", "he_um_per_px", "patch_px", "rows", "windows_per_row"):
             _check(getattr(self, name) > 0, f"data.{name} is {getattr(self, name)}; expected more than 0")
         _check(self.patch_px >= 4, f"data.patch_px is {self.patch_px}; expected at least 4, to hold any texture")
-        for name, low in (("stain_jitter", 0), ("seed", 0), ("max_spots", 0), ("count_capacity", 0), ("prefetch", 1),
+        for name, low in (("stain_jitter", 0), ("max_spots", 0), ("count_capacity", 0), ("prefetch", 1),
                           ("workers", 0)):  # fmt: skip
             _check(getattr(self, name) >= low, f"data.{name} is {getattr(self, name)}; expected at least {low}")
         _check(self.windows_per_row < 4096, f"data.windows_per_row is {self.windows_per_row}; expected less than 4,096")
@@ -428,7 +428,7 @@ class EvaluateConfig:
         _check(self.shuffles >= 10, f"evaluate.shuffles is {self.shuffles}; expected at least 10")
         for side_um in self.read_um:
             _check(side_um > 0, f"evaluate.read_um holds {side_um}; expected more than 0")
-        for name in ("examples", "min_total", "seed", "bin_um"):
+        for name in ("examples", "min_total", "bin_um"):
             _check(getattr(self, name) >= 0, f"evaluate.{name} is {getattr(self, name)}; expected at least 0")
         _check(0 <= self.min_detected <= 1, f"evaluate.min_detected is {self.min_detected}; expected a share, 0 to 1")
         _check(self.bootstraps >= 20, f"evaluate.bootstraps is {self.bootstraps}; expected at least 20, of which 95 % "

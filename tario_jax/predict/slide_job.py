@@ -8,7 +8,6 @@ and several processes may share one.
 import collections
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
@@ -34,7 +33,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.slide import SlideSection, middle_of, opened_section, section_as_slide
 from tario_jax.predict.slide_plan import SlidePlan, TissueCover
 from tario_jax.predict.slide_steps import SlideSteps
-from tario_jax.predict.spool import Spool
+from tario_jax.predict.spool import Spool, refuse_another_plan
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 from tario_jax.predict.tissue_mask import TissueMask, find_tissue
 from tario_jax.predict.writing import Steps
@@ -207,21 +206,6 @@ def _begin(out: Path, identity: dict[str, Any], validation: GeneValidation | Non
     return None
 
 
-def _refuse_another_plan(work: Path, plan: SlidePlan, rows: int | None) -> None:
-    """Windows and runs on disk go by number. Raises `InputError` where they were numbered otherwise: another version
-    of a library may see other tissue. rows: of a batch, where it decides what is drawn."""
-    digest = hashlib.sha256(repr(rows).encode())
-    places = plan.cover.places
-    for part in (places.x_um_N, places.y_um_N, np.asarray(plan.cover.corners), plan.slots.first):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    path, found = work / "plan.sha256", digest.hexdigest()
-    work.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_text() != found:
-        raise InputError(f"{work.parent}: was begun with other windows or bins, by another version of tario or of a "
-                         "library that finds its tissue; go on with that one, or remove it")  # fmt: skip
-    write_whole(path, found)
-
-
 class _Work:
     """One process at one slide."""
 
@@ -250,7 +234,7 @@ class _Work:
         self._measured, self._place = measured, place or {"slide": str(section.file.path.resolve())}
         more = {"measured": measured is not None, "spread": asked.spread, "drawn": asked.steps is not None}
         self._writer = MapWriter(out, predictor.panel, self._plan.slots, [name for name in more if more[name]])
-        _refuse_another_plan(out / _WORK, self._plan, None if asked.steps is None else self._rows)
+        refuse_another_plan(out / _WORK, self._plan, None if asked.steps is None else self._rows)
         self._spool = Spool(out / _WORK, self._plan, len(predictor.panel))
         self._went_through, self._began, self._told = 0, time.monotonic(), -np.inf
         self._first_done = self._windows_done()

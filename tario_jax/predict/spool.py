@@ -1,6 +1,7 @@
 """What each window said, on disk, until the bins that it shares with others are blended: so the memory does not grow
 with the slide, and what was computed is not lost when a process is killed.
 
+    plan.sha256             which windows and bins these are the numbers of
     windows/<number>.npz    numbers, weights and rates of the bins of a window
     runs/<number>.npz       that a run is blended and stored, with sums over its bins by gene
 
@@ -10,6 +11,7 @@ Axes: G genes, N bins of the slide, n bins of a window or a run.
 """
 
 import dataclasses
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterator
@@ -17,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tario_jax.config import InputError
 from tario_jax.predict.cover import Placed
 from tario_jax.predict.map_store import MapWriter
 from tario_jax.predict.slide_plan import SlidePlan
+from tario_jax.train.whole_file import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,21 @@ class Sums:
     of_gene_G: np.ndarray  # float64
     largest_G: np.ndarray
     of_bin_N: np.ndarray  # float64
+
+
+def refuse_another_plan(work: Path, plan: SlidePlan, rows: int | None) -> None:
+    """Windows and runs on disk go by number. Raises `InputError` where they were numbered otherwise: another version
+    of a library may see other tissue. rows: of a batch, where it decides what is drawn."""
+    digest = hashlib.sha256(repr(rows).encode())
+    places = plan.cover.places
+    for part in (places.x_um_N, places.y_um_N, np.asarray(plan.cover.corners), plan.slots.first):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    path, found = work / "plan.sha256", digest.hexdigest()
+    work.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_text() != found:
+        raise InputError(f"{work.parent}: was begun with other windows or bins, by another version of tario or of a "
+                         "library that finds its tissue; go on with that one, or remove it")  # fmt: skip
+    write_whole(path, found)
 
 
 class Spool:

@@ -10,9 +10,8 @@ from tario_jax.corpus.feature_grid import FeatureGrid
 from tario_jax.corpus.resample import crop_and_resample
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
 from tario_jax.sources.slide import full_um_per_px
-from tario_jax.sources.slide_files import opened_slide
+from tario_jax.sources.slide_files import MOST_WHOLE_PX, opened_slide
 
-_MOST_PX = 500_000_000
 SMALLEST_UM_PER_PX, LARGEST_UM_PER_PX = PLAUSIBLE_UM_PER_PX
 
 
@@ -71,7 +70,7 @@ def read_image(path: Path, um_per_px: float, say: Callable[[str], None] = print)
         for note in (*file.notes, *notes):
             say(f"{path}: {note}")
         image = file.levels[0]
-        if image.width_px * image.height_px > _MOST_PX:
-            raise InputError(f"--image={path}: has {image.width_px:,} × {image.height_px:,} px; expected at most "
-                             f"{_MOST_PX // 10**6} million, which are held whole; predict it as --slide")  # fmt: skip
+        if image.width_px * image.height_px > MOST_WHOLE_PX:
+            raise InputError(f"--image={path}: has {image.width_px:,} × {image.height_px:,} px, and is held whole; "
+                             f"expected at most {MOST_WHOLE_PX // 10**6} million; predict it as --slide")  # fmt: skip
         return image[:, :]

@@ -46,10 +46,17 @@ def read_rgb(path: Path, box_px: tuple[int, int, int, int] | None = None) -> np.
     with opened_image(path) as image:
         if image.mode not in ("RGB", "RGBA"):
             raise InputError(f"{path}: image of mode {image.mode!r}; expected RGB (an H&E image in colour)")
-        cut = image if box_px is None else image.crop(box_px)
-        if cut.mode == "RGBA":  # what is transparent was not scanned, and is white
-            cut = Image.alpha_composite(Image.new("RGBA", cut.size, "white"), cut)
-        return np.asarray(cut.convert("RGB"))
+        return on_white(np.asarray(image if box_px is None else image.crop(box_px)))
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """Uint8 [H, W, 3] of RGB or RGBA; what is transparent was not scanned, and is white."""
+    if pixels.shape[2] == 3:
+        return pixels
+    alpha = pixels[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(pixels[..., :3])
+    return (255 - (255 - pixels[..., :3]).astype(np.uint16) * alpha // 255).astype(np.uint8)
 
 
 def read_ome_tiff(path: Path) -> tuple[np.ndarray, float | None]:

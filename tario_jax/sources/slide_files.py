@@ -19,7 +19,7 @@ from PIL import ImageOps
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import BlockImage
-from tario_jax.sources.images import opened_image, physical_size_um, reason_of
+from tario_jax.sources.images import on_white, opened_image, physical_size_um, reason_of
 
 PLAIN = (".png", ".jpg", ".jpeg")
 TIFF = (".tif", ".tiff", ".btf")
@@ -27,7 +27,7 @@ VENDORS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide")
 DICOM = ".dcm"
 
 # PNG, JPEG and TIFF of compressed strips give no block without all the rest: they are decoded whole, up to here.
-_MAX_WHOLE_PX = 500_000_000
+MOST_WHOLE_PX = 500_000_000
 _ORIENTATION = 0x0112  # EXIF
 _INCH_UM, _CM_UM = 25400.0, 10000.0
 _COLOURS = ("RGB", "YCBCR", "MINISBLACK")  # the last where a writer calls the three channels of RGB grey
@@ -104,21 +104,11 @@ def _broken() -> tuple[type[Exception], ...]:
     return tuple(kinds)
 
 
-def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """RGB of RGB or RGBA; what is transparent was not scanned, and is white."""
-    if pixels.shape[2] == 3:
-        return pixels
-    alpha = pixels[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(pixels[..., :3])
-    return (255 - (255 - pixels[..., :3]).astype(np.uint16) * alpha // 255).astype(np.uint8)
-
-
 def _check_whole(path: Path, width_px: int, height_px: int) -> None:
-    if width_px * height_px > _MAX_WHOLE_PX:
+    if width_px * height_px > MOST_WHOLE_PX:
         raise InputError(
             f"{path}: {width_px:,} × {height_px:,} px that can only be decoded at once; expected at most "
-            f"{_MAX_WHOLE_PX // 10**6} million px; convert it to a tiled TIFF "
+            f"{MOST_WHOLE_PX // 10**6} million px; convert it to a tiled TIFF "
             "(vips tiffsave IN OUT.tif --tile --pyramid --compression=jpeg)"
         )
 
@@ -136,7 +126,7 @@ def _plain(path: Path, stack: contextlib.ExitStack) -> SlideFile:
         image, notes = ImageOps.exif_transpose(image), ("is turned as its EXIF orientation says",)
 
     def read(rows: slice, columns: slice) -> np.ndarray:
-        return _on_white(np.asarray(image.crop((columns.start, rows.start, columns.stop, rows.stop))))
+        return on_white(np.asarray(image.crop((columns.start, rows.start, columns.stop, rows.stop))))
 
     return SlideFile(path, (_blocks(path, image.height, image.width, read),), None, notes)
 
@@ -211,7 +201,7 @@ def _tiff_level(path: Path, file: Any, series: Any, number: int) -> BlockImage:
     def read(rows: slice, columns: slice) -> np.ndarray:
         if channels_first:
             return np.ascontiguousarray(np.moveaxis(pixels()[:, rows, columns], 0, -1))
-        return _on_white(np.asarray(pixels()[rows, columns]))
+        return on_white(np.asarray(pixels()[rows, columns]))
 
     return _blocks(path, int(height_px), int(width_px), read)
 
@@ -280,7 +270,7 @@ def _vendors_own(path: Path, stack: contextlib.ExitStack) -> SlideFile:
             # OpenSlide takes the corner in px of its finest level
             corner = [round(span.start * slide.level_downsamples[number]) for span in (columns, rows)]
             size = columns.stop - columns.start, rows.stop - rows.start
-            return _on_white(np.asarray(slide.read_region(corner, number, size)))
+            return on_white(np.asarray(slide.read_region(corner, number, size)))
 
         width_px, height_px = slide.level_dimensions[number]
         return _blocks(path, height_px, width_px, read)

@@ -18,8 +18,8 @@ from tario_jax.panel import Panel
 from tario_jax.predict.map_store import KEPT_BITS, MapStore, Slots
 from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.slide import opened_section
-from tario_jax.predict.slide_job import Asked, _refuse_another_plan, _Work, predict_measured, predict_slide
-from tario_jax.predict.spool import Spool
+from tario_jax.predict.slide_job import Asked, _Work, predict_measured, predict_slide
+from tario_jax.predict.spool import Spool, refuse_another_plan
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 
 ROUNDED = 2.0 ** -(KEPT_BITS + 1)
@@ -102,9 +102,9 @@ def test_work_of_another_plan_is_not_gone_on_with(tmp_path):
 
     work = tmp_path / "n.maps" / "work"
     for _ in range(2):
-        _refuse_another_plan(work, plan([9, 27, 45]), None)
+        refuse_another_plan(work, plan([9, 27, 45]), None)
     for other, rows in ((plan([9, 27, 63]), None), (plan([9, 27, 45], (0, 2, 3)), None), (plan([9, 27, 45]), 4)):
-        refused(lambda other=other, rows=rows: _refuse_another_plan(work, other, rows),
+        refused(lambda other=other, rows=rows: refuse_another_plan(work, other, rows),
                 f"{tmp_path}/n.maps: was begun with other windows or bins")  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def test_a_truncated_plain_image_is_refused(name, tmp_path):
 
 
 def test_what_can_only_be_decoded_whole_is_refused_where_it_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(slide_files, "_MAX_WHOLE_PX", 50_000)
+    monkeypatch.setattr(slide_files, "MOST_WHOLE_PX", 50_000)
     Image.fromarray(IMAGE).save(tmp_path / "S1.png")
     saved(tmp_path / "S1.tif", compression="zlib")
     for name in ("S1.png", "S1.tif"):
