@@ -19,7 +19,8 @@ GROUPS_READ = ()
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", required=True, metavar="PLACE", help="sealed corpus (a folder, gs://… or s3://…)")
     parser.add_argument("--encoder", required=True, metavar="NAME",
-                        help="of the catalogue (docs/encoders.md), or that of --card")  # fmt: skip
+                        help="of the catalogue (docs/encoders.md), of --card, or of features that some sections of "
+                        "the corpus have")  # fmt: skip
     parser.add_argument("--card", type=Path, metavar="FILE.json", help="what another encoder is, and how it is read")
     parser.add_argument("--weights", type=Path, metavar="PLACE",
                         help="file, or folder as the hub has it; by default what its library finds")  # fmt: skip
@@ -37,12 +38,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from tario_jax.corpus.read import Corpus
-    from tario_jax.he_features.encode import encode_corpus
-    from tario_jax.he_features.encoders import Chosen, load_encoder
+    from tario_jax.he_features.encode import encode_corpus, encoder_for
+    from tario_jax.he_features.encoders import Chosen
 
     corpus = Corpus.open(options.corpus)
     chosen = Chosen(options.card, options.weights, options.um_per_patch, options.pitch_um, options.name)
-    encoder = load_encoder(options.encoder, chosen)
+    encoder = encoder_for(corpus, options.encoder, chosen)
     card = encoder.card
     say(f"{card.name}: {card.about}; licence: {card.licence}")
     say(f"a vector of {card.features} numbers for each square of {card.patch_um:g} µm ({card.input_px} px at "

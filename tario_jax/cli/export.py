@@ -33,6 +33,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
+        import flatbuffers  # noqa: F401, what jax writes an exported function with, and does not install
+
         from tario_jax.export.bundle import Wanted, export_bundle
         from tario_jax.export.onnx_file import OnnxSizes
     except ImportError as error:

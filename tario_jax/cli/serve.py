@@ -60,6 +60,7 @@ def sides(text: str) -> tuple[float, ...]:
 
 def run(options: argparse.Namespace) -> int:
     try:
+        import flatbuffers  # noqa: F401, what jax reads an exported function with
         import uvicorn  # noqa: F401
 
         from tario_jax.export.loader import Bundle, BundleError

@@ -90,10 +90,26 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
     checkpoint = checkpoint_id(workdir, step)  # now: a run that still trains may remove it
+    validation = _validation(workdir, provenance, checkpoint)
     of_model = Exported.of(provenance, wanted)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+        signature = _write(partial, of_model, workdir, step, checkpoint, validation, say)
+        partial.rename(out)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)  # nobody reads it, and it may fill the disk
+        if isinstance(error, OSError) and error.filename is None:  # as of a full disk
+            raise InputError(f"{out}: {error.strerror or error}; nothing was exported") from None
+        raise
+    return signature
+
+
+def _write(partial: Path, of_model: "Exported", workdir: Path, step: int, checkpoint: str,
+           validation: GeneValidation | None, say: Callable[[str], None]) -> dict[str, Any]:  # fmt: skip
+    """All files of a bundle, into an empty folder; returns its signature."""
+    wanted, provenance = of_model.wanted, of_model.provenance
     say(f"export: the function of {len(of_model.leaves)} arrays, for {', '.join(PLATFORMS)}")
     exported = of_model.traced()
     (partial / "model.stablehlo").write_bytes(exported.serialize())
@@ -104,7 +120,6 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
     tensors = [tensor for leaf in of_model.leaves for tensor in
                tensors_of(leaf, wanted.weights, stored["calibration." if leaf.is_statistic else ""])]  # fmt: skip
     write_tensors(partial, "params", tensors, progress=_tenths(say))
-    validation = _validation(workdir, provenance, checkpoint)
     signature = of_model.signature(exported, checkpoint, workdir.resolve().name)
     shutil.copy(Path(__file__).with_name("loader.py"), partial)
     (partial / "panel.tsv").write_text(provenance.panel.to_text())
@@ -126,7 +141,6 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
         signature["onnx"] = _write_onnx(partial, of_model, Bundle(partial, check=False), say)
         (partial / "signature.json").write_text(json.dumps(signature, indent=1))
     _seal(partial)
-    partial.rename(out)
     return signature
 
 
@@ -277,8 +291,10 @@ def _validation(workdir: Path, provenance: Provenance, checkpoint: str) -> GeneV
 
 def _report(workdir: Path, validation: GeneValidation) -> dict[str, Any] | None:
     """The evaluation's report, where it is the one that the table of genes is of."""
-    path = workdir / "report.json"
-    report = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        report = json.loads((workdir / "report.json").read_text())
+    except (FileNotFoundError, ValueError):  # half of one is none
+        report = {}
     of = report.get("provenance", {})
     same = all(of.get(name) == validation.about.get(name) for name in ("checkpoint", "corpus_seal"))
     return report if same and of else None

@@ -30,7 +30,7 @@ def model_card(provenance: Provenance, signature: dict[str, Any], validation: Ge
     """Markdown. Says what is not known, too."""
     config, window = provenance.config, signature["window"]
     patients = len(provenance.train_patients or provenance.seen_patients)
-    kind = provenance.trained_on
+    kind, (steps, _, _) = provenance.trained_on, signature["checkpoint"].partition("-")
     lines = [f"# {config.name}: from H&E to {len(provenance.panel):,} genes", ""]
     if signature["banner"]:
         lines += [f"> **{signature['banner']}**", ""]
@@ -45,8 +45,9 @@ def model_card(provenance: Provenance, signature: dict[str, Any], validation: Ge
         "", "## What it was trained on", "",
         f"{kind} tissue: {len(provenance.train)} sections of {patients} patients, split by {provenance.split_by}; "
         f"corpus {provenance.corpus_seal}, panel {provenance.panel.hash}; "
-        f"{config.train.steps} steps of {config.data.rows} windows. {len(provenance.held_out)} sections were held out.",
-        "", "## What was measured", "", *_measured(report, validation),
+        f"{steps} of {config.train.steps} steps of {config.data.rows * config.data.windows_per_row} windows. "
+        f"{len(provenance.held_out)} sections were held out.",
+        "", "## What was measured", "", *_measured(report, validation, signature["weights"]),
         "", "## What it is for, and what not", "",
         "Research on tissue like that of its training, scanned alike. **Not for clinical use**: nothing here was "
         "validated for diagnosis, prognosis or treatment. Predictions are expectations given an image: they show what "
@@ -60,10 +61,12 @@ def model_card(provenance: Provenance, signature: dict[str, Any], validation: Ge
     return "\n".join(lines) + "\n"
 
 
-def _measured(report: dict[str, Any] | None, validation: GeneValidation | None) -> list[str]:
+def _measured(report: dict[str, Any] | None, validation: GeneValidation | None, weights: str) -> list[str]:
     if validation is None:
         return ["Nothing: this checkpoint was not evaluated (`tario evaluate`)."]
     lines = []
+    if weights != "float32":
+        lines += [f"Of the checkpoint, before its weights were stored as {weights}.", ""]
     if report is not None:
         lines.append("| genes | form | model | own density | ridge |\n|---|---|---|---|---|")
         for name, of in report["sets"].items():

@@ -5,7 +5,7 @@ An adapter takes a card and the weights that were named, and gives the network, 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,18 @@ def transformers_encoder(card: EncoderCard, weights: Path | None) -> tuple[Netwo
     if weights is not None:
         file_sha256(weights, what)
     try:
-        model = transformers.AutoModel.from_pretrained(card.model if weights is None else expand(str(weights)))
+        model, told = transformers.AutoModel.from_pretrained(
+            card.model if weights is None else expand(str(weights)), output_loading_info=True
+        )
     except Exception as error:
         raise _not_made(what, "transformers", card, weights, error) from None
+    # what the weights lack is drawn at random; a pooler is often lacking, and is read for pooling "vector" alone
+    drawn = set(told["missing_keys"])
+    if lacking := sorted(name for name in drawn if card.pooling == "vector" or not name.startswith("pooler.")):
+        raise InputError(f"{what}: its weights lack {', '.join(lacking[:3])}, {len(lacking)} arrays in all; expected "
+                         "whole weights, or a card with pooling 'class' or 'class+mean'")  # fmt: skip
+
+    model = model.float()  # weights that are stored as bfloat16 may be loaded so
 
     def forward(pixels):
         output = model(pixel_values=pixels)
@@ -94,7 +103,7 @@ def transformers_encoder(card: EncoderCard, weights: Path | None) -> tuple[Netwo
             raise ValueError("it pools no vector; expected a card with pooling 'class' or 'class+mean'")
         return found
 
-    return _torch_network(torch, model, forward, card), _state_sha256(model)
+    return _torch_network(torch, model, forward, card), _state_sha256(model, without=drawn)
 
 
 ADAPTERS: dict[str, Callable[[EncoderCard, Path | None], tuple[Network, str]]] = {
@@ -155,11 +164,11 @@ def _channels_first(pixels_NxYxXx3: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels_NxYxXx3.transpose(0, 3, 1, 2))
 
 
-def _state_sha256(model) -> str:
-    """Of the arrays, wherever their file lies: the same for the hub's copy and for one's own."""
+def _state_sha256(model, without: Set[str] = frozenset()) -> str:
+    """Of the arrays but some, wherever their file lies: the same for the hub's copy and for one's own."""
     state: Mapping[str, Any] = model.state_dict()
     digest = hashlib.sha256()
-    for name in sorted(state):
+    for name in sorted(set(state) - without):
         array = state[name].detach().cpu().numpy()
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -10,7 +10,9 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid, grid_size, held_grid, read_seal, write_grid
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.he_features.encoders import Encoder, load_encoder
+from tario_jax.he_features.card import EncoderCard
+from tario_jax.he_features.catalogue import CARDS
+from tario_jax.he_features.encoders import AS_ITS_CARD, Chosen, Encoder, as_chosen, encoder_of, load_encoder
 
 _BLOCK = 8  # vectors along each side of a square that is read at once: neighbours share their pixels
 _READ_AHEAD = 2
@@ -149,6 +151,21 @@ def encode_corpus(corpus: Corpus, encoder: Encoder, *, batch: int = 32, part: tu
                    time.monotonic() - began)  # fmt: skip
 
 
+def encoder_for(corpus: Corpus, encoder: str, chosen: Chosen = AS_ITS_CARD) -> Encoder:
+    """As `load_encoder`; a name that it does not know is that of features which other sections of the corpus have."""
+    if chosen.card is None and encoder not in CARDS and (card := _stored_card(corpus, encoder)) is not None:
+        return encoder_of(as_chosen(card, chosen), chosen.weights)
+    return load_encoder(encoder, chosen)
+
+
+def _stored_card(corpus: Corpus, encoder: str) -> EncoderCard | None:
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # in a bucket every read is a journey
+        for seal in pool.map(lambda section: read_seal(section.place, encoder), corpus.sections):
+            if seal is not None:
+                return EncoderCard.from_json(seal["card"], f"corpus {corpus.root}: features {encoder!r}")
+    return None
+
+
 def encode_missing(corpus: Corpus, encoder: str, say: Callable[[str], None] = print) -> None:
     """Encodes the sections that have no features of this name; where all have them, no encoder is needed."""
     with_he = [section for section in corpus.sections if section.holds("he")]
@@ -156,7 +173,7 @@ def encode_missing(corpus: Corpus, encoder: str, say: Callable[[str], None] = pr
         told = pool.map(lambda section: read_seal(section.place, encoder), with_he)
     if any(seal is None or seal["section_seal"] != section.seal_sha256
            for section, seal in zip(with_he, told, strict=True)):  # fmt: skip
-        done = encode_corpus(corpus, load_encoder(encoder), say=say)
+        done = encode_corpus(corpus, encoder_for(corpus, encoder), say=say)
         say(f"encode: {len(done.written)} sections, {done.vectors:,} vectors of {encoder} in {done.seconds:.0f} s")
 
 

@@ -38,19 +38,26 @@ class Chosen:
     name: str | None = None  # of the folder of the corpus
 
 
-def load_encoder(encoder: str, chosen: Chosen = Chosen()) -> Encoder:
+AS_ITS_CARD = Chosen()
+
+
+def load_encoder(encoder: str, chosen: Chosen = AS_ITS_CARD) -> Encoder:
     """An encoder of the catalogue, or of a card's file. Raises `InputError` where something it needs is missing."""
-    card = card_of(encoder, chosen)
+    return encoder_of(card_of(encoder, chosen), chosen.weights)
+
+
+def encoder_of(card: EncoderCard, weights: Path | None = None) -> Encoder:
+    """The encoder of a card, whose checksum of weights becomes that of those here. Raises as `load_encoder` does."""
     if card.library == "tario":
-        return _own(card, chosen.weights)
+        return _own(card, weights)
     from tario_jax.he_features.adapters import ADAPTERS
 
-    run, sha256 = ADAPTERS[card.library](card, chosen.weights)
+    run, sha256 = ADAPTERS[card.library](card, weights)
     card = dataclasses.replace(card, weights_sha256=sha256)
     return Encoder(card, lambda pixels: card.pooled(run(card.normalised(pixels))))
 
 
-def card_of(encoder: str, chosen: Chosen = Chosen()) -> EncoderCard:
+def card_of(encoder: str, chosen: Chosen = AS_ITS_CARD) -> EncoderCard:
     """The card of an encoder as it is to be read, without its weights."""
     if chosen.card is not None:
         card = _card_file(chosen.card)
@@ -60,8 +67,13 @@ def card_of(encoder: str, chosen: Chosen = Chosen()) -> EncoderCard:
     elif encoder in CARDS:
         card = CARDS[encoder]
     else:
-        raise InputError(f"encoder {encoder!r}: is not known; expected one of {', '.join(CARDS)}, or --card=FILE.json "
-                         "of another")  # fmt: skip
+        raise InputError(f"encoder {encoder!r}: is not known; expected one of {', '.join(CARDS)}, or features that "
+                         "'tario encode --card=FILE.json' has stored under this name")  # fmt: skip
+    return as_chosen(card, chosen)
+
+
+def as_chosen(card: EncoderCard, chosen: Chosen) -> EncoderCard:
+    """A card, read with what else a user says of it."""
     if chosen.um_per_patch is not None:  # the pitch stays the same share of the square unless it is said
         pitch_um = card.pitch_um * chosen.um_per_patch / card.patch_um
         card = dataclasses.replace(card, um_per_px=chosen.um_per_patch / card.input_px, pitch_um=pitch_um)

@@ -4,17 +4,36 @@ from typing import Any
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Section
+from tario_jax.he_features.card import EncoderCard
+from tario_jax.he_features.encoders import encoder_of
 from tario_jax.predict.tissue import ImageSection
 
 
-def refuse_other_card(section: Section | ImageSection, card: dict[str, Any]) -> None:
-    """Raises `InputError` where a section has no features of the model's encoder, or they are of another card."""
+def make_ready(section: Section | ImageSection, card: dict[str, Any]) -> None:
+    """Works out the features of an image, by the model's own card; a section of a corpus has them.
+
+    Raises `InputError` where it has none or has those of another card, or an image's encoder cannot be run here.
+    """
     if not section.holds("he"):
         return  # nothing of it is seen
-    grid = section.feature_grid(card["name"])
-    if grid.card_hash != card["hash"]:
-        names = [name for name in card if name not in ("hash", "about", "source", "licence")]
-        differs = ", ".join(f"{name} = {grid.card.get(name)!r}, the model's {card[name]!r}"
-                            for name in names if grid.card.get(name) != card[name])  # fmt: skip
-        raise InputError(f"{section.id}: has features {card['name']!r} of another card than the model learnt from "
+    if isinstance(section, ImageSection):
+        told = {name: value for name, value in card.items() if name != "hash"}
+        try:
+            encoder = encoder_of(EncoderCard.from_json(told, "the model's encoder"))
+        except InputError as error:
+            raise InputError(f"{error}; or ingest the image as a slide ('tario ingest --source=slide'), 'tario encode' "
+                             "that corpus, and predict its section") from None  # fmt: skip
+        _refuse_other(section.id, encoder.card.to_json(), encoder.card.hash, card)  # before anything is encoded
+        section.encode(encoder)
+    else:
+        grid = section.feature_grid(card["name"])
+        _refuse_other(section.id, grid.card, grid.card_hash, card)
+
+
+def _refuse_other(name: str, found: dict[str, Any], found_hash: str, card: dict[str, Any]) -> None:
+    if found_hash != card["hash"]:
+        names = [field for field in card if field not in ("hash", "about", "source", "licence")]
+        differs = ", ".join(f"{field} = {found.get(field)!r}, the model's {card[field]!r}"
+                            for field in names if found.get(field) != card[field])  # fmt: skip
+        raise InputError(f"{name}: has features {card['name']!r} of another card than the model learnt from "
                          f"({differs}); encode it as the model's corpus was")  # fmt: skip

@@ -16,7 +16,7 @@ from tario_jax.model.build import build_of
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import make_mesh, traced_on
 from tario_jax.predict.cover import Blend, Cover, Placed
-from tario_jax.predict.frozen_card import refuse_other_card
+from tario_jax.predict.frozen_card import make_ready
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
 from tario_jax.predict.maps import ONE_SHOT, GeneMaps
@@ -180,7 +180,7 @@ class Predictor:
         if not 0 <= overlap < 1:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
         if (card := self.provenance.frozen_card) is not None:
-            refuse_other_card(section, card)
+            make_ready(section, card)
         return self.provenance.config.data.of_one_scale(bin_um=self.provenance.bin_um, bin_mixture=())
 
     def call(self, function: Callable, *arguments):

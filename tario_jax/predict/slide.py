@@ -47,8 +47,9 @@ class SlideSection:
 
     def feature_grid(self, encoder: str) -> FeatureGrid:
         """Raises `InputError`: nobody has worked out what a frozen encoder makes of the slide."""
-        raise InputError(f"{self.id}: the model reads features of {encoder!r}, which a slide has not; ingest it into a "
-                         "corpus ('tario ingest slide'), 'tario encode' that, and predict its section")  # fmt: skip
+        raise InputError(f"{self.id}: the model reads features of {encoder!r}, which a slide has not; ingest it "
+                         "into a corpus ('tario ingest --source=slide'), 'tario encode' that, and predict its "
+                         "section")  # fmt: skip
 
     def level_for(self, um_per_px: float) -> int:
         """The coarsest level with two px or about that along a side for one that is asked; else the finest."""

@@ -9,6 +9,8 @@ from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid
 from tario_jax.corpus.resample import crop_and_resample
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
+from tario_jax.he_features.encode import grid_of
+from tario_jax.he_features.encoders import Encoder
 from tario_jax.sources.slide import full_um_per_px
 from tario_jax.sources.slide_files import MOST_WHOLE_PX, opened_slide
 
@@ -42,14 +44,12 @@ class ImageSection:
     def holds(self, name: str) -> bool:
         return name == "he"
 
-    def feature_grid(self, encoder: str) -> FeatureGrid:
-        """Features of the image, worked out when they are first asked for. Raises `InputError` where they cannot be:
-        the encoder is not one that the catalogue and this installation know how to run."""
-        if encoder not in self._grids:
-            from tario_jax.he_features.encode import grid_of
-            from tario_jax.he_features.encoders import load_encoder
+    def encode(self, encoder: Encoder) -> None:
+        """Works out the features of the image, which `feature_grid` gives then."""
+        self._grids[encoder.card.name] = grid_of(self, encoder)
 
-            self._grids[encoder] = grid_of(self, load_encoder(encoder))
+    def feature_grid(self, encoder: str) -> FeatureGrid:
+        """Raises KeyError before `encode`."""
         return self._grids[encoder]
 
     def begin_he_window(self, x_um: float, y_um: float, side_px: int, um_per_px: float) -> Callable[[], np.ndarray]:

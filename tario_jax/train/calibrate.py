@@ -36,7 +36,7 @@ def calibrate(
     calibration = calibrate_he(built, parameters, calibration, batches)
     shares = gene_shares(sections, genes)
     encoder = dict(calibration["bin_encoder"])
-    encoder["depth_mean"], encoder["depth_scale"] = (jnp.asarray(of, jnp.float32) for of in _depths(sections, shares))
+    encoder["depth_mean"], encoder["depth_scale"] = (jnp.asarray(of, jnp.float32) for of in depths(sections, shares))
     calibration = {**calibration, "bin_encoder": encoder}
     if "gene_weight" in calibration:
         calibration["gene_weight"] = gene_weights(shares, rare_gene_weight, len(calibration["gene_weight"]))
@@ -76,7 +76,7 @@ def calibrate_he(built: Built, parameters: Tree, calibration: Tree, batches: lis
     return calibration
 
 
-def _depths(sections: list[Section], share_G: np.ndarray) -> tuple[float, float]:
+def depths(sections: list[Section], share_G: np.ndarray) -> tuple[float, float]:
     """Mean and deviation of the log of how deep the sections were measured, as the model reads it; 0 and 1: of none."""
     depths = []
     for section in _counted(sections):

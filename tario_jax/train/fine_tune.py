@@ -3,9 +3,10 @@
 A gene that both panels know takes its rows and its bias from the checkpoint, as they are. A new gene starts where it
 says nothing: at the mean row of the others, by their frequency, with which its share of a bin stays about constant, and
 with the bias of its frequency in training, on the scale of the others' biases. The statistics of the stain are the
-checkpoint's, since the H&E encoder learnt with them. The one number that is fitted is the bias of the density of
-detections: a panel of fewer genes or a deeper assay moves it by more than many steps could, and its best value follows
-from the detections that the model expects in training windows and those that are there.
+checkpoint's, since the H&E encoder learnt with them. Depths of sections are told by how far they lie from the mean of
+training, in the checkpoint's deviations: another assay is deeper as a whole. The one number that is fitted is the bias
+of the density of detections: a panel of fewer genes or a deeper assay moves it by more than many steps could, and its
+best value follows from the detections that the model expects in training windows and those that are there.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from tario_jax.config_files import expand
 from tario_jax.model.build import Tree, build_of
 from tario_jax.panel import GeneMatch, Panel, match_genes
 from tario_jax.tokens.pipeline import BatchSource
-from tario_jax.train.calibrate import PADDING_BIAS, gene_shares, gene_weights
+from tario_jax.train.calibrate import PADDING_BIAS, depths, gene_shares, gene_weights
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.run import Run
@@ -78,9 +79,9 @@ class StartPoint:
     ) -> tuple[Tree, Tree]:
         """Parameters and calibration of step 0 from a checkpoint that learnt from H&E alone.
 
-        H&E encoder and decoder, with the statistics of stain and texture, are the checkpoint's; all else is as `begin`
-        gives it, from the seed. A run that learns from H&E alone itself takes everything. Raises `InputError` as
-        `parameters` does.
+        H&E encoder and decoder, with the statistics of stain and texture, are the checkpoint's; all else, what reads
+        stored features among it, is as `begin` gives it, from the seed. A run that learns from H&E alone itself takes
+        everything. Raises `InputError` as `parameters` does.
         """
         if run.config.start.trained != "all":
             raise InputError(f"{self.named}: learnt from H&E alone, and what asks for counts would stay as it begins "
@@ -98,8 +99,12 @@ class StartPoint:
             return found, found_calibration
         parameters, calibration = begin(run)
         say(f"{line}: its H&E encoder and decoder, and the statistics of the stain; all else begins as from a seed")
-        calibration = {**calibration, "he_encoder": found_calibration["he_encoder"]}
-        return {**parameters, **{part: found[part] for part in _PARTS_OF_HE}}, calibration
+        learnt, statistics = dict(found["he_encoder"]), dict(found_calibration["he_encoder"])
+        if "frozen" in learnt:  # stored features, which it did not read
+            learnt["frozen"] = parameters["he_encoder"]["frozen"]
+            statistics["frozen"] = calibration["he_encoder"]["frozen"]
+        calibration = {**calibration, "he_encoder": statistics}
+        return {**parameters, **{part: found[part] for part in _PARTS_OF_HE}, "he_encoder": learnt}, calibration
 
     def parameters(self, run: Run, source: BatchSource, say: Callable[[str], None]) -> tuple[Tree, Tree]:
         """Parameters and calibration of the run's step 0, each where the run's mesh wants it.
@@ -133,10 +138,14 @@ class StartPoint:
         shares_G = gene_shares(list(run.split.train), len(ours.panel))
         parameters |= self._of_genes(run, found, match, shares_G)
         calibration = {name: value for name, value in calibration.items() if name != "gene_weight"}
+        places = run.built.shardings(run.mesh)[1]
+        depth_mean = np.float32(depths(list(run.split.train), shares_G)[0])
+        calibration["bin_encoder"] = {**calibration["bin_encoder"], "depth_mean": jax.device_put(
+            multihost_utils.broadcast_one_to_all(depth_mean), places["bin_encoder"]["depth_mean"])}  # fmt: skip
         if weight := run.config.model.rare_gene_weight:
             weight_G = gene_weights(shares_G, weight, len(run.built.abstract()[1]["gene_weight"]))
             calibration["gene_weight"] = jax.device_put(multihost_utils.broadcast_one_to_all(weight_G),
-                                                        run.built.shardings(run.mesh)[1]["gene_weight"])  # fmt: skip
+                                                        places["gene_weight"])  # fmt: skip
         parameters = traversals.unflatten_mapping(parameters)
         expected = self._density_by(parameters, calibration, run, source)
         parameters["total_bias"] = jax.device_put(

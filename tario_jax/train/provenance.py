@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import os
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,9 @@ def refuse_other_run(found: Provenance, now: Provenance, step: int, where: str) 
     if before != after:
         differs.append(f"features of card {before} of a frozen encoder, now {after}")
     before, after = deciding_fields(found.config), deciding_fields(now.config)
+    if before["start.checkpoint"] and after["start.checkpoint"]:  # it is not read again, and is one place however named
+        for fields in (before, after):
+            fields["start.checkpoint"] = os.path.abspath(os.path.expandvars(fields["start.checkpoint"]))
     if rate_is_constant(found.config, step) and rate_is_constant(now.config, step):
         for name in ("train.steps", "optim.decay_share", "optim.final_share"):  # they decide what is still to come
             del before[name], after[name]

@@ -1,6 +1,7 @@
 """A bundle says what the model says, stands alone, and is refused where it is not what was exported."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -123,6 +124,7 @@ def test_it_describes_itself(folder, bundle):
     assert signature["parameters"].keys() == bundle.parameters.keys()
     assert not any("content" in name or "near" in name for name in bundle.parameters)  # one-shot reads none
     card = (folder / "MODEL_CARD.md").read_text()
+    assert "30 of 30 steps of 4 windows" in card
     assert "Not for clinical use" in card and signature["banner"] in card and "was not evaluated" in card
     assert (folder / "genes.tsv").read_text().splitlines()[1].split("\t")[0] == PANEL.symbols[0]
     assert len((Path(loader.__file__)).read_text().splitlines()) <= 100
@@ -198,7 +200,14 @@ def test_an_export_that_breaks_off_leaves_no_bundle(tiny_run, tmp_path, monkeypa
     monkeypatch.setattr(bundles, "model_card", broken)
     with pytest.raises(KeyboardInterrupt):
         export_bundle(tiny_run, tmp_path / "out", Wanted(), silent)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")  # of a write, it names no file
+
+    monkeypatch.setattr(bundles, "model_card", full)
+    said = refused(lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(), silent))
+    assert "out: No space left on device" in said and not list(tmp_path.iterdir())
     monkeypatch.undo()
     export_bundle(tiny_run, tmp_path / "out", Wanted(), silent)
     assert Bundle(tmp_path / "out").genes == PANEL.symbols

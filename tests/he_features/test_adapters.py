@@ -129,8 +129,13 @@ class _Network:
     def to(self, device: str):
         return self
 
+    def float(self):
+        return self
+
     def state_dict(self) -> dict[str, _Array]:
-        return {"weight": _Array(np.arange(4, dtype=np.float32))}
+        drawn = np.random.default_rng().normal(size=(2, len(self.told.get("lacking", ())))).astype(np.float32)
+        pooler = {name: _Array(of) for name, of in zip(self.told.get("lacking", ()), drawn.T, strict=True)}
+        return {"weight": _Array(np.arange(4, dtype=np.float32))} | pooler
 
     def forward_features(self, pixels: _Array) -> _Array:
         assert self.evaluated and pixels.array.dtype == np.float32
@@ -152,7 +157,7 @@ def made(monkeypatch) -> list[dict]:
 
     def create(name: str, **told):
         asked.append({"name": name, **told})
-        return _Network()
+        return _Network(**told)
 
     class Nothing:
         def __enter__(self):
@@ -168,7 +173,13 @@ def made(monkeypatch) -> list[dict]:
     timm = types.ModuleType("timm")
     timm.create_model, timm.layers = create, types.SimpleNamespace(SwiGLUPacked="SwiGLUPacked")
     transformers = types.ModuleType("transformers")
-    transformers.AutoModel = types.SimpleNamespace(from_pretrained=create)
+    lacking: list[str] = []  # what the weights of the next one lack
+
+    def from_pretrained(name: str, *, output_loading_info: bool):
+        assert output_loading_info
+        return create(name, lacking=lacking), {"missing_keys": list(lacking)}
+
+    transformers.AutoModel = types.SimpleNamespace(from_pretrained=from_pretrained, lacking=lacking)
     for module in (torch, timm, transformers):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked
@@ -209,6 +220,19 @@ def test_transformers_gives_the_class_token(made):
     run, _ = transformers_encoder(card, None)
     np.testing.assert_allclose(card.pooled(run(card.normalised(PIXELS))), means(card), atol=1e-5)
     assert made[0]["name"] == "owkin/phikon-v2"
+
+
+def test_what_weights_lack_is_never_read(made):
+    """transformers draws it at random: a pooler that is not read may be lacking, and is no part of the checksum."""
+    lacking, card = sys.modules["transformers"].AutoModel.lacking, smaller("phikon-v2", features=3)
+    _, whole = transformers_encoder(card, None)
+    lacking.append("pooler.dense.weight")
+    _, without = transformers_encoder(card, None)
+    assert without == whole
+    refused(lambda: transformers_encoder(dataclasses.replace(card, pooling="vector"), None), "pooler.dense.weight",
+            "'class'")  # fmt: skip
+    lacking[:] = ["weight"]
+    refused(lambda: transformers_encoder(card, None), "lack weight", "whole weights")
 
 
 def test_own_weights_are_taken_from_the_disk(made, tmp_path):

@@ -7,7 +7,8 @@ from refusals import refused
 from tiny_tissue import spot_section, tiny_section, write_corpus
 
 from tario_jax.corpus.read import Corpus
-from tario_jax.he_features.encode import encode_corpus, encode_missing, encode_section, grid_of
+from tario_jax.he_features import encode
+from tario_jax.he_features.encode import encode_corpus, encode_missing, encode_section, encoder_for, grid_of
 from tario_jax.predict.tissue import ImageSection
 
 
@@ -98,6 +99,22 @@ def test_where_all_have_features_no_encoder_is_needed(corpus):
     refused(lambda: encode_missing(corpus, "made", silent), "'made'", "is not known")
     encode_corpus(corpus, made_encoder(), say=silent)
     encode_missing(corpus, "made", silent)
+
+
+def test_a_corpus_goes_on_by_the_card_that_it_holds(corpus, monkeypatch):
+    """Under a name that no catalogue knows: that of --name, or of a card's file."""
+    encode_corpus(corpus, made_encoder(pitch_um=20.0, name="wider"), sections=("B1",), say=silent)
+    asked = []
+
+    def of_card(card, weights=None):
+        asked.append(card)
+        return made_encoder(pitch_um=card.pitch_um, name=card.name)
+
+    monkeypatch.setattr(encode, "encoder_of", of_card)
+    encode_missing(corpus, "wider", silent)
+    assert asked == [made_encoder(pitch_um=20.0, name="wider").card]
+    assert corpus.section("A1").feature_grid("wider").card_hash == corpus.section("B1").feature_grid("wider").card_hash
+    refused(lambda: encoder_for(corpus, "narrower"), "'narrower'", "is not known")
 
 
 def test_vectors_that_are_no_numbers_are_refused(corpus):

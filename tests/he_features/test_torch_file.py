@@ -132,5 +132,14 @@ def test_what_is_no_state_dict_is_said_in_a_line(torch_names, tmp_path):
     whole = stream(tmp_path / "y.pth", state())
     whole.write_bytes(whole.read_bytes()[:-30])
     refused(lambda: read_state(whole), "y.pth", "PyTorch state dict")
+    (tmp_path / "s.safetensors").write_bytes(b"\x8d\x00\x00\x00\x00\x00\x00\x00" + b"{" * 200)  # a pickle of 2**64?
+    refused(lambda: read_state(tmp_path / "s.safetensors"), "s.safetensors", "PyTorch state dict")
+    with zipfile.ZipFile(tmp_path / "d.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("model/data.pkl", pickled(state()))
+        at = file.getinfo("model/data.pkl").header_offset
+    broken = bytearray((tmp_path / "d.pth").read_bytes())
+    broken[at + 30 + len("model/data.pkl")] ^= 0xFF
+    (tmp_path / "d.pth").write_bytes(broken)
+    refused(lambda: read_state(tmp_path / "d.pth"), "d.pth", "PyTorch state dict")
     (tmp_path / "z.pth").write_bytes(b"neither of both")
     refused(lambda: read_state(tmp_path / "z.pth"), "z.pth", "PyTorch state dict")

@@ -13,8 +13,8 @@ from tiny_tissue import tiny_config, tiny_section, write_corpus
 from tario_jax import load
 from tario_jax.config import StartConfig
 from tario_jax.corpus.read import Corpus
-from tario_jax.he_features import encoders
 from tario_jax.he_features.encode import encode_corpus
+from tario_jax.predict import frozen_card
 from tario_jax.train.loop import train
 
 SIDES = dict(zip("ABCDEF", ["train"] * 4 + ["validation", "held_out"], strict=True))
@@ -95,13 +95,15 @@ def test_an_image_is_encoded_when_it_is_asked_for(run, corpus, monkeypatch):
     section = corpus.section("F1")
     predictor = load(run)
     asked = {"um_per_px": section.he_um_per_px, "tissue": "virtual"}
-    refused(lambda: predictor.predict(section.he(), **asked), "'made'", "is not known")
-    monkeypatch.setattr(encoders, "load_encoder", lambda name: made_encoder())
+    refused(lambda: predictor.predict(section.he(), **asked), "ONNX", "tario ingest --source=slide")
+    monkeypatch.setattr(frozen_card, "encoder_of", lambda card: made_encoder())
     found = predictor.predict(section.he(), **asked)
     expected = predictor.predict_section(section, tissue="virtual")
     np.testing.assert_allclose(found.rates_NxG, expected.rates_NxG, rtol=1e-5)
-    monkeypatch.setattr(encoders, "load_encoder", lambda name: made_encoder(pitch_um=8.0))
-    refused(lambda: predictor.predict(section.he(), **asked), "image", "another card", "pitch_um")
+    seen: list[int] = []
+    monkeypatch.setattr(frozen_card, "encoder_of", lambda card: made_encoder(seen, weights_sha256="1"))
+    refused(lambda: predictor.predict(section.he(), **asked), "image", "another card", "weights_sha256 = '1'")
+    assert not seen  # before anything is encoded
 
 
 def test_the_config_of_another_run_is_refused(run, corpus, tmp_path):

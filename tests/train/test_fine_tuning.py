@@ -18,10 +18,10 @@ from tario_jax.model.flops import step_flops
 from tario_jax.panel import Panel, match_genes
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.train import fine_tune
-from tario_jax.train.calibrate import gene_shares
+from tario_jax.train.calibrate import depths, gene_shares
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.loop import train
-from tario_jax.train.provenance import Provenance
+from tario_jax.train.provenance import Provenance, refuse_other_run
 from tario_jax.train.run import Run
 from tario_jax.train.seal import seal
 from tario_jax.train.start import start
@@ -144,7 +144,11 @@ def test_matched_genes_start_as_they_were_and_new_ones_claim_nothing(tiny_run, t
     mine, old = at_old(panel)
     new = np.array(NEW_AT)
     equal(trunk(ours), trunk(theirs))
-    equal(jax.device_get(state.calibration), their_calibration)
+    mine_told, theirs_told = jax.device_get(state.calibration), their_calibration
+    depth = mine_told["bin_encoder"].pop("depth_mean"), theirs_told["bin_encoder"].pop("depth_mean")
+    equal(mine_told, theirs_told)
+    shares_G = gene_shares(list(run.split.train), len(panel))
+    assert depth[0] == pytest.approx(depths(list(run.split.train), shares_G)[0], rel=1e-6) and depth[0] != depth[1]
     np.testing.assert_array_equal(ours["gene_table"][mine], theirs["gene_table"][old])
     np.testing.assert_array_equal(ours["gene_bias"][mine], theirs["gene_bias"][old])
 
@@ -354,6 +358,21 @@ def test_sections_that_the_checkpoint_was_validated_with_are_not_held_out(tiny_r
     refused(
         lambda: begun(config_of(tiny_run, split=split), tiny_corpus), "sections that are held out now", ids[validated]
     )
+
+
+def test_a_start_is_one_place_however_it_is_named(tiny_run, monkeypatch):
+    _, step = find_checkpoint(tiny_run)
+    with Checkpoints(tiny_run) as checkpoints:
+        run = checkpoints.provenance(step)
+
+    def started(checkpoint) -> Provenance:
+        return dataclasses.replace(run, config=config_of(checkpoint))
+
+    monkeypatch.chdir(tiny_run.parent)
+    monkeypatch.setenv("RUNS", str(tiny_run.parent))
+    for name in (f"{tiny_run}/", tiny_run.name, f"$RUNS/{tiny_run.name}"):
+        assert not refuse_other_run(started(tiny_run), started(name), step, "run")
+    refused(lambda: refuse_other_run(started(tiny_run), started("other"), step, "run"), "start.checkpoint", "other")
 
 
 @pytest.mark.slow

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from made_encoders import made_encoder
 from refusals import refused
 from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 
 from tario_jax.config import InputError, SplitConfig, StartConfig
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import split_corpus
+from tario_jax.he_features.encode import encode_corpus
 from tario_jax.model.build import build_of
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.mesh import make_mesh
@@ -125,6 +129,20 @@ def test_counts_start_from_its_encoder_and_decoder(he_run, he_corpus):
     jax.tree.map(np.testing.assert_array_equal, state.calibration["he_encoder"], statistics["he_encoder"])
     assert "H&E alone: its H&E encoder and decoder" in said[-1]
     assert run.provenance.started_from["seen_patients"] == ["A", "B", "C", "D", "E"]
+
+
+def test_what_reads_stored_features_begins_anew(he_corpus, tmp_path):
+    """They are left out of learning from H&E alone: what would read them only decays there."""
+    shutil.copytree(he_corpus.root.local, tmp_path / "corpus")
+    corpus = Corpus.open(tmp_path / "corpus")
+    encode_corpus(corpus, made_encoder(), say=silent)
+    stored = {"frozen_encoder": "made"}
+    train(he_config(data=stored, train={"steps": 2, "checkpoint_every": 2}), corpus, tmp_path / "he", silent)
+    config = tiny_config(data=stored, start=StartConfig(str(tmp_path / "he")))
+    _, state = start(Run.of(config, corpus), silent)
+    _, seeded = start(Run.of(dataclasses.replace(config, start=StartConfig()), corpus), silent)
+    for ours, theirs in ((state.parameters, seeded.parameters), (state.calibration, seeded.calibration)):
+        jax.tree.map(np.testing.assert_array_equal, ours["he_encoder"]["frozen"], theirs["he_encoder"]["frozen"])
 
 
 def test_it_goes_on_from_itself(he_run, he_corpus):
