@@ -62,7 +62,7 @@ class EmbeddingStore:
         """A new one, or that which is there. Raises `InputError` where that is of another model, or asked otherwise."""
         about = about | {"panel_hash": panel.hash}
         if not (folder / FILE).exists():
-            if folder.exists() and any(folder.iterdir()):
+            if folder.exists() and any(map(_is_anothers, folder.iterdir())) and not (folder / FILE).exists():
                 raise InputError(f"{folder}: is there already, and holds no embeddings; give another --out")
             (folder / "parts").mkdir(parents=True, exist_ok=True)
             write_whole(folder / "panel.tsv", panel.to_text())
@@ -157,6 +157,13 @@ class EmbeddingStore:
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: is damaged ({' '.join(str(error).split())[:100]}); remove it, and embed again: "
                              "what it held alone is computed") from None  # fmt: skip
+
+
+def _is_anothers(path: Path) -> bool:
+    """Whether a file was not left by a process that was killed, or still is at it, before it had named what it makes."""
+    if path.name == "parts" and path.is_dir():
+        return any(path.iterdir())
+    return path.name != "panel.tsv" and not (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
