@@ -11,6 +11,7 @@ Axes: P patients, F features, K classes.
 """
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ _FOLDS = 10
 _MOST = 4000
 _READ = 1000  # patients whose sections are read one by one, at most
 _REFERENCES = ("tissue", "scanner", "section_tissue", "section_scanner")
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _fitted(features_PxF: np.ndarray, class_P: np.ndarray) -> Reference:
 class Unlike:
     """Both references of an index. Made by `unlike_of`."""
 
-    space: str  # its axes
+    of: str  # digest of the patients of training, as they are held
     patients: int
     tissue: Reference
     scanner: Reference
@@ -127,18 +128,28 @@ def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
     if len(trained) < LEAST:
         return None
     trained = trained[np.linspace(0, len(trained) - 1, min(_MOST, len(trained))).round().astype(int)]
-    if held is not None and (held.space, held.patients) == (index.space.axes, len(trained)):
+    of = _digest(index, trained)
+    if held is not None and held.of == of:
         return held
     found = Unlike(
-        index.space.axes, len(trained),
+        of, len(trained),
         described(index.place_PxC[trained], index.cohort_P[trained], within=WITHIN["tissue"]),
         _of_scanners(index.acquisition_PxA[trained]),
         *_of_sections(index, store, trained[np.linspace(0, len(trained) - 1, min(_READ, len(trained))).astype(int)]),
     )  # fmt: skip
     parts = {f"{name}_{field}": values for name in _REFERENCES
              for field, values in vars(getattr(found, name)).items()}  # fmt: skip
-    write_arrays(path, FORMAT_VERSION, space=found.space, patients=found.patients, um_per_px=found.um_per_px, **parts)
+    write_arrays(path, FORMAT_VERSION, of=found.of, patients=found.patients, um_per_px=found.um_per_px, **parts)
     return found
+
+
+def _digest(index: PatientIndex, entries: np.ndarray) -> str:
+    """Patients that were embedded again are others, though they are as many and in the same space."""
+    found = hashlib.sha256(repr((index.space.axes, index.name_P[entries].tolist(),
+                                 index.cohort_P[entries].tolist())).encode())  # fmt: skip
+    for values in (index.place_PxC, index.acquisition_PxA):
+        found.update(np.ascontiguousarray(values[entries]).tobytes())
+    return found.hexdigest()
 
 
 def _of_scanners(acquisition_PxA: np.ndarray) -> Reference:
@@ -168,9 +179,9 @@ def _of_sections(index: PatientIndex, store: EmbeddingStore,
 def _read(path: Path) -> Unlike | None:
     fields = [field.name for field in dataclasses.fields(Reference)]
     names = [f"{name}_{field}" for name in _REFERENCES for field in fields]
-    held = read_arrays(path, FORMAT_VERSION, ("space", "patients", "um_per_px", *names))
+    held = read_arrays(path, FORMAT_VERSION, ("of", "patients", "um_per_px", *names))
     if held is None:
         return None
     of = ({field: held[f"{name}_{field}"] for field in fields} for name in _REFERENCES)
     references = (Reference(**one | {"limit": float(one["limit"])}) for one in of)
-    return Unlike(str(held["space"]), int(held["patients"]), *references, float(held["um_per_px"]))
+    return Unlike(str(held["of"]), int(held["patients"]), *references, float(held["um_per_px"]))

@@ -1,5 +1,6 @@
 """Who is unlike the training patients: distances by hand, unseen classes found, and few others with them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -84,6 +85,10 @@ def test_a_patient_of_an_unseen_kind_is_said_to_be_unlike(tmp_path, monkeypatch,
         found = json.loads((tmp_path / "n.json").read_text())["unlike"]
         assert (found["tissue"]["unlike"], found["scanner"]["unlike"]) == (tissue, scanner)
         assert ("its tissue is unlike those of the 100 patients" in capsys.readouterr().out) == tissue
+    before = unlike_of(index_of(store), store)
+    assert unlike_of(index_of(store), store).of == before.of  # kept
+    moved = dataclasses.replace(index_of(store), place_PxC=2 * index_of(store).place_PxC)
+    assert np.abs(unlike_of(moved, store).tissue.mean_KxF - 2 * before.tissue.mean_KxF).max() < 1e-5
     few = made_store(tmp_path / "few.embeddings", symbols, rows[80:])
     assert unlike_of(index_of(few), few) is None
     assert main(["neighbours", str(few.folder), "--patient=P110"]) == 0
