@@ -56,11 +56,12 @@ class Windows:
     """Windows of the H&E of patients, in any order."""
 
     def __init__(self, predictor: Predictor, corpus: Corpus, patients: Sequence[str], overlap: float = 0.0):
-        self.predictor, self.names = predictor, tuple(patients)
+        self.predictor, self.names, self.overlap = predictor, tuple(patients), overlap
         sections: dict[str, list[Section]] = {name: [] for name in patients}
         for section in corpus.sections:
             if section.patient in sections and section.holds("he"):
                 sections[section.patient].append(section)
+        self.seals = sorted((one.id, one.seal_sha256) for of in sections.values() for one in of)
         self._of_patient = []
         for name in patients:
             covers = [predictor.cover(section, tissue=corpus.kind, bin_um=None, overlap=overlap, turned=True)
@@ -143,8 +144,9 @@ class Tuner:
 
     def _name(self, label_P: np.ndarray, fold: Fold, number: int) -> str:
         """Of all that the fold's answer follows from."""
-        said = (self.predictor.checkpoint, self.windows.names, self.tuning, number, label_P.tolist(),
-                fold.train.tolist(), fold.test.tolist())  # fmt: skip
+        said = (self.predictor.checkpoint, self.predictor.rows, self.windows.names, self.windows.seals,
+                self.windows.overlap, self.tuning, number, label_P.tolist(), fold.train.tolist(),
+                fold.test.tolist())  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
     def _fold(self, start_Pxr: np.ndarray, label_P: np.ndarray, classes: int, train: np.ndarray, test: np.ndarray,
@@ -176,10 +178,10 @@ class Tuner:
 
     def _drawn(self, learnt: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
         """A few windows of a few patients."""
-        number = min(max(1, self.predictor.rows // _WINDOWS), len(learnt))
-        patients = rng.choice(learnt, number, replace=False)
+        each = min(_WINDOWS, self.predictor.rows)
+        patients = rng.choice(learnt, min(self.predictor.rows // each, len(learnt)), replace=False)
         return [(int(patient), int(window)) for patient in patients
-                for window in rng.choice(self.windows.count(patient), min(_WINDOWS, self.windows.count(patient)),
+                for window in rng.choice(self.windows.count(patient), min(each, self.windows.count(patient)),
                                          replace=False)]  # fmt: skip
 
 

@@ -1,5 +1,8 @@
 """Fine-tuning on an outcome: gradients that are right, folds that see nothing of each other, and an outcome learnt."""
 
+import copy
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -54,6 +57,34 @@ def test_an_outcome_of_the_tissue_is_learnt_and_kept(windows, tmp_path, monkeypa
     assert len(said) == 1 + 2 * 2 and all("loss of those aside" in line for line in said[1:])
     monkeypatch.setattr(Tuner, "_fold", lambda *_: pytest.fail("a fold was tuned again"))
     np.testing.assert_array_equal(tuner.told(label, 2, folds()).log_PxK, told.log_PxK)
+
+
+def test_what_a_fold_told_is_that_of_the_same_windows(windows, tmp_path):
+    """The same patients of a section that was ingested again, of other windows or batches, are told anew."""
+    label, fold = np.array([0, 1, 1, 0, 0, 1]), folds().folds_L[0]
+
+    def name(**other) -> str:
+        changed = copy.copy(windows)
+        for key, value in other.items():
+            setattr(changed, key, value)
+        return Tuner(changed, Tuning(), tmp_path)._name(label, fold, 0)
+
+    class Narrow:
+        def __init__(self, predictor):
+            self.__dict__ |= vars(predictor) | {"rows": 1, "checkpoint": predictor.checkpoint, "mesh": predictor.mesh}
+
+    assert name() == name() and windows.seals == sorted(windows.seals) and len(windows.seals) >= len(PATIENTS)
+    again = [(section, "0" * 64) for section, _ in windows.seals]
+    assert len({name(), name(seals=again), name(overlap=0.5), name(predictor=Narrow(windows.predictor))}) == 4
+
+
+def test_a_batch_of_one_row_holds_one_window():
+    learnt, rng = np.arange(5), np.random.default_rng(0)
+    for rows, windows_of, expected in ((1, 3, 1), (2, 3, 2), (5, 3, 4), (4, 1, 2)):
+        tuner = object.__new__(Tuner)
+        tuner.predictor = types.SimpleNamespace(rows=rows)
+        tuner.windows = types.SimpleNamespace(count=lambda patient, number=windows_of: number)
+        assert len(tuner._drawn(learnt, rng)) == expected
 
 
 def test_a_step_lowers_the_loss_of_those_it_learns_from(windows, predictor, tmp_path):
