@@ -137,8 +137,15 @@ def _pooled(rows: list[Embedded]) -> tuple[np.ndarray, ...]:
     per_million_RxG = np.expm1(np.where(known_RxG, expression_RxG, 0.0))
     weight_G = weight_RxG.sum(0)
     mean_G = (weight_RxG * per_million_RxG).sum(0) / np.where(weight_G > 0, weight_G, np.nan)
-    bins_R = np.array([row.bins for row in rows], float)
-    share_R = bins_R / bins_R.sum() if bins_R.any() else np.full(len(rows), np.nan)
-    others = (share_R @ np.stack([getattr(row, name) for row in rows]).astype(np.float64)
-              for name in ("log_expression_G", "state_r", "spread_r", "texture_F", "acquisition_A"))  # fmt: skip
+    others = (_by_bins(rows, name) for name in ("log_expression_G", "state_r", "spread_r", "texture_F",
+                                                "acquisition_A"))  # fmt: skip
     return tuple(of.astype(np.float32) for of in (np.log1p(mean_G), *others))
+
+
+def _by_bins(rows: list[Embedded], name: str) -> np.ndarray:
+    """Mean over bins, of sections of which it is known (a tiny H&E has no look); NaN where there is none."""
+    value_RxF = np.stack([getattr(row, name) for row in rows]).astype(np.float64)
+    known_R = np.isfinite(value_RxF).all(1)
+    bins_R = known_R * np.array([row.bins for row in rows], float)
+    share_R = bins_R / bins_R.sum() if bins_R.any() else np.full(len(rows), np.nan)
+    return share_R @ np.where(known_R[:, None], value_RxF, 0.0)

@@ -109,6 +109,11 @@ def test_patients_are_all_of_their_sections(store):
     np.testing.assert_allclose(found.log_expression_PxG[0], [1.25, 2.0, 4.0])
     np.testing.assert_allclose(found.state_Pxr[0], [0.25])
     assert found.seen_P.tolist() == [True]
+    unseen = [rows[0]._replace(texture_F=rows[0].texture_F * nan, acquisition_A=rows[0].acquisition_A * nan),
+              rows[1]._replace(texture_F=rows[1].texture_F + 3)]  # fmt: skip
+    looks = pooled(unseen)  # a section that is too small to be looked at has no part in the patient's look
+    assert (looks.texture_PxF == 3).all() and (looks.acquisition_PxA == 0).all() and looks.state_Pxr[0] == 0.25
+    assert np.isnan(pooled(unseen[:1]).texture_PxF).all()
     everyone = pooled(store.rows(PREDICTED))
     assert everyone.name_P.tolist() == list("ABCDEF") and everyone.state_Pxr.shape[0] == 6
 
