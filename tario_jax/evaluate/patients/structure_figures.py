@@ -14,18 +14,22 @@ _FAR = 2.5  # log odds ratio of the strongest colour
 def draw_structure(folder: Path, structure: dict[str, Any]) -> list[Drawn]:
     """structure.png: log odds ratios in patients and in what was told, and a panel a pair that was compared."""
     compared = [one for one in structure["two_against_one"] if one["found"] is not None]
-    figure = blank_figure(4.6 + 4.2 * len(compared), 4.2)
-    grid = figure.subplots(1, 1 + len(compared), squeeze=False)[0]
-    names = structure["mutations"]
-    _odds(grid[0], names, structure["co_occurrence"])
-    for axis, one in zip(grid[1:], compared, strict=True):
+    odds = bool(structure["co_occurrence"])
+    if not odds and not compared:
+        return []
+    figure = blank_figure(4.6 * odds + 4.2 * len(compared), 4.2)
+    grid = figure.subplots(1, odds + len(compared), squeeze=False)[0]
+    if odds:
+        _odds(grid[0], structure["mutations"], structure["co_occurrence"])
+    for axis, one in zip(grid[odds:], compared, strict=True):
         _compared(axis, one)
     save_figure(figure, folder / "structure.png")
     return [Drawn(folder / "structure.png",
-                  "Left: log odds ratio of two mutations in one patient; above the diagonal as patients have them (* "
-                  "p < 0.05, Fisher), below it as probes told them of patients they had not seen. Right: patients "
-                  "along the axis between those with both mutations and those with the first alone, each one on the "
-                  "axis of all others; p by permutation within groups.")]  # fmt: skip
+                  "Left: log odds ratio of two columns in one patient, of whom both are known; above the diagonal as "
+                  "patients have them (* p < 0.05, Fisher), below it as probes told them of patients they had not "
+                  "seen. Right: patients along the axis between those with both mutations and those with the first "
+                  "alone, each one on the axis of folds that it is not in; AUROC over pairs of one group; p by "
+                  "permutation within groups.")]  # fmt: skip
 
 
 def _odds(axis, names: list[str], pairs: list[dict[str, Any]]) -> None:

@@ -17,6 +17,9 @@ def test_log_odds_ratios_are_those_of_the_table():
     assert found["low"] < found["log_odds_ratio"] < found["high"]
     (even,) = co_occurrence({"A": a, "B": b}, {"A": np.full(100, 0.3), "B": np.full(100, 0.3)})
     assert abs(even["told_log_odds_ratio"]) < 0.02
+    unknown = np.concatenate([np.where(a, 1.0, 0.0), np.full(20, np.nan)]), np.concatenate([b, b[:20]]).astype(float)
+    (known,) = co_occurrence(dict(zip("AB", unknown, strict=True)), dict(zip("AB", unknown, strict=True)))
+    assert known == found and known["patients"] == 100  # of whom both are known
 
 
 def places(shift: float, seed: int = 0):
@@ -38,6 +41,20 @@ def test_patients_with_both_lie_elsewhere_where_they_do():
 def test_where_they_do_not_p_is_even():
     p = [two_against_one(*places(0.0, seed), permutations=99)["p"] for seed in range(30)]
     assert np.mean(np.array(p) < 0.1) < 0.3 and 0.3 < np.mean(p) < 0.7
+
+
+def test_noise_is_ordered_by_chance():
+    """Few with both against many, in many directions: each on the axis of all others it was 0.29, in groups 0.62."""
+    rng = np.random.default_rng(7)
+    for both, patients, groups in ((8, 48, 1), (15, 60, 5)):
+        area = []
+        for _ in range(24):
+            place, second = rng.normal(0, 1, (patients, 1000)), np.arange(patients) < both
+            found = two_against_one(place, np.ones(patients, bool), second, np.arange(patients) % groups,
+                                    permutations=1)  # fmt: skip
+            area.append(found["auroc"])
+        assert abs(np.mean(area) - 0.5) < 2 * np.std(area) / np.sqrt(24), np.mean(area)
+    assert two_against_one(*places(0.3), permutations=2) == two_against_one(*places(0.3), permutations=2)
 
 
 def test_a_group_is_not_taken_for_a_genotype():
