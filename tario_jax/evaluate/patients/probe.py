@@ -22,6 +22,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
+from tario_jax.config import InputError
+
 COMPONENTS = 100  # at most
 PENALTIES = tuple(np.logspace(-6, 0.5, 14).tolist())  # scikit-learn's C: the inverse of the strength
 _LEAST_GAIN = 1e-3  # nats over all patients, by which a weaker penalty has to tell them better
@@ -77,10 +79,16 @@ def dealt_anew(label_P: np.ndarray, group_P: np.ndarray, rng: np.random.Generato
 
 
 def folds_of(label_P: np.ndarray, outer: int, inner: int, seed: int) -> Folds:
-    """Each class is spread evenly. label: the number of each patient's class; each class has at least `outer`."""
+    """Each class is spread evenly. label: the number of each patient's class; inner: fewer where a class has fewer
+    patients to train on. Raises `InputError` where that are fewer than two."""
     found = []
+    least = int(np.unique(label_P, return_counts=True)[1].min())
+    if least < outer or least - -(-least // outer) < 2:
+        raise InputError(f"a class of {least} patients in {outer} folds: expected at least two to train on in each; "
+                         "give fewer --folds, or leave the class out")  # fmt: skip
     for train, test in StratifiedKFold(outer, shuffle=True, random_state=seed).split(label_P, label_P):
-        within = StratifiedKFold(inner, shuffle=True, random_state=seed + 1)
+        few = int(np.unique(label_P[train], return_counts=True)[1].min())
+        within = StratifiedKFold(min(inner, few), shuffle=True, random_state=seed + 1)
         found.append(Fold(train, test, tuple(within.split(train, label_P[train]))))
     return Folds(tuple(found))
 
