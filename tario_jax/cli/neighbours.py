@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tario_jax.cli.atlas import at_least_two, names
+from tario_jax.cli.atlas import at_least_two, names, table_flag
 from tario_jax.cli.options import at_least_one, finish, need_eval, say
 from tario_jax.config import InputError
 
@@ -12,6 +12,7 @@ EXAMPLES = """
     tario neighbours runs/quickstart.embeddings --patient=vh00000
     tario neighbours runs/quickstart.embeddings --patient=vh00000 --measured --number=10
     tario neighbours lung.embeddings --slide=slide.maps --corpus=corpora/lung --columns=diagnosis,response
+    tario neighbours lung.embeddings --slide=slide.maps --table=clinical.csv --columns=EGFR
     tario neighbours lung.embeddings --slide=slide.maps --genes=EGFR,CD274 --signatures=cell-types
     tario neighbours lung.embeddings --patient=L17 --corpus=corpora/lung --differ=response --why --report=L17.html
 """
@@ -32,6 +33,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--signatures", metavar="FILE.gmt", help=f"gene sets, where they stand; or {CELL_TYPES}")
     parser.add_argument("--corpus", action="append", default=[], metavar="PLACE",
                         help="whose table of patients has the columns; may be given several times")  # fmt: skip
+    table_flag(parser)
     parser.add_argument("--columns", type=names, default=(), metavar="NAME,…",
                         help="of that table, beside the neighbours, and counted among the nearest")  # fmt: skip
     parser.add_argument("--differ", default="", metavar="COLUMN", help="how patients with it differ from those without")
@@ -45,9 +47,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     wanted = (*options.columns, *((options.differ,) if options.differ else ()))
-    if bool(options.corpus) != bool(wanted):
-        raise InputError("--corpus goes with --columns or --differ: where the table of patients is, and what of it is "
-                         "told; give both")  # fmt: skip
+    if bool(options.corpus or options.table) != bool(wanted):
+        raise InputError("--corpus or --table goes with --columns or --differ: where the table of patients is, and "
+                         "what of it is told; give both")  # fmt: skip
     if options.measured and options.patient is None:
         raise InputError("--measured: goes with --patient; leave it out")
     if options.report is not None and options.report.suffix != ".html":
@@ -57,12 +59,13 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.evaluate.patients.frame_job import Asked, query_of, text_of, told_of
     from tario_jax.evaluate.patients.index import index_of
     from tario_jax.evaluate.patients.store import EmbeddingStore
+    from tario_jax.evaluate.patients.tables import columns_of, table_of_file
     from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
     from tario_jax.predict.signatures import cell_types, read_gmt
 
     store = EmbeddingStore(options.embeddings)
     index = index_of(store, fit_again=options.fit_again, components=options.components, say=say)
-    corpora = [Corpus.open(place) for place in options.corpus]
+    tables = [*(Corpus.open(place) for place in options.corpus), *table_of_file(options.table, store, say)]
     query = query_of(store, index, patient=options.patient, slide=options.slide, measured=options.measured)
     signatures = ()
     if options.signatures is not None:
@@ -71,12 +74,11 @@ def run(options: argparse.Namespace) -> int:
     among = (PREDICTED, MEASURED) if options.among == "both" else (options.among,)
     asked = Asked(options.number, among, options.genes, tuple(signatures), options.columns, options.differ,
                   options.around, options.why)  # fmt: skip
-    result = told_of(store, index, corpora, query, asked)
+    result = told_of(store, index, tables, query, asked)
     text = text_of(result)
     if options.report is not None:
         from tario_jax.evaluate.patients.frame_report import write_frame
-        from tario_jax.evaluate.patients.tables import columns_of
 
-        coloured = {"cohort": index.cohort_P} | columns_of(corpora, wanted, index.name_P.tolist())
+        coloured = columns_of(tables, ("cohort", *wanted), index.name_P.tolist(), cohort_P=index.cohort_P)
         text += f"\n{write_frame(options.report, index, query, result, coloured)}"
     return finish(options, text, result)

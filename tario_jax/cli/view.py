@@ -5,7 +5,7 @@ import contextlib
 import webbrowser
 from pathlib import Path
 
-from tario_jax.cli.atlas import names
+from tario_jax.cli.atlas import names, table_flag
 from tario_jax.cli.options import finish, need_eval, say
 from tario_jax.cli.serve import port
 from tario_jax.config import InputError
@@ -30,6 +30,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="all of them on a map beside the slides, whose slide a click opens")  # fmt: skip
     parser.add_argument("--corpus", action="append", default=[], metavar="PLACE",
                         help="with --patients: whose table has the columns; may be given several times")  # fmt: skip
+    table_flag(parser)
     parser.add_argument("--columns", type=names, default=(), metavar="NAME,…", help="of it; the usual ones by default")
     parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone")
     parser.add_argument("--port", type=port, default=8010, help="8010; 0: one that is free")
@@ -51,10 +52,10 @@ def run(options: argparse.Namespace) -> int:
     def sets(store):
         return [] if options.signatures is None else read_gmt(options.signatures, store.panel)
 
-    if options.patients is None and (options.corpus or options.columns):
-        raise InputError("--corpus and --columns: go with --patients, the embeddings of those in the table")
-    if options.columns and not options.corpus:
-        raise InputError("--columns: goes with --corpus, whose table has them")
+    if options.patients is None and (options.corpus or options.table or options.columns):
+        raise InputError("--corpus, --table and --columns: go with --patients, the embeddings of those in the table")
+    if options.columns and not (options.corpus or options.table):
+        raise InputError("--columns: goes with --corpus or --table, which has them")
     at = {path.name: path for path in options.slide}
     if len(options.maps) == len(options.slide) == 1:  # whatever it is called now: its px are checked
         at = {MapStore(options.maps[0]).about["section"]: options.slide[0]}
@@ -72,10 +73,12 @@ def run(options: argparse.Namespace) -> int:
             need_eval()
             from tario_jax.corpus.read import Corpus
             from tario_jax.evaluate.patients.store import EmbeddingStore
+            from tario_jax.evaluate.patients.tables import table_of_file
             from tario_jax.view.patients import PatientMap
 
-            corpora = [Corpus.open(place) for place in options.corpus]
-            patients = PatientMap(EmbeddingStore(options.patients), corpora, options.columns, slides, say)
+            store = EmbeddingStore(options.patients)
+            tables = [*(Corpus.open(place) for place in options.corpus), *table_of_file(options.table, store, say)]
+            patients = PatientMap(store, tables, options.columns, slides, say)
         try:
             bound = bind(options.host, options.port)
         except OSError as error:

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.atlas import atlas_of
 from tario_jax.evaluate.patients.index import index_of
 from tario_jax.evaluate.patients.neighbours import NO_ADVICE, query_of_slide
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.tables import columns_of, usual_columns
+from tario_jax.evaluate.patients.tables import Table, columns_of, usual_columns
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.view.shown import Shown
 
@@ -22,7 +21,7 @@ _VIRTUAL = "Virtual patients: this map says nothing about real tumours."
 class PatientMap:
     """Computed once, when the page is started."""
 
-    def __init__(self, store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequence[str],
+    def __init__(self, store: EmbeddingStore, tables: Sequence[Table], columns: Sequence[str],
                  slides: Sequence[Shown], say: Callable[[str], None] = print):  # fmt: skip
         """Slides that are of patients here open at those, one by one; others of the same model are placed among
         them."""
@@ -30,7 +29,8 @@ class PatientMap:
         atlas = atlas_of(index, say=say)
         predicted = index.of_kind(PREDICTED)
         names = index.name_P[predicted].tolist()
-        table = columns_of(corpora, tuple(columns) or usual_columns(corpora), names) if corpora else {}
+        cohort_P = index.cohort_P[predicted]
+        table = columns_of(tables, tuple(columns) or usual_columns(tables, cohort_P), names, cohort_P=cohort_P)
         place_PxC, self._slides = [index.place_PxC[predicted]], [[] for _ in names]
         patient_of = store.patient_of_section()
         at = {name: number for number, name in enumerate(names)}
@@ -45,14 +45,16 @@ class PatientMap:
             except InputError as error:
                 say(f"{slide.store.folder}: is not on the map of patients: {error}")
                 continue
+            for line in query.remarks:
+                say(line)
             self._names.append(query.name)
             self._kinds.append(SLIDE)
             place_PxC.append(query.place_C[None])
             self._slides.append([number])
         self._xy_Px2 = atlas.placed(np.concatenate(place_PxC))
         cluster = [f"{number + 1}" for number in atlas.cluster(np.concatenate(place_PxC))]
-        cohort = index.cohort_P[predicted].tolist()
-        self._columns = {"cohort": cohort} | {name: of.tolist() for name, of in table.items() if name != "cohort"}
+        self._columns = {"cohort": cohort_P.tolist()} | {name: of.tolist() for name, of in table.items()
+                                                         if name != "cohort"}  # fmt: skip
         nothing = [""] * (len(self._names) - len(predicted))
         self._columns = {name: [*values, *nothing] for name, values in self._columns.items()}
         self._columns["cluster"] = cluster

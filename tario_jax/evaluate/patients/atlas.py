@@ -18,6 +18,7 @@ from tario_jax.config import InputError
 from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.kept_arrays import read_arrays, write_arrays
 from tario_jax.evaluate.patients.space import nearest
+from tario_jax.evaluate.patients.tables import not_known
 from tario_jax.evaluate.patients.vectors import PREDICTED
 
 REFERENCE = 10_000  # patients whose map is computed, at most; all others are placed on it
@@ -133,7 +134,7 @@ def agreement(cluster_P: np.ndarray, value_P: np.ndarray) -> float:
     """Adjusted Rand index of clusters with the values of a column, of patients of whom it is known; NaN for none."""
     from sklearn.metrics import adjusted_rand_score
 
-    known_P = value_P != ""
+    known_P = ~not_known(value_P)
     return float(adjusted_rand_score(value_P[known_P], cluster_P[known_P])) if known_P.any() else np.nan
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.patients.atlas import agreement, atlas_of
 from tario_jax.evaluate.patients.index import PatientIndex, index_of
 from tario_jax.evaluate.patients.patient_figures import LIKE, draw_map
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.tables import columns_of, usual_columns
+from tario_jax.evaluate.patients.tables import Table, columns_of, usual_columns
 from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.evaluate.tables import plain
@@ -24,17 +23,15 @@ UNLIKE = "unlike training"
 _VIRTUAL = "Virtual patients: this map tests the software and says nothing about real tumours."
 
 
-def atlas_job(store: EmbeddingStore, corpora: Sequence[Corpus], columns: Sequence[str], out: Path, *,
+def atlas_job(store: EmbeddingStore, tables: Sequence[Table], columns: Sequence[str], out: Path, *,
               fit_again: bool = False, components: int,
               say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
     """Writes atlas.html, atlas.json, patients.tsv, tsne.png and pca.png; returns what atlas.json holds."""
     index = index_of(store, fit_again=fit_again, components=components, say=say)
-    columns = tuple(columns) or usual_columns(corpora)
+    columns = tuple(columns) or usual_columns(tables, index.cohort_P)
     predicted = index.of_kind(PREDICTED)
     names = index.name_P.tolist()
-    table_P = columns_of(corpora, columns, names)
-    if "cohort" in table_P:  # patients of other corpora have one too
-        table_P["cohort"] = np.where(table_P["cohort"] == "", index.cohort_P, table_P["cohort"])
+    table_P = columns_of(tables, columns, names, cohort_P=index.cohort_P)
     atlas = atlas_of(index, fit_again=fit_again, say=say)
     say(f"atlas: {len(names)} patients are placed on it")
     xy_Px2, cluster_P = atlas.placed(index.place_PxC), atlas.cluster(index.place_PxC)

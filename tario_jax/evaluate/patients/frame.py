@@ -7,6 +7,7 @@ Axes: P entries of an index, G genes, n patients that are compared.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,13 @@ from scipy import stats
 from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.neighbours import Query
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.vectors import PREDICTED, Embedded
+from tario_jax.evaluate.patients.tables import says_nothing
+from tario_jax.evaluate.patients.vectors import Embedded
 from tario_jax.predict.signatures import Signature
 
 _LEAST_DEVIATION = 1e-4
-_LEAST_COMPARED = 4  # patients of each side of a difference
+LEAST_COMPARED = 4  # patients of each side of a difference, and of those that a query is ranked among
+_RARE = 0.025
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,12 @@ class Standing:
     @property
     def unusual(self) -> bool:
         """Beyond all but one in forty on a side, and not by chance of who was counted."""
-        return self.high < 0.025 or self.low > 0.975
+        return self.high < _RARE or self.low > 1 - _RARE
+
+
+def patients_to_tell() -> int:
+    """Fewest of whom a query that lies beyond all of them is called unusual."""
+    return next(number for number in itertools.count(1) if share_interval(0, number)[1] < _RARE)
 
 
 def share_interval(count: int, of: int) -> tuple[float, float]:
@@ -49,20 +57,24 @@ def share_interval(count: int, of: int) -> tuple[float, float]:
 def standings(index: PatientIndex, query: Query, cohort: str, genes: Sequence[str],
               signatures: Sequence[Signature], symbols: Sequence[str]) -> list[Standing]:  # fmt: skip
     """Of genes, then of signatures: a signature's level is the mean of its genes, each in standard deviations of the
-    cohort. The query's own patient is not counted."""
-    some = np.flatnonzero((index.kind_P == PREDICTED) & (index.cohort_P == cohort) & (index.name_P != query.patient))
-    if not len(some) or not (genes or signatures):
+    cohort. Among patients of the query's own kind, since what was measured spreads more than what is predicted; the
+    query's own patient is not counted. A gene that fewer than LEAST_COMPARED of them have is left out."""
+    everyone = np.flatnonzero((index.kind_P == query.kind) & (index.cohort_P == cohort))
+    others_P = index.name_P[everyone] != query.patient
+    if others_P.sum() < LEAST_COMPARED or not (genes or signatures):
         return []
-    _, mean_G, deviation_G = index.moments.of(cohort)
     level_G = query.level_G()
     place = {symbol: at for at, symbol in enumerate(symbols)}
     cache: dict[int, np.ndarray] = {}
 
     def scaled(gene: int) -> tuple[np.ndarray, float]:
         if gene not in cache:
-            cache[gene] = index.levels(gene, some)
-        deviation = max(float(deviation_G[gene]), _LEAST_DEVIATION)
-        return (cache[gene] - mean_G[gene]) / deviation, (float(level_G[gene]) - mean_G[gene]) / deviation
+            cache[gene] = index.levels(gene, everyone).astype(np.float64)
+        known = cache[gene][np.isfinite(cache[gene])]
+        if len(known) < LEAST_COMPARED:
+            return np.full(int(others_P.sum()), np.nan), np.nan
+        mean, deviation = known.mean(), max(float(known.std(ddof=1)), _LEAST_DEVIATION)
+        return (cache[gene][others_P] - mean) / deviation, (float(level_G[gene]) - mean) / deviation
 
     found = []
     sets = [(symbol, [place[symbol]]) for symbol in genes]
@@ -71,13 +83,13 @@ def standings(index: PatientIndex, query: Query, cohort: str, genes: Sequence[st
         others, own = zip(*(scaled(gene) for gene in positions), strict=True)
         other_n, value = np.mean(others, 0), float(np.mean(own))
         other_n = other_n[np.isfinite(other_n)]  # of whom all of its genes are known
-        if not len(other_n) or not np.isfinite(value):
+        if len(other_n) < LEAST_COMPARED or not np.isfinite(value):
             continue
         below = int((other_n < value).sum())
         low, high = share_interval(below, len(other_n))
-        spread = float(other_n.std(ddof=1)) if len(other_n) > 1 else np.nan
-        found.append(Standing(name, (value - float(other_n.mean())) / max(spread, _LEAST_DEVIATION),
-                              below / len(other_n), low, high, len(other_n)))  # fmt: skip
+        spread = max(float(other_n.std(ddof=1)), _LEAST_DEVIATION)
+        found.append(Standing(name, (value - float(other_n.mean())) / spread, below / len(other_n), low, high,
+                              len(other_n)))  # fmt: skip
     return found
 
 
@@ -123,7 +135,7 @@ def outcome_shares(value_n: Sequence[str], value_P: Sequence[str]) -> list[dict[
 
     p: hypergeometric, two-sided by doubling: so many or more (so few or fewer) among as many patients drawn by chance.
     """
-    known_n, known_P = ([value for value in values if value] for values in (value_n, value_P))
+    known_n, known_P = ([value for value in values if not says_nothing(value)] for values in (value_n, value_P))
     found = []
     for value in sorted(set(known_P)):
         mine, of = known_n.count(value), len(known_n)
@@ -145,7 +157,7 @@ def differences(index: PatientIndex, entries: np.ndarray, yes_n: np.ndarray, coh
     with Welch's 95 % interval and a false discovery rate over all genes, over all signatures (Benjamini & Hochberg);
     `query` is where the query stands between the means: 0 at those without, 1 at those with. None for too few.
     """
-    if min(yes_n.sum(), (~yes_n).sum()) < _LEAST_COMPARED:
+    if min(yes_n.sum(), (~yes_n).sum()) < LEAST_COMPARED:
         return None
     _, mean_G, deviation_G = index.moments.of(cohort)
     scale_G = np.where(deviation_G > _LEAST_DEVIATION, deviation_G, np.inf)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients import frame
 from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.neighbours import (
@@ -22,7 +21,7 @@ from tario_jax.evaluate.patients.neighbours import (
 )
 from tario_jax.evaluate.patients.outcomes import YES
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.tables import columns_of
+from tario_jax.evaluate.patients.tables import Table, columns_of, not_known, says_nothing
 from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 from tario_jax.predict.signatures import Signature
@@ -49,7 +48,7 @@ def query_of(store: EmbeddingStore, index: PatientIndex, *, patient: str | None,
     return query_of_slide(store, index, slide)
 
 
-def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus], query: Query,
+def told_of(store: EmbeddingStore, index: PatientIndex, tables: Sequence[Table], query: Query,
             asked: Asked) -> dict[str, Any]:  # fmt: skip
     """Raises `InputError` for genes, columns and patients that are not there."""
     missing = [symbol for symbol in asked.genes if symbol not in store.panel.index]
@@ -60,7 +59,7 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
         query = with_look(query, unlike.um_per_px)
     found = neighbours(index, query, asked.number, among=asked.among)
     names = tuple(dict.fromkeys((*asked.columns, *((asked.differ,) if asked.differ else ()))))
-    of_neighbour = columns_of(corpora, names, index.name_P[found.entry_n].tolist()) if names else {}
+    of_neighbour = _columns(index, tables, names, found.entry_n)
     rows = [
         {"patient": str(index.name_P[entry]), "kind": str(index.kind_P[entry]), "cohort": str(index.cohort_P[entry]),
          "distance": round(float(distance), 3)} | {name: str(of_neighbour[name][at]) for name in asked.columns}
@@ -74,20 +73,28 @@ def told_of(store: EmbeddingStore, index: PatientIndex, corpora: Sequence[Corpus
         # what is usual is known of predicted patients among predicted ones
         "unusual": found.unusual if query.entry is not None and {query.kind, *asked.among} == {PREDICTED} else None,
         "standings": [dataclasses.asdict(one) | {"unusual": one.unusual} for one in standings],
+        "not_ranked": [name for name in (*asked.genes, *(one.name for one in asked.signatures))
+                       if name not in {one.of for one in standings}],
+        "unusual_of": frame.patients_to_tell(), "remarks": list(query.remarks),
         "not_compared": query.not_compared, "trained_on": store.about["trained_on"], "model": store.about["model"],
         "banner": query.banner, "note": NO_ADVICE,
     }  # fmt: skip
     if query.kind == PREDICTED:
         result["unlike"] = None if unlike is None else unlike.told(query) | {"patients": unlike.patients}
     if names:
-        result |= _outcomes(index, corpora, query, found, asked, names, symbols)
+        result |= _outcomes(index, tables, query, found, asked, names, symbols)
     if asked.why:
         result["alike_genes"] = frame.alike_genes(index, query, found.entry_n, found.cohort, symbols)
         result["alike_regions"] = _regions(store, index, query, found)
     return result
 
 
-def _outcomes(index: PatientIndex, corpora: Sequence[Corpus], query: Query, found: Answer, asked: Asked,
+def _columns(index: PatientIndex, tables: Sequence[Table], names: Sequence[str],
+             entries: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
+    return columns_of(tables, names, index.name_P[entries].tolist(), cohort_P=index.cohort_P[entries])
+
+
+def _outcomes(index: PatientIndex, tables: Sequence[Table], query: Query, found: Answer, asked: Asked,
               names: tuple[str, ...], symbols: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """Counted among the nearest predicted patients of the query's cohort."""
     everyone = np.flatnonzero((index.cohort_P == found.cohort) & (index.kind_P == PREDICTED)
@@ -95,20 +102,19 @@ def _outcomes(index: PatientIndex, corpora: Sequence[Corpus], query: Query, foun
     if not len(everyone):
         return {"around": 0, "outcomes": {}}
     around = neighbours(index, query, asked.around, cohort=found.cohort)
-    near = columns_of(corpora, names, index.name_P[around.entry_n].tolist())
-    of_all = columns_of(corpora, names, index.name_P[everyone].tolist())
+    near, of_all = _columns(index, tables, names, around.entry_n), _columns(index, tables, names, everyone)
     result: dict[str, Any] = {
         "around": len(around.entry_n),
         "outcomes": {name: frame.outcome_shares(near[name].tolist(), of_all[name].tolist()) for name in names},
     }  # fmt: skip
     if asked.differ:
         values = near[asked.differ]
-        known = sorted(set(of_all[asked.differ].tolist()) - {""})
+        known = sorted({value for value in of_all[asked.differ].tolist() if not says_nothing(value)})
         if len(known) != 2:
             raise InputError(f"--differ={asked.differ}: expected a column of two values; in "
                              f"{cohort_text(found.cohort)} it has {', '.join(known[:5]) or 'none'}")  # fmt: skip
         yes = next((value for value in known if value.lower() in YES), known[-1])
-        some = values != ""
+        some = ~not_known(values)
         result["differ"] = {"column": asked.differ, "value": yes} | (frame.differences(
             index, around.entry_n[some], values[some] == yes, found.cohort, asked.signatures, symbols, query,
         ) or {"with": int((values == yes).sum()), "without": int((some & (values != yes)).sum())})  # fmt: skip
@@ -130,12 +136,12 @@ def text_of(result: dict[str, Any]) -> str:
     cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    lines += filter(None, [result["banner"]])
+    lines += filter(None, [result["banner"], *result["remarks"]])
     if result["unusual"] is not None:
         lines.append(f"{result['unusual']:.0%} of the patients are nearer to their own nearest than {result['query']} "
                      "is to its")  # fmt: skip
     lines += unlike_lines(result)
-    lines += [standing_text(one, result["cohort"]) for one in result["standings"]]
+    lines += [standing_text(one, result) for one in result["standings"]] + standing_remarks(result)
     for name, shares in result.get("outcomes", {}).items():
         lines += [f"{name} {one['value']}: {share_text(one)}, p {one['p']:.2g}" for one in shares if one["of"]]
     if "differ" in result:
@@ -173,10 +179,32 @@ def cohort_text(cohort: str) -> str:
     return cohort or "no stated cohort"
 
 
-def standing_text(one: dict[str, Any], cohort: str) -> str:
+def of_whom(result: dict[str, Any]) -> str:
+    """Whom a query is ranked among."""
+    return f"{'measured ' if result['kind'] == MEASURED else ''}patients of {cohort_text(result['cohort'])}"
+
+
+def standing_text(one: dict[str, Any], result: dict[str, Any]) -> str:
     odd = "; unusual" if one["unusual"] else ""
     return (f"{one['of']}: above {one['percentile']:.0%} [{one['low']:.0%}, {one['high']:.0%}] of {one['patients']} "
-            f"patients of {cohort_text(cohort)}, {one['deviations']:+.1f} deviations{odd}")  # fmt: skip
+            f"{of_whom(result)}, {one['deviations']:+.1f} deviations{odd}")  # fmt: skip
+
+
+def standing_remarks(result: dict[str, Any]) -> list[str]:
+    """What no standing tells: of too few patients none is unusual, however far out the query lies."""
+    found, few = [], [one for one in result["standings"] if one["patients"] < result["unusual_of"]]
+    if few:
+        whose = "a standing" if len(few) == len(result["standings"]) else _listed([one["of"] for one in few])
+        found.append(f"whether {whose} is unusual is not told: that takes {result['unusual_of']} patients, and there "
+                     f"are {max(one['patients'] for one in few)}")  # fmt: skip
+    if result["not_ranked"]:
+        found.append(f"{_listed(result['not_ranked'])}: not ranked, since it is not known of {result['query']}, or of "
+                     f"fewer than {frame.LEAST_COMPARED} other {of_whom(result)}")  # fmt: skip
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def share_text(one: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.patients.atlas import atlas_of
-from tario_jax.evaluate.patients.frame_job import cohort_text, share_text, unlike_lines
+from tario_jax.evaluate.patients.frame_job import cohort_text, of_whom, share_text, standing_remarks, unlike_lines
 from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.neighbours import Query
 from tario_jax.evaluate.patients.patient_figures import draw_map
@@ -33,7 +33,7 @@ def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str,
     texts = [
         result["note"],
         *([_VIRTUAL] if result["trained_on"] == "virtual" else []),
-        *filter(None, [result["banner"]]),
+        *filter(None, [result["banner"], *result["remarks"]]),
         *(f"{line}; what is said here may mean little." for line in odd),
     ]
     heads = list(result["neighbours"][0])
@@ -45,12 +45,13 @@ def write_frame(path: Path, index: PatientIndex, query: Query, result: dict[str,
         table(heads, [[str(value) for value in row.values()] for row in result["neighbours"]]),
         picture(drawn),
     ]  # fmt: skip
-    if result["standings"]:
+    if result["standings"] or result["not_ranked"]:
         parts += ["<h2>Is this unusual?</h2>",
-                  table(["", f"above so many of {cohort_text(result['cohort'])}", "95 % interval", "deviations", ""],
+                  table(["", f"above so many {of_whom(result)}", "95 % interval", "deviations", ""],
                         [[one["of"], f"{one['percentile']:.0%}", f"{one['low']:.0%} to {one['high']:.0%}",
                           f"{one['deviations']:+.2f}", "unusual" if one["unusual"] else ""]
-                         for one in result["standings"]])]  # fmt: skip
+                         for one in result["standings"]]),
+                  *(f"<p class=note>{html.escape(line)}.</p>" for line in standing_remarks(result))]  # fmt: skip
     if "outcomes" in result:
         parts += [f"<h2>Outcomes of the {result['around']} nearest of the cohort</h2>",
                   table(["column", "value", "share", "p"],

@@ -18,6 +18,7 @@ from tario_jax.evaluate.patients.space import nearest
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.predict.map_store import MapStore
+from tario_jax.predict.maps import ONE_SHOT
 from tario_jax.predict.slide import as_ingested, refuse_another, slide_of_maps
 from tario_jax.sources.slide import COARSER
 
@@ -39,6 +40,7 @@ class Query:
     acquisition_A: np.ndarray | None = None  # of its H&E, where it is known
     not_compared: str = ""  # why it is not
     maps: Path | None = None  # of a slide
+    remarks: tuple[str, ...] = ()  # what a reader has to know of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ def query_of_patient(store: EmbeddingStore, index: PatientIndex, patient: str, k
 
 
 def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Query:
-    """A slide's maps by the same model. Raises `InputError` where they are of another."""
+    """A slide's maps by the same model. Raises `InputError` where they are of another, or were predicted otherwise
+    than the embeddings: what overlap or decoding alone moves is no difference between patients."""
     held = MapStore(maps)
     for name, wanted in (("panel_hash", store.panel.hash), ("checkpoint", store.about["checkpoint"])):
         if held.about[name] != wanted:
@@ -72,12 +75,27 @@ def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Qu
     if store.about["bin_um"] != held.bin_um:
         raise InputError(f"{maps}: is of bins of {held.bin_um:g} µm, and {store.folder} of {store.about['bin_um']:g}; "
                          "predict the slide with those")  # fmt: skip
-    patient = store.patient_of_section().get(held.about["section"], "")
+    wanted, found = store.about["overlap"], held.about.get("overlap", store.about["overlap"])
+    if found != wanted:
+        raise InputError(f"{maps}: is of windows that overlap by {found:g}, and {store.folder} by {wanted:g}; predict "
+                         f"the slide with --overlap={wanted:g}")  # fmt: skip
+    # of a slide that was also drawn in steps, the rates that are read here are still those of one shot
+    if held.about["decoding"].partition(";")[0] != ONE_SHOT:
+        raise InputError(f"{maps}: its rates are decoded by {held.about['decoding']!r}, and those of {store.folder} by "
+                         f"{ONE_SHOT!r}; predict the slide so")  # fmt: skip
+    section, remarks = held.about["section"], []
+    if held.about.get("stain") is not None:
+        remarks.append(f"{section}: its stains were taken to a reference before it was predicted, those of the "
+                       "patients were not: part of what sets it apart from them may be that")  # fmt: skip
+    patient = store.patient_of_section().get(section, "")
+    if patient:
+        remarks.append(f"{section}: is taken for the section of that name of patient {patient}, who is therefore none "
+                       "of its neighbours")  # fmt: skip
     mean_G = held.mean_G
     expression_G = log_cpm(mean_G[None], mean_G.sum(keepdims=True))[0]
-    return Query(held.about["section"], patient, PREDICTED, index.space.placed(PREDICTED, expression_G[None])[0],
+    return Query(section, patient, PREDICTED, index.space.placed(PREDICTED, expression_G[None])[0],
                  lambda: expression_G - index.space.mean_KxG[0], banner=held.about["banner"],
-                 maps=maps)  # fmt: skip
+                 maps=maps, remarks=tuple(remarks))  # fmt: skip
 
 
 def with_look(query: Query, um_per_px: float) -> Query:
@@ -101,10 +119,10 @@ def with_look(query: Query, um_per_px: float) -> Query:
 
 
 def neighbours(index: PatientIndex, query: Query, number: int, *, among: Sequence[str] = (PREDICTED,),
-               cohort: str = "", itself: bool = False) -> Answer:  # fmt: skip
-    """Among entries of those kinds, and of that cohort if one is named; the query's own patient is none of them unless
-    `itself`. Raises `InputError` where there is none."""
-    some = np.flatnonzero(np.isin(index.kind_P, among) & ((index.cohort_P == cohort) if cohort else True))
+               cohort: str | None = None, itself: bool = False) -> Answer:  # fmt: skip
+    """Among entries of those kinds, and of that cohort alone unless it is None ("": of no stated cohort); the query's
+    own patient is none of them unless `itself`. Raises `InputError` where there is none."""
+    some = np.flatnonzero(np.isin(index.kind_P, among) & (True if cohort is None else index.cohort_P == cohort))
     if not len(some):
         raise InputError(f"{index.folder.parent}: holds no {' or '.join(among)} patient"
                          + (f" of {cohort}" if cohort else "") + "; 'tario embed' adds them")  # fmt: skip

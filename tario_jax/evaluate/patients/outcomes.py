@@ -15,9 +15,9 @@ from tario_jax.config import InputError
 from tario_jax.evaluate.blas import one_thread
 from tario_jax.evaluate.patients.auroc import auroc, drawn_weights, interval, macro_auroc
 from tario_jax.evaluate.patients.probe import Folds, Prepared, Told, dealt_anew, folds_of
+from tario_jax.evaluate.patients.tables import not_known
 
 VECTORS, LOOKS = "vectors", "stain and texture"
-UNKNOWN = ("", "nan", "none", "unknown", "na", "n/a")
 YES, NO = ("true", "yes", "1"), ("false", "no", "0")
 _CALIBRATION_BINS = 10
 
@@ -209,11 +209,6 @@ def alike(groups: Mapping[str, np.ndarray]) -> np.ndarray:
     group_P = joined(groups)
     unknown_P = np.any([not_known(values) for values in groups.values()], 0)
     return np.where(unknown_P, group_P.max() + 1 + np.arange(len(group_P)), group_P)
-
-
-def not_known(value_P: np.ndarray) -> np.ndarray:
-    """bool [P]"""
-    return np.array([value.strip().lower() in UNKNOWN for value in value_P.astype(str).tolist()], bool)
 
 
 def joined(groups: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -54,9 +54,10 @@ def draw_map(path: Path, xy_Px2: np.ndarray, columns: Mapping[str, np.ndarray], 
             axis.annotate(label, place, xytext=(7, 7), textcoords="offset points", fontsize=9, color=INK)
         axis.set_title(f"{name} · {int((~unknown).sum()):,} patients", **TITLE)
         few = len(style) <= 12
-        axis.legend(fontsize=7.5 if few else 5.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06),
-                    ncols=min(len(style), 2 if len(style) > 3 else 3) or 1, handletextpad=0.2, columnspacing=0.8,
-                    markerscale=1.2)  # fmt: skip
+        if style:
+            axis.legend(fontsize=7.5 if few else 5.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06),
+                        ncols=min(len(style), 2 if len(style) > 3 else 3), handletextpad=0.2, columnspacing=0.8,
+                        markerscale=1.2)  # fmt: skip
         axis.set_xlabel(axes[0], fontsize=9, color=SOFT)
         axis.set_ylabel(axes[1], fontsize=9, color=SOFT)
         axis.set_xticks([])

@@ -12,7 +12,7 @@ from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients import frame
 from tario_jax.evaluate.patients.index import index_of
 from tario_jax.evaluate.patients.neighbours import neighbours, query_of_patient
-from tario_jax.evaluate.patients.vectors import PREDICTED
+from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 from tario_jax.predict.signatures import Signature
 
 GENES = 24
@@ -56,6 +56,46 @@ def test_standings_are_shares_of_the_cohort(made):
     (far,) = frame.standings(index, query_of_patient(store, index, "P00", PREDICTED), "LUAD", ("GENE9",), (), SYMBOLS)
     assert far.percentile > 0.97 and far.deviations > 2
     assert not frame.standings(index, query, "OV", ("GENE7",), (), SYMBOLS)
+
+
+def test_what_was_measured_is_ranked_among_what_was_measured(tmp_path, capsys):
+    """It spreads four times as much: among predicted patients most of it would lie beyond all."""
+    rng = np.random.default_rng(1)
+    expression = 8 + rng.normal(0, 0.2, (200, GENES))
+    rows = [made_row(f"P{at:03d}", of, seen=True) for at, of in enumerate(expression)]
+    measured = 8 + 4 * (expression - 8) + rng.normal(0, 0.2, expression.shape)
+    rows += [made_row(f"P{at:03d}", of, kind=MEASURED) for at, of in enumerate(measured[:180])]
+    rows += [made_row(f"Q{at}", of, cohort="OV", kind=kind) for at, of in enumerate(expression[:3])
+             for kind in (PREDICTED, MEASURED)]  # fmt: skip
+    store = made_store(tmp_path / "x.embeddings", SYMBOLS, rows)
+    index = index_of(store)
+    found = []
+    for at in range(0, 180, 4):
+        query = query_of_patient(store, index, f"P{at:03d}", MEASURED)
+        found += frame.standings(index, query, "LUAD", ("GENE7", "GENE8"), (SET,), SYMBOLS)
+    assert {one.patients for one in found} == {179} and len(found) == 3 * 45
+    assert np.mean([one.unusual for one in found]) < 0.06
+    assert np.mean([one.percentile for one in found]) == pytest.approx(0.5, abs=0.1)
+    at = 5
+    expected = np.mean(np.delete(measured[:180, 7], at) < measured[at, 7])
+    (gene,) = frame.standings(index, query_of_patient(store, index, "P005", MEASURED), "LUAD", ("GENE7",), (), SYMBOLS)
+    assert gene.percentile == pytest.approx(expected, abs=0.02)
+    words = ["neighbours", str(store.folder), "--measured", "--genes=GENE7"]
+    assert main([*words, "--patient=P005"]) == 0
+    assert "of 179 measured patients of LUAD" in (out := capsys.readouterr().out) and "not told" not in out
+    assert main([*words, "--patient=Q1"]) == 0
+    assert "GENE7: not ranked, since it is not known of Q1, or of fewer than 4 other measured patients of OV" in (
+        capsys.readouterr().out)  # fmt: skip
+
+
+def test_of_too_few_patients_it_is_said_that_none_is_unusual(made, tmp_path, capsys):
+    needed = frame.patients_to_tell()
+    beyond = [frame.Standing("x", 9.0, 1.0, *frame.share_interval(n, n), n) for n in (needed - 1, needed)]
+    assert [one.unusual for one in beyond] == [False, True]
+    store, page = made[0], tmp_path / "P05.html"
+    assert main(["neighbours", str(store.folder), "--patient=P05", "--genes=GENE7", f"--report={page}"]) == 0
+    line = f"whether a standing is unusual is not told: that takes {needed} patients, and there are 45"
+    assert line in capsys.readouterr().out and line in page.read_text()
 
 
 def test_an_interval_is_wilsons():

@@ -71,7 +71,7 @@ def test_something_else_is_unusual(store, index):
     assert neighbours(index, odd, 3).unusual == 1.0 > neighbours(index, query, 3).unusual
 
 
-def slide_maps(folder, expression_G, checkpoint="c", slide="/none", slide_px=(100, 100), um=0.5):
+def slide_maps(folder, expression_G, checkpoint="c", slide="/none", slide_px=(100, 100), um=0.5, **more):
     rates = np.tile(np.expm1(expression_G) / 1e6, (4, 1)).astype(np.float32)
     slots = Slots.of_rows(np.array([0, 0, 1, 1]))
     folder.mkdir()
@@ -81,7 +81,7 @@ def slide_maps(folder, expression_G, checkpoint="c", slide="/none", slide_px=(10
     about = {"section": "slide", "place": {"slide": str(slide)}, "slide_px": list(slide_px), "he_um_per_px": um,
              "panel_hash": Panel(PANEL.symbols).hash, "trained_on": "virtual", "tissue": "virtual", "banner": "",
              "warnings": [], "unit": "", "decoding": "one-shot", "bin_um": 36.0, "checkpoint": checkpoint,
-             "model": "made"}  # fmt: skip
+             "model": "made", "overlap": 0.5} | more  # fmt: skip
     at = np.array([9.0, 27.0, 9.0, 27.0])
     writer.finish(about, at, at[[0, 0, 1, 1]], total_N=rates.sum(1), mean_G=rates.mean(0, dtype=np.float64),
                   largest_G=rates.max(0), validation=None)  # fmt: skip
@@ -105,6 +105,33 @@ def test_a_slide_is_placed_among_patients(store, index, tmp_path, capsys):
     assert "is not known here" in out and told["unusual"] is None
     other = slide_maps(tmp_path / "other.maps", row.expression_G.astype(float), checkpoint="d")
     refused(lambda: query_of_slide(store, index, other), "checkpoint d", "predict the slide with that model")
+
+
+def test_a_slide_that_was_predicted_otherwise_is_refused_or_said(store, index, tmp_path, capsys):
+    expression_G = np.linspace(3, 9, len(PANEL))
+    for at, (more, words) in enumerate((({"overlap": 0.0}, ("overlap by 0,", "by 0.5", "--overlap=0.5")),
+                                        ({"decoding": "4 steps"}, ("'4 steps'", "'one-shot'")))):  # fmt: skip
+        maps = slide_maps(tmp_path / f"{at}.maps", expression_G, **more)
+        refused(lambda maps=maps: query_of_slide(store, index, maps), *words)
+    drawn = slide_maps(tmp_path / "drawn.maps", expression_G, decoding="one-shot; drawn in 4 steps")
+    assert query_of_slide(store, index, drawn).remarks == ()
+    page = tmp_path / "x.html"
+    stained = slide_maps(tmp_path / "stained.maps", expression_G, stain={"found": {}}, section="P06_core")
+    assert main(["neighbours", str(store.folder), f"--slide={stained}", "--number=17", f"--report={page}"]) == 0
+    out = capsys.readouterr().out
+    for line in ("its stains were taken to a reference", "is taken for the section of that name of patient P06"):
+        assert line in out and line in page.read_text()
+    assert "\nP06 " not in out and "\nP07 " in out
+
+
+def test_no_stated_cohort_is_a_cohort_of_its_own(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [made_row(f"P{at}", rng.normal(8, 1, 12), cohort=("", "LUAD")[at % 2]) for at in range(12)]
+    store = made_store(tmp_path / "x.embeddings", PANEL.symbols, rows)
+    index = index_of(store)
+    query = query_of_patient(store, index, "P2", PREDICTED)
+    found = {cohort: set(index.cohort_P[neighbours(index, query, 11, cohort=cohort).entry_n]) for cohort in (None, "")}
+    assert found == {None: {"", "LUAD"}, "": {""}}
 
 
 def test_a_slides_scanner_is_compared_where_the_slide_is(store, index, tmp_path, capsys):
