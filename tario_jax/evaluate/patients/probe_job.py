@@ -13,7 +13,6 @@ from tario_jax.evaluate.patients.outcome_tuning import Tuner, Tuning, Windows
 from tario_jax.evaluate.patients.outcomes import (
     LOOKS,
     NO,
-    UNKNOWN,
     VECTORS,
     YES,
     Outcome,
@@ -30,7 +29,7 @@ from tario_jax.evaluate.patients.probe import Folds, Told
 from tario_jax.evaluate.patients.reachable import reachable_bulk
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.structure import co_occurrence, two_against_one
-from tario_jax.evaluate.patients.tables import columns_of
+from tario_jax.evaluate.patients.tables import PatientTable, Table, columns_of, not_known
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients, pooled
 from tario_jax.predict.predictor import Predictor
 
@@ -52,18 +51,19 @@ class Asked:
     workers: int = 2
 
 
-def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked, vectors: Sequence[str],
+def patients_asked(store: EmbeddingStore, table: Table, asked: Asked, vectors: Sequence[str],
                    say: Callable[[str], None]) -> Patients:  # fmt: skip
-    """Embedded patients of a corpus.
+    """Embedded patients of a table.
 
-    Those that the model saw in training are left out, unless they are asked for. Raises `InputError` where none is
-    left.
+    Those that the model saw in training are left out, unless they are asked for, and those of whose H&E nothing is
+    known but what is predicted from it. Raises `InputError` where none is left.
     """
     everyone = pooled(store.rows(PREDICTED, vectors=(*vectors, "texture", "acquisition")))
-    kept_P = np.isin(everyone.name_P, [row["patient"] for row in corpus.patients])
+    kept_P = np.isin(everyone.name_P, [row["patient"] for row in table.patients])
     if not kept_P.any():
-        raise InputError(f"{store.folder}: holds no patient of the corpus {corpus.root}; embed it: tario embed "
-                         f"--corpus={corpus.root} --out={store.folder}")  # fmt: skip
+        raise InputError(f"{store.folder}: holds no patient predicted from H&E of {table.root}; embed them: tario "
+                         f"embed --corpus={table.root if isinstance(table, Corpus) else '…'} "
+                         f"--out={store.folder}")  # fmt: skip
     if asked.cohorts:
         unknown = sorted(set(asked.cohorts) - set(everyone.cohort_P[kept_P].tolist()))
         if unknown:
@@ -79,31 +79,53 @@ def patients_asked(store: EmbeddingStore, corpus: Corpus, asked: Asked, vectors:
     if seen_P.any():
         say(f"probe: {seen_P.sum()} patients that the model saw in training are "
             + ("among them: no figure here holds for new patients" if asked.allow_seen else "left out"))  # fmt: skip
-    return everyone.take(kept_P)
+    blank_P = kept_P & ~np.isfinite(_looks(everyone)).all(1)
+    if blank_P.any():
+        names = everyone.name_P[blank_P].tolist()
+        told = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        if not (kept_P & ~blank_P).any():
+            raise InputError(f"{store.folder}: of none of these patients stain and texture are known: their H&E is too "
+                             f"small ({told})")  # fmt: skip
+        say(f"probe: left out, since their H&E is too small to tell stain and texture of: {told}")
+    return everyone.take(kept_P & ~blank_P)
 
 
-def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Setting,
-              say: Callable[[str], None] = print, *, predictor: Predictor | None = None,
-              tuning: Tuning | None = None) -> dict[str, Any]:  # fmt: skip
-    """Every column's figures. predictor, tuning: the model of the embeddings, to be tuned on each column beside the
-    probe. Raises `InputError` for columns that are not there or have too few patients, and for another model."""
+def _looks(patients: Patients) -> np.ndarray:
+    """[P, F + A]"""
+    return np.concatenate([patients.texture_PxF, patients.acquisition_PxA], 1)
+
+
+def probe_job(store: EmbeddingStore, corpus: Corpus | None, asked: Asked, setting: Setting,
+              say: Callable[[str], None] = print, *, table: PatientTable | None = None,
+              predictor: Predictor | None = None, tuning: Tuning | None = None) -> dict[str, Any]:  # fmt: skip
+    """Every column's figures, of patients of the corpus, or of the table where there is no corpus. predictor, tuning:
+    the model of the embeddings, to be tuned on each column beside the probe.
+
+    Columns that have too few patients are left out by name. Raises `InputError` where none is left, for columns that
+    are not there, and for another model.
+    """
+    tables = [one for one in (corpus, table) if one is not None]
+    if corpus is None and (asked.reachable or predictor is not None or not tables):
+        raise InputError("--reachable and --fine-tune: read sections; give --corpus" if tables else
+                         "probe: no table of patients is named; give --corpus or --table")  # fmt: skip
     if predictor is not None and predictor.checkpoint != store.about["checkpoint"]:
         raise InputError(f"--fine-tune: is checkpoint {predictor.checkpoint}, and {store.folder} of "
                          f"checkpoint {store.about['checkpoint']}; give the workdir that was embedded")  # fmt: skip
     if not asked.columns or not setting.vectors:
         raise InputError("--columns and --vectors: name at least one")
-    patients = patients_asked(store, corpus, asked, setting.vectors, say)
+    patients = patients_asked(store, tables[0], asked, setting.vectors, say)
     in_pairs = [name for pair in asked.pairs for name in pair]
     columns: dict[str, np.ndarray] = {}
     for flag, names in (("columns", asked.columns), ("known", asked.known), ("confounders", asked.confounders),
                         ("pairs", in_pairs)):  # fmt: skip
         hint = "" if flag == "columns" else f"; --{flag}= asks for none"
-        columns |= columns_of([corpus], names, patients.name_P.tolist(), hint=hint)
+        columns |= columns_of(tables, names, patients.name_P.tolist(), cohort_P=patients.cohort_P, hint=hint)
     for name in in_pairs:
         yes_or_no(name, columns[name])
-    features = {VECTORS: vectors_of(patients, setting.vectors),
-                LOOKS: np.concatenate([patients.texture_PxF, patients.acquisition_PxA], 1)}  # fmt: skip
-    outcomes = [outcome_of(name, columns[name], setting) for name in asked.columns]
+    features = {VECTORS: vectors_of(patients, setting.vectors), LOOKS: _looks(patients)}
+    outcomes, too_few = _outcomes(asked.columns, columns, setting)
+    for reason in too_few.values():
+        say(f"probe: left out: {reason}")
     reachable = None
     if asked.reachable:
         reachable = reachable_bulk(corpus, patients.name_P.tolist(), workers=asked.workers, say=say)
@@ -116,15 +138,30 @@ def probe_job(store: EmbeddingStore, corpus: Corpus, asked: Asked, setting: Sett
     for one in found:
         one["told"] = {"patient": patients.name_P[one["told"].pop("index")].tolist()} | one["told"]
     result = {
-        "corpus": str(corpus.root), "embeddings": str(store.folder), "model": store.about["model"],
+        "corpus": None if corpus is None else str(corpus.root), "table": None if table is None else str(table.root),
+        "embeddings": str(store.folder), "model": store.about["model"],
         "checkpoint": store.about["checkpoint"], "trained_on": store.about["trained_on"],
         "patients": len(patients.name_P), "seen_in_training": int(patients.seen_P.sum()),
         "setting": dataclasses.asdict(setting), "confounders": list(groups), "outcomes": found,
+        "too_few": too_few,
     }  # fmt: skip
-    yes_no = [one for one in found if set(one["classes"]) == {"true", "false"}]
-    if len(yes_no) > 1 or asked.pairs:
-        result["structure"] = _structure(store, patients, columns, yes_no, asked, setting)
+    if sum(len(one["classes"]) == 2 for one in found) > 1 or asked.pairs:
+        result["structure"] = _structure(store, patients, columns, found, asked, setting)
     return result
+
+
+def _outcomes(names: Sequence[str], columns: dict[str, np.ndarray],
+              setting: Setting) -> tuple[list[Outcome], dict[str, str]]:  # fmt: skip
+    """Of those columns that have patients enough; why the others have not."""
+    found, too_few = [], {}
+    for name in names:
+        try:
+            found.append(outcome_of(name, columns[name], setting))
+        except InputError as error:
+            too_few[name] = str(error)
+    if not found:
+        raise InputError("; ".join(too_few.values()))
+    return found, too_few
 
 
 def reachable_aurocs(corpus: Corpus, columns: Sequence[str], setting: Setting, *, workers: int = 2,
@@ -154,12 +191,18 @@ def _tuned(predictor: Predictor | None, corpus: Corpus, patients: Patients, outc
     return {TUNED: lambda folds: tuner.told(outcome.label_n, len(outcome.classes), folds)}
 
 
-def _structure(store: EmbeddingStore, patients: Patients, columns: dict[str, np.ndarray], yes_no: list[dict[str, Any]],
+def _structure(store: EmbeddingStore, patients: Patients, columns: dict[str, np.ndarray], found: list[dict[str, Any]],
                asked: Asked, setting: Setting) -> dict[str, Any]:  # fmt: skip
-    """Of columns of true and false that are known of the same patients; compared within groups of confounders."""
-    of_all = [one for one in yes_no if len(one["told"]["patient"]) == len(patients.name_P)]
-    label = {one["column"]: np.array(one["told"]["label"]) == 1 for one in of_all}
-    chance = {one["column"]: np.array(one["told"]["probability"])[:, 1] for one in of_all}
+    """Of columns of two classes, each pair by the patients of whom both are known; compared within groups of
+    confounders."""
+    label, chance = {}, {}
+    for one in found:
+        if len(one["classes"]) == 2:
+            yes = list(one["classes"])[1]
+            name = one["column"] if yes.lower() in YES else f"{one['column']} {yes}"
+            at_n = np.searchsorted(patients.name_P, one["told"]["patient"])
+            label[name], chance[name] = np.full((2, len(patients.name_P)), np.nan)
+            label[name][at_n], chance[name][at_n] = one["told"]["label"], np.array(one["told"]["probability"])[:, 1]
     index = index_of(store)
     place_PxC = index.place_PxC[[index.entry(name, PREDICTED) for name in patients.name_P.tolist()]]
     of = {name: columns[name] for name in (*asked.known, *asked.confounders)}
@@ -168,16 +211,17 @@ def _structure(store: EmbeddingStore, patients: Patients, columns: dict[str, np.
     for first, second in asked.pairs:
         both = [yes_or_no(name, columns[name]) for name in (first, second)]
         known_P = np.logical_and(*(known for _, known in both))
-        found = two_against_one(place_PxC[known_P], *(yes[known_P] for yes, _ in both), group_P[known_P],
+        apart = two_against_one(place_PxC[known_P], *(yes[known_P] for yes, _ in both), group_P[known_P],
                                 seed=setting.seed)  # fmt: skip
-        compared.append({"pair": [first, second], "found": found})
-    return {"mutations": list(label), "co_occurrence": co_occurrence(label, chance), "two_against_one": compared}
+        compared.append({"pair": [first, second], "found": apart})
+    return {"mutations": list(label), "co_occurrence": co_occurrence(label, chance), "two_against_one": compared,
+            "not_of_two": [one["column"] for one in found if len(one["classes"]) != 2]}  # fmt: skip
 
 
 def yes_or_no(column: str, value_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of whom it is true, and of whom it is known, bool [P] each. Raises `InputError` for a column of other values."""
-    word_P = np.array([value.strip().lower() for value in value_P.tolist()])
-    known_P = ~np.isin(word_P, UNKNOWN)
+    word_P = np.array([value.strip().lower() for value in value_P.tolist()], str)
+    known_P = ~not_known(value_P)
     if not set(word_P[known_P].tolist()) <= {*YES, *NO}:
         raise InputError(f"column {column!r}: expected true and false, or yes and no; it has "
                          f"{', '.join(sorted(set(value_P[known_P].tolist()))[:4])}")  # fmt: skip
@@ -216,3 +260,17 @@ def table_of(result: dict[str, Any]) -> str:
     widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)  # fmt: skip
+
+
+def pairs_text(result: dict[str, Any]) -> list[str]:
+    """A line a pair that was compared."""
+    return [_pair_text(one) for one in result.get("structure", {}).get("two_against_one", ())]
+
+
+def _pair_text(one: dict[str, Any]) -> str:
+    (first, second), found = one["pair"], one["found"]
+    if found is None:
+        return f"{first} with {second}: too few patients to compare."
+    return (f"{first} with {second} ({found['both']}) against {first} alone ({found['first_alone']}), within groups of "
+            f"confounders: {found['distance']:.2f} standard deviations apart, {found['distance_of_permutations']:.2f} "
+            f"where labels are dealt anew {found['permutations']:,} times; p {found['p']:.2g}.")  # fmt: skip

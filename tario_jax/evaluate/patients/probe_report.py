@@ -8,6 +8,7 @@ from typing import Any
 from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, interval_text, lead_text, line_text, null_text
 from tario_jax.evaluate.patients.patient_figures import draw_aurocs, draw_calibration
+from tario_jax.evaluate.patients.probe_job import pairs_text
 from tario_jax.evaluate.tables import plain
 from tario_jax.train.whole_file import write_whole
 
@@ -46,8 +47,20 @@ def write_probe_report(folder: Path, result: dict[str, Any]) -> Path:
                              for name, told in one["by_class"].items()])]  # fmt: skip
     if "structure" in result:
         parts += ["<h2>Which go together</h2>", *(picture(one) for one in drawn[2:]),
-                  *(f"<p>{html.escape(_pair(one))}</p>" for one in result["structure"]["two_against_one"])]  # fmt: skip
-    parts += ["<h2>Left out</h2>", table(["column", "patients"], [[one["column"], _left_out(one)] for one in outcomes])]
+                  *(f"<p>{html.escape(line)}</p>" for line in pairs_text(result))]  # fmt: skip
+        if result["structure"]["not_of_two"]:
+            others = ", ".join(result["structure"]["not_of_two"])
+            parts.append(f"<p class=note>Not among them, of more than two classes: {html.escape(others)}.</p>")
+    parts += [
+        "<h2>Left out</h2>",
+        table(
+            ["column", "patients"],
+            [
+                *([one["column"], _left_out(one)] for one in outcomes),
+                *([name, f"all: {why}"] for name, why in result["too_few"].items()),
+            ],
+        ),
+    ]
     write_whole(page, whole_page(f"Probes of {result['model']}", parts))
     return page
 
@@ -91,15 +104,6 @@ def _confounders(outcomes: list[dict[str, Any]]) -> tuple[list[str], list[list[s
         rows.append(cells)
     return ["column", *names, *(f"vectors, within {name}" for name in within), "above stain and texture",
             "vectors beside confounders add"], rows  # fmt: skip
-
-
-def _pair(one: dict[str, Any]) -> str:
-    (first, second), found = one["pair"], one["found"]
-    if found is None:
-        return f"{first} with {second}: too few patients to compare."
-    return (f"{first} with {second} ({found['both']}) against {first} alone ({found['first_alone']}), within groups of "
-            f"confounders: {found['distance']:.2f} standard deviations apart, {found['distance_of_permutations']:.2f} "
-            f"where labels are dealt anew {found['permutations']:,} times; p {found['p']:.2g}.")  # fmt: skip
 
 
 def _calibration(one: dict[str, Any]) -> list[str]:

@@ -160,7 +160,7 @@ class EmbeddingStore:
 
 
 def _is_anothers(path: Path) -> bool:
-    """Whether a file was not left by a process that was killed, or still is at it, before it had named what it makes."""
+    """Whether a file was not left by a process that had not named what it makes: one that was killed, or is at it."""
     if path.name == "parts" and path.is_dir():
         return any(path.iterdir())
     return path.name != "panel.tsv" and not (path.name.startswith(".") and path.name.endswith(".partial"))

@@ -14,6 +14,7 @@ from tario_jax.cli.main import main
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.auroc import macro_auroc
+from tario_jax.evaluate.patients.looks import texture_names
 from tario_jax.evaluate.patients.outcomes import (
     LOOKS,
     VECTORS,
@@ -130,6 +131,17 @@ def test_a_probe_is_logistic_regression_of_principal_components(monkeypatch):
     np.testing.assert_allclose(told.log_PxK[test], expected, atol=2e-3)
     share = np.log(np.bincount(label[train]) / len(train))
     np.testing.assert_allclose(told.evidence_PxK[test], told.log_PxK[test] - share)
+
+
+def test_few_patients_of_a_class_make_fewer_inner_folds():
+    label = np.array([0] * 20 + [1] * 4)
+    folds = folds_of(label, 2, 3, 0)
+    assert all(len(fold.inner) == 2 and set(label[fold.train[others]]) == {0, 1}
+               for fold in folds.folds_L for _, others in fold.inner)  # fmt: skip
+    assert np.isfinite(Prepared(np.random.default_rng(0).normal(0, 1, (24, 3)), folds, 0).told(label, 2).log_PxK).all()
+    assert len(folds_of(label, 4, 3, 0).folds_L[0].inner) == 3
+    refused(lambda: folds_of(label[:22], 2, 3, 0), "a class of 2 patients in 2 folds", "at least two to train on")
+    refused(lambda: folds_of(label, 5, 3, 0), "a class of 4 patients in 5 folds")
 
 
 def test_who_knows_nothing_tells_the_shares():
@@ -255,11 +267,45 @@ def test_mistakes_are_one_line(store_and_corpus, capsys):
     for words, answer in ((["--columns=nothing"], "column 'nothing'"), (["--columns=cohort", "--folds=1"], "2 folds"),
                           (["--columns=cohort", "--vectors=x", "--confounders=", "--known="], "--vectors=x"),
                           (["--columns=cohort", "--cohorts=Q", "--confounders="], "--cohorts=Q"),
+                          (["--columns=cohort", "--fine-tune-steps=3"], "go with --fine-tune=WORKDIR"),
+                          (["--columns=cohort", "--allow-virtual-model"], "go with --fine-tune=WORKDIR"),
                           (["--columns=cohort", "--pairs=A"], "KRAS+STK11")):  # fmt: skip
         with pytest.raises(SystemExit) if "--pairs=A" in words else contextlib.nullcontext():
             assert main([*start, *words]) == 2
         told = capsys.readouterr().err
         assert answer in told and told.count("\n") == 1, told
+
+
+def test_what_can_be_probed_is_and_the_rest_is_named(tmp_path, monkeypatch, capsys):
+    """Two folds, a column of too few patients, one of two other words, one of three, and patients without a look."""
+    rng = np.random.default_rng(0)
+    mutated = np.arange(40) % 2
+    rows = [made_row(f"P{at:02d}", 5 + of, log_expression=of, texture=look * np.ones(len(texture_names())))
+            for at, (of, look) in enumerate(zip(rng.normal(0, 1, (40, GENES)) + mutated[:, None],
+                                                [*rng.normal(0, 1, 38), np.nan, np.nan], strict=True))]  # fmt: skip
+    store = made_store(tmp_path / "x.embeddings", tuple(f"GENE{k}" for k in range(GENES)), rows)
+    patients = tuple({"patient": f"P{at:02d}", "EGFR": ("wt", "mut", "NA")[2 if at > 30 else at % 2],
+                      "KRAS": ("no", "yes")[at % 4 // 2], "stage": "abc"[at % 3],
+                      "rare": ("no", "yes")[at < 3]} for at in range(40))  # fmt: skip
+    corpus = Corpus(store.folder, store.panel, "real", "", patients, ())
+    monkeypatch.setattr(Corpus, "open", lambda place: corpus)
+    start = ["probe", str(store.folder), "--corpus=x", "--confounders=", "--folds=2", "--repeats=1", "--shuffles=2",
+             "--bootstraps=20", f"--json={tmp_path / 'x.json'}"]  # fmt: skip
+    assert main([*start, "--columns=EGFR,rare,KRAS,stage", "--pairs=KRAS+rare", f"--out={tmp_path / 'out'}"]) == 0
+    out, told = capsys.readouterr().out, json.loads((tmp_path / "x.json").read_text())
+    assert "too small to tell stain and texture of: P38, P39" in out and told["patients"] == 38
+    assert "left out: column 'rare': a probe needs two classes of at least 4" in out
+    assert [one["column"] for one in told["outcomes"]] == ["EGFR", "KRAS", "stage"] and list(told["too_few"]) == [
+        "rare"
+    ]
+    assert "KRAS with rare: too few patients to compare." in out  # without a page too
+    structure = told["structure"]
+    assert structure["mutations"] == ["EGFR wt", "KRAS"] and structure["not_of_two"] == ["stage"]
+    assert structure["co_occurrence"][0]["patients"] == 31  # of whom both are known
+    page = (tmp_path / "out/probe.html").read_text()
+    assert "column &#x27;rare&#x27;" in page and "of more than two classes: stage" in page
+    assert main([*start, "--columns=rare"]) == 2
+    assert "column 'rare'" in (told := capsys.readouterr().err) and told.count("\n") == 1
 
 
 def test_a_report_holds_all_of_it(tmp_path, tmp_path_factory, monkeypatch, capsys):
@@ -278,7 +324,7 @@ def test_a_report_holds_all_of_it(tmp_path, tmp_path_factory, monkeypatch, capsy
     text = capsys.readouterr().out
     told = json.loads((out / "probe.json").read_text())
     egfr = told["outcomes"][0]
-    assert f"{egfr['lead']['value']:.3f}" in text and "within site" in text
+    assert f"{egfr['lead']['value']:.3f}" in text and "within site" in text and "\nEGFR with KRAS (" in text
     page = (out / "probe.html").read_text()
     assert "Virtual patients" in page and "data:image/png" in page and f"{egfr['lead']['value']:.3f}" in page
     for name in ("aurocs.png", "calibration.png", "structure.png"):
