@@ -295,9 +295,8 @@ def test_what_can_be_probed_is_and_the_rest_is_named(tmp_path, monkeypatch, caps
     out, told = capsys.readouterr().out, json.loads((tmp_path / "x.json").read_text())
     assert "too small to tell stain and texture of: P38, P39" in out and told["patients"] == 38
     assert "left out: column 'rare': a probe needs two classes of at least 4" in out
-    assert [one["column"] for one in told["outcomes"]] == ["EGFR", "KRAS", "stage"] and list(told["too_few"]) == [
-        "rare"
-    ]
+    assert [one["column"] for one in told["outcomes"]] == ["EGFR", "KRAS", "stage"]
+    assert list(told["too_few"]) == ["rare"]
     assert "KRAS with rare: too few patients to compare." in out  # without a page too
     structure = told["structure"]
     assert structure["mutations"] == ["EGFR wt", "KRAS"] and structure["not_of_two"] == ["stage"]
