@@ -59,12 +59,15 @@ def evaluate_checkpoint(
     if not own:
         say(f"evaluate: another corpus than that of training: {len(held_out)} of {len(corpus.sections)} sections are "
             f"held out{f', {left_out} bear the name of a training patient' if left_out else ''}")  # fmt: skip
-    usable = [section for section in held_out if section.holds("he")]
-    if not usable:
-        raise InputError(f"corpus {corpus.root}: no section has an H&E; there is nothing to predict from")
+    usable = [section for section in held_out if section.holds("he") and section.has_counts]
     without_he = [section.id for section in held_out if not section.holds("he")]
-    if without_he:
-        say(f"evaluate: {len(without_he)} held-out sections have no H&E and are left out ({without_he[0]}, …)")
+    without_counts = [section.id for section in held_out if not section.has_counts]
+    for what, without in (("H&E", without_he), ("counts", without_counts)):
+        if without:
+            say(f"evaluate: {len(without)} held-out sections have no {what} and are left out ({without[0]}, …)")
+    if not usable:
+        raise InputError(f"corpus {corpus.root}: none of {len(held_out)} held-out sections has both an H&E and counts; "
+                         "there is nothing to predict from and to compare with; 'tario predict' needs no counts")  # fmt: skip
     predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.spots is not None for section in usable)
     if (bin_um is not None or read_um is not None or config.bin_um) and spots:
@@ -107,7 +110,7 @@ def evaluate_checkpoint(
     report["genes"]["in_common"] = len(genes.symbols)
     report["bin_um"] = None if spots else bin_um
     report["read_um"] = None if spots else read_um
-    report["skipped"]["sections_without_he"] = without_he
+    report["skipped"] |= {"sections_without_he": without_he, "sections_without_counts": without_counts}
     report["ranked_bin_um"] = None if spots else ranker.bin_um
     report["settings"] = plain(dataclasses.asdict(config))
     report["provenance"] = {

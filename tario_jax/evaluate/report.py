@@ -306,7 +306,8 @@ def _left_out(report: dict[str, Any]) -> str:
         f"gene × section pairs: {skipped['constant_gene_sections']:,}",
     ]
     for name, label in (("sections_without_prediction", "Sections without a prediction (r = 0)"),
-                        ("sections_without_he", "Held-out sections without an H&E")):  # fmt: skip
+                        ("sections_without_he", "Held-out sections without an H&E"),
+                        ("sections_without_counts", "Held-out sections without counts")):  # fmt: skip
         if skipped.get(name):
             lines.append(f"{html.escape(label)}: {html.escape(', '.join(skipped[name]))}")
     return "<h2>Left out</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"

@@ -215,14 +215,21 @@ def test_a_damaged_table_of_genes_is_told_in_a_line(whole, tmp_path):
         refused(lambda: read_gene_validation(tmp_path / "validation.parquet"), "no validation table")
 
 
-def test_sections_without_an_h_and_e_are_counted(predictor, config, tmp_path):
-    sections = [tiny_section(f"N{k}", f"N{k}", 40 + k) for k in range(3)]
+def test_sections_without_an_h_and_e_or_counts_are_counted(predictor, config, tmp_path):
+    sections = [tiny_section(f"N{k}", f"N{k}", 40 + k) for k in range(4)]
     sections[1] = dataclasses.replace(sections[1], he=None, he_um_per_px=None)
+    sections[3] = dataclasses.replace(sections[3], detections=None)
     corpus, lines = write_corpus(tmp_path / "c", sections), []
     report = evaluate_checkpoint(predictor, corpus, config, tmp_path / "o", title="x", say=lines.append).report
     assert report["skipped"]["sections_without_he"] == ["N1"] and report["sections"]["held_out"] == 2
-    assert any("1 held-out sections have no H&E" in line for line in lines)
-    assert "Held-out sections without an H&amp;E: N1" in (tmp_path / "o/report.html").read_text()
+    assert report["skipped"]["sections_without_counts"] == ["N3"]
+    page = (tmp_path / "o/report.html").read_text()
+    for what, name in (("H&E", "N1"), ("counts", "N3")):
+        assert any(f"1 held-out sections have no {what} and are left out ({name}" in line for line in lines)
+    assert "Held-out sections without an H&amp;E: N1" in page and "Held-out sections without counts: N3" in page
+    alone = write_corpus(tmp_path / "alone", [sections[3]])
+    refused(lambda: evaluate_checkpoint(predictor, alone, config, tmp_path / "p", title="x", say=lines.append),
+            "none of 1 held-out sections has both an H&E and counts", "'tario predict'")  # fmt: skip
 
 
 @pytest.mark.parametrize(("field", "value"), [("examples", -1), ("min_detected", 2.0), ("min_total", -1), ("seed", -1),
