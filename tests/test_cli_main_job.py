@@ -1,9 +1,13 @@
 """`tario run`, the whole way, on virtual tissue and on spots; run again, it trains nothing and says the same."""
 
+import copy
+import dataclasses
 import json
 
 import pytest
-from tiny_tissue import st_folder
+from tiny_tissue import st_folder, tiny_section, write_corpus
+
+from tario_jax.evaluate.main_job import _Clock, write_maps
 
 SIZES = """
         model=ModelConfig(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_width=64, gene_dim=16,
@@ -90,3 +94,40 @@ def test_the_main_job_refuses_a_source_that_is_not_there(cli_tario, tmp_path, mo
     words = ("run", f"--config={config_file(tmp_path, SPOTS)}", f"--workdir={tmp_path / 'run'}")
     done = cli_tario(*words)
     assert done.returncode == 2 and answer in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_maps_are_written_of_what_has_an_h_and_e_and_once_a_checkpoint_and_validation(predictor, tmp_path):
+    pytest.importorskip("anndata")
+    sections = [tiny_section(name, name, seed) for seed, name in enumerate("AB")]
+    sections[1] = dataclasses.replace(sections[1], he=None, he_um_per_px=None)
+    corpus, mine, run = write_corpus(tmp_path / "c", sections), copy.copy(predictor), tmp_path / "run"
+    mine.provenance = dataclasses.replace(predictor.provenance, held_out=("A", "B"))
+    run.mkdir()
+    (run / "validation.parquet").write_bytes(b"of one evaluation")
+    path, account = run / "maps/A.h5ad", run / "kept/maps.json"
+
+    def written() -> bool:
+        before, lines = path.stat().st_mtime_ns if path.exists() else 0, []
+        write_maps(mine, corpus, 0.0, run, lines.append)
+        assert lines == ["maps: 1 held-out sections have no H&E, and get no maps", "maps: 1/1 held-out sections"]
+        return path.stat().st_mtime_ns != before
+
+    assert written() and not written()
+    assert [file.name for file in path.parent.iterdir()] == ["A.h5ad"]
+    account.write_text('{"A": ')  # torn
+    assert written() and not written()
+    (run / "validation.parquet").write_bytes(b"of another")
+    assert written() and not written()
+    mine.checkpoint = "another"
+    assert written() and not written()
+
+
+@pytest.mark.parametrize("held", ['{"train": 3', "[1]", None])
+def test_seconds_of_a_broken_account_are_none(tmp_path, held):
+    path = tmp_path / "seconds.json"
+    if held is not None:
+        path.write_text(held)
+    clock = _Clock(path)
+    assert clock.total() == 0
+    clock.note("train")
+    assert json.loads(path.read_text()).keys() == {"train"} and list(tmp_path.iterdir()) == [path]

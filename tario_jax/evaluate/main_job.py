@@ -1,23 +1,28 @@
 """The main job, the whole way: a source, a corpus, a model, gene maps, a report. Each stage resumes."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tario_jax.config import Config, SourceConfig
 from tario_jax.config_files import expand
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.job import evaluate_checkpoint
+from tario_jax.evaluate.kept import key_of
 from tario_jax.evaluate.tables import Evaluation
 from tario_jax.he_features.encode import encode_missing
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import read_gene_validation
-from tario_jax.predict.predictor import load
+from tario_jax.predict.predictor import Predictor, load
 from tario_jax.sources.ingest import ingest
 from tario_jax.sources.spots import read_spots
 from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.loop import train
+from tario_jax.train.provenance import code_version
+from tario_jax.train.whole_file import write_whole
 from tario_jax.virtual.cohort import simulate_cohort
 
 
@@ -65,14 +70,43 @@ def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Ev
             )  # fmt: skip
         clock.note("evaluate")
         predictor.validation = read_gene_validation(workdir / VALIDATION)
-        for number, name in enumerate(predictor.provenance.held_out, 1):
-            section = corpus.section(name)
-            maps = predictor.predict_section(section, tissue=corpus.kind, overlap=config.evaluate.overlap)
-            maps.write_h5ad(workdir / "maps" / f"{name}.h5ad")
-            if number % 10 == 0 or number == len(predictor.provenance.held_out):
-                say(f"maps: {number}/{len(predictor.provenance.held_out)} held-out sections")
+        write_maps(predictor, corpus, config.evaluate.overlap, workdir, say)
         clock.note("maps")
         return evaluation
+
+
+def write_maps(predictor: Predictor, corpus: Corpus, overlap: float, workdir: Path, say: Callable[[str], None]) -> None:
+    """Writes workdir/maps/<section>.h5ad of the held-out sections that have an H&E, and says how many have none.
+
+    What kept/maps.json says was written of this very checkpoint and validation is not written again.
+    """
+    held_out = [corpus.section(name) for name in predictor.provenance.held_out]
+    sections = [section for section in held_out if section.holds("he")]
+    if len(sections) < len(held_out):
+        say(f"maps: {len(held_out) - len(sections)} held-out sections have no H&E, and get no maps")
+    known = hashlib.sha256((workdir / VALIDATION).read_bytes()).hexdigest()
+    key = key_of(checkpoint=predictor.checkpoint, seal=corpus.seal, overlap=overlap, validation=known,
+                 code=code_version())  # fmt: skip
+    account = workdir / "kept" / "maps.json"
+    account.parent.mkdir(parents=True, exist_ok=True)
+    written = _account(account)
+    for number, section in enumerate(sections, 1):
+        path = workdir / "maps" / f"{section.id}.h5ad"
+        if written.get(section.id) != key or not path.exists():
+            predictor.predict_section(section, tissue=corpus.kind, overlap=overlap).write_h5ad(path)
+            written[section.id] = key
+            write_whole(account, json.dumps(written))
+        if number % 10 == 0 or number == len(sections):
+            say(f"maps: {number}/{len(sections)} held-out sections")
+
+
+def _account(path: Path) -> dict[str, Any]:
+    """What a former start wrote; a file that is absent or broken is an empty account."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class _Clock:
@@ -80,14 +114,14 @@ class _Clock:
 
     def __init__(self, path: Path):
         self._path = path
-        self._spent = json.loads(path.read_text()) if path.exists() else {}
+        self._spent: dict[str, float] = _account(path)
         self._last = time.monotonic()
 
     def note(self, stage: str) -> None:
         now = time.monotonic()
         self._spent[stage] = round(self._spent.get(stage, 0.0) + now - self._last, 1)
         self._last = now
-        self._path.write_text(json.dumps(self._spent))
+        write_whole(self._path, json.dumps(self._spent))
 
     def total(self) -> float:
         return sum(self._spent.values())
