@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.decoding.figure import decoding_tables, draw_decoding
     from tario_jax.evaluate.decoding.measure import Asked, genes_by_moran, measure_decoding
+    from tario_jax.evaluate.scope import unseen_validation
     from tario_jax.predict.predictor import load
     from tario_jax.tokens.capacity import refuse_fine_bins
     from tario_jax.train.compiled import compiled_kept
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     with compiled_kept(options.workdir):
         report = measure_decoding(
             predictor, corpus, sections, genes, asked, options.out, say=say,
-            fitted_on=[corpus.section(name) for name in predictor.provenance.validation] if train else [],
+            fitted_on=unseen_validation(predictor.provenance, corpus),
             chosen=f"of highest Moran's I in {'training sections' if train else 'these sections'}",
         )  # fmt: skip
     report["table"] = decoding_tables(report)

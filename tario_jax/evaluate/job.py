@@ -9,7 +9,6 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.corpus.split import split_corpus
 from tario_jax.evaluate import score_file
 from tario_jax.evaluate.gene_classes import class_report
 from tario_jax.evaluate.kept import Kept
@@ -19,7 +18,14 @@ from tario_jax.evaluate.outcome_tables import gene_validation, score_table
 from tario_jax.evaluate.ranking import RANKED_BIN_UM
 from tario_jax.evaluate.report import banners, read_at, write_report
 from tario_jax.evaluate.report_figures import Shown, draw_figures
-from tario_jax.evaluate.scope import CommonGenes, common_genes, sections_of
+from tario_jax.evaluate.scope import (
+    CommonGenes,
+    common_genes,
+    ranking_side,
+    sections_of,
+    spread_over,
+    unseen_validation,
+)
 from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_reader import Reader
 from tario_jax.evaluate.section_work import Work
@@ -28,7 +34,6 @@ from tario_jax.evaluate.uncertainty import count_spread
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.capacity import refuse_fine_bins
-from tario_jax.train.provenance import Provenance
 from tario_jax.virtual.cohort import classes_of
 from tario_jax.virtual.genes import null_symbols
 
@@ -66,8 +71,8 @@ def evaluate_checkpoint(
         if without:
             say(f"evaluate: {len(without)} held-out sections have no {what} and are left out ({without[0]}, …)")
     if not usable:
-        raise InputError(f"corpus {corpus.root}: none of {len(held_out)} held-out sections has both an H&E and counts; "
-                         "there is nothing to predict from and to compare with; 'tario predict' needs no counts")  # fmt: skip
+        raise InputError(f"corpus {corpus.root}: none of {len(held_out)} held-out sections has both an H&E and counts "
+                         "to compare with; 'tario predict' needs no counts")  # fmt: skip
     predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.spots is not None for section in usable)
     if (bin_um is not None or read_um is not None or config.bin_um) and spots:
@@ -86,9 +91,9 @@ def evaluate_checkpoint(
     kept = Kept(folder / "kept")
     reader = Reader(predictor, corpus, genes, bin_um, read_um, config.overlap,
                     kept if shared is None else Kept(shared))  # fmt: skip
-    density = {section.id for section in train[:: max(1, len(train) // _DENSITY_SECTIONS)][:_DENSITY_SECTIONS]}
-    ranking_side = _ranking_side(provenance, corpus)
-    ranker = _ranker(reader, [*train, *usable, *ranking_side], spots)
+    density = {section.id for section in spread_over(train, _DENSITY_SECTIONS)}
+    rank_on = ranking_side(provenance, corpus)
+    ranker = _ranker(reader, [*train, *usable, *rank_on], spots)
 
     def source_of(section: Section, *, predicted: bool = False, with_truth: bool = False) -> SectionSource:
         ranked = None if ranker is reader else ranker.source(section, predicted=False, with_truth=False)
@@ -99,7 +104,7 @@ def evaluate_checkpoint(
     sources = [source_of(section, predicted=True, with_truth=True) for section in usable]
     virtual = corpus.kind == "virtual"
     null = _null_genes(genes) if virtual else None
-    ranking = [source_of(section) for section in ranking_side]
+    ranking = [source_of(section) for section in rank_on]
     evaluation = evaluate(
         training, sources, genes.symbols, config, trained_on=provenance.trained_on, corpus_kind=corpus.kind,
         split_by=provenance.split_by if own else "patient", null_genes=null,
@@ -128,7 +133,7 @@ def evaluate_checkpoint(
         )))  # fmt: skip
     by_id = {section.id: section for section in usable}
     evaluated = [by_id[name] for name in evaluation.context.section_ids]
-    unseen = _unseen_validation(provenance, corpus)
+    unseen = unseen_validation(provenance, corpus)
     report["uncertainty"] = plain(count_spread(reader, unseen, evaluated, kept, say, part))
     report["headline"]["seconds"] = round(time.monotonic() - began, 1)
     report["banners"] = banners(report)
@@ -149,27 +154,6 @@ def evaluate_checkpoint(
     gene_validation(evaluation.context, symbols, about).write(folder / VALIDATION)
     write_report(folder, evaluation, figures, title)
     return evaluation
-
-
-def _unseen_validation(provenance: Provenance, corpus: Corpus) -> list[Section]:
-    """Validation sections of the model's own corpus of patients that no checkpoint before it was trained on."""
-    if corpus.seal != provenance.corpus_seal:
-        return []
-    learnt_from = {patient for start in provenance.starts for patient in start["seen_patients"]}
-    sections = [corpus.section(name) for name in provenance.validation]
-    return [section for section in sections if section.patient not in learnt_from]
-
-
-def _ranking_side(provenance: Provenance, corpus: Corpus) -> list[Section]:
-    """All training sections of the corpus's split, where the run learnt from some of their patients: the genes of runs
-    on more and fewer patients are the same. Else those that the run learnt from."""
-    if corpus.seal != provenance.corpus_seal:
-        return []
-    own = [corpus.section(name) for name in provenance.train]
-    if not provenance.config.split.train_patients:
-        return own
-    every = split_corpus(corpus, dataclasses.replace(provenance.config.split, train_patients=0)).train
-    return list(every)
 
 
 def _ranker(reader: Reader, sections: list[Section], spots: bool) -> Reader:
@@ -215,7 +199,11 @@ def headline_table(report: dict) -> str:
     ]
     if report["bin_um"]:
         lines.insert(-1, f"{'bins':<32} {report['bin_um']:g} µm{read_at(report)}")
+    null = report.get("null_class") or {}
+    if "not_judged" in null:
+        lines.append(f"{'null genes':<32} not judged, {null['not_judged']}")
     for name, value in report["headline"].items():
         text = "not estimable" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-        lines.append(f"{name:<32} {text}")
+        named = name.replace("top100", f"top{report['headline']['genes']}")  # of so many, whatever the key says
+        lines.append(f"{named:<32} {text}")
     return "\n".join(lines)

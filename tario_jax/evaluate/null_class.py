@@ -21,13 +21,14 @@ FOUND_SE, FOUND_R = 3.0, 0.005  # more than chance, and more than a trace
 
 
 def null_report(counts_S: list[np.ndarray], total_S: list[np.ndarray],
-                told_S: list[np.ndarray]) -> dict[str, Any] | None:  # fmt: skip
+                told_S: list[np.ndarray]) -> dict[str, Any]:  # fmt: skip
     """Composition r of the null genes, and their r beyond a bin's total, means over sections and genes.
 
     counts_S: counts of the null genes, [N, K] a section; total_S: of all genes, [N]; told_S: the composition that is
     predicted of them, [N, K]. `se` is the standard error of `beyond_total` over genes, whose fields are independent;
     `shuffled_mean` and `shuffled_sd` are of the same with bins shuffled; `plain_shuffle` is of r with bins shuffled.
-    None where no section has LEAST_BINS bins that count, or fewer than two genes vary there.
+    `not_judged` alone, which says why, where no section has LEAST_BINS bins that count, or fewer than two genes vary
+    there: fine bins and low depth hold too few counts for shares of genes as rare as these.
     """
     rng = np.random.default_rng(SEED)
     counts, totals, told = [], [], []
@@ -38,7 +39,7 @@ def null_report(counts_S: list[np.ndarray], total_S: list[np.ndarray],
             totals.append(total_N[kept_N])
             told.append(told_NxK[kept_N])
     if not counts:
-        return None
+        return {"not_judged": f"no section has {LEAST_BINS} bins of {MIN_TOTAL} counts"}
     orders = [[rng.permutation(len(total_N)) for total_N in totals] for _ in range(SHUFFLES)]
 
     def mean_r(measured: list[np.ndarray], predicted: list[np.ndarray]) -> np.ndarray:
@@ -50,7 +51,7 @@ def null_report(counts_S: list[np.ndarray], total_S: list[np.ndarray],
     beyond_K = mean_r(left, left_told)
     beyond_K = beyond_K[np.isfinite(beyond_K)]
     if len(beyond_K) < 2:
-        return None
+        return {"not_judged": f"fewer than two vary in bins of {MIN_TOTAL} counts"}
     shuffled = [np.nanmean(mean_r([x[order] for x, order in zip(left, some, strict=True)], left_told))
                 for some in orders]  # fmt: skip
     plain = [

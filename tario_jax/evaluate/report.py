@@ -78,7 +78,7 @@ def banners(report: dict[str, Any]) -> list[str]:
         found.append(f"This model was pretrained on {kinds} tissue ({named}), and then trained on "
                      f"{report['trained_on']} tissue.")  # fmt: skip
     null = report.get("null_class")
-    if null and null["found"]:
+    if null and null.get("found"):
         found.append(f"Null genes are predicted: composition r {null['beyond_total']:.3f} beyond what a bin's total "
                      "tells. The model or this evaluation sees what it must not.")  # fmt: skip
     if report["split_by"] == "section":
@@ -271,6 +271,8 @@ def _null_class(report: dict[str, Any]) -> str:
     null = report.get("null_class")
     if not null:
         return ""
+    if "not_judged" in null:
+        return f"<p class=note>Null genes of virtual tissue: not judged, {html.escape(null['not_judged'])}.</p>"
     return (f"<p class=note>Null genes of virtual tissue, of which nothing tells: composition r {null['r']:.3f} over "
             f"{null['genes']} genes, beyond a bin's total {null['beyond_total']:+.3f} (standard error "
             f"{null['se']:.3f}; bins shuffled {null['shuffled_mean']:+.3f} ± {null['shuffled_sd']:.3f}). "

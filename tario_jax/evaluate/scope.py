@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.layout import damaged
 from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.split import split_corpus
 from tario_jax.predict.predictor import Predictor
 from tario_jax.train.provenance import Provenance
 from tario_jax.virtual import cell_truth
@@ -29,6 +31,47 @@ def sections_of(provenance: Provenance, corpus: Corpus) -> tuple[list[Section], 
         raise InputError(f"corpus {corpus.root}: the model was trained on every patient in it, by their names; "
                          "expected patients that it has not seen")  # fmt: skip
     return [], held_out
+
+
+def has_seen(provenance: Provenance, section: Section) -> bool:
+    """Whether the model, or a checkpoint that it comes from, learnt from this patient; of a split by section, from this
+    section. By their names, so in any corpus."""
+    if provenance.split_by != "section":
+        return section.patient in provenance.seen_patients
+    learnt = [*provenance.train, *provenance.validation]
+    learnt += [name for start in provenance.starts for name in (*start["train"], *start["validation"])]
+    return section.id in learnt
+
+
+def unseen_validation(provenance: Provenance, corpus: Corpus) -> list[Section]:
+    """Validation sections of the model's own corpus of patients that no checkpoint before it was trained on."""
+    if corpus.seal != provenance.corpus_seal:
+        return []
+    learnt_from = {patient for start in provenance.starts for patient in start["seen_patients"]}
+    sections = [corpus.section(name) for name in provenance.validation]
+    return [section for section in sections if section.patient not in learnt_from]
+
+
+def ranking_side(provenance: Provenance, corpus: Corpus) -> list[Section]:
+    """All training sections of the corpus's split, where the run learnt from some of their patients: the genes of runs
+    on more and fewer patients are the same. Else those that the run learnt from.
+
+    The split is today's: whom this run held out ranks no gene of it, whatever side they are on by now.
+    """
+    if corpus.seal != provenance.corpus_seal:
+        return []
+    if not provenance.config.split.train_patients:
+        return [corpus.section(name) for name in provenance.train]
+    held_out = {corpus.section(name).patient for name in provenance.held_out}
+    every = split_corpus(corpus, dataclasses.replace(provenance.config.split, train_patients=0)).train
+    return [section for section in every if section.patient not in held_out]
+
+
+def spread_over(sections: Sequence[Section], most: int) -> list[Section]:
+    """At most so many of the sections, evenly from the first to the last: they come by their names, and those by
+    cohort."""
+    at = np.linspace(0, len(sections) - 1, min(len(sections), most)).round().astype(int)
+    return [sections[i] for i in at]
 
 
 def truth_key(section: Section) -> str:

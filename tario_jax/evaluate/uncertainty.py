@@ -15,6 +15,7 @@ from tario_jax.corpus.read import Section
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, randomised_pit
 from tario_jax.evaluate.decoding.spread import POISSON, Spread, fit_spread
 from tario_jax.evaluate.kept import Arrays, Kept, by_turns, key_of
+from tario_jax.evaluate.scope import spread_over
 from tario_jax.evaluate.section_reader import Reader
 
 BANDS = {"below 1": (0.0, 1.0), "1 to 10": (1.0, 10.0), "above 10": (10.0, np.inf)}  # of rates
@@ -25,9 +26,7 @@ _LEAST_DRAWN = 100
 
 def sections_to_fit(sections: Sequence[Section]) -> list[Section]:
     """At most 8 of those with an H&E and counts, evenly."""
-    usable = [section for section in sections if section.holds("he") and section.has_counts]
-    at = np.linspace(0, len(usable) - 1, min(len(usable), _SECTIONS)).round().astype(int)
-    return [usable[i] for i in at]
+    return spread_over([section for section in sections if section.holds("he") and section.has_counts], _SECTIONS)
 
 
 def count_spread(

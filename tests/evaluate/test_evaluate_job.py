@@ -10,10 +10,12 @@ from refusals import refused
 from tiny_tissue import tiny_section, write_corpus
 
 from tario_jax.config import Config, DataConfig, EvaluateConfig
+from tario_jax.evaluate import job
 from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places, sparse_grid_counts
-from tario_jax.evaluate.job import evaluate_checkpoint
+from tario_jax.evaluate.job import evaluate_checkpoint, headline_table
 from tario_jax.evaluate.kept import Kept
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
+from tario_jax.evaluate.report import banners, render
 from tario_jax.evaluate.score_file import read_scores
 from tario_jax.predict.gene_validation import read_gene_validation
 
@@ -66,6 +68,18 @@ def test_interrupted_and_started_again_the_tables_are_equal(
     evaluate_checkpoint(predictor, others, config, tmp_path, title="x", say=lambda line: None)
     assert tables(tmp_path) == tables(whole)
     assert before and all(path.stat().st_mtime_ns == was for path, was in before.items())  # nothing was done twice
+
+
+def test_the_headline_says_of_how_many_genes_it_is_and_what_was_not_judged(whole):
+    report = json.loads((whole / "report.json").read_text())
+    lines = headline_table(report).splitlines()
+    assert report["headline"]["genes"] == 6 and any(line.startswith("spatial_r_top6 ") for line in lines)
+    assert not any("top100" in line or "null genes" in line for line in lines)
+    why = "no section has 40 bins of 200 counts"
+    text = headline_table(report | {"null_class": {"not_judged": why}})
+    assert f"{'null genes':<32} not judged, {why}" in text
+    report |= {"null_class": {"not_judged": why}}
+    assert f"not judged, {why}." in render(report, [], "x") and not any("Null" in line for line in banners(report))
 
 
 def test_processes_share_the_work_and_each_has_the_whole_of_it(predictor, others, config, whole, tmp_path):
@@ -230,6 +244,13 @@ def test_sections_without_an_h_and_e_or_counts_are_counted(predictor, config, tm
     alone = write_corpus(tmp_path / "alone", [sections[3]])
     refused(lambda: evaluate_checkpoint(predictor, alone, config, tmp_path / "p", title="x", say=lines.append),
             "none of 1 held-out sections has both an H&E and counts", "'tario predict'")  # fmt: skip
+
+
+def test_the_density_lines_are_fitted_on_sections_from_the_first_to_the_last(predictor, tiny_corpus, config, tmp_path,
+                                                                             monkeypatch):  # fmt: skip
+    monkeypatch.setattr(job, "_DENSITY_SECTIONS", 2)
+    evaluate_checkpoint(predictor, tiny_corpus, config, tmp_path, title="x", say=lambda line: None)
+    assert {path.name.split(".")[0] for path in (tmp_path / "kept/total").iterdir()} == {"A1", "D1"}
 
 
 @pytest.mark.parametrize(("field", "value"), [("examples", -1), ("min_detected", 2.0), ("min_total", -1), ("seed", -1),

@@ -55,5 +55,10 @@ def test_what_is_left_is_free_of_any_smooth_function_of_the_total():
     np.testing.assert_allclose(without_total(np.ones((60, 1)), np.full(60, 300)), 0, atol=1e-9)
 
 
-def test_too_few_bins_are_no_report():
-    assert null_report([np.ones((9, 3))], [np.full(9, 500.0)], [np.ones((9, 3))]) is None
+@pytest.mark.parametrize(("bins", "total", "why"), [
+    (9, 500.0, "no section has 40 bins of 200 counts"), (90, 50.0, "no section has 40 bins of 200 counts"),
+    (90, 500.0, "fewer than two vary in bins of 200 counts"),
+])  # fmt: skip
+def test_where_too_little_was_counted_it_says_that_nothing_was_judged(bins, total, why):
+    found = null_report([np.ones((bins, 3))], [np.full(bins, total)], [np.ones((bins, 3))])
+    assert found == {"not_judged": why}

@@ -1,6 +1,5 @@
 """How far counts scatter around rates: found again on made sections, and it travels from an evaluation to maps."""
 
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from refusals import refused
 from tario_jax.config import InputError
 from tario_jax.evaluate import uncertainty
 from tario_jax.evaluate.decoding.spread import Spread
-from tario_jax.evaluate.job import _unseen_validation, evaluate_checkpoint
+from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.kept import Kept
 from tario_jax.predict.gene_validation import read_gene_validation
 
@@ -120,13 +119,6 @@ def test_an_evaluation_hands_it_to_maps_of_the_same_places(predictor, tiny_corpu
     assert validation.count_spread(18.0) == (told["bursts"], told["uncertain"])
     refused(lambda: validation.count_spread(36.0), "places of 18 µm", "these are of 36 µm")
     assert validation.count_numbers(36.0) == {}
-
-
-def test_validation_patients_of_an_earlier_checkpoint_do_not_count(predictor, tiny_corpus, tmp_path):
-    start = {"seen_patients": ["E"], "started_from": None}
-    provenance = dataclasses.replace(predictor.provenance, started_from=start)
-    (section,) = _unseen_validation(predictor.provenance, tiny_corpus)
-    assert section.patient == "E" and _unseen_validation(provenance, tiny_corpus) == []
 
 
 def test_an_evaluation_of_another_corpus_fits_nothing(predictor, tmp_path):
