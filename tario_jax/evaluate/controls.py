@@ -120,8 +120,15 @@ def controls_from_arrays(arrays: Arrays) -> Controls:
 def from_density(density: Density, density_N: np.ndarray, mean_composition_G: np.ndarray) -> Direct:
     """density × mean composition; for the other forms the per-gene lines on its log."""
     log_N = np.log(np.maximum(density_N, density.floor))
-    direct: dict[str, Rows] = {"counts": lambda rows: density_N[rows, None] * mean_composition_G}
-    return direct | {form: _rows(lines, log_N) for form, lines in density.lines.items()}
+    counts = density_counts(density_N, mean_composition_G)
+    return counts | {form: _rows(lines, log_N) for form, lines in density.lines.items()}
+
+
+def density_counts(density_N: np.ndarray, mean_composition_G: np.ndarray) -> dict[str, Rows]:
+    """density × mean composition, for r alone: a gene that no training section saw has the density itself. No r depends
+    on a factor, and with one of 0 all that the density tells of such a gene would count as skill."""
+    factor_G = np.where(mean_composition_G > 0, mean_composition_G, 1.0)
+    return {"counts": lambda rows: density_N[rows, None] * factor_G}
 
 
 def _rows(of: Callable[[np.ndarray], np.ndarray], given: np.ndarray) -> Rows:

@@ -28,6 +28,9 @@ def draw_figures(folder: Path, evaluation: Evaluation, shown: Callable[[str, str
         drawn.append(draw_triptych(folder / f"triptych_{number}.png", symbol, *shown(section_id, symbol)))
     if len(evaluation.bulk["patients"]) > 1:
         drawn.append(draw_bulk(folder / "bulk.png", evaluation))
+    found = {*folder.glob("triptych_*.png"), folder / "curve.png", folder / "bulk.png"}
+    for path in found - {one.path for one in drawn}:  # of an evaluation before this one
+        path.unlink(missing_ok=True)
     return drawn
 
 

@@ -15,7 +15,7 @@ import scipy.special
 
 from tario_jax.config import EvaluateConfig
 from tario_jax.evaluate import noise
-from tario_jax.evaluate.controls import Controls, Density, displaced, from_density, turned
+from tario_jax.evaluate.controls import Controls, Density, density_counts, displaced, from_density, turned
 from tario_jax.evaluate.intervals import blocks
 from tario_jax.evaluate.kept import Arrays
 from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
@@ -182,21 +182,20 @@ def score_model(section: SectionBins, rates: Rows | None, density: Density | Non
     arrays |= reading.nats()
     if plan.controls is not None:
         mean_G = plan.controls.mean_composition_G
-        own: Direct = {"counts": lambda rows: total_N[rows, None] * mean_G}
-        if density is not None:
-            own = from_density(density, total_N, mean_G)
+        own = density_counts(total_N, mean_G) if density is None else from_density(density, total_N, mean_G)
         _add_scores(arrays, measured, {"own_density": own}, plan, section)
     few, block_N = measured.of(in_sets), _blocks(section, plan)
     of_rates = {"composition": lambda rows: composition(rates_NxI[rows], total_N[rows])}
     sums = section_sums(few, {"model_rates": of_rates}, block_N)["model_rates", "composition"]
     _add_sets(arrays, "model_rates", "composition", (sums,), plan)
     for pitches in (1, 2):
-        several: dict[str, list[Sums]] = {form: [] for form in FORMS}
-        for source_N in displaced(*section.where, pitches):
-            for form, sums in _read_at(few, rates_NxI, total_N, source_N, block_N).items():
-                several[form].append(sums)
-        for form, found in several.items():
-            _add_sets(arrays, f"displaced_{pitches}", form, tuple(found), plan)
+        sources = displaced(*section.where, pitches)
+        # the model itself at the bins that have one to read in that direction: a difference is of the same bins
+        in_place = [np.where(source_N >= 0, np.arange(len(source_N)), -1) for source_N in sources]
+        for name, directions in ((f"displaced_{pitches}", sources), (f"in_place_{pitches}", in_place)):
+            found = [_read_at(few, rates_NxI, total_N, source_N, block_N) for source_N in directions]
+            for form in FORMS:
+                _add_sets(arrays, name, form, tuple(sums[form] for sums in found), plan)
     rng = plan.rng(section, "turned")
     runs = [
         _read_at(few, rates_NxI, total_N, turned(*section.where[:3], rng), None) for _ in range(plan.config.shuffles)

@@ -21,7 +21,7 @@ from tario_jax.evaluate.ranking import standing
 from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_scores import Plan, score_controls, score_measurement, score_model, totals_of
 
-_VERSION = 3  # of what is kept: another one is worked out anew
+_VERSION = 4  # of what is kept: another one is worked out anew
 
 
 @dataclasses.dataclass(frozen=True)

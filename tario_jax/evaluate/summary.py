@@ -31,6 +31,7 @@ DIFFERENCES = (
     ("model", "own_density"), ("model", "nuclear_density"), ("model", "ridge"), ("model", "ridge_direct"),
     ("model", "displaced_1"), ("model", "displaced_2"),
 )  # fmt: skip
+IN_PLACE = {"displaced_1": "in_place_1", "displaced_2": "in_place_2"}  # the model over the bins of these
 BY_GENE = ("model", "own_density", "ridge", "neighbours")  # methods whose samples are also needed gene by gene
 
 
@@ -149,13 +150,14 @@ def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, 
     differences = {
         f"{first}_minus_{second}": {
             form: _estimate(
-                methods[first][form]["mean_r"] - methods[second][form]["mean_r"],
-                samples[first, form] - samples[second, form],
+                methods[own][form]["mean_r"] - methods[second][form]["mean_r"],
+                samples[own, form] - samples[second, form],
             )
             for form in FORMS
-            if (first, form) in samples and (second, form) in samples
+            if (own, form) in samples and (second, form) in samples
         }
         for first, second in DIFFERENCES
+        for own in (IN_PLACE.get(second, first),)
     }
     model = {form: context.of("model", form) for form in FORMS}
     return {

@@ -74,8 +74,7 @@ def evaluate(
         raise InputError(f"evaluate.min_bins is {config.min_bins}; the largest of {len(held_out)} held-out sections "
                          f"has {most} bins; take smaller bins or lower evaluate.min_bins")  # fmt: skip
     fitting = [section for section in train if bins[section.section_id] >= config.min_bins]
-    ranking_side = [section for section in ranking_side if bins[section.section_id] >= config.min_bins]
-    ranking_on = ranking_standings(ranking_side or kept, standings, config, work)
+    ranking_on, ranked_by = _ranking_on(ranking_side, kept, standings, config, work)
     genes, rankable_G = candidate_genes(ranking_on, config.min_detected, config.mean_genes)
     usable = np.any([standings[s.section_id]["measured"] for s in kept], axis=0)[genes]
     genes, rankable_G = genes[usable], rankable_G[usable]
@@ -105,7 +104,7 @@ def evaluate(
         "trained_on": trained_on,
         "corpus_kind": corpus_kind,
         "split_by": split_by,
-        "ranked_on": "training sections" if ranking_side else "held-out sections",
+        "ranked_on": ranked_by,
         "ranking_sections": len(ranking_on),
         "interval": {
             "kind": resampling.name, "level": 0.95, "samples": config.bootstraps,
@@ -141,6 +140,19 @@ def evaluate(
     return Evaluation(plain(report), table, _examples(context, chosen), {**pooled, "symbols": chosen}, context)
 
 
+def _ranking_on(ranking_side: list[SectionSource], kept: list[SectionSource], standings: dict[str, Arrays],
+                config: EvaluateConfig, work: Work) -> tuple[list[Arrays], str]:  # fmt: skip
+    """Standings on which genes are ranked, and what sections they are of. Moran's I is of bins of its own, of which a
+    section must have enough; where none has, it must of those under evaluation, as every section of `kept` does."""
+    for sections, name in ((ranking_side, "training sections"), (kept, "held-out sections")):
+        ranked = ranking_standings(sections, standings, config, work)
+        for counted in (ranked, [standings[section.section_id] for section in sections]):
+            enough = [one for one, of in zip(ranked, counted, strict=True) if of["bins"] >= config.min_bins]
+            if enough:
+                return enough, name
+    raise ValueError("no section that is kept has evaluate.min_bins bins")
+
+
 def _resampling(sections: list[SectionSource], by_block: bool, config: EvaluateConfig,
                 rng: np.random.Generator) -> tuple[Resampling, str]:  # fmt: skip
     """Patients where there are several, else blocks within the sections of the one patient; and what to say of it."""
@@ -173,7 +185,8 @@ def _bulk(context: Context, fitting: list[SectionSource], standings: dict[str, A
           rng: np.random.Generator) -> tuple[dict, dict, dict]:  # fmt: skip
     cohort_of = {str(arrays["patient"]): str(arrays["cohort"]) for arrays in context.arrays_S}
     patients = sorted(cohort_of)
-    methods = [name for name in ("model", "ridge", "reachable") if f"bulk/{name}" in context.arrays_S[0]]
+    methods = [name for name in ("model", "ridge", "reachable")
+               if all(f"bulk/{name}" in arrays for arrays in context.arrays_S)]  # fmt: skip
     truth = pool(context.arrays_S, "measured", patients)
     predicted = {name: pool(context.arrays_S, name, patients) for name in methods}
     mean_G, cohort_mean = np.nan_to_num(np.nansum(truth[0], 0) / max(truth[1].sum(), 1e-300)), {}

@@ -121,3 +121,15 @@ def test_genes_that_a_section_did_not_measure_do_not_spoil_the_ridge_of_the_othe
     rows = slice(0, 50)
     for form, values in fitted.ridge_direct(features[0]).items():
         np.testing.assert_array_equal(again.ridge_direct(features[0])[form](rows), values(rows))
+
+
+def test_of_a_gene_that_no_training_section_saw_the_density_tells_what_it_can():
+    rng = np.random.default_rng(6)
+    density_N = rng.gamma(2.0, 3.0, 200)
+    lines = {form: controls.Lines(np.zeros(2), np.zeros(2)) for form in ("composition", "residual")}
+    told = controls.from_density(controls.Density(lines, 1e-6), density_N, np.array([0.01, 0.0]))
+    told_NxG = told["counts"](slice(0, 200))
+    np.testing.assert_allclose(told_NxG[:, 0], 0.01 * density_N)
+    counts_NxG = rng.poisson(density_N[:, None], (200, 2)).astype(float)
+    r = [np.corrcoef(counts_NxG[:, g], density_N)[0, 1] for g in range(2)]
+    np.testing.assert_allclose(pearson_by_gene(counts_NxG, told_NxG), r)  # of both, whatever their share

@@ -155,6 +155,22 @@ def test_displacement_equals_a_plain_loop_over_the_four_directions(split, perfec
     assert displaced == pytest.approx(np.mean(r), abs=1e-5)
 
 
+@pytest.mark.parametrize("pitches", [1, 2])
+def test_a_difference_to_displacement_is_over_the_same_bins_in_each_direction(split, perfect, pitches):
+    entry, differences = perfect.report["sets"]["top_moran"], []
+    genes = [SYMBOLS.index(symbol) for symbol in entry["symbols"]]
+    first, last = (slice(None, -pitches), slice(None)), (slice(pitches, None), slice(None))
+    for s in split[1]:
+        x, p = (v.reshape(SIDE, SIDE, GENES) for v in (s.counts_NxG, s.rates_NxG))
+        for here, there in ((first, last), (last, first), (first[::-1], last[::-1]), (last[::-1], first[::-1])):
+            differences += [[np.corrcoef(x[here][..., g].ravel(), p[at][..., g].ravel())[0, 1] for at in (here, there)]
+                            for g in genes]  # fmt: skip
+    own, displaced = np.mean(differences, 0)
+    found = entry["differences"][f"model_minus_displaced_{pitches}"]["counts"]
+    assert found["mean_r"] == pytest.approx(own - displaced, abs=1e-5) and found["low"] < found["mean_r"]
+    assert abs(found["mean_r"] - (entry["methods"]["model"]["counts"]["mean_r"] - displaced)) > 1e-4
+
+
 def test_bulk_is_within_cohorts_and_the_pooled_figure_is_apart():
     rng = np.random.default_rng(6)
     cohorts = ["lung"] * 10 + ["colon"] * 10
@@ -262,6 +278,35 @@ def test_without_training_sections_genes_rank_on_the_truth_and_it_says_so(split)
     assert report["headline"]["ridge_r_top100"] is None and report["headline"]["spatial_r_top100"] > 0.3
 
 
+def test_a_truth_of_some_sections_is_no_method_of_all(split):
+    train, held_out = split
+    some = [held_out[0], *(dataclasses.replace(s, true_rate_NxG=None, reachable_NxG=None) for s in held_out[1:])]
+    bulk = run(train, some).report["bulk"]["by_cohort"]["lung"]["counts"]
+    assert "model" in bulk and "reachable" not in bulk
+
+
+def test_ranking_asks_for_bins_enough_of_those_that_it_is_of(split):
+    """Training sections in few bins of 36 µm, be they many at the side that is evaluated."""
+    train, held_out = split
+
+    def ranked_by(few: int, bins: int) -> dict:
+        """The first `few` training sections hold no more than so many bins of those that genes are ranked on."""
+        sources = []
+        for k, s in enumerate(train):
+            fields = vars(s) | {name: vars(s)[name][:bins] for name in ("x_um_N", "y_um_N", "counts_NxG",
+                                                                      "features_NxF", "nuclear_density_N")}  # fmt: skip
+            own = dataclasses.replace(s.source, key=s.section_id)
+            small = dataclasses.replace(Tissue(**fields).source, key=f"{s.section_id} small")
+            sources.append(dataclasses.replace(own, ranked=small if k < few else own))
+        return evaluate(sources, [s.source for s in held_out], SYMBOLS, CONFIG, trained_on="virtual",
+                        corpus_kind="virtual", split_by="patient").report  # fmt: skip
+
+    some, every = ranked_by(5, 16), ranked_by(12, 16)
+    assert some["sections"]["train"] == every["sections"]["train"] == 12
+    assert some["ranking_sections"] == 7 and every["ranking_sections"] == 12  # rather few bins than held-out ones
+    assert some["ranked_on"] == every["ranked_on"] == "training sections"
+
+
 def test_genes_may_be_ranked_on_the_test_truth_for_published_curves(split, perfect):
     train, held_out = split
     other = [dataclasses.replace(s, counts_NxG=np.random.default_rng(0).permuted(s.counts_NxG, axis=0)) for s in train]
@@ -297,7 +342,11 @@ def test_figures_and_a_page_that_opens_offline(split, perfect, tmp_path):
         look = Look(np.full((324, 324, 3), 220, np.uint8), 1.0, x, y)
         return s.bins, s.counts_NxG[:, gene], s.rates_NxG[:, gene], look
 
+    stale = [tmp_path / name for name in ("triptych_4.png", "triptych_12.png")]
+    for path in [*stale, tmp_path / "mine.png"]:
+        path.write_bytes(b"of another evaluation")
     drawn = draw_figures(tmp_path, perfect, shown)
+    assert not any(path.exists() for path in stale) and (tmp_path / "mine.png").exists()
     triptychs = [f"triptych_{k}.png" for k in (1, 2, 3)]
     assert [figure.path.name for figure in drawn] == ["curve.png", *triptychs, "bulk.png"]
     for figure in drawn:
@@ -325,8 +374,9 @@ def test_spots_have_figures_too(tmp_path):
         gene = SYMBOLS.index(symbol)
         return s.bins, s.counts_NxG[:, gene], s.rates_NxG[:, gene], Look(he, 4.5)
 
+    (tmp_path / "bulk.png").write_bytes(b"of several patients")
     drawn = draw_figures(tmp_path, evaluation, shown)
-    assert [figure.path.name for figure in drawn][-1] == "triptych_3.png"
+    assert [figure.path.name for figure in drawn][-1] == "triptych_3.png" and not (tmp_path / "bulk.png").exists()
     text = write_report(tmp_path, evaluation, drawn, "spots").read_text()
     assert "Split by section" in text and "blocks of 3 × 3 spots" in text and "virtual" not in text
 
