@@ -30,6 +30,7 @@ from tario_jax.evaluate.intervals import Resampling, Scores, interval, patient_r
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.ranking import RANKED_BIN_UM
+from tario_jax.evaluate.scope import spread_over
 from tario_jax.evaluate.score_file import UNREADABLE
 from tario_jax.evaluate.uncertainty import sections_to_fit
 from tario_jax.predict.generate import Steps, refuse_one_shot
@@ -37,7 +38,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.train.whole_file import write_whole
 from tario_jax.virtual.genes import program
 
-_VERSION = 6  # of what is kept of a section
+_VERSION = 7  # of what is kept of a section
 _RANKED_ON = 12  # sections whose measured counts rank the genes
 _LEAST_GENES = 3  # of a class that is told apart
 _SCORES = ("counts_r", "composition_r")
@@ -120,7 +121,7 @@ def genes_by_moran(predictor: Predictor, corpus: Corpus, sections: list[Section]
     sections, best first."""
     every = np.arange(len(predictor.panel))
     found = []
-    for section in sections[:: max(1, len(sections) // _RANKED_ON)][:_RANKED_ON]:
+    for section in spread_over(sections, _RANKED_ON):
         truth = read_truth(section, corpus, predictor, every, RANKED_BIN_UM)
         weights_NxN = neighbour_weights(truth.x_um_N, truth.y_um_N, truth.pitch_um, truth.layout)
         found.append(morans_i(np.nan_to_num(truth.counts_Nxg), weights_NxN))

@@ -125,8 +125,8 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
     asked = np.flatnonzero(at_N >= 0)
     if len(asked) < _LEAST_BINS:
         nothing = np.full(len(genes), np.nan)
-        return {f"{who}/{form}_r": nothing for who in ("model", ONE_SHOT, "neighbours")
-                for form in ("counts", "composition")}  # fmt: skip
+        readers = ("model", ONE_SHOT) if condition.of_panel else ("model", ONE_SHOT, "neighbours")
+        return {f"{who}/{form}_r": nothing for who in readers for form in ("counts", "composition")}
     here = truth.of(asked)
     here = dataclasses.replace(here, counts_Nxg=np.where(found.asked_G[genes], here.counts_Nxg, np.nan))
     said = {
@@ -222,7 +222,10 @@ def _fit(truth: Truth, samples: Samples, at_N: np.ndarray, seed: int, spread: Sp
     rates_SxNxg = samples.rates_SxNxg[:, at_N] * truth.share_N[:, None]
     scored = np.isfinite(truth.counts_Nxg).all(0)
     counts_Nxg = np.nan_to_num(truth.counts_Nxg)
-    found = {"crps_drawn": crps_samples(counts_Nxg, samples.counts_SxNxg[:, at_N]).mean(0)}
+    # draws are of whole bins: of one that was measured in part, each of its detections was in that part by chance
+    whole_SxNxg = samples.counts_SxNxg[:, at_N].astype(np.int64)
+    drawn_SxNxg = np.random.default_rng(seed).binomial(whole_SxNxg, truth.share_N[:, None])
+    found = {"crps_drawn": crps_samples(counts_Nxg, drawn_SxNxg).mean(0)}
     for name, around in (("", spread), ("_poisson", POISSON)):
         pit_Nxg = randomised_pit(counts_Nxg, rates_SxNxg, np.random.default_rng(seed), around)
         found[f"crps{name}"] = crps_mixture(counts_Nxg, rates_SxNxg, around).mean(0)

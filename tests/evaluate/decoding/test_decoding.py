@@ -14,11 +14,14 @@ import tario_jax
 from tario_jax.cli.main import main
 from tario_jax.config import InputError
 from tario_jax.evaluate.decoding import measure as decoding
+from tario_jax.evaluate.decoding import section as of_section
 from tario_jax.evaluate.decoding.figure import decoding_tables, draw_decoding
 from tario_jax.evaluate.decoding.measure import Asked, Gathered, gene_classes, genes_by_moran, measure_decoding
-from tario_jax.evaluate.decoding.section import Truth, nearest_means
+from tario_jax.evaluate.decoding.section import CONDITIONS, Truth, measure_given, nearest_means, read_truth
+from tario_jax.evaluate.decoding.spread import POISSON
 from tario_jax.evaluate.intervals import patient_resampling
 from tario_jax.predict.condition import Condition
+from tario_jax.predict.generate import Samples
 from tario_jax.virtual.genes import curated_panel
 
 GENES = np.random.default_rng(0).permutation(len(PANEL))
@@ -107,6 +110,32 @@ def test_neighbours_are_the_eight_nearest_given_places(done):
         np.testing.assert_allclose(total, known.total_N[near].mean(1) * asked.share_N)
     assert "neighbours" not in done[1]["given"]["panel"]  # no bin has any of the asked genes
     assert set(done[1]["given"]["no-he"]["model"]) >= {"counts_r", "gain over one-shot", "gain over neighbours"}
+
+
+def test_of_too_few_places_the_same_readers_are_told_nothing(done, reader, tiny_corpus, sections, monkeypatch):
+    monkeypatch.setattr(of_section, "_LEAST_BINS", 10**6)
+    truth = read_truth(sections[0], tiny_corpus, reader, GENES, 18.0)
+    for name in ("panel", "half"):
+        found = measure_given(reader, tiny_corpus, sections[0], truth, GENES, CONDITIONS[name], None, bin_um=18.0,
+                              overlap=0.0, min_total=60, capacity=4096)  # fmt: skip
+        with np.load(done[0] / "sections" / "D1.npz") as held:
+            known = {key.removeprefix(f"given {name}/") for key in held.files if key.startswith(f"given {name}/")}
+        assert found.keys() == known and all(np.isnan(r_g).all() for r_g in found.values())
+
+
+def test_draws_of_bins_that_were_measured_in_part_are_of_that_part():
+    """Poisson draws of whole bins are, of a share of them, Poisson of that share of the rate: the mixture's CRPS."""
+    rng = np.random.default_rng(0)
+    rate_Nxg, share_N = np.full((400, 3), 20.0), np.where(np.arange(400) < 200, 1.0, 0.4)
+    samples = Samples(np.arange(3), np.repeat(rate_Nxg[None], 60, 0).astype(np.float32),
+                      rng.poisson(rate_Nxg, (60, 400, 3)).astype(np.float32), np.ones((400, 3)))  # fmt: skip
+    counts_Nxg = rng.poisson(rate_Nxg * share_N[:, None]).astype(float)
+    truth = Truth(np.arange(400.0), np.zeros(400), 36.0, "square", share_N, counts_Nxg, counts_Nxg.sum(1),
+                  np.ones(3, bool))  # fmt: skip
+    found = of_section._fit(truth, samples, np.arange(400), 0, POISSON)
+    np.testing.assert_allclose(found["crps_drawn"], found["crps"], rtol=0.05)
+    again = of_section._fit(truth, samples, np.arange(400), 0, POISSON)
+    np.testing.assert_array_equal(again["crps_drawn"], found["crps_drawn"])
 
 
 def test_given_genes_are_not_scored(done, reader, tiny_corpus, sections):
