@@ -14,7 +14,7 @@ from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
 from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore
-from tario_jax.evaluate.finer.scored import score_sections
+from tario_jax.evaluate.finer.scored import scorable, score_sections
 from tario_jax.evaluate.finer.section import BINS_UM, FORMS, measure_section
 from tario_jax.evaluate.intervals import Resampling
 from tario_jax.predict.cells import GROW_UM
@@ -48,10 +48,19 @@ def measure_finer(
     ranked_on: training sections whose Moran's I says which genes are at the top; `sections` themselves where there are
     none. Writes a file a section into folder/finer; run again, it continues. Returns `scores[place][reader][target]
     [form][set]` and `differences[place]["a - b"]…` as {mean, low, high} (r over the genes of a set, patient bootstrap;
-    low and high are None with one patient), `nuclei` (recall, precision and count error, likewise) and `table`. Raises
-    `InputError` for real tissue.
+    low and high are None with one patient), `nuclei` (recall, precision and count error, likewise) and `table`.
+    Sections that have nothing to be scored on are left out, and it says how many. Raises `InputError` for real tissue,
+    and where none is left.
     """
-    _check(corpus, sections)
+    if corpus.kind != "virtual":
+        raise InputError(f"corpus {corpus.root}: finer readouts are scored on virtual truth; this is {corpus.kind} "
+                         "tissue; 'tario predict --cells' reads cells of any tissue")  # fmt: skip
+    needs = {
+        "an H&E and detections": lambda section: section.has_detections and section.holds("he"),
+        "virtual truth": lambda section: bool(section.record["truth"]),
+        f"two bins of {BINS_UM[0]:g} µm a side": lambda one: min(one.width_um, one.height_um) >= 2 * BINS_UM[0],
+    }
+    sections = scorable("finer", corpus, sections, needs, say)
     depends_on = {"format_version": _VERSION, "grow_um": GROW_UM, "near_um": NEAR_UM,
                   "nuclei": dataclasses.asdict(NucleusSettings())}  # fmt: skip
 
@@ -66,17 +75,6 @@ def measure_finer(
     }
     result["scores"], result["differences"] = _summed(scored.found, scored.sets, scored.resampling)
     return result | {"table": finer_table(result)}
-
-
-def _check(corpus: Corpus, sections: Sequence[Section]) -> None:
-    if corpus.kind != "virtual" or any(section.truth is None for section in sections):
-        raise InputError(f"corpus {corpus.root}: finer readouts are scored on virtual truth; this is {corpus.kind} "
-                         "tissue; 'tario predict --cells' reads cells of any tissue")  # fmt: skip
-    if not sections:
-        raise InputError(f"corpus {corpus.root}: holds no section of a patient that the model has not seen")
-    small = [section.id for section in sections if min(section.width_um, section.height_um) < 2 * BINS_UM[0]]
-    if small:
-        raise InputError(f"section {small[0]}: holds less than two bins of {BINS_UM[0]:g} µm a side; leave it out")
 
 
 def _trained(predictor: Predictor) -> list[float]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.config import EvaluateConfig, InputError
+from tario_jax.config import EvaluateConfig
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_places
 from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
-from tario_jax.evaluate.finer.scored import score_sections
+from tario_jax.evaluate.finer.scored import scorable, score_sections
 from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.predict.predictor import Predictor
@@ -40,14 +40,19 @@ def measure_registration_cost(
     Writes a file a section into folder/shift; run again, it continues. Returns `scores[bin][reader][shift][form][set]`
     and `falls` likewise, the paired change from no shift over the genes and sections that both are
     defined for, as {mean, low, high} (patient bootstrap; low and high are None with one patient), and `table`.
-    Raises `InputError` for sections without detections, or too small to move anything.
+    Sections without H&E or detections, or too small to move anything, are left out, and it says how many. Raises
+    `InputError` where none is left.
     """
-    without = [section.id for section in sections if not (section.has_detections and section.holds("he"))]
-    if without or not sections:
-        found = f"section {without[0]} has no detections or no H&E" if without else "there is no section to score"
-        raise InputError(f"corpus {corpus.root}: {found}; shifts move the detections of sections that are predicted")
+    least = predictor.provenance.config.data.min_measured
+    sections = scorable(
+        "shift", corpus, sections,
+        {"an H&E and detections": lambda section: section.has_detections and section.holds("he"),
+         f"{_LEAST_BINS} bins of {BINS_UM[0]:g} µm that stay measured when it is moved by {max(SHIFTS_UM):g} µm":
+             lambda section: len(_staying(section, BINS_UM[0], least)) >= _LEAST_BINS},  # of smaller ones it has more
+        say,
+    )  # fmt: skip
     depends_on = {"format_version": _VERSION, "shifts_um": SHIFTS_UM, "directions": DIRECTIONS, "bins_um": BINS_UM,
-                  "min_measured": predictor.provenance.config.data.min_measured}  # fmt: skip
+                  "min_measured": least}  # fmt: skip
 
     def measure(section: Section, in_model: np.ndarray, in_corpus: np.ndarray) -> dict[str, np.ndarray]:
         return _measure(predictor, corpus, section, in_model, in_corpus, config.overlap)
@@ -73,21 +78,10 @@ def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: n
              overlap: float) -> dict[str, np.ndarray]:  # fmt: skip
     """r of every gene as `bin/reader/shift/form` → float32 [G], the mean over the directions it is defined in."""
     found, scores = section.all_detections(), {}
-    least = predictor.provenance.config.data.min_measured - 1e-6
     for bin_um in BINS_UM:
         section.check_bins(bin_um)
-        columns, rows = (int(extent / bin_um + 1e-6) for extent in (section.width_um, section.height_um))
-        x_um_N, y_um_N = grid_places(columns, rows, bin_um)
-        moves = [(shift, shift * way) for shift in SHIFTS_UM for way in directions(DIRECTIONS if shift else 1)]
-        kept_N = np.ones(columns * rows, bool)
-        for _, (right, down) in moves:  # a bin holds what came from where it was before
-            kept_N &= section.measured_share(x_um_N - right, y_um_N - down, bin_um) >= least
-        kept = np.flatnonzero(kept_N)
-        if len(kept) < _LEAST_BINS:
-            raise InputError(
-                f"section {section.id}: {len(kept)} bins of {bin_um:g} µm stay measured when it is moved by "
-                f"{max(SHIFTS_UM):g} µm; expected at least {_LEAST_BINS}; leave it out"
-            )
+        columns, rows = _size(section, bin_um)
+        kept = _staying(section, bin_um, predictor.provenance.config.data.min_measured)
         maps = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=overlap)
         readers = {"model": Said(maps.rates_NxG[_numbers(maps, columns)[kept]][:, in_model])}
         if section.truth is not None:
@@ -95,13 +89,32 @@ def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: n
             readers["reachable"] = Said(reachable.reshape(columns * rows, -1)[kept][:, in_corpus])
         least_total = max(1.0, MIN_TOTAL * (bin_um / BINS_UM[0]) ** 2)
         r: dict[str, list[np.ndarray]] = {}
-        for shift, move_um in moves:
+        for shift, move_um in _moves():
             counted = count_shifted(found, move_um, bin_um, columns, rows, kept, len(corpus.panel)).of(in_corpus)
             for reader, said in readers.items():
                 for form, r_G in zip(FORMS, said.correlations(counted, least_total), strict=True):
                     r.setdefault(f"{bin_um:g}/{reader}/{shift:g}/{form}", []).append(r_G)
         scores |= {name: mean_defined(np.stack(ways)).astype(np.float32) for name, ways in r.items()}
     return scores
+
+
+def _size(section: Section, bin_um: float) -> tuple[int, int]:
+    """Columns and rows of whole bins."""
+    return int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
+
+
+def _moves() -> list[tuple[float, np.ndarray]]:
+    """Each shift in µm, and where it goes to: right and down."""
+    return [(shift, shift * way) for shift in SHIFTS_UM for way in directions(DIRECTIONS if shift else 1)]
+
+
+def _staying(section: Section, bin_um: float, least: float) -> np.ndarray:
+    """Positions of the bins that are measured to `least` wherever the detections are moved."""
+    x_um_N, y_um_N = grid_places(*_size(section, bin_um), bin_um)
+    kept_N = np.ones(len(x_um_N), bool)
+    for _, (right, down) in _moves():  # a bin holds what came from where it was before
+        kept_N &= section.measured_share(x_um_N - right, y_um_N - down, bin_um) >= least - 1e-6
+    return np.flatnonzero(kept_N)
 
 
 def _numbers(maps, columns: int) -> np.ndarray:

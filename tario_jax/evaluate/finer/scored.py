@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.config import EvaluateConfig
+from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.finer.gene_sets import gene_sets, rank_by_moran
 from tario_jax.evaluate.intervals import Resampling, patient_resampling
@@ -26,6 +26,23 @@ class Scored:
     sets: dict[str, np.ndarray]  # positions of genes by the set's name
     resampling: Resampling
     about: dict[str, Any]  # what a report says of all that
+
+
+def scorable(job: str, corpus: Corpus, sections: Sequence[Section], needs: dict[str, Callable[[Section], bool]],
+             say: Callable[[str], None]) -> list[Section]:  # fmt: skip
+    """Those that have all that is needed, asked in its order; how many have not is said. Raises `InputError` where none
+    is left, or there was none."""
+    kept = list(sections)
+    for what, has in needs.items():
+        with_it = [section for section in kept if has(section)]
+        if not with_it:
+            found = f"none of {len(kept)} sections" if kept else "no section of a patient that the model has not seen"
+            raise InputError(f"corpus {corpus.root}: {found} has {what}; expected at least one to score")
+        if len(with_it) < len(kept):
+            first = next(section.id for section in kept if section not in with_it)
+            say(f"{job}: {len(kept) - len(with_it)} sections are left out, without {what} ({first}, …)")
+        kept = with_it
+    return kept
 
 
 def score_sections(

@@ -1,5 +1,7 @@
 """Finer readouts and the price of a shift, of readers whose answer is known."""
 
+import copy
+import dataclasses
 import shutil
 import types
 
@@ -223,8 +225,52 @@ def test_what_cannot_be_moved_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(registration_cost, "SHIFTS_UM", (0.0, 60.0))
     _, sections = sections_of(Oracle(corpus).provenance, corpus)
     refused(lambda: measure_registration_cost(Oracle(corpus), corpus, sections, tmp_path, CONFIG),
-            "4 bins of 36 µm stay measured", "60 µm", "at least 16")  # fmt: skip
-    refused(lambda: measure_registration_cost(Oracle(corpus), corpus, [], tmp_path, CONFIG), "no section to score")
+            "none of 2 sections has 16 bins of 36 µm that stay measured", "60 µm")  # fmt: skip
+    refused(lambda: measure_registration_cost(Oracle(corpus), corpus, [], tmp_path, CONFIG), "no section of a patient")
+
+
+def test_sections_with_nothing_to_be_scored_on_are_left_out_and_counted(tmp_path, monkeypatch):
+    data = [tiny_section(name, name, seed) for seed, name in enumerate("ABC")]
+    small = tiny_section("D", "D", 3, width_um=30.0)
+    corpus = write_corpus(tmp_path / "c", [data[0], dataclasses.replace(data[1], detections=None), small,
+                                           dataclasses.replace(data[2], he=None, he_um_per_px=None)])  # fmt: skip
+    monkeypatch.setattr(registration_cost, "_LEAST_BINS", 4)
+
+    class Scored(Exception):
+        pass
+
+    def scored_sections(job, measure, predictor, corpus, sections, *given, **more):
+        raise Scored(job, [section.id for section in sections])
+
+    monkeypatch.setattr(registration_cost, "score_sections", scored_sections)
+    said = []
+    with pytest.raises(Scored) as raised:
+        measure_registration_cost(Oracle(corpus), corpus, corpus.sections, tmp_path, CONFIG, say=said.append)
+    assert raised.value.args == ("shift", ["A"])
+    assert said[0] == "shift: 2 sections are left out, without an H&E and detections (B, …)"
+    assert said[1].startswith("shift: 1 sections are left out, without 4 bins of 36 µm") and "(D, …)" in said[1]
+    refused(lambda: measure_finer(Oracle(corpus), corpus, corpus.sections, tmp_path, CONFIG, say=said.append),
+            "none of 2 sections has virtual truth")  # fmt: skip
+    assert said[2:] == ["finer: 2 sections are left out, without an H&E and detections (B, …)"]
+
+
+def test_finer_readouts_leave_out_what_has_no_truth_and_what_is_too_small(corpus, tmp_path, monkeypatch):
+    class Scored(Exception):
+        pass
+
+    def scored_sections(job, measure, predictor, corpus, sections, *given, **more):
+        raise Scored(*(section.id for section in sections))
+
+    monkeypatch.setattr(measure, "score_sections", scored_sections)
+    sections = [copy.copy(section) for section in corpus.sections]
+    for section, changed in zip(sections, ({"truth": False}, {"width_um": 40.0}, {}), strict=True):
+        section.record = section.record | changed
+    said = []
+    with pytest.raises(Scored) as raised:
+        measure_finer(Oracle(corpus), corpus, sections, tmp_path, CONFIG, say=said.append)
+    assert raised.value.args == ("vt00002_core",)
+    assert said == ["finer: 1 sections are left out, without virtual truth (vt00000_core, …)",
+                    "finer: 1 sections are left out, without two bins of 36 µm a side (vt00001_core, …)"]  # fmt: skip
 
 
 def test_genes_rank_by_their_moran(corpus):
