@@ -22,7 +22,7 @@ GROUPS_READ = ("source", "evaluate")
 def flags(parser: argparse.ArgumentParser) -> None:
     model_flags(parser)
     parser.add_argument("--corpus", metavar="PLACE", help="by default that of the run")
-    parser.add_argument("--out", type=Path, help="folder of the report; WORKDIR by default")
+    parser.add_argument("--out", type=Path, help="folder of the report; WORKDIR by default, on the run's own corpus")
     parser.add_argument("--read-um", type=above_0, metavar="UM",
                         help="side of the bins that are predicted, summed up to --bin-um (default: those)")  # fmt: skip
     work = parser.add_argument_group(
@@ -56,6 +56,9 @@ def run(options: argparse.Namespace) -> int:
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(corpus_of(options))
+    if options.out is None and corpus.seal != predictor.provenance.corpus_seal:
+        raise InputError(f"corpus {corpus.root}: is not the one of training, of which report, scores and validation in "
+                         f"{options.workdir} are; name a folder for those of this one (--out=FOLDER)")  # fmt: skip
     folder, config = options.out or options.workdir, evaluation_of(options, predictor.provenance)
     title = f"{predictor.provenance.config.name} on {corpus.root.name}"
     shared = options.shared or folder / "kept"

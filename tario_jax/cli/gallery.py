@@ -10,6 +10,7 @@ SUMMARY = "pictures: detections, truth and prediction of genes; two runs, or sev
 EXAMPLES = """
     tario gallery --workdir=runs/quickstart --out=gallery
     tario gallery --workdir=runs/p2545 --corpus=corpora/whole --beside=runs/p93 --out=gallery
+    tario gallery --workdir=runs/p2545 --corpus=corpora/other --scores=reports/other --out=gallery
     tario gallery --workdir=runs/quickstart --genes=EPCAM,CD3E --sides-um=36,18,9 --out=gallery
 """
 GROUPS_READ = ("source", "evaluate")
@@ -19,6 +20,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     model_flags(parser)
     parser.add_argument("--corpus", metavar="PLACE", help="by default that of the run")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--scores", type=Path, metavar="FOLDER",
+                        help="of 'tario evaluate --out': its scores choose the genes; by default WORKDIR")  # fmt: skip
     parser.add_argument("--genes", type=_names, default=(), metavar="A,B", help="these genes too")
     parser.add_argument("--section", help="show --genes in this section, which may hold an H&E alone")
     parser.add_argument("--at-r", type=_correlations, default=(0.5, 0.3, 0.17), metavar="R,R",
@@ -49,6 +52,8 @@ def _correlations(text: str) -> tuple[float, ...]:
 def run(options: argparse.Namespace) -> int:
     if options.section is not None and not options.genes:
         raise InputError(f"--section={options.section}: shows --genes there; name some, or leave it out")
+    if options.section is not None and options.scores is not None:
+        raise InputError("--section and --scores: genes in a section that is named are not chosen; leave one out")
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
     from tario_jax.evaluate.run_comparison import unique_names
@@ -59,24 +64,27 @@ def run(options: argparse.Namespace) -> int:
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus, provenance = Corpus.open(corpus_of(options)), predictor.provenance
     bin_um = provenance.bin_um if options.bin_um is None else options.bin_um
-    gallery = Gallery(
-        corpus, bin_um, evaluation_of(options, provenance).overlap, provenance.config.data.min_measured, say
-    )
+    overlap, min_measured = evaluation_of(options, provenance).overlap, provenance.config.data.min_measured
+    gallery = Gallery(corpus, bin_um, overlap, min_measured, say)
     options.out.mkdir(parents=True, exist_ok=True)
     drawn = []
     with compiled_kept(options.workdir):
         if options.section is not None:
             chosen = [Example(options.section, symbol, "by its name") for symbol in options.genes]
         else:
-            scores = read_scores(options.workdir / FILE)
+            path = (options.scores or options.workdir) / FILE
+            scores = read_scores(path)
             for what, found, wanted in (("checkpoint", scores.checkpoint, predictor.checkpoint),
                                         ("corpus", scores.corpus_seal, corpus.seal)):  # fmt: skip
                 if found != wanted:
-                    raise InputError(f"{options.workdir / FILE}: is of {what} {found}, and this is {wanted}; run "
-                                     f"'tario evaluate --workdir={options.workdir}' on it first")  # fmt: skip
+                    raise InputError(f"{path}: is of {what} {found}, and this is {wanted}; run 'tario evaluate "
+                                     f"--workdir={options.workdir} --corpus={corpus.root} --out=FOLDER' first, and "
+                                     "say --scores=FOLDER")  # fmt: skip
             if scores.bin_um not in (0, bin_um):
-                raise InputError(f"{options.workdir / FILE}: is of bins of {scores.bin_um:g} µm, and maps would be of "
-                                 f"{bin_um:g} µm; say --bin-um={scores.bin_um:g}, or evaluate those first")  # fmt: skip
+                raise InputError(f"{path}: is of bins of {scores.bin_um:g} µm, and maps would be of {bin_um:g} µm; "
+                                 f"say --bin-um={scores.bin_um:g}, or evaluate those first")  # fmt: skip
+            if scores.bin_um:  # maps as those whose r chose them
+                gallery = Gallery(corpus, bin_um, overlap, min_measured, say, read_um=scores.read_um)
             chosen = of_genes(scores, options.genes) if options.genes else best_median_worst(scores)
             named = {"at_r": (at_r(scores, options.at_r), "Genes at chosen r"),
                      "best_median_worst": (best_median_worst(scores), "The best, the median, the worst")}  # fmt: skip

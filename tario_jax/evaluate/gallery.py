@@ -9,16 +9,18 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.section import Detections
-from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places
 from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.map_figures import GeneMap, Look, draw_maps
 from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
+from tario_jax.evaluate.scope import has_seen
 from tario_jax.evaluate.score_file import ScoreTable
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
 
 TOP_GENES = 1000  # by Moran's I: among them examples are looked for
 R = (0.5, 0.3, 0.17)
+_SEEN = "seen in training"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,8 @@ def at_r(scores: ScoreTable, wanted: tuple[float, ...] = R) -> list[Example]:
     found, taken = [], np.zeros(len(order), bool)
     for r in wanted:
         away_SxK = np.where(np.isfinite(r_SxK) & ~taken, np.abs(r_SxK - r), np.inf)
+        if np.isinf(away_SxK).all():
+            break  # more were asked for than there are genes
         section, gene = np.unravel_index(int(np.argmin(away_SxK)), away_SxK.shape)
         taken[gene] = True
         found.append(Example(scores.sections[section], scores.symbols[order[gene]], f"for an r near {r:g}"))
@@ -77,12 +81,15 @@ def _middle_section(scores: ScoreTable, gene: int) -> str:
 
 
 class Gallery:
-    """Draws examples of one corpus. Sections are predicted once a model and side of bins."""
+    """Draws examples of one corpus. Sections are predicted once a model and side of bins.
+
+    read_um: side of the bins that are predicted, and summed up to those of `bin_um`; by default those.
+    """
 
     def __init__(self, corpus: Corpus, bin_um: float, overlap: float, min_measured: float,
-                 say: Callable[[str], None] = print):  # fmt: skip
+                 say: Callable[[str], None] = print, *, read_um: float | None = None):  # fmt: skip
         self._corpus, self._bin_um, self._overlap, self._say = corpus, bin_um, overlap, say
-        self._min_measured = min_measured
+        self._min_measured, self._read_um = min_measured, bin_um if read_um is None else read_um
         self._maps: dict[tuple[str, str, float], GeneMaps] = {}
 
     def triptychs(self, path: Path, predictor: Predictor, examples: list[Example], title: str) -> Drawn:
@@ -100,7 +107,7 @@ class Gallery:
 
     def _rows(self, path, title, examples: list[Example], predictors: dict[str, Predictor],
               sides_um: tuple[float, ...]) -> Drawn:  # fmt: skip
-        rows = []
+        rows, seen = [], {}
         for example in examples:
             section = self._corpus.section(example.section)
             measured, predicted = [], []
@@ -109,6 +116,8 @@ class Gallery:
                 measured += [] if truth is None else [truth]
                 predicted += [self._predicted(section, example.symbol, name, predictor, side_um, truth)
                               for name, predictor in predictors.items()]  # fmt: skip
+            seen |= {f"{section.id}{f' by {name}' if name else ''}": None for name, predictor in predictors.items()
+                     if has_seen(predictor.provenance, section)}  # fmt: skip
             head = f"{example.symbol} · {section.id} ({section.cohort})"
             look = self._look(section, example.symbol)
             if len(sides_um) > 1:  # truths above, predictions below
@@ -117,18 +126,19 @@ class Gallery:
             else:
                 rows.append((look, _headed(head, measured + predicted)))
         why = "; ".join(f"{example.symbol} {example.why}" for example in examples)
-        return draw_maps(path, title, rows, f"Chosen {why}. Each map has its own colour scale.")
+        learnt = f" {_SEEN.capitalize()}, not held out: {', '.join(seen)}." if seen else ""
+        return draw_maps(path, title, rows, f"Chosen {why}. Each map has its own colour scale.{learnt}")
 
     def _measured(self, section: Section, symbol: str, side_um: float) -> GeneMap | None:
+        """None where there are no counts, or the assay did not see this gene: that is not zero expression."""
+        if not (section.has_counts and section.measured_gene_G[self._gene(symbol)]):
+            return None
         if section.spots is not None:
             spots = section.spots
             values_N = spots.dense(len(section.measured_gene_G))[:, self._gene(symbol)]
             return GeneMap("measured, per spot", spots.x_um_N, spots.y_um_N, spots.pitch_um, "spots",
                            values_N.astype(float))  # fmt: skip
-        if not section.has_detections:
-            return None
-        columns, rows = (int(extent / side_um + 1e-6) for extent in (section.width_um, section.height_um))
-        x_um_N, y_um_N = grid_places(columns, rows, side_um)
+        x_um_N, y_um_N, columns, rows = _whole_bins(section, side_um)
         kept = np.flatnonzero(section.measured_share(x_um_N, y_um_N, side_um) >= self._min_measured - 1e-6)
         if not len(kept):
             raise InputError(f"section {section.id}: holds no bin of {side_um:g} µm that is measured to "
@@ -139,23 +149,29 @@ class Gallery:
 
     def _predicted(self, section: Section, symbol: str, name: str, predictor: Predictor, side_um: float,
                    truth: GeneMap | None) -> GeneMap:  # fmt: skip
-        key = (section.id, predictor.checkpoint + name, side_um)
+        spots = section.spots is not None
+        read_um = self._read_um if side_um == self._bin_um else side_um
+        key = (section.id, predictor.checkpoint + name, read_um)
         if key not in self._maps:
-            self._say(f"predict: {section.id}{f', {name}' if name else ''}, {side_um:g} µm")
-            self._maps[key] = predictor.predict_section(
-                section, tissue=self._corpus.kind, overlap=self._overlap,
-                bin_um=None if section.spots is not None else side_um,
-            )  # fmt: skip
+            self._say(f"predict: {section.id}{f', {name}' if name else ''}, {read_um:g} µm")
+            self._maps[key] = predictor.predict_section(section, tissue=self._corpus.kind, overlap=self._overlap,
+                                                        bin_um=None if spots else read_um)  # fmt: skip
         maps = self._maps[key]
-        values_N, spots = maps.gene(symbol).astype(float), section.spots is not None
-        pitch_um = section.spots.pitch_um if spots else side_um
+        x_um_N, y_um_N, values_N = maps.x_um_N, maps.y_um_N, maps.gene(symbol).astype(float)
+        summed = not spots and read_um != side_um
+        if summed:
+            x_um_N, y_um_N, *_ = _whole_bins(section, side_um)
+            values_N = area_weights((maps.x_um_N, maps.y_um_N), read_um, (x_um_N, y_um_N), side_um) @ values_N
         title = f"{name or 'predicted'}{'' if spots else f', {side_um:g} µm'}"
+        title += f" from {read_um:g} µm" if summed else ""
+        title += f", {_SEEN}" if has_seen(predictor.provenance, section) else ""
         if truth is not None:
             share_N = np.ones(len(values_N))
             if not spots:
-                share_N = np.minimum(section.measured_share(maps.x_um_N, maps.y_um_N, side_um), 1.0)
-            title += f" · r = {_r(truth, maps.x_um_N, maps.y_um_N, share_N * values_N):.2f}"
-        return GeneMap(title, maps.x_um_N, maps.y_um_N, pitch_um, "spots" if spots else "square", values_N)
+                share_N = np.minimum(section.measured_share(x_um_N, y_um_N, side_um), 1.0)
+            title += f" · r = {_r(truth, x_um_N, y_um_N, share_N * values_N):.2f}"
+        pitch_um = section.spots.pitch_um if spots else side_um
+        return GeneMap(title, x_um_N, y_um_N, pitch_um, "spots" if spots else "square", values_N)
 
     def _look(self, section: Section, symbol: str) -> Look:
         dots = {}
@@ -168,6 +184,12 @@ class Gallery:
         if symbol not in self._corpus.panel.index:
             raise InputError(f"gene {symbol!r}: the corpus {self._corpus.root} did not measure it")
         return self._corpus.panel.index[symbol]
+
+
+def _whole_bins(section: Section, side_um: float) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Centres of the bins that lie whole on the section, and how many columns and rows they are."""
+    columns, rows = (int(extent / side_um + 1e-6) for extent in (section.width_um, section.height_um))
+    return *grid_places(columns, rows, side_um), columns, rows
 
 
 def _of_gene(section: Section, gene: int) -> Detections:

@@ -31,6 +31,7 @@ def test_genes_are_taken_at_the_r_that_was_asked_for_and_none_twice():
     assert [(one.section, one.symbol) for one in found] == [("s1", "G0"), ("s0", "G1"), ("s2", "G2")]
     again = at_r(table(), (0.5, 0.5, 0.5))
     assert len({one.symbol for one in again}) == 3
+    assert at_r(table(), (0.5,) * 9) == again  # there are three genes
     empty = dataclasses.replace(table(), moran_G=np.full(4, np.nan))
     refused(lambda: at_r(empty), "no gene has a defined r")
 
@@ -85,6 +86,34 @@ def test_what_was_not_measured_is_no_zero_expression(tiny_run, tmp_path):
     assert r == pytest.approx(np.corrcoef(truth.values_N, told)[0, 1], abs=0.006)
 
 
+def test_a_gene_that_a_section_did_not_measure_is_no_zero_expression_either(tiny_run, tmp_path):
+    unseen = np.arange(12) != 1
+    sections = [tiny_section("cells", "a", 3, measured_gene_G=unseen),
+                spot_section("spots", "b", 4, x_um=np.arange(20, 160, 30.0), y_um=np.full(5, 70.0),
+                             measured_gene_G=np.ones(12, bool))]  # fmt: skip
+    corpus = write_corpus(tmp_path / "c", sections)
+    gallery, predictor = Gallery(corpus, 18.0, 0.5, 0.9, lambda line: None), load(tiny_run)
+    section = corpus.section("cells")
+    assert gallery._measured(section, "GENE1", 18.0) is None and gallery._measured(section, "GENE2", 18.0) is not None
+    assert gallery._measured(corpus.section("spots"), "GENE1", 18.0) is not None
+    assert "r =" not in gallery._predicted(section, "GENE1", "", predictor, 18.0, None).title
+
+
+def test_maps_are_summed_up_from_the_bins_that_the_scores_are_of(tiny_run, corpus):
+    predictor, section = load(tiny_run), corpus.section("cells")
+    gallery = Gallery(corpus, 36.0, 0.5, 0.9, lambda line: None, read_um=18.0)
+    truth = gallery._measured(section, "GENE1", 36.0)
+    found = gallery._predicted(section, "GENE1", "", predictor, 36.0, truth)
+    maps = predictor.predict_section(section, tissue="virtual", overlap=0.5, bin_um=18.0)
+    sums = np.zeros((4, 5))
+    for x, y, rate in zip(maps.x_um_N, maps.y_um_N, maps.gene("GENE1"), strict=True):
+        if x < 180 and y < 144:
+            sums[int(y // 36), int(x // 36)] += rate
+    np.testing.assert_allclose(found.values_N, sums.ravel(), rtol=1e-5)
+    r = np.corrcoef(sums.ravel(), truth.values_N)[0, 1]
+    assert found.title == f"predicted, 36 µm from 18 µm · r = {r:.2f}"
+
+
 def test_a_bin_that_is_measured_in_part_is_told_in_part_and_the_frame_is_that_of_all_maps(tiny_run, tmp_path):
     pytest.importorskip("matplotlib")
     measured = np.ones((150, 180), bool)  # at 1 µm
@@ -121,11 +150,11 @@ def drawn_titles(monkeypatch) -> dict[str, list[str]]:
     return titles
 
 
-def scored(run, corpus, **changes):
-    """scores.npz of the run's own checkpoint and corpus, but for what is changed."""
+def scored(run, corpus, of=None, **changes):
+    """scores.npz of the run's own checkpoint (or that of another) and corpus, but for what is changed."""
     symbols = corpus.panel.symbols[:4]
-    own = {"checkpoint": load(run).checkpoint, "corpus_seal": corpus.seal, "sections": ("F1",) * 3, "symbols": symbols,
-           "bin_um": 18.0}  # fmt: skip
+    own = {"checkpoint": load(of or run).checkpoint, "corpus_seal": corpus.seal, "sections": ("F1",) * 3,
+           "symbols": symbols, "bin_um": 18.0}  # fmt: skip
     dataclasses.replace(made_table(), **own | changes).write(run / "scores.npz")
 
 
@@ -138,6 +167,37 @@ def test_two_runs_of_one_config_are_both_drawn(tiny_run, tiny_corpus, tmp_path, 
     assert heading == "a/run beside b/run" and one.startswith("a/run, 18 µm") and other.startswith("b/run, 18 µm")
     assert cli.main([*words, f"--beside={second}"]) == 2
     assert "is given twice" in capsys.readouterr().err
+
+
+def test_what_a_run_was_trained_on_is_not_shown_as_if_held_out(tiny_run, tiny_corpus, tmp_path, drawn_titles, capsys):
+    words = ["gallery", f"--workdir={tiny_run}", f"--corpus={tiny_corpus.root}", "--genes=GENE1"]
+    for section, seen in (("A1", True), ("F1", False)):
+        assert cli.main([*words, f"--out={tmp_path / section}", f"--section={section}"]) == 0, capsys.readouterr().err
+        assert (", seen in training · r" in drawn_titles["genes"][-1]) == seen
+        assert ("Seen in training, not held out: A1." in capsys.readouterr().out) == seen
+    mine, other = load(tiny_run), load(tiny_run)  # which has learnt from the patient that the first holds out
+    other.provenance = dataclasses.replace(other.provenance, seen_patients=(*other.provenance.seen_patients, "F"))
+    gallery = Gallery(tiny_corpus, 18.0, 0.5, 0.9, lambda line: None)
+    drawn = gallery.runs(tmp_path / "runs.png", {"b": other, "a": mine}, [Example("F1", "GENE1", "for a test")], "x")
+    assert drawn.caption.endswith("Seen in training, not held out: F1 by b.")
+    _, _, first, second = drawn_titles["runs"]
+    assert first.startswith("b, 18 µm, seen in training") and second.startswith("a, 18 µm · r")
+
+
+def test_scores_may_lie_elsewhere_and_another_corpus_gets_a_report_of_its_own(tiny_run, tiny_corpus, tmp_path,
+                                                                              drawn_titles, capsys):  # fmt: skip
+    words = ["gallery", f"--workdir={tiny_run}", f"--corpus={tiny_corpus.root}", f"--out={tmp_path / 'out'}"]
+    scored(tmp_path, tiny_corpus, of=tiny_run)
+    assert cli.main([*words, f"--scores={tmp_path}"]) == 0, capsys.readouterr().err
+    assert drawn_titles.keys() == {"at_r", "best_median_worst"}
+    assert cli.main([*words, f"--scores={tmp_path}", "--genes=GENE1", "--section=F1"]) == 2
+    assert "leave one out" in capsys.readouterr().err
+    other = write_corpus(tmp_path / "other", [tiny_section("N1", "N", 9)])
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    assert cli.main(["evaluate", f"--workdir={tiny_run}", f"--corpus={other.root}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is not the one of training" in error and "--out=FOLDER" in error
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
 @pytest.mark.parametrize(("changes", "said"), [({"checkpoint": "7-other"}, "checkpoint 7-other"),
