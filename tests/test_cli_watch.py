@@ -229,7 +229,8 @@ def test_compare_sets_two_runs_side_by_side_at_equal_steps(tario, three_runs, tm
     one, two = losses(a), losses(b)
     assert row(out, "loss at step 260")[1:] == [f"{one[260]:.4f}", f"{two[260]:.4f}", f"−{one[260] - two[260]:.4f}"]
     mean = sum(two[step] - one[step] for step in (240, 250, 260)) / 3
-    assert found["runs"][1]["tail_difference"] == pytest.approx(mean) and found["runs"][0]["tail_difference"] is None
+    first, second = (run["tail_difference"] for run in found["runs"])
+    assert first is None and second == pytest.approx(mean, abs=1e-6)
     assert f"−{-mean:.4f}" in row(out, "… − x/run's, mean of last 3")
     assert row(out, "validation at step 250")[-1] == "−0.1000"
     assert row(out, "rollbacks") == ["rollbacks", "0", "1", "+1"]
@@ -240,13 +241,31 @@ def test_compare_by_time_takes_what_each_had_by_then(tario, three_runs, tmp_path
     a, b, _ = three_runs  # a trained 2 × (40 + 210) s, b 2 × (40 + 218.4) s
     tario("compare", a, b, "--json", tmp_path / "c.json")
     found = json.loads((tmp_path / "c.json").read_text())
-    assert found["hours"] * 3600 == pytest.approx(2 * (40 + 200 * 0.8 * 1.05))
+    assert found["hours"] == pytest.approx(2 * (40 + 200 * 0.8 * 1.05) / 3600, abs=1e-6)
     slow = found["runs"][1]
-    assert slow["training_hours"] * 3600 == pytest.approx(2 * (40 + 130 * 1.6 * 1.05))
+    assert slow["training_hours"] == pytest.approx(2 * (40 + 130 * 1.6 * 1.05) / 3600, abs=1e-6)
     lines = [json.loads(line) for line in (b / "metrics.jsonl").read_text().splitlines()]
     # its second start began after 40 + 218.4 s; 416 s are 117.6 s of steps into it: 70 steps
     by_then = {line["step"]: line for line in lines if "seconds" in line}[200]
-    assert slow["loss_at_hours"] == by_then["loss_nats_per_detection"]
+    assert slow["loss_at_hours"] == pytest.approx(by_then["loss_nats_per_detection"], abs=1e-6)
+
+
+def test_a_validation_that_was_not_finite_is_not_compared_and_is_no_json_of_its_own(tario, three_runs, tmp_path):
+    a, b, _ = three_runs
+    lines = [json.loads(line) for line in (b / "metrics.jsonl").read_text().splitlines()]
+    last = max(line["step"] for line in lines if "validation_nats_per_detection" in line)
+    for line in lines:
+        if line["step"] == last and "validation_nats_per_detection" in line:
+            line["validation_nats_per_detection"] = None  # as training writes what is not finite
+    (b / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert tario("compare", a, b, "--json", tmp_path / "c.json")[0] == 0
+
+    def no_such_json(name):
+        pytest.fail(f"holds {name}")
+
+    found = json.loads((tmp_path / "c.json").read_text(), parse_constant=no_such_json)
+    assert found["validation_step"] == 200 < last
+    assert all(run["validation_at_step"] > 5 for run in found["runs"])
 
 
 def test_compare_three_runs_and_draw_them(tario, three_runs, tmp_path):

@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     if options.figure is not None:
         say(f"\nfigure: {options.figure}")
     if options.json is not None:
-        write_json(options.json, comparison.to_dict())
+        from tario_jax.evaluate.tables import plain
+
+        write_json(options.json, plain(comparison.to_dict()))
     return 0
 
 

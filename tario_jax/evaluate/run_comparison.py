@@ -65,7 +65,8 @@ def compare_runs(runs: list[RunFiles], now: float) -> Comparison:
     names = unique_names([files.workdir for files in runs])
     training = [{line.step: line for line in files.training if math.isfinite(line.loss_nats_per_detection)}
                 for files in runs]  # fmt: skip
-    validation = [{line.step: line for line in files.validation} for files in runs]
+    validation = [{line.step: line for line in files.validation if math.isfinite(line.nats_per_detection)}
+                  for files in runs]  # fmt: skip
     common, validated = _common(training), _common(validation)
     step, validation_step = max(common, default=None), max(validated, default=None)
     tail = [at for at in common if at > (1 - _TAIL) * step]
