@@ -7,7 +7,7 @@ c splits, up to a constant of the counts alone (the multinomial coefficient), in
     gene:   −Σ_g c[b, g] log softmax_g(logits[b])
 
 and the second is next-token cross-entropy of the bin's detections over a vocabulary of genes (gene_likelihood.py, with
-the z-loss that may be added). The total may be negative binomial instead, of mean mu and variance mu + mu² / r:
+the z-loss that may be added). The total may be negative binomial instead, of mean mu and variance mu + mu² / r (negative_binomial.py):
 
     total:  (n_b + r) log(mu_b + r) − n_b log mu_b − r log r − log Γ(n_b + r) + log Γ(r) + log n_b!
 
@@ -26,6 +26,7 @@ from jax import lax
 
 from tario_jax.config import BATCH_AXES, InputError
 from tario_jax.ops.gene_likelihood import LOWEST, Asked, Bins, Partition, gene_nats, masked_logits
+from tario_jax.ops.negative_binomial import negative_binomial_nats
 from tario_jax.ops.ranks import Ranks
 from tario_jax.ops.sparse_counts import SparseCounts, bin_totals, chunk_sizes, entry_sums
 from tario_jax.ops.tally import group_sums
@@ -117,14 +118,9 @@ def count_nll(
 
 
 def _total_nats(n_BxN: jax.Array, log_total_BxN: jax.Array, log_size: jax.Array | None) -> jax.Array:
-    factorial_BxN = lax.lgamma(n_BxN + 1)
     if log_size is None:
-        return jnp.exp(log_total_BxN) - n_BxN * log_total_BxN + factorial_BxN
-    size = jnp.exp(log_size)
-    # of n / r in place of n and r, so that a large r does not cancel: log(mu + r) = log r + log1p(mu / r)
-    log_more_BxN = jax.nn.softplus(log_total_BxN - log_size)
-    choices_BxN = lax.lgamma(n_BxN + size) - lax.lgamma(size) - n_BxN * log_size
-    return (n_BxN + size) * log_more_BxN - n_BxN * log_total_BxN - choices_BxN + factorial_BxN
+        return jnp.exp(log_total_BxN) - n_BxN * log_total_BxN + lax.lgamma(n_BxN + 1)
+    return negative_binomial_nats(n_BxN, log_total_BxN, log_size)
 
 
 def log_rates(
