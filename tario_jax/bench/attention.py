@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tario_jax.bench.sequences import Sequence, allowed_pairs, make_sequence
 from tario_jax.config import InputError
 from tario_jax.ops.attention import attention, choose_strategy
+from tario_jax.ops.products import precision
 
 _MIB = 1 << 20
 _DENSE_LIMIT = 3 << 30  # bytes that the scores of a dense peer may take, forward and backward, in one memory
@@ -239,7 +240,7 @@ def _matmul(dtype: str):
     side = 2048 if jax.default_backend() == "cpu" else 8192
     rng = np.random.default_rng(0)
     a, b = (jax.device_put(rng.normal(size=(side, side)).astype(dtype), jax.devices()[0]) for _ in range(2))
-    product = jax.jit(jnp.matmul).lower(a, b).compile()
+    product = jax.jit(functools.partial(jnp.matmul, precision=precision(a, b))).lower(a, b).compile()
     return {"forward": lambda: product(a, b)}, 2 * side**3
 
 

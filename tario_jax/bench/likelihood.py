@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from tario_jax.ops.count_likelihood import SparseCounts, chunk_sizes, count_nll
+from tario_jax.ops.products import dot
 
 _MEDIAN_DETECTIONS = 120.0  # of a bin; nine in ten bins have 45 to 320
 _MIB = 1 << 20
@@ -131,7 +132,7 @@ def _ours(measured_G: jax.Array, chunk: int, gene_chunk: int):
 def _materialised(measured_G: jax.Array):
     def loss(moving: _Moving, dense_NxG: jax.Array) -> jax.Array:
         h, table, bias, log_total = moving
-        logits_NxG = jnp.einsum("nd,gd->ng", h, table, preferred_element_type=jnp.float32) + bias
+        logits_NxG = dot("nd,gd->ng", h, table) + bias
         n_N = dense_NxG.sum(-1)
         total_N = jnp.exp(log_total) - n_N * log_total + jax.lax.lgamma(n_N + 1)
         gene_N = optax.softmax_cross_entropy(jnp.where(measured_G, logits_NxG, -1e30), dense_NxG)

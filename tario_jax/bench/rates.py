@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tario_jax.model.declare import rms_norm
+from tario_jax.ops.products import precision
 from tario_jax.ops.project import project
 from tario_jax.parallel.chips import Rates
 
@@ -86,7 +87,7 @@ def matmul(dtype: str) -> Work:
     """FLOPs of a plain product of squares on the first device, as large as it needs to show its rate."""
     side = _SIDE.get(jax.default_backend(), _SIDE["elsewhere"])
     given = [_placed((side, side), dtype) for _ in range(2)]
-    return _work(jnp.matmul, *given, amount=2.0 * side**3)
+    return _work(functools.partial(jnp.matmul, precision=precision(*given)), *given, amount=2.0 * side**3)
 
 
 def _work(function, *given: jax.Array, amount: float) -> Work:

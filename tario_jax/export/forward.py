@@ -18,7 +18,8 @@ from jax import lax
 from tario_jax.config import DataConfig
 from tario_jax.model.model import Tario
 from tario_jax.model.streams import Visibility
-from tario_jax.ops.attention.blockwise import LOWEST, dot
+from tario_jax.ops.attention.blockwise import LOWEST
+from tario_jax.ops.products import dot
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility, visible
 from tario_jax.tokens.batch import Batch
 

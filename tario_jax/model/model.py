@@ -15,6 +15,7 @@ from tario_jax.model.streams import Visibility, context_ranks, side_by_side
 from tario_jax.model.width import Growth
 from tario_jax.ops.attention.tiles import Tiles
 from tario_jax.ops.count_likelihood import SparseCounts, count_nll, log_rates
+from tario_jax.ops.products import dot
 from tario_jax.ops.project import project
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 from tario_jax.tokens.batch import Batch
@@ -130,7 +131,7 @@ class Tario(nnx.Module):
         """What queries say after all layers, of bins of this side of which this share is measured."""
         with jax.named_scope("gene_head"):
             h = rms_norm(queries_BxQxd, self.head_norm[...])
-            log_density = h.astype(jnp.float32) @ self.total_weight[...] + self.total_bias[...]
+            log_density = dot("bqd,d->bq", h.astype(jnp.float32), self.total_weight[...]) + self.total_bias[...]
             log_total = log_density + jnp.log(size_um_BxQ**2 * jnp.maximum(measured_BxQ, 1e-3))
             gene = project("bqd,dr->bqr", h, self.gene_in[...])
             return Predicted(gene if self.gene_gain == 1 else gene * self.gene_gain, log_total)

@@ -22,7 +22,7 @@ def stain_densities(he_BxTxPxYxXx3: jax.Array, mix_BxTx3x3: jax.Array) -> jax.Ar
     """
     optical = -jnp.log((he_BxTxPxYxXx3.astype(jnp.float32) + 1.0) / 256.0)
     # a sum of three, not a product: one with a contracted axis of 3 is slow everywhere, and rounds its inputs on a TPU
-    of_tile_BxTx1x1x1x3x3 = (STAINS_3x3 @ mix_BxTx3x3)[:, :, None, None, None]
+    of_tile_BxTx1x1x1x3x3 = jnp.matmul(STAINS_3x3, mix_BxTx3x3, precision="highest")[:, :, None, None, None]
     return sum(optical[..., colour, None] * of_tile_BxTx1x1x1x3x3[..., colour, :] for colour in range(3))
 
 

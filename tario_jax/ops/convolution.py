@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tario_jax.config import BATCH_AXES
+from tario_jax.ops.products import precision
 from tario_jax.ops.ranks import Ranks, ambient_platform
 
 _OF_CELLS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NYXC, YXCE -> NYXE
@@ -36,9 +37,7 @@ def _convolve(x, weight_9CxE, by_neighbour):
     del by_neighbour
 
     def local(x, weight_9CxE):
-        cells = x.reshape(-1, *x.shape[3:])
-        y = lax.conv_general_dilated(cells, _kernel(x, weight_9CxE), (1, 1), _AROUND, dimension_numbers=_OF_CELLS,
-                                     preferred_element_type=jnp.float32)  # fmt: skip
+        y = _slide(x.reshape(-1, *x.shape[3:]), _kernel(x, weight_9CxE), _OF_CELLS)
         return y.reshape(*x.shape[:5], -1).astype(x.dtype)
 
     return _run(local, 1)(x, weight_9CxE)
@@ -55,8 +54,7 @@ def _backward(by_neighbour, kept, dy):
     def local(x, weight_9CxE, dy):
         cells, d_cells = x.reshape(-1, *x.shape[3:]), dy.reshape(-1, *dy.shape[3:])
         turned = _kernel(x, weight_9CxE)[::-1, ::-1].swapaxes(2, 3)
-        dx = lax.conv_general_dilated(d_cells, turned, (1, 1), _AROUND, dimension_numbers=_OF_CELLS,
-                                      preferred_element_type=jnp.float32)  # fmt: skip
+        dx = _slide(d_cells, turned, _OF_CELLS)
         d_weight = (_by_neighbour if by_neighbour else _at_once)(cells, d_cells).reshape(weight_9CxE.shape)
         d_weight = ranks.sum(d_weight, *BATCH_AXES, "context")
         return dx.reshape(x.shape).astype(x.dtype), d_weight.astype(weight_9CxE.dtype)
@@ -67,10 +65,14 @@ def _backward(by_neighbour, kept, dy):
 _convolve.defvjp(_forward, _backward)
 
 
+def _slide(x: jax.Array, kernel: jax.Array, dimensions: lax.ConvDimensionNumbers) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), _AROUND, dimension_numbers=dimensions,
+                                    precision=precision(x, kernel), preferred_element_type=jnp.float32)  # fmt: skip
+
+
 def _at_once(x_NxYxXxC: jax.Array, dy_NxYxXxE: jax.Array) -> jax.Array:
     """The gradient of the kernel, float32 [3, 3, C, E]."""
-    return lax.conv_general_dilated(x_NxYxXxC, dy_NxYxXxE, (1, 1), _AROUND, dimension_numbers=_OF_WEIGHTS,
-                                    preferred_element_type=jnp.float32)  # fmt: skip
+    return _slide(x_NxYxXxC, dy_NxYxXxE, _OF_WEIGHTS)
 
 
 def _by_neighbour(x_NxYxXxC: jax.Array, dy_NxYxXxE: jax.Array) -> jax.Array:
@@ -78,7 +80,8 @@ def _by_neighbour(x_NxYxXxC: jax.Array, dy_NxYxXxE: jax.Array) -> jax.Array:
     (_, Y, X, C), E = x_NxYxXxC.shape, dy_NxYxXxE.shape[-1]
     padded, rows = jnp.pad(x_NxYxXxC, ((0, 0), *_AROUND, (0, 0))), dy_NxYxXxE.reshape(-1, E)
     of_neighbours = [jnp.matmul(padded[:, i : i + Y, j : j + X].reshape(-1, C).T, rows,
-                                preferred_element_type=jnp.float32) for i in range(3) for j in range(3)]  # fmt: skip
+                                precision=precision(padded, rows), preferred_element_type=jnp.float32)
+                     for i in range(3) for j in range(3)]  # fmt: skip
     return jnp.stack(of_neighbours).reshape(3, 3, C, E)
 
 

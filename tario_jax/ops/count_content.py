@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tario_jax.config import BATCH_AXES
+from tario_jax.ops.products import dot
 from tario_jax.ops.ranks import Ranks
 from tario_jax.ops.sparse_counts import ALL_GENES, Entries, SparseCounts, bin_totals, chunk_sizes, of_window, slots_from
 
@@ -82,7 +83,7 @@ def dense_content(
     mean_BxnxG = total_Bxn[:, :, None] * share_BxG[:, None]
     residual_BxnxG = jnp.sqrt(counts_BxnxG + _ADDED) - jnp.sqrt(mean_BxnxG + _ADDED)
     residual_BxnxG = jnp.where(gene_mask_BxG[:, None], residual_BxnxG, 0).astype(dtype)
-    held_Bxnxr = jnp.einsum("bng,gr->bnr", residual_BxnxG, table_Gxr.astype(dtype), preferred_element_type=jnp.float32)
+    held_Bxnxr = dot("bng,gr->bnr", residual_BxnxG, table_Gxr.astype(dtype))
     return held_Bxnxr.astype(dtype), total_Bxn
 
 
@@ -91,7 +92,7 @@ def _held(table_Gxr, frequency_G, counts, total_BxN, gene_mask_BxWxG, mask_of_bi
     def local(ranks, residuals, table_Gxr):
         def one(step, held_BxNxr):
             first, new_n, residual_BxnxG = residuals.of_chunk(step, dtype)
-            held_Bxnxr = jnp.einsum("bng,gr->bnr", residual_BxnxG, table_Gxr, preferred_element_type=jnp.float32)
+            held_Bxnxr = dot("bng,gr->bnr", residual_BxnxG, table_Gxr)
             before_Bxnxr = lax.dynamic_slice_in_dim(held_BxNxr, first, chunk, 1)
             held_Bxnxr = jnp.where(new_n[:, None], held_Bxnxr.astype(held_BxNxr.dtype), before_Bxnxr)
             return lax.dynamic_update_slice_in_dim(held_BxNxr, held_Bxnxr, first, 1)
@@ -118,9 +119,7 @@ def _backward(chunk, dtype, given, d_held_BxNxr):
             first, new_n, residual_BxnxG = residuals.of_chunk(step, dtype)
             d_held_Bxnxr = lax.dynamic_slice_in_dim(d_held_BxNxr, first, chunk, 1)
             d_held_Bxnxr = jnp.where(new_n[:, None], d_held_Bxnxr, 0)
-            return d_table_Gxr + jnp.einsum(
-                "bng,bnr->gr", residual_BxnxG, d_held_Bxnxr, preferred_element_type=jnp.float32
-            )
+            return d_table_Gxr + dot("bng,bnr->gr", residual_BxnxG, d_held_Bxnxr)
 
         d_table_Gxr = lax.fori_loop(0, residuals.steps, one, jnp.zeros(table_Gxr.shape, jnp.float32))
         d_table_Gxr = ranks.sum_scattered(d_table_Gxr, "fsdp", 1)  # first: the other sums then move a part of it

@@ -7,7 +7,8 @@ c splits, up to a constant of the counts alone (the multinomial coefficient), in
     gene:   −Σ_g c[b, g] log softmax_g(logits[b])
 
 and the second is next-token cross-entropy of the bin's detections over a vocabulary of genes (gene_likelihood.py, with
-the z-loss that may be added). The total may be negative binomial instead, of mean mu and variance mu + mu² / r (negative_binomial.py):
+the z-loss that may be added). The total may be negative binomial instead (negative_binomial.py), of mean mu and
+variance mu + mu² / r:
 
     total:  (n_b + r) log(mu_b + r) − n_b log mu_b − r log r − log Γ(n_b + r) + log Γ(r) + log n_b!
 

@@ -29,6 +29,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from tario_jax.config import BATCH_AXES, MESH_AXES
+from tario_jax.ops.products import dot
 from tario_jax.ops.ranks import Ranks
 from tario_jax.ops.sparse_counts import ALL_GENES, Chunk, Entries, Part, SparseCounts, add_at, of_window, slots_from
 from tario_jax.ops.tally import Tally
@@ -39,7 +40,7 @@ LOWEST = -1e30
 
 def masked_logits(h_Bxnxd, table_gxd, bias_g, gene_mask_BxWxg, mask_of_bin_Bxn) -> jax.Array:
     """h tableᵀ + bias, float32 [B, n, g]; `LOWEST` for genes outside the bin's mask."""
-    logits_Bxnxg = jnp.einsum("bnd,gd->bng", h_Bxnxd, table_gxd, preferred_element_type=jnp.float32)
+    logits_Bxnxg = dot("bnd,gd->bng", h_Bxnxd, table_gxd)
     return jnp.where(of_window(gene_mask_BxWxg, mask_of_bin_Bxn), logits_Bxnxg + bias_g.astype(jnp.float32), LOWEST)
 
 
@@ -233,8 +234,8 @@ def _walk(h_BxNxd, table_Gxd, bias_G, counts, of_bins, gene_mask_BxWxG, asked, r
             d_logits = entries.added_to(d_logits, step, first, some.part, times=-1)
             d_bias_G = add_at(d_bias_G, d_logits.sum((0, 1)), some.part.first, 0)
             d_logits = d_logits.astype(h_BxNxd.dtype)
-            part_Bxnxd = jnp.einsum("bng,gd->bnd", d_logits, some.table_gxd, preferred_element_type=jnp.float32)
-            part_gxd = jnp.einsum("bng,bnd->gd", d_logits, h_Bxnxd, preferred_element_type=jnp.float32)
+            part_Bxnxd = dot("bng,gd->bnd", d_logits, some.table_gxd)
+            part_gxd = dot("bng,bnd->gd", d_logits, h_Bxnxd)
             return d_h_Bxnxd + part_Bxnxd, add_at(d_table_Gxd, part_gxd, some.part.first, 0), d_bias_G
 
         if gene_steps == 1:

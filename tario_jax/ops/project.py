@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from tario_jax.config import BATCH_AXES
+from tario_jax.ops.products import dot, precision
 from tario_jax.ops.ranks import Ranks, ambient_platform
 
 
@@ -18,7 +19,8 @@ def project(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     to itself XLA sometimes sends the tokens. The weight's gradient leaves the product as the float32 that it is
     accumulated in: summed over devices as bfloat16, it would lose with each of them what the accumulator has kept.
     """
-    return _in_place(jnp.einsum(equation, x, weight.astype(x.dtype)))
+    weight = weight.astype(x.dtype)
+    return _in_place(jnp.einsum(equation, x, weight, precision=precision(x, weight)))
 
 
 def _forward(equation: str, x, weight):
@@ -34,8 +36,8 @@ def _backward(equation: str, kept, dy):
             axis for axis in weight_axes if axis not in y_axes
         )
         weight_ = jax.lax.optimization_barrier(jnp.einsum(f"{weight_axes}->{axes}", weight_))
-    dx = _in_place(jnp.einsum(f"{y_axes},{axes}->{x_axes}", dy, weight_))
-    dweight = jnp.einsum(f"{x_axes},{y_axes}->{weight_axes}", x, dy, preferred_element_type=jnp.float32)
+    dx = _in_place(jnp.einsum(f"{y_axes},{axes}->{x_axes}", dy, weight_, precision=precision(dy, weight_)))
+    dweight = dot(f"{x_axes},{y_axes}->{weight_axes}", x, dy)
     return dx, dweight.astype(weight.dtype)
 
 

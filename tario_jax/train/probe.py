@@ -7,6 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 
+from tario_jax.ops.products import precision
 from tario_jax.parallel.chips import chip_of_device
 
 _SIDE = {"cpu": 512}
@@ -22,7 +23,7 @@ class DeviceProbe:
         self._side = _SIDE.get(devices[0].platform, _SIDE_ELSEWHERE)
         ones = jnp.ones((self._side, self._side), dtype)
         self._operands = [jax.device_put(ones, device) for device in devices]
-        self._product = jax.jit(lambda x: x @ x)
+        self._product = jax.jit(lambda x: jnp.matmul(x, x, precision=precision(x, x)))
         for x in self._operands:
             self._product(x).block_until_ready()
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tario_jax.ops.attention.work import Work, block_pairs, blocked
+from tario_jax.ops.products import dot
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility, visible
 
 LOWEST = jnp.finfo(jnp.float32).min  # finite, so that the difference of two is never NaN
@@ -216,9 +217,3 @@ def _masked(x_Kxsxr: jax.Array, mask_sxq: jax.Array, fill: float) -> jax.Array:
 def _turned(x_KxsxD: jax.Array) -> jax.Array:
     """[K, D, s], made before the product: XLA's CPU products are several times slower where they turn it themselves."""
     return lax.optimization_barrier(x_KxsxD.swapaxes(1, 2))
-
-
-def dot(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Products summed in float32; those of float32 arrays at full precision wherever they run."""
-    precision = "highest" if a.dtype == jnp.float32 else None
-    return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=jnp.float32)

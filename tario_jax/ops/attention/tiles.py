@@ -17,8 +17,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from tario_jax.config import BATCH_AXES
-from tario_jax.ops.attention.blockwise import LOWEST, dot
+from tario_jax.ops.attention.blockwise import LOWEST
 from tario_jax.ops.attention.plan import ATTENTION_OUT
+from tario_jax.ops.products import dot
 from tario_jax.ops.ranks import Ranks
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility, visible
 
