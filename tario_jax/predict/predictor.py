@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
 from tario_jax.corpus.read import Section
-from tario_jax.model.build import build_of
+from tario_jax.model.build import Built, build_of
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import make_mesh, traced_on
 from tario_jax.predict.cover import Blend, Cover, Placed
@@ -43,8 +43,8 @@ class Predictor:
         self.validation: GeneValidation | None = None  # goes along with every map
         self.panel = provenance.panel
         self.allow_virtual_model = allow_virtual_model
-        self.mesh = _prediction_mesh()
-        self.built = build_of(provenance.config, len(self.panel), provenance.layout.frozen_features)
+        self.built = _built(provenance)
+        self.mesh = _prediction_mesh(self.built)
         self._shardings = self.built.shardings(self.mesh)
         self.parameters, self.calibration = jax.device_put((parameters, calibration), self._shardings)
         self._compiled: dict[Callable, Callable] = {}
@@ -243,8 +243,8 @@ def load_step(
         if provenance.config.train.learns == "he":
             raise InputError(f"{workdir}: step {step} learnt from H&E alone (train.learns=he) and knows no gene; start "
                              f"a run from it (--config.start.checkpoint={workdir}), and predict with that")  # fmt: skip
-        built = build_of(provenance.config, len(provenance.panel), provenance.layout.frozen_features)
-        parameters, calibration = checkpoints.model(step, built, _prediction_mesh())
+        built = _built(provenance)
+        parameters, calibration = checkpoints.model(step, built, _prediction_mesh(built))
     checkpoint = checkpoint_id(workdir, step)
     if like is not None and like.provenance == provenance:
         predictor = like.of_step(parameters, calibration, checkpoint)
@@ -272,6 +272,23 @@ def _whole(section: Section | ImageSection, blend: Blend, asked_N: np.ndarray) -
     return rates_NxG
 
 
-def _prediction_mesh() -> Mesh:
-    """All devices that are here, whatever the mesh of training was."""
-    return make_mesh(MeshConfig())
+def _built(provenance: Provenance) -> Built:
+    """The model of a checkpoint, with the kernel that it was trained with only where there is one: its numbers are
+    those of plain XLA."""
+    config = provenance.config
+    if config.model.attention == "pallas":  # which refuses where it cannot be had; auto takes it where it can
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
+    return build_of(config, len(provenance.panel), provenance.layout.frozen_features)
+
+
+def _prediction_mesh(built: Built, devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices that are here, whatever the mesh of training was: the most over fsdp that divide every parameter."""
+    count = len(jax.devices() if devices is None else devices)
+    for fsdp in (size for size in range(count, 0, -1) if count % size == 0):
+        try:
+            mesh = make_mesh(MeshConfig(replica=-1, fsdp=fsdp), devices)
+            built.shardings(mesh)
+            return mesh
+        except InputError:
+            if fsdp == 1:
+                raise
