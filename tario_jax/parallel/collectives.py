@@ -203,19 +203,31 @@ def _axes(groups: list[list[int]], mesh_shape: dict[str, int]) -> tuple[str, ...
 
 def _received(kind: str, shape: str, started: bool, members: int) -> int:
     """Bytes that one device receives, of a ring algorithm; `shape`: of the result, or of operands and results."""
-    sizes = [_bytes(*match.groups()) for match in _SHAPE.finditer(shape)]
-    if not sizes:
-        return 0
+    # what is started has the shape (operands, results, …), but for an all-reduce, which has that of its results
+    if started and (kind != "all-reduce" or shape.startswith("((")):
+        shape = _members(shape)[1]
+    size = sum(_bytes(*match.groups()) for match in _SHAPE.finditer(shape))
     share = (members - 1) / members
-    if kind == "collective-permute":
-        return max(sizes)
-    if kind == "all-reduce":
-        return round(2 * share * (sum(sizes) / 2 if started and shape.startswith("((") else sum(sizes)))
-    if kind == "reduce-scatter":
-        return round((members - 1) * (min(sizes) if started else sum(sizes)))
-    if kind == "all-gather":
-        return round(share * (max(sizes) if started else sum(sizes)))
-    return round(share * max(sizes))
+    match kind:
+        case "collective-permute":
+            return size
+        case "all-reduce":
+            return round(2 * share * size)
+        case "reduce-scatter":
+            return (members - 1) * size
+    return round(share * size)
+
+
+def _members(shape: str) -> list[str]:
+    """Of a tuple's shape; layouts such as {1,0:T(8,128)} hold commas and brackets too."""
+    found, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "({[") - (letter in ")}]")
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [member.strip() for member in found]
 
 
 def _bytes(kind: str, shape: str) -> int:

@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
 from refusals import refused
 
 from tario_jax.parallel.collectives import Collective, collectives
 
 _PROGRAM = """
 import json
+
+import pytest
 import jax, jax.numpy as jnp, numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
@@ -70,6 +73,29 @@ ENTRY %main (a: bf16[512,4]) -> bf16[512,4] {
         Collective("reduce-scatter", ("replica",), 16, 16 * 400),
         Collective("collective-permute", ("replica",), 1, 40),
     }  # an all-reduce of each device with itself sends nothing
+
+
+@pytest.mark.parametrize(
+    ("kind", "operands", "results"),
+    [
+        ("all-gather", ("bf16[128,4]{1,0:T(8,128)(2,1)}", "f32[64]{0}"),
+         ("bf16[512,4]{1,0:T(8,128)(2,1)}", "f32[256]{0}")),
+        ("reduce-scatter", ("f32[512,4]{1,0}", "bf16[64]{0}"), ("f32[128,4]{1,0}", "bf16[16]{0}")),
+        ("all-reduce", ("f32[512]{0}", "f32[64]{0}"), ("f32[512]{0}", "f32[64]{0}")),
+        ("all-to-all", ("f32[512]{0}", "f32[64]{0}"), ("f32[512]{0}", "f32[64]{0}")),
+        ("collective-permute", ("f32[512]{0}", "f32[64]{0}"), ("f32[512]{0}", "f32[64]{0}")),
+    ],
+)  # fmt: skip
+def test_several_that_are_started_together_are_what_they_are_at_once(kind, operands, results):
+    among = "source_target_pairs={{0,1},{1,0}}" if kind == "collective-permute" else "replica_groups=[2,4]<=[2,4]"
+
+    def found(shape, name):
+        return collectives(f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  %g = {shape} {name}(%x, %y), {among}\n}}\n", MESH)
+
+    operands, results = (f"({', '.join(each)})" for each in (operands, results))
+    assert found(f"({operands}, {results}, u32[], u32[])", f"{kind}-start") == found(results, kind)
+    [one], _ = found(results, kind)
+    assert one.bytes > 0
 
 
 def test_between_slices_the_host_sends_and_receives():
