@@ -139,7 +139,9 @@ def check_optimisers(config: Config, corpus: Corpus, *, rates: list[float], seed
     results = Results(workdir / "optimisers.json", config, corpus.seal)
     result: dict[str, Any] = {"steps": config.train.steps, "seeds": seeds}
     for name in ("adamw", "muon"):
-        chosen = dataclasses.replace(config, optim=dataclasses.replace(config.optim, optimiser=name))
+        muon_rate = config.optim.muon_rate if name == "muon" else type(config.optim).muon_rate  # adamw reads none
+        optim = dataclasses.replace(config.optim, optimiser=name, muon_rate=muon_rate)
+        chosen = dataclasses.replace(config, optim=optim)
         losses = _until_inside(_Measured(chosen, batches, results, name, seeds, say).loss, rates)
         rate = min(losses, key=lambda rate: _or_inf(losses[rate]))
         result[name] = {"losses": losses, "rate": rate, "loss": losses[rate]}

@@ -18,11 +18,12 @@ from tario_jax.config_files import to_dict
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import split_corpus
 from tario_jax.model.build import Tree, build
-from tario_jax.parallel.mesh import make_mesh
+from tario_jax.model.width import Growth
+from tario_jax.parallel.mesh import check_rows, make_mesh
 from tario_jax.tokens.batch import Batch
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource
-from tario_jax.train.calibrate import calibrate
+from tario_jax.train.calibrate import calibrate, gene_table
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.state import TrainState, initial_state, make_loss, make_train_step, to_devices
 
@@ -37,6 +38,7 @@ class Batches:
     train: list[Batch]
     validation: list[Batch]
     genes: int
+    calibration: list[Batch]
     biases: Tree  # of the head, and the statistics of the H&E: what a model starts from, whatever its width
     statistics: Tree
 
@@ -64,13 +66,15 @@ class Batches:
         data, run = config.data, config.train
         built = build(config.model, len(corpus.panel), data.patch_px, content=not data.one_shot)
         start = jax.device_get(built.initialise(0, make_mesh(config.mesh)))
-        parameters, statistics = calibrate(built, *start, read(split.train, data, run.calibration_rows, 2, False),
-                                           list(split.train), len(corpus.panel),
+        whole = -(-run.calibration_rows // data.rows) * data.rows
+        calibration = read(split.train, data, whole, 2, False)
+        parameters, statistics = calibrate(built, *start, calibration, list(split.train), len(corpus.panel),
+                                           principal=False,  # of each model, by its own width
                                            rare_gene_weight=config.model.rare_gene_weight)  # fmt: skip
         return cls(
             read(split.train, data, run.steps * data.rows, 0, True),
             read(split.validation, one_shot, run.validation_rows, 1, False),
-            len(corpus.panel), {name: parameters[name] for name in ("gene_bias", "total_bias")}, statistics,
+            len(corpus.panel), calibration, {name: parameters[name] for name in ("gene_bias", "total_bias")}, statistics,
         )  # fmt: skip
 
 
@@ -95,16 +99,20 @@ class Trainer:
     def __init__(self, config: Config, batches: Batches):
         self.config, self.batches = config, batches
         self.mesh = make_mesh(config.mesh)
+        check_rows(self.mesh, config.data.rows, config.train.accumulate)
         self.built = build(config.model, batches.genes, config.data.patch_px, content=not config.data.one_shot)
         at_one = dataclasses.replace(config.optim, learning_rate=1.0)
         self.optimiser = _times_rate(make_optimiser(at_one, config.train.steps, self.built))
-        self._step = make_train_step(self.built, self.optimiser, self.mesh)
-        self._loss = make_loss(self.built, self.mesh)
+        self._step = make_train_step(self.built, self.optimiser, self.mesh, config.train.accumulate)
+        self._loss = make_loss(self.built, self.mesh, config.train.accumulate)
 
     def start(self, seed: int) -> TrainState:
-        """Calibrated, on the host."""
-        state = initial_state(self.built, self.optimiser, self.mesh, seed)
+        """Calibrated as a run of `tario train` is, on the host."""
+        state, model = initial_state(self.built, self.optimiser, self.mesh, seed), self.config.model
         parameters = state.parameters | self.batches.biases
+        if model.principal_start:
+            shape, gene_base = parameters["gene_table"].shape, model.gene_dim / Growth.of(model).gene_dim
+            parameters["gene_table"] = gene_table(self.batches.calibration, self.batches.genes, shape, gene_base, seed)
         return jax.device_get(state._replace(parameters=parameters, calibration=self.batches.statistics))
 
     def train(self, start: TrainState, rate: float, batches: list[Batch],

@@ -50,10 +50,16 @@ def calibrate(
         "total_bias": jnp.asarray(np.log((detections + 1.0) / max(area_um2, 1.0)), jnp.float32),
     }
     if principal:
-        table_Gxr = np.zeros(parameters["gene_table"].shape, np.float32)
-        table_Gxr[:genes] = principal_table(batches, genes, table_Gxr.shape[1], gene_base or table_Gxr.shape[1], seed)
-        parameters["gene_table"] = jnp.asarray(table_Gxr)
+        shape = parameters["gene_table"].shape
+        parameters["gene_table"] = gene_table(batches, genes, shape, gene_base or shape[1], seed)
     return parameters, calibration
+
+
+def gene_table(batches: list[Batch], genes: int, shape: tuple[int, int], gene_base: float, seed: int) -> jax.Array:
+    """The padded table of genes at the axes along which the bins of `batches` differ."""
+    table_Gxr = np.zeros(shape, np.float32)
+    table_Gxr[:genes] = principal_table(batches, genes, shape[1], gene_base, seed)
+    return jnp.asarray(table_Gxr)
 
 
 def calibrate_he(built: Built, parameters: Tree, calibration: Tree, batches: list[Batch]) -> Tree:

@@ -1,18 +1,24 @@
 """The checks of width: they tell muP from the standard parametrisation, and a bench that is run again goes on."""
 
+import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from refusals import refused
-from tiny_tissue import tiny_config
+from tiny_tissue import PANEL, tiny_config
 
+from tario_jax.bench import width, width_runs
 from tario_jax.bench.coordinates import slopes
 from tario_jax.bench.width import _until_inside, check_coordinates, check_learning_rate, check_optimisers
-from tario_jax.bench.width_runs import Results, best_rate, model_of_width
+from tario_jax.bench.width_runs import Batches, Results, Trainer, best_rate, model_of_width
 from tario_jax.cli import main as cli
 from tario_jax.config import ModelConfig
+from tario_jax.train.run import Run
+from tario_jax.train.start import start
 
 ONE_SHOT = {"rows": 1, "groups": ((1, 1.0),)}
 SMALL = {"heads": 4, "kv_heads": 2, "head_dim": 8, "layers": 1, "stem_width": 4}
@@ -71,6 +77,45 @@ def test_rates_go_on_until_the_best_is_inside():
     assert asked == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0] and list(found) == sorted(asked)
     asked.clear()
     assert list(_until_inside(loss, [16.0, 32.0])) == [4.0, 8.0, 16.0, 32.0] and asked == [16.0, 32.0, 8.0, 4.0]
+
+
+@pytest.mark.parametrize(("size", "kind"), [(64, "mup"), *(pytest.param(*each, marks=pytest.mark.slow)
+                                                           for each in ((32, "mup"), (64, "standard")))])  # fmt: skip
+def test_it_starts_as_a_run_does(size, kind, tiny_corpus):
+    base = tiny_config(data=ONE_SHOT | {"rows": 3}, model=SMALL | {"gene_dim": 8})
+    config = dataclasses.replace(base, model=model_of_width(base.model, size, kind))
+    found = Trainer(config, Batches.read(base, tiny_corpus)).start(config.train.seed)
+    _, expected = start(Run.of(config, tiny_corpus), silent)
+    for part in ("parameters", "calibration"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(found, part), jax.device_get(getattr(expected, part)))
+    assert np.abs(found.parameters["gene_table"]).max() > 0
+
+
+def test_the_step_is_made_in_the_parts_of_the_config(tiny_corpus, monkeypatch):
+    made = {}
+    for name in ("make_train_step", "make_loss"):
+        monkeypatch.setattr(width_runs, name, lambda *given, name=name: made.update({name: given[-1]}))
+    config = tiny_config(data=ONE_SHOT | {"rows": 4}, train={"accumulate": 2})
+    batches = Batches([], [], len(PANEL), [], {}, {})
+    Trainer(config, batches)
+    assert made == {"make_train_step": 2, "make_loss": 2}
+    odd = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=3))
+    refused(lambda: Trainer(odd, batches), "--config.data.rows=3", "train.accumulate")
+
+
+def test_the_rate_of_muon_is_not_that_of_adamw(tmp_path, monkeypatch):
+    """--config.optim.muon_rate is of one of the two that are compared."""
+    optims = []
+
+    def measured(config, *_):
+        optims.append(config.optim)
+        return SimpleNamespace(loss=lambda rate: abs(math.log(rate / 2)))
+
+    monkeypatch.setattr(width, "_Measured", measured)
+    monkeypatch.setattr(Batches, "read", lambda config, corpus: None)
+    config = tiny_config(optim={"optimiser": "muon", "muon_rate": 5.0})
+    check_optimisers(config, SimpleNamespace(seal="seal"), rates=[1.0, 2.0, 4.0], seeds=1, workdir=tmp_path)
+    assert [(optim.optimiser, optim.muon_rate) for optim in optims] == [("adamw", 10.0), ("muon", 5.0)]
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path):
