@@ -74,7 +74,8 @@ class Batches:
         return cls(
             read(split.train, data, run.steps * data.rows, 0, True),
             read(split.validation, one_shot, run.validation_rows, 1, False),
-            len(corpus.panel), calibration, {name: parameters[name] for name in ("gene_bias", "total_bias")}, statistics,
+            len(corpus.panel), calibration, {name: parameters[name] for name in ("gene_bias", "total_bias")},
+            statistics,
         )  # fmt: skip
 
 

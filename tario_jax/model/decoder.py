@@ -158,7 +158,8 @@ def _layer(p: dict, x_BxAxd, streams: Streams, turns: Turns, attend):
     h = rms_norm(x_BxAxd, p["attention_norm"])
     q = rms_norm(project("bad,dhk->bahk", h, p["q"]), p["q_norm"])
     k = rms_norm(project("bsd,dhk->bshk", streams.seen(h), p["k"]), p["k_norm"])
-    q, k = (x + reach.reshape(x.shape[2:]).astype(x.dtype) for x, reach in ((q, p["q_reach"]), (k, p["k_reach"])))
+    # in float32, cast after: so their gradients are summed over tokens in float32
+    q, k = ((x + reach.reshape(x.shape[2:])).astype(x.dtype) for x, reach in ((q, p["q_reach"]), (k, p["k_reach"])))
     v = project("bsd,dhk->bshk", streams.seen(h), p["v"])
     read = attend(rotate(q, turns), rotate(k, jax.tree.map(streams.seen, turns)), v)
     x = x_BxAxd + project("bahk,hkd->bad", read, p["attention_out"])

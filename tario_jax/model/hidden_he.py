@@ -49,7 +49,7 @@ class HiddenHE(nnx.Module):
         with jax.named_scope("encoders"):
             he_BxTxPxd = self.he_encoder(batch, dtype, hidden_patches(batch))
         d = he_BxTxPxd.shape[-1]
-        queries = jnp.broadcast_to(self.hidden_token[...].astype(dtype), (B, T * P, d))
+        queries = jnp.broadcast_to(self.hidden_token[...], (B, T * P, d)).astype(dtype)  # its gradient: float32
         places = batch.patch_xy_um_BxTxPx2.reshape(B, T * P, 2)
         visibility = {kind: _visibility(batch, local=kind == "local") for kind in dict.fromkeys(self.config.pattern)}
         with jax.named_scope("decoder"):

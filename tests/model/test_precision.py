@@ -1,7 +1,10 @@
 """What is said to be float32 is float32 everywhere: no product of float32 is left to TF32 or bfloat16."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_tissue import PANEL, tiny_config
 
@@ -9,6 +12,7 @@ from tario_jax.bench.made_batch import made_batch
 from tario_jax.model.build import build
 from tario_jax.ops import convolution, project
 from tario_jax.parallel.mesh import make_mesh
+from tario_jax.tokens.hidden import of_he
 from tario_jax.train.aot import pod_layout
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.state import abstract_state, make_train_step
@@ -45,3 +49,23 @@ def test_products_of_float32_are_made_in_float32(monkeypatch, dtype, platform):
         is_highest = equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
         assert is_highest == (of_operands == {jnp.dtype("float32")}), equation
     assert types == {jnp.dtype("float32"), jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("learns", ["counts", "he"])
+def test_no_gradient_is_summed_in_bfloat16(learns):
+    """Of what was added up in float32, some digits are beyond bfloat16."""
+    config = tiny_config(data={"groups": ((4, 1.0),)}, model={"compute_dtype": "bfloat16"}, train={"learns": learns})
+    data = of_he(config.data) if learns == "he" else config.data
+    built = build(config.model, GENES, data.patch_px, content=True, learns=learns)
+    config = dataclasses.replace(config, data=data)
+    batch = made_batch(config, pod_layout(config, GENES), GENES, 0)
+    rng = np.random.default_rng(0)
+    parameters, calibration = (
+        jax.tree.map(lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), tree)
+        for tree in built.abstract()
+    )
+    calibration = jax.tree.map(lambda leaf: 1 + abs(leaf), calibration)
+    gradient = jax.jit(jax.grad(lambda moving: built.merge(moving, calibration).loss(batch).objective))(parameters)
+    rounded = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(gradient)
+               if leaf.any() and (leaf == leaf.astype("bfloat16")).all()]  # fmt: skip
+    assert not rounded
