@@ -89,8 +89,9 @@ def count_nll(
     r N / ranks to (r + 1) N / ranks), genes over tensor; the entries of a row are whole on each of its devices, and the
     sums are those of the whole batch.
 
-    Wrong counts cannot be refused under jit; `check_counts` does before. Here, a count on a gene outside its bin's
-    mask drives the loss to the order of 1e30, and entries out of order are lost.
+    Wrong counts cannot be refused under jit: a count on a gene outside its bin's mask drives the loss to the order of
+    1e30, and entries out of order are lost. A corpus refuses the first when it is written, and its batches are in
+    order; nobody looks again. For counts from elsewhere there is `check_counts`.
 
     Raises `InputError` for a negative chunk, and where rows, bins, genes or the width of the table do not divide over
     the mesh.
