@@ -47,7 +47,7 @@ def find_cluster(
     if processes is not None or process is not None:
         return _of_flags(address, processes, process)
     found = _slurm(environment)
-    if found is None and "tpu" in environment.get("JAX_PLATFORMS", "tpu"):
+    if found is None and "tpu" in (environment.get("JAX_PLATFORMS") or "tpu"):
         found = _tpu(environment, metadata)
     if address is None:
         return found

@@ -73,6 +73,7 @@ def test_workers_of_gke_are_processes_slice_by_slice():
     assert (found.process, found.coordinator) == (3, ("job-0-0.svc", 8482))
     assert found.hosts == ("job-0-0.svc", "worker 1 of slice 0", "job-0-0.svc", "job-0-1.svc")
     assert find_cluster(GKE | {"JAX_PLATFORMS": "cpu"}) is None
+    assert find_cluster(GKE | {"JAX_PLATFORMS": ""}) == find_cluster(GKE)  # to jax: not set
     assert find_cluster({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}) is None
 
 
