@@ -20,6 +20,7 @@ Made = TypeVar("Made")
 _LONGEST = 65536  # bytes of a message
 _NAMED = 32  # of those that did not come
 _SAID = {"process": int, "processes": int, "host": str}
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # 90 s: by default, 2 hours
 _PATIENCE_S = 10.0  # for process 0's answer after its own deadline
 
 
@@ -129,7 +130,7 @@ def _answer(cluster: Cluster, timeout_s: float) -> None:
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=min(left, 10.0)) as connection:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                _keep_alive(connection)
                 connection.sendall(json.dumps(said).encode() + b"\n")
                 if _wait(connection, timeout_s + _PATIENCE_S):
                     return None
@@ -141,6 +142,14 @@ def _answer(cluster: Cluster, timeout_s: float) -> None:
         f"start: {cluster.named(0)} did not come to {host}:{port} within {timeout_s:g} s ({why}); see in its log "
         f"whether it started, open port {port} of {host} in the firewall, or wait longer with --start-timeout-s"
     )
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Reading ends with an error where the other host is gone without a word; as soon as the platform lets us say."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _wait(connection: socket.socket, timeout_s: float) -> bool:

@@ -20,7 +20,7 @@ from tario_jax.config import InputError, MeshConfig
 from tario_jax.model.build import build
 from tario_jax.parallel.clusters import Cluster
 from tario_jax.parallel.mesh import make_mesh
-from tario_jax.parallel.roll_call import roll_call
+from tario_jax.parallel.roll_call import _keep_alive, roll_call
 from tario_jax.train.checkpoint import Checkpoints
 from tario_jax.train.loop import train
 from tario_jax.train.optimiser import make_optimiser
@@ -97,6 +97,15 @@ def test_a_stranger_at_the_port_is_not_counted_and_a_taken_port_is_said(port):
     with socket.create_server(("", port)):
         (said,) = meet(port, [0])
     assert f"port {port} of this host is taken" in said
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the platform says no times of keepalive")
+def test_a_host_that_is_gone_without_a_word_is_missed_within_two_minutes():
+    with socket.socket() as connection:
+        _keep_alive(connection)
+        idle_s, every_s, times = (connection.getsockopt(socket.IPPROTO_TCP, name) for name in
+                                  (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT))  # fmt: skip
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and idle_s + every_s * times <= 120
 
 
 def environment(devices: int) -> dict[str, str]:
