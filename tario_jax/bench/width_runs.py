@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,9 @@ from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.calibrate import calibrate, gene_table
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.state import TrainState, initial_state, make_loss, make_train_step, to_devices
+from tario_jax.train.whole_file import write_whole
+
+_VERSION = 2  # of how a model starts: what began otherwise is measured anew
 
 GROWING = ("width", "head_dim", "mlp_width", "gene_dim", "stem_width")
 PARAMETRISATIONS = ("mup", "standard")
@@ -155,14 +157,14 @@ class Results:
     """What is measured already, as JSON: a bench that is run again goes on."""
 
     def __init__(self, path: Path, config: Config, seal: str):
-        """Raises `InputError` where the file holds results of another config or corpus."""
-        settings = json.loads(json.dumps({"corpus": seal, "config": to_dict(config)}))
+        """Raises `InputError` where the file holds results of another config or corpus, or of another start."""
+        settings = json.loads(json.dumps({"version": _VERSION, "corpus": seal, "config": to_dict(config)}))
         self._path, self._settings, self._found = path, settings, {}
         if path.exists():
             stored = json.loads(path.read_text())
             if stored["settings"] != settings:
-                raise InputError(f"{path}: holds results of another config or corpus; give another --workdir, or "
-                                 "delete the file")  # fmt: skip
+                raise InputError(f"{path}: holds results of another config or corpus, or of an earlier tario; give "
+                                 "another --workdir, or delete the file")  # fmt: skip
             self._found = stored["found"]
 
     def once(self, name: str, measure: Callable[[], Any]) -> Any:
@@ -170,9 +172,7 @@ class Results:
         if name not in self._found:
             self._found[name] = measure()
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_suffix(".partial")
-            partial.write_text(json.dumps({"settings": self._settings, "found": self._found}, indent=1) + "\n")
-            os.replace(partial, self._path)
+            write_whole(self._path, json.dumps({"settings": self._settings, "found": self._found}, indent=1) + "\n")
         return self._found[name]
 
 
