@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_tissue import PANEL, tiny_config
 
+from launch.sweep_file import read_sweep
 from tario_jax.config import Config
 from tario_jax.model.build import build
 from tario_jax.model.flops import allowed_pairs, step_flops
@@ -16,9 +17,9 @@ from tario_jax.tokens.batch import Batch, batch_arrays, empty_batch, make_layout
 from tario_jax.tokens.order import write_steps
 
 
-def layout_of(config: Config):
+def layout_of(config: Config, genes: int = len(PANEL)):
     data = config.data
-    return make_layout(data, len(PANEL), bins_per_tile=square_bins_per_tile(data), largest_bin_um=data.bin_um,
+    return make_layout(data, genes, bins_per_tile=square_bins_per_tile(data), largest_bin_um=data.bin_um,
                        count_capacity=256)  # fmt: skip
 
 
@@ -72,3 +73,13 @@ def test_weights_are_what_xla_counts():
     assert counted == pytest.approx(told, rel=0.15)
     wider = step_flops(dataclasses.replace(config, data=dataclasses.replace(config.data, rows=16)), layout)
     assert wider.total == pytest.approx(flops.total * 16 / config.data.rows)
+
+
+def test_parts_of_the_ablation_are_removed_at_equal_compute():
+    configs = read_sweep("configs/sweeps/ablation.py").configs
+    counted = {name: step_flops(config, layout_of(config, 600)).total * config.train.steps
+               for name, config in configs.items()}  # fmt: skip
+    whole = counted["whole_seed0"]
+    assert configs["without_contents_seed0"].train.steps > 1.05 * configs["whole_seed0"].train.steps
+    for name, flops in counted.items():  # the optimiser is not counted: 0.03 of the time is Muon's
+        assert flops / (1.03 if "muon" in name else 1.0) == pytest.approx(whole, rel=0.01), name
