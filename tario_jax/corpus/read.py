@@ -423,6 +423,9 @@ class Corpus:
                 raise InputError(f"{root / 'corpus.json'}: has no checksum of {name}; restore it or ingest again")
         tables = {name: _sealed(root / name, described["files"][name]) for name in TABLES}
         panel = Panel.from_text(tables["panel.tsv"].decode(), str(root / "panel.tsv"))
+        if panel.hash != described["panel_hash"]:
+            raise InputError(f"{root / 'corpus.json'}: 'panel_hash' is {described['panel_hash']}, panel.tsv has "
+                             f"{panel.hash}; restore both or ingest again")  # fmt: skip
         patients, sections = (_rows(tables[f"{name}.parquet"]) for name in ("patients", "sections"))
         found = []
         for row in sections:

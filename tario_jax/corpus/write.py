@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,12 +78,13 @@ def same_as_sealed(root: Place | Path, panel: Panel, kind: Kind, section: Sectio
         return seal["record"] == record and seal["content"] == layout.array_sha256(arrays)
 
 
-def write_section(root: Place | Path, panel: Panel, kind: Kind, section: SectionData) -> None:
-    """Writes one section and its seal; whatever an interrupted write left there is removed first."""
-    check_section_id(section.section_id)  # once more: everything below that folder is removed
+def write_section(root: Place | Path, panel: Panel, kind: Kind, section: SectionData) -> str:
+    """Writes one section and its seal, and gives the hash of its content.
+
+    Whatever an interrupted write left there is removed first.
+    """
+    remove_section(root, section.section_id)
     place = Place(root) / f"sections/{section.section_id}"
-    (place / "seal.json").remove()  # first: what is half removed is not sealed
-    place.remove_below()
     with _arrays(section, panel, Place(root)) as arrays:
         for name, array in arrays.items():
             layout.write_array(place / name, array)
@@ -98,6 +99,7 @@ def write_section(root: Place | Path, panel: Panel, kind: Kind, section: Section
         {"format_version": layout.FORMAT_VERSION, "panel_hash": panel.hash, "record": record, "content": content,
          "files": files},
     )  # fmt: skip
+    return content
 
 
 def _record(section: SectionData, kind: Kind, arrays: dict[str, layout.Rows]) -> dict[str, Any]:
@@ -123,31 +125,59 @@ def _record(section: SectionData, kind: Kind, arrays: dict[str, layout.Rows]) ->
     }
 
 
+def remove_section(root: Place | Path, section_id: str) -> None:
+    """Removes one section and its seal."""
+    check_section_id(section_id)  # everything below that folder is removed
+    place = Place(root) / f"sections/{section_id}"
+    (place / "seal.json").remove()  # first: what is half removed is not sealed
+    place.remove_below()
+
+
+def described_patients(root: Place | Path, seals: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Rows of the patients' table by patient. Raises `InputError` where two sections describe one otherwise."""
+    patients: dict[str, dict[str, str]] = {}
+    for name, seal in seals.items():
+        record = seal["record"]
+        add_patient(patients, root, name, record["patient"], record["cohort"], record["patient_columns"])
+    return patients
+
+
+def add_patient(
+    patients: dict[str, dict[str, str]], root: Place | Path, section_id: str, patient_id: str, cohort: str,
+    columns: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Adds whose a section is to those described before. Raises `InputError` where they say otherwise of the patient.
+
+    Who may be learnt from, and in which cohort, hangs on it: of two descriptions neither is taken.
+    """
+    row = {"patient": patient_id, "cohort": cohort, **columns}
+    before = patients.setdefault(patient_id, row)
+    if before != row:
+        raise InputError(f"{root}: patient {patient_id!r} is described as {before} and as {row} (section "
+                         f"{section_id!r}); expected one description; correct --patient, --cohort or the table that "
+                         "says so")  # fmt: skip
+
+
 def seal_corpus(root: Place | Path, panel: Panel, kind: Kind, split: dict[str, str] | None = None) -> Corpus:
     """Gathers the sealed sections into tables and writes the corpus seal.
 
     `split` maps patients to train, validation or held_out and becomes `split.tsv`, which a user may edit: it is not
-    part of the seal. Raises `InputError` where there is no section, or one section stands under two names.
+    part of the seal. Raises `InputError` where there is no section, one section stands under two names, a patient is
+    described in two ways, or another ingest wrote onto another panel meanwhile.
     """
     root = Place(root)
     seals = sealed_sections(root)
     if not seals:
         raise InputError(f"{root}: no section was written; expected at least one")
+    _check_one_panel(root, panel, kind, seals)
     by_content: dict[str, str] = {}
     for name, seal in seals.items():
         other = by_content.setdefault(seal["content"], name)
         if other != name:
-            raise InputError(f"{root}: sections {other!r} and {name!r} hold the same data; remove one of them")
+            raise InputError(f"{root}: sections {other!r} and {name!r} hold the same data; remove one of them: "
+                             f"{root / 'sections' / name}, and run the same ingest again")  # fmt: skip
     records = [seal["record"] for seal in seals.values()]
-    patients: dict[str, dict[str, str]] = {}
-    for record in records:
-        row = {"patient": record["patient"], "cohort": record["cohort"], **record["patient_columns"]}
-        before = patients.setdefault(record["patient"], row)
-        if before != row:
-            raise InputError(
-                f"{root}: patient {record['patient']!r} is described as {before} and as {row} "
-                f"(section {record['section']!r}); expected one description"
-            )
+    patients = described_patients(root, seals)
     nested = ("quality", "patient_columns", "spot_names", "arrays", "densest")
     rows = [
         {name: value for name, value in record.items() if name not in nested}
@@ -162,6 +192,19 @@ def seal_corpus(root: Place | Path, panel: Panel, kind: Kind, split: dict[str, s
         write_split(root, {patient: side for patient, side in split.items() if patient in patients})
     layout.write_json(root / "corpus.json", describe_corpus(root, panel, kind, seals))
     return Corpus.open(root)
+
+
+def _check_one_panel(root: Place, panel: Panel, kind: Kind, seals: dict[str, dict[str, Any]]) -> None:
+    """Two ingests that begin at once both find the folder empty: genes are numbered by one panel, or not at all."""
+    held = Panel.from_text((root / "panel.tsv").read().decode(), str(root / "panel.tsv")).hash
+    if held != panel.hash:
+        raise InputError(f"{root / 'panel.tsv'}: has the hash {held}, this ingest's panel {panel.hash}: another ingest "
+                         "began here meanwhile; use another folder, one ingest after the other")  # fmt: skip
+    for name, seal in seals.items():
+        found = seal["record"]["kind"], seal["panel_hash"]
+        if found != (kind, panel.hash):
+            raise InputError(f"{root / 'sections' / name}: is {found[0]}, of a panel with the hash {found[1]}; expected "
+                             f"{kind}, {panel.hash}; remove it, and ingest it again after the others")  # fmt: skip
 
 
 def sealed_sections(root: Place) -> dict[str, dict[str, Any]]:

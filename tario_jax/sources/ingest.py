@@ -1,5 +1,6 @@
 """A source into a corpus: section by section, with progress, resumable."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,14 @@ from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place, plainly
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import (
+    add_patient,
     begin_corpus,
+    described_patients,
     holds_sections,
+    remove_section,
     same_as_sealed,
     seal_corpus,
+    sealed_sections,
     section_is_sealed,
     write_section,
 )
@@ -52,23 +57,45 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
     before the first section could be read.
     """
     began, root = time.monotonic(), Place(root)
+    was_sealed = (root / "corpus.json").exists()
+    try:
+        _write_sections(source, root, say, began)
+    except InputError:
+        if was_sealed and not (root / "corpus.json").exists():
+            with contextlib.suppress(InputError):  # the first reason is the one to be told
+                seal_corpus(root, source.panel, "real")  # what is whole stays a corpus
+        raise
+    corpus = seal_corpus(root, source.panel, "real")
+    say(source.report.table())
+    return corpus
+
+
+def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], began: float) -> None:
     for number, section in enumerate(source.sections, 1):
         if number == 1:
+            seals = sealed_sections(root)
+            patients = described_patients(root, seals)
+            name_of = {seal["content"]: name for name, seal in seals.items()}
+        section_id = section.section_id
+        add_patient(patients, root, section_id, section.patient_id, section.cohort, section.patient)
+        if number == 1:
             begin_corpus(root, source.panel, "real", {"source": source.report.source})
-        there = section_is_sealed(root, section.section_id)
+        there = section_is_sealed(root, section_id)
         if there and not same_as_sealed(root, source.panel, "real", section):
             raise InputError(
-                f"{root}: holds a section {section.section_id!r} of other files, of another patient or read with other "
+                f"{root}: holds a section {section_id!r} of other files, of another patient or read with other "
                 "flags; use another --out, or delete this one"
             )
         if not there:
             (root / "corpus.json").remove()  # a corpus that grows is not sealed meanwhile
-            write_section(root, source.panel, "real", section)
+            content = write_section(root, source.panel, "real", section)
+            twin = name_of.setdefault(content, section_id)
+            if twin != section_id:
+                remove_section(root, section_id)  # known only now that it is written
+                raise InputError(f"{root}: section {section_id!r} holds the same data as {twin!r}, which is there; it "
+                                 "is not taken; leave it out, or ingest it into another --out")  # fmt: skip
         state = "is there already" if there else f"written, {time.monotonic() - began:.0f} s"
-        say(f"ingest: {number}/{source.number} sections  {section.section_id}  {state}")
-    corpus = seal_corpus(root, source.panel, "real")
-    say(source.report.table())
-    return corpus
+        say(f"ingest: {number}/{source.number} sections  {section_id}  {state}")
 
 
 def account(source: Ingested, corpus: Corpus) -> dict:

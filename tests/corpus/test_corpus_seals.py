@@ -182,6 +182,13 @@ def test_an_edited_corpus_seal_is_noticed(sealed, name):
         assert any(str(path) in fault for fault in found), found
 
 
+def test_a_panel_that_the_corpus_seal_does_not_describe_is_refused_when_it_is_opened(sealed, tmp_path):
+    shutil.copytree(sealed, tmp_path / "c")
+    path = tmp_path / "c/corpus.json"
+    path.write_text(path.read_text().replace(PANEL.hash, "0" * 16))
+    refused(lambda: Corpus.open(tmp_path / "c"), "corpus.json: 'panel_hash' is 0000", PANEL.hash)
+
+
 def test_a_corpus_seal_that_is_no_object_is_refused(sealed, tmp_path):
     shutil.copytree(sealed, tmp_path / "c")
     (tmp_path / "c/corpus.json").write_text("[]")

@@ -1,0 +1,56 @@
+"""An ingest that is refused leaves the corpus that was there as usable as it was."""
+
+import dataclasses
+
+import pytest
+from refusals import refused
+from tiny_tissue import PANEL, tiny_section
+
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
+from tario_jax.panel import Panel
+from tario_jax.sources.ingest import ingest
+from tario_jax.sources.ingested import Ingested, IngestReport
+
+FIRST, SECOND, THIRD = (tiny_section(name, name[0], seed, detections=60) for seed, name in enumerate(("A1", "B1", "C1")))
+
+
+def ingested(root, *sections, panel=PANEL, said=None):
+    source = Ingested(panel, iter(sections), len(sections), IngestReport("made", "by a test"))
+    return ingest(source, root, (lambda line: None) if said is None else said.append)
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Corpus:
+    return ingested(tmp_path / "c", FIRST)
+
+
+def test_a_known_patient_with_another_cohort_is_refused_before_anything_is_touched(corpus):
+    files = {path: path.read_bytes() for path in corpus.root.local.rglob("*") if path.is_file()}
+    for change in ({"cohort": "LUDA"}, {"patient": {"stage": "II"}}):
+        other = dataclasses.replace(SECOND, patient_id="A", **change)
+        refused(lambda other=other: ingested(corpus.root, other), "patient 'A' is described as", "section 'B1'")
+        assert {path: path.read_bytes() for path in corpus.root.local.rglob("*") if path.is_file()} == files
+
+
+def test_a_later_section_that_is_refused_leaves_those_before_it_sealed(corpus):
+    typo = dataclasses.replace(THIRD, patient_id="B", cohort="LUDA")
+    refused(lambda: ingested(corpus.root, SECOND, typo), "patient 'B' is described as")
+    assert [section.id for section in Corpus.open(corpus.root).sections] == ["A1", "B1"]
+
+
+def test_one_section_under_two_names_is_not_taken_and_the_corpus_stays_sealed(corpus):
+    twin = dataclasses.replace(FIRST, section_id="A2")
+    refused(lambda: ingested(corpus.root, twin), "section 'A2' holds the same data as 'A1'", "is not taken")
+    assert Corpus.open(corpus.root).seal == corpus.seal and not (corpus.root.local / "sections/A2").exists()
+    assert len(ingested(corpus.root, SECOND).sections) == 2  # and it grows further
+
+
+def test_two_ingests_begun_at_once_on_different_panels_do_not_mix_their_genes(tmp_path):
+    other = Panel(PANEL.symbols[::-1])
+    for panel in (PANEL, other):
+        begin_corpus(tmp_path, panel, "real", {})  # both before the first section is sealed
+    for panel, section in ((PANEL, FIRST), (other, SECOND)):
+        write_section(tmp_path, panel, "real", section)
+    refused(lambda: seal_corpus(tmp_path, PANEL, "real"), "panel.tsv: has the hash " + other.hash, PANEL.hash)
+    refused(lambda: seal_corpus(tmp_path, other, "real"), "sections/A1: is real", PANEL.hash, other.hash)
