@@ -6,7 +6,7 @@ so.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus.place import Place
@@ -24,6 +24,7 @@ class Split:
     validation: tuple[Section, ...]
     held_out: tuple[Section, ...]
     without_he: tuple[str, ...] = ()  # with counts, and left out of training and validation
+    on_no_side: tuple[str, ...] = ()  # patients with counts whom nobody named
 
 
 def stratified_order(cohort_of: Mapping[str, str], seed: int = 0) -> list[str]:
@@ -86,6 +87,7 @@ def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False)
         assigned |= dict.fromkeys(known - assigned.keys(), "train")
     can_train = {section.patient for section in corpus.sections
                  if section.holds("he") and (he_alone or section.has_counts)}  # fmt: skip
+    unnamed = _unnamed(corpus, assigned, unit)
     if config.train_patients:
         assigned = _fewer(assigned, corpus, can_train, config, where)
     without_he = []
@@ -101,7 +103,23 @@ def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False)
     for side in ("train",) if he_alone else ("train", "held_out"):
         if not sides[side]:
             raise InputError(f"{where}: no section is on the side {side!r}; expected at least one")
-    return Split(unit, *(tuple(sides[side]) for side in SIDES), tuple(without_he))
+    return Split(unit, *(tuple(sides[side]) for side in SIDES), tuple(without_he),
+                 () if he_alone else unnamed)  # fmt: skip
+
+
+def unnamed_patients(corpus: Corpus) -> tuple[str, ...]:
+    """Patients with counts whom `split.tsv`, where there is one, does not name: they neither train nor are measured."""
+    path = corpus.root / "split.tsv"
+    if not path.exists():
+        return ()
+    return _unnamed(corpus, {name for names in read_split(path).values() for name in names}, "patient")
+
+
+def _unnamed(corpus: Corpus, named: Collection[str], unit: str) -> tuple[str, ...]:
+    with_counts = [section for section in corpus.sections if section.has_counts]
+    found = {section.patient for section in with_counts}
+    return tuple(sorted(found - {section.patient for section in with_counts
+                                 if (section.id if unit == "section" else section.patient) in named}))  # fmt: skip
 
 
 def read_split(path: Place) -> dict[str, list[str]]:

@@ -27,8 +27,9 @@ class CorpusCheck:
         return [finding for finding in self.findings if finding.fault]
 
     def table(self, longest: int = 60) -> str:
-        """For people: every finding, or the faults alone where there are many."""
-        shown = self.findings if len(self.findings) <= longest else self.faults
+        """For people: every finding; where there are many, the faults and what is of the whole corpus."""
+        many = len(self.findings) > longest
+        shown = [finding for finding in self.findings if not many or finding.fault or finding.section == "all"]
         lines = [
             f"{finding.section:<20} {finding.subject:<13} "
             + (f"FAULT {finding.fault}" if finding.fault else f"ok    {finding.note}")
@@ -82,6 +83,8 @@ def _split(corpus: Corpus) -> list[Finding]:
     except InputError as error:
         return [Finding("all", "split", str(error))]
     sides = f"{len(split.train)} train, {len(split.validation)} validation, {len(split.held_out)} held out"
+    if split.on_no_side:
+        sides += f"; on no side of split.tsv, {len(split.on_no_side)} patients: {', '.join(split.on_no_side)}"
     return [Finding("all", "split", "", f"sections by patient: {sides}")]
 
 

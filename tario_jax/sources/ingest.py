@@ -9,6 +9,7 @@ from tario_jax.config import InputError
 from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place, plainly
 from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.split import unnamed_patients
 from tario_jax.corpus.write import (
     add_patient,
     begin_corpus,
@@ -67,6 +68,13 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
         raise
     corpus = seal_corpus(root, source.panel, "real")
     say(source.report.table())
+    unnamed: tuple[str, ...] = ()
+    with contextlib.suppress(InputError):  # a split.tsv that cannot be read is told by 'tario check', and by training
+        unnamed = unnamed_patients(corpus)
+    if unnamed:
+        say(f"note: {root / 'split.tsv'} names no side of {', '.join(unnamed)}: they neither train nor are measured; "
+            "add a line of patient, tab and train, validation or held_out, or run 'tario corpus split' again with "
+            "--replace")  # fmt: skip
     return corpus
 
 

@@ -132,3 +132,6 @@ class Run:
         if split.without_he:
             first, number = split.without_he[0], len(split.without_he)
             say(f"sections: {number} have counts and no H&E, and are left out ({first}, …)")
+        if split.on_no_side:
+            first, number = split.on_no_side[0], len(split.on_no_side)
+            say(f"patients: {number} have counts and stand on no side of the split ({first}, …)")

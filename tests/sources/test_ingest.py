@@ -6,9 +6,12 @@ import pytest
 from refusals import refused
 from tiny_tissue import PANEL, tiny_section
 
+from tario_jax.config import SplitConfig
 from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.split import split_corpus, write_split
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
 from tario_jax.panel import Panel
+from tario_jax.sources.check import check
 from tario_jax.sources.ingest import ingest
 from tario_jax.sources.ingested import Ingested, IngestReport
 
@@ -54,3 +57,19 @@ def test_two_ingests_begun_at_once_on_different_panels_do_not_mix_their_genes(tm
         write_section(tmp_path, panel, "real", section)
     refused(lambda: seal_corpus(tmp_path, PANEL, "real"), "panel.tsv: has the hash " + other.hash, PANEL.hash)
     refused(lambda: seal_corpus(tmp_path, other, "real"), "sections/A1: is real", PANEL.hash, other.hash)
+
+
+def test_who_comes_after_the_split_is_named_by_ingest_check_and_split(corpus):
+    corpus = ingested(corpus.root, SECOND)
+    write_split(corpus.root, {"A": "train", "B": "held_out"})
+    said: list[str] = []
+    corpus = ingested(corpus.root, THIRD, said=said)
+    assert "split.tsv names no side of C:" in said[-1] and "tab and train" in said[-1]
+    found = check(corpus, lambda line: None)
+    assert "on no side of split.tsv, 1 patients: C" in found.table(longest=1)
+    assert split_corpus(corpus, SplitConfig()).on_no_side == ("C",)
+    assert split_corpus(corpus, SplitConfig(train=("A", "C"), held_out=("B",))).on_no_side == ()
+    said.clear()
+    write_split(corpus.root, {"A": "train", "B": "held_out", "C": "train"})
+    ingested(corpus.root, THIRD, said=said)
+    assert "names no side" not in said[-1]
