@@ -71,8 +71,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--square-um", type=int, help="visium_hd: side of the squares that are read, 2, 8 or 16 (2)")
     parser.add_argument("--metadata", type=Path, metavar="FILE.csv", help="hest: of the release; the folder's only csv")
     parser.add_argument("--um-per-px", type=float,
-                        help="cosmx: µm per px of the flat files, where they do not say; slide: in place of what the "
-                             "file says")  # fmt: skip
+                        help="cosmx: µm per px of the flat files, where they do not say; slide: of the finest level; "
+                             "either is taken in place of what the files say, and a difference is noted")  # fmt: skip
     parser.add_argument("--he-um-per-px", type=float, help="slide: about what the H&E is stored at (0.5)")
     parser.add_argument("--force", action="store_true", default=None,
                         help="slide: take µm per px outside of 0.1 to 1.2")  # fmt: skip

@@ -97,11 +97,15 @@ def place_fovs(
         _check_positions(path, positions_path, start_Fx2, position_px_Fx2, side_px, sign)
 
     notes = []
-    assumed = False
-    if um_per_px is None and mm_per_px is not None:
+    assumed, stated_by = False, str(positions_path)
+    if um_per_px is not None:
+        stated_by = f"--um-per-px={um_per_px:g}"
+        if mm_per_px is not None and not 0.95 < um_per_px / (1000 * mm_per_px) < 1.05:
+            notes.append(f"{stated_by} is taken, the mm columns of {positions_path.name} say {1000 * mm_per_px:.4g}")
+    elif mm_per_px is not None:
         um_per_px = 1000 * mm_per_px
         notes.append(f"{um_per_px:.5g} µm per px, from the mm columns of {positions_path.name}")
-    elif um_per_px is None:
+    else:
         um_per_px, assumed = default_um_per_px, True
         notes.append(
             f"{um_per_px} µm per px is the vendor's default: these files state none, and early instruments had other "
@@ -109,7 +113,8 @@ def place_fovs(
             f"{side_px[1] * um_per_px:.0f} µm; if yours is not, give um_per_px"
         )
     if not 0.05 <= um_per_px <= 1:
-        raise InputError(f"{positions_path}: {um_per_px:.4g} µm per px; expected 0.05 to 1; are mm columns in mm?")
+        fix = "give that of your instrument" if stated_by.startswith("--") else "are mm columns in mm?"
+        raise InputError(f"{stated_by}: {um_per_px:.4g} µm per px; expected 0.05 to 1; {fix}")
 
     box_Fx4, cut = _extents(low_F[:, LOCAL], high_F[:, LOCAL], low_px, high_px)
     if cut:

@@ -101,7 +101,12 @@ def test_scale_comes_from_the_flag_then_mm_columns_then_the_stated_default(tmp_p
     save(tmp_path, *made_up(newer=True))
     ingested, section = read(tmp_path)
     assert section.quality["um_per_px"] == pytest.approx(0.15) and "from the mm columns" in ingested.report.table()
-    assert read(tmp_path, um_per_px=0.18)[1].quality["um_per_px"] == 0.18
+    ingested, section = read(tmp_path, um_per_px=0.18)
+    assert section.quality["um_per_px"] == 0.18
+    assert "--um-per-px=0.18 is taken, the mm columns of S1_fov_positions_file.csv say 0.15" in ingested.report.table()
+    assert "is taken" not in read(tmp_path, um_per_px=0.151)[0].report.table()
+    with pytest.raises(InputError, match="--um-per-px=120: 120 µm per px; expected 0.05 to 1"):
+        read(tmp_path, um_per_px=120.0)
     save(tmp_path, *made_up())
     ingested, section = read(tmp_path)
     assert section.quality["um_per_px_is_assumed"] == 1 and "the vendor's default" in ingested.report.table()
