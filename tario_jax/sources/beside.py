@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage
+from tario_jax.corpus.section import BlockImage
 from tario_jax.sources.alignment import Alignment, resampled
 from tario_jax.sources.slide_files import opened_slide
 
@@ -30,13 +30,8 @@ class HeBeside:
         """Raises `InputError` for a file that is no H&E, and where it states another scale than its alignment."""
         with opened_slide(path) as file:
             width_px, height_px = file.levels[0].width_px, file.levels[0].height_px
-            stated_um_per_px = None if file.um_per_px is None else file.um_per_px[0]
-        low_um, high_um = PLAUSIBLE_UM_PER_PX  # beyond them it is no scale: a TIFF may say 72 px an inch
-        if (
-            stated_um_per_px is not None
-            and low_um <= stated_um_per_px <= high_um
-            and not 0.95 < stated_um_per_px / alignment.um_per_px < 1.05
-        ):
+            stated_um_per_px = file.other_scale(alignment.um_per_px)
+        if stated_um_per_px is not None:
             raise InputError(
                 f"{alignment.path}: gives {alignment.um_per_px:.4g} µm per px of H&E, but {path.name} says "
                 f"{stated_um_per_px:.4g}; expected the affine from H&E px to {alignment.frame}; is it the inverse?"

@@ -17,6 +17,7 @@ from tario_jax.sources.gene_rows import gene_panel, whole_numbers
 from tario_jax.sources.images import reason_of
 from tario_jax.sources.ingested import Ingested, IngestReport
 from tario_jax.sources.picture import Picture
+from tario_jax.sources.slide_files import opened_slide
 from tario_jax.sources.spot_table import SpotTable
 
 DIAMETER_UM = {"Visium": 55.0, "Spatial Transcriptomics": 100.0}
@@ -261,12 +262,22 @@ def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) 
     if "spatial" not in data.obsm or np.shape(data.obsm["spatial"])[1:] != (2,):
         raise InputError(f"{sample.table}: has no obsm['spatial'] of two columns; expected px of the full image")
     count_E = whole_numbers(sample.table, counts_NxR.data)
+    counts = report.open("counts", sample.name, count_E.sum(dtype=np.int64))
+    spots = report.open("spots", sample.name, counts_NxR.shape[0])
+    outside_N = np.zeros(len(data.obs), bool)
+    if "in_tissue" in data.obs:
+        outside_N = np.isin(data.obs["in_tissue"].astype(str), ("0", "0.0", "False"))
+    if outside_N.any():
+        if outside_N.all():
+            raise InputError(f"{sample.table}: obs['in_tissue'] is 0 of every spot; expected 1 where there is tissue")
+        spots.drop("not in tissue", outside_N.sum())
+        counts.drop("spots not in tissue", count_E[np.repeat(outside_N, np.diff(counts_NxR.indptr))].sum(dtype=np.int64))
+        data, counts_NxR = data[~outside_N], counts_NxR[~outside_N]
+        count_E = whole_numbers(sample.table, counts_NxR.data)
     to_panel = panel.positions(own.panel.symbols)
     gene_E = own.gene_R[counts_NxR.indices]
     kept_E = gene_E >= 0
-    counts = report.open("counts", sample.name, count_E.sum(dtype=np.int64))
     counts.drop("feature that is no gene", count_E[~kept_E].sum(dtype=np.int64))
-    spots = report.open("spots", sample.name, counts_NxR.shape[0])
     array_xy_Nx2 = None
     if {"array_col", "array_row"} <= set(data.obs):
         array_xy_Nx2 = _whole_places(data.obs[["array_col", "array_row"]].to_numpy())
@@ -277,6 +288,11 @@ def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) 
     )  # fmt: skip
     measured_gene_G = np.zeros(len(panel), bool)
     measured_gene_G[to_panel] = True
+    with opened_slide(sample.image) as file:
+        stated_um = file.other_scale(sample.um_per_px)
+    if stated_um is not None:  # the release estimates it from the spots, where scans were misstated
+        report.notes.append(f"{sample.name}: {sample.um_per_px:.4g} µm per px by the metadata is taken, "
+                            f"{sample.image.name} says {stated_um:.4g}")  # fmt: skip
     yield from table.sections((sample.name, sample.patient, sample.cohort), Picture(sample.image, sample.um_per_px),
                               len(panel), measured_gene_G)  # fmt: skip
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ImageOps
 
 from tario_jax.config import InputError
-from tario_jax.corpus.section import BlockImage
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage
 from tario_jax.sources.images import on_white, opened_image, physical_size_um, reason_of
 
 PLAIN = (".png", ".jpg", ".jpeg")
@@ -42,6 +42,14 @@ class SlideFile:
     levels: tuple[BlockImage, ...]
     um_per_px: tuple[float, float] | None
     notes: tuple[str, ...] = ()
+
+    def other_scale(self, um_per_px: float) -> float | None:
+        """µm per px as the file states it, where that is a scan's and more than 5 % from `um_per_px`; else None."""
+        if self.um_per_px is None:
+            return None
+        stated = math.sqrt(self.um_per_px[0] * self.um_per_px[1])
+        low_um, high_um = PLAUSIBLE_UM_PER_PX  # beyond them it is no scale: a TIFF may say 72 px an inch
+        return stated if low_um <= stated <= high_um and not 0.95 < stated / um_per_px < 1.05 else None
 
     def downsample(self, level: int) -> float:
         """Pixels of the finest level for one of this level: a whole number where the sizes, once rounded, allow it."""

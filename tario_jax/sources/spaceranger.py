@@ -18,6 +18,7 @@ from tario_jax.sources.gene_rows import gene_panel, whole_numbers
 from tario_jax.sources.images import reason_of
 from tario_jax.sources.ingested import IngestReport, Tally
 from tario_jax.sources.picture import Picture
+from tario_jax.sources.slide_files import opened_slide
 
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _EXPRESSION = "Gene Expression"
@@ -197,6 +198,14 @@ def choose_picture(
     if image is not None:
         if not Path(image).is_file():
             raise InputError(f"--image={image}: no such file; expected the H&E that Space Ranger was given")
+        with opened_slide(Path(image)) as file:
+            stated_um = file.other_scale(um_per_px)
+        if stated_um is not None:
+            raise InputError(
+                f"--image={image}: says {stated_um:.4g} µm per px, the places of {folder} are px of {um_per_px:.4g}; "
+                "expected the image that Space Ranger was given, in its resolution; name that one, or take the scale "
+                "out of the file where it is wrong"
+            )
         return Picture(Path(image), um_per_px)
     path = folder / "tissue_hires_image.png"
     if not path.is_file():

@@ -130,6 +130,31 @@ def test_other_technologies_and_what_the_release_lacks_are_answered_in_one_line(
     assert read_hest(folder, samples=("TENX1",), metadata=folder / "HEST_v1_0_0.csv").number == 1
 
 
+def test_spots_beside_the_tissue_are_dropped_and_counted(release):
+    folder, counts = release
+    data = anndata.read_h5ad(folder / "st/TENX1.h5ad")
+    data.obs["in_tissue"] = [0, 0, 0] + [1] * 17
+    data.write_h5ad(folder / "st/TENX1.h5ad")
+    ingested = read_hest(folder, samples=("TENX1",))
+    (section,) = whole_sections(ingested)
+    assert section.spots.name_N == tuple(f"spot{number}" for number in range(3, 20))
+    assert ingested.report.tally("spots", "TENX1").dropped == {"not in tissue": 3}
+    beside = counts["TENX1"].iloc[:3].to_numpy().sum()
+    assert ingested.report.tally("counts", "TENX1").dropped == {"spots not in tissue": beside}
+    np.testing.assert_array_equal(section.spots.dense(3).sum(1), counts["TENX1"].iloc[3:].sum(1))
+
+
+def test_a_scan_that_states_another_scale_than_the_metadata_is_noted(release):
+    folder, _ = release
+    image = tifffile.imread(folder / "wsis/TENX1.tif")
+    tifffile.imwrite(folder / "wsis/TENX1.tif", image, photometric="rgb", resolution=(20_000, 20_000),
+                     resolutionunit="CENTIMETER")  # fmt: skip
+    ingested = read_hest(folder, samples=("TENX1",))
+    (section,) = ingested.sections
+    assert section.he_um_per_px == UM_PER_PX
+    assert "TENX1: 0.8 µm per px by the metadata is taken, TENX1.tif says 0.5" in ingested.report.table()
+
+
 def test_files_that_are_no_counts_or_no_h5ad_are_refused(release):
     folder, _ = release
     path = folder / "st/TENX1.h5ad"

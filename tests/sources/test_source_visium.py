@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from made_visium import FEATURES, UM_PER_PX, made_visium, write_h5, write_image, write_positions
 from PIL import Image
 from refusals import refused
@@ -118,6 +119,19 @@ def test_a_spot_beyond_the_image_is_counted_and_another_image_refused(tmp_path):
     assert lost > 0 and len(section.spots) == 24 - lost
     refused(lambda: read(made, image=tmp_path / "small.bmp"), "small.bmp", "lie outside", "in full resolution")
     refused(lambda: read(made, image=tmp_path / "none.png"), "--image=", "no such file")
+
+
+def test_an_image_of_another_resolution_than_the_spots_is_refused(tmp_path):
+    """Enlarged, all spots lie within it, each at the wrong place."""
+    made = made_visium(tmp_path / "outs")
+    with Image.open(made.image) as scan:
+        pixels = np.asarray(scan)
+    for um_per_px, image in ((UM_PER_PX, pixels), (UM_PER_PX / 2, pixels.repeat(2, 0).repeat(2, 1))):
+        path = tmp_path / f"{um_per_px}.tif"
+        px_per_cm = (1e4 / um_per_px,) * 2
+        tifffile.imwrite(path, image, photometric="rgb", resolution=px_per_cm, resolutionunit="CENTIMETER")
+    assert read(made, image=tmp_path / "0.5.tif")[1].he_um_per_px == pytest.approx(UM_PER_PX)
+    refused(lambda: read(made, image=path), "--image=", "says 0.25 µm per px", "px of 0.5", "take the scale out")
 
 
 def test_what_is_no_visium_folder_is_answered_in_one_line(tmp_path):
