@@ -60,26 +60,37 @@ def read_alignment(path: Path, pixel_um: float) -> Alignment:
     Key points (fixedX, fixedY in morphology px; alignmentX, alignmentY in H&E px) give the affine by least squares.
     Raises `InputError` where it is neither, or where no H&E has such a scale or shear.
     """
-    names = header(path)
-    if set(_KEY_POINTS) <= set(names):
-        alignment = _from_key_points(path, pixel_um)
-    else:
-        alignment = Alignment(path, read_affine(path), pixel_um)
-    return alignment.checked()
-
-
-def read_affine(path: Path) -> np.ndarray:
-    """A 3×3 affine without header, its numbers apart by commas."""
-    try:
-        affine = np.array([[float(value) for value in line.split(",")] for line in path.read_text().split()])
-    except (ValueError, UnicodeDecodeError):
-        affine = np.zeros(0)
-    if affine.shape != (3, 3) or not np.isfinite(affine).all() or not np.allclose(affine[2], (0, 0, 1)):
+    affine = _affine(path)
+    if affine is not None:
+        return Alignment(path, affine, pixel_um).checked()
+    if not set(_KEY_POINTS) <= set(header(path)):
         raise InputError(
             f"{path}: neither a 3×3 affine (last row 0,0,1) nor key points with columns {', '.join(_KEY_POINTS)}; "
             "expected the vendor's alignment file unchanged"
         )
+    return _from_key_points(path, pixel_um).checked()
+
+
+def read_affine(path: Path) -> np.ndarray:
+    """A 3×3 affine without header, its numbers apart by commas. Raises `InputError` where the file is none."""
+    affine = _affine(path)
+    if affine is None:
+        raise InputError(f"{path}: no 3×3 affine; expected three lines of three numbers apart by commas, the last "
+                         "0,0,1; write it so")  # fmt: skip
     return affine
+
+
+def _affine(path: Path) -> np.ndarray | None:
+    """As a spreadsheet or an editor may save it too: with a byte order mark, spaces and blank lines."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        affine = np.array([[float(value) for value in line.split(",")] for line in lines if line.strip()])
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; expected a table of text") from None
+    except ValueError:  # text, lines of different length, or no UTF-8
+        return None
+    whole = affine.shape == (3, 3) and np.isfinite(affine).all() and np.allclose(affine[2], (0, 0, 1))
+    return affine if whole else None
 
 
 def _from_key_points(path: Path, pixel_um: float) -> Alignment:

@@ -117,6 +117,9 @@ def test_an_he_elsewhere_or_half_given_is_refused(slide, tmp_path):
     refused(lambda: read(slide, affine(tmp_path), um_per_px=0.9), "µm per px of H&E", "H&E px to global px")
     (tmp_path / "flat.csv").write_text("1,0,0\n0,0,0\n0,0,1\n")
     refused(lambda: read(slide, tmp_path / "flat.csv"), "no inverse")
+    (tmp_path / "flat.csv").write_text("1,0,0\n0,1,0\n")
+    assert "vendor" not in refused(lambda: read(slide, tmp_path / "flat.csv"), "flat.csv: no 3×3 affine", "0,0,1")
+    refused(lambda: read(slide, tmp_path / "none.csv"), "none.csv: cannot be read")
 
 
 def test_the_command_takes_he_registration_and_symbol_map(slide, tmp_path, capsys):
