@@ -13,7 +13,14 @@ from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections, SectionData, Spots
 from tario_jax.corpus.split import read_split
-from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
+from tario_jax.corpus.write import (
+    begin_corpus,
+    described_patients,
+    same_as_sealed,
+    seal_corpus,
+    sealed_sections,
+    write_section,
+)
 from tario_jax.panel import Panel
 
 OLDEST = 2
@@ -22,7 +29,8 @@ OLDEST = 2
 def migrate(old: Place | Path | str, new: Place | Path | str, say: Callable[[str], None] = print) -> Corpus:
     """Writes the sections of a corpus of format 2 into a new one and leaves the old one; run again, it continues.
 
-    Raises `InputError` where the old one is not sealed, or of a version that needs no migration or knows none.
+    Raises `InputError` where the old one is not sealed, or of a version that needs no migration or knows none, and
+    where the new one holds another section of one name.
     """
     old, new = Place(old), Place(new)
     described = layout.read_json(old / "corpus.json")
@@ -34,15 +42,22 @@ def migrate(old: Place | Path | str, new: Place | Path | str, say: Callable[[str
     begun = layout.read_json(old / "ingest.json")
     begin_corpus(new, panel, described["kind"], begun["source"])
     names = sorted({name.split("/")[1] for name in described["files"] if name.startswith("sections/")})
+    there = sealed_sections(new)
+    for name in sorted(there.keys() & set(names)):  # all before the first is written: what is there stays sealed
+        if not same_as_sealed(new, panel, described["kind"], _section_of_2(old / f"sections/{name}")):
+            raise InputError(f"{new}: holds another section {name!r} than {old}; use another --out")
+    described_patients(new, there | {name: layout.read_json(old / f"sections/{name}/seal.json") for name in names})
+    split: dict[str, str] = {}
+    for place in (old / "split.tsv", new / "split.tsv"):  # who stands on a side of the new one stays there
+        if place.exists():
+            split |= {patient: side for side, patients in read_split(place).items() for patient in patients}
     for number, name in enumerate(names, 1):
-        if not section_is_sealed(new, name):
+        if name not in there:
+            (new / "corpus.json").remove()  # a corpus that grows is not sealed meanwhile
             write_section(new, panel, described["kind"], _section_of_2(old / f"sections/{name}"))
         if number % 20 == 0 or number == len(names):
             say(f"migrate: {number}/{len(names)} sections")
-    split = None
-    if (old / "split.tsv").exists():
-        split = {patient: side for side, patients in read_split(old / "split.tsv").items() for patient in patients}
-    return seal_corpus(new, panel, described["kind"], split)
+    return seal_corpus(new, panel, described["kind"], split or None)
 
 
 def _section_of_2(place: Place) -> SectionData:

@@ -13,6 +13,7 @@ from tario_jax.corpus.check import check_corpus
 from tario_jax.corpus.migrate import migrate
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections, SectionData
+from tario_jax.corpus.split import read_split
 
 STORED = Path(__file__).parent / "format_2.tar.gz"
 
@@ -55,6 +56,22 @@ def test_a_migrated_corpus_is_what_today_writes(old, tmp_path):
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
     assert migrate(old, tmp_path / "new", lambda line: None).seal == new.seal  # again: nothing to do
     refused(lambda: migrate(tmp_path / "new", tmp_path / "newer"), "format version 3 is not migrated: it needs none")
+
+
+def test_two_corpora_with_sections_of_one_name_do_not_become_one(old, tmp_path):
+    described = old / "corpus.json"
+    described.write_text(described.read_text().replace('"virtual"', '"real"'))
+    for section, words in (
+        (tiny_section("B1", "B", 5), ("holds another section 'B1'", "another --out")),
+        (dataclasses.replace(tiny_section("B2", "B", 5), cohort="LUSC"), ("patient 'B' is described as",)),
+    ):
+        new = write_corpus(tmp_path / section.section_id, [section], kind="real")
+        refused(lambda new=new: migrate(old, new.root, lambda line: None), *words)
+        assert Corpus.open(new.root).seal == new.seal
+    new = write_corpus(tmp_path / "c", [tiny_section("C1", "C", 5)], kind="real", split={"C": "validation"})
+    both = migrate(old, new.root, lambda line: None)
+    assert [section.id for section in both.sections] == ["A1", "B1", "C1"]
+    assert read_split(both.root / "split.tsv") == {"train": ["A"], "validation": ["C"], "held_out": ["B"]}
 
 
 def test_a_damaged_old_section_is_not_migrated(old, tmp_path):
