@@ -108,7 +108,7 @@ def _metadata(path: Path) -> dict[str, dict[str, str]]:
     """Rows by id, as text. The file may begin with a byte order mark."""
     names = header(path)
     require_columns(path, names, _COLUMNS)
-    wanted = [*_COLUMNS, *(name for name in ("spot_diameter",) if name in names)]
+    wanted = [*_COLUMNS, *(name for name in ("spot_diameter", "species") if name in names)]
     table = read_table(path, names, {names.index(name): pa.string() for name in wanted}, ",")
     columns = [["" if value in (None, *_UNKNOWN) else value.strip() for value in column.to_pylist()]
                for column in table.columns]  # fmt: skip
@@ -148,6 +148,10 @@ def _samples(
         if technology not in DIAMETER_UM:
             raise InputError(f"{folder}: sample {name} has st_technology {technology!r}; expected one of "
                              f"{', '.join(DIAMETER_UM)}")  # fmt: skip
+    of_species = {rows[name]["species"]: name for name in names if rows[name].get("species")}
+    if len(of_species) > 1:
+        raise InputError(f"{folder}: samples of {', '.join(f'{kind} ({name})' for kind, name in of_species.items())}; "
+                         "expected one species, since the panel is one; choose samples with --sections")  # fmt: skip
     whose = _patients(folder, rows, names, patients)
     homeless = [] if cohort else [name for name in names if not rows[name]["oncotree_code"]]
     if homeless:
@@ -271,7 +275,9 @@ def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) 
         if outside_N.all():
             raise InputError(f"{sample.table}: obs['in_tissue'] is 0 of every spot; expected 1 where there is tissue")
         spots.drop("not in tissue", outside_N.sum())
-        counts.drop("spots not in tissue", count_E[np.repeat(outside_N, np.diff(counts_NxR.indptr))].sum(dtype=np.int64))
+        counts.drop(
+            "spots not in tissue", count_E[np.repeat(outside_N, np.diff(counts_NxR.indptr))].sum(dtype=np.int64)
+        )
         data, counts_NxR = data[~outside_N], counts_NxR[~outside_N]
         count_E = whole_numbers(sample.table, counts_NxR.data)
     to_panel = panel.positions(own.panel.symbols)

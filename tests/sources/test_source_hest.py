@@ -144,6 +144,13 @@ def test_spots_beside_the_tissue_are_dropped_and_counted(release):
     np.testing.assert_array_equal(section.spots.dense(3).sum(1), counts["TENX1"].iloc[3:].sum(1))
 
 
+def test_two_species_are_not_read_onto_one_panel(release):
+    folder, _ = release
+    save(folder, metadata(TENX1={"species": "Homo sapiens"}, TENX2={"species": "Mus musculus"}))
+    refused(lambda: read_hest(folder, samples=("TENX1", "TENX2")), "Homo sapiens (TENX1), Mus musculus", "--sections")
+    assert read_hest(folder, samples=("TENX2",)).number == 1
+
+
 def test_a_scan_that_states_another_scale_than_the_metadata_is_noted(release):
     folder, _ = release
     image = tifffile.imread(folder / "wsis/TENX1.tif")
