@@ -182,6 +182,12 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
         assert np.array_equal(file.levels[0][:80, :60], np.rot90(pixels, -1)) and "EXIF" in file.notes[0]
 
 
+def test_a_tiff_that_is_to_be_shown_turned_is_refused(tmp_path):
+    path, upright = (saved(tmp_path / f"{tag}.tif", extratags=[("Orientation", "H", 1, tag, True)]) for tag in (6, 1))
+    refused(lambda: whole(path), "6.tif: its orientation tag is 6", "expected 1")
+    np.testing.assert_array_equal(whole(upright), IMAGE)
+
+
 def test_a_pyramid_of_whole_levels_has_whole_downsamples(tmp_path):
     with opened_slide(write_pyramid(tmp_path / "S1.tif", speckled(201, 263), 3)) as file:
         assert [file.downsample(level) for level in range(3)] == [1, 2, 4]
