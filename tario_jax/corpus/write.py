@@ -203,8 +203,8 @@ def _check_one_panel(root: Place, panel: Panel, kind: Kind, seals: dict[str, dic
     for name, seal in seals.items():
         found = seal["record"]["kind"], seal["panel_hash"]
         if found != (kind, panel.hash):
-            raise InputError(f"{root / 'sections' / name}: is {found[0]}, of a panel with the hash {found[1]}; expected "
-                             f"{kind}, {panel.hash}; remove it, and ingest it again after the others")  # fmt: skip
+            raise InputError(f"{root / 'sections' / name}: is {found[0]}, of a panel with the hash {found[1]}; "
+                             f"expected {kind}, {panel.hash}; remove it, ingest it again after the others")  # fmt: skip
 
 
 def sealed_sections(root: Place) -> dict[str, dict[str, Any]]:

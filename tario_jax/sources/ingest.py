@@ -100,8 +100,8 @@ def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], b
             twin = name_of.setdefault(content, section_id)
             if twin != section_id:
                 remove_section(root, section_id)  # known only now that it is written
-                raise InputError(f"{root}: section {section_id!r} holds the same data as {twin!r}, which is there; it "
-                                 "is not taken; leave it out, or ingest it into another --out")  # fmt: skip
+                raise InputError(f"{root}: sections {twin!r} and {section_id!r} hold the same data; {section_id!r} is "
+                                 "not taken; leave it out, or ingest it into another --out")  # fmt: skip
         state = "is there already" if there else f"written, {time.monotonic() - began:.0f} s"
         say(f"ingest: {number}/{source.number} sections  {section_id}  {state}")
 

@@ -76,7 +76,7 @@ def test_the_same_section_under_two_names_is_refused(tmp_path):
     done = tario(
         "ingest", "--source=spots", f"--path={st}", "--patient=A,B", "--cohort=BRCA", f"--out={tmp_path / 'c'}"
     )
-    one_line(done, "sections 'A1' and 'B1' hold the same data; remove one of them")
+    one_line(done, "sections 'A1' and 'B1' hold the same data; 'B1' is not taken")
     assert not (tmp_path / "c/corpus.json").exists()
 
 

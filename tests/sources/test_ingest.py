@@ -15,7 +15,7 @@ from tario_jax.sources.check import check
 from tario_jax.sources.ingest import ingest
 from tario_jax.sources.ingested import Ingested, IngestReport
 
-FIRST, SECOND, THIRD = (tiny_section(name, name[0], seed, detections=60) for seed, name in enumerate(("A1", "B1", "C1")))
+FIRST, SECOND, THIRD = (tiny_section(f"{name}1", name, seed, detections=60) for seed, name in enumerate("ABC"))
 
 
 def ingested(root, *sections, panel=PANEL, said=None):
@@ -44,7 +44,7 @@ def test_a_later_section_that_is_refused_leaves_those_before_it_sealed(corpus):
 
 def test_one_section_under_two_names_is_not_taken_and_the_corpus_stays_sealed(corpus):
     twin = dataclasses.replace(FIRST, section_id="A2")
-    refused(lambda: ingested(corpus.root, twin), "section 'A2' holds the same data as 'A1'", "is not taken")
+    refused(lambda: ingested(corpus.root, twin), "sections 'A1' and 'A2' hold the same data", "'A2' is not taken")
     assert Corpus.open(corpus.root).seal == corpus.seal and not (corpus.root.local / "sections/A2").exists()
     assert len(ingested(corpus.root, SECOND).sections) == 2  # and it grows further
 
