@@ -147,6 +147,14 @@ def check_section_id(name: str) -> None:
                          "and '.', and not dots alone")  # fmt: skip
 
 
+def check_whose(where: str, patient_id: str, cohort: str) -> None:
+    """Raises `InputError` for a patient or a cohort of a name that tables would not hold as it is."""
+    for what, name in (("patient", patient_id), ("cohort", cohort)):
+        # split.tsv has a patient a line; and 'P1 ' beside 'P1' would be one person on two sides of a split
+        if name != name.strip() or not name.isprintable():
+            raise InputError(f"{where}: {what} {name!r}; expected a name without spaces around it, and in one line")
+
+
 @dataclasses.dataclass(frozen=True)
 class SectionData:
     """One region of tissue, as a source yields it."""
@@ -173,10 +181,7 @@ class SectionData:
         check_section_id(self.section_id)
         if not self.patient_id:
             raise InputError(f"{where}: no patient; name one, since patients are the unit of splitting")
-        for what, name in (("patient", self.patient_id), ("cohort", self.cohort)):
-            # split.tsv has a patient a line; and 'P1 ' beside 'P1' would be one person on two sides of a split
-            if name != name.strip() or not name.isprintable():
-                raise InputError(f"{where}: {what} {name!r}; expected a name without spaces around it, and in one line")
+        check_whose(where, self.patient_id, self.cohort)
         if (self.he is None) != (self.he_um_per_px is None):
             raise InputError(f"{where}: H&E and its µm per px belong together")
         if self.he is not None and (self.he.dtype != np.uint8 or self.he.ndim != 3 or self.he.shape[2] != 3):

@@ -15,7 +15,7 @@ from tario_jax.sources.beside import MEASURED_UM_PER_PX, HeBeside, extent_of
 from tario_jax.sources.delimited import Names, column_batches, header, numbers, one_file, require_columns
 from tario_jax.sources.fov_survey import FovSurvey, cell_key, lost_genes, lost_many
 from tario_jax.sources.fovs import Frame, place_fovs
-from tario_jax.sources.ingested import Ingested, IngestReport
+from tario_jax.sources.ingested import Ingested, IngestReport, check_names
 from tario_jax.sources.slide_files import opened_slide
 from tario_jax.sources.targets import Targets, read_symbol_map, sort_targets
 
@@ -99,6 +99,7 @@ def read_cosmx(
     report = IngestReport("CosMx", str(path))
     stem = path.name.split("_tx_file")[0]
     section_id = section_id or stem
+    check_names(section_id, patient_id, cohort)
     positions = one_file(path.parent, f"{stem}_fov_positions_file.csv", f"{stem}_fov_positions_file.csv.gz")
     map_path = None if symbol_map is None else Path(symbol_map)
     symbols = {} if map_path is None else read_symbol_map(map_path)

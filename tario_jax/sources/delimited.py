@@ -12,8 +12,8 @@ from tario_jax.config import InputError
 _BLOCK_BYTES = 1 << 24  # of text that is parsed at once
 
 
-def one_file(folder: Path, *patterns: str) -> Path:
-    """The single file of `folder` that matches one of `patterns`.
+def one_file(folder: Path, *patterns: str, several: str = "put each slide into a folder of its own") -> Path:
+    """The single file of `folder` that matches one of `patterns`; `several`: what to do where there are more.
 
     Raises `InputError` where there is none, or where the choice would be a guess.
     """
@@ -24,10 +24,10 @@ def one_file(folder: Path, *patterns: str) -> Path:
         return found[0]
     if not found:
         raise InputError(f"{folder}: no file like {' or '.join(patterns)}; expected the vendor's export")
-    raise InputError(
-        f"{folder}: {len(found)} files like {patterns[0]} ({found[0].name}, {found[1].name}); expected one; "
-        "put each slide into a folder of its own"
-    )
+    if len(found) == 2 and found[1].name == found[0].name + ".gz":
+        several = "the second is the first compressed: remove one"
+    raise InputError(f"{folder}: {len(found)} files like {patterns[0]} ({found[0].name}, {found[1].name}); expected "
+                     f"one; {several}")  # fmt: skip
 
 
 def header(path: Path, delimiter: str = ",") -> list[str]:

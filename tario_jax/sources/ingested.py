@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-from tario_jax.corpus.section import SectionData
+from tario_jax.config import InputError
+from tario_jax.corpus.section import SectionData, check_section_id, check_whose
 from tario_jax.panel import Panel
 
 ALL_SECTIONS = ""  # the section of a tally that counts over all of them
@@ -71,6 +72,15 @@ class IngestReport:
     def to_dict(self) -> dict:
         """The same as plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def check_names(section_id: str, patient_id: str, cohort: str) -> None:
+    """Raises `InputError` for names that `SectionData` would refuse: before files are read, which may take an hour."""
+    try:
+        check_section_id(section_id)
+    except InputError as error:
+        raise InputError(f"{error}; give one with --section") from None
+    check_whose("--patient, --cohort", patient_id, cohort)
 
 
 @dataclasses.dataclass

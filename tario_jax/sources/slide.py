@@ -8,7 +8,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.resample import square_means
-from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage, SectionData, check_section_id
+from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage, SectionData, check_section_id, check_whose
 from tario_jax.panel import Panel
 from tario_jax.sources.ingested import ALL_SECTIONS, Ingested, IngestReport
 from tario_jax.sources.slide_files import DICOM, PLAIN, TIFF, VENDORS, SlideFile, opened_slide
@@ -112,7 +112,14 @@ def _slides(path: Path, report: IngestReport) -> list[Path]:
 
 
 def _holds_dicom(folder: Path) -> bool:
-    return any(one.suffix.lower() == DICOM for one in folder.iterdir())
+    """Whether it is a DICOM slide. Raises `InputError` beside other slides: which is meant would be a guess."""
+    files = [one for one in folder.iterdir() if not one.name.startswith(".")]
+    dicom = sorted(one.name for one in files if one.suffix.lower() == DICOM)
+    others = sorted(one.name for one in files if one.suffix.lower() in (*VENDORS, *TIFF, *PLAIN))
+    if dicom and others:
+        raise InputError(f"{folder}: holds {dicom[0]} of a DICOM slide and {others[0]}; expected one DICOM slide, or "
+                         "slides of other kinds; take the one or the other into a folder of its own")  # fmt: skip
+    return bool(dicom)
 
 
 def _owners(table: Path, path: Path, slides: list[Path]) -> list[_Owner]:
@@ -157,6 +164,7 @@ def _check_names(slides: list[Path], owners: list[_Owner]) -> None:
             check_section_id(owner.section_id)
         except InputError as error:
             raise InputError(f"{slide}: {error}; give --section, or the column 'section' of --patients-file") from None
+        check_whose(str(slide), owner.patient_id, owner.cohort)
 
 
 def _check_scale(um_per_px: float, what: str, force: bool, fix: str) -> None:

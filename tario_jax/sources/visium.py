@@ -7,7 +7,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import SectionData
-from tario_jax.sources.ingested import Ingested, IngestReport
+from tario_jax.sources.ingested import Ingested, IngestReport, check_names
 from tario_jax.sources.spaceranger import (
     choose_picture,
     fit_lattice,
@@ -44,6 +44,7 @@ def read_visium(
         raise InputError(f"{folder}: holds binned_outputs, which is Visium HD; read it with --source=visium_hd")
     report = IngestReport("Visium", str(folder))
     section_id = section_id or folder.resolve().name
+    check_names(section_id, patient_id, cohort)
     spatial = folder / "spatial" if (folder / "spatial").is_dir() else folder
     positions = read_positions(spatial)
     affine, um_per_px = fit_lattice(positions, STEP_UM)

@@ -9,7 +9,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.section import DetectionBlocks, Detections, SectionData
 from tario_jax.sources.beside import MEASURED_UM_PER_PX
-from tario_jax.sources.ingested import Ingested, IngestReport
+from tario_jax.sources.ingested import Ingested, IngestReport, check_names
 from tario_jax.sources.picture import Picture
 from tario_jax.sources.spaceranger import (
     Matrix,
@@ -43,6 +43,7 @@ def read_visium_hd(
     squares = _squares(folder, square_um)
     report = IngestReport("Visium HD", str(folder))
     section_id = section_id or folder.resolve().name
+    check_names(section_id, patient_id, cohort)
     spatial = squares / "spatial"
     factors = read_scale_factors(spatial, "microns_per_pixel", "bin_size_um")
     um_per_px = factors["microns_per_pixel"]

@@ -14,11 +14,13 @@ from tario_jax.sources.alignment import read_alignment
 from tario_jax.sources.beside import HeBeside, extent_of
 from tario_jax.sources.delimited import one_file
 from tario_jax.sources.gene_panel import read_gene_panel
-from tario_jax.sources.ingested import Ingested, IngestReport
+from tario_jax.sources.ingested import Ingested, IngestReport, check_names
 from tario_jax.sources.xenium_rows import CONTROL, XeniumFile, XeniumRows
 
-_IMAGES = ("*he_image.ome.tif", "*he_image.ome.tiff")
+_IMAGES = tuple(f"*he_{name}.{ending}" for name in ("image.ome", "image", "unaligned_image.ome")
+                for ending in ("tif", "tiff"))  # fmt: skip
 _ALIGNMENTS = ("*imagealignment.csv", "*alignment*.csv")
+_OF_HE, _OF_FLUORESCENCE = "*he_imagealignment.csv", "if_imagealignment.csv"
 
 
 def read_xenium(
@@ -47,6 +49,7 @@ def read_xenium(
     folder = Path(folder)
     report = IngestReport("Xenium", str(folder))
     section_id = section_id or folder.resolve().name
+    check_names(section_id, patient_id, cohort)
     pixel_um = _pixel_um(one_file(folder, "experiment.xenium"))
     file = XeniumFile(folder)
     he = _he(folder, image, alignment, pixel_um, report)
@@ -106,16 +109,21 @@ def _pixel_um(path: Path) -> float:
 def _he(folder: Path, image, alignment, pixel_um: float, report: IngestReport) -> HeBeside | None:
     """The H&E that was named, or that of the folder; None where there is none."""
 
-    def there(patterns: tuple[str, ...]) -> bool:
-        return any(True for pattern in patterns for _ in folder.glob(pattern))
-
-    if image is None and not there(_IMAGES):
+    if image is None and not any(True for pattern in _IMAGES for _ in folder.glob(pattern)):
         if alignment is not None:
             raise InputError(f"{alignment}: an alignment without its H&E; name the image too (--image)")
+        lonely = [path for path in sorted(folder.glob(_ALIGNMENTS[0])) if not path.name.endswith(_OF_FLUORESCENCE)]
+        if lonely:
+            raise InputError(f"{lonely[0]}: an alignment, but no H&E like {' or '.join(_IMAGES[::2])} beside it; name "
+                             "the image (--image), or take the alignment away to do without")  # fmt: skip
         report.notes.append(f"no H&E: {folder} holds none like {_IMAGES[0]} and none was named (--image, --alignment)")
         return None
-    image = one_file(folder, *_IMAGES) if image is None else Path(image)
-    alignment = one_file(folder, *_ALIGNMENTS) if alignment is None else Path(alignment)
+    image = one_file(folder, *_IMAGES, several="name it with --image") if image is None else Path(image)
+    if alignment is None:  # of several of one run that of the H&E is meant
+        of_he = len(list(folder.glob(_OF_HE))) == 1
+        alignment = one_file(folder, *((_OF_HE,) if of_he else _ALIGNMENTS), several="name that of the H&E with "
+                             "--alignment")  # fmt: skip
+    alignment = Path(alignment)
     aligned = read_alignment(alignment, pixel_um)
     if aligned.note:
         report.notes.append(aligned.note)

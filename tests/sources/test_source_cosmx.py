@@ -190,6 +190,12 @@ def test_missing_columns_files_and_fovs_are_named(tmp_path):
     refused(tmp_path, "S1_tx_file.csv", "empty file")
 
 
+def test_a_file_beside_its_own_compressed_copy_is_said_to_be_that(tmp_path):
+    save(tmp_path, *made_up())
+    (tmp_path / "S1_tx_file.csv.gz").write_bytes(b"")
+    refused(tmp_path, "S1_tx_file.csv, S1_tx_file.csv.gz", "remove one")
+
+
 def test_mm_columns_that_contradict_the_px_are_refused(tmp_path):
     tx, positions = made_up(newer=True)
     save(tmp_path, tx, positions.assign(x_global_mm=positions.x_global_mm * 3))

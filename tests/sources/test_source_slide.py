@@ -254,6 +254,14 @@ def test_each_slide_of_a_folder_is_a_section_of_the_patient_that_the_table_names
     assert (tally.read, tally.kept) == (5, 3) and set(tally.dropped) == {".txt: not a slide", "a hidden file"}
 
 
+def test_a_file_of_dicom_among_other_slides_is_refused_and_one_of_a_mac_is_not(folder):
+    (folder / "._export.dcm").write_bytes(b"Mac")
+    (folder / "c d.tif").unlink()
+    assert read_slide(folder, um_per_px=0.5, **WHO).number == 2
+    (folder / "export.dcm").write_bytes(b"DICM")
+    refused(lambda: read_slide(folder, um_per_px=0.5, **WHO), "holds export.dcm of a DICOM slide and a.png", "own")
+
+
 @pytest.mark.parametrize(("lines", "words"), [
     ([HEAD, ("a.png", "P1", "lung")], ("no line for b.png, c d.tif", "every slide")),
     ([HEAD, *[(name, "P1", "lung") for name in ("a.png", "b.png", "c d.tif", "z.svs")]], ("no slide z.svs",)),

@@ -162,6 +162,13 @@ def test_wrong_units_and_swapped_columns_are_refused_with_their_cause(tmp_path, 
     refused(tmp_path, "transcripts.parquet", "'x_location'", "outside the H&E", why)
 
 
+def test_an_affine_that_an_editor_saved_again_is_the_same(tmp_path):
+    path = tmp_path / "a.csv"
+    lines = ("", *(", ".join(map(repr, row)) for row in AFFINE.tolist()), "", "")
+    path.write_text("\r\n".join(lines), encoding="utf-8-sig")
+    np.testing.assert_array_equal(read_alignment(path, PIXEL_UM).affine, AFFINE)
+
+
 def test_an_inverse_or_broken_alignment_is_refused(tmp_path):
     made_up(tmp_path)
     np.savetxt(tmp_path / "he_imagealignment.csv", np.linalg.inv(AFFINE), delimiter=",")
@@ -305,3 +312,41 @@ def test_the_excerpt_adds_up(real_data):
     pd.testing.assert_series_equal(ours, expected, check_names=False, check_dtype=False)
     assert section.he_um_per_px == pytest.approx(0.3639, abs=1e-4) and section.he.shape == (446, 525, 3)
     assert section.quality["control_detections"] == control.sum()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"section_id": "S 1"}, ("section 'S 1'", "--section")),
+    ({"patient_id": "P1 "}, ("--patient", "'P1 '")),
+    ({"cohort": "a\nb"}, ("--cohort",)),
+])  # fmt: skip
+def test_names_that_no_section_may_have_are_refused_before_the_transcripts_are_read(tmp_path, change, words):
+    made_up(tmp_path)
+    (tmp_path / "transcripts.parquet").write_bytes(b"an hour of reading")
+    with pytest.raises(InputError) as caught:
+        read_xenium(tmp_path, **WHO | change)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("name", ["a_he_image.tif", "a_he_image.tiff", "a_he_unaligned_image.ome.tif"])
+def test_the_other_names_of_the_vendors_image_are_known(tmp_path, name):
+    made_up(tmp_path)
+    (tmp_path / "a_he_image.ome.tif").rename(tmp_path / name)
+    assert read(tmp_path)[1].he is not None
+
+
+def test_an_alignment_whose_image_is_not_there_is_refused_and_that_of_fluorescence_is_not(tmp_path):
+    made_up(tmp_path)
+    (tmp_path / "a_he_image.ome.tif").rename(tmp_path / "scan.ome.tif")
+    refused(tmp_path, "he_imagealignment.csv: an alignment, but no H&E", "--image")
+    (tmp_path / "he_imagealignment.csv").rename(tmp_path / "a_if_imagealignment.csv")
+    assert read(tmp_path)[1].he is None
+
+
+def test_of_several_alignments_that_of_the_he_is_taken_or_named(tmp_path):
+    made_up(tmp_path)
+    (tmp_path / "b_if_imagealignment.csv").write_text("not ours")
+    read(tmp_path)
+    (tmp_path / "he_imagealignment.csv").rename(tmp_path / "c_imagealignment.csv")
+    refused(tmp_path, "2 files like *imagealignment.csv", "--alignment")
+    (tmp_path / "b_he_image.ome.tif").write_text("another")
+    refused(tmp_path, "2 files like *he_image.ome.tif", "--image")
