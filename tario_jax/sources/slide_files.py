@@ -181,8 +181,8 @@ def _tiff(path: Path, file: Any) -> SlideFile:
     series = max(file.series, key=lambda one: one.size)
     orientation = series.keyframe.tags.valueof("Orientation", 1)
     if orientation in range(2, 9):  # not turned here: places and alignments may mean the pixels as they are stored
-        raise InputError(f"{path}: its orientation tag is {int(orientation)}: it is to be shown turned or mirrored; "
-                         "expected 1; turn its pixels (vips autorot), or set tag 274 to 1 where it is wrong")  # fmt: skip
+        raise InputError(f"{path}: its orientation tag is {int(orientation)}, to be shown turned or mirrored; "
+                         "expected 1; turn its pixels (vips autorot), or set the tag to 1 if wrong")  # fmt: skip
     notes = () if len(file.series) == 1 else (f"{path.name}: the largest of its {len(file.series)} images is read",)
     levels = tuple(_tiff_level(path, file, series, number) for number in range(len(series.levels)))
     height_px, width_px, _ = levels[0].shape
