@@ -6,7 +6,7 @@ so.
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus.place import Place
@@ -25,6 +25,17 @@ class Split:
     held_out: tuple[Section, ...]
     without_he: tuple[str, ...] = ()  # with counts, and left out of training and validation
     on_no_side: tuple[str, ...] = ()  # patients with counts whom nobody named
+
+    def described(self) -> Iterator[str]:
+        """What a run says of it, in lines."""
+        yield (f"sections: {len(self.train)} train, {len(self.validation)} validation, {len(self.held_out)} held out "
+               f"(split by {self.by})")  # fmt: skip
+        if self.without_he:
+            yield (f"sections: {len(self.without_he)} have counts and no H&E, and are left out "
+                   f"({self.without_he[0]}, …)")  # fmt: skip
+        if self.on_no_side:
+            yield (f"patients: {len(self.on_no_side)} have counts and stand on no side of the split "
+                   f"({self.on_no_side[0]}, …)")  # fmt: skip
 
 
 def stratified_order(cohort_of: Mapping[str, str], seed: int = 0) -> list[str]:

@@ -124,14 +124,5 @@ class Run:
             + (f"{config.data.workers} workers" if config.data.workers else "threads")
             + f": {held} are held, {held * of_bytes / 1e6:.0f} MB"
         )
-        split = self.split
-        say(
-            f"sections: {len(split.train)} train, {len(split.validation)} validation, {len(split.held_out)} held out "
-            f"(split by {split.by})"
-        )
-        if split.without_he:
-            first, number = split.without_he[0], len(split.without_he)
-            say(f"sections: {number} have counts and no H&E, and are left out ({first}, …)")
-        if split.on_no_side:
-            first, number = split.on_no_side[0], len(split.on_no_side)
-            say(f"patients: {number} have counts and stand on no side of the split ({first}, …)")
+        for line in self.split.described():
+            say(line)

@@ -67,7 +67,10 @@ def test_who_comes_after_the_split_is_named_by_ingest_check_and_split(corpus):
     assert "split.tsv names no side of C:" in said[-1] and "tab and train" in said[-1]
     found = check(corpus, lambda line: None)
     assert "on no side of split.tsv, 1 patients: C" in found.table(longest=1)
-    assert split_corpus(corpus, SplitConfig()).on_no_side == ("C",)
+    assert (
+        "patients: 1 have counts and stand on no side of the split (C, …)"
+        in split_corpus(corpus, SplitConfig()).described()
+    )
     assert split_corpus(corpus, SplitConfig(train=("A", "C"), held_out=("B",))).on_no_side == ()
     said.clear()
     write_split(corpus.root, {"A": "train", "B": "held_out", "C": "train"})
