@@ -55,7 +55,8 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
 
     Every section is read, also one that is there: the account is whole only then, and one that came from other files
     (or of another patient) is refused with `InputError` in place of being taken for this one. Nothing is written
-    before the first section could be read.
+    before the first section could be read. Where it ends in an `InputError`, a corpus that was sealed is sealed again
+    with the sections that are whole.
     """
     began, root = time.monotonic(), Place(root)
     was_sealed = (root / "corpus.json").exists()
@@ -85,10 +86,11 @@ def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], b
             patients = described_patients(root, seals)
             name_of = {seal["content"]: name for name, seal in seals.items()}
         section_id = section.section_id
-        add_patient(patients, root, section_id, section.patient_id, section.cohort, section.patient)
+        there = section_is_sealed(root, section_id)
+        if not there:  # before anything is touched
+            add_patient(patients, root, section_id, section.patient_id, section.cohort, section.patient)
         if number == 1:
             begin_corpus(root, source.panel, "real", {"source": source.report.source})
-        there = section_is_sealed(root, section_id)
         if there and not same_as_sealed(root, source.panel, "real", section):
             raise InputError(
                 f"{root}: holds a section {section_id!r} of other files, of another patient or read with other "
