@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_tissue import PANEL, tiny_section, write_corpus
 
-from tario_jax.train.calibrate import _counted, _depths, gene_shares
+from tario_jax.train.calibrate import _counted, depths, gene_shares
 
 
 def test_shares_of_genes_are_among_the_sections_that_measured_them(tmp_path):
@@ -52,5 +52,5 @@ def test_depths_are_those_of_the_whole_panel(tmp_path):
     found = [section.all_detections() for section in sections]
     assert whole - part == pytest.approx(np.log(len(found[0].gene_D) / len(found[1].gene_D)), abs=1e-6)
     expected = np.array([whole, part + np.log(2)])
-    assert _depths(sections, share_G) == pytest.approx((expected.mean(), expected.std()), abs=1e-9)
-    assert _depths(sections[:1], share_G) == (pytest.approx(whole), 0.05)
+    assert depths(sections, share_G) == pytest.approx((expected.mean(), expected.std()), abs=1e-9)
+    assert depths(sections[:1], share_G) == (pytest.approx(whole), 0.05)

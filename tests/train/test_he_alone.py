@@ -131,6 +131,7 @@ def test_counts_start_from_its_encoder_and_decoder(he_run, he_corpus):
     assert run.provenance.started_from["seen_patients"] == ["A", "B", "C", "D", "E"]
 
 
+@pytest.mark.slow
 def test_what_reads_stored_features_begins_anew(he_corpus, tmp_path):
     """They are left out of learning from H&E alone: what would read them only decays there."""
     shutil.copytree(he_corpus.root.local, tmp_path / "corpus")
