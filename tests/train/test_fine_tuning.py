@@ -169,8 +169,9 @@ def test_matched_genes_start_as_they_were_and_new_ones_claim_nothing(tiny_run, t
 
 @pytest.mark.slow
 def test_old_genes_are_predicted_as_the_checkpoint_does(tiny_run, tiny_corpus, other_corpus):
-    """Composition among the genes in common, bin by bin; and as many detections as there are."""
-    run, state, _ = begun(config_of(tiny_run), other_corpus)
+    """Composition among the genes in common, bin by bin; and as many detections as there are. Of windows of which no
+    depth is told: what the checkpoint makes of that was of other tissue."""
+    run, state, _ = begun(config_of(tiny_run, data={"depth_told": 0.0}), other_corpus)
     built, theirs, their_calibration = stored(tiny_run, tiny_corpus)
     mine, old = at_old(second_panel())
     expected = found = 0.0
