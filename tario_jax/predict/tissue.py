@@ -44,6 +44,9 @@ class ImageSection:
     def holds(self, name: str) -> bool:
         return name == "he"
 
+    def has_features(self, encoder: str) -> bool:
+        return encoder in self._grids
+
     def encode(self, encoder: Encoder) -> None:
         """Works out the features of the image, which `feature_grid` gives then."""
         self._grids[encoder.card.name] = grid_of(self, encoder)

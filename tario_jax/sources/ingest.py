@@ -94,7 +94,7 @@ def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], b
         if there and not same_as_sealed(root, source.panel, "real", section):
             raise InputError(
                 f"{root}: holds a section {section_id!r} of other files, of another patient or read with other "
-                "flags; use another --out, or delete this one"
+                f"flags; use another --out, or delete {root / 'sections' / section_id}"
             )
         if not there:
             (root / "corpus.json").remove()  # a corpus that grows is not sealed meanwhile

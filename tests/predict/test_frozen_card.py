@@ -15,6 +15,7 @@ from tario_jax.config import StartConfig
 from tario_jax.corpus.read import Corpus
 from tario_jax.he_features.encode import encode_corpus
 from tario_jax.predict import frozen_card
+from tario_jax.predict.tissue import ImageSection
 from tario_jax.train.loop import train
 
 SIDES = dict(zip("ABCDEF", ["train"] * 4 + ["validation", "held_out"], strict=True))
@@ -101,6 +102,13 @@ def test_an_image_is_encoded_when_it_is_asked_for(run, corpus, monkeypatch):
     expected = predictor.predict_section(section, tissue="virtual")
     np.testing.assert_allclose(found.rates_NxG, expected.rates_NxG, rtol=1e-5)
     seen: list[int] = []
+    monkeypatch.setattr(frozen_card, "encoder_of", lambda card: made_encoder(seen))
+    image = ImageSection(section.he(), section.he_um_per_px, genes=3)
+    frozen_card.make_ready(image, predictor.provenance.frozen_card)
+    batches = len(seen)
+    frozen_card.make_ready(image, predictor.provenance.frozen_card)
+    assert len(seen) == batches > 0  # once, however often the image is asked for
+    seen.clear()
     monkeypatch.setattr(frozen_card, "encoder_of", lambda card: made_encoder(seen, weights_sha256="1"))
     refused(lambda: predictor.predict(section.he(), **asked), "image", "another card", "weights_sha256 = '1'")
     assert not seen  # before anything is encoded
