@@ -29,11 +29,27 @@ def get_config() -> Config:
             min_gene_total=20,
         ),  # fmt: skip
         split=SplitConfig(by="section", train=("C2", "C3", "C4"), held_out=("C5",)),
-        data=DataConfig(window_um=448.0, tile_um=448.0, he_um_per_px=1.0, patch_px=28, rows=8, stain_jitter=0.2),
+        data=DataConfig(
+            window_um=448.0,
+            tile_um=448.0,
+            he_um_per_px=1.0,
+            patch_px=28,
+            rows=8,
+            stain_jitter=0.2,
+            groups=((1, 0.6), (4, 0.2), (16, 0.2)),
+        ),
         model=ModelConfig(
-            width=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=128, gene_dim=16, stem_width=16
-        ),  # fmt: skip
-        optim=OptimConfig(learning_rate=2e-3, warmup_steps=30, weight_decay=0.1),
+            width=64,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            mlp_width=128,
+            gene_dim=16,
+            stem_width=16,
+            rare_gene_weight=0.5,
+        ),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=30, weight_decay=0.1, optimiser="muon"),
         train=TrainConfig(steps=500, log_every=25, checkpoint_every=100),
         evaluate=EvaluateConfig(top_genes=50, mean_genes=300, min_detected=0.1, min_total=100),
     )
