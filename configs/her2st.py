@@ -1,6 +1,6 @@
 """HER2ST: sections C2, C3, C4 of one breast tumour for training, C5 for evaluation (a split by section).
 
-The default at a size for four sections. Needs TARIO_REAL_DATA with her2st/ (Andersson et al. 2021). Cost: ten to fifteen
+The default at a size for four sections. Needs TARIO_REAL_DATA with her2st/ (Andersson et al. 2021). Cost: 10 to 15
 minutes on two cores. Outcome on C5, over the 50 genes of highest Moran-c: composition r above 0.33, from scratch, and
 counts 0.12 above the model's own density control; with data.frozen_encoder=efficientnet-lite0 above 0.40 and 0.12.
 One patient: nothing here says that the model generalises. Sizes were chosen on C4, with C2 and C3 for training.

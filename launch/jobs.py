@@ -58,9 +58,15 @@ def jobs_of(sweep: Sweep, workdir: Path, *, to_do: bool = True) -> dict[str, lis
 
 
 def is_done(job: Job, sweep: Sweep, workdir: Path) -> bool:
-    """Whether it need not be done again. What a cohort holds is looked at by the job itself: a sealed one is done."""
+    """Whether it need not be done again. A cohort of other patients, or of another simulator, is not done: the job says
+    what is amiss with it. What was ingested is, once it is sealed."""
     if job.run == CORPUS:
-        return (workdir / "corpus" / "corpus.json").exists()  # written last
+        corpus = workdir / "corpus"
+        if job.kind == "ingest":
+            return (corpus / "corpus.json").exists()  # written last
+        from tario_jax.virtual.cohort import holds_cohort  # here: a launch of real tissue needs no simulator
+
+        return holds_cohort(corpus, sweep.source)
     if job.run == SCALING:
         return _is_reported(sweep, workdir)
     done = is_trained if job.kind == "train" else is_evaluated

@@ -51,15 +51,14 @@ def run(options: argparse.Namespace) -> int:
             raise InputError(f"--{name.replace('_', '-')}: goes with --follow only; add it, or leave this out")
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.job import evaluate_checkpoint, headline_table
+    from tario_jax.evaluate.scope import refuse_own_folder
     from tario_jax.predict.predictor import load
     from tario_jax.train.compiled import compiled_kept
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(corpus_of(options))
-    if options.out is None and corpus.seal != predictor.provenance.corpus_seal:
-        raise InputError(f"corpus {corpus.root}: is not the one of training, of which report, scores and validation in "
-                         f"{options.workdir} are; name a folder for those of this one (--out=FOLDER)")  # fmt: skip
     folder, config = options.out or options.workdir, evaluation_of(options, predictor.provenance)
+    refuse_own_folder(folder, options.workdir, corpus, predictor.provenance)
     title = f"{predictor.provenance.config.name} on {corpus.root.name}"
     shared = options.shared or folder / "kept"
 

@@ -16,6 +16,7 @@ from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.evaluations import Evaluations, draw_evaluations
 from tario_jax.evaluate.job import evaluate_checkpoint
+from tario_jax.evaluate.scope import refuse_own_folder
 from tario_jax.predict.predictor import Predictor, load_step
 from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.provenance import Provenance
@@ -44,8 +45,9 @@ class Evaluator:
         return load_step(self.workdir, step, like=before, allow_virtual_model=self.allow_virtual_model)
 
     def evaluate(self, step: int, predictor: Predictor) -> dict[str, Any]:
-        """The headline of the report."""
+        """The headline of the report. Raises `InputError` where that of another corpus would be the run's own."""
         provenance, corpus = predictor.provenance, self._corpus
+        refuse_own_folder(self.folder, self.workdir, corpus, provenance)
         folder = self.folder / "evaluations" / str(step)
         with compiled_kept(self.workdir):
             evaluation = evaluate_checkpoint(

@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tario_jax.config import InputError, SourceConfig
+from tario_jax.corpus import layout
 from tario_jax.corpus.layout import sealed_names
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
@@ -111,8 +113,7 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
     panel = settings.genes.panel
     split = split_of(config, held_out_after)
     sections = sections_of(config, held_out_after)
-    source = {"simulator": f"{VERSION} {checksum()[:16]}", "settings": dataclasses.asdict(settings)}
-    begin_corpus(root, panel, "virtual", source)
+    begin_corpus(root, panel, "virtual", _source_of(settings))
     if not (root / GENE_TABLE).exists():
         (root / GENE_TABLE).write(gene_table(settings.genes).encode())
     mine = set(list(split)[part[0] - 1 :: part[1]])
@@ -148,6 +149,20 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
         say(f"simulate: part {part[0]}/{part[1]} is done; {missing} sections of other parts are not there yet")
         return None
     return seal_corpus(root, panel, "virtual", dict(split))
+
+
+def holds_cohort(root: Place | Path, config: SourceConfig) -> bool:
+    """Whether a corpus is sealed there, of all patients of `config` and no others, as this simulator makes them now."""
+    root = Place(root)
+    if not (root / "corpus.json").exists():
+        return False
+    begun = layout.read_json(root / "ingest.json").get("source")
+    return begun == _source_of(settings_of(config)) and set(sealed_names(root)) == set(sections_of(config))
+
+
+def _source_of(settings: Settings) -> dict[str, Any]:
+    """What a corpus notes of where its patients come from."""
+    return {"simulator": f"{VERSION} {checksum()[:16]}", "settings": dataclasses.asdict(settings)}
 
 
 def _simulate(job: tuple[str, str], *, root: Place, settings: Settings) -> str:

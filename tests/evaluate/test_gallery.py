@@ -194,9 +194,10 @@ def test_scores_may_lie_elsewhere_and_another_corpus_gets_a_report_of_its_own(ti
     assert "leave one out" in capsys.readouterr().err
     other = write_corpus(tmp_path / "other", [tiny_section("N1", "N", 9)])
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
-    assert cli.main(["evaluate", f"--workdir={tiny_run}", f"--corpus={other.root}"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "is not the one of training" in error and "--out=FOLDER" in error
+    for more in ((), ("--follow",), (f"--out={tiny_run}/",)):
+        assert cli.main(["evaluate", f"--workdir={tiny_run}", f"--corpus={other.root}", *more]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "is not the one of training" in error and "--out=FOLDER" in error
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 

@@ -1,12 +1,14 @@
 """What of a sweep is done: by what lies in its folders, and by when it was written."""
 
+import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from launch.jobs import SCALING, is_done, is_evaluated, jobs_of
+from launch.jobs import CORPUS, SCALING, is_done, is_evaluated, jobs_of
 from launch.progress import progress_of
 from launch.sweep_file import Sweep
 from tario_jax.config import Config, EvaluateConfig, SourceConfig
@@ -79,3 +81,29 @@ def test_a_run_is_evaluated_with_its_last_checkpoint_or_where_that_was_removed(s
     evaluated(run, "320-0badcafe")
     sealed(run, 320)
     assert not is_evaluated(run, CONFIG)  # of other weights
+
+
+def test_a_cohort_is_done_where_its_patients_and_no_others_lie_as_they_were_asked_for(sweep, cli_corpus, tmp_path):
+    def done(**changes) -> bool:
+        source = dataclasses.replace(asked, **changes)
+        now = dataclasses.replace(sweep, configs=dict.fromkeys(sweep.configs, Config(source=source)))
+        (job,) = jobs_of(now, tmp_path)[CORPUS]
+        return is_done(job, now, tmp_path)
+
+    asked = SourceConfig(
+        kind="virtual",
+        train_patients=4,
+        validation_patients=0,
+        held_out_patients=2,
+        section_um=144.0,
+        panel="curated",
+        regions=("core",),
+    )  # as cli_corpus is made
+    assert not done()  # nothing is there
+    corpus = shutil.copytree(cli_corpus, tmp_path / "corpus")
+    assert done()
+    for changes in ({"section_um": 180.0}, {"depth": "high"}, {"seed": 1}, {"train_patients": 9},
+                    {"held_out_patients": 1}, {"regions": ("core", "border")}):  # fmt: skip
+        assert not done(**changes), changes
+    (corpus / "corpus.json").unlink()
+    assert not done()
