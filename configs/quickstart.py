@@ -1,4 +1,4 @@
-"""Quickstart: 130 virtual patients of three cancer types, a model of about 1M parameters, a report.
+"""Quickstart: 130 virtual patients of three cancer types, a model of about 0.8M parameters, a report.
 
 Cost: about 8 minutes on two cores. Outcome on 30 held-out patients: over the 100 genes of highest Moran's I, mean r
 above ridge on stain and texture features in counts and in composition, and above it in bulk (docs/claims.md holds the

@@ -1,4 +1,4 @@
-"""TARIO-2 at 10M: a trunk of 10.4M parameters; gene tables come on top, by panel. Heads of 64.
+"""TARIO-2 at 10M: a trunk of 10.3M parameters; gene tables come on top, by panel. Heads of 64.
 
 Without an argument: rows of 5,184 H&E tokens, 1,024 contents and 1,024 queries, which are windows of 1,152 µm at 36 µm
 bins, and a mesh of what is there. With one it is set up for what it names, as in

@@ -1,4 +1,4 @@
-"""TARIO-2 at 200M: a trunk of 201M parameters; gene tables come on top, by panel. Heads of 128.
+"""TARIO-2 at 200M: a trunk of 199M parameters; gene tables come on top, by panel. Heads of 128.
 
 Without an argument: rows of 5,184 H&E tokens, 1,024 contents and 1,024 queries, which are windows of 1,152 µm at 36 µm
 bins, and a mesh of what is there. With one it is set up for what it names, as in

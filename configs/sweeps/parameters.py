@@ -1,4 +1,4 @@
-"""Trunks of 0.1 to 20 million parameters, two seeds each, one learning rate by muP.
+"""Trunks of 0.25 to 22 million parameters, two seeds each, one learning rate by muP.
 
     python -m launch configs/sweeps/parameters.py --workdir=sweeps/parameters
 

@@ -2,7 +2,7 @@
 
     python -m launch configs/sweeps/resolution.py --workdir=sweeps/resolution
 
-One model that learnt from bins of all three sides. Cost: about half an hour on two cores, the cohort included.
+One model that learnt from bins of all three sides. Cost: about an hour on two cores, the cohort included.
 Outcome: docs/scaling_study.md, where the same two runs stand beside the others.
 """
 

@@ -4,7 +4,7 @@
 
     axis        at                                             the others
     patients    16, 32, 64, 128, 256                           m, 288 µm
-    parameters  xs, s, m, l (trunks of 0.2 to 3 million)       256 patients, 288 µm
+    parameters  xs, s, m, l (trunks of 0.25 to 3.3 million)    256 patients, 288 µm
     context     windows of 144, 288, 576 µm, as much tissue    256 patients, m
     resolution  one model of bins of 36, 18 and 9 µm, read at  256 patients, m, 288 µm
                 each and compared at 36 µm
