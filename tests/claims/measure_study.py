@@ -222,8 +222,9 @@ def sizes(folder: Path, study: dict) -> tuple[dict, list[str]]:
 def resolution(folder: Path, study: dict) -> tuple[dict, list[str]]:
     """What reading the same checkpoints at finer bins brings."""
     del folder
-    found = {"resolution": better(only(gained(study, "resolution")))}
-    what = "finer bins, {before:g} to {after:g} µm, same checkpoint".format(**found["resolution"])
+    found = {"resolution": better(only(gained(study, "resolution")))}  # sizes are bins per mm
+    coarse_um, fine_um = (1000 / found["resolution"][name] for name in ("before", "after"))
+    what = f"finer bins, {coarse_um:g} to {fine_um:g} µm, same checkpoint"
     return found, [told(what, found["resolution"])]
 
 
