@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import InputError, SourceConfig
-from tario_jax.corpus import layout
-from tario_jax.corpus.layout import sealed_names
+from tario_jax.corpus.layout import read_json, sealed_names
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
@@ -156,7 +155,7 @@ def holds_cohort(root: Place | Path, config: SourceConfig) -> bool:
     root = Place(root)
     if not (root / "corpus.json").exists():
         return False
-    begun = layout.read_json(root / "ingest.json").get("source")
+    begun = read_json(root / "ingest.json").get("source")
     return begun == _source_of(settings_of(config)) and set(sealed_names(root)) == set(sections_of(config))
 
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from measure_two_seeds import tario
+from measure_two_seeds import SEEDS, summary, tario
 
-CONFIG, SEEDS, ENCODER = "configs/her2st.py", (0, 1), "efficientnet-lite0"
+CONFIG, ENCODER = "configs/her2st.py", "efficientnet-lite0"
 WAYS = {"scratch": (), "frozen": (f"--config.data.frozen_encoder={ENCODER}",)}
 
 
@@ -49,14 +49,6 @@ def figures(report: dict[str, Any]) -> dict[str, float]:
         "counts_above_own_density": moran["differences"][own]["counts"]["mean_r"],
         "counts_above_own_density_low": moran["differences"][own]["counts"]["low"],
         "counts_above_own_density_300": mean["differences"][own]["counts"]["mean_r"],
-    }
-
-
-def summary(found: list[dict[str, float]]) -> dict[str, Any]:
-    return {
-        "seeds": found,
-        "least": {name: min(one[name] for one in found) for name in found[0]},
-        "null": {name: abs(found[1][name] - found[0][name]) for name in found[0]},
     }
 
 

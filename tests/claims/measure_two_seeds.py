@@ -30,19 +30,23 @@ def main() -> None:
                   f"--steps=1,{STEPS}", f"--samples={SAMPLES}", "--given=checkerboard,half",
                   f"--json={folder / 'decoding.json'}")  # fmt: skip
             of_seed |= decoded(json.loads((folder / "decoding.json").read_text()))
-    result = {
-        "seeds": found,
-        "least": {name: min(one[name] for one in found) for name in found[0]},
-        "most": {name: max(one[name] for one in found) for name in found[0]},
-        "null": {name: abs(found[1][name] - found[0][name]) for name in found[0]},
-        "table": table(found),
-    }
+    result = summary(found) | {"table": table(found)}
     print(result["table"])
     out.write_text(json.dumps(result))
 
 
 def tario(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "tario_jax.cli", *words], check=True)
+
+
+def summary(found: list[dict[str, float]]) -> dict[str, Any]:
+    """Of two seeds: each figure's lesser, greater, and what they differ by."""
+    return {
+        "seeds": found,
+        "least": {name: min(one[name] for one in found) for name in found[0]},
+        "most": {name: max(one[name] for one in found) for name in found[0]},
+        "null": {name: abs(found[1][name] - found[0][name]) for name in found[0]},
+    }
 
 
 def figures(report: dict[str, Any]) -> dict[str, float]:
