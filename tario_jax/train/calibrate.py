@@ -11,6 +11,7 @@ from tario_jax.model.build import Built, Tree
 from tario_jax.model.frozen_features import CLIP_SD, leading_axes
 from tario_jax.model.stain import texture_statistics
 from tario_jax.tokens.batch import Batch
+from tario_jax.train.composition import composition
 from tario_jax.train.principal import principal_table
 
 _SECTIONS_COUNTED = 128  # at most, evenly among all: a start takes as long with 93 patients as with 2,545
@@ -42,7 +43,7 @@ def calibrate(
         calibration["gene_weight"] = gene_weights(shares, rare_gene_weight, len(calibration["gene_weight"]))
     bias_G = np.full(parameters["gene_bias"].shape, PADDING_BIAS, np.float32)
     bias_G[:genes] = np.log(shares)
-    area_um2 = sum(float((batch.bin_size_um_BxTxN**2 * batch.bin_measured_BxTxN).sum()) for batch in batches)
+    area_um2 = sum(_measured_um2(batch, shares) for batch in batches)
     detections = sum(float(batch.count_BxC.sum()) for batch in batches)
     parameters = {
         **parameters,
@@ -53,6 +54,14 @@ def calibrate(
         shape = parameters["gene_table"].shape
         parameters["gene_table"] = gene_table(batches, genes, shape, gene_base or shape[1], seed)
     return parameters, calibration
+
+
+def _measured_um2(batch: Batch, share_G: np.ndarray) -> float:
+    """Area of a batch's bins, each as far as it was measured: of a part of the panel the part's share."""
+    genes_BxWxG = np.asarray(batch.measured_gene_BxWxG)[..., : len(share_G)]
+    share_BxW = np.where(genes_BxWxG.all(-1), 1.0, genes_BxWxG @ share_G / share_G.sum()).astype(np.float32)
+    share_BxT = np.take_along_axis(share_BxW, np.asarray(batch.window_BxT), 1)
+    return float((batch.bin_size_um_BxTxN**2 * batch.bin_measured_BxTxN * share_BxT[..., None]).sum())
 
 
 def gene_table(batches: list[Batch], genes: int, shape: tuple[int, int], gene_base: float, seed: int) -> jax.Array:
@@ -114,18 +123,21 @@ def _frozen(statistics: Tree, batches: list[Batch]) -> Tree:
 
 
 def gene_shares(sections: list[Section], genes: int) -> np.ndarray:
-    """Each gene's share of the detections of the sections that measured it, float64 [genes], above 0.
+    """Each gene's share of the detections of sections that measured the whole panel, or would have, float64 [genes],
+    above 0; where they measured different genes, of the one composition that explains them all.
 
     One that none of them measured has half a detection among all: nothing is known of it.
     """
-    totals_G, seen_G, measured_G, all_of_them = np.full(genes, 0.5), np.full(genes, 1.0), np.zeros(genes, bool), 1.0
+    found_G, total_of = np.zeros(genes), {}
     for section in _counted(sections):
         of_section_G = section.gene_totals_G
-        totals_G += of_section_G
-        seen_G += section.measured_gene_G * float(of_section_G.sum())
-        measured_G |= section.measured_gene_G
-        all_of_them += float(of_section_G.sum())
-    return totals_G / np.where(measured_G, seen_G, all_of_them)
+        found_G += of_section_G
+        mask = np.asarray(section.measured_gene_G, bool).tobytes()
+        total_of[mask] = total_of.get(mask, 0.0) + float(of_section_G.sum())
+    if len(total_of) <= 1:
+        return (found_G + 0.5) / (found_G.sum() + 1.0)
+    masks_MxG = np.stack([np.frombuffer(mask, bool) for mask in total_of])
+    return composition(found_G, np.array(list(total_of.values())), masks_MxG)
 
 
 def _counted(sections: list[Section]) -> list[Section]:

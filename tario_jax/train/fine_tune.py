@@ -139,7 +139,9 @@ class StartPoint:
         parameters |= self._of_genes(run, found, match, shares_G)
         calibration = {name: value for name, value in calibration.items() if name != "gene_weight"}
         places = run.built.shardings(run.mesh)[1]
-        depth_mean = np.float32(depths(list(run.split.train), shares_G)[0])
+        bias_G = _whole(parameters["gene_bias",], run.mesh)[: len(ours.panel)].astype(np.float64)
+        share_G = np.exp(bias_G - bias_G.max())  # by which the model itself reads the depth of a part of the panel
+        depth_mean = np.float32(depths(list(run.split.train), share_G / share_G.sum())[0])
         calibration["bin_encoder"] = {**calibration["bin_encoder"], "depth_mean": jax.device_put(
             multihost_utils.broadcast_one_to_all(depth_mean), places["bin_encoder"]["depth_mean"])}  # fmt: skip
         if weight := run.config.model.rare_gene_weight:

@@ -20,6 +20,7 @@ import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from tario_jax.tokens.batch import Batch
+from tario_jax.train.composition import composition
 
 MOST_AXES = 128
 _BINS_OF_AXIS = 8
@@ -51,17 +52,8 @@ def principal_table(batches: list[Batch], genes: int, width: int, base: float, s
 
 
 def _shares(found_G: np.ndarray, total_M: np.ndarray, masks_MxG: np.ndarray) -> np.ndarray:
-    """Share of each gene among those of each mask, [M, G]: one composition that explains what all masks found.
-
-    Of one mask it is what was found. With several, what a mask lacks leaves more to its other genes: the composition is
-    the fixed point of found = Σ_m total_m · share within m, which is that of maximum likelihood.
-    """
-    of_all_G = (found_G + 0.5) / (found_G + 0.5).sum()
-    for _ in range(50 if len(masks_MxG) > 1 else 0):
-        expected_G = (total_M / np.maximum(masks_MxG @ of_all_G, 1e-12)) @ masks_MxG
-        of_all_G = (found_G + 0.5) / np.maximum(expected_G, 1e-12)
-        of_all_G /= of_all_G.sum()
-    share_MxG = masks_MxG * of_all_G
+    """Share of each gene among those of each mask, [M, G], of the one composition that explains what all found."""
+    share_MxG = masks_MxG * composition(found_G, total_M, masks_MxG)
     return share_MxG / np.maximum(share_MxG.sum(1, keepdims=True), 1e-12)
 
 

@@ -86,6 +86,17 @@ def test_genes_that_a_window_did_not_measure_are_no_axis():
     assert spread_between_panels(blind) > 0.9 and spread_between_panels(found) < 0.3
 
 
+def test_genes_that_no_window_measured_leave_the_axes_as_they_are(tissue):
+    """Two panels, and four genes that neither holds: the mean composition is not taken for an axis."""
+    counts, _ = tissue
+    measured_RxG = np.ones((2, GENES), bool)
+    measured_RxG[1, ::3] = False
+    counts = counts * measured_RxG[:, None]
+    alone = principal_table([_Batch(counts, measured_RxG)], GENES, AXES, AXES, 0)
+    found = principal_table([_Batch(counts, measured_RxG)], PADDED, AXES, AXES, 0)
+    np.testing.assert_allclose(found[:GENES, :3], alone[:, :3], atol=1e-4)
+
+
 def test_of_few_bins_it_is_random_and_of_the_same_spread(tissue):
     counts, _ = tissue
     few = _Batch(counts[:, :2], np.ones((2, GENES), bool))
