@@ -8,6 +8,8 @@ from launch.sweep_file import Sweep
 from tario_jax.config import Config, InputError
 from tario_jax.config_files import expand, from_dict, to_dict
 from tario_jax.evaluate import score_file
+from tario_jax.evaluate.tables import plain
+from tario_jax.tokens.hidden import as_trained
 from tario_jax.train.provenance import deciding_fields
 from tario_jax.train.seal import checkpoint_id
 
@@ -92,7 +94,7 @@ def is_trained(workdir: Path, config: Config) -> bool:
     if None in found or found[1].get("step") != config.train.steps:
         return False
     try:
-        return deciding_fields(from_dict(found[0])) == deciding_fields(config)
+        return deciding_fields(from_dict(found[0])) == deciding_fields(as_trained(config))
     except InputError:  # of another version: 'tario train' says what is amiss
         return False
 
@@ -102,7 +104,7 @@ def is_evaluated(workdir: Path, config: Config) -> bool:
     can be read. Where that checkpoint was removed since, one of its step will do: nothing else can be evaluated."""
     step = (_read(workdir / "done.json") or {}).get("step")
     checkpoint = checkpoint_id(workdir, step) if (workdir / "checkpoints" / str(step)).is_dir() else f"{step}-"
-    settings = json.loads(json.dumps(to_dict(config.evaluate)))
+    settings = json.loads(json.dumps(plain(to_dict(config.evaluate))))  # as a report holds them, to six decimals
     for folder in (workdir / of for of in _readings(config)):
         report = _read(folder / "report.json") or {}
         evaluated = str((report.get("provenance") or {}).get("checkpoint"))

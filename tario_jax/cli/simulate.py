@@ -10,6 +10,7 @@ from tario_jax.cli.options import (
     describe_corpus,
     finish,
     limits_of,
+    need_eval,
     new_corpus,
     part_of,
     say,
@@ -65,6 +66,8 @@ def _names(text: str) -> tuple[str, ...]:
 def run(options: argparse.Namespace) -> int:
     from tario_jax.virtual.cohort import simulate_cohort
 
+    if options.outcomes:
+        need_eval()  # before the cohort is made
     source = SourceConfig() if options.config is None else config_of(options).source
     if source.kind != "virtual":
         raise InputError(

@@ -1,9 +1,16 @@
 """Windows of H&E alone: their bins are the patches, of which all but those of the first group are hidden."""
 
-from tario_jax.config import DataConfig
+import dataclasses
+
+from tario_jax.config import Config, DataConfig
 
 GROUPS = 2  # half of the patches are seen
 _NO_COUNTS = 128  # the least capacity
+
+
+def as_trained(config: Config) -> Config:
+    """What a run of this config keeps as its own: one that learns from H&E alone has no fields of counts."""
+    return dataclasses.replace(config, data=of_he(config.data)) if config.train.learns == "he" else config
 
 
 def of_he(data: DataConfig) -> DataConfig:

@@ -21,7 +21,7 @@ from tario_jax.parallel.mesh import check_host_memory, check_rows, local_rows, m
 from tario_jax.tokens.batch import Batch, Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.deal import check_tiles
-from tario_jax.tokens.hidden import of_he
+from tario_jax.tokens.hidden import as_trained
 from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
 from tario_jax.train.frozen import trained_parameters
 from tario_jax.train.optimiser import make_optimiser
@@ -46,9 +46,7 @@ class Run:
     @classmethod
     def of(cls, config: Config, corpus: Corpus) -> "Run":
         """Raises `InputError` where the config does not fit the corpus or the devices."""
-        he_alone = config.train.learns == "he"
-        if he_alone:
-            config = dataclasses.replace(config, data=of_he(config.data))
+        he_alone, config = config.train.learns == "he", as_trained(config)
         split = split_corpus(corpus, config.split, he_alone=he_alone)
         layout = corpus_layout(split.train + split.validation, config.data, len(corpus.panel))
         card = None

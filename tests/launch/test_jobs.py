@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs import CORPUS, SCALING, is_done, is_evaluated, jobs_of
+from launch.jobs import CORPUS, SCALING, is_done, is_evaluated, is_trained, jobs_of
 from launch.progress import progress_of
 from launch.sweep_file import Sweep
 from tario_jax.config import Config, EvaluateConfig, SourceConfig
 from tario_jax.config_files import to_dict
 from tario_jax.evaluate import score_file
+from tario_jax.evaluate.tables import plain
+from tario_jax.tokens.hidden import as_trained
 
 CONFIG = Config(source=SourceConfig(kind="virtual"), evaluate=EvaluateConfig(read_um=(18.0,)))
 READINGS = (".", "read_18um")
@@ -107,3 +109,23 @@ def test_a_cohort_is_done_where_its_patients_and_no_others_lie_as_they_were_aske
         assert not done(**changes), changes
     (corpus / "corpus.json").unlink()
     assert not done()
+
+
+def test_a_run_that_learns_from_he_alone_is_done_when_it_is(tmp_path):
+    """It keeps its config without what is of counts; the sweep's has all of that."""
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, learns="he", steps=7))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(as_trained(config))))
+    (tmp_path / "done.json").write_text(json.dumps({"step": 7}))
+    assert is_trained(tmp_path, config)
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, width=256))
+    assert not is_trained(tmp_path, wider)
+
+
+def test_settings_are_compared_as_a_report_holds_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_file, "is_current", lambda path: True)
+    config = dataclasses.replace(CONFIG, evaluate=EvaluateConfig(overlap=1 / 3))
+    (tmp_path / "done.json").write_text(json.dumps({"step": 7}))
+    report = {"settings": plain(to_dict(config.evaluate)), "provenance": {"checkpoint": "7-x"}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert report["settings"]["overlap"] == 0.333333 and is_evaluated(tmp_path, config)
+    assert not is_evaluated(tmp_path, dataclasses.replace(config, evaluate=EvaluateConfig(overlap=0.3)))

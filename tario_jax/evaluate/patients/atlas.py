@@ -123,6 +123,9 @@ def _clusters(place_PxC: np.ndarray) -> np.ndarray:
     judged = place_PxC[np.linspace(0, len(place_PxC) - 1, min(_JUDGED, len(place_PxC))).round().astype(int)]
     best, kept = -np.inf, None
     for number in range(_CLUSTERS[0], min(_CLUSTERS[1], len(judged) // 3) + 1):
+        if len(np.unique(judged, axis=0)) < number:
+            raise InputError(f"a map of patients of whom {len(judged)} lie at fewer than {number} places: this model "
+                             "tells them not apart")  # fmt: skip
         found = KMeans(number, n_init=5, random_state=_SEED).fit(judged)
         score = silhouette_score(judged, found.labels_)
         if score > best + 1e-9:

@@ -18,7 +18,7 @@ from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.neighbours import Query
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.tables import says_nothing
-from tario_jax.evaluate.patients.vectors import Embedded
+from tario_jax.evaluate.patients.vectors import PREDICTED, Embedded
 from tario_jax.predict.signatures import Signature
 
 _LEAST_DEVIATION = 1e-4
@@ -32,9 +32,9 @@ class Standing:
 
     of: str  # gene or signature
     deviations: float  # from the cohort's mean, in its standard deviations
-    percentile: float  # share of its patients below
-    low: float  # 95 %
-    high: float
+    percentile: float  # share of its patients below, those at the same value by half
+    low: float  # 95 %, of those below
+    high: float  # and of those not above
     patients: int
 
     @property
@@ -85,22 +85,27 @@ def standings(index: PatientIndex, query: Query, cohort: str, genes: Sequence[st
         other_n = other_n[np.isfinite(other_n)]  # of whom all of its genes are known
         if len(other_n) < LEAST_COMPARED or not np.isfinite(value):
             continue
-        below = int((other_n < value).sum())
-        low, high = share_interval(below, len(other_n))
+        below, not_above = int((other_n < value).sum()), int((other_n <= value).sum())  # many have none of a rare gene
+        low, high = share_interval(below, len(other_n))[0], share_interval(not_above, len(other_n))[1]
         spread = max(float(other_n.std(ddof=1)), _LEAST_DEVIATION)
-        found.append(Standing(name, (value - float(other_n.mean())) / spread, below / len(other_n), low, high,
-                              len(other_n)))  # fmt: skip
+        found.append(Standing(name, (value - float(other_n.mean())) / spread, (below + not_above) / 2 / len(other_n),
+                              low, high, len(other_n)))  # fmt: skip
     return found
 
 
 def alike_genes(index: PatientIndex, query: Query, entries: np.ndarray, cohort: str, symbols: Sequence[str],
                 number: int = 10) -> list[dict[str, Any]]:  # fmt: skip
     """Genes in which the query and its neighbours leave the cohort on the same side: by the product of their
-    deviations, each within ±4, largest first; `part` is its share of the sum over all genes."""
-    _, mean_G, deviation_G = index.moments.of(cohort)
-    scale_G = np.where(deviation_G > _LEAST_DEVIATION, deviation_G, np.inf)
-    own_G = np.clip((query.level_G() - mean_G) / scale_G, -4, 4)
-    theirs_G = np.mean([np.clip((index.level_G(int(one)) - mean_G) / scale_G, -4, 4) for one in entries], 0)
+    deviations, each within ±4 and among patients of its own kind (predicted or measured), largest first; `part` is its
+    share of the sum over all genes."""
+    scales = {kind: index.scale(kind, cohort) for kind in {query.kind, *index.kind_P[entries].tolist()}}
+
+    def deviations(level_G: np.ndarray, kind: str) -> np.ndarray:
+        mean_G, deviation_G = scales[kind]
+        return np.clip((level_G - mean_G) / np.where(deviation_G > _LEAST_DEVIATION, deviation_G, np.inf), -4, 4)
+
+    own_G = deviations(query.level_G(), query.kind)
+    theirs_G = np.mean([deviations(index.level_G(int(one)), str(index.kind_P[one])) for one in entries], 0)
     both_G = np.nan_to_num(own_G * theirs_G, nan=0.0)
     order = np.argsort(-both_G, kind="stable")[:number]
     whole = float(np.abs(both_G).sum()) or 1.0
@@ -155,15 +160,18 @@ def differences(index: PatientIndex, entries: np.ndarray, yes_n: np.ndarray, coh
 
     Of each signature, and of the genes that differ most, the difference of means in standard deviations of the cohort
     with Welch's 95 % interval and a false discovery rate over all genes, over all signatures (Benjamini & Hochberg);
-    `query` is where the query stands between the means: 0 at those without, 1 at those with. None for too few.
+    `query` is where the query stands between the means: 0 at those without, 1 at those with, in deviations of its own
+    kind where it is a measured one among predicted ones. None for too few.
     """
     if min(yes_n.sum(), (~yes_n).sum()) < LEAST_COMPARED:
         return None
-    _, mean_G, deviation_G = index.moments.of(cohort)
-    scale_G = np.where(deviation_G > _LEAST_DEVIATION, deviation_G, np.inf)
+    (mean_G, deviation_G), (own_mean_G, own_deviation_G) = (index.scale(kind, cohort)
+                                                            for kind in (PREDICTED, query.kind))  # fmt: skip
+    varies_G = np.minimum(deviation_G, own_deviation_G) > _LEAST_DEVIATION
+    scale_G, own_scale_G = (np.where(varies_G, of_G, np.inf) for of_G in (deviation_G, own_deviation_G))
     level_nxG = np.stack([(index.level_G(int(entry)) - mean_G) / scale_G for entry in entries])
-    own_G = (query.level_G() - mean_G) / scale_G
-    used_G = (deviation_G > _LEAST_DEVIATION) & np.isfinite(level_nxG).all(0) & np.isfinite(own_G)
+    own_G = (query.level_G() - own_mean_G) / own_scale_G
+    used_G = varies_G & np.isfinite(level_nxG).all(0) & np.isfinite(own_G)
     kept = [one for one in signatures if len(one.positions) and used_G[one.positions].all()]
     found = {"with": int(yes_n.sum()), "without": int((~yes_n).sum())}
     genes = _compared(level_nxG[:, used_G], own_G[used_G], yes_n, [s for s, used in zip(symbols, used_G, strict=True)

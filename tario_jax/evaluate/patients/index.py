@@ -77,6 +77,21 @@ class PatientIndex:
             found[mine] = self._block(int(block))[gene, self.column_P[some[mine]]]
         return found
 
+    def scale(self, kind: str, cohort: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation [G] of the levels of a cohort's patients of this kind, of all cohorts where this
+        one has none; measured patients, of whom nothing is kept, are read a block after the other."""
+        if kind == PREDICTED:
+            return self.moments.of(cohort)[1:]
+        everyone = np.flatnonzero(self.kind_P == kind)
+        if (mine := everyone[self.cohort_P[everyone] == cohort]).size:
+            everyone = mine
+        moments = Moments.none(len(self.space.mean_KxG[0]))
+        for block in np.unique(self.block_P[everyone]):
+            some = everyone[self.block_P[everyone] == block]
+            levels_PxG = np.asarray(self._block(int(block))[:, self.column_P[some]], np.float32).T
+            moments = moments.plus(self.cohort_P[some], levels_PxG)
+        return moments.of(cohort)[1:]
+
     def level_G(self, entry: int) -> np.ndarray:
         """Of all genes, float32 [G]."""
         return np.asarray(self._block(int(self.block_P[entry]))[:, self.column_P[entry]], np.float32)

@@ -69,6 +69,12 @@ class Windows:
             self._of_patient.append([(cover, number) for cover in covers for number in range(len(cover.corners))])
             if not covers:
                 raise InputError(f"--fine-tune: patient {name!r} has no H&E in {corpus.root}; leave the patient out")
+        # one program for all of them: spots lie denser in one section than in another
+        covers = [cover for of in self._of_patient for cover in dict.fromkeys(cover for cover, _ in of)]
+        largest = {name: max(getattr(cover.layout, name) for cover in covers)
+                   for name in ("bins_per_tile", "patches_per_bin")}  # fmt: skip
+        for cover in covers:
+            cover.layout = dataclasses.replace(cover.layout, **largest)
 
     def count(self, patient: int) -> int:
         return len(self._of_patient[patient])
@@ -152,8 +158,7 @@ class Tuner:
     def _fold(self, start_Pxr: np.ndarray, label_P: np.ndarray, classes: int, train: np.ndarray, test: np.ndarray,
               number: int) -> np.ndarray:  # fmt: skip
         rng = np.random.default_rng((self.tuning.seed, number))
-        mixed = rng.permutation(train)
-        aside, learnt = np.split(mixed, [int(_ASIDE * len(mixed))])
+        aside, learnt = _kept_aside(train, label_P, rng)
         head, bias = _head(start_Pxr[learnt], label_P[learnt], classes)
         trained = {"model": jax.tree.map(jnp.array, self.predictor.parameters), "head": jnp.asarray(head),
                    "bias": jnp.asarray(bias)}  # fmt: skip
@@ -185,6 +190,20 @@ class Tuner:
                                          replace=False)]  # fmt: skip
 
 
+def _kept_aside(train: np.ndarray, label_P: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Patients to choose the step on, at least one, and those to learn from, among whom every class stays."""
+    mixed = rng.permutation(train)
+    spare = dict(zip(*np.unique(label_P[train], return_counts=True), strict=True))
+    aside: list[int] = []
+    for patient in mixed.tolist():
+        if len(aside) < max(1, int(_ASIDE * len(mixed))) and spare[label_P[patient]] > 1:
+            aside.append(patient)
+            spare[label_P[patient]] -= 1
+    if not aside:
+        raise InputError("--fine-tune: no class has two patients to train on, one of whom is kept aside; expected more")
+    return np.array(aside), np.array([patient for patient in mixed.tolist() if patient not in set(aside)])
+
+
 def _head(state_Pxr: np.ndarray, label_P: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Of a logistic regression of scaled states, as weights of the states as they are: float32 [r, K] and [K]."""
     from sklearn.linear_model import LogisticRegression
@@ -192,8 +211,8 @@ def _head(state_Pxr: np.ndarray, label_P: np.ndarray, classes: int) -> tuple[np.
     middle_r, scale_r = state_Pxr.mean(0), np.maximum(state_Pxr.std(0), 1e-6)
     found = LogisticRegression(C=_HEAD_PENALTY, max_iter=500).fit((state_Pxr - middle_r) / scale_r, label_P)
     weight_Kxr, bias_K = np.zeros((classes, state_Pxr.shape[1])), np.full(classes, -9.0)
-    if classes == 2:
-        weight_Kxr[1], bias_K = found.coef_[0], np.array([0.0, found.intercept_[0]])
+    if len(found.classes_) == 2:  # of more classes, those that nobody has keep the bias of the impossible
+        weight_Kxr[found.classes_[1]], bias_K[found.classes_] = found.coef_[0], (0.0, found.intercept_[0])
     else:
         weight_Kxr[found.classes_], bias_K[found.classes_] = found.coef_, found.intercept_
     weight_rxK = (weight_Kxr / scale_r).T

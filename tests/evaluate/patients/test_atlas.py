@@ -9,8 +9,9 @@ from made_patients import made_row, made_store
 from refusals import refused
 
 from tario_jax.cli.main import main
+from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
-from tario_jax.evaluate.patients.atlas import atlas_of
+from tario_jax.evaluate.patients.atlas import _clusters, atlas_of
 from tario_jax.evaluate.patients.index import index_of
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
 
@@ -100,3 +101,9 @@ def test_what_is_not_installed_is_named(store, tmp_path, monkeypatch, capsys):
 def test_few_patients_make_no_map(tmp_path):
     few = made_store(tmp_path / "few.embeddings", SYMBOLS, rows(range(7)))
     refused(lambda: atlas_of(index_of(few)), "7 patients", "at least 10")
+
+
+def test_patients_who_all_lie_at_one_place_are_refused_in_a_line():
+    with pytest.raises(InputError, match="12 lie at fewer than 2 places") as caught:
+        _clusters(np.tile(np.arange(5.0), (12, 1)))
+    assert "\n" not in str(caught.value)

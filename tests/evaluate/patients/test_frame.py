@@ -161,3 +161,42 @@ def test_all_of_it_in_words_and_as_a_page(made, tmp_path, monkeypatch, capsys):
     text = page.read_text()
     assert "no advice on a treatment" in text and "GENE9" in text and "four" in text and "P01" in text
     assert page.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_value_that_most_have_is_not_unusual(tmp_path):
+    """None of a rare gene, as more than half of them; one that has as much as nobody is."""
+    rng = np.random.default_rng(2)
+    expression = 8 + rng.normal(0, 0.3, (200, GENES))
+    expression[:, 3] = np.where(np.arange(200) < 110, 0.0, 1 + rng.random(200))
+    expression[199, 3] = 9.0
+    store = made_store(tmp_path / "x.embeddings", SYMBOLS, [made_row(f"P{at:03d}", of) for at, of in
+                                                           enumerate(expression)])  # fmt: skip
+    index = index_of(store)
+    none, most = (frame.standings(index, query_of_patient(store, index, name, PREDICTED), "LUAD", ("GENE3",), (),
+                                  SYMBOLS)[0] for name in ("P005", "P199"))  # fmt: skip
+    assert not none.unusual and none.low < 0.01 and none.high > 0.5
+    assert none.percentile == pytest.approx(109 / 2 / 199, abs=1e-6)
+    assert most.unusual and most.percentile == 1
+
+
+def test_measured_patients_are_held_against_measured_ones(tmp_path):
+    """They spread four times as much; by the deviations of predicted ones all that is told would be the clip."""
+    rng = np.random.default_rng(3)
+    expression = 8 + rng.normal(0, 0.2, (80, GENES))
+    responds = np.arange(80) % 2 == 0
+    expression[:, :4] += 0.3 * responds[:, None]
+    measured = 8 + 4 * (expression - 8)
+    rows = [made_row(f"P{at:02d}", of, kind=kind) for kind, values in ((PREDICTED, expression), (MEASURED, measured))
+            for at, of in enumerate(values)]  # fmt: skip
+    store = made_store(tmp_path / "x.embeddings", SYMBOLS, rows)
+    index = index_of(store)
+    own, same = (query_of_patient(store, index, "P07", kind) for kind in (MEASURED, PREDICTED))
+    entries = np.array([index.entry(f"P{at:02d}", PREDICTED) for at in range(20, 60)])
+    told = [frame.alike_genes(index, query, entries[:3], "LUAD", SYMBOLS, GENES) for query in (own, same)]
+    by_gene = [{one["gene"]: one["query"] for one in of} for of in told]
+    shared = by_gene[0].keys() & by_gene[1].keys()
+    assert len(shared) > 4 and all(by_gene[0][gene] == pytest.approx(by_gene[1][gene], abs=0.05) for gene in shared)
+    found = [
+        frame.differences(index, entries, responds[20:60], "LUAD", (SET,), SYMBOLS, query) for query in (own, same)
+    ]
+    assert found[0]["signatures"][0]["query"] == pytest.approx(found[1]["signatures"][0]["query"], abs=0.1)

@@ -1,6 +1,7 @@
 """Fine-tuning on an outcome: gradients that are right, folds that see nothing of each other, and an outcome learnt."""
 
 import copy
+import dataclasses
 import types
 
 import jax
@@ -131,3 +132,41 @@ def test_another_model_than_that_of_the_embeddings_is_refused(predictor, tiny_co
         "region_um": None, "tissue": "virtual"})  # fmt: skip
     refused(lambda: probe_job(store, tiny_corpus, Asked(("cohort",)), Setting(), predictor=predictor, tuning=Tuning()),
             "checkpoint another", "give the workdir that was embedded")  # fmt: skip
+
+
+@pytest.mark.parametrize("label", [[0, 0, 0, 0, 0, 0, 1, 1], [0, 1, 2, 2, 2, 2, 2, 2], [0, 1, 0, 1]])
+def test_somebody_is_kept_aside_and_every_class_is_learnt_from(label):
+    label, train = np.array(label), np.arange(len(label))
+    for seed in range(40):
+        aside, learnt = outcome_tuning._kept_aside(train, label, np.random.default_rng(seed))
+        assert len(aside) == max(1, len(label) // 5) and sorted([*aside, *learnt]) == train.tolist()
+        assert set(label[learnt]) == set(label)
+    refused(lambda: outcome_tuning._kept_aside(np.arange(2), np.array([0, 1]), np.random.default_rng(0)),
+            "no class has two patients")  # fmt: skip
+
+
+def test_a_head_of_two_of_three_classes_tells_them_apart():
+    state = np.random.default_rng(0).normal(size=(40, 3))
+    label = np.where(state[:, 0] > 0, 2, 0)
+    head, bias = outcome_tuning._head(state, label, 3)
+    told = (state @ head + bias).argmax(1)
+    assert (told == label).mean() > 0.85 and (told != 1).all()
+
+
+def test_windows_of_spots_that_lie_denser_are_one_program(predictor, tiny_corpus, monkeypatch):
+    """The layout is the largest of all sections', whichever comes first in a batch."""
+    made = type(predictor).cover
+    bins = iter(range(8, 100))
+
+    def cover(self, *given, **more):
+        found = made(self, *given, **more)
+        found.layout = dataclasses.replace(found.layout, bins_per_tile=found.layout.bins_per_tile + next(bins))
+        return found
+
+    monkeypatch.setattr(type(predictor), "cover", cover)
+    found = Windows(predictor, tiny_corpus, PATIENTS)
+    (layout,) = {cover.layout for of in found._of_patient for cover, _ in of}
+    covers = len({id(cover) for of in found._of_patient for cover, _ in of})
+    plain = made(predictor, tiny_corpus.sections[0], tissue=tiny_corpus.kind, bin_um=None, overlap=0.0).layout
+    assert layout == dataclasses.replace(plain, bins_per_tile=plain.bins_per_tile + 8 + covers - 1)
+    assert found.batch([(5, 0), (0, 0)]).bin_measured_BxTxN.shape[2] == layout.bins_per_tile
