@@ -49,6 +49,9 @@ def run(options: argparse.Namespace) -> int:
         for table in (_config_table(comparison), _figures_table(comparison)):
             console.print(table)
     say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    if comparison.other_losses:
+        say(f"training losses are of different kinds ({', '.join(comparison.other_losses)}):\n"
+            "hold validation against validation")  # fmt: skip
     if options.figure is not None:
         say(f"\nfigure: {options.figure}")
     if options.json is not None:

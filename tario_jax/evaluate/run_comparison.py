@@ -17,6 +17,7 @@ from tario_jax.train.run_files import RunFiles, TrainingLine, ValidationLine
 from tario_jax.train.run_state import training_seconds
 from tario_jax.train.run_status import Low, status_of
 
+_OF_LOSS = ("model.total_likelihood", "model.rare_gene_weight")
 _TAIL = 0.1  # of the common steps: the mean difference of losses is taken over it
 
 
@@ -55,6 +56,7 @@ class Comparison:
     validation_step: int | None
     hours: float
     tail_steps: int  # logged steps that the mean difference is over
+    other_losses: tuple[str, ...]  # fields that differ and say what training minimises: only validation is of one kind
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -72,14 +74,14 @@ def compare_runs(runs: list[RunFiles], now: float) -> Comparison:
     tail = [at for at in common if at > (1 - _TAIL) * step]
     timed = [_timed(files.training) for files in runs]
     hours = min(line[-1][0] if line else 0.0 for line in timed)
+    differs = config_differences([files.config for files in runs])
     compared = [
         _compared(name, files, lines, checks.get(validation_step), step, _loss_at(line, hours),
                   _mean_difference(lines, training[0], tail) if lines is not training[0] else None, now)
         for name, files, lines, checks, line in zip(names, runs, training, validation, timed, strict=True)
     ]  # fmt: skip
-    return Comparison(tuple(compared), config_differences([files.config for files in runs]),
-                      tuple(bool(files.config) for files in runs), step, validation_step, hours,
-                      len(tail))  # fmt: skip
+    return Comparison(tuple(compared), differs, tuple(bool(files.config) for files in runs), step, validation_step,
+                      hours, len(tail), tuple(name for name in _OF_LOSS if name in differs))  # fmt: skip
 
 
 def _compared(

@@ -43,6 +43,10 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     if data.coarse_um and all(section.spots is not None for section in sections):
         raise InputError(f"data.coarse_um is {data.coarse_um}, and all sections hold spots, which are part of no "
                          "larger bin; leave it out")  # fmt: skip
+    for section in sections:
+        if section.spots is not None and not _fits(section, data.window_um):
+            raise InputError(f"section {section.id!r}: spots of {section.spots.diameter_um:g} µm do not fit windows of "
+                             f"{data.window_um:g} µm; make data.window_um larger")  # fmt: skip
     spots = _spots_of(sections)
     bins_per_tile, largest_um = 0, 0.0
     if spots:
@@ -57,6 +61,11 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     frozen_features = sections[0].feature_grid(data.frozen_encoder).shape[-1] if data.frozen_encoder else 0
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um,
                        count_capacity=_whole(capacity), frozen_features=frozen_features)  # fmt: skip
+
+
+def _fits(section: Section, window_um: float) -> bool:
+    """Whether a spot lies whole in some window, which begins on a whole px."""
+    return window_um - section.spots.diameter_um - (section.he_um_per_px or 1.0) > 1e-3
 
 
 def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapacity:

@@ -221,7 +221,8 @@ def _overlap(draw: Draw, other: Draw, side_um: float) -> bool:
 
 
 def _tissue(sections: Sequence[Section]) -> list[float]:
-    """How often to draw each section: every place of tissue equally often, so by its area.
+    """How often to draw each section: by its area, so that every place is drawn equally often. Of sections of which the
+    one has more glass than the other (`_corner`), the places of tissue of the former are drawn more often.
 
     Where all hold spots, by their number; beside other sections, a spot stands for the square of its pitch.
     """

@@ -108,6 +108,10 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
     tell.enter("start")
     batches = run.batches(t, passed, say)
     stop.has_work = True
+    if t and t % config.validate_every == 0 and tell.lacks_validation(t):
+        # told to end at this step, the run saved it first, and had no time left for this
+        tell.enter("validate")
+        tell.validation(t, validate(state, lambda: stop.told_s is None))
     metrics: StepMetrics | None = None  # of the step before, not looked at yet
     while t < last:
         tell.before_step(t + 1, metrics)

@@ -14,7 +14,7 @@ from tario_jax.config import Config
 from tario_jax.parallel.hosts import is_first
 from tario_jax.tokens.batch import Layout
 from tario_jax.train.clock import STEP, Clock
-from tario_jax.train.run_files import heartbeats
+from tario_jax.train.run_files import VALIDATED, heartbeats
 from tario_jax.train.state import StepMetrics
 from tario_jax.train.whole_file import write_whole
 
@@ -165,7 +165,7 @@ class Metrics:
         return values
 
     def validation(self, step: int, loss: float) -> None:
-        self.lines.write(step=step, validation_nats_per_detection=loss)
+        self.lines.write(**{"step": step, VALIDATED: loss})
         self._say(f"step {step:>6}/{self._config.train.steps}  validation {loss:.4f} {self._unit}")
 
     def find_slowest(self) -> None:

@@ -20,6 +20,7 @@ from tario_jax.train.seal import SEAL
 
 _MARKER = {"step": int, "unix": float, "seconds": float}  # of done.json
 REQUEST = "trace.request"
+VALIDATED = "validation_nats_per_detection"  # what a line of a validation holds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -228,9 +229,8 @@ def read_lines(path: Path, kind, before: Lines = Lines()) -> Lines:
 
 
 def _metrics_line(values: dict[str, Any]) -> TrainingLine | ValidationLine:
-    name = "validation_nats_per_detection"
-    if name in values:
-        return ValidationLine(int(values["step"]), _or_nan(values[name]))
+    if VALIDATED in values:
+        return ValidationLine(int(values["step"]), _or_nan(values[VALIDATED]))
     loss = _or_nan(values["loss_nats_per_detection"])
     return _fields(TrainingLine, values | {"loss_nats_per_detection": loss})
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from tario_jax.config import Config, InputError
 from tario_jax.parallel.hosts import is_first
@@ -19,6 +20,7 @@ from tario_jax.train.in_flight import InFlight
 from tario_jax.train.metrics import JsonLines, Metrics, device_memory_gib
 from tario_jax.train.probe import DeviceProbe
 from tario_jax.train.profile_request import ProfileRequest
+from tario_jax.train.run_files import VALIDATED
 from tario_jax.train.state import StepMetrics
 from tario_jax.train.stop import Stop, Stopped
 from tario_jax.train.trackers import trackers
@@ -156,7 +158,12 @@ class Telemetry:
     def validation(self, step: int, loss: float | None) -> None:
         if loss is not None:
             self._metrics.validation(step, loss)
-            self._track(step, {"validation_nats_per_detection": loss})
+            self._track(step, {VALIDATED: loss})
+
+    def lacks_validation(self, step: int) -> bool:
+        """Whether no line tells of a validation at this step, as the first process reads them; the same on all."""
+        is_told = is_first() and any(line["step"] == step and VALIDATED in line for line in self._metrics.lines.read())
+        return not int(multihost_utils.broadcast_one_to_all(np.int32(is_told)))
 
     def saving(self, step: int) -> None:
         """A restart from here on does no step up to this one again."""

@@ -175,6 +175,14 @@ def test_every_window_of_a_spot_section_holds_a_spot(spotted):
             assert (source[t].bin_measured_BxTxN > 0).any((1, 2)).all()
 
 
+def test_windows_that_hold_no_whole_spot_are_refused(spotted):
+    """All of them would be empty, and the run would learn from nothing."""
+    data = dataclasses.replace(tiny_config().data, window_um=18.0, tile_um=18.0)
+    with pytest.raises(InputError, match="'A1': spots of 20 µm do not fit windows of 18 µm") as caught:
+        corpus_layout(spotted.sections, data, len(PANEL))
+    one_line(caught)
+
+
 def test_spot_capacities_of_the_corpus_hold_every_window(spotted):
     data = tiny_config().data
     layout = corpus_layout(spotted.sections, data, len(PANEL))

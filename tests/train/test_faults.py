@@ -126,9 +126,7 @@ def test_sigterm_in_a_validation_that_outlasts_the_grace_saves_first(run, unbrok
     ended(started, 128 + signal.SIGTERM)
     assert checkpoints(workdir)[-1] == "15" and [event["step"] for event in events(workdir, "stopping")] == [15]
     assert "resumed at step 15 of 30" in ended(run(workdir), 0)[0]
-    assert [line for line in numbers(workdir) if line[3] is None] == [
-        line for line in numbers(unbroken) if line[3] is None
-    ]
+    assert numbers(workdir) == numbers(unbroken)  # the validation that there was no time for is made up for
 
 
 @pytest.mark.slow
