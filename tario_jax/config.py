@@ -148,10 +148,15 @@ class DataConfig:
         for name, low in (("stain_jitter", 0), ("max_spots", 0), ("count_capacity", 0), ("prefetch", 1),
                           ("workers", 0)):  # fmt: skip
             _check(getattr(self, name) >= low, f"data.{name} is {getattr(self, name)}; expected at least {low}")
+        _check(self.sequence == "window" or self.windows_per_row > 1,
+               f"data.sequence is {self.sequence!r} with one window a row, which is a sequence by itself; set "
+               "data.windows_per_row, or leave it out")  # fmt: skip
         _check(self.windows_per_row < 4096, f"data.windows_per_row is {self.windows_per_row}; expected less than 4,096")
         _check(self.near_bins >= 0, f"data.near_bins is {self.near_bins}; expected at least 0")
         _check(0 <= self.depth_told <= 1, f"data.depth_told is {self.depth_told}; expected a share, 0 to 1")
-        _check(0 <= self.min_measured <= 1, f"data.min_measured is {self.min_measured}; expected 0 to 1")
+        _check(0 < self.min_measured <= 1,
+               f"data.min_measured is {self.min_measured}; expected a share of a bin above 0, up to 1: what was not "
+               "measured is not 0")  # fmt: skip
         for part, whole in (("patch_um", "tile_um"), ("tile_um", "window_um")):
             ratio = getattr(self, whole) / getattr(self, part)
             _check(
@@ -451,9 +456,16 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self):
+        _check(bool(self.data.frozen_encoder) or self.model.frozen_axes == ModelConfig.frozen_axes,
+               f"model.frozen_axes is {self.model.frozen_axes} without data.frozen_encoder, whose features it is of; "
+               "set that, or leave it out")  # fmt: skip
         _check(self.train.learns == "counts" or self.start.trained == "all",
                f"start.trained is {self.start.trained!r}, and train.learns={self.train.learns} trains no genes; "
                "expected start.trained=all")  # fmt: skip
+        side_um = self.evaluate.bin_um or self.data.bin_um
+        for read_um in self.evaluate.read_um:
+            _check(read_um <= side_um, f"evaluate.read_um holds {read_um:g}; bins are summed up to those of "
+                   f"{side_um:g} µm (evaluate.bin_um, else data.bin_um); expected smaller ones")  # fmt: skip
         _check(not 0 < self.evaluate.bin_um < self.data.bin_um,
                f"evaluate.bin_um is {self.evaluate.bin_um}; expected at least data.bin_um = {self.data.bin_um}, since "
                "that is predicted and summed up, or 0")  # fmt: skip

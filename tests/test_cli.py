@@ -160,7 +160,7 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     (("simulate", "--out={}/c", "--section-um=10"), ("source.section_um is 10.0",)),
     (("simulate", "--out={}/text.png"), ("text.png: is a file; expected a folder",)),
     (("simulate", "--out={}"), ("is not empty and not a corpus",)),
-    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' reads source and split and data of a config only",)),
+    (("check", "{}/c", "--config.train.steps=3"), ("'tario check' reads source, split and data of a config only",)),
     (("check",), ("no corpus is named", "--workdir=RUN")),
     (("simulate", "--patients=1"), ("no place to write", "--workdir=RUN")),
     (("simulate", "--out={}/o", "--config.source.seed=1"), ("name it with --config",)),
@@ -255,7 +255,10 @@ def test_a_prediction_that_cannot_be_made_is_one_line_and_writes_nothing(tiny_ru
     for words, answer in (
         (("--steps=4",), ("trained one-shot", "data.groups")),
         (("--steps=-1",), ("groups is -1",)),
-        (("--samples=4",), ("--samples: means nothing to one-shot", "--steps=K")),
+        (("--samples=4",), ("--samples: means nothing to one-shot", "--steps=K above 1")),
+        (("--steps=1", "--samples=4"), ("--samples: means nothing to one-shot", "--steps=K above 1")),
+        (("--steps=1", "--uncertainty"), ("--uncertainty: is between the samples", "one step is one-shot")),
+        (("--config.evaluate.top_genes=4",), ("reads source and evaluate.overlap of a config only",)),
         (("--steps=4", "--samples=1", "--uncertainty"), ("--uncertainty", "two --samples or more")),
         (("--uncertainty",), ("--uncertainty", "'tario evaluate'", "evaluate it first")),
         (("--uncertainty", "--cells=corpus"), ("--uncertainty", "is of bins", "leave one of them out")),
@@ -269,14 +272,10 @@ def test_a_prediction_that_cannot_be_made_is_one_line_and_writes_nothing(tiny_ru
 def test_maps_say_how_they_were_generated(tiny_run, tiny_corpus, tario, tmp_path):
     anndata = pytest.importorskip("anndata")
     words = ("predict", "--workdir", tiny_run, "--corpus", tiny_corpus.root, "--section=F1")
-    done = tario(*words, "--steps=1", "--samples=2", "--uncertainty", "--out", tmp_path / "maps.h5ad")
+    done = tario(*words, "--steps=1", "--out", tmp_path / "maps.h5ad")
     assert done.returncode == 0 and "one-shot" in done.stdout, done.stderr
     maps = anndata.read_h5ad(tmp_path / "maps.h5ad")
-    assert maps.uns["tario"]["decoding"] == "one-shot"
-    assert maps.layers["between_sample_variance"].shape == maps.X.shape  # of one step, 0: samples do not differ
-    assert not maps.layers["between_sample_variance"].any()
-    assert tario(*words, "--steps=1", "--samples=2", "--out", tmp_path / "plain.h5ad").returncode == 0
-    assert not anndata.read_h5ad(tmp_path / "plain.h5ad").layers
+    assert maps.uns["tario"]["decoding"] == "one-shot" and not maps.layers
 
 
 def test_maps_say_how_far_counts_lie_from_rates(tiny_run, tiny_corpus, predictor, tario, tmp_path):

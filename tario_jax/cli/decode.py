@@ -13,7 +13,7 @@ EXAMPLES = """
     tario decode --workdir=runs/quickstart --out=given --steps=1 --given=half,checkerboard,panel,no-he
     tario decode --workdir=runs/quickstart --out=orders --steps=4,0 --order=raster,hilbert,random,coarse_to_fine
 """
-GROUPS_READ = ("source", "evaluate")
+GROUPS_READ = ("source", "evaluate.overlap", "evaluate.min_total", "evaluate.min_bins", "evaluate.bootstraps")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     bin_um = predictor.provenance.bin_um if options.bin_um is None else options.bin_um
     asked = Asked(options.steps, options.samples, options.order, options.given, bin_um, config.overlap,
                   config.min_total, config.bootstraps, options.seed)  # fmt: skip
-    train, sections = _sides(predictor, corpus, options.sections)
+    train, sections = _sides(predictor, corpus, bin_um, config.min_bins, options.sections)
     refuse_fine_bins(sections, bin_um, force=predictor.provenance.config.data.force_adjacent)
     genes = genes_by_moran(predictor, corpus, train or sections, options.genes)
     with compiled_kept(options.workdir):
@@ -78,8 +78,10 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split(",")))
 
 
-def _sides(predictor, corpus, most: int | None) -> tuple[list, list]:
-    """Training sections that rank genes (none of another corpus), and held-out ones, of as many patients as can be."""
+def _sides(predictor, corpus, bin_um: float, min_bins: int, most: int | None) -> tuple[list, list]:
+    """Training sections that rank genes (none of another corpus), and held-out ones of bins enough, of as many patients
+    as can be."""
+    from tario_jax.evaluate.decoding.section import bins_that_count
     from tario_jax.evaluate.scope import sections_of
 
     train, held_out = sections_of(predictor.provenance, corpus)
@@ -87,7 +89,15 @@ def _sides(predictor, corpus, most: int | None) -> tuple[list, list]:
     held_out = [section for section in held_out if section.holds("he") and section.has_counts]
     if not held_out:
         raise InputError(f"corpus {corpus.root}: no held-out section has both an H&E and counts; expected some")
-    return train, _by_turns(held_out)[:most]
+    bins_S = [bins_that_count(section, predictor, bin_um) for section in held_out]
+    enough = [section for section, bins in zip(held_out, bins_S, strict=True) if bins >= min_bins]
+    if not enough:
+        raise InputError(f"evaluate.min_bins is {min_bins}; the largest of {len(held_out)} held-out sections has "
+                         f"{max(bins_S)} bins; take smaller bins or lower evaluate.min_bins")  # fmt: skip
+    if len(enough) < len(held_out):
+        few = len(held_out) - len(enough)
+        say(f"decoding: {few} held-out sections have fewer than {min_bins} bins and are left out")
+    return train, _by_turns(enough)[:most]
 
 
 def _by_turns(sections: list) -> list:

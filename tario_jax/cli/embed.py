@@ -12,7 +12,7 @@ EXAMPLES = """
     tario embed --workdir=runs/quickstart --out=runs/quickstart.embeddings --measured
     tario embed --workdir=runs/lung --corpus=corpora/new --region-um=500 --out=lung.embeddings --part=2/4
 """
-GROUPS_READ = ("source", "evaluate")
+GROUPS_READ = ("source", "evaluate.overlap")
 SUFFIX = ".embeddings"
 
 

@@ -13,7 +13,7 @@ EXAMPLES = """
     tario gallery --workdir=runs/p2545 --corpus=corpora/other --scores=reports/other --out=gallery
     tario gallery --workdir=runs/quickstart --genes=EPCAM,CD3E --sides-um=36,18,9 --out=gallery
 """
-GROUPS_READ = ("source", "evaluate")
+GROUPS_READ = ("source", "evaluate.overlap")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

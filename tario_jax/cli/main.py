@@ -134,16 +134,20 @@ def split_assignments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> None:
     """A field that the job does not read would do nothing, silently."""
-    groups = JOBS[options.job].GROUPS_READ
+    groups = JOBS[options.job].GROUPS_READ  # some of them of one field: "evaluate.overlap"
     for name in assignments:
-        if groups is not None and name.partition(".")[0] not in groups:
+        if groups is not None and not {name, name.partition(".")[0]} & set(groups):
             raise InputError(
                 f"--config.{name}: 'tario {options.job}' "
-                + (f"reads {' and '.join(groups)} of a config only; the rest is that of the run" if groups else
+                + (f"reads {_listed(groups)} of a config only; the rest is that of the run" if groups else
                    "reads no config; leave it out")
             )  # fmt: skip
     if assignments and options.config is None and options.job not in _OF_A_RUN:
         raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 class _Parser(argparse.ArgumentParser):

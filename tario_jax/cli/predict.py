@@ -16,7 +16,7 @@ from tario_jax.cli.options import (
 )
 from tario_jax.cli.predict_cells import cell_flags, check_cells, maps_of_cells
 from tario_jax.cli.predict_slide import check_slide, run_slide, slide_flags, writes_folder
-from tario_jax.config import GENERATED_ORDERS, InputError
+from tario_jax.config import GENERATED_ORDERS, RESOLUTIONS, InputError
 
 SUMMARY = "gene maps of a slide, a section or an image, from the H&E alone"
 EXAMPLES = """
@@ -29,7 +29,7 @@ EXAMPLES = """
     tario predict --workdir=runs/quickstart --section=vh00000_core --cells --out=cells.h5ad
     tario predict --workdir=runs/lung --image=slide.tif --um-per-px=0.25 --cells=cells.geojson --out=cells.h5ad
 """
-GROUPS_READ = ("source", "evaluate")
+GROUPS_READ = ("source", "evaluate.overlap")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -124,11 +124,14 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_steps(options: argparse.Namespace) -> None:
-    if options.steps is not None:
+    if options.steps is not None and (options.steps != 1 or options.order == RESOLUTIONS):
         return
     for name in ("samples", "order", "seed"):
         if getattr(options, name) not in (None, False):
-            raise InputError(f"--{name}: means nothing to one-shot prediction; add --steps=K, or leave it out")
+            raise InputError(f"--{name}: means nothing to one-shot prediction; add --steps=K above 1, or leave it out")
+    if options.steps == 1 and options.uncertainty:
+        raise InputError("--uncertainty: is between the samples of --steps, and one step is one-shot prediction; leave "
+                         "--steps out for the variance of counts around it, or take more")  # fmt: skip
 
 
 def _maps_of_image(options: argparse.Namespace):

@@ -17,19 +17,25 @@ def log_cpm(values_PxG: np.ndarray, total_P: np.ndarray) -> np.ndarray:
     return np.log1p(np.maximum(values_PxG, 0.0) * scale_P[:, None])
 
 
-def pool(arrays_S: Sequence[Arrays], name: str, patients: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def pool(arrays_S: Sequence[Arrays], name: str, patients: list[str], *,
+         one_panel: bool) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Mean value a bin by patient and gene [P, G], and the mean total a bin [P], from sums of sections.
 
-    A gene that a section did not measure is pooled over the patient's other sections; NaN where none did.
+    A gene that a section did not measure is pooled over the patient's other sections; NaN where none did. one_panel:
+    all sections measured the same genes, and the total is over every one of them. Where they did not, a total over its
+    own genes would tell patients apart by their panels: it is over the genes under evaluation that all of them
+    measured.
     """
     values_PxG, total_P = [], []
+    common_G = np.all([arrays["measured"] for arrays in arrays_S], axis=0)
     for patient in patients:
         own = [arrays for arrays in arrays_S if arrays["patient"] == patient]
         bins_G = sum(arrays["number"] * arrays["measured"] for arrays in own)
         sum_G = sum(arrays[f"bulk/{name}"] * arrays["measured"] for arrays in own)
         values_PxG.append(np.where(bins_G > 0, sum_G / np.maximum(bins_G, 1), np.nan))
         bins = sum(int(arrays["number"]) for arrays in own)
-        total_P.append(sum(float(arrays[f"bulk_total/{name}"]) for arrays in own) / max(bins, 1))
+        whole = sum(float(arrays[f"bulk_total/{name}"]) for arrays in own) / max(bins, 1)
+        total_P.append(whole if one_panel else float(values_PxG[-1][common_G].sum()))
     return np.stack(values_PxG), np.array(total_P)
 
 

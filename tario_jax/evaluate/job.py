@@ -2,12 +2,12 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tario_jax.config import EvaluateConfig, InputError
+from tario_jax.config import Config, EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate import score_file
 from tario_jax.evaluate.gene_classes import class_report
@@ -39,6 +39,18 @@ from tario_jax.virtual.genes import null_symbols
 
 _DENSITY_SECTIONS = 12  # training sections that are predicted too: the density lines are fitted on them
 _LEAST_NULL_GENES = 10
+_SPOTS = "corpus {}: is measured in spots, which are predicted as they are; leave out the side of bins"
+
+
+def refuse_sides(corpus: Corpus, sections: Sequence[Section], config: Config) -> None:
+    """Raises `InputError` where held-out sections cannot be read in bins of the sides that the config's evaluation asks
+    for: before a training, not behind it."""
+    usable = [section for section in sections if section.holds("he") and section.has_counts]
+    asked = [side_um for side_um in (config.evaluate.bin_um, *config.evaluate.read_um) if side_um]
+    if asked and usable and all(section.spots is not None for section in usable):
+        raise InputError(_SPOTS.format(corpus.root) + " (evaluate.bin_um, evaluate.read_um)")
+    for side_um in asked:
+        refuse_fine_bins(usable, side_um, force=config.data.force_adjacent)
 
 
 def evaluate_checkpoint(
@@ -76,8 +88,7 @@ def evaluate_checkpoint(
     predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.spots is not None for section in usable)
     if (bin_um is not None or read_um is not None or config.bin_um) and spots:
-        raise InputError(f"corpus {corpus.root}: is measured in spots, which are predicted as they are; leave out "
-                         "the side of bins")  # fmt: skip
+        raise InputError(_SPOTS.format(corpus.root))
     if read_um is None:
         read_um = provenance.bin_um if bin_um is None else bin_um
     bin_um = (config.bin_um or provenance.bin_um) if bin_um is None else bin_um
@@ -145,7 +156,8 @@ def evaluate_checkpoint(
         report["classes"] = plain(class_report(evaluation.context, class_G))
     score_table(
         evaluation.context, symbols, class_G, bin_um=report["bin_um"] or 0.0, read_um=report["read_um"] or 0.0,
-        corpus_seal=corpus.seal, checkpoint=predictor.checkpoint, ranked_on=report["ranked_on"],
+        min_measured=provenance.config.data.min_measured, corpus_seal=corpus.seal, checkpoint=predictor.checkpoint,
+        ranked_on=report["ranked_on"],
     ).write(folder / score_file.FILE)  # fmt: skip
     about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
     about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}

@@ -10,7 +10,8 @@ from typing import Any
 from tario_jax.config import Config, SourceConfig
 from tario_jax.config_files import expand
 from tario_jax.corpus.read import Corpus
-from tario_jax.evaluate.job import evaluate_checkpoint
+from tario_jax.corpus.split import split_corpus
+from tario_jax.evaluate.job import evaluate_checkpoint, refuse_sides
 from tario_jax.evaluate.kept import key_of
 from tario_jax.evaluate.tables import Evaluation
 from tario_jax.he_features.encode import encode_missing
@@ -51,6 +52,7 @@ def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Ev
     clock = _Clock(workdir / "seconds.json")
     corpus = make_corpus(config.source, workdir / "corpus", say)
     clock.note("corpus")
+    refuse_sides(corpus, split_corpus(corpus, config.split).held_out, config)
     if config.data.frozen_encoder:
         encode_missing(corpus, config.data.frozen_encoder, say)
         clock.note("encode")

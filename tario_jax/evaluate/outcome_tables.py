@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tario_jax.config import DataConfig
 from tario_jax.evaluate import noise
 from tario_jax.evaluate.bulk import pool
 from tario_jax.evaluate.intervals import lower_t
@@ -52,15 +53,19 @@ def gene_validation(context: Context, symbols: np.ndarray, about: dict[str, Any]
 
 
 def score_table(context: Context, symbols: np.ndarray, gene_class: np.ndarray, *, bin_um: float, read_um: float,
-                corpus_seal: str, checkpoint: str, ranked_on: str) -> ScoreTable:  # fmt: skip
-    """Scores of every gene under evaluation; gene_class: of each, "" where none is known."""
+                min_measured: float, corpus_seal: str, checkpoint: str, ranked_on: str) -> ScoreTable:  # fmt: skip
+    """Scores of every gene under evaluation; gene_class: of each, "" where none is known. min_measured: share of a bin
+    that had to be measured."""
     settings = {name: getattr(context.config, name) for name in ("min_total", "overlap")}
+    if min_measured != DataConfig.min_measured:  # which bins count
+        settings["min_measured"] = min_measured
     ranked_G = np.isin(np.arange(len(symbols)), context.ranking.order)
     detections_S = context.stack("detections")
     nats = (context.stack(name) / np.maximum(detections_S, 1) for name in ("gene_nats", "total_nats"))
     cohort_of = {str(arrays["patient"]): str(arrays["cohort"]) for arrays in context.arrays_S}
     patients = tuple(sorted(cohort_of))
-    pooled = [part for name in ("measured", "model") for part in pool(context.arrays_S, name, list(patients))]
+    pooled = [part for name in ("measured", "model")
+              for part in pool(context.arrays_S, name, list(patients), one_panel=context.one_panel)]  # fmt: skip
     return ScoreTable(
         bin_um, read_um, corpus_seal, checkpoint, ranked_on, json.dumps(settings), context.section_ids,
         tuple(context.patients),

@@ -47,6 +47,7 @@ class Context:
     arrays_S: tuple[Arrays, ...]  # what section_scores found, controls and model
     scores: MethodScores
     resampling: Resampling
+    one_panel: bool = True  # the sections measured the same genes, all of them
 
     @functools.cached_property
     def rho_SxG(self) -> np.ndarray:

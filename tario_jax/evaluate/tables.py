@@ -93,9 +93,9 @@ def evaluate(
     rng = np.random.default_rng(config.seed)
     resampling, note = _resampling(kept, by_block, config, rng)
     ids = tuple(section.section_id for section in kept)
-    context = Context(
-        config, genes, in_sets, ranking, ids, arrays_S, scores_of(arrays_S, in_sets, by_block), resampling
-    )
+    one_panel = len({standings[name]["measured"].tobytes() for name in ids}) == 1
+    scores = scores_of(arrays_S, in_sets, by_block)
+    context = Context(config, genes, in_sets, ranking, ids, arrays_S, scores, resampling, one_panel)
     chosen = np.asarray(symbols)[genes]
     bulk, bulk_r, pooled = _bulk(context, fitting, standings, controls, rng)
     sets = set_reports(context, chosen)
@@ -187,15 +187,17 @@ def _bulk(context: Context, fitting: list[SectionSource], standings: dict[str, A
     patients = sorted(cohort_of)
     methods = [name for name in ("model", "ridge", "reachable")
                if all(f"bulk/{name}" in arrays for arrays in context.arrays_S)]  # fmt: skip
-    truth = pool(context.arrays_S, "measured", patients)
-    predicted = {name: pool(context.arrays_S, name, patients) for name in methods}
+    truth, *of_methods = (pool(context.arrays_S, name, patients, one_panel=context.one_panel)
+                          for name in ("measured", *methods))  # fmt: skip
+    predicted = dict(zip(methods, of_methods, strict=True))
     mean_G, cohort_mean = np.nan_to_num(np.nansum(truth[0], 0) / max(truth[1].sum(), 1e-300)), {}
     if controls is not None:
         mean_G = controls.mean_composition_G
         for cohort in {section.cohort for section in fitting}:
             own = [standings[s.section_id] for s in fitting if s.cohort == cohort]
-            total = sum(float(arrays["sum"].sum()) for arrays in own)
-            cohort_mean[cohort] = sum(arrays["sum"][context.genes] for arrays in own) / max(total, 1e-300)
+            # a gene's share is of the detections of sections that measured it
+            total_G = sum(arrays["sum"].sum() * arrays["measured"][context.genes] for arrays in own)
+            cohort_mean[cohort] = sum(arrays["sum"][context.genes] for arrays in own) / np.maximum(total_G, 1e-300)
     cohort_P = [cohort_of[patient] for patient in patients]
     report, by_gene = bulk_report(truth, predicted, mean_G, cohort_mean, cohort_P, context.config.bootstraps, rng)
     values = {"measured_PxG": log_cpm(*truth), "predicted_PxG": log_cpm(*predicted["model"])}

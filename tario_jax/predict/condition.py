@@ -94,6 +94,10 @@ class Condition:
         return given_G
 
 
+class NothingAsked(InputError):
+    """A section is given whole, or not at all: nothing of it is predicted from the rest."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Conditioned:
     """Rates of what was asked: maps of all genes at the asked places, of which `asked_G` were not given."""
@@ -113,7 +117,7 @@ def predict_given(
     window, by default those that the section needs (sections in turn share a compiled program if it is given).
 
     Raises `InputError` for a model that reads no contents, a section without counts, and where no gene is in both
-    panels, or no place is left to predict.
+    panels; `NothingAsked` where no place is given, or none is left to predict.
     """
     refuse_one_shot(predictor, "prediction from measured bins")
     if not section.has_counts:
@@ -136,7 +140,7 @@ def predict_given(
     asked_N = np.ones(len(cover), bool) if condition.of_panel else ~given_N
     for left, what in ((given_N, "given"), (asked_N, "left to predict")):
         if not left.any():
-            raise InputError(f"{section.id}: of its {len(cover)} places none is {what} ({condition})")
+            raise NothingAsked(f"{section.id}: of its {len(cover)} places none is {what} ({condition})")
     blend = Blend(len(cover), genes)
     for windows, batch in cover.batches(predictor.rows, read):
         placed = [cover.placed(batch, row, window) for row, window in enumerate(windows)]

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 
 from tario_jax.config import EvaluateConfig, InputError
-from tario_jax.evaluate.bulk import bulk_report
+from tario_jax.evaluate.bulk import bulk_report, pool
 from tario_jax.evaluate.map_figures import Look
 from tario_jax.evaluate.report import write_report
 from tario_jax.evaluate.report_figures import draw_figures
@@ -182,6 +182,31 @@ def test_bulk_is_within_cohorts_and_the_pooled_figure_is_apart():
     assert abs(report["counts"]["model"]) < 0.1
     assert report["pooled"]["counts"]["model"] > 0.99
     assert set(by_gene) == {"lung/model", "colon/model"}
+
+
+def test_bulk_does_not_tell_patients_apart_by_what_their_panels_hold():
+    """Ten patients of 200 genes and ten of which 100 were measured, one and the same prediction for all of them."""
+    rng = np.random.default_rng(3)
+    few_G = np.arange(200) < 100
+    rate_G = rng.gamma(2.0, 1.0, 200)
+    arrays = []
+    for patient in range(20):
+        measured_G = few_G if patient >= 10 else np.ones(200, bool)
+        arrays.append({"patient": f"P{patient:02}", "number": 50, "measured": measured_G})
+        for name, sum_G in (("measured", rng.poisson(50 * rate_G)), ("model", 50 * rate_G)):
+            arrays[-1] |= {f"bulk/{name}": sum_G * measured_G, f"bulk_total/{name}": (sum_G * measured_G).sum()}
+    patients = [of["patient"] for of in arrays]
+
+    def r(one_panel: bool, of=arrays) -> float:
+        truth, model = (pool(of, name, patients[: len(of)], one_panel=one_panel) for name in ("measured", "model"))
+        report, _ = bulk_report(truth, {"model": model}, np.full(200, 1 / 200), {}, ["lung"] * len(of), 50, rng)
+        return report["log_cpm"]["model"]
+
+    assert r(one_panel=True) > 0.5  # what totals over panels of their own would say
+    assert abs(r(one_panel=False)) < 1e-6  # a constant prediction says nothing
+    values, total = pool(arrays, "model", patients, one_panel=False)
+    np.testing.assert_allclose(total, rate_G[few_G].sum())
+    assert np.isnan(values[10:, ~few_G]).all() and r(one_panel=True, of=arrays[:10]) == 0
 
 
 def test_a_model_that_knows_only_density_has_no_skill_above_its_control(split):

@@ -86,3 +86,9 @@ def test_a_section_of_196_bins_takes_a_fraction_of_a_second():
         section_features(he, 0.5, x, y, 36.0)
         spent.append(time.process_time() - start)
     assert min(spent) < 1.0  # about 0.2 s alone; the bar leaves room for a busy machine
+
+
+def test_of_no_places_there_are_no_features_however_large_the_image():
+    for side in (200, 2300):
+        features, density = section_features(np.full((side, side, 3), 240, np.uint8), 1.0, [], [], 36.0)
+        assert features.shape == (0, 136) and density.shape == (0,)

@@ -11,10 +11,10 @@ from tario_jax.corpus.read import Corpus, Section
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
 from tario_jax.evaluate.decoding.spread import POISSON, Spread, fit_spread
-from tario_jax.evaluate.metrics import composition, expected_composition, pearson_by_gene
+from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
 from tario_jax.evaluate.section_bins import least_total
-from tario_jax.predict.condition import Condition, entries_of_window, predict_given
+from tario_jax.predict.condition import Condition, NothingAsked, entries_of_window, predict_given
 from tario_jax.predict.generate import Samples, Steps, generate_section
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
@@ -58,7 +58,7 @@ class Truth:
         return dataclasses.replace(self, **of_places)
 
     def spread(self, values_Nxg: np.ndarray) -> np.ndarray:
-        """Moran's I by gene on these places."""
+        """Moran's I by gene on these places, NaN of what is constant, as genes are that were not measured."""
         weights_NxN = neighbour_weights(self.x_um_N, self.y_um_N, self.pitch_um, self.layout)
         return morans_i(np.nan_to_num(values_Nxg), weights_NxN)
 
@@ -73,15 +73,31 @@ def read_truth(section: Section, corpus: Corpus, predictor: Predictor, genes: np
         counts_NxG, share_N, kept = spots.dense(len(corpus.panel)), np.ones(len(spots)), slice(None)
     else:
         section.check_bins(bin_um)
-        columns, rows = int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
-        x_um_N, y_um_N = grid_places(columns, rows, bin_um)
-        share_N, pitch_um, layout = section.measured_share(x_um_N, y_um_N, bin_um), bin_um, "square"
-        kept = np.flatnonzero(share_N >= predictor.provenance.config.data.min_measured - 1e-6)
+        columns, rows = _whole_bins(section, bin_um)
+        x_um_N, y_um_N, share_N, kept = _bins(section, predictor, bin_um)
+        pitch_um, layout = bin_um, "square"
         counts_NxG = grid_counts(section.all_detections(), len(corpus.panel), columns, rows, bin_um)
     counts_NxG = np.asarray(counts_NxG[kept], np.float64)
     counts_Nxg = np.where(common_G[genes], counts_NxG[:, in_corpus_G[genes]], np.nan)
     return Truth(x_um_N[kept], y_um_N[kept], pitch_um, layout, np.minimum(share_N[kept], 1.0), counts_Nxg,
                  counts_NxG[:, in_corpus_G[common_G]].sum(1), common_G)  # fmt: skip
+
+
+def bins_that_count(section: Section, predictor: Predictor, bin_um: float) -> int:
+    """How many places `read_truth` finds."""
+    return len(section.spots if section.spots is not None else _bins(section, predictor, bin_um)[-1])
+
+
+def _bins(section: Section, predictor: Predictor, bin_um: float) -> tuple[np.ndarray, ...]:
+    """Centres x and y, and the measured share, of the whole bins of a section; positions of those that count."""
+    x_um_N, y_um_N = grid_places(*_whole_bins(section, bin_um), bin_um)
+    share_N = section.measured_share(x_um_N, y_um_N, bin_um)
+    return x_um_N, y_um_N, share_N, np.flatnonzero(share_N >= predictor.provenance.config.data.min_measured - 1e-6)
+
+
+def _whole_bins(section: Section, bin_um: float) -> tuple[int, int]:
+    """Columns and rows."""
+    return int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
 
 
 def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth: Truth, genes: np.ndarray,
@@ -105,9 +121,11 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
     moved_Nxg = (maps.rates_NxG[:, genes] * samples.moved_Nxg)[at_N] * truth.share_N[:, None]
     r_of_mean = pearson_by_gene(truth.counts_Nxg, moved_Nxg)
     found["counts_r_of_mean"] = np.where(np.isnan(found["counts_r"]), np.nan, r_of_mean)
-    found["moran"] = truth.spread(maps.rates_NxG[np.ix_(at_N, genes)])
-    drawn = np.stack([truth.spread(counts_Nxg[at_N]) for counts_Nxg in samples.counts_SxNxg])
-    found["moran_drawn"] = drawn.mean(0)
+    # of the same genes as that of the measured counts; a rare gene may be drawn nowhere in one of the samples
+    known_g = np.isfinite(truth.spread(truth.counts_Nxg))
+    drawn_g = mean_defined(np.stack([truth.spread(counts_Nxg[at_N]) for counts_Nxg in samples.counts_SxNxg]))
+    for name, moran_g in (("moran", truth.spread(maps.rates_NxG[np.ix_(at_N, genes)])), ("moran_drawn", drawn_g)):
+        found[name] = np.where(known_g, moran_g, np.nan)
     found["seconds"] = np.float64(seconds)
     return found
 
@@ -119,14 +137,18 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
 
     Where larger bins are given, that mean is an even share of the smallest of them that a bin is part of.
     """
-    found = predict_given(predictor, corpus, section, condition, overlap=overlap, capacity=capacity,
-                          bin_um=None if section.spots is not None else bin_um)  # fmt: skip
+    nothing = np.full(len(genes), np.nan)
+    readers = ("model", ONE_SHOT) if condition.of_panel else ("model", ONE_SHOT, "neighbours")
+    undefined = {f"{who}/{form}_r": nothing for who in readers for form in ("counts", "composition")}
+    try:
+        found = predict_given(predictor, corpus, section, condition, overlap=overlap, capacity=capacity,
+                              bin_um=None if section.spots is not None else bin_um)  # fmt: skip
+    except NothingAsked:  # as of a section no wider than a band of half of it
+        return undefined
     at_N = places_of(found.maps, truth)
     asked = np.flatnonzero(at_N >= 0)
     if len(asked) < _LEAST_BINS:
-        nothing = np.full(len(genes), np.nan)
-        readers = ("model", ONE_SHOT) if condition.of_panel else ("model", ONE_SHOT, "neighbours")
-        return {f"{who}/{form}_r": nothing for who in readers for form in ("counts", "composition")}
+        return undefined
     here = truth.of(asked)
     here = dataclasses.replace(here, counts_Nxg=np.where(found.asked_G[genes], here.counts_Nxg, np.nan))
     said = {

@@ -47,6 +47,8 @@ def measure_registration_cost(
     sections = scorable(
         "shift", corpus, sections,
         {"an H&E and detections": lambda section: section.has_detections and section.holds("he"),
+         f"places that are known to {min(BINS_UM) / 2:g} µm":
+             lambda section: 2 * section.place_precision_um <= min(BINS_UM),
          f"{_LEAST_BINS} bins of {BINS_UM[0]:g} µm that stay measured when it is moved by {max(SHIFTS_UM):g} µm":
              lambda section: len(_staying(section, BINS_UM[0], least)) >= _LEAST_BINS},  # of smaller ones it has more
         say,
@@ -79,7 +81,6 @@ def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: n
     """r of every gene as `bin/reader/shift/form` → float32 [G], the mean over the directions it is defined in."""
     found, scores = section.all_detections(), {}
     for bin_um in BINS_UM:
-        section.check_bins(bin_um)
         columns, rows = _size(section, bin_um)
         kept = _staying(section, bin_um, predictor.provenance.config.data.min_measured)
         maps = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=overlap)

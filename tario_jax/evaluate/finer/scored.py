@@ -51,8 +51,10 @@ def score_sections(
 ) -> Scored:  # fmt: skip
     """Measures each section, or reads what folder/<job> keeps of it under the model, the corpus and `depends_on`.
 
-    ranked_on: sections whose Moran's I says which genes are at the top; `sections` themselves where there are none.
+    ranked_on: sections whose Moran's I says which genes are at the top, of those that hold detections; `sections`
+    themselves where there are none.
     """
+    ranked_on = [section for section in ranked_on if section.has_detections]
     genes, kept = common_genes(predictor, corpus), Kept(folder / job)
     key = key_of(model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal, overlap=config.overlap,
                  **depends_on)  # fmt: skip

@@ -42,6 +42,7 @@ def _of_form(
     )
     pairs, same = _pairs(before, after)
     fractions = [fraction_better(r_before_KxG[i], r_after_KxG[j]) for i, j in pairs]
+    fraction = float(np.mean(fractions))  # NaN where no gene is defined in both
     sampled = _resampled(before, after, form, ranking, weights_BxS)
     genes = int((np.isfinite(r_before_KxG).all(0) & np.isfinite(r_after_KxG).all(0)).sum())
     difference_G = mean_defined(r_after_KxG) - mean_defined(r_before_KxG)
@@ -55,9 +56,9 @@ def _of_form(
     } for name, members in groups.items()}  # fmt: skip
     return {
         "better": {
-            "genes": genes, "fraction": float(np.mean(fractions)), "n": round(float(np.mean(fractions)) * genes),
+            "genes": genes, "fraction": fraction, "n": round(fraction * genes) if genes else 0,
             "range": [min(fractions), max(fractions)], "pairs_of_seeds": len(pairs),
-            **_spread_about(float(np.mean(fractions)), sampled["fraction"]),
+            **_spread_about(fraction, sampled["fraction"]),
             "same_checkpoints": same,
             "null": {name: [] if same else _null_fractions(r_KxG)
                      for name, r_KxG in (("before", r_before_KxG), ("after", r_after_KxG))},

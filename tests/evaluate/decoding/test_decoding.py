@@ -17,11 +17,18 @@ from tario_jax.evaluate.decoding import measure as decoding
 from tario_jax.evaluate.decoding import section as of_section
 from tario_jax.evaluate.decoding.figure import decoding_tables, draw_decoding
 from tario_jax.evaluate.decoding.measure import Asked, Gathered, gene_classes, genes_by_moran, measure_decoding
-from tario_jax.evaluate.decoding.section import CONDITIONS, Truth, measure_given, nearest_means, read_truth
+from tario_jax.evaluate.decoding.section import (
+    CONDITIONS,
+    Truth,
+    measure_given,
+    measure_steps,
+    nearest_means,
+    read_truth,
+)
 from tario_jax.evaluate.decoding.spread import POISSON
 from tario_jax.evaluate.intervals import patient_resampling
-from tario_jax.predict.condition import Condition
-from tario_jax.predict.generate import Samples
+from tario_jax.predict.condition import Condition, NothingAsked, predict_given
+from tario_jax.predict.generate import Samples, Steps
 from tario_jax.virtual.genes import curated_panel
 
 GENES = np.random.default_rng(0).permutation(len(PANEL))
@@ -121,6 +128,35 @@ def test_of_too_few_places_the_same_readers_are_told_nothing(done, reader, tiny_
         with np.load(done[0] / "sections" / "D1.npz") as held:
             known = {key.removeprefix(f"given {name}/") for key in held.files if key.startswith(f"given {name}/")}
         assert found.keys() == known and all(np.isnan(r_g).all() for r_g in found.values())
+
+
+def test_a_section_that_is_given_whole_is_told_nothing_of(reader, tiny_corpus, sections, monkeypatch):
+    """As one that is no wider than the first band of half of the tissue: the others are measured all the same."""
+    monkeypatch.setattr(Condition, "given_bins", lambda condition, cover: np.ones(len(cover), bool))
+    truth = read_truth(sections[0], tiny_corpus, reader, GENES, 18.0)
+    found = measure_given(reader, tiny_corpus, sections[0], truth, GENES, CONDITIONS["half"], None, bin_um=18.0,
+                          overlap=0.0, min_total=60, capacity=4096)  # fmt: skip
+    assert "neighbours/counts_r" in found and all(np.isnan(r_g).all() for r_g in found.values())
+    with pytest.raises(NothingAsked, match="none is left to predict"):
+        predict_given(reader, tiny_corpus, sections[0], CONDITIONS["half"], bin_um=18.0, overlap=0.0, capacity=4096)
+
+
+def test_moran_of_rates_and_draws_is_of_the_genes_that_were_measured(reader, tiny_corpus, sections):
+    truth = read_truth(sections[0], tiny_corpus, reader, GENES, 18.0)
+    truth.counts_Nxg[:, 1] = np.nan
+    found = measure_steps(reader, tiny_corpus, sections[0], truth, GENES, Steps(1, 3), POISSON, bin_um=18.0,
+                          overlap=0.0, min_total=60)  # fmt: skip
+    for name in ("moran", "moran_drawn"):
+        np.testing.assert_array_equal(np.isfinite(found[name]), np.isfinite(truth.spread(truth.counts_Nxg)))
+    assert np.isnan(found["moran"][1]) and np.isfinite(found["moran_drawn"][0])
+
+
+def test_sections_of_few_bins_are_left_out_and_counted(tiny_run, tiny_corpus, tmp_path, capsys):
+    command = ["decode", f"--workdir={tiny_run}", f"--corpus={tiny_corpus.root}", f"--out={tmp_path}", "--steps=1"]
+    assert main([*command, "--config.evaluate.min_bins=5000"]) == 2
+    assert "evaluate.min_bins is 5000; the largest of" in capsys.readouterr().err
+    assert main([*command, "--config.evaluate.top_genes=9"]) == 2
+    assert "reads source, evaluate.overlap, evaluate.min_total, evaluate.min_bins and" in capsys.readouterr().err
 
 
 def test_draws_of_bins_that_were_measured_in_part_are_of_that_part():

@@ -254,6 +254,31 @@ def test_sections_with_nothing_to_be_scored_on_are_left_out_and_counted(tmp_path
     assert said[2:] == ["finer: 2 sections are left out, without an H&E and detections (B, …)"]
 
 
+def test_what_is_not_known_well_enough_is_left_out_and_spots_rank_nothing(corpus, tmp_path, monkeypatch):
+    class Scored(Exception):
+        pass
+
+    def scored_sections(job, measure, predictor, corpus, sections, *given, **more):
+        raise Scored(*(section.id for section in sections))
+
+    sections = [copy.copy(section) for section in corpus.sections]
+    sections[1].record = sections[1].record | {"quality": {"place_precision_um": 8.0}}  # Visium HD, squares of 8 µm
+    said = []
+    with monkeypatch.context() as patched, pytest.raises(Scored) as raised:
+        patched.setattr(registration_cost, "score_sections", scored_sections)
+        measure_registration_cost(Oracle(corpus), corpus, sections, tmp_path, CONFIG, say=said.append)
+    assert sections[1].id not in raised.value.args and len(raised.value.args) == 2
+    assert said == [f"shift: 1 sections are left out, without places that are known to 4.5 µm ({sections[1].id}, …)"]
+
+    spotted = copy.copy(corpus.sections[0])
+    spotted.record = spotted.record | {"arrays": ["he", "spots"]}
+    ranked = []
+    monkeypatch.setattr(scored, "rank_by_moran", lambda sections, genes: ranked.extend(sections) or np.ones(genes))
+    scored.score_sections("shift", lambda *_: {"x": np.zeros(1)}, Oracle(corpus), corpus, corpus.sections[1:], tmp_path,
+                          CONFIG, depends_on={}, ranked_on=[spotted, corpus.sections[1]], say=str)  # fmt: skip
+    assert [section.id for section in ranked] == [corpus.sections[1].id]
+
+
 def test_finer_readouts_leave_out_what_has_no_truth_and_what_is_too_small(corpus, tmp_path, monkeypatch):
     class Scored(Exception):
         pass

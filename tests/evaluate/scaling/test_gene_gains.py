@@ -182,3 +182,12 @@ def test_a_grid_without_seeds_has_no_seed_deviation_and_a_hole_is_no_grid(tmp_pa
     assert grid_of(tmp_path / "once", losses, seeds=(0,))["quantities"]["nats"]["seed_sd"] is None
     del losses[16, 288.0]
     assert grid_of(tmp_path / "hole", losses) is None
+
+
+def test_of_a_form_that_nothing_is_defined_in_no_gene_is_better():
+    """As composition, where no bin holds enough counts."""
+    before, after = scores(noise_seed=0), scores(noise_seed=1)
+    for one in (before, after):
+        one.r_SxG["composition"] = np.full_like(one.r_SxG["counts"], np.nan)
+    found = compared([before], [after])["composition"]["better"]
+    assert found["genes"] == found["n"] == 0 and np.isnan(found["fraction"])
