@@ -113,6 +113,10 @@ def test_a_number_that_means_nothing_is_refused_with_its_flag(tario, words, told
     (("--config.data.bin_um=-1",), ("data.bin_um is -1.0", "more than 0")),
     (("--config.data.patch_px=7",), ("data.tile_um is 288.0", "multiple of patch_um = 7.0")),
     (("--config.train.steps",), ("--config.train.steps: has no value",)),
+    (("--config.data.min_measured=0",), ("data.min_measured is 0.0", "what was not measured is not 0")),
+    (("--config.data.sequence=patient",), ("one window a row", "data.windows_per_row")),
+    (("--config.model.frozen_axes=8",), ("model.frozen_axes is 8 without data.frozen_encoder",)),
+    (("--config.evaluate.read_um=(72.0,)",), ("evaluate.read_um holds 72", "summed up to those of")),
 ])  # fmt: skip
 def test_a_wrong_field_is_answered_with_the_one_that_was_meant(tario, tmp_path, words, answer):
     refused(tario(*TRAIN, f"--workdir={tmp_path / 'w'}", *words), *answer)

@@ -21,7 +21,7 @@ def main() -> None:
     tallies = json.loads(Path(sys.argv[2]).read_text())["report"]["tallies"]
     lost = sum(abs(tally["read"] - tally["kept"] - sum(tally["dropped"].values())) for tally in tallies)
     kept = sum(tally["kept"] for tally in tallies if tally["what"] == "detections")
-    data = DataConfig(window_um=SIDE_UM, tile_um=SIDE_UM, patch_px=18, he_um_per_px=1.0, min_measured=0.0)
+    data = DataConfig(window_um=SIDE_UM, tile_um=SIDE_UM, patch_px=18, he_um_per_px=1.0, min_measured=0.01)
     totals = {bin_um: sum(_binned(section, dataclasses.replace(data, bin_um=bin_um)) for section in corpus.sections)
               for bin_um in BIN_UM}  # fmt: skip
     result = {"lost": lost, "kept": kept, "binned": {f"{bin_um:g}": total for bin_um, total in totals.items()},

@@ -34,7 +34,7 @@ def test_leading_axes_are_those_of_most_variance():
 
 @pytest.fixture(scope="module")
 def config():
-    config = tiny_config()
+    config = tiny_config(data={"frozen_encoder": "made"})
     return dataclasses.replace(config, model=dataclasses.replace(config.model, frozen_axes=AXES))
 
 
@@ -53,8 +53,9 @@ def test_a_model_without_them_declares_nothing_more(config):
 def test_calibration_standardises_them_and_tokens_change_with_them(config, tiny_corpus):
     from tario_jax.tokens.capacity import corpus_layout
 
-    layout = corpus_layout(tiny_corpus.sections, config.data, len(PANEL))
-    batch = BatchSource(tiny_corpus.sections, config.data, layout, steps=1)[0]
+    data = dataclasses.replace(config.data, frozen_encoder="")  # they are drawn here
+    layout = corpus_layout(tiny_corpus.sections, data, len(PANEL))
+    batch = BatchSource(tiny_corpus.sections, data, layout, steps=1)[0]
     shape = (*batch.patch_xy_um_BxTxPx2.shape[:3], FEATURES)
     rng = np.random.default_rng(1)
     batch = batch._replace(features_BxTxPxF=(5 + 3 * rng.normal(size=shape)).astype(np.float16))
@@ -82,5 +83,6 @@ def test_calibration_standardises_them_and_tokens_change_with_them(config, tiny_
 def test_padding_has_features_of_0(config, tiny_corpus):
     from tario_jax.tokens.capacity import corpus_layout
 
-    layout = dataclasses.replace(corpus_layout(tiny_corpus.sections, config.data, len(PANEL)), frozen_features=FEATURES)
+    data = dataclasses.replace(config.data, frozen_encoder="")
+    layout = dataclasses.replace(corpus_layout(tiny_corpus.sections, data, len(PANEL)), frozen_features=FEATURES)
     assert (empty_batch(2, layout).features_BxTxPxF == 0).all()
