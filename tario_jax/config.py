@@ -463,7 +463,7 @@ class Config:
                f"start.trained is {self.start.trained!r}, and train.learns={self.train.learns} trains no genes; "
                "expected start.trained=all")  # fmt: skip
         side_um = self.evaluate.bin_um or self.data.bin_um
-        for read_um in self.evaluate.read_um:
+        for read_um in self.evaluate.read_um if self.train.learns == "counts" else ():
             _check(read_um <= side_um, f"evaluate.read_um holds {read_um:g}; bins are summed up to those of "
                    f"{side_um:g} µm (evaluate.bin_um, else data.bin_um); expected smaller ones")  # fmt: skip
         _check(not 0 < self.evaluate.bin_um < self.data.bin_um,

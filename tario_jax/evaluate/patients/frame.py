@@ -172,6 +172,8 @@ def differences(index: PatientIndex, entries: np.ndarray, yes_n: np.ndarray, coh
     level_nxG = np.stack([(index.level_G(int(entry)) - mean_G) / scale_G for entry in entries])
     own_G = (query.level_G() - own_mean_G) / own_scale_G
     used_G = varies_G & np.isfinite(level_nxG).all(0) & np.isfinite(own_G)
+    if not used_G.any():  # as of the one measured patient of a cohort
+        return None
     kept = [one for one in signatures if len(one.positions) and used_G[one.positions].all()]
     found = {"with": int(yes_n.sum()), "without": int((~yes_n).sum())}
     genes = _compared(level_nxG[:, used_G], own_G[used_G], yes_n, [s for s, used in zip(symbols, used_G, strict=True)
