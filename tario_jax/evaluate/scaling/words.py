@@ -21,7 +21,7 @@ def size_text(axis: str, size: float) -> str:
 
 def count_text(number: float) -> str:
     for least, unit, letter in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if number >= least:
+        if number >= 0.9995 * least:  # what three digits round up to it
             return f"{number / unit:.3g}{letter}"
     return f"{number:,.0f}"
 

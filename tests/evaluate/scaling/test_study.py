@@ -142,7 +142,8 @@ def test_what_stands_apart_or_is_left_out_is_told_on_the_page(tmp_path, capsys):
 
 
 def test_sizes_are_written_as_people_read_them():
-    assert [count_text(n) for n in (93, 2545, 16785, 1.2e6, 4e9)] == ["93", "2,545", "16.8k", "1.2M", "4B"]
+    assert [count_text(n) for n in (93, 2545, 16785, 999_905, 1.2e6, 4e9)] == [
+        "93", "2,545", "16.8k", "1M", "1.2M", "4B"]  # fmt: skip
     assert size_text("resolution", 1000 / 18) == "18 µm bins"
     assert size_text("context at equal tissue seen", 288.0) == "288 µm"
     assert size_text("compute along parameters", 3.4e15) == "3.4e15"
