@@ -154,8 +154,8 @@ class DataConfig:
         _check(self.windows_per_row < 4096, f"data.windows_per_row is {self.windows_per_row}; expected less than 4,096")
         _check(self.near_bins >= 0, f"data.near_bins is {self.near_bins}; expected at least 0")
         _check(0 <= self.depth_told <= 1, f"data.depth_told is {self.depth_told}; expected a share, 0 to 1")
-        _check(0.01 <= self.min_measured <= 1,
-               f"data.min_measured is {self.min_measured}; expected a share of a bin, 0.01 to 1: what was not "
+        _check(0.001 <= self.min_measured <= 1,
+               f"data.min_measured is {self.min_measured}; expected a share of a bin, 0.001 to 1: what was not "
                "measured is not 0")  # fmt: skip
         for part, whole in (("patch_um", "tile_um"), ("tile_um", "window_um")):
             ratio = getattr(self, whole) / getattr(self, part)

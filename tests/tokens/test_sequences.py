@@ -102,10 +102,9 @@ def test_a_mixture_that_cannot_be_drawn_is_refused(fields, message):
         dataclasses.replace(ALONE, **fields)
 
 
-def test_without_a_mixture_or_patients_nothing_is_drawn_for_them(corpus):
-    """One size and one window a row are the same windows, however they are asked for."""
+def test_without_a_mixture_nothing_is_drawn_for_it(corpus):
+    """One size is the same windows, however it is asked for."""
     one = dataclasses.replace(ALONE, windows_per_row=1, bin_um=18.0)
-    plain = source_of(corpus, one)[4]
-    for same in (dataclasses.replace(one, bin_mixture=((18.0, 3.0),)), dataclasses.replace(one, sequence="patient")):
-        assert all(np.array_equal(a, b) for a, b in zip(plain, source_of(corpus, same)[4], strict=True))
+    plain, same = (source_of(corpus, of)[4] for of in (one, dataclasses.replace(one, bin_mixture=((18.0, 3.0),))))
+    assert all(np.array_equal(a, b) for a, b in zip(plain, same, strict=True))
     assert isinstance(plain, Batch)
