@@ -10,9 +10,8 @@ SPATIAL := .venv-spatial/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Compiled programs, and modules, outlive the process: hundreds are started, and the second `make test` is much faster.
-# Memory in huge pages, as `tario` asks for it.
 TEST_ENV := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 \
-  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHONDONTWRITEBYTECODE=
+  PYTHONDONTWRITEBYTECODE=
 
 # Files of tests side by side, one a core, at most four: a test's programs are compiled by a core each.
 WORKERS := --numprocesses=auto --maxprocesses=4 --dist=loadfile

@@ -266,7 +266,7 @@ def test_a_marker_without_claim_or_end_is_refused(house, text, capsys):
         ('figure = "[a for a in b]"', "arithmetic over fields"),
         ('figure = "a ** 9"', "arithmetic over fields"),
         ('figure = "a -"', "expected arithmetic"),
-        ('needs = ["luck"]', "one of gpu, libtpu, torch, real-data, chromium, slurm, huge-pages, crds"),
+        ('needs = ["luck"]', "one of gpu, libtpu, torch, real-data, chromium, slurm, crds"),
         ('show = "no place"', "a format of one number"),
         ('command = "{pyhton} x"', "placeholder {pyhton}"),
         ('minutes = "3"', "int or float"),

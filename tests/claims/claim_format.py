@@ -19,7 +19,7 @@ GROUPS = (
     "main-job", "virtual", "corpus", "attention", "pods", "training",
     "evaluation", "model", "serving", "launch", "slides", "patients",
 )  # fmt: skip
-NEEDS = ("gpu", "libtpu", "torch", "real-data", "chromium", "slurm", "huge-pages", "crds")
+NEEDS = ("gpu", "libtpu", "torch", "real-data", "chromium", "slurm", "crds")
 WALL_SECONDS = "wall_seconds"  # the name, in a figure, of the seconds that the command took
 
 _BARS: dict[str, Callable[[float, float], bool]] = {

@@ -20,8 +20,6 @@ from typing import Any
 
 from claim_format import PLACEHOLDER, WALL_SECONDS, Claim, ClaimError, figure_of
 
-from tario_jax.cli.huge_pages import tunables
-
 LINE_EVERY_S = 20.0  # between two lines of progress
 SPARE = 3.0  # a command is ended after this many times its expected minutes, and five minutes more
 
@@ -173,8 +171,6 @@ def absent(need: str, root: Path) -> bool:
             return not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
         case "slurm":  # or what the claim's own script installs it with, as root
             return os.geteuid() != 0 or not any(map(shutil.which, ("slurmctld", "apt-get")))
-        case "huge-pages":  # given on request
-            return tunables("") is None
         case "crds":
             return not Path(os.environ.get("TARIO_CRDS", "/nowhere")).is_dir()
     raise ValueError(need)
