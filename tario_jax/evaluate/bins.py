@@ -4,6 +4,7 @@ import numpy as np
 import scipy.sparse
 import scipy.spatial
 
+from tario_jax.corpus.read import Section
 from tario_jax.corpus.section import Detections
 
 
@@ -53,6 +54,11 @@ def area_weights(from_places: tuple[np.ndarray, np.ndarray], from_um: float,
     covered_N = np.bincount(to, share_E, minlength=len(near)) * (from_um / to_um) ** 2
     share_E = np.where(np.abs(share_E - 1) < 1e-6, 1.0, share_E) / np.where(covered_N < 1 - 1e-6, covered_N, 1.0)[to]
     return scipy.sparse.csr_array((share_E, (to, of)), shape=(len(near), len(from_places[0])))
+
+
+def whole_bins(section: Section, side_um: float) -> tuple[int, int]:
+    """Columns and rows of the bins of this side that lie whole on a section."""
+    return int(section.width_um / side_um + 1e-6), int(section.height_um / side_um + 1e-6)
 
 
 def grid_places(columns: int, rows: int, pitch_um: float) -> tuple[np.ndarray, np.ndarray]:

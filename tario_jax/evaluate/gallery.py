@@ -9,7 +9,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
 from tario_jax.corpus.section import Detections
-from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places
+from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places, whole_bins
 from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.map_figures import GeneMap, Look, draw_maps
 from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
@@ -188,7 +188,7 @@ class Gallery:
 
 def _whole_bins(section: Section, side_um: float) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Centres of the bins that lie whole on the section, and how many columns and rows they are."""
-    columns, rows = (int(extent / side_um + 1e-6) for extent in (section.width_um, section.height_um))
+    columns, rows = whole_bins(section, side_um)
     return *grid_places(columns, rows, side_um), columns, rows
 
 

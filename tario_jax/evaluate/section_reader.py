@@ -8,7 +8,7 @@ import scipy.sparse
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.bins import area_weights, grid_places, sparse_grid_counts
+from tario_jax.evaluate.bins import area_weights, grid_places, sparse_grid_counts, whole_bins
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.kept import Arrays, Kept, key_of
 from tario_jax.evaluate.scope import CommonGenes, truth_key
@@ -86,7 +86,7 @@ class Reader:
             size_um, pitch_um, layout = spots.diameter_um, spots.pitch_um, "spots"
         else:
             section.check_bins(self.bin_um)
-            columns, rows = (int(extent / self.bin_um + 1e-6) for extent in (section.width_um, section.height_um))
+            columns, rows = whole_bins(section, self.bin_um)
             x_um_N, y_um_N = grid_places(columns, rows, self.bin_um)
             share_N = section.measured_share(x_um_N, y_um_N, self.bin_um)
             kept = np.flatnonzero(share_N >= self.predictor.provenance.config.data.min_measured - 1e-6)

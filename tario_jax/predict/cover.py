@@ -11,7 +11,7 @@ import numpy as np
 from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.read import Section
 from tario_jax.tokens.batch import Batch, make_layout, square_bins_per_tile, tokenise
-from tario_jax.tokens.capacity import densest_spots
+from tario_jax.tokens.capacity import densest_spots, spot_reach_um
 from tario_jax.tokens.coarse import with_coarse
 from tario_jax.tokens.window import Window, read_window, turn_places
 
@@ -230,8 +230,7 @@ class SpotPlaces:
     def __init__(self, section: Section, data: DataConfig):
         spots = section.spots
         self._px_um = section.he_um_per_px
-        # a window begins on a whole px, as in training: up to one px to the left of where a spot would have it
-        self._reach_um = data.window_um - spots.diameter_um - self._px_um - 1e-3
+        self._reach_um = spot_reach_um(section, data.window_um)
         if self._reach_um <= 0:
             raise InputError(
                 f"{section.id}: spots of {spots.diameter_um:g} µm do not fit windows of {data.window_um:g} µm"

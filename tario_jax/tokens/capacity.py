@@ -44,7 +44,7 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
         raise InputError(f"data.coarse_um is {data.coarse_um}, and all sections hold spots, which are part of no "
                          "larger bin; leave it out")  # fmt: skip
     for section in sections:
-        if section.spots is not None and not _fits(section, data.window_um):
+        if section.spots is not None and spot_reach_um(section, data.window_um) <= 0:
             raise InputError(f"section {section.id!r}: spots of {section.spots.diameter_um:g} µm do not fit windows of "
                              f"{data.window_um:g} µm; make data.window_um larger")  # fmt: skip
     spots = _spots_of(sections)
@@ -63,9 +63,10 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
                        count_capacity=_whole(capacity), frozen_features=frozen_features)  # fmt: skip
 
 
-def _fits(section: Section, window_um: float) -> bool:
-    """Whether a spot lies whole in some window, which begins on a whole px."""
-    return window_um - section.spots.diameter_um - (section.he_um_per_px or 1.0) > 1e-3
+def spot_reach_um(section: Section, window_um: float) -> float:
+    """How far a window may be moved that holds a spot whole; not above 0: none does. It begins on a whole px, up to one
+    to the left of where a spot would have it."""
+    return window_um - section.spots.diameter_um - (section.he_um_per_px or 1.0) - 1e-3
 
 
 def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapacity:

@@ -8,7 +8,7 @@ import scipy.spatial
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.bins import grid_counts, grid_places, whole_bins
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
 from tario_jax.evaluate.decoding.spread import POISSON, Spread, fit_spread
 from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
@@ -73,7 +73,7 @@ def read_truth(section: Section, corpus: Corpus, predictor: Predictor, genes: np
         counts_NxG, share_N, kept = spots.dense(len(corpus.panel)), np.ones(len(spots)), slice(None)
     else:
         section.check_bins(bin_um)
-        columns, rows = _whole_bins(section, bin_um)
+        columns, rows = whole_bins(section, bin_um)
         x_um_N, y_um_N, share_N, kept = _bins(section, predictor, bin_um)
         pitch_um, layout = bin_um, "square"
         counts_NxG = grid_counts(section.all_detections(), len(corpus.panel), columns, rows, bin_um)
@@ -90,14 +90,9 @@ def bins_that_count(section: Section, predictor: Predictor, bin_um: float) -> in
 
 def _bins(section: Section, predictor: Predictor, bin_um: float) -> tuple[np.ndarray, ...]:
     """Centres x and y, and the measured share, of the whole bins of a section; positions of those that count."""
-    x_um_N, y_um_N = grid_places(*_whole_bins(section, bin_um), bin_um)
+    x_um_N, y_um_N = grid_places(*whole_bins(section, bin_um), bin_um)
     share_N = section.measured_share(x_um_N, y_um_N, bin_um)
     return x_um_N, y_um_N, share_N, np.flatnonzero(share_N >= predictor.provenance.config.data.min_measured - 1e-6)
-
-
-def _whole_bins(section: Section, bin_um: float) -> tuple[int, int]:
-    """Columns and rows."""
-    return int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
 
 
 def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth: Truth, genes: np.ndarray,

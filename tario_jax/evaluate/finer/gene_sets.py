@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.bins import grid_counts, grid_places, whole_bins
 from tario_jax.evaluate.intervals import Resampling, interval, weighted_mean
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
@@ -21,7 +21,7 @@ def rank_by_moran(sections: Sequence[Section], genes: int) -> np.ndarray:
     chosen = list(sections)[:: max(1, -(-len(sections) // RANKED_SECTIONS))]
     found = []
     for section in chosen:
-        columns, rows = (int(side / RANKED_BIN_UM + 1e-6) for side in (section.width_um, section.height_um))
+        columns, rows = whole_bins(section, RANKED_BIN_UM)
         counts_NxG = grid_counts(section.all_detections(), genes, columns, rows, RANKED_BIN_UM)
         places = grid_places(columns, rows, RANKED_BIN_UM)
         measured_N = section.measured_share(*places, RANKED_BIN_UM) >= 0.9 - 1e-6

@@ -13,7 +13,7 @@ import numpy as np
 
 from tario_jax.config import EvaluateConfig
 from tario_jax.corpus.read import Corpus, Section
-from tario_jax.evaluate.bins import grid_places
+from tario_jax.evaluate.bins import grid_places, whole_bins
 from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
 from tario_jax.evaluate.finer.scored import scorable, score_sections
 from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
@@ -81,7 +81,7 @@ def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: n
     """r of every gene as `bin/reader/shift/form` → float32 [G], the mean over the directions it is defined in."""
     found, scores = section.all_detections(), {}
     for bin_um in BINS_UM:
-        columns, rows = _size(section, bin_um)
+        columns, rows = whole_bins(section, bin_um)
         kept = _staying(section, bin_um, predictor.provenance.config.data.min_measured)
         maps = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=overlap)
         readers = {"model": Said(maps.rates_NxG[_numbers(maps, columns)[kept]][:, in_model])}
@@ -99,11 +99,6 @@ def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: n
     return scores
 
 
-def _size(section: Section, bin_um: float) -> tuple[int, int]:
-    """Columns and rows of whole bins."""
-    return int(section.width_um / bin_um + 1e-6), int(section.height_um / bin_um + 1e-6)
-
-
 def _moves() -> list[tuple[float, np.ndarray]]:
     """Each shift in µm, and where it goes to: right and down."""
     return [(shift, shift * way) for shift in SHIFTS_UM for way in directions(DIRECTIONS if shift else 1)]
@@ -111,7 +106,7 @@ def _moves() -> list[tuple[float, np.ndarray]]:
 
 def _staying(section: Section, bin_um: float, least: float) -> np.ndarray:
     """Positions of the bins that are measured to `least` wherever the detections are moved."""
-    x_um_N, y_um_N = grid_places(*_size(section, bin_um), bin_um)
+    x_um_N, y_um_N = grid_places(*whole_bins(section, bin_um), bin_um)
     kept_N = np.ones(len(x_um_N), bool)
     for _, (right, down) in _moves():  # a bin holds what came from where it was before
         kept_N &= section.measured_share(x_um_N - right, y_um_N - down, bin_um) >= least - 1e-6
