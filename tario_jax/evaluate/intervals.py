@@ -7,7 +7,7 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moments import Sums
@@ -131,7 +131,7 @@ def lower_t(values_PxG: np.ndarray) -> np.ndarray:
     square_G = np.where(defined_PxG, (values_PxG - mean_G) ** 2, 0.0).sum(0)
     enough_G = np.maximum(number_G, 2)
     error_G = np.sqrt(square_G / (enough_G - 1) / enough_G)
-    low_G = mean_G - scipy.stats.t.ppf(INTERVAL[1] / 100, enough_G - 1) * error_G
+    low_G = mean_G - scipy.special.stdtrit(enough_G - 1, INTERVAL[1] / 100) * error_G
     return np.where(number_G >= 2, low_G, np.nan)
 
 
