@@ -44,7 +44,8 @@ def main() -> None:
     lines += [f"{NAMES[name]:<40}" + "".join(f"{first[of]:>11.4f}{second[of]:>7.4f}" for of in SHOWN)
               for name, (first, second) in r.items()]  # fmt: skip
     lines += [f"{f'576 µm less {NAMES[name]}':<40}"
-              + "".join("{:>+11.4f}{:>+7.4f}".format(*gain[of][name]) for of in SHOWN) for name in gain["top"]]  # fmt: skip
+              + "".join("{:>+11.4f}{:>+7.4f}".format(*gain[of][name]) for of in SHOWN)
+              for name in gain["top"]]  # fmt: skip
     lines += [f"{'seeds of one kind differ by at most':<40}" + "".join(f"{null[of]:>18.4f}" for of in SHOWN)]
     table = "\n".join(lines)
     print(table)
