@@ -76,7 +76,7 @@ def _capacity(options: argparse.Namespace) -> int:
     split = split_corpus(Corpus.open(corpus_of(options)), config.split)
     sections, data = split.train + split.validation, config.data
     refuse_fine_bins(sections, min(data.trained_bins_um), force=data.force_adjacent)  # as a run would
-    if any(section.spots is None for section in sections):
+    if not all(section.has_spots for section in sections):
         square_bins_per_tile(data)
     found = count_capacity(sections, data)
     text = (

@@ -79,8 +79,9 @@ def _contents(corpus: Corpus, section: Section) -> Finding:
         return Finding(section.id, "contents", f"is {section.record['kind']} in a {corpus.kind} corpus")
     try:
         counted = section.count_genes()
-        if section.spots is not None:
+        if section.has_spots:
             counted += np.bincount(section.spots.gene_E, section.spots.count_E, len(counted)).astype(np.int64)
+            section.close()  # some hundred MB of a slide, and all sections are asked
     except (ValueError, InputError) as error:
         return Finding(section.id, "contents", str(error).splitlines()[0])
     if not np.array_equal(counted, section.gene_totals_G):
@@ -106,8 +107,8 @@ def _units(section: Section) -> Finding:
             return Finding(
                 section.id, "units", f"H&E {name} {pixels} px = {pixels * scale:.1f} µm; stated {extent_um:.1f} µm"
             )
-    spots = section.spots
-    if spots is not None and len(spots):
+    if section.has_spots:
+        spots = section.placed_spots
         inside = (spots.x_um_N > 0) & (spots.x_um_N < section.width_um)
         inside &= (spots.y_um_N > 0) & (spots.y_um_N < section.height_um)
         if not inside.all():

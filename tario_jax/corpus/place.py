@@ -8,6 +8,7 @@ own files.
 import functools
 import hashlib
 import os
+import platform
 import re
 import shutil
 from pathlib import Path
@@ -84,7 +85,8 @@ class Place:
             self._ask(lambda store: store.write(self._key, content))
             return
         self.local.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.local.with_name(self.local.name + PARTIAL)
+        # of this process alone: jobs that share a corpus write its tables at the same time
+        partial = self.local.with_name(f"{self.local.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
         with partial.open("wb") as file:
             file.write(content)
             file.flush()

@@ -18,7 +18,7 @@ from tario_jax.corpus import layout
 from tario_jax.corpus.feature_grid import FeatureGrid, open_grid
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.resample import box_means, crop_later
-from tario_jax.corpus.section import BlockImage, DetectionBlocks, Detections, Spots
+from tario_jax.corpus.section import BlockImage, DetectionBlocks, Detections, PlacedSpots, Spots
 from tario_jax.panel import Panel
 
 TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
@@ -152,14 +152,15 @@ class Section:
         What comes back waits for it. Raises `InputError` there where an array is missing or its metadata are damaged.
         """
         stores = [name for name in ("he", _TABLE) if self.holds(name)]
-        for name in [*stores, *([_OFFSET] if self.has_detections else [])]:
+        whole = [name for name in (_OFFSET, "spots/place", "spots/indptr") if self.holds(name)]
+        for name in [*stores, *whole]:
             self._begin_open(name)
 
         def end() -> None:
             for name in stores:
                 self._array(name)
-            if self.has_detections:
-                self._begin_whole(_OFFSET)
+            for name in whole:
+                self._begin_whole(name)
 
         return end
 
@@ -168,7 +169,7 @@ class Section:
         self._opening.clear()
         self._reading.clear()
         self._grids.clear()
-        for name in ("tissue", "measured", "spots"):
+        for name in ("tissue", "measured", "placed_spots", "spots"):
             self.__dict__.pop(name, None)
 
     @property
@@ -283,9 +284,9 @@ class Section:
     @functools.cached_property
     def density_per_um2(self) -> float:
         """Mean detections per µm² of tissue, or spot counts per µm² of spots: how deep the assay went. 0: none."""
-        if self.spots is not None:
-            area_um2 = len(self.spots) * np.pi * (self.spots.diameter_um / 2) ** 2
-            detections = float(self.spots.count_E.sum())
+        if self.has_spots:
+            area_um2 = self.record["spots"] * np.pi * (self.record["spot_diameter_um"] / 2) ** 2
+            detections = float(self.gene_totals_G.sum())
         elif self.has_detections:
             tiles = np.diff(self._whole(_OFFSET))[self.tissue.ravel()]
             area_um2, detections = tiles.size * layout.DETECTION_TILE_UM**2, float(tiles.sum())
@@ -349,21 +350,46 @@ class Section:
                                   flags=True)  # fmt: skip
             first = end
 
+    @property
+    def has_spots(self) -> bool:
+        """Whether there are spots, as against transcripts at places, or an H&E alone."""
+        return self.holds("spots/place")
+
+    @functools.cached_property
+    def placed_spots(self) -> PlacedSpots:
+        """Where the spots lie: a thousandth of what their counts take."""
+        place = self._whole("spots/place")
+        return PlacedSpots(place[:, 0], place[:, 1], self.record["spot_diameter_um"], self._whole("spots/indptr"))
+
     @functools.cached_property
     def spots(self) -> Spots | None:
-        if not self.holds("spots/place"):
+        """The spots with all of their counts, which are some hundred MB of a whole slide."""
+        if not self.has_spots:
             return None
-        place = self._whole("spots/place")
+        placed = self.placed_spots
         return Spots(
-            x_um_N=place[:, 0],
-            y_um_N=place[:, 1],
-            diameter_um=self.record["spot_diameter_um"],
-            indptr=self._whole("spots/indptr"),
+            placed.x_um_N, placed.y_um_N, placed.diameter_um, placed.indptr,
             gene_E=self._whole("spots/gene").astype(np.int32),
             count_E=self._whole("spots/count"),
             name_N=tuple(self.record["spot_names"]),
             array_xy_Nx2=self._whole("spots/array") if self.holds("spots/array") else None,
-        )
+        )  # fmt: skip
+
+    def begin_entries(self, spot_n: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Starts to read the counts of these spots (in rising order); what comes back waits for their genes and
+        counts, int32 [E] each, spot by spot."""
+        indptr, names, readings = self.placed_spots.indptr, ("spots/gene", "spots/count"), []
+        for run in np.split(spot_n, np.flatnonzero(np.diff(spot_n) > 1) + 1) if len(spot_n) else ():
+            entries = slice(int(indptr[run[0]]), int(indptr[run[-1] + 1]))
+            if entries.start < entries.stop:
+                readings.append([self._begin(name, self._array(name)[entries]) for name in names])
+
+        def end() -> tuple[np.ndarray, np.ndarray]:
+            parts = [(gene(), count()) for gene, count in readings]
+            return tuple(np.concatenate([np.zeros(0, np.int32), *of]).astype(np.int32, copy=False)
+                         for of in (zip(*parts, strict=True) if parts else ((), ())))  # fmt: skip
+
+        return end
 
     def measured_share(self, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um: float) -> np.ndarray:
         """Share of squares with these centres that the assay imaged, float32 [N]; all of the section if unstated."""
@@ -376,8 +402,8 @@ class Section:
 
     @functools.cached_property
     def measured(self) -> tuple[np.ndarray, float]:
-        """The mask of the imaged area as float32 [rows, columns], where it is stated, and its µm per px."""
-        return self._whole("measured").astype(np.float32), self.record["measured_um_per_px"]
+        """The mask of the imaged area, uint8 [rows, columns] of 0 and 1, where it is stated, and its µm per px."""
+        return self._whole("measured"), self.record["measured_um_per_px"]
 
     @functools.cached_property
     def truth(self) -> dict[str, np.ndarray] | None:

@@ -89,8 +89,14 @@ def square_means(pixels: np.ndarray, factor: int) -> np.ndarray:
 def box_means(values: np.ndarray, um_per_px: float, x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> np.ndarray:
     """Mean of a map over squares centred at (x_um, y_um); outside of the map it is 0.
 
-    values: float [rows, columns] with pixels of `um_per_px`; x_um, y_um: [N]. Returns float32 [N].
+    values: numbers [rows, columns], with pixels of `um_per_px`; x_um, y_um: [N]. Returns float32 [N].
     """
+    x_N, y_N, half = np.asarray(x_um) / um_per_px, np.asarray(y_um) / um_per_px, side_um / 2 / um_per_px
+    if not len(x_N):
+        return np.zeros(0, np.float32)
+    # only what lies under the squares is summed: a slide's map has millions of px, those of a window some thousands
+    down, left = _under(y_N, half, values.shape[0]), _under(x_N, half, values.shape[1])
+    values, y_N, x_N = values[down, left], y_N - down.start, x_N - left.start
     rows, columns = values.shape
     integral = np.zeros((rows + 1, columns + 1))
     integral[1:, 1:] = values.cumsum(0, dtype=np.float64).cumsum(1)
@@ -103,8 +109,12 @@ def box_means(values: np.ndarray, um_per_px: float, x_um: np.ndarray, y_um: np.n
         lower = integral[y0 + 1, x0] * (1 - fx) + integral[y0 + 1, x0 + 1] * fx
         return upper * (1 - fy) + lower * fy
 
-    half = side_um / 2
-    x0, x1 = (np.asarray(x_um) - half) / um_per_px, (np.asarray(x_um) + half) / um_per_px
-    y0, y1 = (np.asarray(y_um) - half) / um_per_px, (np.asarray(y_um) + half) / um_per_px
+    x0, x1, y0, y1 = x_N - half, x_N + half, y_N - half, y_N + half
     total = at(y1, x1) - at(y0, x1) - at(y1, x0) + at(y0, x0)
     return (total * (um_per_px / side_um) ** 2).astype(np.float32)
+
+
+def _under(middle_N: np.ndarray, half: float, size: int) -> slice:
+    """The px of an axis that intervals of 2 · half around these middles touch, at least one."""
+    first = int(np.clip(np.floor(middle_N.min() - half), 0, size - 1))
+    return slice(first, int(np.clip(np.ceil(middle_N.max() + half), first + 1, size)))

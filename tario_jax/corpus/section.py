@@ -100,20 +100,13 @@ class DetectionBlocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spots:
-    """Measured spots of a spot platform; N spots, counts in CSR by spot (E entries).
-
-    Spot i holds genes gene_E[indptr[i]:indptr[i+1]] (positions in the panel) with counts count_E of the same range.
-    """
+class PlacedSpots:
+    """Where the N spots of a spot platform lie."""
 
     x_um_N: np.ndarray  # float64 [N], centre
     y_um_N: np.ndarray
     diameter_um: float
-    indptr: np.ndarray  # int64 [N + 1]
-    gene_E: np.ndarray  # int32 [E]
-    count_E: np.ndarray  # int32 [E], > 0
-    name_N: tuple[str, ...] = ()
-    array_xy_Nx2: np.ndarray | None = None  # int32, array coordinates where the platform has them
+    indptr: np.ndarray  # int64 [N + 1], of the entries of `Spots`
 
     def __len__(self) -> int:
         return len(self.x_um_N)
@@ -131,6 +124,19 @@ class Spots:
         places = np.stack([self.x_um_N, self.y_um_N], 1)
         distance, _ = scipy.spatial.cKDTree(places).query(places, k=2)
         return float(np.median(distance[:, 1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spots(PlacedSpots):
+    """Measured spots; counts in CSR by spot (E entries).
+
+    Spot i holds genes gene_E[indptr[i]:indptr[i+1]] (positions in the panel) with counts count_E of the same range.
+    """
+
+    gene_E: np.ndarray  # int32 [E]
+    count_E: np.ndarray  # int32 [E], > 0
+    name_N: tuple[str, ...] = ()
+    array_xy_Nx2: np.ndarray | None = None  # int32, array coordinates where the platform has them
 
     def dense(self, genes: int) -> np.ndarray:
         """Counts as float32 [N, genes]."""

@@ -41,7 +41,10 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
     if len(panel) > 1 << 16:
         raise InputError(f"{root}: a panel of {len(panel)} genes; this corpus format holds at most {1 << 16}")
     begun = {"kind": kind, "panel_hash": panel.hash, "source": source, "format_version": layout.FORMAT_VERSION}
-    note = root / "ingest.json"
+    note, before = root / "ingest.json", None
+    # a folder that holds something is looked at once more: a job that shares it may have begun it in between
+    if not note.exists() and root.below() and not note.exists():
+        raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
     if note.exists():
         before = layout.read_json(note)
         different = [name for name, value in begun.items() if before.get(name) != value]
@@ -55,9 +58,8 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
                                  "another folder or delete this one")  # fmt: skip
         elif not different and "also" in before:
             begun["also"] = before["also"]
-    elif root.below():
-        raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
-    layout.write_json(note, begun)  # first: from here on the folder is known as a corpus, whenever it is stopped
+    if begun != before:
+        layout.write_json(note, begun)  # first: from here on the folder is known as a corpus, whenever it is stopped
     (root / "panel.tsv").write(panel.to_text().encode())
 
 
@@ -191,6 +193,8 @@ def seal_corpus(root: Place | Path, panel: Panel, kind: Kind, split: dict[str, s
     if split is not None:
         write_split(root, {patient: side for patient, side in split.items() if patient in patients})
     layout.write_json(root / "corpus.json", describe_corpus(root, panel, kind, seals))
+    if layout.sealed_names(root) != list(seals):  # of another job, whose tables were just written over: all of them
+        return seal_corpus(root, panel, kind, split)
     return Corpus.open(root)
 
 

@@ -47,7 +47,7 @@ def refuse_sides(corpus: Corpus, sections: Sequence[Section], config: Config) ->
     for: before a training, not behind it."""
     usable = [section for section in sections if section.holds("he") and section.has_counts]
     asked = [side_um for side_um in (config.evaluate.bin_um, *config.evaluate.read_um) if side_um]
-    if asked and usable and all(section.spots is not None for section in usable):
+    if asked and usable and all(section.has_spots for section in usable):
         raise InputError(_SPOTS.format(corpus.root) + " (evaluate.bin_um, evaluate.read_um)")
     for side_um in asked:
         refuse_fine_bins(usable, side_um, force=config.data.force_adjacent)
@@ -86,7 +86,7 @@ def evaluate_checkpoint(
         raise InputError(f"corpus {corpus.root}: none of {len(held_out)} held-out sections has both an H&E and counts "
                          "to compare with; 'tario predict' needs no counts")  # fmt: skip
     predictor.refuse_tissue(usable[0].id, corpus.kind)
-    spots = all(section.spots is not None for section in usable)
+    spots = all(section.has_spots for section in usable)
     if (bin_um is not None or read_um is not None or config.bin_um) and spots:
         raise InputError(_SPOTS.format(corpus.root))
     if read_um is None:

@@ -30,7 +30,7 @@ class SlideSection:
     set before a window is read.
     """
 
-    spots = None
+    spots, has_spots = None, False
     he_origin_px = (0.0, 0.0)
 
     def __init__(self, file: SlideFile, um_per_px: float, *, genes: int):

@@ -20,7 +20,7 @@ SMALLEST_UM_PER_PX, LARGEST_UM_PER_PX = PLAUSIBLE_UM_PER_PX
 class ImageSection:
     """H&E only: what `Predictor` needs of a section, from an array."""
 
-    spots = None
+    spots, has_spots = None, False
     he_origin_px = (0.0, 0.0)
 
     def __init__(self, image: np.ndarray, um_per_px: float, *, genes: int, name: str = "image", force: bool = False):

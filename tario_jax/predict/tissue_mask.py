@@ -37,7 +37,7 @@ class TissueMask:
 
     def share(self, x_um: np.ndarray, y_um: np.ndarray, side_um: float) -> np.ndarray:
         """Of squares around these places that is tissue, float32 [N]."""
-        return box_means(self.tissue_YxX.astype(np.float32), self.um_per_px, x_um, y_um, side_um)
+        return box_means(self.tissue_YxX, self.um_per_px, x_um, y_um, side_um)
 
     @property
     def area_mm2(self) -> float:

@@ -63,6 +63,7 @@ def check(corpus: Corpus, say: Callable[[str], None] = print) -> CorpusCheck:
     for number, section in enumerate(corpus.sections, 1):
         if section.id not in damaged and section.holds("he") and section.record["registration"] != "none":
             report = registration_of(section)
+            section.close()  # what it holds of a slide is let go of before the next
             registrations[section.id] = report
             misplaced = report.verdict in ("shifted", "turned", "mirrored")
             findings.append(

@@ -9,13 +9,12 @@ import numpy as np
 from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.layout import DETECTION_TILE_UM
 from tario_jax.corpus.read import Section
-from tario_jax.corpus.section import Spots
 from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
 from tario_jax.tokens.window import begin_bins
 
 LEAST_ADJACENT_UM = 36.0  # side of a bin that still holds much of the same tissue in the section next to it
 _MARGIN = 1.25
-_SECTIONS_LOOKED_AT = 4
+_SECTIONS_LOOKED_AT, _WITH_OTHER_PANELS = 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +39,22 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
     Raises `InputError` for bins too small for a section.
     """
     refuse_fine_bins(sections, min(data.trained_bins_um), force=data.force_adjacent)
-    if data.coarse_um and all(section.spots is not None for section in sections):
+    if data.coarse_um and all(section.has_spots for section in sections):
         raise InputError(f"data.coarse_um is {data.coarse_um}, and all sections hold spots, which are part of no "
                          "larger bin; leave it out")  # fmt: skip
-    for section in sections:
-        if section.spots is not None and spot_reach_um(section, data.window_um) <= 0:
-            raise InputError(f"section {section.id!r}: spots of {section.spots.diameter_um:g} µm do not fit windows of "
-                             f"{data.window_um:g} µm; make data.window_um larger")  # fmt: skip
-    spots = _spots_of(sections)
-    bins_per_tile, largest_um = 0, 0.0
-    if spots:
-        bins_per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
-        largest_um = max(s.square_um for s in spots)
-    if len(spots) < len(sections):
+    spotted = [section for section in sections if section.has_spots]
+    for section in spotted:
+        if spot_reach_um(section, data.window_um) <= 0:
+            raise InputError(f"section {section.id!r}: spots of {section.record['spot_diameter_um']:g} µm do not fit "
+                             f"windows of {data.window_um:g} µm; make data.window_um larger")  # fmt: skip
+    densest = densest_of(spotted, data)
+    bins_per_tile, largest_um = densest.per_tile, densest.square_um
+    if len(spotted) < len(sections):
         bins_per_tile, largest_um = (
             max(bins_per_tile, square_bins_per_tile(data)),
             max(largest_um, data.largest_bin_um),
         )
-    capacity = data.count_capacity or count_capacity(sections, data).held
+    capacity = data.count_capacity or count_capacity(sections, data, densest).held
     frozen_features = sections[0].feature_grid(data.frozen_encoder).shape[-1] if data.frozen_encoder else 0
     return make_layout(data, genes, bins_per_tile=bins_per_tile, largest_bin_um=largest_um,
                        count_capacity=_whole(capacity), frozen_features=frozen_features)  # fmt: skip
@@ -66,30 +63,54 @@ def corpus_layout(sections: Sequence[Section], data: DataConfig, genes: int) -> 
 def spot_reach_um(section: Section, window_um: float) -> float:
     """How far a window may be moved that holds a spot whole; not above 0: none does. It begins on a whole px, up to one
     to the left of where a spot would have it."""
-    return window_um - section.spots.diameter_um - (section.he_um_per_px or 1.0) - 1e-3
+    return window_um - section.record["spot_diameter_um"] - (section.he_um_per_px or 1.0) - 1e-3
 
 
-def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapacity:
-    """What the densest rows of `sections` need.
+@dataclasses.dataclass(frozen=True)
+class DensestSpots:
+    """What the densest of some sections hold; 0 of none."""
+
+    per_tile: int = 0
+    per_window: int = 0
+    entries: int = 0  # of a spot
+    square_um: float = 0.0  # the largest side of the square of a spot's area
+
+    def and_of(self, other: "DensestSpots") -> "DensestSpots":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return DensestSpots(*(max(pair) for pair in pairs))
+
+
+def densest_of(spotted: Sequence[Section], data: DataConfig) -> DensestSpots:
+    """The densest tile, window and spot of sections of spots. Each is let go of again: all of them are looked at."""
+    found = DensestSpots()
+    for section in spotted:
+        spots = section.placed_spots
+        per_tile, per_window = (densest_spots(spots.x_um_N, spots.y_um_N, side_um)
+                                for side_um in (data.tile_um, data.window_um))  # fmt: skip
+        entries = int(np.diff(spots.indptr).max(initial=0))
+        found = found.and_of(DensestSpots(data.max_spots or per_tile, per_window, entries, spots.square_um))
+        section.close()
+    return found
+
+
+def count_capacity(sections: Sequence[Section], data: DataConfig, spots: DensestSpots | None = None) -> CountCapacity:
+    """What the densest rows of `sections` need. spots: `densest_of` those that hold some, where it is known already.
 
     Reading every section would make the start grow with the cohort: records say where detections lie densest, and the
-    windows around those places, in the densest few sections, are counted.
+    windows around those places, in the few sections that can need most, are counted, of several panels where sections
+    measured different genes: shallow counts of many are more entries than deep ones of few.
     """
     found = []
-    spotted = [section for section in sections if section.spots is not None]
+    spotted = [section for section in sections if section.has_spots]
     if spotted:
-        spots = _spots_of(spotted)
-        entries_per_spot = max(int(np.diff(s.indptr).max(initial=0)) for s in spots)
-        per_tile = data.max_spots or max(densest_spots(s.x_um_N, s.y_um_N, data.tile_um) for s in spots)
-        per_window = min(per_tile * round(data.window_um / data.tile_um) ** 2,
-                         max(densest_spots(s.x_um_N, s.y_um_N, data.window_um) for s in spots))  # fmt: skip
-        needed = data.windows_per_row * per_window * entries_per_spot
-        section = max(spotted, key=lambda one: len(one.spots)).id
+        spots = spots or densest_of(spotted, data)
+        per_window = min(spots.per_tile * round(data.window_um / data.tile_um) ** 2, spots.per_window)
+        needed = data.windows_per_row * per_window * spots.entries
+        section = max(spotted, key=lambda one: one.record["spots"]).id
         found.append(CountCapacity(needed, data.count_capacity or _whole(needed), needed, section))
-    others = [section for section in sections if section.spots is None]
+    others = [section for section in sections if not section.has_spots]
     if others:
-        ranked = sorted(others, key=lambda section: -_densest_square(section, data.window_um)[0])
-        entries = {section.id: _densest_entries(section, data) for section in ranked[:_SECTIONS_LOOKED_AT]}
+        entries = {section.id: _densest_entries(section, data) for section in _most_promising(others, data)}
         densest = max(entries, key=entries.get)
         times = data.windows_per_row * (1 + len(data.coarse_um))  # a larger bin holds no more entries than its parts
         needed = entries[densest] * times
@@ -97,6 +118,22 @@ def count_capacity(sections: Sequence[Section], data: DataConfig) -> CountCapaci
         held = data.count_capacity or _whole(math.ceil(needed * _MARGIN))
         found.append(CountCapacity(needed, held, most, densest))
     return max(found, key=lambda one: one.held)
+
+
+def _most_promising(sections: Sequence[Section], data: DataConfig) -> list[Section]:
+    """The sections whose densest square may hold most entries, and of further panels the first one."""
+    bins = math.ceil(data.window_um / min(data.trained_bins_um)) ** 2
+    panels = {section.id: section.measured_gene_G.tobytes() for section in sections}
+    genes = {panel: panel.count(1) for panel in set(panels.values())}
+
+    def most_entries(section: Section) -> float:
+        return min(_densest_square(section, data.window_um)[0], bins * genes[panels[section.id]])
+
+    ranked, found = sorted(sections, key=most_entries, reverse=True), []
+    for place, section in enumerate(ranked):
+        if place < _SECTIONS_LOOKED_AT or all(panels[section.id] != panels[other.id] for other in found):
+            found.append(section)
+    return found[:_WITH_OTHER_PANELS]
 
 
 def refuse_fine_bins(sections: Sequence[Section], bin_um: float, *, force: bool) -> None:
@@ -115,10 +152,6 @@ def refuse_fine_bins(sections: Sequence[Section], bin_um: float, *, force: bool)
                 f"other cells than it shows; expected at least {LEAST_ADJACENT_UM:g} µm (data.bin_um, --bin-um), "
                 "or data.force_adjacent=True in the config that is trained"
             )
-
-
-def _spots_of(sections: Sequence[Section]) -> list[Spots]:
-    return [section.spots for section in sections if section.spots is not None]
 
 
 def _whole(capacity: int) -> int:

@@ -177,10 +177,11 @@ class BatchSource:
         the windows that it would give without this.
         """
         side, step = self.data.window_um, section.he_um_per_px or 1.0
-        if section.spots is not None:  # around a spot, anywhere in the window: never a window without any
-            spot = int(rng.integers(len(section.spots)))
-            reach = max((side - section.spots.diameter_um) / 2 - step, 0.0)  # whole px: up to one step to the left
-            centre = section.spots.x_um_N[spot], section.spots.y_um_N[spot]
+        if section.has_spots:  # around a spot, anywhere in the window: never a window without any
+            spots = section.placed_spots
+            spot = int(rng.integers(len(spots)))
+            reach = max((side - spots.diameter_um) / 2 - step, 0.0)  # whole px: up to one step to the left
+            centre = spots.x_um_N[spot], spots.y_um_N[spot]
             corner = [middle + rng.uniform(-reach, reach) - side / 2 for middle in centre]
         else:
             spans = (section.width_um - side, section.height_um - side)
@@ -226,9 +227,16 @@ def _tissue(sections: Sequence[Section]) -> list[float]:
 
     Where all hold spots, by their number; beside other sections, a spot stands for the square of its pitch.
     """
-    if all(section.spots is not None for section in sections):
-        return [len(section.spots) for section in sections]
-    return [s.width_um * s.height_um if s.spots is None else len(s.spots) * s.spots.pitch_um**2 for s in sections]
+    if all(section.has_spots for section in sections):
+        return [section.record["spots"] for section in sections]
+    return [s.record["spots"] * _pitch_um(s) ** 2 if s.has_spots else s.width_um * s.height_um for s in sections]
+
+
+def _pitch_um(section: Section) -> float:
+    """Of its spots, which are let go of again: all sections are asked, and few are drawn at once."""
+    found = section.placed_spots.pitch_um
+    section.close()
+    return found
 
 
 def _shares(weights: Sequence[float]) -> np.ndarray:
@@ -268,9 +276,9 @@ def trained_bin_um(sections: Sequence[Section], data: DataConfig) -> float:
 
     Where sections of detections stand beside spots, it is the bins: both were learnt, and bins can tile a slide.
     """
-    if any(section.spots is None for section in sections):
+    if not all(section.has_spots for section in sections):
         return data.bin_um
-    squares = {section.spots.diameter_um: section.spots.square_um for section in sections if section.spots is not None}
+    squares = {section.placed_spots.diameter_um: section.placed_spots.square_um for section in sections}
     if len(squares) > 1:
         raise InputError(f"training sections have spots of {sorted(squares)} µm; expected one diameter a run")
     return next(iter(squares.values()), data.bin_um)

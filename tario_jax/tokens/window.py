@@ -76,8 +76,8 @@ def begin_bins(
     with_counts: bool = True,
 ) -> Callable[[], Bins]:  # fmt: skip
     """Starts to read the bins of a window, or its spots; what comes back waits for them."""
-    if section.spots is not None:
-        return lambda: _spot_bins(section, x_um, y_um, data.window_um, quarter_turns, flip, with_counts)
+    if section.has_spots:
+        return _begin_spot_bins(section, x_um, y_um, data.window_um, quarter_turns, flip, with_counts)
     return _begin_square_bins(section, x_um, y_um, data, quarter_turns, flip, with_counts)
 
 
@@ -178,20 +178,22 @@ def _line(step_D: np.ndarray, bin_steps: float) -> np.ndarray:
     return np.floor((step_D + 0.5) / bin_steps).astype(np.int32).view(np.uint32)
 
 
-def _spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts) -> Bins:
-    spots = section.spots
+def _begin_spot_bins(section, x_um, y_um, side, quarter_turns, flip, with_counts) -> Callable[[], Bins]:
+    spots = section.placed_spots
     radius = spots.diameter_um / 2
     inside = np.flatnonzero(
         (spots.x_um_N >= x_um + radius) & (spots.x_um_N <= x_um + side - radius)
         & (spots.y_um_N >= y_um + radius) & (spots.y_um_N <= y_um + side - radius)
     )  # fmt: skip
     x, y = turn_places(spots.x_um_N[inside] - x_um, spots.y_um_N[inside] - y_um, side, quarter_turns, flip)
-    bin_E, gene_E, count_E = (np.zeros(0, np.int32),) * 3
-    if with_counts and len(inside):
-        sizes = spots.indptr[inside + 1] - spots.indptr[inside]
-        entry = np.repeat(spots.indptr[inside] - np.concatenate([[0], sizes.cumsum()[:-1]]), sizes) + np.arange(
-            sizes.sum()
-        )
-        bin_E = np.repeat(np.arange(len(inside), dtype=np.int32), sizes)
-        gene_E, count_E = spots.gene_E[entry], spots.count_E[entry]
-    return Bins(x, y, spots.square_um, np.ones(len(x), np.float32), bin_E, gene_E, count_E, spots.pitch_um, False)
+    counted = inside if with_counts else inside[:0]
+    reading = section.begin_entries(counted)
+
+    def end() -> Bins:
+        gene_E, count_E = reading()
+        sizes = spots.indptr[counted + 1] - spots.indptr[counted]
+        bin_E = np.repeat(np.arange(len(counted), dtype=np.int32), sizes)
+        measured_N = np.ones(len(x), np.float32)
+        return Bins(x, y, spots.square_um, measured_N, bin_E, gene_E, count_E, spots.pitch_um, False)
+
+    return end

@@ -9,6 +9,7 @@ from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.resample import box_means
 from tario_jax.corpus.section import Detections, SectionData
 from tario_jax.corpus.write import write_section
 
@@ -140,6 +141,21 @@ def test_masks_and_truth_come_back(tmp_path):
     for name, values in truth.items():
         np.testing.assert_array_equal(section.truth[name], values)
         assert section.truth[name].dtype == values.dtype
+
+
+@pytest.mark.parametrize("corner_um", [(-30.0, -12.0), (61.0, 47.32), (170.0, 140.0), (900.0, 900.0)])
+def test_the_measured_share_of_a_square_is_a_mean_over_its_area(corner_um):
+    """By squares of a hundredth of a pixel, of places inside, across an edge, and far away."""
+    mask, fine = (np.random.default_rng(0).random((38, 45)) < 0.7).astype(np.uint8), 100
+    x_um_N, y_um_N = (corner + np.array([0.0, 4.04, 20.0]) for corner in corner_um)
+    held = np.pad(mask, 10).repeat(fine, 0).repeat(fine, 1)  # 40 µm of nothing around it
+    expected = []
+    for x_um, y_um in zip(x_um_N, y_um_N, strict=True):
+        top, left = (round((at - 9.0 + 40.0) / 4.0 * fine) for at in (y_um, x_um))
+        part = held[max(top, 0) : max(top + 450, 0), max(left, 0) : max(left + 450, 0)]
+        expected.append(part.sum() / 450**2)
+    np.testing.assert_allclose(box_means(mask, 4.0, x_um_N, y_um_N, 18.0), expected, atol=1e-6)
+    assert box_means(mask, 4.0, np.zeros(0), np.zeros(0), 18.0).shape == (0,)
 
 
 def test_counts_of_a_gene_that_is_not_measured_are_refused(tmp_path):

@@ -1,7 +1,9 @@
 """Nothing half-written is read, nothing altered goes unnoticed, and no patient is on two sides."""
 
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -61,6 +63,36 @@ def test_a_killed_ingest_is_refused_and_completed_by_running_again(tmp_path, mon
         if not section_is_sealed(root, section.section_id):
             write_section(root, PANEL, "virtual", section)
     assert seal_corpus(root, PANEL, "virtual").seal == whole
+    assert faults(root) == []
+
+
+def begin_again_and_again(root) -> None:
+    for _ in range(25):
+        begin_corpus(root, PANEL, "virtual", {"made": "by a test"})
+
+
+def test_jobs_that_share_a_folder_begin_it_at_the_same_time(tmp_path):
+    with concurrent.futures.ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        for begun in [pool.submit(begin_again_and_again, tmp_path / "c") for _ in range(8)]:
+            begun.result()
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["ingest.json", "panel.tsv"]
+
+
+def test_a_section_that_another_job_ends_during_the_sealing_is_in_the_corpus(tmp_path, monkeypatch):
+    whole, root = write_corpus(tmp_path / "whole", SECTIONS), tmp_path / "c"
+    begin_corpus(root, PANEL, "virtual", {"made": "by a test"})
+    for section in SECTIONS[:2]:
+        write_section(root, PANEL, "virtual", section)
+    write_json = layout.write_json
+
+    def meanwhile(place, content):
+        if place.name == "corpus.json" and not section_is_sealed(root, SECTIONS[2].section_id):
+            write_section(root, PANEL, "virtual", SECTIONS[2])
+            assert seal_corpus(root, PANEL, "virtual").seal == whole.seal
+        write_json(place, content)
+
+    monkeypatch.setattr(layout, "write_json", meanwhile)
+    assert seal_corpus(root, PANEL, "virtual").seal == whole.seal
     assert faults(root) == []
 
 
