@@ -102,8 +102,12 @@ def made_visium(folder: Path, *, header: bool = True, flat: bool = False, seed: 
     return Made(folder, positions, counts, image)
 
 
-def made_visium_hd(folder: Path, *, square_um: int = 2, side: int = 60, seed: int = 0) -> Made:
-    """side × side squares without gaps, turned by 1°, with a column of the grid out of tissue too."""
+def made_visium_hd(folder: Path, *, square_um: int = 2, side: int = 60, seed: int = 0,
+                   each: int = 0) -> Made:  # fmt: skip
+    """side × side squares without gaps, turned by 1°, with a column of the grid out of tissue too.
+
+    each: counts of every gene in every square; 0: some, and none at all in a third of the squares.
+    """
     squares = folder / f"binned_outputs/square_{square_um:03d}um"
     (squares / "spatial").mkdir(parents=True)
     rows, columns = (grid.ravel() for grid in np.meshgrid(np.arange(side), np.arange(side), indexing="ij"))
@@ -113,7 +117,8 @@ def made_visium_hd(folder: Path, *, square_um: int = 2, side: int = 60, seed: in
     positions.to_parquet(squares / "spatial/tissue_positions.parquet", index=False)
     factors = {"microns_per_pixel": UM_PER_PX, "bin_size_um": float(square_um), "tissue_hires_scalef": 0.25}
     (squares / "spatial/scalefactors_json.json").write_text(json.dumps(factors))
-    kept = positions[(positions.in_tissue == 1) & (positions.index % 3 > 0)]  # squares without a count have no barcode
-    counts = made_counts(kept.barcode, seed, mean=0.4)
+    counted = (positions.index % 3 > 0) | bool(each)  # squares without a count have no barcode
+    counts = made_counts(positions[(positions.in_tissue == 1) & counted].barcode, seed, mean=0.4)
+    counts = counts if not each else counts * 0 + each
     write_h5(squares / "filtered_feature_bc_matrix.h5", counts)
     return Made(folder, positions, counts, write_image(folder / "scan.bmp", positions, 1, seed))

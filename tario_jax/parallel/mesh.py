@@ -101,21 +101,23 @@ def check_host_memory(devices: list[jax.Device], remat: str) -> None:
                              f"(only {', '.join(sorted(kinds))}); expected full or save_attention")  # fmt: skip
 
 
-def local_rows(mesh: Mesh, rows: int) -> range:
-    """Rows of the global batch that the devices of this process hold."""
-    return _local(NamedSharding(mesh, PartitionSpec(BATCH_AXES)), rows, "rows of the batch")
+def local_rows(mesh: Mesh, rows: int) -> tuple[int, ...]:
+    """Rows of the global batch that the devices of this process hold, in order.
+
+    They need not lie side by side: on a grid of chips a host is a block of them, and the axes of the mesh cross it.
+    """
+    held = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((rows,))
+    return tuple(sorted({row for (span,) in held.values() for row in range(*span.indices(rows))}))
 
 
-@functools.cache
-def local_tiles(mesh: Mesh, tiles: int) -> range:
-    """Tiles of a row, as they are dealt, that the devices of this process hold."""
-    return _local(NamedSharding(mesh, PartitionSpec("context")), tiles, "tiles of a row")
+def of_all_processes(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """The array of the whole mesh of which this process has its `local_rows`, each of them whole."""
+    shards = math.prod(sharding.mesh.shape[axis] for axis in BATCH_AXES)
+    first_of = {shard: place for place, shard in enumerate(local_rows(sharding.mesh, shards))}
+    rows = len(array) // len(first_of)  # of a shard
 
+    def held(index: tuple[slice, ...]) -> np.ndarray:
+        first = first_of[(index[0].start or 0) // rows] * rows
+        return array[(slice(first, first + rows), *index[1:])]
 
-def _local(sharding: NamedSharding, size: int, what: str) -> range:
-    indices = sharding.addressable_devices_indices_map((size,))
-    spans = {index[0].indices(size)[:2] for index in indices.values()}
-    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    if sum(stop - start for start, stop in spans) != last - first:
-        raise InputError(f"--config.mesh: this process's {what} do not lie side by side; reorder the mesh")
-    return range(first, last)
+    return jax.make_array_from_callback((rows * shards, *array.shape[1:]), sharding, held)

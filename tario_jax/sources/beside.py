@@ -58,10 +58,13 @@ class HeBeside:
     def covered(self, origin_um: np.ndarray, end_um: np.ndarray) -> np.ndarray:
         """bool [rows, columns] of the extent at `MEASURED_UM_PER_PX`: px whose centre it covers."""
         columns, rows = np.ceil((end_um - origin_um) / MEASURED_UM_PER_PX).astype(int)
-        y, x = np.mgrid[:rows, :columns]
-        centre_um = origin_um + (np.stack([x, y], -1).reshape(-1, 2) + 0.5) * MEASURED_UM_PER_PX
-        # the last row and column reach beyond the extent: their centres are held inside it
-        return self.covers(np.minimum(centre_um, end_um)).reshape(rows, columns)
+        mask = np.zeros((rows, columns), bool)
+        x_um = (np.arange(columns) + 0.5) * MEASURED_UM_PER_PX
+        for row in range(rows):  # all places at once would take a GB of a slide
+            y_um = np.full(columns, (row + 0.5) * MEASURED_UM_PER_PX)
+            # the last row and column reach beyond the extent: their centres are held inside it
+            mask[row] = self.covers(np.minimum(origin_um + np.column_stack([x_um, y_um]), end_um))
+        return mask
 
     @contextlib.contextmanager
     def opened(self, origin_um: np.ndarray, end_um: np.ndarray) -> Iterator[BlockImage]:

@@ -46,6 +46,8 @@ def gene_panel(
 
 def whole_numbers(path: Path, value_E: np.ndarray) -> np.ndarray:
     """The values as int32. Raises `InputError` where one is no count."""
+    if value_E.dtype.kind not in "iuf":
+        raise InputError(f"{path}: holds counts of the kind {value_E.dtype}; expected numbers")
     wrong_E = ~((value_E >= 0) & (value_E < 2**31))
     if not np.issubdtype(value_E.dtype, np.integer):
         wrong_E |= value_E != np.rint(value_E)

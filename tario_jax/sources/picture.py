@@ -54,6 +54,13 @@ class Picture:
         """Places in the frame of the cut, µm."""
         return (fullres_xy_Nx2 * self.per_fullres - corner_px_2) * self.um_per_px
 
+    def origin(self, corner_px_2: np.ndarray) -> dict[str, float]:
+        """Where the cut begins in px of the full-resolution image, and that one's scale where it is another."""
+        found = {
+            f"he_origin_{axis}_px": float(at) for axis, at in zip("xy", corner_px_2 / self.per_fullres, strict=True)
+        }
+        return found if self.per_fullres == 1 else found | {"he_full_um_per_px": self.um_per_px * self.per_fullres}
+
 
 def box_around(pixel_xy_Nx2: np.ndarray, margin_px: float, width_px: int, height_px: int) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the box around these places with a margin, cut to the image."""

@@ -68,8 +68,7 @@ class SpotTable:
             quality={
                 "spots_dropped": float(sum(self.spots.dropped.values())),
                 "counts_dropped": float(sum(self.counts.dropped.values())),
-                "he_origin_x_px": float(corner_px_2[0]),
-                "he_origin_y_px": float(corner_px_2[1]),
+                **picture.origin(corner_px_2),
             } | (quality or {}),
         )  # fmt: skip
 

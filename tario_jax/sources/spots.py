@@ -99,8 +99,9 @@ def _section_names(folder: Path, wanted: tuple[str, ...]) -> list[str]:
 
 
 def _owner(folder: Path, name: str, patients: tuple[tuple[str, ...], ...]) -> tuple[str, str]:
-    """(patient, cohort) of the longest letters that `name` starts with."""
-    fitting = [row for row in patients if row[0] and name.startswith(row[0])]
+    """(patient, cohort) of the longest letters that `name` starts with; P10 does not start with P1."""
+    fitting = [row for row in patients if row[0] and name.startswith(row[0])
+               and not (row[0][-1].isdigit() and name[len(row[0]) :][:1].isdigit())]  # fmt: skip
     if not fitting:
         known = ", ".join(row[0] for row in patients) or "none"
         raise InputError(f"{folder}: section {name!r} has no patient (given: {known}); name one: splits go by patient")

@@ -31,11 +31,12 @@ def read_visium_hd(
 ) -> Ingested:  # fmt: skip
     """Reads one output folder (`outs`, or its `binned_outputs`) as one section, by its squares of `square_um`.
 
-    Each count of a square in tissue is one detection at the square's centre, so that bins of any size are counted from
-    it, and totals are conserved. Where in its square a transcript lay is not known: the section says so in its
-    `place_precision_um`, the side of the square, and bins of less than twice that are refused when it is read. The
-    measured area is that of the squares in tissue. Panel and H&E are as in `visium`; µm per px is the file's
-    `microns_per_pixel`, and the squares must be `square_um` apart by it.
+    Each count of a square in tissue is one detection, so that bins of any size are counted from it, and totals are
+    conserved. Where in its square a transcript lay is not known: it is put anywhere in it, each detection at a place of
+    its own and the same at every ingest. (At the squares' centres, bins would hold now 16 and now 25 of them, and all
+    genes a pattern of that.) The section says so in its `place_precision_um`, the side of the square, and bins of less
+    than twice that are refused when it is read. The measured area is that of the squares in tissue. Panel and H&E are
+    as in `visium`; µm per px is the file's `microns_per_pixel`, and the squares must be `square_um` apart by it.
 
     Raises `InputError` for a missing or unreadable file, values that are no counts, or files of different runs.
     """
@@ -95,9 +96,10 @@ def _sections(
         squares.close(inside_N.sum())
         matrix.counts.drop("squares outside the image", matrix.total_B[kept[~inside_N]].sum())
         place_um_Nx2 = picture.to_um(fullres_xy_Nx2[inside_N], corner_px_2).astype(np.float32)
-        detections = _Counts(matrix, kept[inside_N], place_um_Nx2)
-        matrix.counts.close(len(detections))
         height_um, width_um = he.height_px * picture.um_per_px, he.width_px * picture.um_per_px
+        sides_um_2x2 = square_um * affine[:2] * picture.per_fullres * picture.um_per_px
+        detections = _Counts(matrix, kept[inside_N], place_um_Nx2, sides_um_2x2, np.array([width_um, height_um]))
+        matrix.counts.close(len(detections))
         measured = _in_tissue(positions, picture, affine, square_um, corner_px_2, width_um, height_um)
         del positions, fullres_xy_Nx2, row_N, kept  # hundreds of MB that are not needed while the section is written
         yield SectionData(
@@ -114,24 +116,26 @@ def _sections(
                 "place_precision_um": float(square_um),
                 "squares_dropped": float(sum(squares.dropped.values())),
                 "counts_dropped": float(sum(matrix.counts.dropped.values())),
-                "he_origin_x_px": float(corner_px_2[0]),
-                "he_origin_y_px": float(corner_px_2[1]),
+                **picture.origin(corner_px_2),
             } | quality,
         )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class _Counts:
-    """The counts of N barcodes, rising, each at one place, as detections."""
+    """The counts of N barcodes, rising, as detections that are spread over each one's square."""
 
     matrix: Matrix
     barcode_N: np.ndarray
-    place_um_Nx2: np.ndarray
+    place_um_Nx2: np.ndarray  # the square's centre
+    sides_um_2x2: np.ndarray  # (x, y) of a square's sides
+    extent_um_2: np.ndarray  # of the section, beyond which nothing is put
 
     def __len__(self) -> int:
         return int(self.matrix.total_B[self.barcode_N].sum())
 
     def blocks(self) -> Iterator[Detections]:
+        before = 0
         for barcodes, indptr, gene_E, count_E in self.matrix.blocks():
             here = slice(*np.searchsorted(self.barcode_N, (barcodes.start, barcodes.stop)))
             place_B = np.full(barcodes.stop - barcodes.start, -1, np.int64)
@@ -139,7 +143,16 @@ class _Counts:
             place_E = np.repeat(place_B, np.diff(indptr))
             kept_E = place_E >= 0
             place_um_Dx2 = self.place_um_Nx2[np.repeat(place_E[kept_E], count_E[kept_E])]
+            place_um_Dx2 += ((_spread(before, len(place_um_Dx2)) - 0.5) @ self.sides_um_2x2).astype(np.float32)
+            np.clip(place_um_Dx2, 0, np.nextafter(self.extent_um_2.astype(np.float32), 0), out=place_um_Dx2)
+            before += len(place_um_Dx2)
             yield Detections(place_um_Dx2[:, 0], place_um_Dx2[:, 1], np.repeat(gene_E[kept_E], count_E[kept_E]))
+
+
+def _spread(before: int, number: int) -> np.ndarray:
+    """Two numbers in [0, 1) for each of so many detections after the first `before`, whatever the blocks: [D, 2]."""
+    generator = np.random.Generator(np.random.Philox(key=2).advance(before))  # a step of its counter is four numbers
+    return generator.random((number, 4))[:, :2]
 
 
 def _in_tissue(

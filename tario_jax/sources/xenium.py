@@ -210,6 +210,10 @@ def _survey(selection: _Selection, report: IngestReport, section_id: str) -> _Se
     if not tally.read:
         raise InputError(f"{file.path}: no rows; expected transcripts")
     if not good_F.any():
+        if top_qv >= selection.min_qv:
+            dropped = ", ".join(f"{reason}: {rows:,}" for reason, rows in tally.dropped.items())
+            raise InputError(f"{file.path}: none of {tally.read:,} detections is left ({dropped}); are these files of "
+                             "one run?")  # fmt: skip
         raise InputError(f"{file.path}: no gene with qv >= {selection.min_qv:g} (highest {top_qv:.3g}); is column "
                          "'qv' what it says?")  # fmt: skip
     if he is not None and under < 0.5 * tally.read:

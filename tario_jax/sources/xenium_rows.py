@@ -118,6 +118,7 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
     for name, expected, fits in (
         ("overlaps_nucleus", "0 and 1", _is_flag), ("is_gene", "true and false", _is_flag),
         ("codeword_category", "words", lambda kind: not _is_flag(kind)),
+        ("cell_id", "names or numbers", lambda kind: not pa.types.is_nested(kind)),
     ):  # fmt: skip
         if name in schema.names and not fits(schema.field(name).type):
             raise InputError(f"{path}: column {name!r} is {schema.field(name).type}; expected {expected}")
@@ -128,7 +129,7 @@ def _is_flag(kind: pa.DataType) -> bool:
 
 
 def _true(column: pa.ChunkedArray) -> np.ndarray:
-    return column.cast(pa.int8()).fill_null(0).to_numpy() != 0
+    return column.cast(pa.float64()).fill_null(0).to_numpy() != 0
 
 
 def _is_gene(column: pa.ChunkedArray) -> np.ndarray:

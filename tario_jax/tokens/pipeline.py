@@ -59,7 +59,7 @@ class BatchSource:
     """
 
     def __init__(self, sections: Sequence[Section], data: DataConfig, layout: Layout, *, steps: int,
-                 rows: range | None = None, stream: int = 0, augment: bool = True):  # fmt: skip
+                 rows: Sequence[int] | None = None, stream: int = 0, augment: bool = True):  # fmt: skip
         if not sections:
             raise InputError("no section to draw windows from; check the split")
         self.data, self.layout, self._sections = data, layout, list(sections)

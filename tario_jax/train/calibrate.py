@@ -17,6 +17,7 @@ from tario_jax.train.principal import principal_table
 _SECTIONS_COUNTED = 128  # at most, evenly among all: a start takes as long with 93 patients as with 2,545
 _MOST_WEIGHT = 100.0  # of a gene's detections, over those of the median gene
 _LEAST_DEVIATION = 0.05  # of the log of depths
+_VALUES_AT_ONCE = 1 << 24  # of colours of pixels
 PADDING_BIAS = -30.0  # e^−30: nothing, and still finite
 
 
@@ -74,14 +75,15 @@ def gene_table(batches: list[Batch], genes: int, shape: tuple[int, int], gene_ba
 def calibrate_he(built: Built, parameters: Tree, calibration: Tree, batches: list[Batch]) -> Tree:
     """The calibration with the H&E encoder's scales set from `batches`; what is new are arrays of this process."""
     densities, textures = _Moments(), _Moments()
-    for batch in batches:
+    parts = [part for batch in batches for part in _parts(batch)]
+    for batch in parts:
         raw = built.merge(parameters, calibration).he_encoder.standardised(batch)
         densities.add(np.asarray(raw[batch.segment_BxT >= 0], np.float64).reshape(-1, 3))
     encoder = dict(calibration["he_encoder"])
     encoder["density_mean"], encoder["density_scale"] = densities.mean(), densities.deviation()
     calibration = {**calibration, "he_encoder": encoder}
     statistics = jax.jit(texture_statistics)
-    for batch in batches:
+    for batch in parts:
         density = built.merge(parameters, calibration).he_encoder.standardised(batch)
         seen = statistics(density)[batch.segment_BxT >= 0]
         textures.add(np.asarray(seen, np.float64).reshape(-1, seen.shape[-1]))
@@ -89,6 +91,13 @@ def calibrate_he(built: Built, parameters: Tree, calibration: Tree, batches: lis
     if "frozen" in encoder:
         encoder["frozen"] = _frozen(encoder["frozen"], batches)
     return calibration
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """Some rows at a time: their pixels become float32, and their texture takes twenty times that, on one device."""
+    rows = max(1, _VALUES_AT_ONCE // max(batch.he_BxTxPxYxXx3[0].size, 1))
+    return [Batch(*(array[first : first + rows] for array in batch))
+            for first in range(0, len(batch.he_BxTxPxYxXx3), rows)]  # fmt: skip
 
 
 def depths(sections: list[Section], share_G: np.ndarray) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Step 0 of a run: its parameters come from the seed, or from a checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.experimental import multihost_utils
@@ -41,7 +41,8 @@ def _from_seed(run: Run) -> tuple[Tree, Tree]:
     """Parameters from the seed, statistics and the table of genes from the first windows of training."""
     model, shardings = run.config.model, run.built.shardings(run.mesh)
     parameters, calibration = run.built.initialise(run.config.train.seed, run.mesh)
-    source = _batches(run)
+    # a batch of a pod is too much for the memory of one process, and more than what is asked for
+    source = _batches(run, range(min(run.config.data.rows, run.config.train.calibration_rows)))
     batches = [source[t] for t in range(len(source))]
     if run.config.train.learns == "he":
         calibration = calibrate_he(run.built, parameters, jax.device_get(calibration), batches)
@@ -57,8 +58,8 @@ def _from_seed(run: Run) -> tuple[Tree, Tree]:
     return jax.device_put({**parameters, **ours}, shardings[0]), jax.device_put(calibration, shardings[1])
 
 
-def _batches(run: Run, rows: range | None = None) -> BatchSource:
-    """Windows of training as they are; rows: those that this process makes, all by default."""
+def _batches(run: Run, rows: Sequence[int]) -> BatchSource:
+    """Windows of training as they are; rows: those that this process makes."""
     data = run.config.data
     steps = max(1, -(-run.config.train.calibration_rows // data.rows))
     return BatchSource(run.split.train, data, run.layout, steps=steps, stream=_STREAM, rows=rows, augment=False)

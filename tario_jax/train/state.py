@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tario_jax.config import BATCH_AXES
 from tario_jax.model.build import Built, Tree
 from tario_jax.model.model import Loss
-from tario_jax.parallel.mesh import batch_shardings, local_tiles, traced_on
+from tario_jax.parallel.mesh import batch_shardings, of_all_processes, traced_on
 from tario_jax.parallel.rules import like_parameters
-from tario_jax.tokens.batch import Batch, Layout, batch_arrays, has_tiles
+from tario_jax.tokens.batch import Batch, Layout, batch_arrays
 from tario_jax.tokens.deal import deal
 from tario_jax.train.frozen import filled, only
 from tario_jax.train.stability import PLAIN, Health, Stability, averaged, judged
@@ -205,9 +205,6 @@ def _part(batch: Batch, number: jax.Array | int, parts: int, mesh: Mesh) -> Batc
 def to_devices(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows of a batch as arrays of the whole mesh, their tiles dealt over context."""
     batch = deal(batch, mesh.shape["context"])
-    tiles = local_tiles(mesh, batch.segment_BxT.shape[1])
-    here = Batch(*(array[:, tiles.start : tiles.stop] if has_tiles(name) else array
-                   for name, array in batch._asdict().items()))  # fmt: skip
     if jax.process_count() == 1:  # all arrays in one call: half the time
-        return jax.device_put(here, batch_shardings(mesh))
-    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(mesh), here)
+        return jax.device_put(batch, batch_shardings(mesh))
+    return jax.tree.map(of_all_processes, batch, batch_shardings(mesh))

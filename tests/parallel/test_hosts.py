@@ -146,6 +146,50 @@ def test_a_node_that_does_not_come_ends_the_command_with_its_name(tmp_path, tiny
     assert not (tmp_path / "run").exists()
 
 
+SCATTERED = """
+import sys
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
+from tiny_tissue import PANEL, tiny_config
+from tario_jax.config import MESH_AXES
+from tario_jax.corpus.read import Corpus
+from tario_jax.parallel.mesh import local_rows
+from tario_jax.tokens.capacity import corpus_layout
+from tario_jax.tokens.deal import deal
+from tario_jax.tokens.pipeline import BatchSource
+from tario_jax.train.state import to_devices
+
+process = int(sys.argv[3])
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, process)
+sections, data = Corpus.open(sys.argv[1]).sections, tiny_config(data={"rows": 8}).data
+layout = corpus_layout(sections, data, len(PANEL))
+whole = BatchSource(sections, data, layout, steps=1)[0]
+crossed = np.array(jax.devices()).reshape(2, 2).T  # hosts lie along the second axis
+for sizes, held in (((1, 4, 1, 1), ((0, 1, 4, 5), (2, 3, 6, 7))), ((2, 1, 2, 1), (tuple(range(8)),) * 2)):
+    mesh = Mesh(crossed.reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    rows = local_rows(mesh, 8)
+    assert rows == held[process], rows
+    placed = to_devices(BatchSource(sections, data, layout, steps=1, rows=rows)[0], mesh)
+    for name, expected in deal(whole, mesh.shape["context"])._asdict().items():
+        found = multihost_utils.process_allgather(getattr(placed, name), tiled=True)
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+print("equal")
+"""
+
+
+def test_rows_of_a_process_need_not_lie_side_by_side(tmp_path, tiny_corpus, port):
+    """On a torus of chips a host is a block of them: the axes of the mesh cross it."""
+    program = tmp_path / "scattered.py"
+    program.write_text(SCATTERED)
+    started = [subprocess.Popen([sys.executable, program, str(tiny_corpus.root), str(port), str(process)], text=True,
+                                env=os.environ | environment(2), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+               for process in range(2)]  # fmt: skip
+    said = [one.communicate(timeout=120) for one in started]
+    assert all(text.endswith("equal\n") for text, _ in said), said
+
+
 def stored(workdir: Path, config):
     built = build(config.model, len(PANEL), config.data.patch_px, content=False)
     abstract = abstract_state(built, make_optimiser(config.optim, config.train.steps, built), make_mesh(MeshConfig()))

@@ -146,6 +146,10 @@ def test_missing_files_sections_and_patients_are_named(tmp_path):
     write_section(tmp_path, "Q1")
     refused(tmp_path, "section 'Q1' has no patient", "given: A")
     refused(tmp_path, "no section 'A7'", "found A1, Q1", sections=("A7",))
+    for name in ("P1_1", "P10_1"):  # P10 is another person than P1
+        write_section(tmp_path, name)
+    with pytest.raises(InputError, match="'P10_1' has no patient"):
+        list(read_spots(tmp_path, patients=(("P1", "BRCA"),), sections=("P1_1", "P10_1")).sections)
     (tmp_path / "A1.tsv.gz").unlink()
     refused(tmp_path, "A1{.tsv,.tsv.gz}", sections=("A1",))
 

@@ -209,6 +209,6 @@ def test_the_visium_excerpt_adds_up(real_data):
     names = ["barcode", "in_tissue", "row", "col", "y", "x"]
     row = pd.read_csv(real_data / "visium_excerpt/tissue_positions_list.csv", names=names).set_index("barcode")
     place = row.loc[first, ["x", "y"]].to_numpy(float) * 0.150015
-    place -= [section.quality["he_origin_x_px"], section.quality["he_origin_y_px"]]
+    place -= [section.quality[f"he_origin_{axis}_px"] * 0.150015 for axis in "xy"]
     at = section.spots.name_N.index(first)
     np.testing.assert_allclose(place * section.he_um_per_px, [section.spots.x_um_N[at], section.spots.y_um_N[at]])

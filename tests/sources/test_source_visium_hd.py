@@ -12,7 +12,8 @@ from refusals import refused
 from tiny_tissue import tiny_config, write_corpus
 from whole_sections import whole_sections
 
-from tario_jax.evaluate.bins import grid_counts
+from tario_jax.corpus.resample import box_means
+from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.sources import spaceranger
 from tario_jax.sources.visium_hd import read_visium_hd
 from tario_jax.tokens.capacity import corpus_layout
@@ -28,7 +29,7 @@ def read(made, **arguments):
     return ingested, section
 
 
-def test_each_count_is_a_detection_at_its_squares_centre(tmp_path):
+def test_each_count_is_a_detection_in_its_square(tmp_path):
     made = made_visium_hd(tmp_path / "outs")
     ingested, section = read(made)
     found, symbol = section.detections, ingested.panel.symbols
@@ -38,11 +39,27 @@ def test_each_count_is_a_detection_at_its_squares_centre(tmp_path):
     place = made.positions.set_index("barcode").loc[made.counts.index]
     centre_xy_px = np.stack([place.pxl_col_in_fullres, place.pxl_row_in_fullres], 1)
     miss_px, square = scipy.spatial.cKDTree(centre_xy_px).query(np.stack([x_px, y_px], 1))
-    assert miss_px.max() < 1e-2
+    half_px = 1 / UM_PER_PX  # of the side of 2 µm
+    assert half_px * 1.2 < miss_px.max() < half_px * np.sqrt(2) + 1e-2
     # every square has its own counts, gene by gene
     ours = pd.crosstab(square, np.array(symbol)[found.gene_D])
     theirs = made.counts[GENES].T.groupby([FEATURES[row][1] for row in GENES]).sum().T.to_numpy()
     np.testing.assert_array_equal(ours.reindex(range(len(theirs)), columns=list(symbol), fill_value=0), theirs)
+
+
+@pytest.mark.parametrize("bin_um", [18.0, 36.0])
+def test_bins_beside_whole_squares_hold_no_pattern_of_them(tmp_path, bin_um):
+    """Squares of 8 µm of as many counts each: a bin of 18 µm holds two or three of their centres along a side."""
+    made = made_visium_hd(tmp_path / "outs", square_um=8, side=40, each=40)
+    ingested, section = read(made, square_um=8)
+    columns, rows = (int(extent / bin_um) for extent in (section.width_um, section.height_um))
+    counts = grid_counts(section.detections, len(ingested.panel), columns, rows, bin_um).sum(1)
+    counts = np.asarray(counts).ravel()
+    area = box_means(section.measured, section.measured_um_per_px, *grid_places(columns, rows, bin_um), bin_um)
+    inside = counts[area > 0.999]
+    assert len(inside) > 20
+    expected = section.detections.x_um_D.size / (section.measured.sum() * section.measured_um_per_px**2) * bin_um**2
+    assert inside.std() < 1.3 * np.sqrt(expected) and inside.mean() == pytest.approx(expected, rel=0.03)
 
 
 def test_counts_are_read_in_blocks_as_at_once(tmp_path, monkeypatch):
