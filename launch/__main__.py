@@ -23,6 +23,7 @@ from launch.sweep_file import Sweep, read_sweep
 from launch.table import Row, sweep_table
 from launch.tpu_vm import TpuBackend
 from launch.verdicts import Verdicts
+from tario_jax.cli.options import refuse_buckets
 from tario_jax.config import InputError
 from tario_jax.train.whole_file import write_whole
 
@@ -127,6 +128,7 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
     how = Local(at_once, options.processes, options.devices, options.retries, options.back_off_s)
     backend = None
     _refuse_without_effect(options)
+    refuse_buckets(options)
     if options.backend != "local":
         backend = BACKENDS[options.backend](sweep, workdir, read_site(options.site, of_site), how)
     elif of_site or options.site:

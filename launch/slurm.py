@@ -123,7 +123,7 @@ class SlurmBackend:
             _HEAD.format(what=f"{self._sweep.file}: {what}.")
             + self._directives(
                 run, f"{self.folder}/{run}.txt", nodes=1, ntasks=1, time=self._site.evaluate_minutes,
-                **{"cpus-per-task": self._site.cpus_per_task},
+                signal=f"B:USR1@{self._site.grace_s}", **{"cpus-per-task": self._site.cpus_per_task},
             )
             + f"\n{self._shell()}"
             + _JOB.format(command=command)
@@ -136,7 +136,7 @@ class SlurmBackend:
             + self._directives(
                 f"evaluate-{group}", f"{self.folder}/evaluate_{group}_%a.txt", array=self._array(runs), nodes=1,
                 ntasks=1, time=self._site.evaluate_minutes, gres=f"gpu:{gpus}" if gpus else "",
-                **{"cpus-per-task": self._site.cpus_per_task},
+                signal=f"B:USR1@{self._site.grace_s}", **{"cpus-per-task": self._site.cpus_per_task},
             )
             + f"\n{self._shell()}\n{self._pick(runs)}"
             + _JOB.format(command=self._of_run(runs, "evaluate"))

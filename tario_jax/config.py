@@ -470,6 +470,11 @@ class Config:
                f"evaluate.bin_um is {self.evaluate.bin_um}; expected at least data.bin_um = {self.data.bin_um}, since "
                "that is predicted and summed up, or 0")  # fmt: skip
 
+    @property
+    def writes_contents(self) -> bool:
+        """Whether a row holds the contents of its bins beside their queries."""
+        return self.train.learns == "counts" and not self.data.one_shot
+
     def refuse_he_alone(self, job: str) -> None:
         """Raises `InputError` where the config learns from H&E alone, which only training does."""
         _check(self.train.learns == "counts",

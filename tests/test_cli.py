@@ -123,6 +123,14 @@ def test_a_wrong_field_is_answered_with_the_one_that_was_meant(tario, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [
+    ("train", "--config=configs/quickstart.py", "--corpus=gs://b/corpus", "--workdir=gs://b/runs/a"),
+    ("compare", "runs/a", "s3://b/runs/a"),
+])  # fmt: skip
+def test_a_run_in_a_bucket_is_refused_before_it_becomes_a_folder_of_that_name(tario, words):
+    refused(tario(*words), "workdir", "://b/runs/a is no path on a disk", "mount the bucket")
+
+
 @pytest.mark.parametrize(("body", "answer"), [
     ("def get_config(arg):\n    return Config(train=TrainConfig(step=3))\n",
      ("mine.py, line 3:", "TrainConfig has no field 'step'; did you mean 'steps'?")),

@@ -43,6 +43,10 @@ def bench_loader(config: Config, corpus: Corpus, *, batches: int, rounds: int, t
     (0 = none); devices, utilisation: so many H100 that train the config's model at this share of their peak.
     """
     sections = split_corpus(corpus, config.split).train
+    for section in sections:
+        if not section.has_detections:
+            raise InputError(f"section {section.id!r}: holds no detections, which the loaders are compared on; name a "
+                             "corpus of detections (--corpus)")  # fmt: skip
     began = time.perf_counter()
     layout = corpus_layout(sections, config.data, len(corpus.panel))
     source = BatchSource(sections, config.data, layout, steps=1 + max(batches * rounds, training_steps))
@@ -207,14 +211,17 @@ def _wait_share(config: Config, corpus: Corpus, source: BatchSource, steps: int,
 
     from tario_jax.model.build import build_of
     from tario_jax.parallel.mesh import make_mesh
+    from tario_jax.train.frozen import trained_parameters
     from tario_jax.train.optimiser import make_optimiser
+    from tario_jax.train.stability import Stability
     from tario_jax.train.state import initial_state, make_train_step, to_devices
 
     mesh = make_mesh(config.mesh)
     built = build_of(config, len(corpus.panel), source.layout.frozen_features)
-    optimiser = make_optimiser(config.optim, config.train.steps, built)
-    state = initial_state(built, optimiser, mesh, config.train.seed)
-    train_step = make_train_step(built, optimiser, mesh, config.train.accumulate)
+    trained, stability = trained_parameters(built, config.start), Stability.of(config)
+    optimiser = make_optimiser(config.optim, config.train.steps, built, trained)
+    state = initial_state(built, optimiser, mesh, config.train.seed, stability)
+    train_step = make_train_step(built, optimiser, mesh, config.train.accumulate, stability, trained)
     batches = load_batches(source, first=0, prefetch=config.data.prefetch, workers=config.data.workers)
     state, metrics = train_step(state, to_devices(next(batches), mesh))
     jax.block_until_ready(metrics)

@@ -30,8 +30,10 @@ from tario_jax.parallel.mesh import check_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Batch, Layout
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.train.aot import pod_layout
+from tario_jax.train.frozen import trained_parameters
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.roofline import estimate, link_seconds
+from tario_jax.train.stability import PLAIN, Stability
 from tario_jax.train.state import TrainState, initial_state, make_train_step, to_devices
 
 PEERS = ("torch",)
@@ -52,13 +54,14 @@ class _Ours:
         check_tiles(batch.tile_BxT.shape[1], self.mesh.shape["context"])
         frozen = batch.features_BxTxPxF.shape[-1]
         built = build_of(config, genes, frozen)
-        optimiser = make_optimiser(config.optim, config.train.steps, built)
-        self.state: TrainState = initial_state(built, optimiser, self.mesh, config.train.seed)
+        trained, stability = trained_parameters(built, config.start), Stability.of(config)
+        optimiser = make_optimiser(config.optim, config.train.steps, built, trained)
+        self.state: TrainState = initial_state(built, optimiser, self.mesh, config.train.seed, stability)
         self.batch = to_devices(batch, self.mesh)
         say(f"bench: compiling the step of {model_sizes(config, genes, frozen)} for {len(self.mesh.devices.flat)} x "
             f"{jax.devices()[0].device_kind}")  # fmt: skip
         began = time.monotonic()
-        step = make_train_step(built, optimiser, self.mesh, config.train.accumulate)
+        step = make_train_step(built, optimiser, self.mesh, config.train.accumulate, stability, trained)
         self.program = step.lower(self.state, self.batch).compile()
         self.compile_seconds = time.monotonic() - began
 
@@ -168,11 +171,18 @@ def _torch_peer(config: Config, ours: _Ours, batch: Batch, dtype: str, devices: 
     if devices > 1:
         left_out["torch"] = f"it takes one device, and the mesh has {devices}"
         return None
+    if config.start.trained != "all" or Stability.of(config) != PLAIN:
+        left_out["torch"] = "it trains all parameters, without z-loss, running mean or skipped steps"
+        return None
     # threads that wait for each other in a busy loop take the time of those that they wait for, where cores are shared
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from tario_jax.bench.step_torch import TorchStep
 
-    step = TorchStep(config, *ours.weights(), batch, dtype)
+    try:
+        step = TorchStep(config, *ours.weights(), batch, dtype)
+    except ValueError as error:  # InputError is one: of what the peer does not have
+        left_out["torch"] = str(error)
+        return None
     if (step.device.type == "cpu") != (jax.default_backend() == "cpu"):
         left_out["torch"] = f"this PyTorch runs on {step.device.type}, JAX on {jax.default_backend()}"
         return None

@@ -38,7 +38,7 @@ from tario_jax.cli import (
     train,
     view,
 )
-from tario_jax.cli.options import add_command
+from tario_jax.cli.options import add_command, refuse_buckets
 from tario_jax.config import InputError
 
 JOBS = {
@@ -95,6 +95,7 @@ def _run(argv: list[str] | None) -> int:
     assignments, arguments = split_assignments(sys.argv[1:] if argv is None else argv)
     try:
         options = parser().parse_args(arguments)
+        refuse_buckets(options)
         _refuse_unread(options, assignments)
         options.assignments = assignments
         return JOBS[options.job].run(options)

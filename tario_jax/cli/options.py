@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,16 @@ def describe_corpus(corpus) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
     return "\n".join(f"{name:<12} {value:,}" if isinstance(value, int) else f"{name:<12} {value}"
                      for name, value in result.items()), result  # fmt: skip
+
+
+def refuse_buckets(options: argparse.Namespace) -> None:
+    """Raises `InputError` where a path is a URL, which would become a folder of that name in this one."""
+    for name, value in vars(options).items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path) and (found := re.match(r"(gs|s3|https?):/", str(path))):
+                url = f"{found[1]}://{str(path)[found.end() :]}"
+                raise InputError(f"{name.replace('_', '-')}: {url} is no path on a disk, which it has to be; a corpus "
+                                 "may lie in a bucket, runs and results may not: name a folder, or mount the bucket")  # fmt: skip
 
 
 def at_least_one(text: str) -> int:

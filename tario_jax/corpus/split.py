@@ -90,7 +90,8 @@ def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False)
         where = str(path)
         if config.by == "section":
             raise InputError("config.split: by='section' needs its lists train and held_out")
-        lists = read_split(path)
+        # without one, all H&E is learnt from: slides without counts have no sides
+        lists = {side: [] for side in SIDES} if he_alone and not path.exists() else read_split(path)
     unit = config.by
     known = {getattr(section, "id" if unit == "section" else "patient") for section in corpus.sections}
     assigned = _assign(lists, where, unit, known)

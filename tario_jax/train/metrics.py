@@ -110,7 +110,7 @@ class Metrics:
         self._config, self._clock, self._say, self._flops = config, clock, say, flops
         self._unit = "nats/value" if config.train.learns == "he" else "nats/detection"
         self._tokens = config.data.rows * layout.tiles * (
-            layout.patches_per_tile + layout.bins_per_tile * (1 if config.data.one_shot else 2)
+            layout.patches_per_tile + layout.bins_per_tile * (2 if config.writes_contents else 1)
         )  # fmt: skip
         self._workdir = workdir
         self.rates = Rates(clock, first)

@@ -107,7 +107,7 @@ class Run:
     def describe(self, say: Callable[[str], None]) -> None:
         config, layout, genes = self.config, self.layout, len(self.provenance.panel)
         bins = layout.tiles * layout.bins_per_tile
-        seen = layout.tiles * layout.patches_per_tile + (0 if config.data.one_shot else bins)
+        seen = layout.tiles * layout.patches_per_tile + (bins if config.writes_contents else 0)
         rows = config.data.rows // config.train.accumulate
         attention = traced_on(self.mesh, choose_attention)(config.model, rows, seen, bins)
         say(

@@ -22,7 +22,7 @@ class Validation:
                  beat: Callable[[], None]):  # fmt: skip
         self._mesh, self._beat, self._batches = mesh, beat, []
         if sections:
-            steps = max(1, config.train.validation_rows // config.data.rows)
+            steps = -(-config.train.validation_rows // config.data.rows)
             # of hidden patches, the groups say which are hidden
             groups = config.data.groups if config.train.learns == "he" else ((1, 1.0),)
             data = config.data.of_one_scale(groups=groups, bin_mixture=(), sequence="window")

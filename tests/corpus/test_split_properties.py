@@ -105,6 +105,10 @@ def test_the_he_of_those_on_no_side_is_learnt_from(tmp_path):
     found = split_corpus(corpus, SplitConfig(), he_alone=True)
     assert [section.id for section in found.train] == ["p2", "q0", "q1"]
     assert [section.id for section in found.held_out] == ["p0"]
+    alone = write_corpus(tmp_path / "slides", slides, kind="real")  # as an ingest of slides leaves it: without a split
+    assert [section.id for section in split_corpus(alone, SplitConfig(), he_alone=True).train] == ["q0", "q1"]
+    with pytest.raises(InputError, match="no such file"):
+        split_corpus(alone, SplitConfig())
 
 
 def test_the_command_draws_a_map_that_is_kept_until_it_is_said_and_leaves_out_who_has_he_alone(tmp_path, capsys):
