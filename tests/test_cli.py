@@ -273,6 +273,7 @@ def test_a_prediction_that_cannot_be_made_is_one_line_and_writes_nothing(tiny_ru
         (("--config.evaluate.top_genes=4",), ("reads source and evaluate.overlap of a config only",)),
         (("--steps=4", "--samples=1", "--uncertainty"), ("--uncertainty", "two --samples or more")),
         (("--uncertainty",), ("--uncertainty", "'tario evaluate'", "evaluate it first")),
+        (("--cells=corpus", "--steps=4"), ("--steps", "cells are predicted", "leave it out")),
         (("--uncertainty", "--cells=corpus"), ("--uncertainty", "is of bins", "leave one of them out")),
     ):
         refused(tario("predict", *given, "--section=F1", *words), *answer)

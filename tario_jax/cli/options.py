@@ -103,8 +103,8 @@ def refuse_buckets(options: argparse.Namespace) -> None:
         for path in value if isinstance(value, list) else [value]:
             if isinstance(path, Path) and (found := re.match(r"(gs|s3|https?):/", str(path))):
                 url = f"{found[1]}://{str(path)[found.end() :]}"
-                raise InputError(f"{name.replace('_', '-')}: {url} is no path on a disk, which it has to be; a corpus "
-                                 "may lie in a bucket, runs and results may not: name a folder, or mount the bucket")  # fmt: skip
+                raise InputError(f"{name.replace('_', '-')}: {url} is no path on a disk; a corpus may lie in a bucket, "
+                                 "runs and results may not: name a folder, or mount the bucket")  # fmt: skip
 
 
 def at_least_one(text: str) -> int:

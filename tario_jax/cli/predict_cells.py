@@ -35,6 +35,9 @@ def check_cells(options: argparse.Namespace) -> None:
             if getattr(options, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')}: goes with --cells only; add it, or leave this out")
         return
+    for name in ("steps", "samples", "order", "seed"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name}: cells are predicted from the H&E at once; leave it out, or leave --cells out")
     if options.bin_um is not None:
         raise InputError(f"--bin-um={options.bin_um:g}: means nothing to --cells, whose bins are 9 µm; leave it out")
     if options.grow_um is not None and not 0 <= options.grow_um <= 30:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tario_jax.cli.options import corpus_of, evaluation_of, finish, part_of, say
 from tario_jax.config import InputError
 
-_OF_OTHERS = ("table", "cells")
+_OF_OTHERS = ("table", "cells", "cells_unit", "grow_um", "reading", "outlines")
 _SAMPLES = 8  # that a deviation is between
 SUFFIX = ".maps"
 _TELL_S = 30.0
@@ -50,7 +50,7 @@ def check_slide(options: argparse.Namespace) -> None:
         raise InputError(f"--slide: writes a folder of maps; give --out=NAME{SUFFIX} ('tario maps' exports from it)")
     for name in _OF_OTHERS:
         if getattr(options, name) is not None:
-            raise InputError(f"--{name}: goes with --section and --image; leave it out")
+            raise InputError(f"--{name.replace('_', '-')}: goes with --section and --image, and AnnData; leave it out")
     if options.samples is not None and not options.uncertainty:
         raise InputError("--samples: are for --uncertainty, the deviation between them; add it, or leave --samples out")
     if options.reference_um_per_px and options.stain in (None, "training"):

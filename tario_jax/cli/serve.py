@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
         from tario_jax.export.loader import Bundle, BundleError
         from tario_jax.serve.app import make_app
-        from tario_jax.serve.limits import Limits
+        from tario_jax.serve.limits import USUAL, Limits
         from tario_jax.serve.observed import Metrics, log_line
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; pip install 'tario-jax[serve]'") from None
@@ -93,8 +93,9 @@ def run(options: argparse.Namespace) -> int:
     engine = Engine(bundle, squares=squares, rows=batch_sizes(options.batch), most_waiting=options.most_waiting,
                     told=metrics.told)  # fmt: skip
     engine.warm_up(say)
-    limits = Limits(body_bytes=round(options.most_megabytes * 1e6), body_s=options.body_s, answer_s=options.answer_s,
-                    image_px=round(options.most_megapixels * 1e6))  # fmt: skip
+    body_bytes = round(options.most_megabytes * 1e6)
+    limits = Limits(body_bytes=body_bytes, held_bytes=max(USUAL.held_bytes, 2 * body_bytes), body_s=options.body_s,
+                    answer_s=options.answer_s, image_px=round(options.most_megapixels * 1e6))  # fmt: skip
     app = make_app(engine, metrics, limits, allow_virtual_model=options.allow_virtual_model,
                    token=token, log=log_line)  # fmt: skip
     say(f"serve: http://{options.host}:{bound.getsockname()[1]} ({bundle.signature['genes']:,} genes"

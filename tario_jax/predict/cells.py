@@ -96,6 +96,9 @@ def within(outlines: Outlines, section: Section | ImageSection) -> Outlines:
     """Those whose centre lies in the section. Raises `InputError` where there is none, or where centres coincide."""
     x_um_N, y_um_N = outlines.centre_um_Nx2.T
     inside_N = (x_um_N >= 0) & (x_um_N < section.width_um) & (y_um_N >= 0) & (y_um_N < section.height_um)
+    if not len(outlines):
+        raise InputError(f"{section.id}: no nucleus was found in its H&E; give outlines (--cells=FILE.geojson), or "
+                         "predict bins")  # fmt: skip
     if not inside_N.any():
         raise InputError(
             f"{section.id}: none of {len(outlines)} outlines of cells lies in its {section.width_um:.0f} x "

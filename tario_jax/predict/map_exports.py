@@ -3,11 +3,9 @@
 Bins lie in px of the slide's finest level, as other programs see the slide; x to the right, y downwards.
 """
 
-import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,10 +15,11 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.predict.map_store import MapStore
+from tario_jax.predict.whole_output import whole_output
 
 _MOST_CHANNELS = 4096  # of an OME-TIFF, and columns of a table in GeoJSON: beyond, nobody opens it
+_LARGEST_TIFF = 4 << 30  # bytes, of which its numbers of 32 bits can tell
 _SPARE_BYTES = 4 << 20  # for what a format keeps beside the values
-_CANNOT = re.compile("No space|quota|write|Write|flush")
 _ROWS = 1024  # of a chunk of AnnData's X
 
 
@@ -28,7 +27,7 @@ def write_h5ad(store: MapStore, path: Path, symbols: Sequence[str] | None = None
                progress: Callable[[int, int], None] = lambda done, of: None) -> None:  # fmt: skip
     """AnnData in HDF5, of some genes or all of them: written run by run, in little memory."""
     h5py = _needed("h5py", "io")
-    with _whole(path) as partial:
+    with whole_output(path) as partial:
         _frame(store, symbols).write_h5ad(partial)
         with h5py.File(partial, "r+") as file:
             _fill(file, store, symbols, progress, partial, compression="lzf")
@@ -39,7 +38,7 @@ def write_anndata_zarr(store: MapStore, path: Path, symbols: Sequence[str] | Non
     """AnnData in zarr: as `write_h5ad`."""
     zarr, anndata = _needed("zarr", "io"), _needed("anndata", "io")
     wanted = {"zarr_write_format": 3, "auto_shard_zarr_v3": False}  # the second is of later versions
-    with _whole(path) as partial:
+    with whole_output(path) as partial:
         group = zarr.open_group(partial, mode="w", zarr_format=3)
         with anndata.settings.override(**{name: of for name, of in wanted.items() if hasattr(anndata.settings, name)}):
             anndata.io.write_elem(group, "/", _frame(store, symbols))
@@ -92,16 +91,16 @@ def _fill(group: Any, store: MapStore, symbols: Sequence[str] | None, progress: 
 
 
 def pixels_of(store: MapStore) -> np.ndarray:
-    """Centres of bins in px of the finest level, float64 [N, 2]."""
-    return np.stack([store.x_um_N, store.y_um_N], 1) / store.about["he_um_per_px"]
+    """Centres of bins in px of the finest level, float64 [N, 2]; of a section's, of the image that it was cut from."""
+    return np.stack([store.x_um_N, store.y_um_N], 1) / store.full_um_per_px + store.origin_px
 
 
 def write_geojson(store: MapStore, path: Path, symbols: Sequence[str]) -> None:
     """Squares with measurements, as QuPath reads them. Raises `InputError` for more genes than it is good for."""
     _refuse_many(symbols, "GeoJSON")
-    half_px = store.bin_um / store.about["he_um_per_px"] / 2
+    half_px = store.bin_um / store.full_um_per_px / 2
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * half_px
-    with _whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with whole_output(path) as partial, partial.open("w", encoding="utf-8") as file:
         told = {"section": store.about["section"], "banner": store.about["banner"]}
         file.write(f'{{"type": "FeatureCollection", "tario": {json.dumps(told)}, "features": [\n')
         centre_Nx2, first = pixels_of(store), True
@@ -131,7 +130,8 @@ def write_ome_tiff(store: MapStore, path: Path, symbols: Sequence[str]) -> None:
         for symbol in symbols:
             yield plane(store, store.gene(symbol))
 
-    with _whole(path) as partial, tifffile.TiffWriter(partial, ome=True) as file:
+    large = len(symbols) * rows * columns * 4 > _LARGEST_TIFF  # before it is compressed
+    with whole_output(path) as partial, tifffile.TiffWriter(partial, ome=True, bigtiff=large) as file:
         file.write(planes(), shape=(len(symbols), rows, columns), dtype=np.float32, photometric="minisblack",
                    compression="zlib", metadata=metadata)  # fmt: skip
 
@@ -180,7 +180,7 @@ def write_thumbnail(store: MapStore, path: Path, symbol: str) -> None:
         figure.suptitle(
             "a model of virtual tissue: shows that the software runs, nothing else", fontsize=8, color="firebrick"
         )
-    with _whole(path) as partial:
+    with whole_output(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
     plt.close(figure)
 
@@ -195,7 +195,7 @@ def write_spatialdata(store: MapStore, path: Path, symbols: Sequence[str] | None
     table.X = store.genes(genes)
     for name in store.arrays[1:]:
         table.layers[name] = store.genes(genes, name)
-    half_px = store.bin_um / store.about["he_um_per_px"] / 2
+    half_px = store.bin_um / store.full_um_per_px / 2
     x_N, y_N = pixels_of(store).T
     squares = geopandas.GeoDataFrame(geometry=shapely.box(x_N - half_px, y_N - half_px, x_N + half_px, y_N + half_px),
                                      index=table.obs_names)  # fmt: skip
@@ -206,7 +206,7 @@ def write_spatialdata(store: MapStore, path: Path, symbols: Sequence[str] | None
         shapes={"bins": models.ShapesModel.parse(squares)},
         tables={"table": models.TableModel.parse(table, region="bins", region_key="region", instance_key="bin")},
     )
-    with _whole(path) as partial:
+    with whole_output(path) as partial:
         whole.write(partial)
 
 
@@ -223,33 +223,3 @@ def _needed(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(f"{name} is not installed; pip install 'tario-jax[{extra}]'") from None
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place beside it to write to, file or folder: what comes to stand at `path` is whole.
-
-    Raises `InputError` where a folder stands there already, and where it cannot be written; nothing is left then.
-    """
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder already, which is not written over; remove it, or give another name")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        yield partial
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 and zarr tell of a full disk by either
-        if isinstance(error, RuntimeError) and not _CANNOT.search(str(error)):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: cannot be written: {reason}; make room there, or give another place") from None
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():
-        path.unlink()

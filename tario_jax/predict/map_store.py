@@ -170,6 +170,16 @@ class MapStore:
         return self.about["bin_um"]
 
     @property
+    def full_um_per_px(self) -> float:
+        """Of the full-resolution image: a section's H&E may be stored coarser than it was scanned."""
+        return self.about.get("he_full_um_per_px", self.about["he_um_per_px"])
+
+    @property
+    def origin_px(self) -> tuple[float, float]:
+        """Where the H&E of these maps begins (x, y) in the full-resolution image that it was cut from."""
+        return tuple(self.about.get("he_origin_px", (0.0, 0.0)))
+
+    @property
     def arrays(self) -> tuple[str, ...]:
         """rates, and what else is held of each bin and gene."""
         return tuple(sorted(self._arrays, key=ARRAYS.index))
@@ -209,8 +219,8 @@ class MapStore:
             panel = Panel(tuple(symbols))
         about = self.about
         return GeneMaps(about["section"], panel, self.x_um_N, self.y_um_N, self.bin_um, self.genes(positions),
-                        about["he_um_per_px"], about["trained_on"], about["tissue"], decoding=about["decoding"],
-                        validation=self.validation)  # fmt: skip
+                        self.full_um_per_px, about["trained_on"], about["tissue"], decoding=about["decoding"],
+                        he_origin_px=self.origin_px, validation=self.validation)  # fmt: skip
 
     def _read(self, array: str, genes: Any) -> np.ndarray:
         if array not in self._arrays:

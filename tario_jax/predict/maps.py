@@ -2,6 +2,9 @@
 
 import csv
 import dataclasses
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.panel import Panel
 from tario_jax.predict.gene_validation import GeneValidation
+from tario_jax.predict.whole_output import whole_output
 from tario_jax.train.whole_file import write_whole
 
 FORMAT_VERSION = 1
 ONE_SHOT = "one-shot"  # from the H&E, all at once
+_SPARE_BYTES = 4 << 20  # for what a file keeps beside its values
 VIRTUAL_BANNER = (
     "This model was trained on virtual tissue and knows no biology: its maps of real tissue show that the software "
     "runs, nothing else."
@@ -142,10 +147,11 @@ class GeneMaps:
 
     def write_h5ad(self, path: Path, *, count_variance: bool = False) -> None:
         """Writes AnnData; the file is absent or whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        self.to_anndata(count_variance=count_variance).write_h5ad(partial)
-        partial.replace(path)
+        maps = self.to_anndata(count_variance=count_variance)
+        with whole_output(path) as partial:
+            if shutil.disk_usage(partial.parent).free < maps.X.nbytes * (1 + len(maps.layers)) + _SPARE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # HDF5 cannot close a file without room for it
+            maps.write_h5ad(partial)
 
     def write_table(self, path: Path) -> None:
         """Writes places × genes with expected counts: .parquet, or .tsv / .csv with the metadata in '#' lines.
@@ -161,20 +167,18 @@ class GeneMaps:
         places = {"place": self.names()} | {name: of for name, of in self.columns().items() if name != "size_um"}
         table = pa.table(places | dict(zip(self.panel.symbols, self.rates_NxG.T, strict=True)))
         table = table.replace_schema_metadata({f"tario.{name}": str(value) for name, value in self.metadata().items()})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        if path.suffix == ".parquet":
-            pq.write_table(table, partial)
-        elif path.suffix in SEPARATORS:
-            with partial.open("w", newline="") as file:
-                file.writelines(f"# {name}: {value}\n" for name, value in self.metadata().items())
-                lines = csv.writer(file, delimiter=SEPARATORS[path.suffix], lineterminator="\n")
-                lines.writerow(table.column_names)
-                for (name, *of), rates in zip(zip(*places.values(), strict=True), self.rates_NxG, strict=True):
-                    lines.writerow([name, *(f"{value:.2f}" for value in of), *(f"{rate:.6g}" for rate in rates)])
-        else:
+        if path.suffix not in (".parquet", *SEPARATORS):
             raise InputError(f"--table={path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")
-        partial.replace(path)
+        with whole_output(path) as partial:
+            if path.suffix == ".parquet":
+                pq.write_table(table, partial)
+            else:
+                with partial.open("w", newline="") as file:
+                    file.writelines(f"# {name}: {value}\n" for name, value in self.metadata().items())
+                    lines = csv.writer(file, delimiter=SEPARATORS[path.suffix], lineterminator="\n")
+                    lines.writerow(table.column_names)
+                    for (name, *of), rates in zip(zip(*places.values(), strict=True), self.rates_NxG, strict=True):
+                        lines.writerow([name, *(f"{value:.2f}" for value in of), *(f"{rate:.6g}" for rate in rates)])
         if self.validation is not None:
             columns = self.gene_columns()
             lines = ["\t".join(("symbol", *columns))]

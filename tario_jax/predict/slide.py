@@ -32,6 +32,8 @@ class SlideSection:
 
     spots, has_spots = None, False
     he_origin_px = (0.0, 0.0)
+    without_features = ("ingest it into a corpus ('tario ingest --source=slide'), 'tario encode' that, and predict its "
+                        "section with --out=NAME.h5ad")  # fmt: skip
 
     def __init__(self, file: SlideFile, um_per_px: float, *, genes: int):
         self.file, self.id = file, file.path.name
@@ -47,9 +49,8 @@ class SlideSection:
 
     def feature_grid(self, encoder: str) -> FeatureGrid:
         """Raises `InputError`: nobody has worked out what a frozen encoder makes of the slide."""
-        raise InputError(f"{self.id}: the model reads features of {encoder!r}, which a slide has not; ingest it "
-                         "into a corpus ('tario ingest --source=slide'), 'tario encode' that, and predict its "
-                         "section")  # fmt: skip
+        raise InputError(f"{self.id}: the model reads features of {encoder!r}, which a slide has not; "
+                         f"{self.without_features}")  # fmt: skip
 
     def level_for(self, um_per_px: float) -> int:
         """The coarsest level with two px or about that along a side for one that is asked; else the finest."""
@@ -180,4 +181,7 @@ def as_ingested(section: SlideSection, he_um_per_px: float) -> SlideSection:
 def section_as_slide(section: Section, *, genes: int) -> SlideSection:
     """A section of a corpus, read as a slide is. Raises `InputError` where it has no H&E."""
     file = SlideFile(Path(section.id), (section.he_blocks(),), (section.he_um_per_px,) * 2)
-    return SlideSection(file, section.he_um_per_px, genes=genes)
+    slide = SlideSection(file, section.he_um_per_px, genes=genes)
+    slide.he_full_um_per_px, slide.he_origin_px = section.he_full_um_per_px, section.he_origin_px
+    slide.without_features = "write --out=NAME.h5ad, for which the section's stored ones are read"
+    return slide

@@ -7,6 +7,7 @@ and several processes may share one.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -20,7 +21,7 @@ import numpy as np
 from skimage.io import imsave
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.read import Corpus, Section
 from tario_jax.model.model import Tario
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation
@@ -94,7 +95,9 @@ def predict_slide(predictor: Predictor, path: Path, out: Path, asked: Asked, *, 
         identity = _identity(predictor, section, asked)
         if (done := _begin(out, identity, predictor.validation, say)) is not None:
             return done
-        return _Work(predictor, section, out, asked, identity, say, progress).run()
+        with _forgotten_if_refused(out):
+            work = _Work(predictor, section, out, asked, identity, say, progress)
+        return work.run()
 
 
 def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path, asked: Asked, *,
@@ -114,8 +117,34 @@ def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path,
     identity = _identity(predictor, section, asked) | {"corpus_seal": corpus.seal}
     if (done := _begin(out, identity, predictor.validation, say)) is not None:
         return done
-    measured = MeasuredBins(held, corpus.panel, predictor.panel) if held.has_detections else None
-    return _Work(predictor, section, out, asked, identity, say, progress, measured, place).run()
+    with _forgotten_if_refused(out):
+        measured = _measured_of(held, corpus, predictor, asked, say)
+        work = _Work(predictor, section, out, asked, identity, say, progress, measured, place)
+    return work.run()
+
+
+def _measured_of(held: Section, corpus: Corpus, predictor: Predictor, asked: Asked,
+                 say: Callable[[str], None]) -> MeasuredBins | None:  # fmt: skip
+    """What was measured in the bins, where it is and they are not too small for the assay."""
+    if not held.has_detections:
+        return None
+    try:
+        held.check_bins(asked.bin_um or predictor.provenance.bin_um)
+    except InputError as error:
+        say(f"{held.id}: what was measured is left out of the maps: {error}")
+        return None
+    return MeasuredBins(held, corpus.panel, predictor.panel)
+
+
+@contextlib.contextmanager
+def _forgotten_if_refused(out: Path) -> Iterator[None]:
+    """What is refused before anything is computed leaves no folder: asked otherwise, it may be begun there."""
+    try:
+        yield
+    except InputError:
+        if [one.name for one in out.iterdir()] == [_ASKED]:
+            shutil.rmtree(out)
+        raise
 
 
 def _refuse(predictor: Predictor, name: str, asked: Asked) -> None:
@@ -218,7 +247,8 @@ class _Work:
         self._mask = None if asked.everywhere else find_tissue(section)
         self._stain = None
         if asked.stain is not None:
-            self._stain = StainMatch(stain_of(section, self._mask), asked.stain)
+            # of tissue, everywhere or not: glass would darken all of it
+            self._stain = StainMatch(stain_of(section, self._mask or find_tissue(section)), asked.stain)
             section.changed = self._stain
         cover = predictor.tissue_cover(section, self._mask, tissue=asked.tissue, bin_um=asked.bin_um,
                                        overlap=asked.overlap)  # fmt: skip
@@ -361,6 +391,7 @@ class _Work:
         about = {
             "section": section.id, "place": self._place,
             "slide_px": [image.width_px, image.height_px], "he_um_per_px": section.he_um_per_px,
+            "he_full_um_per_px": section.he_full_um_per_px, "he_origin_px": list(section.he_origin_px),
             "panel_hash": self._predictor.panel.hash,
             "trained_on": self._predictor.trained_on, "tissue": self._asked.tissue,
             "banner": VIRTUAL_BANNER if virtual else "", "unit": "expected detections per bin",

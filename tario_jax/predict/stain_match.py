@@ -54,27 +54,25 @@ class StainMatch:
         return np.clip(np.rint(256.0 * np.exp(-(density @ _FROM_STAINS_3x3)) - 1.0), 0, 255).astype(np.uint8)
 
 
-def stain_of(section: SlideSection, mask: TissueMask | None) -> StainStatistics:
-    """Of the tissue of a slide, as it was scanned; of all of it where there is no mask.
+def stain_of(section: SlideSection, mask: TissueMask) -> StainStatistics:
+    """Of the tissue of a slide, as it was scanned.
 
     By px of about 1 µm, as a model sees them: an overview's are means, which deviate less.
     """
     height_um, width_um = section.height_um, section.width_um
     # beyond the last whole square a mask leaves out what is beyond the slide
-    columns, rows = (max(1, int(extent // _SQUARE_UM)) if mask is None else -int(-extent // _SQUARE_UM)
-                     for extent in (width_um, height_um))  # fmt: skip
+    columns, rows = (-int(-extent // _SQUARE_UM) for extent in (width_um, height_um))
     x_um, y_um = (of.ravel() * _SQUARE_UM for of in np.meshgrid(np.arange(columns), np.arange(rows)))
-    share = np.ones(len(x_um)) if mask is None else mask.share(x_um + _SQUARE_UM / 2, y_um + _SQUARE_UM / 2, _SQUARE_UM)
+    share = mask.share(x_um + _SQUARE_UM / 2, y_um + _SQUARE_UM / 2, _SQUARE_UM)
     fullest = np.argsort(-share, kind="stable")[: max(1, int((share > 0.5 * share.max()).sum()))]
     chosen = fullest[:: max(1, -(-len(fullest) // _SQUARES))]
     px = round(_SQUARE_UM / _PX_UM)
     squares = [section.read(x_um[at], y_um[at], px, _PX_UM) for at in chosen]  # kept blocks would stay as they were
     pixels_Nx3 = np.concatenate([square.reshape(-1, 3) for square in squares])
-    if mask is not None:
-        within = (np.arange(px) + 0.5) * _PX_UM
-        inside = [mask.share(*(of.ravel() for of in np.meshgrid(x_um[at] + within, y_um[at] + within)), mask.um_per_px)
-                  for at in chosen]  # fmt: skip
-        pixels_Nx3 = pixels_Nx3[np.concatenate(inside) >= 0.5]
+    within = (np.arange(px) + 0.5) * _PX_UM
+    inside = [mask.share(*(of.ravel() for of in np.meshgrid(x_um[at] + within, y_um[at] + within)), mask.um_per_px)
+              for at in chosen]  # fmt: skip
+    pixels_Nx3 = pixels_Nx3[np.concatenate(inside) >= 0.5]
     if not len(pixels_Nx3) or not (found := StainStatistics.of_pixels(pixels_Nx3)).mean_3[:2].sum() > 0:
         raise InputError(f"{section.id}: has no stained tissue to measure its stains on; leave --stain out")
     return found

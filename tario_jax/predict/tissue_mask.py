@@ -79,7 +79,8 @@ def tissue_of(rgb_YxXx3: np.ndarray, um_per_px: float) -> np.ndarray:
     margin = round(CLOSED_UM / um_per_px)
     tissue = ndimage.binary_closing(np.pad(tissue, margin, "edge"), disk(margin))
     tissue = tissue[margin : len(tissue) - margin, margin : tissue.shape[1] - margin]
-    return (tissue | _small(~tissue, um_per_px, LARGEST_HOLE_MM2)) & ~no_tissue
+    holes = ndimage.binary_fill_holes(tissue) & ~tissue  # glass that reaches the border is none
+    return (tissue | _small(holes, um_per_px, LARGEST_HOLE_MM2)) & ~no_tissue
 
 
 def _on_white_glass(rgb_YxXx3: np.ndarray) -> np.ndarray:

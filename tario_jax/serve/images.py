@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tario_jax.serve.refusal import Refusal
 
@@ -43,6 +43,8 @@ def pixels_of(body: bytes, content_type: str, width_px: int | None, height_px: i
                 check(*image.size)
                 if image.mode not in _IN_COLOUR:
                     raise Refusal(422, f"the image is of mode {image.mode}; expected 8-bit RGB (H&E in colour)")
+                # as `tario predict` reads it: the frame of the answer is that of the image as it is seen
+                image = ImageOps.exif_transpose(image)
                 if image.has_transparency_data:  # glass is white; under what is transparent mostly lies black
                     ground = Image.new("RGBA", image.size, "white")
                     return np.asarray(Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB"))

@@ -5,7 +5,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import Request
@@ -20,6 +20,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REQUEST = b"x-request-id"
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _TOLD = "tario.told"  # in a request's scope
+_PIECE_BYTES = 1 << 20  # of an answer, that is handed over at once
 _GONE = 499  # of a client that did not wait, as nginx has it
 
 
@@ -80,7 +81,8 @@ class Observed:
                 if self._metrics.ending:  # else a next request may be on its way when the connection is closed
                     own.append((b"connection", b"close"))
                 message = message | {"headers": [*message.get("headers", ()), *own]}
-            await send(message)
+            for piece in _pieces(message):
+                await send(piece)  # waits until the client has taken most of what was sent
 
         told = scope.setdefault(_TOLD, {})
         try:
@@ -105,6 +107,17 @@ class Observed:
             self._metrics.seconds.labels(path).observe(seconds)
             self._log({"request": name, "method": scope["method"], "path": scope["path"][:200], "status": status,
                        "seconds": round(seconds, 4), **told})  # fmt: skip
+
+
+def _pieces(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """An answer in parts: the server takes whatever it is given at once, and keeps it for a client that is slow."""
+    body = message.get("body", b"")
+    if message["type"] != "http.response.body" or len(body) <= _PIECE_BYTES:
+        yield message
+        return
+    for first in range(0, len(body), _PIECE_BYTES):
+        more = first + _PIECE_BYTES < len(body) or message.get("more_body", False)
+        yield message | {"body": body[first : first + _PIECE_BYTES], "more_body": more}
 
 
 def log_line(entry: dict[str, Any]) -> None:

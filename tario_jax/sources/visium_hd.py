@@ -151,8 +151,9 @@ class _Counts:
 
 def _spread(before: int, number: int) -> np.ndarray:
     """Two numbers in [0, 1) for each of so many detections after the first `before`, whatever the blocks: [D, 2]."""
-    generator = np.random.Generator(np.random.Philox(key=2).advance(before))  # a step of its counter is four numbers
-    return generator.random((number, 4))[:, :2]
+    odd = before % 2  # a step of the counter is four numbers, of two detections
+    generator = np.random.Generator(np.random.Philox(key=2).advance(before // 2))
+    return generator.random((number + odd, 2))[odd:]
 
 
 def _in_tissue(

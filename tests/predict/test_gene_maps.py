@@ -2,6 +2,9 @@
 
 import csv
 import dataclasses
+import errno
+import os
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -202,6 +205,20 @@ def test_tables_hold_the_maps(maps, tmp_path, suffix):
     np.testing.assert_array_equal(maps.gene("GENE3"), maps.rates_NxG[:, 3])
     refused(lambda: maps.gene("ERBB2"), "'ERBB2' is not in the model's panel of 12 genes")
     refused(lambda: maps.write_table(tmp_path / "maps.xlsx"), ".parquet, .tsv or .csv")
+
+
+@pytest.mark.parametrize("name", ["maps.h5ad", "maps.tsv", "maps.parquet"])
+def test_a_disk_that_is_full_at_the_end_is_one_line_and_leaves_nothing(maps, tmp_path, monkeypatch, name):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "write_table", full)
+        patched.setattr(csv, "writer", full)
+        patched.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+        write = maps.write_h5ad if name.endswith("h5ad") else maps.write_table
+        refused(lambda: write(tmp_path / name), f"{name}: cannot be written: No space left", "make room there")
+    assert not list(tmp_path.iterdir())
 
 
 def test_windows_that_overlap_are_turned_otherwise_and_lie_where_they_did(predictor, tiny_corpus):

@@ -44,6 +44,8 @@ def test_steps_are_drawn_and_told(asked, tiny_run, tmp_path, monkeypatch):
     (("--seed=4",), "--seed: means nothing to one-shot prediction"),
     (("--order=hilbert",), "--order: means nothing to one-shot prediction"),
     (("--table=a.tsv",), "--table: goes with --section and --image"),
+    (("--outlines=a.geojson",), "--outlines: goes with --section and --image"),
+    (("--grow-um=2",), "--grow-um: goes with --section and --image"),
     (("--steps=4",), "trained one-shot"),
     (("--steps=1",), "one step writes nothing"),
     (("--reference-um-per-px=0.5",), "goes with --stain=IMAGE"),

@@ -12,15 +12,17 @@ from made_maps import content, made_validation
 from made_slides import write_pyramid
 from PIL import Image
 from refusals import refused
-from tiny_tissue import tiny_section
+from tiny_tissue import tiny_section, write_corpus
 
 from tario_jax.panel import Panel
+from tario_jax.predict.map_exports import pixels_of
 from tario_jax.predict.map_store import KEPT_BITS, MapStore, Slots
 from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.slide import opened_section
 from tario_jax.predict.slide_job import Asked, _Work, predict_measured, predict_slide
 from tario_jax.predict.spool import Spool, refuse_another_plan
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
+from tario_jax.predict.tissue_mask import find_tissue
 
 ROUNDED = 2.0 ** -(KEPT_BITS + 1)
 EVERYWHERE = Asked(everywhere=True, tissue="virtual")
@@ -179,6 +181,12 @@ def test_only_tissue_is_predicted(predictor, picture, tmp_path):
     blank = write_pyramid(tmp_path / "blank.ome.tif", np.full((600, 800, 3), 244, np.uint8), ome=True, px_per_cm=20_000)
     refused(lambda: predict_slide(predictor, blank, tmp_path / "h.maps", Asked(tissue="virtual"), say=str),
             "no tissue is found on it", "--everywhere")  # fmt: skip
+    assert not (tmp_path / "h.maps").exists()  # where the same with --everywhere may be begun
+    wanted = StainStatistics(*predictor.training_stain)
+    asked = [Asked(tissue="virtual", everywhere=everywhere, stain=wanted) for everywhere in (False, True)]
+    stains = [predict_slide(predictor, path, tmp_path / f"{one.everywhere}.maps", one, say=str).about["stain"]
+              for one in asked]  # fmt: skip
+    assert stains[0] == stains[1]  # glass has none
 
 
 def test_a_slide_that_looks_otherwise_is_warned_of(predictor, slide, maps, picture, tmp_path):
@@ -282,6 +290,19 @@ def test_a_section_has_what_was_measured_beside_it(predictor, tiny_corpus, tmp_p
     assert np.array_equal(counts[:, 0], found.gene("GENE3", "measured")) and np.isnan(counts[:, 1]).all()
 
 
+def test_a_section_lies_in_the_image_that_it_was_cut_from(predictor, tmp_path):
+    """Stored at twice the scanner's µm per px, from a corner of the slide; what was measured is too coarse for bins."""
+    quality = {"he_full_um_per_px": 0.25, "he_origin_x_px": 1000.0, "he_origin_y_px": 400.0, "place_precision_um": 12.0}
+    corpus = write_corpus(tmp_path / "c", [tiny_section("F1", "F", 5, quality=quality)])
+    said = []
+    found = predict_measured(predictor, corpus, "F1", tmp_path / "s.maps", EVERYWHERE, say=said.append)
+    assert found.arrays == ("rates",) and any("squares of 12 µm" in line for line in said)
+    np.testing.assert_allclose(pixels_of(found)[0], [1000 + 9 / 0.25, 400 + 9 / 0.25])
+    maps = predictor.predict_section(corpus.section("F1"), tissue="virtual")
+    np.testing.assert_allclose(pixels_of(found), maps.to_anndata().obsm["spatial"])
+    np.testing.assert_allclose(found.gene_maps().to_anndata().obsm["spatial"], pixels_of(found))
+
+
 def test_stains_of_a_reference_change_every_window(predictor, picture, slide, tmp_path):
     """As the image whose every px was changed before: none of those that the stain was measured on stays as it was."""
     wanted = StainStatistics(*predictor.training_stain)
@@ -289,7 +310,7 @@ def test_stains_of_a_reference_change_every_window(predictor, picture, slide, tm
     asked = Asked(everywhere=True, tissue="virtual", stain=wanted)
     found = predict_slide(predictor, slide, tmp_path / "o.maps", asked, say=str)
     with opened_section(slide, None, genes=12, say=str) as section:
-        change = StainMatch(stain_of(section, None), wanted)
+        change = StainMatch(stain_of(section, find_tissue(section)), wanted)
         whole = change(section.read(0.0, 0.0, 400, 1.0)[:300])
     alone = predictor.predict(whole, 1.0, tissue="virtual")
     assert np.abs(found.genes(np.arange(12)) / alone.rates_NxG - 1).max() < 1.1 * ROUNDED

@@ -54,6 +54,19 @@ def test_pen_and_black_are_no_tissue(pen):
     assert agreement(found, disc) > 0.9
 
 
+@pytest.mark.parametrize(
+    "glass", [(slice(0, 80), slice(0, 11)), (slice(0, 34), slice(0, 34)), (slice(0, 40), slice(80))]
+)
+def test_glass_that_reaches_the_border_is_no_hole(glass):
+    """A strip of 88 µm, a corner of 0.07 mm², the half of a small picture; but a vessel in the middle is one."""
+    rng = np.random.default_rng(1)
+    picture = (np.array(EOSIN) + 14 * rng.standard_normal((80, 80, 1))).clip(0, 255).astype(np.uint8)
+    meant = np.ones((80, 80), bool)
+    meant[glass], picture[glass], picture[60:66, 60:66] = False, 244, 244
+    assert agreement(tissue_of(picture, 8.0), meant) > 0.93
+    assert not tissue_of(np.full((38, 38, 3), 244, np.uint8), 8.0).any()
+
+
 def test_a_slide_that_is_all_tissue_is_all_of_it():
     rng = np.random.default_rng(1)
     picture = (np.array(EOSIN) + 14 * rng.standard_normal((80, 80, 1))).clip(0, 255).astype(np.uint8)

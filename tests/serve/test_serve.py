@@ -30,6 +30,7 @@ from tario_jax.cli.serve import port, token_of
 from tario_jax.export.bundle import Wanted, export_bundle
 from tario_jax.export.loader import Bundle
 from tario_jax.predict.predictor import Predictor, load
+from tario_jax.serve import observed
 from tario_jax.serve.app import make_app
 from tario_jax.serve.cover import squares_of_window
 from tario_jax.serve.engine import Engine, Windows, batch_sizes
@@ -174,6 +175,28 @@ def test_what_is_transparent_is_glass(client, section):
     found = [rates_of(client.post("/v1/predict", params=ASKED, content=png(image), headers=PNG))
              for image in (shown, glass)]  # fmt: skip
     np.testing.assert_array_equal(*found)
+
+
+def test_an_image_is_seen_as_its_exif_says(client, section):
+    turned = Image.fromarray(section.he()[:60])
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter before it is shown
+    bodies = [io.BytesIO(), io.BytesIO()]
+    turned.save(bodies[0], "PNG", exif=exif)
+    turned.transpose(Image.Transpose.ROTATE_270).save(bodies[1], "PNG")
+    found = [rates_of(client.post("/v1/predict", params=ASKED, content=body.getvalue(), headers=PNG))
+             for body in bodies]  # fmt: skip
+    np.testing.assert_array_equal(*found)
+
+
+def test_an_answer_is_handed_over_in_pieces(monkeypatch):
+    """All at once, it would lie with the connection of a slow client, and be counted by nobody."""
+    monkeypatch.setattr(observed, "_PIECE_BYTES", 4)
+    start = {"type": "http.response.start", "status": 200, "headers": []}
+    sent = [piece for message in (start, {"type": "http.response.body", "body": b"0123456789"})
+            for piece in observed._pieces(message)]  # fmt: skip
+    assert sent[0] is start and [piece["body"] for piece in sent[1:]] == [b"0123", b"4567", b"89"]
+    assert [piece["more_body"] for piece in sent[1:]] == [True, True, False]
 
 
 WRONG = {
