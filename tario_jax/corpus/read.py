@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ _TABLE, _OFFSET = "detections/place_and_gene", "detections/offset"
 _TILE_STEPS = 1 << 16
 _COUNTED_AT_ONCE = 4 << 20  # detections
 _GLASS = 0.01  # of the mean tile
+_COARSER = 1.1  # than what is read, of an H&E
 Places = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
@@ -409,6 +410,17 @@ class Section:
     def truth(self) -> dict[str, np.ndarray] | None:
         """What the truth of virtual tissue is computed from, for evaluation only; None for real tissue."""
         return layout.read_truth(self.place / "truth.npz") if self.record["truth"] else None
+
+
+def coarser_he(sections: Sequence[Section], um_per_px: float) -> str:
+    """A warning of sections whose stored H&E is coarser than it is to be read; nothing where there is none."""
+    coarser = [section for section in sections if (section.he_um_per_px or 0.0) > _COARSER * um_per_px]
+    if not coarser:
+        return ""
+    worst = max(coarser, key=lambda section: section.he_um_per_px)
+    return (f"warning: the H&E of {len(coarser)} of {len(sections)} sections is stored coarser than the "
+            f"{um_per_px:g} µm per px that are read ({worst.id}: {worst.he_um_per_px:.3g}), and shows no more than "
+            "that; ingest the scan (--image)")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid, grid_size, held_grid, read_seal, write_grid
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus, Section, coarser_he
 from tario_jax.he_features.card import EncoderCard
 from tario_jax.he_features.catalogue import CARDS
 from tario_jax.he_features.encoders import AS_ITS_CARD, Chosen, Encoder, as_chosen, encoder_of, load_encoder
@@ -127,6 +127,8 @@ def encode_corpus(corpus: Corpus, encoder: Encoder, *, batch: int = 32, part: tu
     mine = [section for section in with_he[part[0] - 1 :: part[1]] if section.id in missing]
     sizes = {section.id: int(np.prod(grid_size(section.width_um, section.height_um, encoder.card.pitch_um)))
              for section in mine}  # fmt: skip
+    if warning := coarser_he(mine, encoder.card.um_per_px):
+        say(f"encode: {warning}")
     total, done, began = sum(sizes.values()), 0, time.monotonic()
     last = began
     for number, section in enumerate(mine, 1):

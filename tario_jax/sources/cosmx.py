@@ -12,7 +12,15 @@ from tario_jax.config import InputError
 from tario_jax.corpus.section import DetectionBlocks, Detections, Registration, SectionData
 from tario_jax.sources.alignment import Alignment, read_affine
 from tario_jax.sources.beside import MEASURED_UM_PER_PX, HeBeside, extent_of
-from tario_jax.sources.delimited import Names, column_batches, header, numbers, one_file, require_columns
+from tario_jax.sources.delimited import (
+    Names,
+    column_batches,
+    ends_within_a_line,
+    header,
+    numbers,
+    one_file,
+    require_columns,
+)
 from tario_jax.sources.fov_survey import FovSurvey, cell_key, lost_genes, lost_many
 from tario_jax.sources.fovs import Frame, place_fovs
 from tario_jax.sources.ingested import Ingested, IngestReport, check_names
@@ -106,6 +114,8 @@ def read_cosmx(
     he_in_px = _he_in_px(image, alignment, registration)
     file = _TxFile(path)
     seen = _survey(file, he_in_px)
+    if ends_within_a_line(path):
+        report.notes.append(f"{path.name}: its last line has no end; was the file cut short?")
     frame = place_fovs(path, positions, seen.fields, um_per_px, VENDOR_UM_PER_PX)
     report.notes.extend(frame.notes)
     targets = sort_targets(path, list(file.targets), symbols, map_path)

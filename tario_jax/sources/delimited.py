@@ -45,6 +45,15 @@ def header(path: Path, delimiter: str = ",") -> list[str]:
     return [name.strip().strip('"') for name in line.split(delimiter)]
 
 
+def ends_within_a_line(path: Path) -> bool:
+    """Whether the last line has no end, as where a file was cut short; a compressed one cannot be read then."""
+    with path.open("rb") as file:
+        if path.suffix == ".gz" or not file.seek(0, 2):
+            return False
+        file.seek(-1, 2)
+        return file.read(1) not in b"\r\n"
+
+
 def require_columns(path: Path, present: list[str], required: tuple[str, ...]) -> None:
     """Raises `InputError` for the first column that `path` lacks."""
     missing = [name for name in required if name not in present]

@@ -8,7 +8,7 @@ from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.read import Corpus, coarser_he
 from tario_jax.corpus.resample import box_means
 from tario_jax.corpus.section import Detections, SectionData
 from tario_jax.corpus.write import write_section
@@ -156,6 +156,14 @@ def test_the_measured_share_of_a_square_is_a_mean_over_its_area(corner_um):
         expected.append(part.sum() / 450**2)
     np.testing.assert_allclose(box_means(mask, 4.0, x_um_N, y_um_N, 18.0), expected, atol=1e-6)
     assert box_means(mask, 4.0, np.zeros(0), np.zeros(0), 18.0).shape == (0,)
+
+
+def test_an_he_that_is_coarser_than_it_is_read_is_warned_of(tmp_path):
+    sections = [tiny_section("A1", "A", 0, detections=9), tiny_section("B1", "B", 1, um_per_px=3.0, detections=9)]
+    stored = write_corpus(tmp_path / "c", sections).sections
+    said = coarser_he(stored, 1.0)
+    assert "1 of 2 sections" in said and "the 1 µm per px" in said and "B1: 3" in said
+    assert not coarser_he(stored[:1], 0.5) and coarser_he(stored[:1], 0.4)
 
 
 def test_counts_of_a_gene_that_is_not_measured_are_refused(tmp_path):

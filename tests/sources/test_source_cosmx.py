@@ -139,6 +139,15 @@ def test_rows_without_places_and_text_that_is_no_utf_8_are_answered_in_one_line(
     refused(tmp_path, "S1_tx_file.csv: column 'target' is not UTF-8")
 
 
+def test_a_file_that_ends_within_its_last_column_is_noted(tmp_path):
+    tx, positions = made_up()
+    save(tmp_path, tx, positions)
+    path = tmp_path / "S1_tx_file.csv"
+    assert "has no end" not in read(tmp_path)[0].report.table()
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "S1_tx_file.csv: its last line has no end; was the file cut short?" in read(tmp_path)[0].report.table()
+
+
 def test_an_fov_that_was_cut_is_not_zero_where_nothing_was_seen(tmp_path):
     tx, positions = made_up()
     save(tmp_path, tx[~((tx.fov == 3) & (tx.y_local_px > 500))], positions)
