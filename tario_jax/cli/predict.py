@@ -139,7 +139,7 @@ def _maps_of_image(options: argparse.Namespace):
 
     image = read_image(options.image, options.um_per_px, say)
     predictor = _load(options)
-    section = ImageSection(image, options.um_per_px, genes=len(predictor.panel))
+    section = ImageSection(image, options.um_per_px, genes=len(predictor.panel), name=options.image.name)
     return _maps(options, predictor, section, "real")
 
 

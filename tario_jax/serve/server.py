@@ -32,9 +32,9 @@ def protocol(patience_s: float, headers: list[tuple[bytes, bytes]]) -> type[H11P
 
     class Impatient(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(_Counted(transport))  # type: ignore[arg-type]
             self._since = time.monotonic()
-            self._untaken = 0  # bytes of an answer, when they were looked at last
+            self._taken: int | None = None  # bytes, when an answer under way was looked at last
             self._look = self.loop.call_later(patience_s, self._end)
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -44,7 +44,7 @@ def protocol(patience_s: float, headers: list[tuple[bytes, bytes]]) -> type[H11P
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._since = time.monotonic()
-            self._untaken = 0  # what waits now is of another answer
+            self._taken = None  # what waits now is of another answer
 
         def eof_received(self) -> None:
             if self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete:
@@ -57,10 +57,11 @@ def protocol(patience_s: float, headers: list[tuple[bytes, bytes]]) -> type[H11P
         def _end(self) -> None:
             untaken = self.transport.get_write_buffer_size()
             if untaken:
-                if 0 < self._untaken < untaken + _SLOWEST * patience_s:
+                taken = self.transport.written - untaken
+                if self._taken is not None and taken - self._taken < _SLOWEST * patience_s:
                     self.transport.abort()
                     return
-                self._untaken = untaken
+                self._taken = taken
                 self._look = self.loop.call_later(patience_s, self._end)
                 return
             owes = self.cycle is None or self.cycle.response_complete
@@ -82,6 +83,20 @@ def protocol(patience_s: float, headers: list[tuple[bytes, bytes]]) -> type[H11P
             self.transport.close()
 
     return Impatient
+
+
+class _Counted:
+    """A transport that knows how much was written to it: an answer comes in pieces, of which few wait at a time."""
+
+    def __init__(self, transport: asyncio.Transport):
+        self._transport, self.written = transport, 0
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Server(uvicorn.Server):

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 from PIL import Image
 from refusals import refused
 from tiny_tissue import PANEL
@@ -476,6 +477,7 @@ def test_a_request_that_the_end_cuts_off_is_told(bundle, section):
 def test_what_is_said_without_the_app_bears_the_banner_and_untaken_answers_are_let_go():
     app = FastAPI()
     app.add_api_route("/", lambda: Response(bytes(32 << 20)))
+    app.add_api_route("/pieces", lambda: StreamingResponse(iter([bytes(1 << 20)] * 32)), response_model=None)
 
     @app.post("/")
     async def posted(request: Request) -> int:
@@ -498,6 +500,15 @@ def test_what_is_said_without_the_app_bears_the_banner_and_untaken_answers_are_l
         assert status in answer and b"x-tario-banner: a word" in answer and b'{"reason": ' in answer
     took = httpx.get(f"http://127.0.0.1:{address[1]}/")
     assert len(took.content) == 32 << 20
+    with socket.socket() as steady:  # whatever waits for it, it takes more than next to nothing of it
+        steady.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        steady.connect(address)
+        steady.sendall(b"GET /pieces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        began, taken = time.monotonic(), 0
+        while part := steady.recv(1 << 17):
+            taken += len(part)
+            time.sleep(0.005)
+    assert taken > 32 << 20 and time.monotonic() - began > 1.0
     with socket.socket() as silent:
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         silent.connect(address)
