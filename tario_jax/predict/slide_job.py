@@ -142,7 +142,7 @@ def _forgotten_if_refused(out: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if [one.name for one in out.iterdir()] == [_ASKED]:
+        if out.exists() and [one.name for one in out.iterdir()] == [_ASKED]:
             shutil.rmtree(out)
         raise
 

@@ -1,5 +1,6 @@
 """Static sizes of a batch that hold every window of a corpus, found without reading the corpus."""
 
+import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -123,7 +124,9 @@ def count_capacity(sections: Sequence[Section], data: DataConfig, spots: Densest
 def _most_promising(sections: Sequence[Section], data: DataConfig) -> list[Section]:
     """The sections whose densest square may hold most entries, and of further panels the first one."""
     bins = math.ceil(data.window_um / min(data.trained_bins_um)) ** 2
-    panels = {section.id: section.measured_gene_G.tobytes() for section in sections}
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # in a bucket every read is a journey
+        masks = pool.map(lambda section: section.measured_gene_G.tobytes(), sections)
+        panels = {section.id: mask for section, mask in zip(sections, masks, strict=True)}
     genes = {panel: panel.count(1) for panel in set(panels.values())}
 
     def most_entries(section: Section) -> float:
