@@ -118,7 +118,8 @@ def test_how_windows_are_batched_does_not_matter(tiny_run, reader, section):
 
 
 @pytest.mark.parametrize(
-    "order", [pytest.param("raster", marks=pytest.mark.slow), "hilbert", "random", "coarse_to_fine"]
+    "order",
+    [*(pytest.param(order, marks=pytest.mark.slow) for order in ("raster", "hilbert")), "random", "coarse_to_fine"],
 )
 def test_samples_are_what_the_mean_and_the_spread_are_of(reader, section, order):
     steps = Steps(4, samples=4, order=order)

@@ -136,6 +136,7 @@ def test_a_run_in_the_constant_part_of_its_schedule_can_be_made_longer(tiny_corp
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_stay_and_those_at_a_multiple(tiny_corpus, tmp_path):
     config = tiny_config(train={"steps": 12, "checkpoint_every": 2, "validate_every": 12, "keep_checkpoints": 2,
                                 "keep_every": 4})  # fmt: skip

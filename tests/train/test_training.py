@@ -85,7 +85,12 @@ def test_training_learns_from_the_image(tiny_corpus, tiny_run):
 
 
 @pytest.mark.parametrize(
-    "killed", ["never", "in step 21", pytest.param("after the checkpoint of step 15", marks=pytest.mark.slow)]
+    "killed",
+    [
+        pytest.param("never", marks=pytest.mark.slow),
+        "in step 21",
+        pytest.param("after the checkpoint of step 15", marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_command_gives_the_same_bits_however_often_it_is_killed(
     tiny_corpus, tiny_run, tmp_path, monkeypatch, killed
