@@ -37,6 +37,8 @@ def test_an_array_has_a_task_a_run_on_its_nodes(backend):
     for line in ("--partition=gpu", "--array=0-3%2", "--nodes=2", "--ntasks-per-node=1", "--gres=gpu:8", "--requeue",
                  "--signal=B:USR1@120"):  # fmt: skip
         assert f"#SBATCH {line}\n" in text
+    # a cohort and an evaluation go on too when their time is over
+    assert all("#SBATCH --signal=B:USR1@120\n" in text for text in backend.files().values())
     assert "module load cuda\n" in text and "RUNS=(p93_seed0 p93_seed1 p2545_seed0 p2545_seed1)" in text
     assert f'"--workdir={backend.folder.parents[1]}/$run"' in text and 'article.py:$run"' in text
 

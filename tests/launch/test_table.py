@@ -101,6 +101,9 @@ def test_verdicts_are_shared_by_runs_of_the_same_program(small, tmp_path, monkey
     with monkeypatch.context() as patched:  # other code may make another program
         patched.setattr(verdicts, "_code", lambda: "other")
         assert found.known(*runs["p2545_36um_seed1"]) is None
+    he = {"he": (changed(small, {"train.learns": "he"}), V5E)}  # which nothing compiles ahead: no run is kept from it
+    assert found.find(he, said.append) == "" and found.known(*he["he"]) is None
+    assert len(compiled) == 2 and "learns from H&E alone" in said[-1]
     (path, _) = sorted((tmp_path / "verdicts").iterdir())
     path.write_text("{")  # damaged: as if it were not there
     found.find(runs, said.append)
