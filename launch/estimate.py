@@ -83,8 +83,7 @@ class Estimates:
 
     def _count(self, config: Config, hardware: Hardware | None) -> Estimate:
         layout = pod_layout(config, self._genes)
-        bins = layout.tiles * layout.bins_per_tile
-        row = layout.tiles * layout.patches_per_tile + bins * (2 if config.writes_contents else 1)
+        row = layout.tokens(contents=config.writes_contents)
         steps = config.train.steps
         sizes = model_sizes(config, self._genes, layout.frozen_features)
         of_all = Estimate(sizes.trunk, sizes.gene_tables, float(steps * config.data.rows * row),

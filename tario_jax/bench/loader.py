@@ -16,8 +16,9 @@ import tensorstore as ts
 
 from tario_jax.config import Config, InputError
 from tario_jax.corpus.layout import DETECTION_TILE_UM, array_spec
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import split_corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource, Draw, load_batches
 
@@ -209,19 +210,12 @@ def _wait_share(config: Config, corpus: Corpus, source: BatchSource, steps: int,
     """(share of the time that the loop waits for its next batch, seconds a step), the first step not counted."""
     import jax
 
-    from tario_jax.model.build import build_of
+    from tario_jax.bench.training_step import training_step
     from tario_jax.parallel.mesh import make_mesh
-    from tario_jax.train.frozen import trained_parameters
-    from tario_jax.train.optimiser import make_optimiser
-    from tario_jax.train.stability import Stability
-    from tario_jax.train.state import initial_state, make_train_step, to_devices
+    from tario_jax.train.state import to_devices
 
     mesh = make_mesh(config.mesh)
-    built = build_of(config, len(corpus.panel), source.layout.frozen_features)
-    trained, stability = trained_parameters(built, config.start), Stability.of(config)
-    optimiser = make_optimiser(config.optim, config.train.steps, built, trained)
-    state = initial_state(built, optimiser, mesh, config.train.seed, stability)
-    train_step = make_train_step(built, optimiser, mesh, config.train.accumulate, stability, trained)
+    state, train_step = training_step(config, len(corpus.panel), source.layout.frozen_features, mesh)
     batches = load_batches(source, first=0, prefetch=config.data.prefetch, workers=config.data.workers)
     state, metrics = train_step(state, to_devices(next(batches), mesh))
     jax.block_until_ready(metrics)

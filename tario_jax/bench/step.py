@@ -20,8 +20,9 @@ import numpy as np
 from tario_jax.bench.made_batch import made_batch
 from tario_jax.bench.phases import PHASES, PhaseSeconds, trace_phases
 from tario_jax.bench.rates import Sizes, matmul, measure_rates
+from tario_jax.bench.training_step import training_step
 from tario_jax.config import BATCH_AXES, Config, InputError
-from tario_jax.model.build import build_of, model_sizes
+from tario_jax.model.build import model_sizes
 from tario_jax.model.decoder import compute_dtype
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.chips import Chip, Rates, chip_of_device
@@ -30,11 +31,9 @@ from tario_jax.parallel.mesh import check_rows, make_mesh, traced_on
 from tario_jax.tokens.batch import Batch, Layout
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.train.aot import pod_layout
-from tario_jax.train.frozen import trained_parameters
-from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.roofline import estimate, link_seconds
 from tario_jax.train.stability import PLAIN, Stability
-from tario_jax.train.state import TrainState, initial_state, make_train_step, to_devices
+from tario_jax.train.state import TrainState, to_devices
 
 PEERS = ("torch",)
 _GIB = 1 << 30
@@ -53,15 +52,11 @@ class _Ours:
         check_rows(self.mesh, config.data.rows, config.train.accumulate)
         check_tiles(batch.tile_BxT.shape[1], self.mesh.shape["context"])
         frozen = batch.features_BxTxPxF.shape[-1]
-        built = build_of(config, genes, frozen)
-        trained, stability = trained_parameters(built, config.start), Stability.of(config)
-        optimiser = make_optimiser(config.optim, config.train.steps, built, trained)
-        self.state: TrainState = initial_state(built, optimiser, self.mesh, config.train.seed, stability)
+        self.state, step = training_step(config, genes, frozen, self.mesh)
         self.batch = to_devices(batch, self.mesh)
         say(f"bench: compiling the step of {model_sizes(config, genes, frozen)} for {len(self.mesh.devices.flat)} x "
             f"{jax.devices()[0].device_kind}")  # fmt: skip
         began = time.monotonic()
-        step = make_train_step(built, optimiser, self.mesh, config.train.accumulate, stability, trained)
         self.program = step.lower(self.state, self.batch).compile()
         self.compile_seconds = time.monotonic() - began
 

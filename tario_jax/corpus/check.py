@@ -7,8 +7,9 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
+from tario_jax.corpus.stored_section import Section
 from tario_jax.corpus.write import describe_corpus
 
 COARSEST_PREVIEW_UM_PER_PX = 20.0

@@ -196,6 +196,17 @@ def write_json(place: Place, value: Any) -> None:
     place.write(json.dumps(value, indent=1, sort_keys=True).encode())
 
 
+def read_sealed(place: Place, expected: str | None) -> bytes:
+    """The file's bytes. Raises `InputError` where they are not those that the corpus seal names."""
+    try:
+        content = place.read()
+    except FileNotFoundError:
+        content = None
+    if content is None or hashlib.sha256(content).hexdigest() != expected:
+        raise InputError(f"{place}: differs from the corpus seal; restore it or ingest again")
+    return content
+
+
 def read_json(place: Place) -> dict[str, Any]:
     """Raises `InputError` where the file is missing or no whole JSON."""
     try:

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus.place import Place
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 
 SIDES = ("train", "validation", "held_out")
 

@@ -4,8 +4,8 @@ import numpy as np
 import scipy.sparse
 import scipy.spatial
 
-from tario_jax.corpus.read import Section
 from tario_jax.corpus.section import Detections
+from tario_jax.corpus.stored_section import Section
 
 
 def grid_counts(found: Detections, genes: int, columns: int, rows: int, pitch_um: float,

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places, whole_bins
 from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.map_figures import GeneMap, Look, draw_maps

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import Config, EvaluateConfig, InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate import score_file
 from tario_jax.evaluate.gene_classes import class_report
 from tario_jax.evaluate.kept import Kept

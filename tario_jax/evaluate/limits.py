@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import morans_i, neighbour_weights

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.resample import box_means
 from tario_jax.corpus.section import SectionData
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate import dispersion, histology
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.dispersion import GeneFigures, gene_figures, joined, matched

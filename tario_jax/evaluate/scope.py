@@ -10,8 +10,9 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.layout import damaged
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import split_corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.predict.predictor import Predictor
 from tario_jax.train.provenance import Provenance
 from tario_jax.virtual import cell_truth

@@ -7,7 +7,8 @@ import numpy as np
 import scipy.sparse
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import area_weights, grid_places, sparse_grid_counts, whole_bins
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.kept import Arrays, Kept, key_of

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, randomised_pit
 from tario_jax.evaluate.decoding.spread import POISSON, Spread, fit_spread
 from tario_jax.evaluate.kept import Arrays, Kept, by_turns, key_of

@@ -9,7 +9,8 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid, grid_size, held_grid, read_seal, write_grid
-from tario_jax.corpus.read import Corpus, Section, coarser_he
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section, coarser_he
 from tario_jax.he_features.card import EncoderCard
 from tario_jax.he_features.catalogue import CARDS
 from tario_jax.he_features.encoders import AS_ITS_CARD, Chosen, Encoder, as_chosen, encoder_of, load_encoder

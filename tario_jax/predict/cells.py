@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.predict.cell_areas import CellAreas, areas_in_bins, cell_tiles
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.outlines import Outlines

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.model.model import Given, Tario
 from tario_jax.predict.cover import Blend, Cover, Placed
 from tario_jax.predict.generate import refuse_one_shot

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tario_jax.config import DataConfig, InputError
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.tokens.batch import Batch, make_layout, square_bins_per_tile, tokenise
 from tario_jax.tokens.capacity import densest_spots, spot_reach_um
 from tario_jax.tokens.coarse import with_coarse

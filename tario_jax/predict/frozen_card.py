@@ -3,7 +3,7 @@
 from typing import Any
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.he_features.card import EncoderCard
 from tario_jax.he_features.encoders import encoder_of
 from tario_jax.predict.tissue import ImageSection

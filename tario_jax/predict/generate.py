@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.predict.cover import Placed
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor

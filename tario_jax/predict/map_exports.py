@@ -3,10 +3,7 @@
 Bins lie in px of the slide's finest level, as other programs see the slide; x to the right, y downwards.
 """
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,10 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.predict.map_store import MapStore
-from tario_jax.predict.whole_output import whole_output
+from tario_jax.predict.whole_output import refuse_full, whole_output
 
 _MOST_CHANNELS = 4096  # of an OME-TIFF, and columns of a table in GeoJSON: beyond, nobody opens it
 _LARGEST_TIFF = 4 << 30  # bytes, of which its numbers of 32 bits can tell
-_SPARE_BYTES = 4 << 20  # for what a format keeps beside the values
 _ROWS = 1024  # of a chunk of AnnData's X
 
 
@@ -70,7 +66,7 @@ def _fill(group: Any, store: MapStore, symbols: Sequence[str] | None, progress: 
           path: Path, **more: Any) -> None:  # fmt: skip
     """Writes X and layers into AnnData that is on disk at `path`, as its format has it.
 
-    Raises `OSError` before the disk is full: HDF5 cannot close a file that it has no room for, and crashes.
+    Raises `OSError` before the disk is full.
     """
     genes = slice(None) if symbols is None else store.positions(symbols)
     number = len(store.panel) if symbols is None else len(symbols)
@@ -84,8 +80,7 @@ def _fill(group: Any, store: MapStore, symbols: Sequence[str] | None, progress: 
         values.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for run in range(len(store.slots)):
             bins, _ = store.slots.run(run)
-            if shutil.disk_usage(path.parent).free < (bins.stop - bins.start) * number * 4 + _SPARE_BYTES:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            refuse_full(path, (bins.stop - bins.start) * number * 4)
             values[bins] = store.run(run, array, genes)
             progress(bins.stop, len(store))
 

@@ -2,9 +2,6 @@
 
 import csv
 import dataclasses
-import errno
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +10,11 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.panel import Panel
 from tario_jax.predict.gene_validation import GeneValidation
-from tario_jax.predict.whole_output import whole_output
+from tario_jax.predict.whole_output import refuse_full, whole_output
 from tario_jax.train.whole_file import write_whole
 
 FORMAT_VERSION = 1
 ONE_SHOT = "one-shot"  # from the H&E, all at once
-_SPARE_BYTES = 4 << 20  # for what a file keeps beside its values
 VIRTUAL_BANNER = (
     "This model was trained on virtual tissue and knows no biology: its maps of real tissue show that the software "
     "runs, nothing else."
@@ -149,8 +145,7 @@ class GeneMaps:
         """Writes AnnData; the file is absent or whole."""
         maps = self.to_anndata(count_variance=count_variance)
         with whole_output(path) as partial:
-            if shutil.disk_usage(partial.parent).free < maps.X.nbytes * (1 + len(maps.layers)) + _SPARE_BYTES:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # HDF5 cannot close a file without room for it
+            refuse_full(partial, maps.X.nbytes * (1 + len(maps.layers)))
             maps.write_h5ad(partial)
 
     def write_table(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.panel import Panel
 
 _COUNTED = 0.9  # of a bin that is measured, at least

@@ -17,7 +17,7 @@ from skimage.morphology import disk
 from skimage.segmentation import watershed
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.predict.outlines import Outlines
 from tario_jax.predict.tissue import ImageSection
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tario_jax.config import BATCH_AXES, DataConfig, InputError, MeshConfig
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.model.build import Built, build_of
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import make_mesh, traced_on

@@ -12,8 +12,9 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.feature_grid import FeatureGrid
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.resample import crop_and_resample
+from tario_jax.corpus.stored_section import Section
 from tario_jax.sources.slide import averaged, full_um_per_px, stored_scale
 from tario_jax.sources.slide_files import SlideFile, opened_slide
 

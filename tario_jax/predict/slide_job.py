@@ -21,7 +21,8 @@ import numpy as np
 from skimage.io import imsave
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.model.model import Tario
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation
@@ -118,12 +119,12 @@ def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path,
     if (done := _begin(out, identity, predictor.validation, say)) is not None:
         return done
     with _forgotten_if_refused(out):
-        measured = _measured_of(held, corpus, predictor, asked, say)
+        measured = _measured_bins(held, corpus, predictor, asked, say)
         work = _Work(predictor, section, out, asked, identity, say, progress, measured, place)
     return work.run()
 
 
-def _measured_of(held: Section, corpus: Corpus, predictor: Predictor, asked: Asked,
+def _measured_bins(held: Section, corpus: Corpus, predictor: Predictor, asked: Asked,
                  say: Callable[[str], None]) -> MeasuredBins | None:  # fmt: skip
     """What was measured in the bins, where it is and they are not too small for the assay."""
     if not held.has_detections:

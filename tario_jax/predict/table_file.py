@@ -7,22 +7,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from tario_jax.config import InputError
+from tario_jax.predict.whole_output import whole_output
 
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 
 
 def write_table(table: pa.Table, path: Path, about: dict[str, str]) -> None:
     """The file is absent or whole. about: of all of it, as metadata of parquet or '#' lines of text."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_output(path) as partial:
         _write(table, path, partial, about)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}; make room there, or give another "
-                         "place") from None  # fmt: skip
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write(table: pa.Table, path: Path, partial: Path, about: dict[str, str]) -> None:

@@ -1,6 +1,8 @@
 """Outputs that are whole or absent, and say why they cannot be written."""
 
 import contextlib
+import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 
 from tario_jax.config import InputError
 
+_SPARE_BYTES = 4 << 20  # for what a format keeps beside the values
 _CANNOT = re.compile("No space|quota|write|Write|flush|decrement id")  # of HDF5 and zarr
 
 
@@ -32,6 +35,12 @@ def whole_output(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written: {reason}; make room there, or give another place") from None
     finally:
         _remove(partial)
+
+
+def refuse_full(path: Path, values_bytes: int) -> None:
+    """Raises `OSError` before the disk of `path` is full: HDF5 crashes at a file that it has no room to close."""
+    if shutil.disk_usage(path.parent).free < values_bytes + _SPARE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _remove(path: Path) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus.check import Finding, check_corpus
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections
 from tario_jax.corpus.split import split_corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.sources.registration import RegistrationReport, check_detections, check_registration
 
 

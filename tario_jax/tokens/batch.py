@@ -80,6 +80,10 @@ class Layout:
     def tiles(self) -> int:
         return self.tiles_per_window * self.windows_per_row
 
+    def tokens(self, *, contents: bool) -> int:
+        """Of a row: patches, queries of bins, and their contents where those are written."""
+        return self.tiles * (self.patches_per_tile + self.bins_per_tile * (1 + contents))
+
 
 def make_layout(
     data: DataConfig, genes: int, *, bins_per_tile: int, largest_bin_um: float, count_capacity: int,

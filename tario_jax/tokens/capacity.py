@@ -9,7 +9,7 @@ import numpy as np
 
 from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.layout import DETECTION_TILE_UM
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.tokens.batch import Layout, make_layout, square_bins_per_tile
 from tario_jax.tokens.window import begin_bins
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.layout import DETECTION_TILE_UM
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.tokens.batch import Batch, Layout, tokenise
 from tario_jax.tokens.coarse import with_coarse
 from tario_jax.tokens.memory import BatchMemory

@@ -7,7 +7,7 @@ import numpy as np
 
 from tario_jax.config import DataConfig
 from tario_jax.corpus.layout import PLACE_STEPS_PER_UM
-from tario_jax.corpus.read import Places, Section
+from tario_jax.corpus.stored_section import Places, Section
 
 
 @dataclasses.dataclass(frozen=True)

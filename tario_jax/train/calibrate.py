@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.model.build import Built, Tree
 from tario_jax.model.frozen_features import CLIP_SD, leading_axes
 from tario_jax.model.stain import texture_statistics

@@ -109,9 +109,7 @@ class Metrics:
                  start: int, say: Callable[[str], None]):  # fmt: skip
         self._config, self._clock, self._say, self._flops = config, clock, say, flops
         self._unit = "nats/value" if config.train.learns == "he" else "nats/detection"
-        self._tokens = config.data.rows * layout.tiles * (
-            layout.patches_per_tile + layout.bins_per_tile * (2 if config.writes_contents else 1)
-        )  # fmt: skip
+        self._tokens = config.data.rows * layout.tokens(contents=config.writes_contents)
         self._workdir = workdir
         self.rates = Rates(clock, first)
         self.lines = JsonLines(workdir / "metrics.jsonl", say)

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 
 from tario_jax.config import Config
 from tario_jax.corpus.feature_grid import common_card
-from tario_jax.corpus.read import Corpus, coarser_he
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import Split, split_corpus
+from tario_jax.corpus.stored_section import coarser_he
 from tario_jax.model.build import Built, Tree, build_of, model_sizes
 from tario_jax.model.decoder import choose_attention, compute_dtype
 from tario_jax.parallel.hosts import refuse_different

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from tario_jax.config import Config
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.model.build import Built, Tree
 from tario_jax.parallel.mesh import local_rows
 from tario_jax.tokens.batch import Batch, Layout

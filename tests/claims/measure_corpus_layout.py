@@ -132,7 +132,7 @@ def _ridge_r(sections, images: list[np.ndarray], counts: list[np.ndarray]) -> fl
 
 
 def _measure_table(sections, chunk: int) -> dict[str, float]:
-    from tario_jax.corpus.read import Section
+    from tario_jax.corpus.stored_section import Section
     from tario_jax.corpus.write import write_section
 
     before = layout.CHUNKS["place_and_gene"]

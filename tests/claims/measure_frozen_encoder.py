@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from tario_jax.config_files import load_config
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.main_job import make_corpus
 from tario_jax.evaluate.metrics import composition, pearson_by_gene
 from tario_jax.evaluate.moran import morans_i, neighbour_weights

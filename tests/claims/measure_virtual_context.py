@@ -15,7 +15,9 @@ import dataclasses
 import json
 import multiprocessing
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -80,16 +82,28 @@ def seen(cells: Cells, hidden: Hidden, side_um: float, window_um: float) -> np.n
     return np.stack(columns, 1).astype(np.float32)
 
 
-def learn_from(number: int):
-    """Some cells of a region: what is seen of them by window, and their states."""
+def learn_from(number: int) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+    """Some cells of a region, by window: what is seen of them, and their states."""
     _, region, cells, (_, hidden, _) = drawn(number)
     some = np.random.default_rng(number).permutation(len(cells))[:CELLS]
-    return ({window_um: seen(cells, hidden, region.side_um, window_um)[some] for window_um in WINDOWS_UM},
-            hidden.state_NxU[some])  # fmt: skip
+    return {window_um: (seen(cells, hidden, region.side_um, window_um)[some], hidden.state_NxU[some])
+            for window_um in WINDOWS_UM}  # fmt: skip
 
 
-def read(number: int, models) -> dict[str, float]:
-    """Mean r over the diffusing genes of one region, by what is known of the states."""
+def boosters(learnt: list[dict[float, tuple[np.ndarray, np.ndarray]]]) -> dict[tuple[float, int], Any]:
+    """What says each spreading state from what is seen, by window and state."""
+    models = {}
+    for window_um in WINDOWS_UM:
+        seen_NxF, state_NxU = (np.concatenate(of) for of in zip(*(one[window_um] for one in learnt), strict=True))
+        for u in SPREADING:
+            booster = HistGradientBoostingRegressor(max_iter=150, random_state=0)
+            models[window_um, u] = booster.fit(seen_NxF, state_NxU[:, u])
+    return models
+
+
+def read_against(number: int) -> tuple[Any, Cells, Hidden, Callable[[np.ndarray], float]]:
+    """A region, its cells, what is hidden of them, and r(state_NxU): mean r over the diffusing genes of the expected
+    rates with these states [N, U] and the counts X."""
     patient, region, cells, (expression, hidden, assay) = drawn(number)
     genes = SETTINGS.genes
     diffusing = genes.genes_of("diffusing")
@@ -105,6 +119,12 @@ def read(number: int, models) -> dict[str, float]:
         rates = true_rates(told, cells, bins, genes, loadings, assay, diffusing)
         return float(np.nanmean(pearson_by_gene(counts_NxG, rates.reshape(len(counts_NxG), -1).astype(np.float64))))
 
+    return region, cells, hidden, r
+
+
+def read(number: int, models) -> dict[str, float]:
+    """Mean r over the diffusing genes of one region, by what is known of the states."""
+    region, cells, hidden, r = read_against(number)
     state_NxU, result = hidden.state_NxU, {}
     result["true_states"] = r(state_NxU)
     none_NxU = state_NxU.copy()
@@ -120,25 +140,25 @@ def read(number: int, models) -> dict[str, float]:
     return result
 
 
+def interval(by_region: np.ndarray) -> tuple[float, float]:
+    """95 %, regions drawn with replacement."""
+    drawn = np.random.default_rng(0).integers(TEST, size=(2000, TEST))
+    low, high = np.quantile(by_region[drawn].mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
 def main() -> None:
     numbers = [LARGE_EVERY["train"] * k for k in range(TRAIN + TEST)]
     with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         learnt = list(pool.map(learn_from, numbers[:TRAIN]))
         print(f"context: {TRAIN} regions of 2,048 µm to learn from", flush=True)
-        state_NxU = np.concatenate([states for _, states in learnt])
-        models = {}
-        for window_um in WINDOWS_UM:
-            seen_NxF = np.concatenate([told[window_um] for told, _ in learnt])
-            for u in SPREADING:
-                booster = HistGradientBoostingRegressor(max_iter=150, random_state=0)
-                models[window_um, u] = booster.fit(seen_NxF, state_NxU[:, u])
+        models = boosters(learnt)
         rows = list(pool.map(read, numbers[TRAIN:], [models] * TEST))
     result = {name: float(mean_defined(np.array([[row[name]] for row in rows]))[0]) for name in rows[0]}
     by_region = np.array([row[f"r_{WIDE_UM}"] - row[f"r_{NARROW_UM}"] for row in rows])
     result["gain"] = float(mean_defined(by_region[:, None])[0])
-    drawn = np.random.default_rng(0).integers(TEST, size=(2000, TEST))
-    low, high = np.quantile(by_region[drawn].mean(1), (0.025, 0.975))
-    result |= {"gain_low": float(low), "gain_high": float(high)}  # 95 %, regions drawn with replacement
+    low, high = interval(by_region)
+    result |= {"gain_low": low, "gain_high": high}
     result["patients_that_gain"] = float(np.mean(by_region > 0))
     result["table"] = "\n".join([
         f"genes that diffuse, counts, bins of {BIN_UM:g} µm, {TEST} regions of 2,048 µm; mean r with states known from",

@@ -9,7 +9,6 @@ the middle as a model's are (predict/cover.py).
 """
 
 import concurrent.futures
-import dataclasses
 import json
 import multiprocessing
 import sys
@@ -21,27 +20,21 @@ from measure_virtual_context import (
     CELLS,
     GAUSSIAN_UM,
     HALF_UM,
-    SETTINGS,
     SPREADING,
     STEP_UM,
     TEST,
     TRAIN,
     WINDOWS_UM,
+    boosters,
     drawn,
+    interval,
+    read_against,
 )
 from scipy import ndimage
-from sklearn.ensemble import HistGradientBoostingRegressor
 
-from tario_jax.evaluate.bins import grid_counts
-from tario_jax.evaluate.metrics import pearson_by_gene
 from tario_jax.predict.cover import towards_middle
-from tario_jax.virtual.detections import draw_detections
-from tario_jax.virtual.fields import Stream, generator
 from tario_jax.virtual.kinds import LOOKS, UNSEEN_STATES
-from tario_jax.virtual.rates import Loadings
 from tario_jax.virtual.regions import LARGE_EVERY
-from tario_jax.virtual.section import draw_expression
-from tario_jax.virtual.truth import make_bins, true_rates
 
 OVERLAPS = (0.0, 0.5)
 TILES = 128  # of the narrow side, that are learnt from in a region
@@ -92,14 +85,8 @@ def corners(side_um: float, window_um: float, overlap: float) -> list[tuple[floa
 
 def read(number: int, models) -> dict[str, float]:
     """Mean r over the diffusing genes of one region, by what is known of the states."""
-    patient, region, cells, (expression, hidden, assay) = drawn(number)
-    genes = SETTINGS.genes
-    diffusing = genes.genes_of("diffusing")
-    found, _ = draw_detections(cells, expression, genes, assay,
-                               generator(SETTINGS.seed, number, Stream.DETECTIONS, region.index))  # fmt: skip
-    side = int(region.side_um / BIN_UM + 1e-6)
-    counts_NxG = grid_counts(found, len(genes.panel), side, side, BIN_UM)[:, diffusing].astype(np.float64)
-    bins, loadings, result = make_bins(cells, region.side_um, BIN_UM), Loadings.of(genes), {}
+    region, cells, hidden, r = read_against(number)
+    result = {}
     for window_um in WINDOWS_UM:
         for overlap in OVERLAPS:
             summed_NxU, weight_N = np.zeros((len(cells.x_um_N), len(SPREADING))), np.zeros(len(cells.x_um_N))
@@ -111,35 +98,26 @@ def read(number: int, models) -> dict[str, float]:
                 said_nxU = np.stack([models[window_um, u].predict(told_nxF) for u in SPREADING], 1)
                 summed_NxU[inside] += weight_n[:, None] * said_nxU
                 weight_N[inside] += weight_n
-            state_NxU = hidden.state_NxU.copy()
-            state_NxU[:, SPREADING] = summed_NxU / weight_N[:, None]
-            known = dataclasses.replace(hidden, state_NxU=state_NxU)
-            told, _, _ = draw_expression(patient, region, cells, SETTINGS, known)
-            rates = true_rates(told, cells, bins, genes, loadings, assay, diffusing)
-            r_G = pearson_by_gene(counts_NxG, rates.reshape(len(counts_NxG), -1).astype(np.float64))
-            result[f"r_{window_um}_{'by_half' if overlap else 'apart'}"] = float(np.nanmean(r_G))
+            told_NxU = hidden.state_NxU.copy()
+            told_NxU[:, SPREADING] = summed_NxU / weight_N[:, None]
+            result[f"r_{window_um}_{'by_half' if overlap else 'apart'}"] = r(told_NxU)
     return result
 
 
 def main() -> None:
     numbers = [LARGE_EVERY["train"] * k for k in range(TRAIN + TEST)]
     with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        learnt, models = list(pool.map(learn_from, numbers[:TRAIN])), {}
+        learnt = list(pool.map(learn_from, numbers[:TRAIN]))
         print(f"tiles: {TRAIN} regions of 2,048 µm to learn from", flush=True)
-        for window_um in WINDOWS_UM:
-            told_NxF, state_NxU = (np.concatenate(of) for of in zip(*(one[window_um] for one in learnt), strict=True))
-            for u in SPREADING:
-                booster = HistGradientBoostingRegressor(max_iter=150, random_state=0)
-                models[window_um, u] = booster.fit(told_NxF, state_NxU[:, u])
+        models = boosters(learnt)
         rows = list(pool.map(read, numbers[TRAIN:], [models] * TEST))
     result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     narrow, wide = WINDOWS_UM
     for how in ("apart", "by_half"):
         by_region = np.array([row[f"r_{wide}_{how}"] - row[f"r_{narrow}_{how}"] for row in rows])
-        drawn_RxT = np.random.default_rng(0).integers(TEST, size=(2000, TEST))
-        low, high = np.quantile(by_region[drawn_RxT].mean(1), (0.025, 0.975))  # 95 %, regions with replacement
-        result |= {f"gain_{how}": float(by_region.mean()), f"gain_{how}_low": float(low),
-                   f"gain_{how}_high": float(high)}  # fmt: skip
+        low, high = interval(by_region)
+        result |= {f"gain_{how}": float(by_region.mean()), f"gain_{how}_low": low,
+                   f"gain_{how}_high": high}  # fmt: skip
     result["table"] = "\n".join([
         f"genes that diffuse, counts, bins of {BIN_UM:g} µm, {TEST} regions of 2,048 µm; mean r with the states "
         f"{', '.join(UNSEEN_STATES[u] for u in SPREADING)} known from the looks of cells in tiles of",

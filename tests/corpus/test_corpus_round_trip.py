@@ -8,9 +8,10 @@ from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, coarser_he
+from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.resample import box_means
 from tario_jax.corpus.section import Detections, SectionData
+from tario_jax.corpus.stored_section import coarser_he
 from tario_jax.corpus.write import write_section
 
 

@@ -12,7 +12,7 @@ from refusals import refused
 from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.config import InputError, SplitConfig
-from tario_jax.corpus import layout, read
+from tario_jax.corpus import layout, stored_section
 from tario_jax.corpus.check import check_corpus
 from tario_jax.corpus.place import PARTIAL
 from tario_jax.corpus.read import Corpus
@@ -311,6 +311,6 @@ def test_the_panel_hash_knows_the_order():
 
 
 def test_genes_are_counted_block_by_block(two_sections_each, monkeypatch):
-    monkeypatch.setattr(read, "_COUNTED_AT_ONCE", 7)
+    monkeypatch.setattr(stored_section, "_COUNTED_AT_ONCE", 7)
     for section in two_sections_each.sections:
         np.testing.assert_array_equal(section.count_genes(), section.gene_totals_G)

@@ -9,7 +9,7 @@ from tiny_tissue import tiny_section, write_corpus
 from whole_sections import whole_sections
 
 from tario_jax.corpus import read
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.sources import registration
 from tario_jax.sources.check import registration_of
 from tario_jax.sources.registration import check_registration, correlate_over_overlap, haematoxylin

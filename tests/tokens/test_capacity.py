@@ -9,8 +9,8 @@ from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 from tario_jax.cli import main as cli
 from tario_jax.config import DataConfig, InputError
-from tario_jax.corpus.read import Section
 from tario_jax.corpus.section import Detections
+from tario_jax.corpus.stored_section import Section
 from tario_jax.tokens.capacity import corpus_layout, count_capacity
 from tario_jax.tokens.pipeline import BatchSource
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import GENERATED_ORDERS, InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.decoding.section import (
     CONDITIONS,
     ONE_SHOT,

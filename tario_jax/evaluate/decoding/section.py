@@ -7,7 +7,8 @@ import numpy as np
 import scipy.spatial
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import grid_counts, grid_places, whole_bins
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
 from tario_jax.evaluate.decoding.spread import POISSON, Spread, fit_spread

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import grid_counts, grid_places, whole_bins
 from tario_jax.evaluate.intervals import Resampling, interval, weighted_mean
 from tario_jax.evaluate.metrics import mean_defined

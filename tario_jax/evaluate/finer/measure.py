@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
 from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore
 from tario_jax.evaluate.finer.scored import scorable, score_sections

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import EvaluateConfig
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import grid_places, whole_bins
 from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
 from tario_jax.evaluate.finer.scored import scorable, score_sections

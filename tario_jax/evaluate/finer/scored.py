@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import EvaluateConfig, InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.finer.gene_sets import gene_sets, rank_by_moran
 from tario_jax.evaluate.intervals import Resampling, patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tario_jax.corpus.read import Section
 from tario_jax.corpus.section import Detections
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.finer.nucleus_match import NucleusScore, match_places
 from tario_jax.evaluate.metrics import composition, pearson_by_gene

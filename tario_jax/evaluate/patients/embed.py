@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.kept import by_turns
 from tario_jax.evaluate.patients.looks import look_of, no_look
 from tario_jax.evaluate.patients.store import EmbeddingStore

@@ -20,7 +20,8 @@ import numpy as np
 import optax
 
 from tario_jax.config import InputError
-from tario_jax.corpus.read import Corpus, Section
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.patients.probe import Fold, Folds, Told
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import traced_on

@@ -9,7 +9,7 @@ from made_reader import made_reader
 from refusals import refused
 from tiny_tissue import PANEL
 
-from tario_jax.corpus.read import Section
+from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.patients import embed
 from tario_jax.evaluate.patients.embed import embed_corpus, rates_and_states
 from tario_jax.evaluate.patients.looks import no_look
