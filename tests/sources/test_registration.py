@@ -8,7 +8,7 @@ from scipy import ndimage
 from tiny_tissue import tiny_section, write_corpus
 from whole_sections import whole_sections
 
-from tario_jax.corpus import read
+from tario_jax.corpus import stored_section
 from tario_jax.corpus.stored_section import Section
 from tario_jax.sources import registration
 from tario_jax.sources.check import registration_of
@@ -96,7 +96,7 @@ def test_a_section_is_checked_block_by_block_as_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Section, "detections", part_of)
     monkeypatch.setattr(Section, "he_blocks", blocks_of)
     monkeypatch.setattr(Section, "he", None)
-    monkeypatch.setattr(read, "_COUNTED_AT_ONCE", 10_000)
+    monkeypatch.setattr(stored_section, "_COUNTED_AT_ONCE", 10_000)
     monkeypatch.setattr(registration, "_STRIP_PX", 800 * 40)
     assert registration_of(section) == at_once
     parts = [size for size in largest if size > 100]
