@@ -1,8 +1,9 @@
 """Bins of 18 µm written after those of 36 µm: `measure_scales.py WORKDIR OUT.json`.
 
-The quickstart at 18 µm, once as it is and once with bins of 36 µm in front of a share of its windows, as many steps, two
-seeds each. Held-out sections are predicted from the H&E at once, and drawn in 4 and 16 steps: in random order by both,
-and scale by scale by the second, which is also told the true sums of each 36 µm. Runs of a former start in WORKDIR go on.
+The quickstart at 18 µm, once as it is and once with bins of 36 µm in front of a share of its windows, as many steps,
+two seeds each. Held-out sections are predicted from the H&E at once, and drawn in 4 and 16 steps: in random order by
+both, and scale by scale by the second, which is also told the true sums of each 36 µm. Runs of a former start in
+WORKDIR go on.
 """
 
 import json
