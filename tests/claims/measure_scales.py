@@ -15,7 +15,7 @@ from measure_two_seeds import tario
 SEEDS = (0, 1)
 KINDS = {"plain": [], "scales": ["--config.data.coarse_um=(36.0,)", "--config.data.coarse_share=0.4"]}
 STEPS = (4, 16)
-SAMPLES, SECTIONS = 8, 10
+SAMPLES, SECTIONS = 4, 8
 ONE_SHOT = "one-shot"
 SHOWN = {
     "counts_r": "r counts, at once",
