@@ -97,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--commands", action="store_true", help="prints what 'tario' would be called with, to start by hand"
     )
-    ask.add_argument("--no-verdicts", action="store_true", help="without compiling ahead of time what is not known yet")
+    ask.add_argument("--no-verdicts", action="store_true", help="without compiling ahead of time what is not known "
+                     "yet, and without refusing what is")  # fmt: skip
     ask.add_argument("--prices", type=Path, default=PRICES, metavar="FILE", help="as launch/prices.toml, which it is")
     ask.add_argument("--genes", type=_whole, default=18963, help="of the panel, for the table (18963)")
     ask.add_argument("--json", type=Path, metavar="PATH", help="what --dry-run or --status tells, as JSON")
@@ -127,10 +128,11 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
     at_once = options.at_once or (None if options.backend == "slurm" else 1)
     how = Local(at_once, options.processes, options.devices, options.retries, options.back_off_s)
     backend = None
-    _refuse_without_effect(options)
+    _refuse_without_effect(options, sweep)
     refuse_buckets(options)
     if options.backend != "local":
-        backend = BACKENDS[options.backend](sweep, workdir, read_site(options.site, of_site), how)
+        backend = BACKENDS[options.backend](sweep, workdir, read_site(options.site, of_site), how,
+                                            to_do=not options.status)  # fmt: skip
     elif of_site or options.site:
         raise InputError("--site: says how a cluster is; add --backend=slurm, gke or tpu, or leave it out")
     if options.commands:
@@ -178,16 +180,17 @@ def _held(backend) -> Held:
         return Held()
 
 
-def _refuse_without_effect(options: argparse.Namespace) -> None:
+def _refuse_without_effect(options: argparse.Namespace, sweep: Sweep) -> None:
     """Raises `InputError` for a flag that would do nothing on this backend."""
     cluster = options.backend in ("gke", "tpu")
+    on_nodes = options.backend == "slurm" and all(sweep.hardware.values())  # every run has a topology
     for flag, given, why in (
         ("--wait", options.wait and options.backend == "local", "this machine is waited for anyway"),
         ("--rewrite", options.rewrite and options.backend == "local", "it writes no files"),
         ("--processes", options.processes > 1 and cluster, "a run has one for each host of its topology"),
         ("--devices", options.devices and cluster, "a process has the chips of its host"),
-        ("--processes", options.processes > 1 and options.backend == "slurm" and options.topology,
-         "a run with a topology has one for each node"),
+        ("--processes", options.processes > 1 and on_nodes, "a run with a topology has one for each node"),
+        ("--devices", options.devices and on_nodes, "a run with a topology has the GPUs of its nodes"),
         ("--at-once", options.at_once is not None and options.backend == "gke",
          "Kueue starts what there is quota for; say --site.gke.slices_at_once=N"),
     ):  # fmt: skip
@@ -209,7 +212,8 @@ def _rows(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> list[Row]
             raise InputError(f"no verdict on memory before it is started: {why}; --no-verdicts starts it without")
         _say(f"verdicts: not all are known: {why}")
     for run, config in sweep.configs.items():
-        rows.append(Row(run, config, sweep.hardware[run], counted[run], verdicts.known(config, sweep.hardware[run])))
+        verdict = verdicts.known(config, sweep.hardware[run])
+        rows.append(Row(run, config, sweep.hardware[run], counted[run], verdict, not options.no_verdicts))
     return rows
 
 
@@ -267,18 +271,21 @@ def _on(backend, options: argparse.Namespace, sweep: Sweep, workdir: Path) -> in
             return 1  # without it there is nothing to wait for
         lost = [one.run for one in runs if unseen[one.run] >= _UNSEEN]
         over = lost + [one.run for one in runs if one.state == "failed" and one.run in tried]
-        if all(one.state == "done" or one.run in over for one in runs):
+        report = next((one.state for one in found if one.run == SCALING), "done")
+        if all(one.state == "done" or one.run in over for one in runs) and report not in ("waiting", "running"):
             if lost:
                 names = ", ".join(lost[:5]) + (" …" if len(lost) > 5 else "")
                 _say(f"{names}: no longer with the scheduler, and nothing new in {workdir}: were they cancelled, or is "
                      "that folder not mounted here?")  # fmt: skip
+            if report == "failed" and SCALING in tried:
+                return 1
             return _report_here(options, sweep, workdir, found) or int(bool(over))
 
 
 def _report_here(options: argparse.Namespace, sweep: Sweep, workdir: Path, found: list[Progress]) -> int:
     """The report over runs that are done, where the backend makes none, or is done with failed ones."""
     states = {one.run: one.state for one in found}
-    missing = states.pop(SCALING, "done") in ("not begun", "stopped") and "scaling" in options.jobs
+    missing = states.pop(SCALING, "done") in ("not begun", "stopped", "failed") and "scaling" in options.jobs
     over = [state for run, state in states.items() if run != CORPUS]
     if missing and "done" in over and set(over) <= {"done", "failed"}:
         return run_here(sweep, workdir, Local(), ("scaling",), _say)

@@ -7,9 +7,9 @@ status is the job's; 128 + N where signal N killed it.
 
 Where a scheduler starts it again and again (--retries): it pauses before the attempt that follows a failure, twice as
 long after each, and when it failed more often in a row than that, it ends with status 2, as for a mistake: start it no
-more. A row is of attempts called alike up to their last point (of one job of the scheduler), and begins anew after one
-that ran for half an hour. An attempt that was told to end (a preemption), or for which other hosts did not come (75),
-is no failure.
+more. So it does where a process of the attempt before, be it another one, ended by a mistake. A row is of attempts
+called alike up to their last point (of one job of the scheduler), and begins anew after one that ran for half an hour.
+An attempt that was told to end (a preemption), or for which other hosts did not come (75), is no failure.
 """
 
 import argparse
@@ -57,8 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     attempt = options.attempt or f"{time.time():.0f}"
     before = 0
     if options.retries is not None:
-        from launch.attempts import failures
+        from launch.attempts import failures, was_mistaken
 
+        if was_mistaken(options.folder, words[0], attempt):
+            _print("launch: a process of the attempt before ended by a mistake: not tried again\n")
+            return MISTAKE
         before = failures(options.folder, words[0], attempt)
         if before > options.retries:  # killed with its watcher, which could not say so
             return _given_up(before)

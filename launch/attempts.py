@@ -1,6 +1,7 @@
 """What attempts at a job left in its folder (launch/attempt.py): whether one lives, and how the last one ended."""
 
 import dataclasses
+import itertools
 import json
 import socket
 import time
@@ -9,7 +10,8 @@ from typing import Any
 
 from launch.attempt import ABSENT, MISTAKE, TOLD
 
-_LONG_S = 1800.0
+LONG_S = 1800.0
+"""An attempt that ran for so long got on: a new row of failures begins."""
 GONE_S = 60.0
 """A journal that was not touched for so long, and says no end, is of a process that was killed."""
 
@@ -73,6 +75,31 @@ def failures(folder: Path, job: str, attempt: str) -> int:
 
     Of those that are called as this one up to the last point: another launch begins at 0. One that ran for long got on.
     """
+    count, next_began = 0, time.time()
+    for name, began, statuses in _before(folder, job, attempt):
+        if name == attempt:
+            next_began = began
+            continue
+        if MISTAKE in statuses or all(status == 0 for status in statuses):
+            break
+        count += any(status not in (0, ABSENT, *TOLD) for status in statuses)
+        if next_began - began > LONG_S:
+            break
+        next_began = began
+    return count
+
+
+def was_mistaken(folder: Path, job: str, attempt: str) -> bool:
+    """Whether a process of the attempt before this one, in the same row, ended by a mistake of the user.
+
+    A scheduler may have heard of another of its processes alone, which ended for want of that one.
+    """
+    before = [statuses for name, _, statuses in _before(folder, job, attempt) if name != attempt]
+    return bool(before) and MISTAKE in before[0]
+
+
+def _before(folder: Path, job: str, attempt: str) -> list[tuple[str, float, list[int]]]:
+    """This attempt, where it has begun, and those before it in its row: name, begin, statuses; the newest first."""
     row, _, _ = attempt.rpartition(".")
     ends: dict[str, list[int]] = {}
     began: dict[str, float] = {}
@@ -82,19 +109,9 @@ def failures(folder: Path, job: str, attempt: str) -> int:
                 began.setdefault(one["attempt"], one["unix"])
             else:
                 ends.setdefault(one["attempt"], []).append(one["status"])
-    count, next_began = 0, time.time()
-    for name in sorted(began, key=began.get, reverse=True):
-        if name == attempt:
-            next_began = began[name]
-            continue
-        statuses = ends.get(name, [137])
-        if name.rpartition(".")[0] != row or MISTAKE in statuses or all(status == 0 for status in statuses):
-            break
-        count += any(status not in (0, ABSENT, *TOLD) for status in statuses)
-        if next_began - began[name] > _LONG_S:
-            break
-        next_began = began[name]
-    return count
+    names = sorted(began, key=began.get, reverse=True)
+    of_row = itertools.takewhile(lambda name: name == attempt or name.rpartition(".")[0] == row, names)
+    return [(name, began[name], ends.get(name, [137])) for name in of_row]
 
 
 def _is_here(begun: dict[str, Any]) -> bool:

@@ -37,12 +37,13 @@ _COME_S = 1800  # that hosts wait for each other: a slice that was taken away co
 class GkeBackend:
     """Objects in WORKDIR/launch/gke: queues.yaml, and a file for the cohort, each run, and the report."""
 
-    def __init__(self, sweep: Sweep, workdir: Path, site: Site, how: Local):
+    def __init__(self, sweep: Sweep, workdir: Path, site: Site, how: Local, *, to_do: bool = True):
+        """to_do: as of `jobs_of`."""
         site.needs("gke", "image")
         sweep = in_container(sweep)
         self._sweep, self._workdir, self._site, self._how = sweep, workdir, site.gke, how
-        self._there = Path(site.gke.mounted_at) / workdir.resolve().name
-        self._jobs = jobs_of(sweep, self._there)
+        self._there = on_share(workdir, site.gke.mounted_at)
+        self._jobs = jobs_of(sweep, self._there, to_do=to_do)
         self._queue = site.gke.queue or _dns(f"tario-{sweep.name}")
         for run, hardware in sweep.hardware.items():
             if hardware is None:
@@ -78,20 +79,25 @@ class GkeBackend:
         Of all runs of the file, whichever were asked for: others of them may be waiting in it.
         """
         kinds: dict[str, Hardware] = {}
-        for hardware in [*filter(None, self._sweep.whole.values()), *self._evaluated_on()]:
+        chips: dict[str, int] = {}  # of a run
+        for hardware in filter(None, self._sweep.whole.values()):
             name = _flavor(hardware)
-            if name not in kinds or hardware.chips > kinds[name].chips:
-                kinds[name] = hardware
+            kinds[name], chips[name] = hardware, max(hardware.chips, chips.get(name, 0))
+        runs_at_once = len(kinds) * self._site.slices_at_once
+        for hardware in self._evaluated_on():  # Kueue admits a run with all of its jobs: beside those that train
+            name = _flavor(hardware)
+            kinds[name], chips[name] = hardware, hardware.chips + chips.get(name, 0)
         resources = sorted({hardware.resource for hardware in kinds.values()})
         groups = []
         for resource in resources:
             flavors = [
                 {"name": name, "resources": [{"name": resource,
-                                              "nominalQuota": hardware.chips * self._site.slices_at_once}]}
+                                              "nominalQuota": chips[name] * self._site.slices_at_once}]}
                 for name, hardware in kinds.items() if hardware.resource == resource
             ]  # fmt: skip
             groups.append({"coveredResources": [resource], "flavors": flavors})
-        cpu, memory = 4 * self._site.cpu_cores, 4 * self._site.cpu_memory_gb
+        jobs_at_once = max(4, runs_at_once)
+        cpu, memory = jobs_at_once * self._site.cpu_cores, jobs_at_once * self._site.cpu_memory_gb
         groups.append({
             "coveredResources": ["cpu", "memory"],
             "flavors": [{"name": "tario-cpu", "resources": [{"name": "cpu", "nominalQuota": cpu},
@@ -181,12 +187,15 @@ class GkeBackend:
             place = {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}}
             container.setdefault("env", []).append({"name": name, "valueFrom": place})
         container["resources"] = {"limits": amounts, "requests": dict(amounts)}
-        container["volumeMounts"] = [{"name": "sweeps", "mountPath": site.mounted_at}]
+        container["volumeMounts"] = [{"name": "sweeps", "mountPath": site.mounted_at},
+                                     {"name": "memory", "mountPath": "/dev/shm"}]  # fmt: skip
         if site.spot and hardware is not None:
             labels["cloud.google.com/gke-spot"] = "true"
         pod: dict[str, Any] = {
             "restartPolicy": "Never", "terminationGracePeriodSeconds": grace_s, "containers": [container],
-            "volumes": [{"name": "sweeps", "persistentVolumeClaim": {"claimName": site.volume_claim}}],
+            "volumes": [{"name": "sweeps", "persistentVolumeClaim": {"claimName": site.volume_claim}},
+                        # through which data.workers hand over their batches: by itself a pod has 64 MB of it
+                        {"name": "memory", "emptyDir": {"medium": "Memory"}}],
         }  # fmt: skip
         if labels:
             pod["nodeSelector"] = labels
@@ -312,6 +321,12 @@ def in_container(sweep: Sweep) -> Sweep:
         raise InputError(f"{sweep.file}: lies outside of {checkout / 'configs'}, of which the image is made; expected "
                          "a sweep within it, as configs/sweeps/")  # fmt: skip
     return dataclasses.replace(sweep, file=file.relative_to(checkout))
+
+
+def on_share(workdir: Path, mounted_at: str) -> Path:
+    """The workdir as a job finds it: where it lies here if that is below the share, else by its name alone."""
+    here, share = workdir.resolve(), Path(mounted_at).resolve()
+    return Path(mounted_at) / (here.relative_to(share) if here.is_relative_to(share) else here.name)
 
 
 def _yaml(objects: list[dict[str, Any]], sweep: Sweep) -> str:

@@ -58,7 +58,8 @@ _TOLERATION = _only({"key": _TEXT, "operator": {"enum": ["Exists", "Equal"]},
 _POD = _only(
     {"restartPolicy": {"const": "Never"}, "terminationGracePeriodSeconds": _POSITIVE,
      "containers": _list(_CONTAINER, 1, 1),
-     "volumes": _list(_only({"name": _NAME, "persistentVolumeClaim": _only({"claimName": _NAME})}))},
+     "volumes": _list({"oneOf": [_only({"name": _NAME, "persistentVolumeClaim": _only({"claimName": _NAME})}),
+                                 _only({"name": _NAME, "emptyDir": _only({"medium": {"const": "Memory"}})})]})},
     {"nodeSelector": _LABELS, "tolerations": _list(_TOLERATION), "serviceAccountName": _NAME,
      "hostNetwork": {"type": "boolean"}, "dnsPolicy": {"enum": ["ClusterFirst", "ClusterFirstWithHostNet"]}},
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from launch.sweep_file import Sweep
@@ -72,7 +73,14 @@ def is_done(job: Job, sweep: Sweep, workdir: Path) -> bool:
     if job.run == SCALING:
         return _is_reported(sweep, workdir)
     done = is_trained if job.kind == "train" else is_evaluated
-    return done(workdir / job.run, sweep.configs[job.run])
+    return done(workdir / job.run, sweep.configs[job.run], _corpus_seal(sweep, workdir))
+
+
+def _corpus_seal(sweep: Sweep, workdir: Path) -> str | None:
+    """Of the corpus that the runs would use now; None where it is not made yet, or not on a disk of this machine."""
+    source = sweep.source
+    corpus = workdir / "corpus" if source.kind != "corpus" else Path(os.path.expandvars(source.path))
+    return (_read(corpus / "corpus.json") or {}).get("seal")
 
 
 def _is_reported(sweep: Sweep, workdir: Path) -> bool:
@@ -88,10 +96,13 @@ def _readings(config: Config) -> list[str]:
     return [".", *(f"read_{read_um:g}um" for read_um in config.evaluate.read_um)]
 
 
-def is_trained(workdir: Path, config: Config) -> bool:
-    """Whether the run is done, and with this config: one that was changed is trained, or refused by 'tario train'."""
+def is_trained(workdir: Path, config: Config, corpus_seal: str | None = None) -> bool:
+    """Whether the run is done, with this config and on this corpus (None: whichever): where one of them was changed it
+    is trained, or refused by 'tario train'."""
     found = _read(workdir / "config.json"), _read(workdir / "done.json")
     if None in found or found[1].get("step") != config.train.steps:
+        return False
+    if not _is_of(corpus_seal, _newest_provenance(workdir)):
         return False
     try:
         return deciding_fields(from_dict(found[0])) == deciding_fields(as_trained(config))
@@ -99,20 +110,35 @@ def is_trained(workdir: Path, config: Config) -> bool:
         return False
 
 
-def is_evaluated(workdir: Path, config: Config) -> bool:
-    """Whether reports are there of its newest checkpoint, with these settings, at every side of bins, and scores that
-    can be read. Where that checkpoint was removed since, one of its step will do: nothing else can be evaluated."""
+def is_evaluated(workdir: Path, config: Config, corpus_seal: str | None = None) -> bool:
+    """Whether reports are there of its newest checkpoint, with these settings and on this corpus (None: whichever), at
+    every side of bins, and scores that can be read. Where that checkpoint was removed since, one of its step will do:
+    nothing else can be evaluated."""
     step = (_read(workdir / "done.json") or {}).get("step")
     checkpoint = checkpoint_id(workdir, step) if (workdir / "checkpoints" / str(step)).is_dir() else f"{step}-"
     settings = json.loads(json.dumps(plain(to_dict(config.evaluate))))  # as a report holds them, to six decimals
     for folder in (workdir / of for of in _readings(config)):
         report = _read(folder / "report.json") or {}
-        evaluated = str((report.get("provenance") or {}).get("checkpoint"))
-        if report.get("settings") != settings or not evaluated.startswith(checkpoint):
+        provenance = report.get("provenance") or {}
+        if report.get("settings") != settings or not str(provenance.get("checkpoint")).startswith(checkpoint):
+            return False
+        if not _is_of(corpus_seal, provenance):
             return False
         if not score_file.is_current(folder / score_file.FILE):
             return False
     return True
+
+
+def _newest_provenance(workdir: Path) -> dict:
+    """Of the run's newest checkpoint; empty where none is left."""
+    found = [folder for folder in (workdir / "checkpoints").glob("*") if folder.name.isdecimal()]
+    newest = max(found, key=lambda folder: int(folder.name), default=None)
+    return (newest and _read(newest / "provenance.json")) or {}
+
+
+def _is_of(corpus_seal: str | None, provenance: dict) -> bool:
+    """Whether it names this corpus. Where either is not known, nothing is held against it."""
+    return corpus_seal is None or provenance.get("corpus_seal", corpus_seal) == corpus_seal
 
 
 def _read(path: Path) -> dict | None:

@@ -2,7 +2,8 @@
 
 A run is told to end by SIGUSR1 before its time is over (and by whoever sends it: scancel --signal=USR1 --batch JOB), or
 by SIGTERM where Slurm preempts it: its processes save and end, and it is queued again. A job that fails is queued again
-too, and pauses first, `retries` times; a user's mistake (status 2) is not.
+too, and pauses first, `retries` times; a user's mistake (status 2) is not, nor what has no program, or whose `setup`
+fails.
 
 Arrays have a task for each run of the sweep's file, whichever were asked for: a task is the same run in all of them.
 """
@@ -54,10 +55,11 @@ _SUBMIT = """#!/usr/bin/env bash
 class SlurmBackend:
     """Scripts in WORKDIR/launch/slurm; submit.sh there submits them."""
 
-    def __init__(self, sweep: Sweep, workdir: Path, site: Site, how: Local):
+    def __init__(self, sweep: Sweep, workdir: Path, site: Site, how: Local, *, to_do: bool = True):
+        """to_do: as of `jobs_of`."""
         self._sweep, self._site, self._how = sweep, site.slurm, how
         self._workdir = workdir.resolve()
-        self._jobs = jobs_of(_absolute(sweep), self._workdir)
+        self._jobs = jobs_of(_absolute(sweep), self._workdir, to_do=to_do)
         digest = hashlib.sha256(str(self._workdir).encode()).hexdigest()[:6]
         self._name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', sweep.name)}-{digest}"
         self.groups()  # raises where a run has what Slurm does not lend
@@ -110,7 +112,7 @@ class SlurmBackend:
         """What comes first in each script. JAX_PLATFORMS and the like come along from where it is submitted."""
         lines = ["set -uo pipefail", f"cd {shlex.quote(str(_CHECKOUT))} || exit"]
         if self._site.setup:
-            lines.append(self._site.setup)
+            lines += ["{", self._site.setup, "} || exit"]
         if self._site.cpus_per_task:  # srun no longer takes it from sbatch
             lines.append(f"export SRUN_CPUS_PER_TASK={self._site.cpus_per_task}")
         return "\n".join(lines) + "\n"
@@ -126,7 +128,7 @@ class SlurmBackend:
                 signal=f"B:USR1@{self._site.grace_s}", **{"cpus-per-task": self._site.cpus_per_task},
             )
             + f"\n{self._shell()}"
-            + _JOB.format(command=command)
+            + self._job(command, folder, job.kind)
         )  # fmt: skip
 
     def _evaluate(self, group: str, runs: list[str]) -> str:
@@ -139,7 +141,7 @@ class SlurmBackend:
                 signal=f"B:USR1@{self._site.grace_s}", **{"cpus-per-task": self._site.cpus_per_task},
             )
             + f"\n{self._shell()}\n{self._pick(runs)}"
-            + _JOB.format(command=self._of_run(runs, "evaluate"))
+            + self._job(self._of_run(runs, "evaluate"), self._folder_of_run, "evaluate")
         )  # fmt: skip
 
     def _train(self, group: str, hardware: Hardware | None, runs: list[str]) -> str:
@@ -158,7 +160,7 @@ class SlurmBackend:
                 **{"ntasks-per-node": tasks, "cpus-per-task": site.cpus_per_task},
             )
             + f"\n{self._shell()}{devices}\n{self._pick(runs)}"
-            + _JOB.format(command=f"srun --kill-on-bad-exit=0 {self._of_run(runs, 'train')}")
+            + self._job(f"srun --kill-on-bad-exit=0 {self._of_run(runs, 'train')}", self._folder_of_run, "train")
         )  # fmt: skip
 
     def _array(self, runs: list[str]) -> str:
@@ -179,8 +181,14 @@ class SlurmBackend:
             if word.startswith(("--config=", "--workdir=")) and word.endswith((f":{job.run}", f"/{job.run}")):
                 quoted = f'"{word.removesuffix(job.run)}$run"'
             words.append(quoted)
-        folder = f'"{self._workdir}/$run"'
-        return f"{self._attempt(folder)} \\\n  -- {' '.join(words)}"
+        return f"{self._attempt(self._folder_of_run)} \\\n  -- {' '.join(words)}"
+
+    @property
+    def _folder_of_run(self) -> str:
+        return f'"{self._workdir}/$run"'
+
+    def _job(self, command: str, folder: str, kind: str) -> str:
+        return _JOB.format(command=command, journals=f"{folder}/logs/{kind}_*.jsonl", retries=self._how.retries)
 
     @property
     def _python(self) -> str:
@@ -325,8 +333,14 @@ done
 wait "$step"
 status=$?
 
-# 0: done; 2: a mistake, or it failed too often: not again
-if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ -n "$cancelled" ]; then
+# 0: done; 2: a mistake, or it failed too often; 126, 127: no such program: not again
+case "$status" in 0 | 2 | 126 | 127) exit "$status" ;; esac
+if [ -n "$cancelled" ]; then
+  exit "$status"
+fi
+# attempts that could not note that they began, as on a full disk, are counted here: nobody else knows of them
+noted=$(grep -hos '"attempt": "'"$SLURM_JOB_ID"'[.][0-9]*"' {journals} | sort -u | wc -l)
+if [ $((${{SLURM_RESTART_COUNT:-0}} + 1 - noted)) -gt {retries} ]; then
   exit "$status"
 fi
 scontrol requeue "$SLURM_JOB_ID"

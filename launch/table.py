@@ -17,6 +17,7 @@ class Row:
     hardware: Hardware | None
     estimate: Estimate
     verdict: Verdict | None
+    by_verdict: bool = True  # whether one that does not fit is refused
 
     @property
     def verdict_text(self) -> str:
@@ -33,7 +34,7 @@ class Row:
         """Why it is not to be started; empty where nothing is known against it."""
         if self.estimate.refusal:
             return self.estimate.refusal
-        if self.verdict is not None and not self.verdict.fits:
+        if self.by_verdict and self.verdict is not None and not self.verdict.fits:
             return self.verdict.why or str(self.verdict)
         return ""
 

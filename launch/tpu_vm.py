@@ -7,6 +7,7 @@ any machine with gcloud, for as long as the run takes; stopped, it may be starte
 
 import fcntl
 import hashlib
+import math
 import re
 import shlex
 import shutil
@@ -14,8 +15,9 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from launch.attempts import LONG_S
 from launch.files import write_files
-from launch.gke import in_container
+from launch.gke import in_container, on_share
 from launch.held import Held, Unheard
 from launch.jobs import CORPUS, KINDS, Job, is_done, jobs_of
 from launch.local import Local
@@ -32,7 +34,9 @@ _MOUNT = (
 _HOST_COMMAND = (
     "{login}"
     "sudo docker stop tario >/dev/null 2>&1; "  # of an attempt whose connection broke: it saves
-    "sudo docker run --rm --name tario --net=host --privileged --stop-timeout={grace_s} -v {at}:{at} {image} {words}"
+    # ipc: data.workers hand over their batches through /dev/shm, of which a container by itself has 64 MB
+    "sudo docker run --rm --name tario --net=host --ipc=host --privileged --stop-timeout={grace_s} -v {at}:{at} "
+    "{image} {words}"
 )
 _REGISTRIES = (".pkg.dev", "gcr.io")  # to which a VM's own account gives access, once docker is told
 _COME_S = 1800  # that hosts wait for each other: pulling the image takes one longer than another
@@ -41,12 +45,13 @@ _COME_S = 1800  # that hosts wait for each other: pulling the image takes one lo
 class TpuBackend:
     """A script for each run in WORKDIR/launch/tpu; submit.sh runs those of what is missing, several at once."""
 
-    def __init__(self, sweep: Sweep, workdir: Path, site: Site, how: Local):
+    def __init__(self, sweep: Sweep, workdir: Path, site: Site, how: Local, *, to_do: bool = True):
+        """to_do: as of `jobs_of`."""
         site.needs("tpu", "project", "zone", "image", "share")
         sweep = in_container(sweep)
         self._sweep, self._workdir, self._site, self._how = sweep, workdir, site.tpu, how
-        self._there = Path(site.tpu.mounted_at) / workdir.resolve().name
-        self._jobs = jobs_of(sweep, self._there)
+        self._there = on_share(workdir, site.tpu.mounted_at)
+        self._jobs = jobs_of(sweep, self._there, to_do=to_do)
         if CORPUS in self._jobs:
             raise InputError(f"{sweep.file}: makes its cohort ({sweep.source.kind}), and slices would wait for it; "
                              "make it where the share is mounted (--commands prints how), then say "
@@ -92,7 +97,8 @@ class TpuBackend:
             sweep=self._sweep.file, run=run, hardware=hardware, chips=hardware.chips,
             vms=f"{vms} VM{'s' * (vms > 1)}", lent="spot" if site.spot else "on demand", name=name,
             project=shlex.quote(site.project), zone=shlex.quote(site.zone), ask=" \\\n    ".join(map(shlex.quote, ask)),
-            nodes=" ".join(nodes), retries=self._how.retries, does="\n".join(f"  {line}" for line in does),
+            nodes=" ".join(nodes), retries=self._how.retries, back_off_s=math.ceil(self._how.back_off_s),
+            long_s=LONG_S, does="\n".join(f"  {line}" for line in does),
         )  # fmt: skip
 
     def _host(self, job: Job, run: str) -> str:
@@ -115,6 +121,7 @@ class TpuBackend:
         """Runs whose script runs here, or whose slices are asked for or held. Raises `Unheard` where gcloud fails."""
         queued = {run: f"{run}.sh runs on this machine" for run in self._sweep.configs
                   if _is_locked(self.folder / f"{run}.sh.lock")}  # fmt: skip
+        queued = {run: "waits its turn in submit.sh" for run in self._await_their_turn()} | queued
         if not shutil.which("gcloud"):
             return Held(queued)
         told = subprocess.run(["gcloud", "compute", "tpus", "queued-resources", "list",
@@ -130,6 +137,17 @@ class TpuBackend:
                 queued[run] = words if run in queued else f"{words}, and no script of it runs here"
         return Held(queued)
 
+    def _await_their_turn(self) -> list[str]:
+        """Runs that a submit.sh that runs here has not come to: their scripts took no lock since it began."""
+        submission = self.folder / "submit.sh.lock"
+        if not _is_locked(submission):
+            return []
+        named = re.search(r"^for run in (.*); do$", (self.folder / "submit.sh").read_text(), re.MULTILINE)
+        began = submission.stat().st_mtime_ns
+        return [run for run in (named[1].split() if named else ()) if run in self._sweep.configs
+                and not any(lock.stat().st_mtime_ns >= began for lock in self.folder.glob(f"{run}.sh.lock"))
+                and any(not is_done(job, self._sweep, self._workdir) for job in self._jobs[run])]  # fmt: skip
+
     def write(self, kinds: Iterable[str], held: Held, *, rewrite: bool, say: Callable[[str], None]) -> list[str]:
         """Writes the scripts; returns the runs that submit.sh would start: whose script does not run already."""
         kinds = tuple(kinds)
@@ -138,9 +156,10 @@ class TpuBackend:
             if not _is_locked(self.folder / f"{run}.sh.lock")
             and any(job.kind in kinds and not is_done(job, self._sweep, self._workdir) for job in self._jobs[run])
         ]  # fmt: skip
-        script = _ALL.format(sweep=self._sweep.file, runs=" ".join(runs), at_once=self._how.at_once)
-        write_files(self.folder, self.files(kinds) | {"submit.sh": script}, always=("submit.sh",), rewrite=rewrite,
-                    say=say)  # fmt: skip
+        files = self.files(kinds)
+        if not _is_locked(self.folder / "submit.sh.lock"):  # else it says what waits its turn
+            files["submit.sh"] = _ALL.format(sweep=self._sweep.file, runs=" ".join(runs), at_once=self._how.at_once)
+        write_files(self.folder, files, always=("submit.sh",), rewrite=rewrite, say=say)
         return runs
 
     def submit(self, say: Callable[[str], None]) -> None:
@@ -200,6 +219,7 @@ flock --nonblock 9 || {{ echo "$0: runs already"; exit 0; }}
 NAME={name}
 NODES=({nodes})
 RETRIES={retries}
+BACK_OFF_S={back_off_s}
 place=(--project={project} --zone={zone} --quiet)
 
 create() {{
@@ -273,13 +293,19 @@ while true; do
       give_back
       exit "$status"
     fi
+    if [ $(($(date +%s) - attempt)) -ge {long_s:.0f} ]; then # it got on
+      failures=0
+    fi
+    if [ "$status" -eq 255 ]; then # a connection broke: that slices are taken away is told a little later
+      sleep 60
+    fi
     if [ "$(state)" = ACTIVE ]; then # nobody took the slices away: the run failed
       failures=$((failures + 1))
       if [ "$failures" -gt "$RETRIES" ]; then
         give_back
         exit "$status"
       fi
-      sleep $((10 * 2 ** failures))
+      sleep $((BACK_OFF_S * 2 ** (failures - 1)))
     fi
     ;;
   SUSPENDED | SUSPENDING | FAILED) # taken away, or not to be had

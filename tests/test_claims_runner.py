@@ -196,6 +196,40 @@ def _wait_until(condition) -> None:
         time.sleep(0.01)
 
 
+def test_two_runs_at_once_keep_each_others_figures(house):
+    """The slow one begins first, and ends last: what the other measured meanwhile stays."""
+    put(house, "model/slow", 'command = "touch begun; while [ ! -e end ]; do sleep 0.02; done"\nresult = ""\n'
+        'figure = "wall_seconds"\nbar = "> 0"\nminutes = 1')  # fmt: skip
+    put(house, "virtual/quick", SHARED + 'figure = "exact"\nbar = "== 1"')
+    (house / "README.md").write_text("<!--claim:virtual/quick--><!--/claim--> <!--claim:model/slow--><!--/claim-->")
+    program = f"import sys, pathlib, run; sys.exit(run.main(['--only=model'], pathlib.Path({str(house)!r})))"
+    environment = os.environ | {"PYTHONPATH": str(Path(claim_runs.__file__).parent), "TMPDIR": str(house.parent)}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL) as slow:
+        _wait_until(lambda: (house / "begun").exists())
+        assert main(["--only=virtual"], house) == 0
+        (house / "end").touch()
+    assert slow.returncode == 0
+    assert {key: record["status"] for key, record in stored(house).items()} == {
+        "model/slow": "met", "virtual/quick": "met"}  # fmt: skip
+    assert claim_pages.stale_pages(house, claim_format.load_claims(house / "tests" / "claims")) == []
+    assert not list((house / "docs").glob("*.tmp"))
+
+
+def test_pages_that_hold_figures_are_no_change_of_the_code(house):
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    pages = ("README.md", "launch/README.md", "docs/page.md")
+    for page in pages:
+        (house / page).parent.mkdir(exist_ok=True)
+        (house / page).write_text("one")
+    for words in (["add", "-A"], ["commit", "-q", "-m", "second"]):
+        subprocess.run([*git, *words], cwd=house, check=True, capture_output=True)
+    for page in pages:
+        (house / page).write_text("two")
+    assert not claim_runs.commit(house).endswith("+")
+    (house / "launch/new.py").write_text("")
+    assert claim_runs.commit(house).endswith("+")
+
+
 def test_only_leaves_other_groups_as_they_were(house):
     put(house, "model/one", SHARED + 'figure = "exact"\nbar = "== 1"')
     put(house, "virtual/two", SHARED + 'figure = "headline.ours"\nbar = "== 0.75"')

@@ -36,7 +36,6 @@ class Told(NamedTuple):
     """What became of a batch, for whoever counts."""
 
     rows: int
-    padded_rows: int
     seconds: float
 
 
@@ -150,7 +149,7 @@ class Engine:
                 rates = self._of_batch(device, batch)
                 seconds = time.monotonic() - began
                 self._seconds_a_window = 0.9 * self._seconds_a_window + 0.1 * seconds / len(batch)
-                self._told(Told(len(batch), self._fixed(len(batch), self.rows), seconds))  # before who waits goes on
+                self._told(Told(len(batch), seconds))  # before who waits goes on
                 for (request, window), of_window in zip(batch, rates, strict=True):
                     request.add(window, of_window)
             except Exception as error:  # those of this batch are told; the others go on

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _HEAD_BYTES = 1 << 19  # of a request's first line and headers: thousands of genes may be named
 _ACCEPTING_S = 1.0  # after SIGTERM: whoever sends us requests hears of it (/readyz) before we stop listening
+_BACKLOG = 4096  # connections that wait to be taken
 _READING_S = 0.3  # after that: what was sent before is read
 _SLOWEST = 1 << 14  # bytes a second in which an answer is to be taken
 
@@ -136,11 +137,16 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Raises `OSError` where the port is taken."""
+    """Raises `OSError` where the port is taken, be it by one that serves not yet: from now on connections wait."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host, port))
+    try:
+        bound.bind((host, port))
+        bound.listen(_BACKLOG)  # two that are only bound would share it
+    except OSError:
+        bound.close()
+        raise
     return bound
 
 
@@ -151,6 +157,6 @@ def serve(app: FastAPI, bound: socket.socket, *, told: Callable[[], None] = lamb
     if soft < hard:  # a connection is a file
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     config = uvicorn.Config(app, http=protocol(patience_s, app.state.headers), ws="none", log_level="warning",
-                            access_log=False, backlog=4096, timeout_graceful_shutdown=math.ceil(drain_s),
+                            access_log=False, backlog=_BACKLOG, timeout_graceful_shutdown=math.ceil(drain_s),
                             h11_max_incomplete_event_size=_HEAD_BYTES)  # fmt: skip
     Server(config, told).run([bound])

@@ -4,9 +4,13 @@ A figure stands in a page between `<!--claim:group/name-->` and `<!--/claim-->`;
 docs/claims.json, so no page holds a number that no command gave.
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +71,31 @@ def wording(claim: Claim) -> Record:
             "definition": claim.definition}  # fmt: skip
 
 
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Nobody else reads docs/claims.json to write it, or writes the pages: of two runs at once both figures stay."""
+    path = root / "docs" / ".claims.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def store_records(root: Path, claims: list[Claim], decided: dict[str, Record]) -> None:
+    """Replaces these records in docs/claims.json, as it is by now."""
+    with locked(root):
+        write_records(root, current_records(claims, read_records(root)) | decided)
+
+
 def write_records(root: Path, records: dict[str, Record]) -> None:
+    """To be called under `locked`."""
     ordered = {key: records[key] for key in sorted(records, key=_place)}
     text = json.dumps({"claims": ordered}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path = root / "docs" / "claims.json"
     path.parent.mkdir(exist_ok=True)
-    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)
+    partial = path.with_name(f".claims.{os.getpid()}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _place(key: str) -> tuple[int, str]:

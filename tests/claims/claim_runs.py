@@ -211,7 +211,8 @@ def commit(root: Path) -> str:
     if not head:
         return os.environ.get("CLAIMS_COMMIT", "uncommitted")
     # The pages hold the figures themselves: they change with every measurement.
-    return head + ("+" if git("status", "--porcelain", "--", ".", ":!docs", ":!README.md") else "")
+    pages = (":!docs", ":!README.md", ":!launch/README.md")
+    return head + ("+" if git("status", "--porcelain", "--", ".", *pages) else "")
 
 
 def today() -> str:

@@ -25,9 +25,11 @@ from claim_pages import (
     Record,
     current_records,
     figure_text,
+    locked,
     measured_text,
     open_record,
     read_records,
+    store_records,
     wording,
     write_pages,
     write_records,
@@ -49,11 +51,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         if options.list:
             _print_list(chosen)
             return 0
-        records = current_records(claims, read_records(root))
-        if not options.pages:
-            _measure_all(chosen, records, root, options.long)
-        write_records(root, records)
-        changed = write_pages(root, claims, records)
+        decided = {} if options.pages else _measure_all(chosen, claims, root, options.long)
+        with locked(root):
+            records = current_records(claims, read_records(root))
+            write_records(root, records)
+            changed = write_pages(root, claims, records)
     except ClaimError as error:
         print(error, file=sys.stderr)
         return 2
@@ -61,8 +63,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print(f"wrote {path.relative_to(root)}")
     if options.pages:
         return 0
-    _print_table([records[claim.key] for claim in chosen])
-    return int(any(records[claim.key]["status"] == "missed" for claim in chosen))
+    _print_table([decided[claim.key] for claim in chosen])
+    return int(any(decided[claim.key]["status"] == "missed" for claim in chosen))
 
 
 def _chosen(claims: list[Claim], only: str) -> list[Claim]:
@@ -78,28 +80,37 @@ def _chosen(claims: list[Claim], only: str) -> list[Claim]:
     return chosen
 
 
-def _measure_all(claims: list[Claim], records: dict[str, Record], root: Path, long: bool) -> None:
-    """Measures `claims` into `records`, and stores after each command: what a killed run measured is not lost."""
+def _measure_all(chosen: list[Claim], claims: list[Claim], root: Path, long: bool) -> dict[str, Record]:
+    """Measures the chosen of all claims; returns their records.
+
+    Stores after each command what that alone decided: what a killed run measured is not lost, nor what another run,
+    that measures at the same time, has stored since.
+    """
     machine, commit = claim_runs.machine(), claim_runs.commit(root)
+    last = current_records(claims, read_records(root))
+    decided: dict[str, Record] = {}
     shared: dict[str | tuple[str, ...], list[Claim]] = {}
-    for claim in claims:
+    for claim in chosen:
         reason = _why_not(claim, root, long)
         if reason:
-            records[claim.key] = open_record(claim, records[claim.key], reason)
+            decided[claim.key] = open_record(claim, last[claim.key], reason)
         else:
             shared.setdefault(claim.command, []).append(claim)
+    store_records(root, claims, decided)
     for number, together in enumerate(shared.values(), 1):
         first = max(together, key=lambda claim: claim.minutes)
         _say(f"[{number}/{len(shared)}] {', '.join(claim.key for claim in together)}: about {first.minutes:g} min")
         run = claim_runs.run_command(first, root, _say)
+        found = {claim.key: _measured(claim, run, machine, commit) for claim in together}
         for claim in together:
-            records[claim.key] = _measured(claim, run, machine, commit)
-            _keep_table(claim, run, records[claim.key], root)
-        write_records(root, records)
-        if all(records[claim.key]["shown"] for claim in together):
+            _keep_table(claim, run, found[claim.key], root)
+        store_records(root, claims, found)
+        decided |= found
+        if all(record["shown"] for record in found.values()):
             shutil.rmtree(run.places["workdir"])
         else:
             _say(f"  kept for a look: {run.places['workdir']} (output in claim.log)")
+    return decided
 
 
 def _keep_table(claim: Claim, run: claim_runs.Run, record: Record, root: Path) -> None:

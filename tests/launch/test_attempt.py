@@ -116,6 +116,19 @@ def test_it_pauses_after_failures_and_gives_up(repository, tmp_path):
     assert attempts.failures(tmp_path, "train", "6") == 0  # what went before a success does not count
 
 
+def test_a_mistake_of_any_process_ends_the_row(repository, tmp_path):
+    """Of several hosts one ends with 2 and the others, for want of it, with 134: the scheduler may hear of these."""
+    words = ("--retries=2", "--back-off-s=0.1")
+    run(repository, tmp_path, "raise SystemExit(2)", "--attempt=7.0", "--process=0", *words)
+    run(repository, tmp_path, "raise SystemExit(134)", "--attempt=7.0", "--process=1", *words)
+    status, out = run(repository, tmp_path, "print('begun')", "--attempt=7.1", "--process=1", *words)
+    assert status == 2 and "ended by a mistake" in out and "begun" not in out
+    assert run(repository, tmp_path, "print('begun')", "--attempt=8.0", "--process=0", *words) == (0, "begun\n")
+    # a process that is late is of the same attempt as one that was mistaken already: it says so itself
+    run(repository, tmp_path, "raise SystemExit(2)", "--attempt=9.0", "--process=0", *words)
+    assert run(repository, tmp_path, "print('begun')", "--attempt=9.0", "--process=1", *words) == (0, "begun\n")
+
+
 def test_a_row_of_failures_is_of_one_launch_and_short(tmp_path):
     def journal(*ends: tuple[str, float, int | None]) -> None:
         lines = []

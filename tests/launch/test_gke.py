@@ -1,6 +1,8 @@
 """JobSets and queues: their fields, their model, and how many hosts they ask for."""
 
+import collections
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +13,7 @@ import yaml
 from pod_sweep import TOPOLOGIES, pod_sweep
 from refusals import refused
 
-from launch.gke import GkeBackend
+from launch.gke import GkeBackend, on_share
 from launch.gke_model import validate
 from launch.held import NOTHING, Unheard
 from launch.jobs import KINDS
@@ -96,6 +98,34 @@ def test_queues_have_quota_for_each_kind_of_slice(backend):
     assert objects["LocalQueue", "tario-pods-here"]["spec"] == {"clusterQueue": "tario-pods-here"}
     labels = jobset(backend, "e16")["metadata"]["labels"]
     assert labels["kueue.x-k8s.io/queue-name"] == "tario-pods-here" and labels["kueue.x-k8s.io/priority-class"] == "low"
+
+
+@pytest.mark.parametrize("topologies", [
+    {"small": "v5e:2x2"}, {"small": "v5e:2x2", "other": "v5e:4x4", "twice": "2xv5e:4x4"},
+])  # fmt: skip
+@pytest.mark.parametrize("slices_at_once", [1, 3])
+@pytest.mark.parametrize("evaluate_on", ["cpu", "v5e:2x2"])
+def test_what_is_admitted_together_is_within_the_quota(repository, tmp_path, topologies, slices_at_once, evaluate_on):
+    """`slices_at_once` runs of each kind, each with all of its pods, as Kueue counts them."""
+    site = Site(gke=Gke(image="registry/tario:tpu", evaluate_on=evaluate_on, slices_at_once=slices_at_once))
+    backend = GkeBackend(pod_sweep(repository, **topologies), tmp_path / "sweep", site, Local())
+    (queue,) = [one for one in backend.objects()["queues"] if one["kind"] == "ClusterQueue"]
+    quota = {(flavor["name"], one["name"]): one["nominalQuota"] for group in queue["spec"]["resourceGroups"]
+             for flavor in group["flavors"] for one in flavor["resources"]}  # fmt: skip
+    largest = {"small": "v5e-2x2"} | ({"twice": "v5e-4x4"} if "twice" in topologies else {})
+    asked = collections.Counter()
+    for run in largest:
+        for job in jobset(backend, run)["spec"]["replicatedJobs"]:
+            pod = job["template"]["spec"]["template"]["spec"]
+            grid = pod.get("nodeSelector", {}).get("cloud.google.com/gke-tpu-topology")
+            pods = slices_at_once * job["replicas"] * job["template"]["spec"]["completions"]
+            for resource, number in pod["containers"][0]["resources"]["requests"].items():
+                if resource != "memory":
+                    asked[f"tario-v5e-{grid}" if grid else "tario-cpu", resource] += pods * number
+    if evaluate_on == "cpu" or len(largest) == 1:  # else runs of a kind wait for a slice that evaluates
+        assert all(number <= quota[key] for key, number in asked.items()), (asked, quota)
+    assert set(asked) <= set(quota)
+    assert quota["tario-cpu", "memory"] == f"{quota['tario-cpu', 'cpu'] // 16 * 64}Gi"
 
 
 def test_the_processes_find_each_other(backend):
@@ -185,6 +215,31 @@ def test_names_are_short_enough_and_each_run_has_its_own(repository, tmp_path):
     names = [backend.jobset_name(run) for run in long]
     assert len(set(names)) == 3
     backend.objects()  # whose model knows how long a pod's name becomes
+
+
+def test_workdirs_of_one_name_are_kept_apart_on_the_share(repository, tmp_path):
+    """Those of two people, say. Outside of the share a workdir is told by its name."""
+    site = dataclasses.replace(SITE, gke=dataclasses.replace(SITE.gke, mounted_at=str(tmp_path / "sweeps")))
+    names, folders = set(), []
+    for user in ("ann", "ben"):
+        backend = GkeBackend(pod_sweep(repository), tmp_path / "sweeps" / user / "study", site, Local())
+        names.add(backend.jobset_name("e16"))
+        pod = jobset(backend, "e16")["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        command = pod["containers"][0]["command"]
+        assert f"--workdir={command[3]}" in command
+        folders.append(command[3])
+    assert folders == [f"{tmp_path}/sweeps/{user}/study/e16" for user in ("ann", "ben")] and len(names) == 2
+    assert str(on_share(tmp_path / "elsewhere/study", "/sweeps")) == "/sweeps/study"
+    (tmp_path / "linked").symlink_to(tmp_path / "sweeps")  # as the share may be here
+    linked = on_share(tmp_path / "sweeps/ann/study", str(tmp_path / "linked"))
+    assert linked == tmp_path / "linked/ann/study"
+
+
+def test_workers_have_memory_to_share(backend):
+    for job in jobset(backend, "e16")["spec"]["replicatedJobs"]:
+        pod = job["template"]["spec"]["template"]["spec"]
+        (volume,) = (one["name"] for one in pod["volumes"] if one.get("emptyDir") == {"medium": "Memory"})
+        assert {"name": volume, "mountPath": "/dev/shm"} in pod["containers"][0]["volumeMounts"]
 
 
 def test_files_are_yaml_that_says_the_same_and_edited_ones_stay(backend):

@@ -16,6 +16,7 @@ from tario_jax.config_files import to_dict
 from tario_jax.evaluate import score_file
 from tario_jax.evaluate.tables import plain
 from tario_jax.tokens.hidden import as_trained
+from tario_jax.train.seal import checkpoint_id
 
 CONFIG = Config(source=SourceConfig(kind="virtual"), evaluate=EvaluateConfig(read_um=(18.0,)))
 READINGS = (".", "read_18um")
@@ -83,6 +84,33 @@ def test_a_run_is_evaluated_with_its_last_checkpoint_or_where_that_was_removed(s
     evaluated(run, "320-0badcafe")
     sealed(run, 320)
     assert not is_evaluated(run, CONFIG)  # of other weights
+
+
+def test_a_run_of_another_corpus_is_not_done(sweep, tmp_path, monkeypatch):
+    """Its folder may have been filled from a corpus that was made anew since, or that $TISSUE named before."""
+    monkeypatch.setenv("TISSUE", str(tmp_path / "elsewhere"))
+    named = Config(source=SourceConfig(kind="corpus", path="$TISSUE/corpus"), evaluate=CONFIG.evaluate)
+    run = tmp_path / "a"
+    sealed(run, 320)
+    evaluated(run, checkpoint_id(run, 320))
+    done = dataclasses.replace(CONFIG.train, steps=320)
+    for config, corpus in ((CONFIG, tmp_path / "corpus"), (named, tmp_path / "elsewhere/corpus")):
+        config = dataclasses.replace(config, train=done)
+        (run / "config.json").write_text(json.dumps(to_dict(as_trained(config))))
+        now = dataclasses.replace(sweep, configs=dict.fromkeys(sweep.configs, config))
+        train, evaluate = jobs_of(now, tmp_path)["a"]
+        assert is_done(train, now, tmp_path) and is_done(evaluate, now, tmp_path)  # there is no corpus to compare with
+        corpus.mkdir(parents=True)
+        for trained_on, reported_on in (("one", "one"), ("one", "two"), ("two", "one")):
+            (run / "checkpoints/320/provenance.json").write_text(json.dumps({"corpus_seal": trained_on}))
+            for of in READINGS:
+                report = json.loads((run / of / "report.json").read_text())
+                report["provenance"]["corpus_seal"] = reported_on
+                (run / of / "report.json").write_text(json.dumps(report))
+            (corpus / "corpus.json").write_text(json.dumps({"seal": "one"}))
+            assert is_done(train, now, tmp_path) == (trained_on == "one")
+            assert is_done(evaluate, now, tmp_path) == (reported_on == "one")
+        (run / "checkpoints/320/provenance.json").unlink()
 
 
 def test_a_cohort_is_done_where_its_patients_and_no_others_lie_as_they_were_asked_for(sweep, cli_corpus, tmp_path):

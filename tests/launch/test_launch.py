@@ -47,6 +47,7 @@ def launch(repository, *words, **environment) -> subprocess.CompletedProcess:
     ((STUDY, "--backend=gke", "--at-once=2"), "say --site.gke.slices_at_once=N"),
     ((STUDY, "--backend=tpu", "--processes=2"), "one for each host"),
     ((STUDY, "--backend=slurm", "--topology=8xH100", "--processes=2"), "one for each node"),
+    ((STUDY, "--backend=slurm", "--topology=8xH100", "--devices=2"), "has the GPUs of its nodes"),
     ((STUDY, "--json=x.json"), "goes with --dry-run or --status"),
     ((STUDY, "--only=p16_*,bb"), "no run of configs/sweeps/study.py is called 'bb'"),
     ((STUDY, "--back-off-s=-1"), "expected seconds, at least 0"),
@@ -179,19 +180,57 @@ class Backend:
     ([{"corpus": "done", "a": "failed", "b": "done", "scaling": "not begun"}], 1, 1, 1),
     ([{"corpus": "done", "a": "done", "b": "done", "scaling": "not begun"}], 0, 1, 1),
     ([{"corpus": "done", "a": "done", "b": "not begun", "scaling": "not begun"}], 1, 1, 0),  # it was cancelled
+    ([{"a": "done", "b": "done", "scaling": "waiting"}, {"a": "done", "b": "done", "scaling": "running"},
+      {"a": "done", "b": "done", "scaling": "failed"}], 1, 1, 0),
+    ([{"a": "done", "b": "failed", "scaling": "waiting"}, {"a": "done", "b": "failed", "scaling": "done"}], 1, 1, 0),
 ])  # fmt: skip
 def test_waiting_ends_when_nothing_more_can_be_done(monkeypatch, tmp_path, looks, status, submitted, reports):
-    backend = Backend([["corpus"] if looks[0]["corpus"] == "running" else ["a", "b"], ["a"]], looks)
+    report = ["scaling"] if looks[0].get("scaling") == "waiting" else []  # by the backend, behind its runs
+    backend = Backend([["corpus"] if looks[0].get("corpus") == "running" else ["a", "b", *report], ["a"]], looks)
     reported = []
     monkeypatch.setattr(launch_main, "_WAIT_S", 0.0)
     monkeypatch.setattr(launch_main, "progress_of", backend.progress)
     monkeypatch.setattr(launch_main, "run_here", lambda *words: reported.append(words[3]) or 0)
     options = argparse.Namespace(jobs=("simulate", "train", "evaluate", "scaling"), rewrite=False, wait=True)
-    if len(looks) == 1:
+    if len(looks) == 1 or report:
         backend._started = backend._started[:1]
     sweep = read_sweep(str(write_sweep(tmp_path / "small.py", seeds=(1, 2), steps=4)))
     assert launch_main._on(backend, options, sweep, tmp_path) == status
     assert len(backend.submitted) == submitted and reported == [("scaling",)] * reports
+
+
+def test_a_report_that_failed_before_is_made_here_where_the_backend_makes_none(monkeypatch, tmp_path):
+    backend = Backend([["a", "b"]], [{"a": "done", "b": "done", "scaling": "failed"}])
+    monkeypatch.setattr(launch_main, "_WAIT_S", 0.0)
+    monkeypatch.setattr(launch_main, "progress_of", backend.progress)
+    monkeypatch.setattr(launch_main, "run_here", lambda *words: 1)  # and fails again
+    options = argparse.Namespace(jobs=("train", "evaluate", "scaling"), rewrite=False, wait=True)
+    sweep = read_sweep(str(write_sweep(tmp_path / "small.py", seeds=(1, 2), steps=4)))
+    assert launch_main._on(backend, options, sweep, tmp_path) == 1
+
+
+def test_flags_of_runs_without_topologies_are_refused_where_all_have_one(tmp_path, capsys):
+    file, text = tmp_path / "small.py", write_sweep(tmp_path / "small.py", seeds=(1, 2), steps=4).read_text()
+    words = [str(file), "--backend=slurm", f"--workdir={tmp_path / 'sweep'}", "--dry-run", "--no-verdicts"]
+    for flag, why in (("--processes=2", "one for each node"), ("--devices=2", "the GPUs of its nodes")):
+        file.write_text(text + "\n\ndef get_topologies():\n    return dict.fromkeys(get_sweep(), '8xH100')\n")
+        assert main([*words, flag]) == 2 and why in capsys.readouterr().err
+        file.write_text(text + "\n\ndef get_topologies():\n    return {'seed1': '8xH100'}\n")
+        assert main([*words, "--rewrite", flag]) == 0  # of the other run it says something
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize(("backend", "topology"), [("slurm", "8xH100"), ("gke", "v5e:4x4"), ("tpu", "v5e:4x4")])
+def test_status_needs_no_corpus(repository, tmp_path, monkeypatch, capsys, backend, topology):
+    """It may be asked where the variable that names the corpus is not set."""
+    monkeypatch.chdir(repository)
+    monkeypatch.delenv("TISSUE_HERE", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no scheduler here
+    site = [f"--site.{field}" for field in ("gke.image=i", "tpu.image=i", "tpu.project=p", "tpu.zone=z", "tpu.share=s")]
+    words = [STUDY, f"--backend={backend}", f"--topology={topology}", f"--workdir={tmp_path / 'sweep'}", *site,
+             "--config.source.kind=corpus", "--config.source.path=$TISSUE_HERE/corpus"]  # fmt: skip
+    assert main([*words, "--status"]) == 0 and "not begun" in capsys.readouterr().out
+    assert main(words) == 2 and "$TISSUE_HERE/corpus: the environment variable is not set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "words"), [

@@ -1,6 +1,7 @@
 """Slurm: the scripts, what is submitted, and a real one of a single node that queues a run again."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -149,6 +150,49 @@ def test_what_says_what_is_missing_is_made_anew(backend, cluster):
     script.write_text(before + "sbatch mine.sbatch\n")
     backend.write(ALL, NOTHING, rewrite=False, say=print)
     assert script.read_text() == before
+
+
+@pytest.mark.parametrize(("does", "restarts", "noted", "status", "again"), [
+    ("exit 1", 0, (), 1, True), ("exit 1", 1, (), 1, True),
+    ("exit 1", 2, (), 1, False),  # a third time it could not even note that it began
+    ("exit 1", 2, (2,), 1, True), ("exit 1", 5, (0, 1, 2, 3), 1, True),  # what is noted, launch.attempt counts
+    ("exit 1", 5, (0, 1, 2), 1, False),
+    ("exit 126", 0, (), 126, False), ("exit 127", 0, (), 127, False), ("exit 2", 0, (), 2, False),
+])  # fmt: skip
+def test_what_fails_unnoted_is_not_queued_again_for_ever(repository, tmp_path, cluster, monkeypatch, does, restarts,
+                                                          noted, status, again):  # fmt: skip
+    done, requeued = run_script(repository, tmp_path, cluster, monkeypatch, "true", does, restarts, noted)
+    assert (done.returncode, requeued) == (0 if again else status, again), done.stderr
+
+
+def test_a_setup_that_fails_ends_the_job(repository, tmp_path, cluster, monkeypatch):
+    setup = "source nowhere/bin/activate"
+    begun = tmp_path / "begun"
+    done, requeued = run_script(repository, tmp_path, cluster, monkeypatch, setup, f"touch {begun}", 0, ())
+    assert done.returncode != 0 and not requeued and "nowhere/bin/activate" in done.stderr
+    assert not begun.exists()
+
+
+def run_script(repository, tmp_path, cluster, monkeypatch, setup, does, restarts, noted):
+    """Task 1 of the array that trains, with `does` in place of the job; and whether it was queued again."""
+    sweep = read_sweep(str(repository / STUDY), topology="16xH100")
+    backend = SlurmBackend(sweep, tmp_path / "sweep", Site(slurm=Slurm(setup=setup)), Local())
+    backend.write(ALL, NOTHING, rewrite=False, say=print)
+    logs = tmp_path / "sweep/p93_seed1/logs"
+    logs.mkdir(parents=True)
+    began = {"event": "began", "unix": 1.0, "host": "far", "pid": 1}
+    for process in (0, 1):  # of another job too, whose number begins alike
+        names = [*(f"77.{number}" for number in noted), "771.0"]
+        lines = [json.dumps(began | {"attempt": name}) + "\n" for name in names]
+        (logs / f"train_{process}.jsonl").write_text("".join(lines))
+    for name, text in (("srun", does), ("scontrol", f'echo "$@" >>"{cluster["log"]}"')):
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name, value in (("JOB_ID", 77), ("ARRAY_TASK_ID", 1), ("RESTART_COUNT", restarts)):
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    done = subprocess.run(["bash", backend.folder / "train_16xh100.sbatch"], capture_output=True, text=True, timeout=60,
+                          check=False)  # fmt: skip
+    return done, cluster["log"].read_text() == "requeue 77\n"
 
 
 def test_without_slurm_it_is_told(backend, monkeypatch, tmp_path):

@@ -1,11 +1,13 @@
 """Before a cent is spent: what runs take, whether they fit, and what is compiled once."""
 
+import argparse
 import dataclasses
 import json
 
 import pytest
 from refusals import refused
 
+from launch import __main__ as launch_main
 from launch import verdicts
 from launch.estimate import PRICES, Estimates, Prices
 from launch.hardware import Hardware
@@ -16,6 +18,7 @@ from tario_jax.config import MeshConfig
 from tario_jax.config_files import load_config
 from tario_jax.model.flops import step_flops
 from tario_jax.sweeps import changed
+from tario_jax.train import aot
 from tario_jax.train.aot import Plan, Pod, pod_layout
 from tario_jax.train.roofline import estimate, written_links
 
@@ -112,9 +115,9 @@ def test_verdicts_are_shared_by_runs_of_the_same_program(small, tmp_path, monkey
 
 def test_what_the_compiler_refuses_is_kept_with_its_reason(small, tmp_path, monkeypatch):
     from tario_jax.config import InputError
-    from tario_jax.train.aot import CompilerCrash, CompilerKilled
+    from tario_jax.train.aot import CompilerCrash, CompilerKilled, NoPod
 
-    errors = [InputError("odd mesh"), CompilerCrash("crashes"), CompilerKilled("killed"), CompilerKilled("killed")]
+    errors = [InputError("odd mesh")]
 
     def compile_apart(*_, **__):
         raise errors.pop(0)
@@ -122,13 +125,26 @@ def test_what_the_compiler_refuses_is_kept_with_its_reason(small, tmp_path, monk
     monkeypatch.setattr("tario_jax.train.aot.compile_apart", compile_apart)
     monkeypatch.setattr(verdicts, "why_not", lambda: None)
     found = Verdicts(tmp_path / "verdicts", 18963)
-    crashing, other = changed(small, {"data.rows": 16}), changed(small, {"data.rows": 32})
-    assert found.find({"a": (small, V5E), "b": (crashing, V5E)}, print) == ""
-    assert found.known(small, V5E).why == "odd mesh" and found.known(crashing, V5E).why == "crashes"
-    for _ in range(2):  # for want of this machine's memory: it is tried again
-        assert found.find({"c": (other, V5E)}, print) == "c: killed"
-        assert found.known(other, V5E) is None
-    assert not errors
+    assert found.find({"a": (small, V5E)}, print) == "" and found.known(small, V5E).why == "odd mesh"
+    other = changed(small, {"data.rows": 32})
+    for error in (CompilerKilled("killed"), CompilerCrash("crashes"), NoPod("is held by another process")):
+        errors.append(error)  # of this machine, or of the compiler: it says nothing of memory, and is asked again
+        assert found.find({"c": (other, V5E)}, print) == f"c: {error}"
+        assert found.known(other, V5E) is None and not errors
+
+
+def test_a_pod_that_is_none_is_told_from_a_mesh_that_does_not_fit(small):
+    with pytest.raises(aot.NoPod, match="no slice of"):
+        aot._compile_here(small, "v5e:64x64", 1, 100, print)
+
+
+def test_without_verdicts_none_refuses(repository, tmp_path, monkeypatch):
+    sweep = read_sweep(str(repository / "configs/sweeps/article_pods.py"), "p93_10m_36um")
+    monkeypatch.setattr(Verdicts, "known", lambda *_: Verdict(False, 20 << 30, 16 << 30))
+    for flag, refused_ in ((True, ""), (False, "does not fit, 20.0 GiB (125%)")):
+        options = argparse.Namespace(genes=18963, prices=PRICES, dry_run=True, no_verdicts=flag)
+        (row,) = launch_main._rows(options, sweep, tmp_path)
+        assert row.refused == refused_ and row.verdict_text == "does not fit, 20.0 GiB (125%)"
 
 
 def test_the_table_names_what_does_not_fit(repository, small):

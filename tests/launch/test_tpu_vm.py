@@ -127,6 +127,36 @@ def test_a_run_that_fails_is_tried_again_and_given_up(backend, gcloud):
     assert run(backend, "e256") == 2 and did(log) == ["ssh", "delete"]  # a mistake would fail again
 
 
+def test_a_run_that_got_on_begins_a_new_row_of_failures(backend, gcloud, tmp_path):
+    log = gcloud("ACTIVE " * 12 + "ABSENT", "1 1 1 1 1 0 0")
+    clock = tmp_path / "bin" / "date"
+    clock.write_text(f"#!/bin/sh\necho >>{tmp_path}/clock\necho $(($(wc -l <{tmp_path}/clock) * 1800))\n")
+    clock.chmod(0o755)
+    assert run(backend, "e256") == 0
+    assert did(log) == ["ssh"] * 7 + ["delete"]  # more failures than are tried again, half an hour between them
+
+
+def test_a_connection_that_breaks_is_no_failure_where_the_slices_go_a_little_later(repository, gcloud, tmp_path):
+    how = Local(at_once=2, retries=0)
+    backend = TpuBackend(pod_sweep(repository, e256="v5e:16x16"), tmp_path / "sweep", SITE, how)
+    for later, status in (("SUSPENDED " * 3 + "ABSENT ABSENT ACTIVE ACTIVE ABSENT", 0), ("ACTIVE ACTIVE ABSENT", 255)):
+        log = gcloud("ACTIVE ACTIVE ABSENT", "255 0 0")
+        (tmp_path / "later").write_text("\n".join(later.split()) + "\n")
+        minute = f'if [ "$1" = 60 ] && [ -e later ]; then mv later {tmp_path}/states.txt; fi'
+        (tmp_path / "bin" / "sleep").write_text(f"#!/bin/sh\ncd {tmp_path} && {minute}\n")
+        assert run(backend, "e256") == status
+        assert did(log) == (["ssh", "delete", "create", "ssh", "ssh", "delete"] if status == 0 else ["ssh", "delete"])
+
+
+def test_the_pause_before_a_retry_is_as_asked_for(repository, gcloud, tmp_path):
+    how = Local(at_once=2, retries=3, back_off_s=2.5)
+    backend = TpuBackend(pod_sweep(repository, e256="v5e:16x16"), tmp_path / "sweep", SITE, how)
+    gcloud("ACTIVE " * 8 + "ABSENT", "1 1 1 1")
+    (tmp_path / "bin" / "sleep").write_text(f'#!/bin/sh\necho "$1" >>{tmp_path}/slept\n')
+    assert run(backend, "e256") == 1
+    assert (tmp_path / "slept").read_text().split() == ["3", "6", "12"]
+
+
 def test_slices_that_are_refused_are_asked_for_a_few_times(backend, gcloud):
     log = gcloud("ABSENT " * 9, "0", create=1)
     assert run(backend, "e256") == 1 and did(log) == ["create"] * 3
@@ -173,6 +203,29 @@ def test_one_submission_goes_through_its_runs(backend, gcloud):
     with (backend.folder / "submit.sh.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         refused(lambda: backend.submit(print), "submit.sh: runs already")
+
+
+def test_runs_that_wait_their_turn_are_held(repository, tmp_path, gcloud, monkeypatch):
+    """--wait goes on while submit.sh has not come to them; one that it came to, and that failed, is held no more."""
+    gcloud("", "")
+    backend = backend_of(repository, tmp_path / "sweep", **dict.fromkeys("abcd", "v5e:4x4"))
+    backend.write(KINDS, NOTHING, rewrite=True, say=print)
+    submit = backend.folder / "submit.sh"
+    script = submit.read_text()
+    (backend.folder / "c.sh.lock").touch()  # of a submission before
+    os.utime(backend.folder / "c.sh.lock", (1, 1))
+    assert backend.held().queued == {}
+    with (backend.folder / "submit.sh.lock").open("w") as submitting, (backend.folder / "a.sh.lock").open("w") as first:
+        for held in (submitting, first):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        waits = "waits its turn in submit.sh"
+        running = {"a": "a.sh runs on this machine"}
+        assert backend.held().queued == running | dict.fromkeys("bcd", waits)
+        (backend.folder / "b.sh.lock").touch()  # it came and went
+        monkeypatch.setattr("launch.tpu_vm.is_done", lambda job, *_: job.run == "d")
+        assert backend.held().queued == running | {"c": waits}
+        backend.write(KINDS, NOTHING, rewrite=True, say=print)
+        assert submit.read_text() == script  # as the one that runs has it
 
 
 def test_all_hosts_of_all_slices_are_started(backend, gcloud):

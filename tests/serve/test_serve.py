@@ -28,6 +28,7 @@ from refusals import refused
 from tiny_tissue import PANEL
 
 from tario_jax.cli.serve import port, token_of
+from tario_jax.cli.serve import run as serve_job
 from tario_jax.export.bundle import Wanted, export_bundle
 from tario_jax.export.loader import Bundle
 from tario_jax.predict.predictor import Predictor, load
@@ -571,6 +572,14 @@ def test_what_is_no_port_is_refused(text):
     assert port("0") == 0 and port("65535") == 65535
     with pytest.raises(argparse.ArgumentTypeError, match="expected a number of 0 to 65535"):
         port(text)
+
+
+def test_a_port_of_a_server_that_still_compiles_is_taken():
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        options = argparse.Namespace(host="127.0.0.1", port=port)
+        refused(lambda: serve_job(options), f"--host=127.0.0.1 --port={port}: Address already in use; give another one")
+    bind("127.0.0.1", port).close()
 
 
 @pytest.fixture

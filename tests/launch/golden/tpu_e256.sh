@@ -9,6 +9,7 @@ flock --nonblock 9 || { echo "$0: runs already"; exit 0; }
 NAME=tario-sweep-e256-7243e
 NODES=(tario-sweep-e256-7243e)
 RETRIES=2
+BACK_OFF_S=10
 place=(--project=my-project --zone=us-east5-a --quiet)
 
 create() {
@@ -63,8 +64,8 @@ on_all() { # every VM of every slice; 2, a mistake, where one of them says so, e
 }
 
 the_run() {
-  on_all 'sudo mkdir -p /sweeps; mountpoint -q /sweeps || sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps || { sudo apt-get -qq install -y nfs-common && sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps; } || { echo 10.0.0.2:/sweeps: cannot be mounted at /sweeps >&2; exit 1; }; sudo docker stop tario >/dev/null 2>&1; sudo docker run --rm --name tario --net=host --privileged --stop-timeout=35 -v /sweeps:/sweeps registry/tario:tpu python -m launch.attempt /sweeps/sweep/e256 --attempt=ATTEMPT -- train --config=configs/sweeps/pods_here.py:e256 --corpus=gs://tissue/corpus --workdir=/sweeps/sweep/e256 --start-timeout-s=1800' || return
-  on_first 'sudo mkdir -p /sweeps; mountpoint -q /sweeps || sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps || { sudo apt-get -qq install -y nfs-common && sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps; } || { echo 10.0.0.2:/sweeps: cannot be mounted at /sweeps >&2; exit 1; }; sudo docker stop tario >/dev/null 2>&1; sudo docker run --rm --name tario --net=host --privileged --stop-timeout=35 -v /sweeps:/sweeps registry/tario:tpu env JAX_PLATFORMS=cpu python -m launch.attempt /sweeps/sweep/e256 --attempt=ATTEMPT -- evaluate --config=configs/sweeps/pods_here.py:e256 --workdir=/sweeps/sweep/e256 --corpus=gs://tissue/corpus --shared=/sweeps/sweep/kept' || return
+  on_all 'sudo mkdir -p /sweeps; mountpoint -q /sweeps || sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps || { sudo apt-get -qq install -y nfs-common && sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps; } || { echo 10.0.0.2:/sweeps: cannot be mounted at /sweeps >&2; exit 1; }; sudo docker stop tario >/dev/null 2>&1; sudo docker run --rm --name tario --net=host --ipc=host --privileged --stop-timeout=35 -v /sweeps:/sweeps registry/tario:tpu python -m launch.attempt /sweeps/sweep/e256 --attempt=ATTEMPT -- train --config=configs/sweeps/pods_here.py:e256 --corpus=gs://tissue/corpus --workdir=/sweeps/sweep/e256 --start-timeout-s=1800' || return
+  on_first 'sudo mkdir -p /sweeps; mountpoint -q /sweeps || sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps || { sudo apt-get -qq install -y nfs-common && sudo mount -t nfs -o hard 10.0.0.2:/sweeps /sweeps; } || { echo 10.0.0.2:/sweeps: cannot be mounted at /sweeps >&2; exit 1; }; sudo docker stop tario >/dev/null 2>&1; sudo docker run --rm --name tario --net=host --ipc=host --privileged --stop-timeout=35 -v /sweeps:/sweeps registry/tario:tpu env JAX_PLATFORMS=cpu python -m launch.attempt /sweeps/sweep/e256 --attempt=ATTEMPT -- evaluate --config=configs/sweeps/pods_here.py:e256 --workdir=/sweeps/sweep/e256 --corpus=gs://tissue/corpus --shared=/sweeps/sweep/kept' || return
 }
 
 failures=0
@@ -87,13 +88,19 @@ while true; do
       give_back
       exit "$status"
     fi
+    if [ $(($(date +%s) - attempt)) -ge 1800 ]; then # it got on
+      failures=0
+    fi
+    if [ "$status" -eq 255 ]; then # a connection broke: that slices are taken away is told a little later
+      sleep 60
+    fi
     if [ "$(state)" = ACTIVE ]; then # nobody took the slices away: the run failed
       failures=$((failures + 1))
       if [ "$failures" -gt "$RETRIES" ]; then
         give_back
         exit "$status"
       fi
-      sleep $((10 * 2 ** failures))
+      sleep $((BACK_OFF_S * 2 ** (failures - 1)))
     fi
     ;;
   SUSPENDED | SUSPENDING | FAILED) # taken away, or not to be had
