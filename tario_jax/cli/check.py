@@ -5,7 +5,16 @@ import dataclasses
 import os
 from pathlib import Path
 
-from tario_jax.cli.options import at_least_one, config_flags, config_of, corpus_of, finish, limits_of, say
+from tario_jax.cli.options import (
+    at_least_one,
+    config_flags,
+    config_of,
+    corpus_of,
+    finish,
+    limits_of,
+    say,
+    split_config_of,
+)
 from tario_jax.config import InputError
 
 SUMMARY = "is a corpus what its seals say: checksums, contents, units, registration"
@@ -47,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if options.capacity:
         return _capacity(options)
     if options.limits:
-        limits = limits_of(Corpus.open(corpus_of(options)), options.limits)
+        limits = limits_of(Corpus.open(corpus_of(options)), split_config_of(options), options.limits)
         return finish(options, limits.table(), limits.to_dict())
     if options.realism:
         from tario_jax.evaluate.realism import measure_realism
@@ -58,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         return 1 if found.outside else 0
     from tario_jax.sources.check import check
 
-    found = check(Corpus.open(corpus_of(options)), say)
+    found = check(Corpus.open(corpus_of(options)), say, split_config_of(options))
     finish(options, found.table(), found.to_dict())
     return 1 if found.faults else 0
 

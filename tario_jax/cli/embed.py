@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from tario_jax.cli.options import above_0, corpus_of, evaluation_of, finish, model_flags, part_of, say
+from tario_jax.cli.options import above_0, corpus_of, finish, model_flags, overlap_of, part_of, say
 from tario_jax.config import InputError
 
 SUMMARY = "patients as vectors: predicted expression and the decoder's state; new ones are added to old"
@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out.suffix != SUFFIX:
         raise InputError(f"--out={options.out}: expected a name that ends in {SUFFIX}")
     from tario_jax.corpus.read import Corpus
+    from tario_jax.evaluate.job import refuse_side_of_spots
     from tario_jax.evaluate.patients.embed import embed_corpus
     from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED
     from tario_jax.predict.predictor import load
@@ -40,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(corpus_of(options))
-    overlap = evaluation_of(options, predictor.provenance).overlap if options.overlap is None else options.overlap
+    overlap = overlap_of(options, predictor.provenance)
+    refuse_side_of_spots(corpus, corpus.sections, options.bin_um)
     sections = tuple(filter(None, (options.sections or "").split(",")))
     with compiled_kept(options.workdir):
         store = embed_corpus(predictor, corpus, options.out, overlap=overlap, bin_um=options.bin_um,

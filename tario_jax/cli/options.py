@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tario_jax.config import Config, EvaluateConfig, InputError
+from tario_jax.config import Config, EvaluateConfig, InputError, SplitConfig
 from tario_jax.config_files import expand, load_config, override
 
 
@@ -54,6 +54,20 @@ def evaluation_of(options: argparse.Namespace, provenance) -> EvaluateConfig:
     """How to evaluate: as the run's config says, or --config's, with --config.evaluate.* on top."""
     base = provenance.config if options.config is None else load_config(options.config)
     return override(base, options.assignments).evaluate
+
+
+def overlap_of(options: argparse.Namespace, provenance) -> float:
+    """Of neighbouring windows: --overlap, else that of evaluation."""
+    return evaluation_of(options, provenance).overlap if options.overlap is None else options.overlap
+
+
+def steps_of(options: argparse.Namespace, samples: int):
+    """The `Steps` that `tario predict` was asked for, of `samples` where it was not said; None: it is one-shot."""
+    from tario_jax.predict.writing import Steps
+
+    if options.steps is None:
+        return None
+    return Steps(options.steps, options.samples or samples, options.order or "random", options.seed or 0)
 
 
 def new_corpus(options: argparse.Namespace) -> str | Path:
@@ -133,13 +147,20 @@ def part_of(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def limits_of(corpus, sections: int):
+def split_config_of(options: argparse.Namespace) -> SplitConfig:
+    """That of --config where one is given."""
+    return SplitConfig() if options.config is None else config_of(options).split
+
+
+def limits_of(corpus, config: SplitConfig, sections: int):
     """The limits of a virtual corpus over sections of so many held-out patients, its smallest of each."""
-    from tario_jax.config import SplitConfig
     from tario_jax.corpus.split import split_corpus
     from tario_jax.evaluate.limits import measure_limits
 
-    held_out = sorted(split_corpus(corpus, SplitConfig()).held_out, key=lambda section: section.width_um, reverse=True)
+    held_out = split_corpus(corpus, config, trains=False).held_out
+    if not held_out:
+        raise InputError(f"corpus {corpus.root}: no section is held out; limits are those of held-out patients")
+    held_out = sorted(held_out, key=lambda section: section.width_um, reverse=True)
     smallest = {section.patient: section for section in held_out}
     return measure_limits(corpus, [smallest[name] for name in sorted(smallest)[:sections]], say)
 

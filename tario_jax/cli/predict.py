@@ -8,14 +8,15 @@ from tario_jax.cli.options import (
     above_0,
     at_least_one,
     corpus_of,
-    evaluation_of,
     finish,
     model_flags,
+    overlap_of,
     say,
     say_about_ten_times,
+    steps_of,
 )
 from tario_jax.cli.predict_cells import cell_flags, check_cells, maps_of_cells
-from tario_jax.cli.predict_slide import check_slide, run_slide, slide_flags, writes_folder
+from tario_jax.cli.predict_slide import SAMPLES, check_slide, run_slide, slide_flags, writes_folder
 from tario_jax.config import GENERATED_ORDERS, RESOLUTIONS, InputError
 
 SUMMARY = "gene maps of a slide, a section or an image, from the H&E alone"
@@ -47,7 +48,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="what is known of each gene, from 'tario evaluate'; WORKDIR's by default")  # fmt: skip
     steps = parser.add_argument_group("generation", "One-shot by default. docs/decoding.md says what steps do.")
     steps.add_argument("--steps", type=int, metavar="K", help="groups that bins are written in; 0: a bin a step")
-    steps.add_argument("--samples", type=at_least_one, metavar="S", help="orders and draws, averaged; 8 by default")
+    steps.add_argument("--samples", type=at_least_one, metavar="S",
+                       help=f"orders and draws, averaged; {SAMPLES} by default; of .maps 1, and more with "
+                            "--uncertainty only")  # fmt: skip
     steps.add_argument("--order", choices=GENERATED_ORDERS, help="in which bins are written; random by default")
     steps.add_argument("--seed", type=int, help="of orders and draws; 0 by default")
     steps.add_argument("--uncertainty", action="store_true",
@@ -166,7 +169,7 @@ def _load(options: argparse.Namespace):
 
 
 def _maps(options: argparse.Namespace, predictor, section, tissue: str):
-    overlap = evaluation_of(options, predictor.provenance).overlap if options.overlap is None else options.overlap
+    overlap = overlap_of(options, predictor.provenance)
     if options.cells is not None:
         return maps_of_cells(options, predictor, section, tissue, overlap)
     asked = {"tissue": tissue, "bin_um": options.bin_um, "overlap": overlap,
@@ -175,10 +178,9 @@ def _maps(options: argparse.Namespace, predictor, section, tissue: str):
         if options.uncertainty:  # refused before the work
             _refuse_unknown_spread(predictor, section, options.bin_um)
         return predictor.predict_section(section, **asked)
-    from tario_jax.predict.generate import Steps, generate_section
+    from tario_jax.predict.generate import generate_section
 
-    steps = Steps(options.steps, options.samples or 8, options.order or "random", options.seed or 0)
-    maps, _ = generate_section(predictor, section, steps, **asked)
+    maps, _ = generate_section(predictor, section, steps_of(options, SAMPLES), **asked)
     return maps if options.uncertainty else dataclasses.replace(maps, between_NxG=None)
 
 
@@ -188,6 +190,6 @@ def _refuse_unknown_spread(predictor, section, bin_um: float | None) -> None:
                          "checkpoint has not seen; evaluate it first, or give --validation")  # fmt: skip
     of_bins_um = predictor.provenance.bin_um if bin_um is None else bin_um
     try:
-        predictor.validation.count_spread(of_bins_um if section.spots is None else section.spots.square_um)
+        predictor.validation.count_spread(section.placed_spots.square_um if section.has_spots else of_bins_um)
     except InputError as error:
         raise InputError(f"--uncertainty: {error}") from None

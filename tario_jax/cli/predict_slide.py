@@ -6,11 +6,11 @@ import errno
 import time
 from pathlib import Path
 
-from tario_jax.cli.options import corpus_of, evaluation_of, finish, part_of, say
+from tario_jax.cli.options import corpus_of, finish, overlap_of, part_of, say, steps_of
 from tario_jax.config import InputError
 
 _OF_OTHERS = ("table", "cells", "cells_unit", "grow_um", "reading", "outlines")
-_SAMPLES = 8  # that a deviation is between
+SAMPLES = 8  # that a deviation is between
 SUFFIX = ".maps"
 _TELL_S = 30.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -61,19 +61,15 @@ def run_slide(options: argparse.Namespace, predictor) -> int:
     from tario_jax.corpus.read import Corpus
     from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
     from tario_jax.predict.stain_match import StainStatistics, stain_of_file
-    from tario_jax.predict.writing import Steps
 
     stain = None
     if options.stain == "training":
         stain = StainStatistics(*predictor.training_stain)
     elif options.stain is not None:
         stain = stain_of_file(Path(options.stain), options.reference_um_per_px, say)
-    overlap = evaluation_of(options, predictor.provenance).overlap if options.overlap is None else options.overlap
+    overlap = overlap_of(options, predictor.provenance)
     part, parts = options.part or (1, 1)
-    steps = None
-    if options.steps is not None:
-        samples = options.samples or (_SAMPLES if options.uncertainty else 1)
-        steps = Steps(options.steps, samples, options.order or "random", options.seed or 0)
+    steps = steps_of(options, SAMPLES if options.uncertainty else 1)
     asked = Asked(um_per_px=options.um_per_px, bin_um=options.bin_um, overlap=overlap, everywhere=options.everywhere,
                   stain=stain, steps=steps, spread=options.uncertainty, force=options.force,
                   part=(part - 1, parts))  # fmt: skip
@@ -104,7 +100,7 @@ def run_slide(options: argparse.Namespace, predictor) -> int:
     about = store.about
     result = {
         "section": about["section"], "trained_on": about["trained_on"], "banner": about["banner"],
-        "warnings": "; ".join(about["warnings"]), "um_per_px": about["he_um_per_px"], "tissue_mm2": about["tissue_mm2"],
+        "warnings": "; ".join(store.warnings), "um_per_px": about["he_um_per_px"], "tissue_mm2": about["tissue_mm2"],
         "bins": len(store), "bin_um": store.bin_um, "genes": len(store.panel),
         "detections_per_bin": float(store.mean_G.sum()), "highest_genes": highest, "out": str(options.out),
     }  # fmt: skip

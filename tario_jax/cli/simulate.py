@@ -15,7 +15,7 @@ from tario_jax.cli.options import (
     part_of,
     say,
 )
-from tario_jax.config import InputError, SourceConfig
+from tario_jax.config import InputError, SourceConfig, SplitConfig
 
 SUMMARY = "virtual patients into a corpus"
 EXAMPLES = """
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         return finish(options, "", {"corpus": None, "part": options.part})
     text, described = describe_corpus(corpus)
     if options.limits:
-        limits = limits_of(corpus, options.limits)
+        limits = limits_of(corpus, SplitConfig(), options.limits)
         text, described = f"{text}\n\n{limits.table()}", described | limits.to_dict()
     if options.outcomes:
         from tario_jax.evaluate.patients.outcomes import Setting

@@ -8,10 +8,11 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
 from tario_jax.corpus.read import Corpus
-from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX
+from tario_jax.corpus.section import COARSER, PLAUSIBLE_UM_PER_PX
 from tario_jax.corpus.stored_section import Section
 from tario_jax.corpus.write import describe_corpus
 
+_AGAIN = "restore it, or delete {} and run the same command again"
 COARSEST_PREVIEW_UM_PER_PX = 20.0
 
 
@@ -65,11 +66,10 @@ def _checksums(section: Section) -> Finding:
     for name, expected in files.items():
         path = section.place / name
         if not path.exists():
-            return Finding(section.id, "checksums", f"{path}: is missing; ingest this section again")
+            return Finding(section.id, "checksums", f"{path}: is missing; {_AGAIN.format(section.place)}")
         if path.sha256() != expected:
-            return Finding(
-                section.id, "checksums", f"{path}: its bytes differ from the seal; ingest this section again"
-            )
+            return Finding(section.id, "checksums", f"{path}: its bytes differ from the seal; "
+                                                    f"{_AGAIN.format(section.place)}")  # fmt: skip
     return Finding(section.id, "checksums", "", f"{len(files)} files")
 
 
@@ -95,12 +95,13 @@ def _contents(corpus: Corpus, section: Section) -> Finding:
 def _units(section: Section) -> Finding:
     scale = section.he_um_per_px
     low, high = PLAUSIBLE_UM_PER_PX
+    forced = bool(section.record["quality"].get("he_um_per_px_forced"))
     if scale is None:
         return Finding(section.id, "units", "", "no H&E")
     preview = bool(section.record["quality"].get("he_is_preview"))
     if preview:  # the vendor's reduced picture, as its source said: coarse, but no misread scale
         high = COARSEST_PREVIEW_UM_PER_PX
-    if not low <= scale <= high:
+    if not (low <= scale <= high * COARSER or forced):  # a level of a slide is taken that is about as fine as asked
         return Finding(section.id, "units", f"H&E at {scale:g} µm per px; expected {low} to {high}")
     height_px, width_px = section.he_shape_px
     for name, pixels, extent_um in (("width", width_px, section.width_um), ("height", height_px, section.height_um)):

@@ -90,7 +90,7 @@ def sealed_names(root: Place) -> list[str]:
     if root.local is not None:
         return sorted(seal.parent.name for seal in root.local.glob("sections/*/seal.json"))
     names = (name.split("/") for name in (root / "sections").below())
-    return [section for section, *rest in names if rest == ["seal.json"]]
+    return sorted(section for section, *rest in names if rest == ["seal.json"])  # a bucket's "S-2/" is before its "S/"
 
 
 def write_array(place: Place, array: Rows | BlockImage) -> None:
@@ -172,7 +172,10 @@ def read_array(place: Place) -> np.ndarray:
 
 
 def damaged(place: Place, error: Exception) -> InputError:
-    return InputError(f"{place}: cannot be read: {plainly(error)}; restore it or ingest this section again")
+    return InputError(
+        f"{place}: cannot be read: {plainly(error)}; restore it, or delete the folder of "
+        "its section and run the same command again"
+    )
 
 
 def write_truth(place: Place, arrays: dict[str, np.ndarray]) -> None:

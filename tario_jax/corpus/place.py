@@ -87,11 +87,15 @@ class Place:
         self.local.parent.mkdir(parents=True, exist_ok=True)
         # of this process alone: jobs that share a corpus write its tables at the same time
         partial = self.local.with_name(f"{self.local.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.local)
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.local)
+        except OSError as error:  # which does not name the file where the disk is full
+            partial.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(self.local)) from None
 
     def exists(self) -> bool:
         """Whether there is a file here; of a folder on a local disk, whether it is there."""

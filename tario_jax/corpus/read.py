@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from tario_jax.config import InputError
 from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place
-from tario_jax.corpus.stored_section import Section
+from tario_jax.corpus.stored_section import SEAL_ONLY, Section
 from tario_jax.panel import Panel
 
 TABLES = ("panel.tsv", "patients.parquet", "sections.parquet")
@@ -62,6 +62,8 @@ class Corpus:
         found = []
         for row in sections:
             record = json.loads(row["record"])
+            for name in SEAL_ONLY:
+                record.pop(name, None)
             found.append(Section(root / f"sections/{record['section']}", record, row["seal_sha256"], len(panel)))
         found.sort(key=lambda section: section.id)
         return cls(root, panel, described["kind"], described["seal"], tuple(patients), tuple(found))

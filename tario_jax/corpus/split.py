@@ -75,13 +75,14 @@ def write_split(root: Place, sides: Mapping[str, str]) -> None:
     (root / "split.tsv").write(("patient\tsplit\n" + "".join(lines)).encode())
 
 
-def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False) -> Split:
+def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False, trains: bool = True) -> Split:
     """Splits by the config's lists, or by the corpus's `split.tsv` where they are empty.
 
     A section of H&E alone, whoever its patient is, stands on no side: nothing of it can be learnt or measured; one
     without H&E is held out or nowhere, and evaluation says that it cannot be predicted.
     he_alone: the H&E is what is learnt from; all sections that have one are taken, none with more, and who is named
     nowhere trains; nobody need be held out.
+    trains: False where nothing is learnt, as of a corpus of held-out patients alone; then a side may be empty.
     Raises `InputError` where a patient (or section) is unknown, stands on two sides, or a side is empty.
     """
     lists = {side: getattr(config, side) for side in SIDES}
@@ -114,7 +115,7 @@ def split_corpus(corpus: Corpus, config: SplitConfig, *, he_alone: bool = False)
             continue
         sides[side].append(section.he_alone() if he_alone else section)
     for side in ("train",) if he_alone else ("train", "held_out"):
-        if not sides[side]:
+        if trains and not sides[side]:
             raise InputError(f"{where}: no section is on the side {side!r}; expected at least one")
     return Split(unit, *(tuple(sides[side]) for side in SIDES), tuple(without_he),
                  () if he_alone else unnamed)  # fmt: skip

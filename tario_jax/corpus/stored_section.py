@@ -13,13 +13,13 @@ from tario_jax.corpus import layout
 from tario_jax.corpus.feature_grid import FeatureGrid, open_grid
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.resample import box_means, crop_later
-from tario_jax.corpus.section import BlockImage, DetectionBlocks, Detections, PlacedSpots, Spots
+from tario_jax.corpus.section import COARSER, BlockImage, DetectionBlocks, Detections, PlacedSpots, Spots
 
 _TABLE, _OFFSET = "detections/place_and_gene", "detections/offset"
 _TILE_STEPS = 1 << 16
 _COUNTED_AT_ONCE = 4 << 20  # detections
 _GLASS = 0.01  # of the mean tile
-_COARSER = 1.1  # than what is read, of an H&E
+SEAL_ONLY = ("spot_names",)  # of a record: thousands of words a section, which a corpus of many need not hold
 Places = tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
@@ -365,7 +365,7 @@ class Section:
             placed.x_um_N, placed.y_um_N, placed.diameter_um, placed.indptr,
             gene_E=self._whole("spots/gene").astype(np.int32),
             count_E=self._whole("spots/count"),
-            name_N=tuple(self.record["spot_names"]),
+            name_N=tuple(self.seal["record"]["spot_names"]),
             array_xy_Nx2=self._whole("spots/array") if self.holds("spots/array") else None,
         )  # fmt: skip
 
@@ -407,7 +407,7 @@ class Section:
 
 def coarser_he(sections: Sequence[Section], um_per_px: float) -> str:
     """A warning of sections whose stored H&E is coarser than it is to be read; nothing where there is none."""
-    coarser = [section for section in sections if (section.he_um_per_px or 0.0) > _COARSER * um_per_px]
+    coarser = [section for section in sections if (section.he_um_per_px or 0.0) > COARSER * um_per_px]
     if not coarser:
         return ""
     worst = max(coarser, key=lambda section: section.he_um_per_px)

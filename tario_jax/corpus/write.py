@@ -24,6 +24,7 @@ from tario_jax.corpus.read import TABLES, Corpus
 from tario_jax.corpus.section import BlockImage, SectionData, Spots, check_section_id
 from tario_jax.corpus.sort import check_genes, sorted_detections
 from tario_jax.corpus.split import write_split
+from tario_jax.corpus.stored_section import SEAL_ONLY
 from tario_jax.panel import Panel
 
 Kind = Literal["virtual", "real"]
@@ -180,10 +181,10 @@ def seal_corpus(root: Place | Path, panel: Panel, kind: Kind, split: dict[str, s
                              f"{root / 'sections' / name}, and run the same ingest again")  # fmt: skip
     records = [seal["record"] for seal in seals.values()]
     patients = described_patients(root, seals)
-    nested = ("quality", "patient_columns", "spot_names", "arrays", "densest")
+    nested = ("quality", "patient_columns", *SEAL_ONLY, "arrays", "densest")
     rows = [
         {name: value for name, value in record.items() if name not in nested}
-        | {"record": json.dumps(record, sort_keys=True),
+        | {"record": json.dumps({name: record[name] for name in record if name not in SEAL_ONLY}, sort_keys=True),
            "seal_sha256": (root / f"sections/{record['section']}/seal.json").sha256()}
         for record in records
     ]  # fmt: skip

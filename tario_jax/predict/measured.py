@@ -2,10 +2,9 @@
 
 import numpy as np
 
+from tario_jax.config import DataConfig
 from tario_jax.corpus.stored_section import Section
 from tario_jax.panel import Panel
-
-_COUNTED = 0.9  # of a bin that is measured, at least
 
 
 class MeasuredBins:
@@ -22,7 +21,7 @@ class MeasuredBins:
         self._genes = len(panel)
 
     def counts(self, x_um_n: np.ndarray, y_um_n: np.ndarray, bin_um: float) -> np.ndarray:
-        """Float32 [n, G]; NaN where less than nine tenths of a bin was measured, and for genes that were not."""
+        """Float32 [n, G]; NaN where a bin was not measured enough to count, and for genes that were not."""
         low_x, low_y = x_um_n.min() - bin_um / 2, y_um_n.min() - bin_um / 2
         found = self._section.detections(low_x, low_y, np.ptp(x_um_n) + bin_um, np.ptp(y_um_n) + bin_um)
         column_n, row_n = (np.floor((at - low) / bin_um).astype(int) for at, low in ((x_um_n, low_x), (y_um_n, low_y)))
@@ -35,6 +34,6 @@ class MeasuredBins:
         kept = (bin_D >= 0) & (gene_D >= 0)
         counts_nxG = np.zeros((len(x_um_n), self._genes), np.float32)
         np.add.at(counts_nxG, (bin_D[kept], gene_D[kept]), 1.0)
-        counts_nxG[self._section.measured_share(x_um_n, y_um_n, bin_um) < _COUNTED - 1e-6] = np.nan
+        counts_nxG[self._section.measured_share(x_um_n, y_um_n, bin_um) < DataConfig.min_measured - 1e-6] = np.nan
         counts_nxG[:, self._unknown_G] = np.nan
         return counts_nxG

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tario_jax.corpus.section import COARSER
 from tario_jax.model.model import Tario
 from tario_jax.model.stain import texture_names
 from tario_jax.predict.slide_plan import TissueCover
@@ -22,7 +23,6 @@ from tario_jax.tokens.batch import Batch
 SAMPLED = 32  # windows, evenly
 LIMIT = 0.95  # in which 95 % of the sections that a model of configs/quickstart.py was trained on lie
 _NAMED = 6  # statistics of a warning that is kept
-_COARSER = 1.1  # than the model's H&E
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def warnings(look: Look, he_um_per_px: float, model_um_per_px: float) -> list[st
         away = f"{look.distance:.2f} deviations of training tissue away (limit {LIMIT})"
         found.append(f"this slide's H&E lies outside of what the model was trained on, {away}, "
                      f"most in {told}; its maps may mean little")  # fmt: skip
-    if he_um_per_px > model_um_per_px * _COARSER:
+    if he_um_per_px > model_um_per_px * COARSER:
         found.append(f"the slide has {he_um_per_px:.3g} µm per px and the model reads {model_um_per_px:g}: what it "
                      "learnt to see is not in the image")  # fmt: skip
     return found

@@ -50,7 +50,7 @@ class CorpusCheck:
         }
 
 
-def check(corpus: Corpus, say: Callable[[str], None] = print) -> CorpusCheck:
+def check(corpus: Corpus, say: Callable[[str], None] = print, split: SplitConfig | None = None) -> CorpusCheck:
     """Checks seals, checksums, contents and units, the split, and, of sections that are whole, the registration."""
 
     def progress(number: int, total: int, what: str = "seals and contents") -> None:
@@ -58,7 +58,7 @@ def check(corpus: Corpus, say: Callable[[str], None] = print) -> CorpusCheck:
             say(f"check: {what} of {number}/{total} sections")
 
     findings = list(check_corpus(corpus, progress))
-    findings.extend(_split(corpus))
+    findings.extend(_split(corpus, split or SplitConfig()))
     registrations: dict[str, RegistrationReport] = {}
     damaged = {finding.section for finding in findings if finding.fault}
     for number, section in enumerate(corpus.sections, 1):
@@ -76,12 +76,12 @@ def check(corpus: Corpus, say: Callable[[str], None] = print) -> CorpusCheck:
     return CorpusCheck(corpus, tuple(findings), registrations)
 
 
-def _split(corpus: Corpus) -> list[Finding]:
+def _split(corpus: Corpus, config: SplitConfig) -> list[Finding]:
     """split.tsv is no part of the seal, since its user may edit it: a patient on two sides is found here."""
-    if not (corpus.root / "split.tsv").exists():
+    if not (corpus.root / "split.tsv").exists() and config == SplitConfig():
         return []
     try:
-        split = split_corpus(corpus, SplitConfig())
+        split = split_corpus(corpus, config, trains=False)
     except InputError as error:
         return [Finding("all", "split", str(error))]
     sides = f"{len(split.train)} train, {len(split.validation)} validation, {len(split.held_out)} held out"

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, SectionData
-from tario_jax.panel import Panel
+from tario_jax.panel import Panel, match_genes
 from tario_jax.sources.delimited import header, read_table, require_columns
 from tario_jax.sources.gene_rows import gene_panel, whole_numbers
 from tario_jax.sources.images import reason_of
@@ -173,10 +173,11 @@ def _patients(
             "(lines of ID, tab, patient) or --patient, since splits go by patient"
         )
     data_sets: dict[str, set[str]] = {}
-    for name in names:
-        if name not in (given or {}):
-            data_sets.setdefault(named[name], set()).add(rows[name]["dataset_title"])
-    shared = sorted(patient for patient, titles in data_sets.items() if len(titles) > 1)
+    for name, row in rows.items():  # all of the release, since samples may come in several ingests
+        if name not in (given or {}) and row["patient"]:
+            data_sets.setdefault(row["patient"], set()).add(row["dataset_title"])
+    asked = {named[name] for name in names if name not in (given or {})}
+    shared = sorted(patient for patient, titles in data_sets.items() if len(titles) > 1 and patient in asked)
     if shared:
         of = [name for name in names if named[name] == shared[0]]
         raise InputError(
@@ -242,18 +243,29 @@ def _genes(sample: _Sample, report: IngestReport) -> _Genes:
 
 
 def _union(panels: list[Panel], report: IngestReport) -> Panel:
-    """All genes, sorted; with the id that those which know one agree on."""
+    """All genes, sorted; with the id that those which know one agree on.
+
+    An id that samples know by several symbols, as references of other years do, is one gene, by the first of them.
+    """
     ids: dict[str, set[str]] = {}
     for panel in panels:
         for symbol, gene_id in zip(panel.symbols, panel.ensembl or ("",) * len(panel), strict=True):
             ids.setdefault(symbol, set()).update({gene_id} - {""})
-    symbols = sorted(ids)
-    contested = [symbol for symbol in symbols if len(ids[symbol]) > 1]
+    contested = [symbol for symbol in sorted(ids) if len(ids[symbol]) > 1]
     if contested:
         report.notes.append(f"{len(contested)} symbols have other Ensembl ids in other samples, and none in the panel: "
                             f"{', '.join(contested[:8])}")  # fmt: skip
     doubtful = set().union(*(ids[symbol] for symbol in contested))
-    return Panel.of_ids(symbols, ("".join(ids[symbol] - doubtful) for symbol in symbols))
+    id_of = {symbol: "".join(ids[symbol] - doubtful) for symbol in ids}
+    first_of: dict[str, str] = {}
+    for symbol, gene_id in id_of.items():
+        first_of.setdefault(gene_id or symbol, symbol)
+    renamed = [f"{symbol} is {first_of[gene_id]} by {gene_id}" for symbol, gene_id in id_of.items()
+               if gene_id and first_of[gene_id] != symbol]  # fmt: skip
+    if renamed:
+        report.notes.append(f"{len(renamed)} symbols are of the Ensembl id of another one: {'; '.join(renamed[:8])}")
+    symbols = sorted(first_of.values())
+    return Panel.of_ids(symbols, (id_of[symbol] for symbol in symbols))
 
 
 def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -> Iterator[SectionData]:
@@ -280,7 +292,7 @@ def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) 
         )
         data, counts_NxR = data[~outside_N], counts_NxR[~outside_N]
         count_E = whole_numbers(sample.table, counts_NxR.data)
-    to_panel = panel.positions(own.panel.symbols)
+    to_panel = match_genes(own.panel, panel).position_S
     gene_E = own.gene_R[counts_NxR.indices]
     kept_E = gene_E >= 0
     counts.drop("feature that is no gene", count_E[~kept_E].sum(dtype=np.int64))

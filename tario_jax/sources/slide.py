@@ -8,12 +8,18 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.resample import square_means
-from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage, SectionData, check_section_id, check_whose
+from tario_jax.corpus.section import (
+    COARSER,
+    PLAUSIBLE_UM_PER_PX,
+    BlockImage,
+    SectionData,
+    check_section_id,
+    check_whose,
+)
 from tario_jax.panel import Panel
 from tario_jax.sources.ingested import ALL_SECTIONS, Ingested, IngestReport
 from tario_jax.sources.slide_files import DICOM, PLAIN, TIFF, VENDORS, SlideFile, opened_slide
 
-COARSER = 1.1  # than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275
 FORCED_UM_PER_PX = (0.01, 100.0)  # also where it is forced
 _DISAGREE = 0.05  # two scales of one slide that differ by more are not the same
 _BLOCK_PX = 4096  # side of what is read at once to be averaged
@@ -227,6 +233,8 @@ def stored_scale(file: SlideFile, full_um_per_px: float, he_um_per_px: float) ->
 
 def _section(file: SlideFile, owner: _Owner, scale: Scale, genes: int) -> SectionData:
     he = averaged(file.levels[scale.level], scale.factor)
+    low, high = PLAUSIBLE_UM_PER_PX
+    forced = {} if low <= scale.stored_um_per_px <= high * COARSER else {"he_um_per_px_forced": 1.0}
     return SectionData(
         section_id=owner.section_id,
         patient_id=owner.patient_id,
@@ -236,7 +244,7 @@ def _section(file: SlideFile, owner: _Owner, scale: Scale, genes: int) -> Sectio
         he_um_per_px=scale.stored_um_per_px,
         he=he,
         measured_gene_G=np.zeros(genes, bool),
-        quality={"he_full_um_per_px": scale.full_um_per_px},
+        quality={"he_full_um_per_px": scale.full_um_per_px} | forced,
     )
 
 

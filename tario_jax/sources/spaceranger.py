@@ -23,6 +23,9 @@ from tario_jax.sources.slide_files import opened_slide
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _EXPRESSION = "Gene Expression"
 _FEATURES = ("id", "name", "feature_type")
+_REDUCED = "tissue_hires_image.png"
+_SIZE_OFF_PX = 3  # of the reduced picture, whose sides are rounded
+_OUTPUTS = ("outs", "binned_outputs", "spatial", "")
 _ENTRIES = 1 << 22  # of a matrix that are read at once
 _BARCODES = 1 << 20
 
@@ -153,6 +156,12 @@ def _position_batches(path: Path) -> Iterator[pa.RecordBatch]:
     yield from table.to_batches()
 
 
+def run_name(folder: Path) -> str:
+    """What a section is called by default: the folder of the run, since all runs call their output `outs`."""
+    path = folder.resolve()
+    return next((part.name for part in (path, *path.parents) if part.name not in _OUTPUTS), path.name)
+
+
 def read_scale_factors(folder: Path, *names: str) -> dict[str, float]:
     """Numbers of `scalefactors_json.json` by name. Raises `InputError` where one of `names` is missing or not > 0."""
     path = folder / "scalefactors_json.json"
@@ -199,15 +208,17 @@ def choose_picture(
         if not Path(image).is_file():
             raise InputError(f"--image={image}: no such file; expected the H&E that Space Ranger was given")
         with opened_slide(Path(image)) as file:
-            stated_um = file.other_scale(um_per_px)
+            stated_um, size_px = file.other_scale(um_per_px), file.levels[0].shape[1::-1]
+            report.notes += [f"{section_id}: {note}" for note in file.notes]
         if stated_um is not None:
             raise InputError(
                 f"--image={image}: says {stated_um:.4g} µm per px, the places of {folder} are px of {um_per_px:.4g}; "
                 "expected the image that Space Ranger was given, in its resolution; name that one, or take the scale "
                 "out of the file where it is wrong"
             )
+        _check_size(folder, Path(image), size_px)
         return Picture(Path(image), um_per_px)
-    path = folder / "tissue_hires_image.png"
+    path = folder / _REDUCED
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the full-resolution H&E with --image=FILE")
     per_fullres = read_scale_factors(folder, "tissue_hires_scalef")["tissue_hires_scalef"]
@@ -216,6 +227,20 @@ def choose_picture(
         f"not the scan at {um_per_px:.3g}; give the scan with --image=FILE"
     )
     return Picture(path, um_per_px / per_fullres, per_fullres)
+
+
+def _check_size(folder: Path, image: Path, size_px: tuple[int, int]) -> None:
+    """Raises `InputError` where Space Ranger's reduced picture, if it is there, is of an image of another size."""
+    path = folder / _REDUCED
+    if not path.is_file():
+        return
+    per_fullres = read_scale_factors(folder, "tissue_hires_scalef")["tissue_hires_scalef"]
+    with opened_slide(path) as file:
+        given_px = [side / per_fullres for side in file.levels[0].shape[1::-1]]
+    off = max(abs(side * per_fullres - given * per_fullres) for side, given in zip(size_px, given_px, strict=True))
+    if off > _SIZE_OFF_PX:
+        raise InputError(f"--image={image}: is of {size_px[0]} × {size_px[1]} px; Space Ranger was given one of about "
+                         f"{given_px[0]:.0f} × {given_px[1]:.0f}, by {path} and its scale; name that one")  # fmt: skip
 
 
 def read_matrix(folder: Path, section_id: str, report: IngestReport) -> Matrix:

@@ -15,6 +15,7 @@ from tario_jax.sources.spaceranger import (
     read_matrix,
     read_positions,
     read_scale_factors,
+    run_name,
 )
 from tario_jax.sources.spot_table import SpotTable
 
@@ -43,7 +44,7 @@ def read_visium(
     if (folder / "binned_outputs").is_dir():
         raise InputError(f"{folder}: holds binned_outputs, which is Visium HD; read it with --source=visium_hd")
     report = IngestReport("Visium", str(folder))
-    section_id = section_id or folder.resolve().name
+    section_id = section_id or run_name(folder)
     check_names(section_id, patient_id, cohort)
     spatial = folder / "spatial" if (folder / "spatial").is_dir() else folder
     positions = read_positions(spatial)

@@ -20,6 +20,7 @@ from tario_jax.sources.spaceranger import (
     read_matrix,
     read_positions,
     read_scale_factors,
+    run_name,
 )
 
 SQUARES_UM = (2, 8, 16)
@@ -43,7 +44,7 @@ def read_visium_hd(
     folder = Path(folder)
     squares = _squares(folder, square_um)
     report = IngestReport("Visium HD", str(folder))
-    section_id = section_id or folder.resolve().name
+    section_id = section_id or run_name(folder)
     check_names(section_id, patient_id, cohort)
     spatial = squares / "spatial"
     factors = read_scale_factors(spatial, "microns_per_pixel", "bin_size_um")

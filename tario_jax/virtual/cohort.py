@@ -18,6 +18,7 @@ from tario_jax.config import InputError, SourceConfig
 from tario_jax.corpus.layout import read_json, sealed_names
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.split import read_split
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
 from tario_jax.virtual.diagnoses import COHORTS
 from tario_jax.virtual.genes import Program, program
@@ -123,7 +124,7 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
         say(f"simulate: {len(wanted) - len(todo)} of {len(wanted)} sections are there already")
     if (root / "corpus.json").exists():
         corpus = Corpus.open(root)
-        if {section.id for section in corpus.sections} == set(sections):
+        if {section.id for section in corpus.sections} == set(sections) <= set(sealed_names(root)):
             return corpus  # as it is, with a split.tsv that its user may have edited
         more = sorted({section.id for section in corpus.sections} - set(sections))
         if more:
@@ -147,7 +148,24 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
     if missing:
         say(f"simulate: part {part[0]}/{part[1]} is done; {missing} sections of other parts are not there yet")
         return None
-    return seal_corpus(root, panel, "virtual", dict(split))
+    return seal_corpus(root, panel, "virtual", _reviewed(root, dict(split), say))
+
+
+def _reviewed(root: Place, split: dict[str, str], say: Callable[[str], None]) -> dict[str, str]:
+    """The sides of a cohort: as split.tsv says, which its user may have edited, where it knows all of the patients.
+    That of a smaller cohort is kept beside the new one where the two disagree."""
+    note = root / "split.tsv"
+    if not note.exists():
+        return split
+    side_of = {patient: side for side, patients in read_split(note).items() for patient in patients}
+    if split.keys() <= side_of.keys():
+        return side_of
+    moved = sorted(patient for patient, side in side_of.items() if split.get(patient, side) != side)
+    if moved:
+        (root / "split.before.tsv").write(note.read())
+        say(f"simulate: {note}: is written anew for the larger cohort, in which {len(moved)} patients are on other "
+            f"sides ({moved[0]} was {side_of[moved[0]]}, is {split[moved[0]]}); before: split.before.tsv")  # fmt: skip
+    return split
 
 
 def holds_cohort(root: Place | Path, config: SourceConfig) -> bool:

@@ -60,7 +60,26 @@ def test_a_damaged_shard_is_named_by_check_and_by_whoever_reads_it(copy, array, 
             shard.unlink()
     checked = tario("check", copy)
     assert checked.returncode == 1 and str(shard.relative_to(copy)) in checked.stdout, checked.stdout
-    one_line(tario(*READ, f"--corpus={copy}"), f"/{array}", "restore it or ingest this section again")
+    one_line(tario(*READ, f"--corpus={copy}"), f"/{array}", "restore it, or delete the folder of its section")
+
+
+def test_a_section_that_is_deleted_as_the_message_says_is_made_again(copy, whole):
+    shutil.rmtree(copy / "sections/vt00001_core")
+    (copy / "split.tsv").write_text((copy / "split.tsv").read_text().replace("vt00000\ttrain", "vt00000\tvalidation"))
+    assert tario(*SIMULATE, f"--out={copy}").returncode == 0
+    assert seal(copy) == seal(whole) and tario("check", copy).returncode == 0
+    assert "vt00000\tvalidation" in (copy / "split.tsv").read_text()  # as its user had it
+
+
+def test_the_sides_of_a_smaller_cohort_are_kept_beside_those_of_the_larger(copy):
+    before = (copy / "split.tsv").read_text()
+    grown = tario(*(word.replace("--patients=2", "--patients=4") for word in SIMULATE), f"--out={copy}")
+    assert grown.returncode == 0, grown.stderr
+    after = dict(line.split("\t") for line in (copy / "split.tsv").read_text().splitlines())
+    moved = [line for line in before.splitlines() if after[line.split("\t")[0]] != line.split("\t")[1]]
+    assert ("split.before.tsv" in grown.stdout) == bool(moved) == (copy / "split.before.tsv").exists()
+    if moved:
+        assert (copy / "split.before.tsv").read_text() == before
 
 
 @pytest.mark.parametrize("name", ["patients.parquet", "sections.parquet"])

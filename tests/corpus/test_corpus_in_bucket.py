@@ -48,6 +48,14 @@ def test_seal_and_batches_are_those_of_the_local_disk(bucket, tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
+def test_names_that_begin_with_one_anothers_are_in_the_order_of_names(bucket, tmp_path):
+    """The keys of S-2/ come before those of S/."""
+    sections = [tiny_section(name, "A", seed, detections=200) for seed, name in enumerate(("S", "S-2", "S.3"))]
+    here, there = (write_corpus(root, sections) for root in (tmp_path / "c", f"{bucket}/names"))
+    assert here.seal == there.seal
+    assert [finding.fault for finding in check_corpus(there) if finding.fault] == []
+
+
 def test_spots_are_read_from_a_bucket(bucket):
     spots = spot_section("S1", "S", 1, x_um=[50.0, 90.0], y_um=[60.0, 70.0])
     corpus = write_corpus(f"{bucket}/spots", [spots])
@@ -72,7 +80,7 @@ def test_a_damaged_object_is_named(bucket):
     content = shard.read()
     shard.write(content[:50] + bytes([content[50] ^ 1]) + content[51:])
     read = lambda: Corpus.open(root).section("A1").all_detections()  # noqa: E731
-    refused(read, "s3://tissue/damaged", "place_and_gene/c/0/0", "Digest mismatch", "ingest this section again")
+    refused(read, "s3://tissue/damaged", "place_and_gene/c/0/0", "Digest mismatch", "delete the folder of its section")
     assert any(str(shard) in finding.fault for finding in check_corpus(corpus))
     shard.remove()
     refused(read, "A1/detections/place_and_gene", "cannot be read", "missing")

@@ -76,3 +76,15 @@ def test_who_comes_after_the_split_is_named_by_ingest_check_and_split(corpus):
     write_split(corpus.root, {"A": "train", "B": "held_out", "C": "train"})
     ingested(corpus.root, THIRD, said=said)
     assert "names no side" not in said[-1]
+
+
+def test_a_corpus_of_held_out_patients_alone_is_no_fault(tmp_path):
+    """A further test set, which nothing is trained on."""
+    root = tmp_path / "held_out"
+    begin_corpus(root, PANEL, "virtual", {"made": "by a test"})
+    write_section(root, PANEL, "virtual", tiny_section("A1", "A", 0))
+    found = check(seal_corpus(root, PANEL, "virtual", {"A": "held_out"}), lambda line: None)
+    assert [finding.note for finding in found.findings if finding.subject == "split"] == [
+        "sections by patient: 0 train, 0 validation, 1 held out"]  # fmt: skip
+    unknown = check(Corpus.open(root), lambda line: None, SplitConfig(train=("A",), held_out=("B",)))
+    assert any("'B'" in finding.fault for finding in unknown.findings if finding.subject == "split")

@@ -10,9 +10,10 @@ from whole_sections import whole_sections
 
 from tario_jax.corpus import stored_section
 from tario_jax.corpus.stored_section import Section
-from tario_jax.sources import registration
+from tario_jax.sources import density_search
 from tario_jax.sources.check import registration_of
-from tario_jax.sources.registration import check_registration, correlate_over_overlap, haematoxylin
+from tario_jax.sources.density_search import correlate_over_overlap, haematoxylin
+from tario_jax.sources.registration import check_registration
 from tario_jax.sources.spots import read_spots
 from tario_jax.sources.xenium import read_xenium
 
@@ -97,7 +98,7 @@ def test_a_section_is_checked_block_by_block_as_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Section, "he_blocks", blocks_of)
     monkeypatch.setattr(Section, "he", None)
     monkeypatch.setattr(stored_section, "_COUNTED_AT_ONCE", 10_000)
-    monkeypatch.setattr(registration, "_STRIP_PX", 800 * 40)
+    monkeypatch.setattr(density_search, "_STRIP_PX", 800 * 40)
     assert registration_of(section) == at_once
     parts = [size for size in largest if size > 100]
     assert len(parts) == 5 and max(parts) < 15_000 and sum(parts) == 40_000  # a row of tiles each
@@ -119,7 +120,7 @@ def test_too_little_to_check_is_said_without_a_score():
 
 def test_the_shift_of_a_large_section_is_found_to_a_micron(monkeypatch):
     """The map has px of 4 µm; a shift that is no multiple of them is found to a µm nevertheless."""
-    monkeypatch.setattr("tario_jax.sources.registration._COARSE_PX", 450)
+    monkeypatch.setattr("tario_jax.sources.density_search._COARSE_PX", 450)
     rng = np.random.default_rng(0)
     side_um, um_per_px = 1800, 1.0
     nuclei = rng.uniform(20, side_um - 20, (900, 2))
@@ -132,6 +133,20 @@ def test_the_shift_of_a_large_section_is_found_to_a_micron(monkeypatch):
     report = check_registration(he, um_per_px, x_um + 6, y_um - 2)
     assert report.verdict == "shifted"
     np.testing.assert_allclose(report.shift_um, (6, -2), atol=0.5)
+
+
+def test_on_the_coarse_map_of_a_whole_slide_a_shift_is_no_edge_of_the_search(monkeypatch):
+    """With px of 20 µm a search of 30 µm is one px or two to each side."""
+    monkeypatch.setattr("tario_jax.sources.density_search._COARSE_PX", 90)
+    rng = np.random.default_rng(0)
+    tissue = ndimage.gaussian_filter(rng.normal(size=(900, 900)), 40)  # px of 2 µm
+    dense = tissue > np.quantile(tissue, 0.6)
+    he = np.where(dense[..., None], np.array([120, 80, 165]), np.array([225, 170, 205])).astype(np.uint8)
+    row, column = np.nonzero(dense)
+    some = rng.integers(0, len(row), 60_000)
+    report = check_registration(he, 2.0, 2.0 * column[some] + 20, 2.0 * row[some])
+    assert report.verdict == "shifted", report.line()
+    np.testing.assert_allclose(report.shift_um, (20, 0), atol=6)
 
 
 @pytest.mark.parametrize(("off_um", "verdict"), [(4.0, "registered"), (5.0, "registered"), (6.2, "shifted")])

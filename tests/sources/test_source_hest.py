@@ -111,6 +111,30 @@ def test_a_patient_of_two_data_sets_is_one_or_two_only_if_the_user_says_so(relea
     assert [section.patient_id for section in said.sections] == ["P1", "P2"]
 
 
+def test_samples_that_come_one_by_one_do_not_make_one_person_of_two(release):
+    folder, _ = release
+    save(folder, metadata(TENX1={}, TENX2={"dataset_title": "Another study"}))
+    refused(lambda: read_hest(folder, samples=("TENX1",)), "'Patient 1' stands in 2 data sets", "--patients-file")
+
+
+def test_a_gene_that_references_name_otherwise_is_one_gene_by_its_id(tmp_path):
+    counts = {
+        name: sample(tmp_path, name, seed, genes)
+        for seed, (name, genes) in enumerate({"TENX1": ("FAM19A5", "EGFR"), "TENX2": ("TAFA5", "MYC")}.items())
+    }
+    for name, ids in {"TENX1": ("ENSG1", "ENSG2"), "TENX2": ("ENSG1", "ENSG3")}.items():
+        data = anndata.read_h5ad(tmp_path / f"st/{name}.h5ad")
+        data.var["gene_ids"] = list(ids)
+        data.write_h5ad(tmp_path / f"st/{name}.h5ad")
+    save(tmp_path, metadata(TENX1={}, TENX2={}))
+    read = read_hest(tmp_path, samples=("TENX1", "TENX2"))
+    assert read.panel.symbols == ("EGFR", "FAM19A5", "MYC") and read.panel.ids[1] == "ENSG1"
+    assert any("TAFA5 is FAM19A5 by ENSG1" in note for note in read.report.notes)
+    for section, symbol in zip(read.sections, ("FAM19A5", "TAFA5"), strict=True):
+        dense = section.spots.dense(3)
+        assert section.measured_gene_G[1] and dense[:, 1].sum() == counts[section.section_id][symbol].sum()
+
+
 def test_other_technologies_and_what_the_release_lacks_are_answered_in_one_line(release):
     folder, _ = release
     (folder / "st/X9.h5ad").write_bytes((folder / "st/TENX1.h5ad").read_bytes())

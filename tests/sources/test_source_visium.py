@@ -110,6 +110,7 @@ def test_the_pitch_gives_the_scale_and_the_stated_diameter_must_agree(tmp_path):
 
 def test_a_spot_beyond_the_image_is_counted_and_another_image_refused(tmp_path):
     made = made_visium(tmp_path / "outs")
+    (made.folder / "spatial/tissue_hires_image.png").unlink()  # by which the size of the image would be known
     with Image.open(made.image) as scan:
         right = made.positions.pxl_col_in_fullres.max() - 50
         scan.crop((0, 0, int(right), scan.height)).save(tmp_path / "cut.bmp")
@@ -132,6 +133,22 @@ def test_an_image_of_another_resolution_than_the_spots_is_refused(tmp_path):
         tifffile.imwrite(path, image, photometric="rgb", resolution=px_per_cm, resolutionunit="CENTIMETER")
     assert read(made, image=tmp_path / "0.5.tif")[1].he_um_per_px == pytest.approx(UM_PER_PX)
     refused(lambda: read(made, image=path), "--image=", "says 0.25 µm per px", "px of 0.5", "take the scale out")
+
+
+def test_an_image_of_another_size_than_space_ranger_was_given_is_refused(tmp_path):
+    """It states no scale, and all spots lie within it, each at the wrong place."""
+    made = made_visium(tmp_path / "outs")
+    with Image.open(made.image) as scan:
+        scan.resize((scan.width * 2, scan.height * 2)).save(tmp_path / "larger.png")
+        size = scan.size
+    refused(lambda: read(made, image=tmp_path / "larger.png"), f"{2 * size[0]} × {2 * size[1]} px",
+            "Space Ranger was given one of about", "name that one")  # fmt: skip
+
+
+def test_a_section_is_called_by_the_run_since_every_output_is_called_outs(tmp_path):
+    made = made_visium(tmp_path / "P2" / "outs")
+    ingested = read_visium(made.folder, patient_id="P2", cohort="BRCA", image=made.image)
+    assert next(ingested.sections).section_id == "P2"
 
 
 def test_what_is_no_visium_folder_is_answered_in_one_line(tmp_path):
@@ -187,6 +204,7 @@ def test_swapped_pixel_columns_are_said(tmp_path):
     positions = made.positions.rename(columns=swapped)[list(made.positions.columns)]
     write_positions(made.folder / "spatial", positions, header=True)
     write_image(made.image, positions, 10)
+    (made.folder / "spatial/tissue_hires_image.png").unlink()
     assert "the image mirrors the array" in read(made)[0].report.table()
 
 

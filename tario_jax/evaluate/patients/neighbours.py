@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import InputError
+from tario_jax.corpus.section import COARSER
 from tario_jax.evaluate.bulk import log_cpm
 from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.looks import LEAST_PX, look_of
@@ -20,7 +21,6 @@ from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.maps import ONE_SHOT
 from tario_jax.predict.slide import as_ingested, refuse_another, slide_of_maps
-from tario_jax.sources.slide import COARSER
 
 NO_ADVICE = "Neighbours describe a cohort as a model sees it; they are no diagnosis and no advice on a treatment."
 
@@ -87,7 +87,7 @@ def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Qu
     if held.about.get("stain") is not None:
         remarks.append(f"{section}: its stains were taken to a reference before it was predicted, those of the "
                        "patients were not: part of what sets it apart from them may be that")  # fmt: skip
-    patient = store.patient_of_section().get(section, "")
+    patient = store.patient_of_slide(section)
     if patient:
         remarks.append(f"{section}: is taken for the section of that name of patient {patient}, who is therefore none "
                        "of its neighbours")  # fmt: skip
