@@ -49,7 +49,7 @@ class SourceConfig:
 
     kind: Literal["virtual", "spots", "corpus"] = "virtual"
     path: str = ""  # of the vendor's files or of a finished corpus; environment variables are expanded
-    # virtual
+    # virtual; a finished corpus has its own patients: split.train_patients takes so many of them
     train_patients: int = 93
     validation_patients: int = 7
     held_out_patients: int = 30
@@ -82,6 +82,9 @@ class SourceConfig:
         for name in ("min_spot_total", "min_gene_total"):
             _check(getattr(self, name) >= 0, f"source.{name} is {getattr(self, name)}; expected at least 0")
         _check(self.kind == "virtual" or bool(self.path), f"source.path is empty; source.kind={self.kind} needs one")
+        _check(self.kind != "virtual" or not self.path,
+               f"source.path is {self.path!r}, which source.kind=virtual does not read; set source.kind=corpus (or "
+               "spots), or leave it out")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,6 +396,9 @@ class TrainConfig:
             _check(name in TRACKERS, f"train.track holds {name!r}; expected some of {', '.join(TRACKERS)}")
         for name in ("keep_every", "spike_deviations"):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; expected at least 0")
+        _check(self.keep_every % self.checkpoint_every == 0,
+               f"train.keep_every is {self.keep_every}; expected a multiple of train.checkpoint_every = "
+               f"{self.checkpoint_every}, or 0: at other steps nothing is saved")  # fmt: skip
         reach = (self.keep_checkpoints - 1) * self.checkpoint_every
         _check(
             not self.spike_deviations or reach >= self.spike_steps - 1,
@@ -462,8 +468,15 @@ class Config:
         _check(self.train.learns == "counts" or self.start.trained == "all",
                f"start.trained is {self.start.trained!r}, and train.learns={self.train.learns} trains no genes; "
                "expected start.trained=all")  # fmt: skip
+        _check(self.train.learns == "counts" or not self.optim.z_loss,
+               f"optim.z_loss is {self.optim.z_loss}, and train.learns={self.train.learns} has no softmax over genes; "
+               "leave it out")  # fmt: skip
+        if self.train.learns == "counts":  # of H&E alone nothing is evaluated
+            self._check_evaluated_bins()
+
+    def _check_evaluated_bins(self) -> None:
         side_um = self.evaluate.bin_um or self.data.bin_um
-        for read_um in self.evaluate.read_um if self.train.learns == "counts" else ():
+        for read_um in self.evaluate.read_um:
             _check(read_um <= side_um, f"evaluate.read_um holds {read_um:g}; bins are summed up to those of "
                    f"{side_um:g} µm (evaluate.bin_um, else data.bin_um); expected smaller ones")  # fmt: skip
         _check(not 0 < self.evaluate.bin_um < self.data.bin_um,

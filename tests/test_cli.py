@@ -117,6 +117,9 @@ def test_a_number_that_means_nothing_is_refused_with_its_flag(tario, words, told
     (("--config.data.sequence=patient",), ("one window a row", "data.windows_per_row")),
     (("--config.model.frozen_axes=8",), ("model.frozen_axes is 8 without data.frozen_encoder",)),
     (("--config.evaluate.read_um=(72.0,)",), ("evaluate.read_um holds 72", "summed up to those of")),
+    (("--config.source.path=gs://b/corpus",), ("source.path is 'gs://b/corpus'", "source.kind=virtual does not read",
+                                               "set source.kind=corpus")),
+    (("--config.train.keep_every=150",), ("train.keep_every is 150", "multiple of train.checkpoint_every = 100")),
 ])  # fmt: skip
 def test_a_wrong_field_is_answered_with_the_one_that_was_meant(tario, tmp_path, words, answer):
     refused(tario(*TRAIN, f"--workdir={tmp_path / 'w'}", *words), *answer)

@@ -69,7 +69,7 @@ class Decoder(nnx.Module):
         place of the config's attention.
         """
         config = self.config
-        streams = Streams(seen_BxSxd.shape[1], queries_BxQxd.shape[1], context_ranks())
+        streams = Streams(seen_BxSxd.shape[1], context_ranks())
         turns = _turns(config, streams.together(seen_xy_um, query_xy_um))
         sees = {kind: (streams.looking(fields), fields.keys) for kind, fields in visibility.items()}
         dense = config.attention == "reference"  # of whole rows, in all layers
@@ -104,7 +104,7 @@ class Decoder(nnx.Module):
         from one pass over all of them: what is not yet written is not visible to anyone.
         """
         config = self.config
-        streams = Streams(seen_Bxnxd.shape[1], queries_BxQxd.shape[1], ranks=1)
+        streams = Streams(seen_Bxnxd.shape[1], ranks=1)
         turns = _turns(config, streams.together(seen_xy_um, query_xy_um))
         looking = {kind: streams.looking(fields) for kind, fields in visibility.items()}
         cache = cache.marked(slot_Bxn, {kind: fields.keys for kind, fields in visibility.items()})

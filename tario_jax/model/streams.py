@@ -23,7 +23,6 @@ class Streams(NamedTuple):
     """
 
     seen_length: int
-    query_length: int
     ranks: int
 
     def together(self, seen_BxSx___: jax.Array, queries_BxQx___: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ class Chip:
     name: str
     rates: Rates  # of products in bfloat16
     memory_bytes: float  # that a program may take, as the compiler counts it
-    link_bytes_per_second: float  # of one link, one way
+    link_bytes_per_second: float  # of a link to one of an axis's two neighbours, one way
     largest_grid: tuple[int, ...] = ()  # of a slice, its sides in ascending order
 
 
@@ -57,10 +57,11 @@ def chip_of(topology: str) -> Chip:
 _DEVICE_KINDS = {
     "TPU v5 lite": CHIPS["v5e"], "TPU v5e": CHIPS["v5e"], "TPU v5": CHIPS["v5p"], "TPU v5p": CHIPS["v5p"],
     "TPU v6 lite": CHIPS["v6e"], "TPU v6e": CHIPS["v6e"],
-    # nvidia.com, data sheets of the SXM boards: dense bf16, memory, and NVLink's 18 links of 25 GB/s each way;
-    # exponentials: FlashAttention-3 (Shah et al. 2024), 3.9 T a second of special functions
-    "NVIDIA H100 80GB HBM3": Chip("H100", Rates(989e12, 3.35e12, 3.9e12), 79.6 * _GIB, 25e9),
-    "NVIDIA H200": Chip("H200", Rates(989e12, 4.8e12, 3.9e12), 140.4 * _GIB, 25e9),
+    # nvidia.com, data sheets of the SXM boards: dense bf16, memory, and NVLink's 900 GB/s: 18 links of 25 GB/s each
+    # way. Through the switch an axis has them all: a GPU receives 450 GB/s, 225 GB/s from each of two neighbours.
+    # Exponentials: FlashAttention-3 (Shah et al. 2024), 3.9 T a second of special functions
+    "NVIDIA H100 80GB HBM3": Chip("H100", Rates(989e12, 3.35e12, 3.9e12), 79.6 * _GIB, 225e9),
+    "NVIDIA H200": Chip("H200", Rates(989e12, 4.8e12, 3.9e12), 140.4 * _GIB, 225e9),
 }  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def _tasks_of_nodes(environment: Mapping[str, str], nodes: int, processes: int) 
 def _gpus_of_task(environment: Mapping[str, str], tasks: int) -> tuple[int, ...] | None:
     """The GPUs of one of several tasks of a node: its share of those that it sees."""
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if tasks == 1 or len(visible) == 1:  # all of the node, or the one that Slurm bound to the task
+    if tasks == 1 or len(visible) == 1 or _binds_gpus(environment):  # all of the node, or what Slurm bound to the task
         return None
     local = _number(environment, "SLURM_LOCALID")
     if not visible:
@@ -170,6 +170,12 @@ def _gpus_of_task(environment: Mapping[str, str], tasks: int) -> tuple[int, ...]
         )
     share = len(visible) // tasks
     return tuple(range(local * share, (local + 1) * share))
+
+
+def _binds_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether each task sees its own GPUs alone: --gpus-per-task implies --gpu-bind=per_task, unless that is said."""
+    per_task = "SLURM_GPUS_PER_TASK" in environment or "gres/gpu" in environment.get("SLURM_TRES_PER_TASK", "")
+    return per_task and not environment.get("SLURM_GPU_BIND", "").endswith("none")
 
 
 # TPUs

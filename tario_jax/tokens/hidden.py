@@ -16,4 +16,5 @@ def as_trained(config: Config) -> Config:
 def of_he(data: DataConfig) -> DataConfig:
     """The same windows without anything that is of counts; the order of writing says which patches are hidden."""
     return data.of_one_scale(bin_um=data.patch_um, bin_mixture=(), groups=((GROUPS, 1.0),), near_bins=0,
-                             depth_told=0.0, min_measured=0.9, max_spots=0, count_capacity=_NO_COUNTS)  # fmt: skip
+                             depth_told=0.0, min_measured=DataConfig.min_measured, max_spots=0,
+                             count_capacity=_NO_COUNTS)  # fmt: skip

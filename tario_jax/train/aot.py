@@ -159,11 +159,15 @@ class CompilerKilled(CompilerCrash):
     """Something else ended the compiler, as a rule a machine without the memory for it: another one may do."""
 
 
+class NoPod(InputError):
+    """The compiler knows no such pod, or cannot be used on this machine: of the program nothing is known."""
+
+
 def compile_apart(config: Config, topology: str, slices: int, *, genes: int = 18963,
                   say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
     """`compile_step` in a process of its own, which alone a crash of the compiler ends.
 
-    Raises what `compile_step` does, and `CompilerCrash`. `say` is one that another process can import.
+    Raises what `compile_step` does, `CompilerCrash`, and `NoPod`. `say` is one that another process can import.
     """
     others = set(multiprocessing.active_children())
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -179,7 +183,11 @@ def compile_apart(config: Config, topology: str, slices: int, *, genes: int = 18
 
 
 def _compile_here(config: Config, topology: str, slices: int, genes: int, say) -> dict[str, Any]:
-    return compile_step(config, Pod.of(topology, slices), genes=genes, say=say)
+    try:
+        pod = Pod.of(topology, slices)
+    except InputError as error:
+        raise NoPod(str(error)) from None
+    return compile_step(config, pod, genes=genes, say=say)
 
 
 def pod_layout(config: Config, genes: int) -> Layout:

@@ -1,6 +1,7 @@
 """Statistics of the training sections that the model starts from: stain, texture, mean composition, mean density."""
 
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -119,16 +120,22 @@ def gene_weights(share_G: np.ndarray, power: float, padded: int) -> jax.Array:
 def _frozen(statistics: Tree, batches: list[Batch]) -> Tree:
     """Means and deviations of the stored features of training windows, and their axes of most variance."""
     moments, products = _Moments(), 0.0
-    features = [batch.features_BxTxPxF[batch.segment_BxT >= 0].reshape(-1, len(statistics["mean"])).astype(np.float64)
-                for batch in batches]  # fmt: skip
-    for rows in features:
-        moments.add(rows)
+    for features in _features(batches):
+        moments.add(features)
     mean, scale = (np.asarray(of) for of in (moments.mean(), moments.deviation()))
-    for rows in features:
-        standard = np.clip((rows - mean) / scale, -CLIP_SD, CLIP_SD)
+    for features in _features(batches):
+        standard = np.clip((features - mean) / scale, -CLIP_SD, CLIP_SD)
         products = products + standard.T @ standard
     axes_FxK = leading_axes(products / moments.number, statistics["axes_FxK"].shape[1])
     return {**statistics, "mean": jnp.asarray(mean), "scale": jnp.asarray(scale), "axes_FxK": jnp.asarray(axes_FxK)}
+
+
+def _features(batches: list[Batch]) -> Iterator[np.ndarray]:
+    """Stored features of patches, float64 [patches, F], a row of a batch at a time: all of them are gigabytes."""
+    for batch in batches:
+        for segment_T, features_TxPxF in zip(batch.segment_BxT, batch.features_BxTxPxF, strict=True):
+            real_TxPxF = features_TxPxF[segment_T >= 0]
+            yield real_TxPxF.reshape(-1, real_TxPxF.shape[-1]).astype(np.float64)
 
 
 def gene_shares(sections: list[Section], genes: int) -> np.ndarray:

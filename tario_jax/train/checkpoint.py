@@ -58,8 +58,8 @@ class Checkpoints:
     def newest(self, say: Callable[[str], None], before: int | None = None) -> int | None:
         """The newest step (at most `before`) whose files are what was written; None where there is no checkpoint.
 
-        Says which ones are damaged. Raises `InputError` where there are checkpoints and none is whole. All processes
-        are to call it, and get the same.
+        Says which ones are damaged. Raises `InputError` where there are checkpoints and none is whole, or where a file
+        of one cannot be read. All processes are to call it, and get the same.
         """
         steps = [step for step in self._agreed(self.steps) if before is None or step <= before]
         faults = []
@@ -74,12 +74,23 @@ class Checkpoints:
         return None
 
     def damage(self, step: int) -> str | None:
-        """What of a checkpoint is not as it was written; None where it is whole. Processes share the reading."""
-        found = damage(self.folder / str(step), jax.process_index(), jax.process_count())
+        """What of a checkpoint is not as it was written; None where it is whole. Processes share the reading.
+
+        Raises `InputError`, in all of them, where a file cannot be read.
+        """
+        folder = self.folder / str(step)
         if jax.process_count() == 1:
-            return found
-        broken = multihost_utils.process_allgather(np.array(found is not None))
-        return (found or f"process {int(np.argmax(broken))} says which file") if broken.any() else None
+            return damage(folder)
+        found, unread = None, None
+        try:
+            found = damage(folder, jax.process_index(), jax.process_count())
+        except InputError as error:
+            unread = error
+        broken_Px2 = multihost_utils.process_allgather(np.array([found is not None, unread is not None]))
+        damaging, failing = (int(np.argmax(broken_P)) for broken_P in broken_Px2.T)
+        if broken_Px2[:, 1].any():
+            raise unread or InputError(f"{folder}: process {failing} cannot read all of it, and says which file")
+        return (found or f"process {damaging} says which file") if broken_Px2.any() else None
 
     def provenance(self, step: int) -> Provenance:
         where = self.folder / str(step)

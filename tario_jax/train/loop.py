@@ -67,7 +67,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
             found, where = checkpoints.provenance(first), f"{workdir}/checkpoints/{first}"
             for line in refuse_other_run(found, run.provenance, first, where):
                 say(line)
-            run = run.started(found.started_from)
+            run = run.resumed(found)
             checkpoints.set_aside(after=first)
             state = checkpoints.restore(first, run.abstract)
         if is_first():

@@ -75,6 +75,12 @@ class Provenance:
         seen = sorted({*self.seen_patients, *origin["seen_patients"]})
         return dataclasses.replace(self, started_from=origin, seen_patients=tuple(seen))
 
+    def resumed(self, found: "Provenance") -> "Provenance":
+        """The same of a run that goes on from its checkpoint `found`: who validated before then was seen too."""
+        seen = sorted({*self.seen_patients, *found.seen_patients})
+        validation = dict.fromkeys((*self.validation, *found.validation))
+        return dataclasses.replace(self, seen_patients=tuple(seen), validation=tuple(validation))
+
     @property
     def starts(self) -> list[dict[str, Any]]:
         """The checkpoints that this one comes from, the nearest first; none where step 0 took its seed."""

@@ -75,6 +75,11 @@ class Run:
         """The run whose step 0 took `origin`, a checkpoint as its provenance describes it (None: its seed)."""
         return dataclasses.replace(self, provenance=self.provenance.started(origin))
 
+    def resumed(self, found: Provenance) -> "Run":
+        """The run that goes on from a checkpoint of its own, as its provenance describes it."""
+        run = self.started(found.started_from)
+        return dataclasses.replace(run, provenance=run.provenance.resumed(found))
+
     @property
     def abstract(self) -> TrainState:
         return abstract_state(self.built, self.optimiser, self.mesh, Stability.of(self.config))

@@ -1,5 +1,6 @@
 """Step 0 of a run: its parameters come from the seed, or from a checkpoint."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -23,21 +24,22 @@ def start(run: Run, say: Callable[[str], None]) -> tuple[Run, TrainState]:
 
     Raises `InputError` where a checkpoint cannot be started from.
     """
+    begin = functools.partial(_from_seed, say=say)
     if run.config.start.checkpoint:
         point = StartPoint.find(run.config.start, say)
         if point.learns == "he":
-            parameters, calibration = point.of_he(run, _from_seed, say)
+            parameters, calibration = point.of_he(run, begin, say)
         else:
             own_rows = _batches(run, local_rows(run.mesh, run.config.data.rows))
             parameters, calibration = point.parameters(run, own_rows, say)
         run = run.started(point.origin)
     else:
-        parameters, calibration = _from_seed(run)
+        parameters, calibration = begin(run)
     stability = Stability.of(run.config)
     return run, state_of(parameters, calibration, run.built, run.optimiser, run.mesh, stability)
 
 
-def _from_seed(run: Run) -> tuple[Tree, Tree]:
+def _from_seed(run: Run, say: Callable[[str], None]) -> tuple[Tree, Tree]:
     """Parameters from the seed, statistics and the table of genes from the first windows of training."""
     model, shardings = run.config.model, run.built.shardings(run.mesh)
     parameters, calibration = run.built.initialise(run.config.train.seed, run.mesh)
@@ -47,6 +49,9 @@ def _from_seed(run: Run) -> tuple[Tree, Tree]:
     if run.config.train.learns == "he":
         calibration = calibrate_he(run.built, parameters, jax.device_get(calibration), batches)
         return parameters, jax.device_put(multihost_utils.broadcast_one_to_all(calibration), shardings[1])
+    if model.principal_start:
+        windows = len(batches) * len(source.rows) * run.config.data.windows_per_row
+        say(f"the table of genes starts at the axes along which bins of {windows} windows differ: looking for them")
     changed, calibration = calibrate(run.built, parameters, jax.device_get(calibration), batches,
                                      list(run.split.train), len(run.provenance.panel),
                                      gene_base=model.gene_dim / Growth.of(model).gene_dim,

@@ -10,7 +10,7 @@ from flax.nnx import traversals
 from tiny_tissue import PANEL, tiny_config
 
 from tario_jax.model.build import build
-from tario_jax.model.frozen_features import SHRINKAGE, leading_axes
+from tario_jax.model.frozen_features import CLIP_SD, SHRINKAGE, leading_axes
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.tokens.batch import empty_batch
 from tario_jax.tokens.pipeline import BatchSource
@@ -64,7 +64,11 @@ def test_calibration_standardises_them_and_tokens_change_with_them(config, tiny_
     of_them = calibration["he_encoder"]["frozen"]
     np.testing.assert_allclose(of_them["mean"], batch.features_BxTxPxF.astype(float).mean((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(of_them["scale"], batch.features_BxTxPxF.astype(float).std((0, 1, 2)), rtol=1e-3)
-    assert np.abs(of_them["axes_FxK"]).max() > 0
+    # as of all rows at once
+    all_rows = batch.features_BxTxPxF[batch.segment_BxT >= 0].reshape(-1, FEATURES).astype(np.float64)
+    standard = np.clip((all_rows - of_them["mean"]) / of_them["scale"], -CLIP_SD, CLIP_SD)
+    at_once = leading_axes(standard.T @ standard / len(all_rows), AXES)
+    np.testing.assert_allclose(of_them["axes_FxK"], at_once, rtol=1e-5, atol=1e-6)
 
     def tokens(batch):
         return np.asarray(built.merge(parameters, calibration).he_encoder(batch, jnp.float32))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tario_jax.ops.attention import attention, choose_strategy, gpu
 from tario_jax.ops.attention.gpu_backward import BackwardTiles
@@ -189,6 +190,22 @@ def test_what_is_not_supported_is_said():
     assert "width 64 or 128, not 96" in gpu.unsupported(*arrays(jnp.bfloat16, 96))
     if jax.default_backend() == "cpu":
         assert "need an NVIDIA GPU; jax runs on cpu" in gpu.unsupported(*arrays(jnp.bfloat16, 64))
+
+
+def test_gpus_that_are_not_here_are_judged_by_what_they_are(monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
+    arrays = (jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16),) * 2
+
+    def unsupported(kind, platform="gpu"):
+        device = AbstractDevice(kind, None, platform)
+        mesh = AbstractMesh((8,), ("fsdp",), (AxisType.Auto,), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return gpu.unsupported(*arrays)
+
+    assert unsupported("H100") is None and unsupported("NVIDIA H200") is None
+    assert unsupported("NVIDIA A100") == "the GPU kernels are for Hopper; the mesh is of NVIDIA A100"
+    if jax.default_backend() == "cpu":
+        assert "need an NVIDIA GPU" in unsupported("chip", "tpu")
 
 
 REASON = gpu.unsupported(*(jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16),) * 2)

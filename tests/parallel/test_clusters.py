@@ -50,6 +50,12 @@ def test_tasks_of_srun_are_processes_on_their_nodes():
         ({}, (0,)),  # as jax: by its place on the node
         ({"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, (2, 3)),  # its share
         ({"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "3"}, None),  # the one that Slurm bound to it
+        # srun --gpus-per-task: it sees its own two, numbered from 0
+        ({"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, None),
+        ({"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "cpu=8,gres/gpu=2"}, None),
+        ({"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_PER_TASK": "2",
+          "SLURM_GPU_BIND": "none"}, (2, 3)),
+        ({"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "cpu=8"}, (1,)),
         ({"SLURM_STEP_NODELIST": "gpu[1-4]", "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "CUDA_VISIBLE_DEVICES": "0,1"},
          None),
     ],

@@ -11,7 +11,7 @@ from made_encoders import made_encoder
 from refusals import refused
 from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 
-from tario_jax.config import InputError, SplitConfig, StartConfig
+from tario_jax.config import EvaluateConfig, InputError, SplitConfig, StartConfig
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import split_corpus
 from tario_jax.he_features.encode import encode_corpus
@@ -35,6 +35,13 @@ def silent(line: str) -> None:
 def he_config(**fields):
     fields["train"] = {"learns": "he"} | fields.get("train", {})
     return tiny_config(**fields)
+
+
+def test_fields_of_bins_and_genes_are_not_asked_for_and_not_taken():
+    finer = he_config(evaluate=EvaluateConfig(bin_um=9.0, read_um=(36.0,)))  # nothing is evaluated
+    assert finer.evaluate.bin_um < finer.data.bin_um
+    refused(lambda: tiny_config(evaluate=finer.evaluate), "evaluate.read_um holds 36")
+    refused(lambda: he_config(optim={"z_loss": 1e-4}), "optim.z_loss is 0.0001", "no softmax over genes")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from tiny_tissue import tiny_config
 from tario_jax.bench.made_batch import made_batch
 from tario_jax.model.build import build
 from tario_jax.parallel.mesh import make_mesh
+from tario_jax.train import principal
 from tario_jax.train.aot import pod_layout
 from tario_jax.train.calibrate import calibrate
 from tario_jax.train.principal import principal_table
@@ -95,6 +96,35 @@ def test_genes_that_no_window_measured_leave_the_axes_as_they_are(tissue):
     alone = principal_table([_Batch(counts, measured_RxG)], GENES, AXES, AXES, 0)
     found = principal_table([_Batch(counts, measured_RxG)], PADDED, AXES, AXES, 0)
     np.testing.assert_allclose(found[:GENES, :3], alone[:, :3], atol=1e-4)
+
+
+def test_of_many_bins_some_are_drawn_in_their_order_and_of_few_all_count(tissue, monkeypatch):
+    counts, _ = tissue
+    batch = _Batch(counts, np.ones((2, GENES), bool))
+    looked_at = []
+    singular = principal._singular
+
+    def watched(counts, *rest):
+        looked_at.append(counts.toarray())
+        return singular(counts, *rest)
+
+    monkeypatch.setattr(principal, "_singular", watched)
+    kept = counts.reshape(-1, GENES)
+    kept = kept[kept.sum(1) >= 20]
+    tables = []
+    for most, seed in ((2 * BINS, 0), (len(kept), 0), (300, 0), (300, 0), (300, 1)):
+        monkeypatch.setattr(principal, "MOST_BINS", most)
+        tables.append(principal_table([batch], GENES, AXES, AXES, seed))
+    all_, none_left_out, some, again, others = looked_at
+    np.testing.assert_array_equal(all_, kept)
+    np.testing.assert_array_equal(tables[0], tables[1])
+    np.testing.assert_array_equal(some, again)
+    np.testing.assert_array_equal(tables[2], tables[3])
+    assert len(some) == 300 and not np.array_equal(some, others)
+    at = [int(np.flatnonzero((kept == bin_G).all(1))[0]) for bin_G in some]
+    assert at == sorted(set(at))
+    # the first axis is the same one
+    assert abs(np.corrcoef(tables[0][:, 0], tables[2][:, 0])[0, 1]) > 0.95
 
 
 def test_of_few_bins_it_is_random_and_of_the_same_spread(tissue):

@@ -3,7 +3,7 @@
 import pytest
 
 from tario_jax.model.work import Part
-from tario_jax.parallel.chips import SLICE_LINK_BYTES_PER_SECOND, Rates, chip_of
+from tario_jax.parallel.chips import SLICE_LINK_BYTES_PER_SECOND, Rates, chip_of, chip_of_device
 from tario_jax.train.roofline import link_seconds, roofline
 
 PARTS = [Part("layers", flops=8e12, exponentials=1e9, bytes=1e9), Part("norms", bytes=3e9)]
@@ -43,3 +43,8 @@ def test_only_replica_crosses_slices():
         == 1e9 / 2e11
     )
     assert link_seconds(received, chip, slices=2)["replica"] == 1e9 / SLICE_LINK_BYTES_PER_SECOND
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_a_gpu_receives_through_all_of_its_links(kind):
+    assert link_seconds({"fsdp": 450e9}, chip_of_device(kind), slices=1)["fsdp"] == pytest.approx(1.0)

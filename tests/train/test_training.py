@@ -1,8 +1,10 @@
 """A run learns, is repeated bit for bit, and goes on after a break as if there had been none."""
 
 import dataclasses
+import errno
 import json
 import shutil
+import zlib
 
 import jax
 import numpy as np
@@ -10,14 +12,18 @@ import pytest
 from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 
 from tario_jax.config import InputError, OptimConfig
+from tario_jax.corpus.read import Corpus
+from tario_jax.corpus.split import write_split
 from tario_jax.model.build import build
 from tario_jax.panel import Panel
 from tario_jax.parallel.mesh import make_mesh
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.pipeline import BatchSource
+from tario_jax.train import seal as seals
 from tario_jax.train.checkpoint import Checkpoints, CheckpointWriter, find_checkpoint
 from tario_jax.train.loop import train
 from tario_jax.train.optimiser import make_optimiser
+from tario_jax.train.seal import SEAL, damage, seal
 from tario_jax.train.state import abstract_state
 
 
@@ -124,6 +130,21 @@ def test_the_same_command_gives_the_same_bits_however_often_it_is_killed(
     steps = [line["step"] for line in metrics(workdir) if "loss_nats_per_detection" in line]
     assert steps == list(range(1, 31))
     assert sorted(losses(workdir), key=str) == sorted(losses(tiny_run), key=str)
+
+
+def test_a_resumed_run_remembers_who_validated_before(tiny_corpus, tiny_run, tmp_path):
+    """Patient E validated up to step 15, and is on no side from there on: the run has been looked at on it before."""
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    shutil.rmtree(workdir / "checkpoints/30")
+    shutil.copytree(tiny_corpus.root.local, tmp_path / "corpus")
+    corpus = Corpus.open(tmp_path / "corpus")
+    write_split(corpus.root, dict.fromkeys("ABCD", "train") | {"F": "held_out"})
+    train(tiny_config(), corpus, workdir, silent)
+    with Checkpoints(workdir) as checkpoints:
+        found = checkpoints.provenance(30)
+    assert found.seen_patients == tuple("ABCDE") and found.train_patients == tuple("ABCD")
+    assert found.validation == ("E1",) and found.held_out == ("F1",)
 
 
 def test_a_finished_run_stays_as_it_is(tiny_corpus, tiny_run, tmp_path):
@@ -241,3 +262,43 @@ def test_a_save_out_of_turn_does_not_push_out_what_a_spike_goes_back_to(tmp_path
         writer._saving = 101, None
         writer.finish()
     assert sorted((path.name for path in (tmp_path / "checkpoints").iterdir()), key=int) == kept
+
+
+def test_a_seal_holds_the_size_and_crc_of_every_file_and_tells_the_first_that_differs(tmp_path):
+    contents = {f"arrays/{number}": bytes([number]) * (1000 * number) for number in range(40)}
+    contents["large"] = b"weights" * (seals._PIECE // 3)  # read in pieces
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    seal(tmp_path)
+    files = json.loads((tmp_path / SEAL).read_text())["files"]
+    assert files == {name: [len(content), zlib.crc32(content)] for name, content in contents.items()}
+    assert damage(tmp_path) is None
+    (tmp_path / "arrays/7").write_bytes(b"\1" * 7000)
+    (tmp_path / "large").unlink()
+    assert damage(tmp_path) == "arrays/7 has other bytes than were written"
+    assert [damage(tmp_path, part, 2) for part in (0, 1)] == [
+        "large is absent",
+        "arrays/7 has other bytes than were written",
+    ]
+
+
+@pytest.mark.parametrize("failures", [1, 9])
+def test_a_checkpoint_that_cannot_be_read_is_not_set_aside(tiny_corpus, tiny_run, tmp_path, monkeypatch, failures):
+    workdir, crc32, left = tmp_path / "run", seals._crc32, [failures]
+    shutil.copytree(tiny_run, workdir)
+
+    def failing(path):
+        if path.name == "provenance.json" and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return crc32(path)
+
+    monkeypatch.setattr(seals, "_crc32", failing)
+    monkeypatch.setattr(seals, "_AGAIN_AFTER_S", 0.0)
+    if failures == 1:
+        assert find_checkpoint(workdir) == (workdir, 30)
+        return
+    with pytest.raises(InputError, match=r"checkpoints/30/provenance.json: cannot be read \(Input/output error\)"):
+        train(tiny_config(), tiny_corpus, workdir, silent)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "30"]

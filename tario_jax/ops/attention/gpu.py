@@ -18,20 +18,28 @@ from tario_jax.ops.attention.gpu_work import plan
 from tario_jax.ops.attention.work import padded
 from tario_jax.ops.visibility import KeyVisibility, QueryVisibility
 
+_HOPPER = ("H100", "H200")
+
 
 def unsupported(q_BxSqxHxD: jax.Array, k_BxSkxKxD: jax.Array) -> str | None:
-    """None where the kernels can run on these arrays on this machine, or the reason why they cannot."""
+    """None where the kernels can run on these arrays, or the reason why they cannot: on the devices of the ambient mesh
+    where those are GPUs that are not here, else on this machine."""
     width = q_BxSqxHxD.shape[-1]
     for x in (q_BxSqxHxD, k_BxSkxKxD):
         if x.dtype != jnp.bfloat16:
             return f"the GPU kernels take bfloat16, not {x.dtype}"
     if width not in FORWARD_TILES:
         return f"the GPU kernels take heads of width {' or '.join(map(str, FORWARD_TILES))}, not {width}"
-    if jax.default_backend() != "gpu":
+    target, here = jax.sharding.get_abstract_mesh().abstract_device, jax.local_devices()[0]
+    elsewhere = target is not None and target.platform in ("gpu", "cuda") and target.device_kind != here.device_kind
+    if jax.default_backend() != "gpu" and not elsewhere:
         return f"the GPU kernels need an NVIDIA GPU; jax runs on {jax.default_backend()}"
     if jax.__version_info__ < (0, 11):
         return f"the GPU kernels are tested from jax 0.11 on; this is {jax.__version__}"
-    capability = getattr(jax.local_devices()[0], "compute_capability", "unknown")
+    if elsewhere:
+        of_hopper = any(name in target.device_kind for name in _HOPPER)
+        return None if of_hopper else f"the GPU kernels are for Hopper; the mesh is of {target.device_kind}"
+    capability = getattr(here, "compute_capability", "unknown")
     if capability != "9.0":
         return f"the GPU kernels need compute capability 9.0 (Hopper); this GPU has {capability}"
     return None
