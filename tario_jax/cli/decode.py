@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.decoding.figure import decoding_tables, draw_decoding
     from tario_jax.evaluate.decoding.measure import Asked, genes_by_moran, measure_decoding
+    from tario_jax.evaluate.job import refuse_side_of_spots
     from tario_jax.evaluate.scope import unseen_validation
     from tario_jax.predict.predictor import load
     from tario_jax.tokens.capacity import refuse_fine_bins
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     asked = Asked(options.steps, options.samples, options.order, options.given, bin_um, config.overlap,
                   config.min_total, config.bootstraps, options.seed)  # fmt: skip
     train, sections = _sides(predictor, corpus, bin_um, config.min_bins, options.sections)
+    refuse_side_of_spots(corpus, sections, options.bin_um)
     refuse_fine_bins(sections, bin_um, force=predictor.provenance.config.data.force_adjacent)
     genes = genes_by_moran(predictor, corpus, train or sections, options.genes)
     with compiled_kept(options.workdir):

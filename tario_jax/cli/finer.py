@@ -11,7 +11,8 @@ EXAMPLES = """
     tario finer --workdir=runs/quickstart --out=reports/finer --patients=8 --config.evaluate.top_genes=1000
     tario finer --workdir=runs/quickstart --corpus=corpora/other --json=finer.json
 """
-GROUPS_READ = ("source", "evaluate.overlap", "evaluate.top_genes", "evaluate.bootstraps", "evaluate.seed")
+GROUPS_READ = ("source", "evaluate.overlap", "evaluate.min_total", "evaluate.top_genes",
+               "evaluate.bootstraps", "evaluate.seed")  # fmt: skip
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

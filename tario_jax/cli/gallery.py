@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--section and --scores: genes in a section that is named are not chosen; leave one out")
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
+    from tario_jax.evaluate.job import refuse_side_of_spots
     from tario_jax.evaluate.run_comparison import unique_names
     from tario_jax.evaluate.score_file import FILE, read_scores
     from tario_jax.predict.predictor import load
@@ -63,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus, provenance = Corpus.open(corpus_of(options)), predictor.provenance
+    for side_um in (options.bin_um, *options.sides_um):
+        refuse_side_of_spots(corpus, corpus.sections, side_um)
     bin_um = provenance.bin_um if options.bin_um is None else options.bin_um
     overlap, min_measured = evaluation_of(options, provenance).overlap, provenance.config.data.min_measured
     gallery = Gallery(corpus, bin_um, overlap, min_measured, say)
@@ -88,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
             chosen = of_genes(scores, options.genes) if options.genes else best_median_worst(scores)
             named = {"at_r": (at_r(scores, options.at_r), "Genes at chosen r"),
                      "best_median_worst": (best_median_worst(scores), "The best, the median, the worst")}  # fmt: skip
+            for examples in (chosen, *(examples for examples, _ in named.values())):
+                gallery.will_draw(examples)
             for name, (examples, title) in named.items():
                 drawn.append(gallery.triptychs(options.out / f"{name}.png", predictor, examples, title))
         if options.genes:

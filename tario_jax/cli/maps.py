@@ -97,7 +97,7 @@ def _described(store) -> dict:
     highest = [store.panel.symbols[g] for g in store.mean_G.argsort()[::-1][:_SHOWN]]
     return {
         "section": about["section"], "of": "/".join(about["place"].values()), "trained_on": about["trained_on"],
-        "banner": about["banner"], "warnings": "; ".join(about["warnings"]), "um_per_px": about["he_um_per_px"],
+        "banner": about["banner"], "warnings": "; ".join(store.warnings), "um_per_px": about["he_um_per_px"],
         "bins": len(store), "bin_um": store.bin_um, "genes": len(store.panel), "checkpoint": about["checkpoint"],
         "validated": validated, "highest_genes": ", ".join(highest),
     }  # fmt: skip

@@ -9,7 +9,8 @@ EXAMPLES = """
     tario shift --workdir=runs/quickstart --out=reports/shift
     tario shift --workdir=runs/lung --corpus=corpora/lung --out=reports/shift --patients=4 --json=shift.json
 """
-GROUPS_READ = ("source", "evaluate.overlap", "evaluate.top_genes", "evaluate.bootstraps", "evaluate.seed")
+GROUPS_READ = ("source", "evaluate.overlap", "evaluate.min_total", "evaluate.top_genes",
+               "evaluate.bootstraps", "evaluate.seed")  # fmt: skip
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,8 @@ import scipy.spatial
 from tario_jax.corpus.section import Detections
 from tario_jax.corpus.stored_section import Section
 
+BINS_UM = (36.0, 18.0, 9.0)  # the sides that a model of bins is read at beside each other, the largest first
+
 
 def grid_counts(found: Detections, genes: int, columns: int, rows: int, pitch_um: float,
                 side_um: float | None = None) -> np.ndarray:  # fmt: skip

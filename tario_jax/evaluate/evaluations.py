@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tario_jax.config import InputError
 from tario_jax.evaluate.figures import INK, LINES, SOFT, TITLE, blank_figure, plain_axes, save_figure
 from tario_jax.evaluate.tables import plain
 from tario_jax.train.run_files import ValidationLine, read_lines
@@ -18,7 +19,8 @@ _SHOWN = {  # field of the headline: (label, colour, style)
 
 
 class Evaluations:
-    """`evaluations.jsonl` of a folder: of each checkpoint `step`, `unix`, `checkpoint` (its seal) and the headline.
+    """`evaluations.jsonl` of a folder: of each checkpoint `step`, `unix`, `checkpoint` (its seal), `key` (of the bins,
+    corpus and settings that were asked for) and the headline.
 
     A step that was saved anew after a rollback is another checkpoint; of two lines of a step the last one counts.
     """
@@ -35,6 +37,14 @@ class Evaluations:
 
     def holds(self, step: int, checkpoint: str | None) -> bool:
         return any((line["step"], line["checkpoint"]) == (step, checkpoint) for line in self._written)
+
+    def refuse_others(self, key: str) -> None:
+        """Raises `InputError` where a line is of other bins, another corpus or other settings: figures of several do
+        not belong together."""
+        other = next((line for line in self._written if line.get("key", key) != key), None)
+        if other is not None:
+            raise InputError(f"{self._path}: step {other['step']} was evaluated with another --bin-um, --corpus or "
+                             "evaluate.*; give those, or another --out")  # fmt: skip
 
     def add(self, line: dict[str, Any]) -> None:
         """Replaces the file as a whole, so that a job that is killed leaves no half of a line."""

@@ -5,6 +5,7 @@ PNG, without pyplot's global state.
 
 import dataclasses
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def draw_bulk(path: Path, evaluation: Evaluation) -> Drawn:
                        "over all evaluated genes, within the cohort.")  # fmt: skip
 
 
+_LETTERS_AN_INCH, _LINE_IN = 8, 0.25  # of a heading
 TITLE = {"fontsize": 11, "color": INK, "loc": "left"}
 
 
@@ -135,6 +137,14 @@ def blank_figure(width_in: float, height_in: float):
     figure = Figure(figsize=(width_in, height_in), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def head_figure(figure, heading: str, banner: str = "") -> None:
+    """The heading, and under it what must be said of all that is shown, in as many lines as it takes."""
+    said = textwrap.wrap(banner, int(_LETTERS_AN_INCH * figure.get_figwidth()))
+    figure.set_figheight(figure.get_figheight() + _LINE_IN * len(said))
+    figure.suptitle("\n".join([*filter(None, [heading]), *said]), x=0.01, ha="left", fontsize=13, color=INK,
+                    fontweight="bold")  # fmt: skip
 
 
 def hide_unused(grid, used: int) -> None:

@@ -16,8 +16,10 @@ from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.evaluations import Evaluations, draw_evaluations
 from tario_jax.evaluate.job import evaluate_checkpoint
+from tario_jax.evaluate.kept import key_of
 from tario_jax.evaluate.scope import refuse_own_folder
 from tario_jax.predict.predictor import Predictor, load_step
+from tario_jax.train.checkpoint import Checkpoints
 from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.run_files import RunFiles, read_run
@@ -44,6 +46,17 @@ class Evaluator:
     def load(self, step: int, before: Predictor | None) -> Predictor:
         return load_step(self.workdir, step, like=before, allow_virtual_model=self.allow_virtual_model)
 
+    def key(self, step: int, predictor: Predictor | None) -> str:
+        """Of what the figures of a step depend on beside its checkpoint; predictor: that of the step, where it is
+        loaded."""
+        if predictor is None:
+            with Checkpoints(self.workdir) as checkpoints:
+                provenance = checkpoints.provenance(step)
+        else:
+            provenance = predictor.provenance
+        return key_of(bin_um=self.bin_um, corpus=self._corpus.seal,
+                      evaluate=dataclasses.asdict(self.config_of(provenance)))  # fmt: skip
+
     def evaluate(self, step: int, predictor: Predictor) -> dict[str, Any]:
         """The headline of the report. Raises `InputError` where that of another corpus would be the run's own."""
         provenance, corpus = predictor.provenance, self._corpus
@@ -69,7 +82,8 @@ def follow(evaluator: Evaluator, *, every: int = 0, give_up_minutes: float = 0.0
 
     The newest checkpoint comes first, older ones that are still there while nothing newer waits; every: only multiples
     of so many steps, and the last one, in their order. Appends a line for each to `folder`/evaluations.jsonl, and draws
-    evaluations.png anew; what has its line is not evaluated again. Status 1: the last checkpoint cannot be evaluated,
+    evaluations.png anew; what has its line is not evaluated again. Raises `InputError` where lines are of other bins,
+    another corpus or other settings. Status 1: the last checkpoint cannot be evaluated,
     or the run gave no sign of life for `give_up_minutes` (0: waits for ever). Told to end, it finishes the evaluation
     that it is at, and raises `Stopped`.
     """
@@ -86,6 +100,7 @@ def follow(evaluator: Evaluator, *, every: int = 0, give_up_minutes: float = 0.0
             waiting = _waiting(files, evaluations, passed, every, last)
             is_done = last is not None and evaluations.holds(last, _seal(evaluator.workdir, last))
             if is_done and not (every and waiting):
+                evaluations.refuse_others(evaluator.key(last, None))
                 say(f"the run is done, and its last step, {last}, is evaluated")
                 return 0
             if not waiting:
@@ -102,9 +117,10 @@ def follow(evaluator: Evaluator, *, every: int = 0, give_up_minutes: float = 0.0
             if loaded is None:
                 passed.add((step, seal))
                 continue
-            predictor = loaded
+            predictor, key = loaded, evaluator.key(step, loaded)
+            evaluations.refuse_others(key)
             headline = evaluator.evaluate(step, predictor)
-            evaluations.add({"step": step, "unix": time.time(), "checkpoint": seal, **headline})
+            evaluations.add({"step": step, "unix": time.time(), "checkpoint": seal, "key": key, **headline})
             files = _look(evaluator.workdir, files) or files
             draw_evaluations(evaluator.folder / "evaluations.png", evaluations.lines, files.validation, files.name)
             say(f"step {step:>6}  {_told(headline)}")

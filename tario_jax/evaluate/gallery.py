@@ -16,7 +16,8 @@ from tario_jax.evaluate.map_figures import GeneMap, Look, draw_maps
 from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
 from tario_jax.evaluate.scope import has_seen
 from tario_jax.evaluate.score_file import ScoreTable
-from tario_jax.predict.maps import GeneMaps
+from tario_jax.panel import Panel
+from tario_jax.predict.maps import GeneMaps, banner_of
 from tario_jax.predict.predictor import Predictor
 
 TOP_GENES = 1000  # by Moran's I: among them examples are looked for
@@ -91,7 +92,12 @@ class Gallery:
                  say: Callable[[str], None] = print, *, read_um: float | None = None):  # fmt: skip
         self._corpus, self._bin_um, self._overlap, self._say = corpus, bin_um, overlap, say
         self._min_measured, self._read_um = min_measured, bin_um if read_um is None else read_um
-        self._maps: dict[tuple[str, str, float], GeneMaps] = {}
+        self._maps: dict[tuple[str, str, float], GeneMaps] = {}  # of a section, of the genes that are drawn
+        self._symbols: dict[str, None] = {}
+
+    def will_draw(self, examples: list[Example]) -> None:
+        """Their genes are kept of each section that is predicted from now on; of others it is predicted again."""
+        self._symbols |= dict.fromkeys(example.symbol for example in examples)
 
     def triptychs(self, path: Path, predictor: Predictor, examples: list[Example], title: str) -> Drawn:
         """Detections, binned truth, prediction: a row an example."""
@@ -108,6 +114,7 @@ class Gallery:
 
     def _rows(self, path, title, examples: list[Example], predictors: dict[str, Predictor],
               sides_um: tuple[float, ...]) -> Drawn:  # fmt: skip
+        self.will_draw(examples)
         rows, seen = [], {}
         for example in examples:
             section = self._corpus.section(example.section)
@@ -128,13 +135,14 @@ class Gallery:
                 rows.append((look, _headed(head, measured + predicted)))
         why = "; ".join(f"{example.symbol} {example.why}" for example in examples)
         learnt = f" {_SEEN.capitalize()}, not held out: {', '.join(seen)}." if seen else ""
-        return draw_maps(path, title, rows, f"Chosen {why}. Each map has its own colour scale.{learnt}")
+        banners = [banner_of(predictor.trained_on, self._corpus.kind) for predictor in predictors.values()]
+        return draw_maps(path, title, rows, f"Chosen {why}. Each map has its own colour scale.{learnt}", max(banners))
 
     def _measured(self, section: Section, symbol: str, side_um: float) -> GeneMap | None:
         """None where there are no counts, or the assay did not see this gene: that is not zero expression."""
         if not (section.has_counts and section.measured_gene_G[self._gene(symbol)]):
             return None
-        if section.spots is not None:
+        if section.has_spots:
             spots = section.spots
             values_N = spots.dense(len(section.measured_gene_G))[:, self._gene(symbol)]
             return GeneMap("measured, per spot", spots.x_um_N, spots.y_um_N, spots.pitch_um, "spots",
@@ -150,13 +158,16 @@ class Gallery:
 
     def _predicted(self, section: Section, symbol: str, name: str, predictor: Predictor, side_um: float,
                    truth: GeneMap | None) -> GeneMap:  # fmt: skip
-        spots = section.spots is not None
+        if symbol not in predictor.panel.index:
+            raise InputError(f"gene {symbol!r} is not in the model's panel of {len(predictor.panel)} genes")
+        spots = section.has_spots
         read_um = self._read_um if side_um == self._bin_um else side_um
         key = (section.id, predictor.checkpoint + name, read_um)
-        if key not in self._maps:
+        if key not in self._maps or symbol not in self._maps[key].panel.index:
             self._say(f"predict: {section.id}{f', {name}' if name else ''}, {read_um:g} µm")
-            self._maps[key] = predictor.predict_section(section, tissue=self._corpus.kind, overlap=self._overlap,
-                                                        bin_um=None if spots else read_um)  # fmt: skip
+            found = predictor.predict_section(section, tissue=self._corpus.kind, overlap=self._overlap,
+                                              bin_um=None if spots else read_um)  # fmt: skip
+            self._maps[key] = _only(found, [*self._symbols, symbol])
         maps = self._maps[key]
         x_um_N, y_um_N, values_N = maps.x_um_N, maps.y_um_N, maps.gene(symbol).astype(float)
         summed = not spots and read_um != side_um
@@ -171,7 +182,7 @@ class Gallery:
             if not spots:
                 share_N = np.minimum(section.measured_share(x_um_N, y_um_N, side_um), 1.0)
             title += f" · r = {_r(truth, x_um_N, y_um_N, share_N * values_N):.2f}"
-        pitch_um = section.spots.pitch_um if spots else side_um
+        pitch_um = section.placed_spots.pitch_um if spots else side_um
         return GeneMap(title, x_um_N, y_um_N, pitch_um, "spots" if spots else "square", values_N)
 
     def _look(self, section: Section, symbol: str) -> Look:
@@ -185,6 +196,13 @@ class Gallery:
         if symbol not in self._corpus.panel.index:
             raise InputError(f"gene {symbol!r}: the corpus {self._corpus.root} did not measure it")
         return self._corpus.panel.index[symbol]
+
+
+def _only(maps: GeneMaps, symbols: list[str]) -> GeneMaps:
+    """The same of these genes alone: a corpus's sections are drawn one after the other."""
+    known = [symbol for symbol in dict.fromkeys(symbols) if symbol in maps.panel.index]
+    rates_NxG = maps.rates_NxG[:, maps.panel.positions(known)]
+    return dataclasses.replace(maps, panel=Panel(tuple(known)), rates_NxG=rates_NxG, validation=None)
 
 
 def _whole_bins(section: Section, side_um: float) -> tuple[np.ndarray, np.ndarray, int, int]:

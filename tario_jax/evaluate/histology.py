@@ -53,7 +53,6 @@ class TileFigures:
 
     name: str
     values_TxF: np.ndarray
-    place_um_Tx2: np.ndarray  # top left corners (x, y)
 
     def __len__(self) -> int:
         return len(self.values_TxF)
@@ -75,7 +74,7 @@ def measure_image(rgb: np.ndarray, um_per_px: float, name: str = "image") -> Til
     values_TxF = np.full((len(tiles), len(FIGURES)), np.nan)
     for row, tile in enumerate(stains):
         values_TxF[row] = tile_figures(*tile)
-    return TileFigures(name, values_TxF, place_um_Tx2)
+    return TileFigures(name, values_TxF)
 
 
 def white_of(rgb: np.ndarray) -> np.ndarray:

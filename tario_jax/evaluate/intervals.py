@@ -4,6 +4,7 @@ Every quantity of a report is resampled with the same draws, so that differences
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,14 +21,13 @@ class Resampling:
     """Draws with replacement, shared by all quantities.
 
     by "patient": weights_BxS[b, s] is how often section s (that is: its patient) is drawn in sample b.
-    by "block": block_S[s] gives each bin's block in section s, weights_S[s] [B, blocks] how often each is drawn;
+    by "block": weights_S[s] [B, blocks] is how often each block of section s is drawn;
     every section is resampled within itself.
     """
 
     by: Literal["patient", "block"]
     patients: int
     weights_BxS: np.ndarray | None = None
-    block_S: tuple[np.ndarray, ...] = ()
     weights_S: tuple[np.ndarray, ...] = ()
 
     @property
@@ -78,7 +78,7 @@ def block_resampling(block_S: list[np.ndarray], samples: int, rng: np.random.Gen
     for block_N in block_S:
         number = int(block_N.max()) + 1
         weights_S.append(rng.multinomial(number, np.full(number, 1 / number), size=samples).astype(np.float64))
-    return Resampling("block", 1, block_S=tuple(block_S), weights_S=tuple(weights_S))
+    return Resampling("block", 1, weights_S=tuple(weights_S))
 
 
 def resample(scores: Scores, genes: np.ndarray, resampling: Resampling) -> np.ndarray:
@@ -133,6 +133,12 @@ def lower_t(values_PxG: np.ndarray) -> np.ndarray:
     error_G = np.sqrt(square_G / (enough_G - 1) / enough_G)
     low_G = mean_G - scipy.special.stdtrit(enough_G - 1, INTERVAL[1] / 100) * error_G
     return np.where(number_G >= 2, low_G, np.nan)
+
+
+def lower_by_patient(values_SxG: np.ndarray, patients: Sequence[str]) -> np.ndarray:
+    """`lower_t` of the patients' means over their sections, [G]; patients: of each section."""
+    patient_S = np.asarray(patients)
+    return lower_t(np.stack([mean_defined(values_SxG[patient_S == name]) for name in np.unique(patient_S)]))
 
 
 def interval(samples_B: np.ndarray) -> tuple[float, float]:

@@ -43,6 +43,12 @@ _LEAST_NULL_GENES = 10
 _SPOTS = "corpus {}: is measured in spots, which are predicted as they are; leave out the side of bins"
 
 
+def refuse_side_of_spots(corpus: Corpus, sections: Sequence[Section], side_um: float | None) -> None:
+    """Raises `InputError` where bins of a side are asked for, and all of these sections are measured in spots."""
+    if side_um is not None and sections and all(section.has_spots for section in sections):
+        raise InputError(_SPOTS.format(corpus.root))
+
+
 def refuse_sides(corpus: Corpus, sections: Sequence[Section], config: Config) -> None:
     """Raises `InputError` where held-out sections cannot be read in bins of the sides that the config's evaluation asks
     for: before a training, not behind it."""
@@ -158,7 +164,7 @@ def evaluate_checkpoint(
     score_table(
         evaluation.context, symbols, class_G, bin_um=report["bin_um"] or 0.0, read_um=report["read_um"] or 0.0,
         min_measured=provenance.config.data.min_measured, corpus_seal=corpus.seal, checkpoint=predictor.checkpoint,
-        ranked_on=report["ranked_on"],
+        ranked_on=report["ranked_on"], split_by=report["split_by"],
     ).write(folder / score_file.FILE)  # fmt: skip
     about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
     about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}

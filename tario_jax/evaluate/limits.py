@@ -10,20 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.config import InputError
+from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
-from tario_jax.evaluate.bins import grid_counts, grid_places
-from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
+from tario_jax.evaluate.bins import BINS_UM, grid_counts, grid_places, whole_bins
+from tario_jax.evaluate.metrics import FORMS, correlations, mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
+from tario_jax.evaluate.section_bins import least_total
 from tario_jax.virtual.genes import program
 from tario_jax.virtual.section import truth_rates
 
-BINS_UM = (36.0, 18.0, 9.0)
-FORMS = ("counts", "composition")
 TOP_GENES = 1000
-MIN_TOTAL = 20  # counts of a bin of 36 µm in the composition form; in proportion for smaller ones
-GENES_AT_ONCE = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +68,18 @@ def measure_limits(corpus: Corpus, sections: list[Section], say: Callable[[str],
     r: dict[tuple[float, str], list[np.ndarray]] = {}
     for number, section in enumerate(sections, 1):
         for bin_um in bins_um:
-            side = int(section.width_um / bin_um + 1e-6)
-            counts_NxG = grid_counts(section.all_detections(), len(corpus.panel), side, side, bin_um)
+            columns, rows = whole_bins(section, bin_um)
+            counts_NxG = grid_counts(section.all_detections(), len(corpus.panel), columns, rows, bin_um)
             if bin_um == bins_um[0]:
-                weights_NxN = neighbour_weights(*grid_places(side, side, bin_um), bin_um, "square")
+                weights_NxN = neighbour_weights(*grid_places(columns, rows, bin_um), bin_um, "square")
                 moran_SxG.append(morans_i(counts_NxG, weights_NxN))
-            true, reachable = (t.reshape(side * side, -1) for t in truth_rates(section.truth, bin_um))
-            for form, pair in _correlations(counts_NxG, true, reachable, bin_um).items():
-                r.setdefault((bin_um, form), []).append(pair)
+            true, reachable = (t.reshape(columns * rows, -1) for t in truth_rates(section.truth, bin_um))
+            total_N = counts_NxG.sum(1, dtype=np.float64)
+            enough_N = total_N >= least_total(EvaluateConfig.min_total, bin_um, "square")
+            by_limit = [correlations(counts_NxG, total_N, rates, rates.sum(1, dtype=np.float64), enough_N)
+                        for rates in (true, reachable)]  # fmt: skip
+            for form, pair in zip(FORMS, zip(*by_limit, strict=True), strict=True):
+                r.setdefault((bin_um, form), []).append(np.stack(pair))
         say(f"limits: {number}/{len(sections)} sections")
     moran_G = np.nan_to_num(mean_defined(np.stack(moran_SxG)), nan=-1.0)
     classes = {"top": np.argsort(-moran_G)[: min(TOP_GENES, len(moran_G))]}
@@ -91,20 +92,3 @@ def measure_limits(corpus: Corpus, sections: list[Section], say: Callable[[str],
             for name, chosen in classes.items()
         }
     return Limits(tuple(section.id for section in sections), by_bin)
-
-
-def _correlations(counts_NxG: np.ndarray, true_NxG: np.ndarray, reachable_NxG: np.ndarray,
-                  bin_um: float) -> dict[str, np.ndarray]:  # fmt: skip
-    """r(T, X) and r(V, X) of every gene by form, float64 [2, G]; NaN where a gene's counts are constant."""
-    total_N = counts_NxG.sum(1, dtype=np.float64)
-    kept_N = total_N >= max(1.0, MIN_TOTAL * (bin_um / BINS_UM[0]) ** 2)
-    r = {form: np.empty((2, counts_NxG.shape[1])) for form in FORMS}
-    totals = [rates.sum(1, dtype=np.float64) for rates in (true_NxG, reachable_NxG)]
-    for first in range(0, counts_NxG.shape[1], GENES_AT_ONCE):
-        some = slice(first, first + GENES_AT_ONCE)
-        composed_NxG = composition(counts_NxG[kept_N, some], total_N[kept_N])
-        for k, rates in enumerate((true_NxG, reachable_NxG)):
-            r["counts"][k, some] = pearson_by_gene(counts_NxG[:, some], rates[:, some])
-            expected = expected_composition(rates[kept_N, some], totals[k][kept_N])
-            r["composition"][k, some] = pearson_by_gene(composed_NxG, expected)
-    return r

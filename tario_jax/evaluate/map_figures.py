@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tario_jax.evaluate.figures import INK, RULE, SOFT, TITLE, Drawn, blank_figure, save_figure
+from tario_jax.evaluate.figures import INK, RULE, SOFT, TITLE, Drawn, blank_figure, head_figure, save_figure
 from tario_jax.evaluate.moran import Layout
 
 COLOURS = "magma"
@@ -47,11 +47,12 @@ def frame_of(maps: list[GeneMap]) -> tuple[float, float, float, float]:
     return min(left), max(right), min(top), max(bottom)
 
 
-def draw_maps(path: Path, heading: str, rows: list[tuple[Look | None, list[GeneMap]]], caption: str) -> Drawn:
+def draw_maps(path: Path, heading: str, rows: list[tuple[Look | None, list[GeneMap]]], caption: str,
+              banner: str = "") -> Drawn:  # fmt: skip
     """A row a gene or section: detections or H&E first (None: nothing), then its maps, all in one frame.
 
     The figure compares patterns: the prediction of an expectation is smoother than counts can be, so scales differ and
-    are written at the bars.
+    are written at the bars. banner: stands under the heading and before the caption.
     """
     columns = max(len(maps) + (look is not None) for look, maps in rows)
     left, right, top, bottom = frame_of(rows[0][1])
@@ -72,9 +73,9 @@ def draw_maps(path: Path, heading: str, rows: list[tuple[Look | None, list[GeneM
                 _scale_bar(axis, *frame)
         for axis in axes[len(maps) + (look is not None) :]:
             axis.set_visible(False)
-    figure.suptitle(heading, x=0.01, ha="left", fontsize=13, color=INK, fontweight="bold")
+    head_figure(figure, heading, banner)
     save_figure(figure, path)
-    return Drawn(path, caption)
+    return Drawn(path, f"{banner} {caption}".strip())
 
 
 def _draw_look(axis, look: Look) -> None:

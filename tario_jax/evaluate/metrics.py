@@ -5,7 +5,9 @@ Values of a section are [bins, genes]; nothing here knows of a model or a corpus
 
 import numpy as np
 
+FORMS = ("counts", "composition")
 COMPOSITION_SCALE = 1e4  # counts a bin after scaling, as is usual for spots
+_GENES_AT_ONCE = 2048
 
 
 def pearson_by_gene(x_NxG: np.ndarray, p_NxG: np.ndarray) -> np.ndarray:
@@ -99,6 +101,25 @@ def _summed(rates_NxG: np.ndarray, scale_N: np.ndarray) -> np.ndarray:
     scaled_NxG = rates_NxG * scale_N[:, None]
     spread_NxG = 0.5 * scaled_NxG * scale_N[:, None] / (1.0 + scaled_NxG) ** 2
     return np.where(rates_NxG > _SUMMED, np.log1p(scaled_NxG) - spread_NxG, mean_NxG)
+
+
+def correlations(measured_NxG: np.ndarray, total_N: np.ndarray, rates_NxG: np.ndarray, rates_total_N: np.ndarray,
+                 enough_N: np.ndarray, *, of_rates: bool = False) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """r by gene of predicted rates with what was measured, in counts and in composition, float64 [G] each.
+
+    Totals are over all genes, of which these may be some. enough_N: bool, the places that have counts enough for a
+    composition. of_rates: what was measured are rates themselves, as the truth of virtual tissue, whose composition is
+    that of rates too; what rates say of the composition of counts is `expected_composition`.
+    """
+    in_counts_G, in_composition_G = np.empty((2, measured_NxG.shape[1]))
+    composed = composition if of_rates else expected_composition
+    for first in range(0, len(in_counts_G), _GENES_AT_ONCE):
+        some = slice(first, first + _GENES_AT_ONCE)
+        measured_Nxg, rates_Nxg = measured_NxG[:, some], rates_NxG[:, some]
+        in_counts_G[some] = pearson_by_gene(measured_Nxg, rates_Nxg)
+        in_composition_G[some] = pearson_by_gene(composition(measured_Nxg[enough_N], total_N[enough_N]),
+                                                 composed(rates_Nxg[enough_N], rates_total_N[enough_N]))  # fmt: skip
+    return in_counts_G, in_composition_G
 
 
 def pearson_residuals(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 import numpy as np
 import scipy.sparse
 
-from tario_jax.evaluate.intervals import lower_ends
 from tario_jax.evaluate.metrics import reliability, reliability_of_sums, spearman_brown
 from tario_jax.evaluate.moments import FORMS, FromRates, Measured, Sums, section_sums
 
@@ -78,13 +77,12 @@ def null_reliabilities(measured: Measured, rng: np.random.Generator) -> dict[str
     return found
 
 
-def nearer_than_measurement(r_BxG: np.ndarray, rho_BxG: np.ndarray, r_G: np.ndarray, rho_G: np.ndarray) -> dict:
+def nearer_than_measurement(excess_G: np.ndarray, low_G: np.ndarray) -> dict[str, float]:
     """Share of genes whose prediction is nearer to the true rate than the counts are: r(P, X) > rho.
 
-    `share`: the point estimate; `share_certain`: its interval lies above 0. Holds for counts with independent
-    (shot) noise only. A gene without a defined rho is no pass.
+    excess_G: r(P, X) − rho; low_G: the low end of its interval. `share`: the point estimate; `share_certain`: its
+    interval lies above 0. Holds for counts with independent (shot) noise only. A gene without a defined rho is no pass.
     """
-    if not len(r_G):
+    if not len(excess_G):
         return {"share": float("nan"), "share_certain": float("nan")}
-    excess_BxG, excess_G = r_BxG - rho_BxG, r_G - rho_G
-    return {"share": float(np.mean(excess_G > 0)), "share_certain": float(np.mean(lower_ends(excess_BxG) > 0))}
+    return {"share": float(np.mean(excess_G > 0)), "share_certain": float(np.mean(low_G > 0))}

@@ -8,7 +8,7 @@ import numpy as np
 from tario_jax.config import DataConfig
 from tario_jax.evaluate import noise
 from tario_jax.evaluate.bulk import pool
-from tario_jax.evaluate.intervals import lower_t
+from tario_jax.evaluate.intervals import lower_by_patient
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.score_file import ScoreTable
 from tario_jax.evaluate.summary import Context
@@ -35,9 +35,8 @@ def gene_validation(context: Context, symbols: np.ndarray, about: dict[str, Any]
     patients_C, columns = [], {name: [] for name in ("r", "density_r", "low", "ceiling")}
     nothing_G = np.full(len(symbols), np.nan)
     for own in rows.values():
-        patients = np.array([context.patients[s] for s in own])
-        names = np.unique(patients)
-        patients_C.append(len(names))
+        patients = [context.patients[s] for s in own]
+        patients_C.append(len(set(patients)))
         model_SxG = context.of("model", "counts").r_SxG[own]
         columns["r"].append(mean_defined(model_SxG))
         columns["ceiling"].append(noise.root(mean_defined(context.rho_SxG[own])))
@@ -47,18 +46,21 @@ def gene_validation(context: Context, symbols: np.ndarray, about: dict[str, Any]
             continue
         excess_SxG = model_SxG - density.r_SxG[own]
         columns["density_r"].append(mean_defined(density.r_SxG[own]))
-        columns["low"].append(lower_t(np.stack([mean_defined(excess_SxG[patients == name]) for name in names])))
+        columns["low"].append(lower_by_patient(excess_SxG, patients))
     stacked = (np.stack(values) for values in columns.values())
     return GeneValidation(tuple(symbols.tolist()), tuple(rows), np.array(patients_C), *stacked, about)
 
 
 def score_table(context: Context, symbols: np.ndarray, gene_class: np.ndarray, *, bin_um: float, read_um: float,
-                min_measured: float, corpus_seal: str, checkpoint: str, ranked_on: str) -> ScoreTable:  # fmt: skip
+                min_measured: float, corpus_seal: str, checkpoint: str, ranked_on: str,
+                split_by: str = "patient") -> ScoreTable:  # fmt: skip
     """Scores of every gene under evaluation; gene_class: of each, "" where none is known. min_measured: share of a bin
     that had to be measured."""
     settings = {name: getattr(context.config, name) for name in ("min_total", "overlap")}
     if min_measured != DataConfig.min_measured:  # which bins count
         settings["min_measured"] = min_measured
+    if split_by != "patient":  # which says that nothing is known of new patients
+        settings["split_by"] = split_by
     ranked_G = np.isin(np.arange(len(symbols)), context.ranking.order)
     detections_S = context.stack("detections")
     nats = (context.stack(name) / np.maximum(detections_S, 1) for name in ("gene_nats", "total_nats"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.config import InputError
+from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.resample import box_means
 from tario_jax.corpus.section import SectionData
@@ -32,7 +32,7 @@ MOST_SECTIONS, MOST_LARGE = 40, 4
 SEED = 3
 LARGE_UM = 1600.0  # from this width on, a section holds enough places at the pitch of spots
 BIN_UM = 18.0
-LEAST_MEASURED = 0.9
+LEAST_MEASURED = DataConfig.min_measured
 PITCH_UM, SPOT_UM = 200.0, 100.0
 SPOT_BIN_UM = SPOT_UM * np.sqrt(np.pi) / 2  # a square of the spot's area
 LEAST_SPOT_TOTAL = 100

@@ -12,6 +12,7 @@ from tario_jax.evaluate.moments import FORMS
 from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.tables import Evaluation
 from tario_jax.evaluate.uncertainty import BANDS
+from tario_jax.predict.gene_validation import SPLIT_BY_SECTION
 from tario_jax.train.whole_file import write_whole
 
 METHODS = {  # rows of the tables, in order
@@ -82,8 +83,7 @@ def banners(report: dict[str, Any]) -> list[str]:
         found.append(f"Null genes are predicted: composition r {null['beyond_total']:.3f} beyond what a bin's total "
                      "tells. The model or this evaluation sees what it must not.")  # fmt: skip
     if report["split_by"] == "section":
-        found.append("Split by section: a patient may be on both sides of the split. "
-                     "Nothing here says that the model generalises to new patients.")  # fmt: skip
+        found.append(f"{SPLIT_BY_SECTION} Nothing here says that the model generalises to new patients.")
     if report["ranked_on"] != "training sections":
         why = "as published curves are, and not as a choice that knows nothing of them would be."
         if not report["sections"]["train"]:

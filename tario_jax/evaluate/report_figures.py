@@ -10,6 +10,7 @@ from tario_jax.evaluate.map_figures import GeneMap, Look, draw_maps
 from tario_jax.evaluate.metrics import pearson_by_gene
 from tario_jax.evaluate.section_bins import SectionBins
 from tario_jax.evaluate.tables import Evaluation
+from tario_jax.predict.maps import banner_of
 
 # section, gene -> its bins, measured and predicted values of the gene, and what lies behind
 Shown = tuple[SectionBins, np.ndarray, np.ndarray, Look]
@@ -21,11 +22,12 @@ def draw_figures(folder: Path, evaluation: Evaluation, shown: Callable[[str, str
     shown(section_id, symbol) gives what a triptych holds. Raises `InputError` where matplotlib is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
+    drawn, banner = [], banner_of(evaluation.report["trained_on"], evaluation.report["corpus_kind"])
     if evaluation.report["curve"]["k"]:
         drawn.append(draw_curve(folder / "curve.png", evaluation.report))
     for number, (section_id, symbol) in enumerate(evaluation.examples, 1):
-        drawn.append(draw_triptych(folder / f"triptych_{number}.png", symbol, *shown(section_id, symbol)))
+        drawn.append(draw_triptych(folder / f"triptych_{number}.png", symbol, *shown(section_id, symbol),
+                                   banner=banner))  # fmt: skip
     if len(evaluation.bulk["patients"]) > 1:
         drawn.append(draw_bulk(folder / "bulk.png", evaluation))
     found = {*folder.glob("triptych_*.png"), folder / "curve.png", folder / "bulk.png"}
@@ -35,7 +37,8 @@ def draw_figures(folder: Path, evaluation: Evaluation, shown: Callable[[str, str
 
 
 def draw_triptych(path: Path, symbol: str, section: SectionBins, measured_N: np.ndarray, predicted_N: np.ndarray,
-                  look: Look, chosen: str = "by Moran's I and median r, not by its looks") -> Drawn:  # fmt: skip
+                  look: Look, chosen: str = "by Moran's I and median r, not by its looks",
+                  banner: str = "") -> Drawn:  # fmt: skip
     """Raw detections (or the H&E under the spots), binned truth and prediction of one gene, in one frame."""
     r = pearson_by_gene(measured_N[:, None], predicted_N[:, None])[0]
     per = "spot" if section.layout == "spots" else f"{section.pitch_um:g} µm bin"
@@ -44,4 +47,4 @@ def draw_triptych(path: Path, symbol: str, section: SectionBins, measured_N: np.
                                     (f"predicted from H&E · r = {r:.2f}", predicted_N))]  # fmt: skip
     heading = f"{symbol} · section {section.section_id} ({section.cohort})"
     caption = f"{symbol} in held-out section {section.section_id}: measured and predicted. Chosen {chosen}."
-    return draw_maps(path, heading, [(look, maps)], caption)
+    return draw_maps(path, heading, [(look, maps)], caption, banner)

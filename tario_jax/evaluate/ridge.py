@@ -42,9 +42,12 @@ class Ridge:
 
 def fit_scaler(features_S: list[np.ndarray]) -> Scaler:
     """Mean and standard deviation over all training bins; a constant feature gets scale 1, so it stays 0."""
-    features_NxF = np.concatenate(features_S).astype(np.float64)
-    sd_F = features_NxF.std(0)
-    return Scaler(features_NxF.mean(0), np.where(sd_F > 1e-8, sd_F, 1.0))
+    number = sum(len(features_NxF) for features_NxF in features_S)
+    mean_F = sum(features_NxF.sum(0, dtype=np.float64) for features_NxF in features_S) / number
+    # a second pass: differences of sums of squares would lose a small deviation beside a large mean
+    variance_F = sum(((features_NxF - mean_F) ** 2).sum(0) for features_NxF in features_S) / number
+    sd_F = np.sqrt(variance_F)
+    return Scaler(mean_F, np.where(sd_F > 1e-8, sd_F, 1.0))
 
 
 class RidgeFit:

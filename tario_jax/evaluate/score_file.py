@@ -31,7 +31,7 @@ class ScoreTable:
     corpus_seal: str
     checkpoint: str  # of the model: its step, and what tells it from others of that step
     ranked_on: str  # "training sections" or "held-out sections"
-    settings: str  # JSON of those of `EvaluateConfig` that r depends on
+    settings: str  # JSON of those of `EvaluateConfig` that r depends on, and "split_by" where that is no patient
     sections: tuple[str, ...]
     patients: tuple[str, ...]  # of the sections
     cohorts: tuple[str, ...]

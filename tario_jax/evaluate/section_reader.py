@@ -55,14 +55,15 @@ class Reader:
         """Predicted rates of the common genes on the measured part of each bin, float32 [N, P]."""
         maps = self.predictor.predict_section(
             section, tissue=self.corpus.kind, overlap=self.overlap,
-            bin_um=None if section.spots is not None else self.read_um,
+            bin_um=None if section.has_spots else self.read_um,
         )  # fmt: skip
+        section.close()  # what was read of it, and is not read again soon
         rates_NxP = _on_places(maps, bins)
         return (rates_NxP if bins.share_N is None else bins.share_N[:, None] * rates_NxP)[:, self.genes.in_model]
 
     def _truth(self, section: Section, measured: Callable[[], SectionBins]) -> Callable[[], Truth] | None:
         """T and V of virtual tissue on these bins; None of real tissue."""
-        if section.spots is not None or section.truth is None:
+        if section.has_spots or section.truth is None:
             return None
 
         def truth() -> Truth:
@@ -79,7 +80,7 @@ class Reader:
         """The measured side. described: with features of the H&E around each bin, which take most of the time; without
         them there are none."""
         share_N = None
-        if section.spots is not None:
+        if section.has_spots:
             spots = section.spots
             x_um_N, y_um_N, counts = spots.x_um_N, spots.y_um_N, scipy.sparse.csr_array(
                 (spots.count_E, spots.gene_E, spots.indptr), shape=(len(spots.x_um_N), len(section.measured_gene_G))
@@ -98,10 +99,12 @@ class Reader:
         features_NxF, density_N = np.zeros((len(x_um_N), 0)), np.zeros(len(x_um_N))
         if described:
             features_NxF, density_N = section_features(section.he(), section.he_um_per_px, x_um_N, y_um_N, size_um)
+        measured_gene_P = section.measured_gene_G[self.genes.in_corpus]
+        section.close()  # counts of spots are some hundred MB of a whole slide
         return SectionBins(
             section.id, section.patient, section.cohort, x_um_N, y_um_N, pitch_um, layout,
             counts.astype(np.float32)[:, self.genes.in_corpus], features_NxF, density_N,
-            section.measured_gene_G[self.genes.in_corpus], share_N,
+            measured_gene_P, share_N,
         )  # fmt: skip
 
 

@@ -180,10 +180,10 @@ def score_model(section: SectionBins, rates: Rows | None, density: Density | Non
     rates_NxI, total_N = reading.rates_NxI, reading.total_N
     _add_bulk(arrays, "model", sums["model", "counts"].p.sum(0), total_N)
     arrays |= reading.nats()
-    if plan.controls is not None:
-        mean_G = plan.controls.mean_composition_G
-        own = density_counts(total_N, mean_G) if density is None else from_density(density, total_N, mean_G)
-        _add_scores(arrays, measured, {"own_density": own}, plan, section)
+    # without training sections there is no composition to tell it in; r in counts does not depend on one
+    mean_G = np.ones(len(plan.genes)) if plan.controls is None else plan.controls.mean_composition_G
+    own = density_counts(total_N, mean_G) if density is None else from_density(density, total_N, mean_G)
+    _add_scores(arrays, measured, {"own_density": own}, plan, section)
     few, block_N = measured.of(in_sets), _blocks(section, plan)
     of_rates = {"composition": lambda rows: composition(rates_NxI[rows], total_N[rows])}
     sums = section_sums(few, {"model_rates": of_rates}, block_N)["model_rates", "composition"]

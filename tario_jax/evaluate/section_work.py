@@ -105,7 +105,7 @@ def score_sections(fitting: list[SectionSource], kept: list[SectionSource], plan
     totals = _each("density", predicted, lambda source: _total(source, work), work) if predicted else {}
     density = fit_density([(plan.measure(source.measured()), totals[source.section_id]["total"])
                            for source in predicted])  # fmt: skip
-    density_key = [source.rates_key for source in predicted]
+    density_key = [source.rates_key for source in predicted] or "of counts alone"
 
     def of_model(source: SectionSource) -> Arrays:
         def make() -> Arrays:

@@ -13,6 +13,7 @@ from tario_jax.evaluate.intervals import (
     Resampling,
     Scores,
     interval,
+    lower_by_patient,
     lower_ends,
     patient_resampling,
     resample,
@@ -181,9 +182,7 @@ def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, 
             "note": "share of genes with r(P, X) > rho; counts, shot noise only; 'neighbours' is the measurement "
                     "smoothed over neighbours, the bin itself left out",
             **{
-                method: noise.nearer_than_measurement(
-                    by_gene_BxG[method], rho_BxG, context.of(method, "counts").by_gene[genes], rho_G
-                )
+                method: _nearer_than_measurement(context, method, genes, by_gene_BxG[method], rho_BxG)
                 for method in BY_GENE
                 if method in by_gene_BxG
             },
@@ -212,6 +211,26 @@ def _share(methods: dict, samples: dict) -> dict | None:
     }
 
 
+def _low_ends(context: Context, values_SxG: np.ndarray, samples_BxG: np.ndarray) -> np.ndarray:
+    """Of the interval of each gene's mean over sections: a t interval over patients, or, of one patient, percentiles
+    over blocks of tissue."""
+    if context.resampling.by == "block":
+        return lower_ends(samples_BxG)
+    return lower_by_patient(values_SxG, context.patients)
+
+
+def _nearer_than_measurement(context: Context, method: str, genes: np.ndarray, r_BxG: np.ndarray,
+                             rho_BxG: np.ndarray) -> dict[str, float]:  # fmt: skip
+    scores, rho_SxG = context.of(method, "counts"), context.rho_SxG[:, genes]
+    square_G = mean_defined(rho_SxG)
+    rho_G = noise.root(square_G)
+    # about the mean reliability, whose root is taken: that of one section alone is far from straight
+    slope_G = np.divide(0.5, rho_G, out=np.zeros_like(rho_G), where=rho_G > 0)
+    about_SxG = scores.r_SxG[:, genes] - rho_G - slope_G * (rho_SxG - square_G)
+    low_G = _low_ends(context, about_SxG, r_BxG - noise.root(rho_BxG))
+    return noise.nearer_than_measurement(scores.by_gene[genes] - rho_G, low_G)
+
+
 def _nearer_truth(context: Context, own: np.ndarray) -> dict | None:
     """What the test r(P, X) > rho stands for, seen: r with the true rate by gene, counts; virtual tissue only."""
     true = context.of("true_rate", "counts")
@@ -232,7 +251,8 @@ def _excess(context: Context, genes: np.ndarray, by_gene_BxG: dict[str, np.ndarr
         return None
     excess_G = context.of("model", "counts").by_gene[genes] - density.by_gene[genes]
     defined_G = np.isfinite(excess_G)
-    low_G = lower_ends(by_gene_BxG["model"] - by_gene_BxG["own_density"])
+    excess_SxG = context.of("model", "counts").r_SxG[:, genes] - density.r_SxG[:, genes]
+    low_G = _low_ends(context, excess_SxG, by_gene_BxG["model"] - by_gene_BxG["own_density"])
     quantiles = np.percentile(excess_G[defined_G], (5, 25, 50, 75, 95)) if defined_G.any() else [np.nan] * 5
     return {
         "quantiles": dict(zip(("5", "25", "50", "75", "95"), map(float, quantiles), strict=True)),

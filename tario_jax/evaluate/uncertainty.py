@@ -67,7 +67,7 @@ def count_spread(
 
 
 def _size_um(reader: Reader, section: Section) -> float:
-    return reader.read_um if section.spots is None else section.spots.square_um
+    return section.placed_spots.square_um if section.has_spots else reader.read_um
 
 
 def _together(drawn: list[tuple[np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray, np.ndarray]:

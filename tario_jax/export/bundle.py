@@ -90,7 +90,7 @@ def export_bundle(workdir: Path, out: Path, wanted: Wanted = Wanted(), say: Call
     with Checkpoints(workdir) as checkpoints:
         provenance = checkpoints.provenance(step)
     checkpoint = checkpoint_id(workdir, step)  # now: a run that still trains may remove it
-    validation = _validation(workdir, provenance, checkpoint)
+    validation = _validation(workdir, checkpoint)
     of_model = Exported.of(provenance, wanted)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -280,7 +280,7 @@ def _seal(folder: Path) -> None:
     (folder / "bundle.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1))
 
 
-def _validation(workdir: Path, provenance: Provenance, checkpoint: str) -> GeneValidation | None:
+def _validation(workdir: Path, checkpoint: str) -> GeneValidation | None:
     """What was found of each gene, of this very checkpoint; None where nobody looked."""
     path = workdir / VALIDATION
     if not path.exists():

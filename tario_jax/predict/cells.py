@@ -63,7 +63,7 @@ def predict_cells(
     `len(maps.x_um_N)`. Raises `InputError` where none is left, where two have one centre, for spots, and as
     `predict_section`.
     """
-    if section.spots is not None:
+    if section.has_spots:
         raise InputError(
             f"{section.id}: is measured in spots, and its model knows places of their size; cells need detections"
         )

@@ -80,7 +80,7 @@ class Condition:
                 given_N = np.ones(len(cover), bool)
             case "coarse":
                 return places.scale_N < places.scale_N.max()
-        if cover.section.spots is None:
+        if not cover.section.has_spots:
             share_N = cover.section.measured_share(places.x_um_N, places.y_um_N, places.size_um)
             given_N &= share_N >= data.min_measured - 1e-6
         return given_N

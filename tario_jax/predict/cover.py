@@ -39,7 +39,7 @@ class Cover:
         self.section, self.genes = section, genes
         alike = {"bin_mixture": (), "windows_per_row": 1, "sequence": "window", "groups": ((1, 1.0),)}
         self.data = dataclasses.replace(data, **alike) if coarse else data.of_one_scale(**alike)
-        own = SpotPlaces if section.spots is not None else NestedPlaces if coarse else BinPlaces
+        own = SpotPlaces if section.has_spots else NestedPlaces if coarse else BinPlaces
         self.places = own(section, self.data) if places is None else places
         self.layout = make_layout(self.data, genes, bins_per_tile=self.places.per_tile,
                                   largest_bin_um=max([self.places.size_um, *self.data.coarse_um]),
@@ -228,7 +228,7 @@ class SpotPlaces:
     turn = True
 
     def __init__(self, section: Section, data: DataConfig):
-        spots = section.spots
+        spots = section.placed_spots
         self._px_um = section.he_um_per_px
         self._reach_um = spot_reach_um(section, data.window_um)
         if self._reach_um <= 0:

@@ -15,6 +15,7 @@ from tario_jax.train.whole_file import write_whole
 
 ALL = "all"
 FILE = "validation.parquet"
+SPLIT_BY_SECTION = "Split by section: a patient may be on both sides of the split."
 _METADATA = b"tario"
 
 
@@ -37,6 +38,11 @@ class GeneValidation:
     excess_low_CxG: np.ndarray
     ceiling_CxG: np.ndarray  # the largest r that any prediction could reach against these counts
     about: dict[str, Any]  # panel_hash, bin_um, corpus_seal, split_by, trained_on, tissue, checkpoint, count_spread …
+
+    @property
+    def split_by(self) -> str:
+        """What lay on one side of the split: patient or section."""
+        return self.about.get("split_by", "patient")
 
     @property
     def excess_CxG(self) -> np.ndarray:

@@ -18,7 +18,6 @@ from tario_jax.predict.writing import LEAST_MEAN, Sample, Steps, Writer, Writing
 class Samples(NamedTuple):
     """What each of S samples says of g genes at N places; a sample is of the whole section."""
 
-    genes_g: np.ndarray  # positions in the panel
     rates_SxNxg: np.ndarray  # float32
     counts_SxNxg: np.ndarray  # float32, as they were drawn and written
     moved_Nxg: np.ndarray  # float32: the mean over samples of their rates as they were drawn, over one-shot's
@@ -54,7 +53,7 @@ def generate_section(
     maps = predictor.maps(cover, blend, tissue, asked_N=is_bin_N)
     of_places = (len(maps.rates_NxG), len(chosen_g))
     of_samples = (np.zeros((steps.samples, *of_places), np.float32) for _ in range(2))
-    samples = Samples(chosen_g, *of_samples, np.ones(of_places, np.float32))
+    samples = Samples(*of_samples, np.ones(of_places, np.float32))
     if steps.one_shot:
         between_NxG = None if steps.samples == 1 else np.zeros_like(maps.rates_NxG)
         samples.rates_SxNxg[...] = maps.rates_NxG[:, chosen_g]

@@ -57,8 +57,8 @@ def _frame(store: MapStore, symbols: Sequence[str] | None) -> Any:
     found.obsm["spatial"] = pixels_of(store)
     plain = {name: value for name, value in store.about.items() if isinstance(value, str | int | float)}
     if validation is not None:
-        plain |= validation.count_numbers(store.bin_um)
-    found.uns["tario"] = plain | {"warnings": "; ".join(store.about["warnings"])}
+        plain |= validation.count_numbers(store.bin_um) | {"validation_split_by": validation.split_by}
+    found.uns["tario"] = plain | {"warnings": "; ".join(store.warnings)}
     return found
 
 

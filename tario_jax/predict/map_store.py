@@ -30,7 +30,7 @@ import tensorstore as ts
 from tario_jax.config import InputError
 from tario_jax.panel import Panel
 from tario_jax.predict.gene_validation import FILE as VALIDATION
-from tario_jax.predict.gene_validation import GeneValidation, read_gene_validation
+from tario_jax.predict.gene_validation import SPLIT_BY_SECTION, GeneValidation, read_gene_validation
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.train.whole_file import write_whole
 
@@ -188,6 +188,13 @@ class MapStore:
     def validation(self) -> GeneValidation | None:
         path = self.folder / VALIDATION
         return read_gene_validation(path) if path.exists() else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of the prediction, and of what its genes were validated on."""
+        validation = self.validation
+        by_section = validation is not None and validation.split_by == "section"
+        return [*self.about["warnings"], *([f"Validation: {SPLIT_BY_SECTION}"] if by_section else [])]
 
     def positions(self, symbols: Sequence[str]) -> np.ndarray:
         """Of genes in the panel. Raises `InputError` for one that is not in it."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.panel import Panel
-from tario_jax.predict.gene_validation import GeneValidation
+from tario_jax.predict.gene_validation import SPLIT_BY_SECTION, GeneValidation
 from tario_jax.predict.whole_output import refuse_full, whole_output
 from tario_jax.train.whole_file import write_whole
 
@@ -19,6 +19,11 @@ VIRTUAL_BANNER = (
     "This model was trained on virtual tissue and knows no biology: its maps of real tissue show that the software "
     "runs, nothing else."
 )
+
+
+def banner_of(trained_on: str, tissue: str) -> str:
+    """What is said of all that a model of this kind of tissue predicts on that kind; empty where nothing need be."""
+    return VIRTUAL_BANNER if trained_on == "virtual" and tissue == "real" else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,7 @@ class GeneMaps:
 
     @property
     def banner(self) -> str:
-        return VIRTUAL_BANNER if self.trained_on == "virtual" and self.tissue == "real" else ""
+        return banner_of(self.trained_on, self.tissue)
 
     def gene(self, symbol: str) -> np.ndarray:
         """Rates of one gene, float32 [N]."""
@@ -105,8 +110,10 @@ class GeneMaps:
         side_um = self.validation.about.get("bin_um")
         places = "spots" if side_um is None else f"bins of {side_um:g} µm"
         known = zip(self.validation.cohorts, self.validation.patients_C, self.validation.validated_CxG, strict=True)
-        return f"{places}: " + "; ".join(f"{cohort}: {patients} patients, {int(validated_G.sum())} genes above density"
-                                         for cohort, patients, validated_G in known)  # fmt: skip
+        of_cohorts = "; ".join(f"{cohort}: {patients} patients, {int(validated_G.sum())} genes above density"
+                               for cohort, patients, validated_G in known)  # fmt: skip
+        caution = f". {SPLIT_BY_SECTION}" if self.validation.split_by == "section" else ""
+        return f"{places}: {of_cohorts}{caution}"
 
     def gene_columns(self) -> dict[str, np.ndarray]:
         """By gene and cohort, as `held_out_r_all` or `validated_LUAD`: see `GeneValidation.of`. Empty where unknown."""

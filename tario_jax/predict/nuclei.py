@@ -44,8 +44,8 @@ class NucleusSettings:
     most_um2: float = 350.0
 
 
-def find_nuclei(section: Section | ImageSection, settings: NucleusSettings = NucleusSettings(), *,
-                tile_um: float = TILE_UM, progress: Callable[[int, int], None] | None = None) -> Outlines:  # fmt: skip
+def find_nuclei(section: Section | ImageSection, *, tile_um: float = TILE_UM,
+                progress: Callable[[int, int], None] | None = None) -> Outlines:  # fmt: skip
     """Outlines of the nuclei that the section's H&E shows, row by row of tiles.
 
     progress(done, all) is called as tiles are read. Raises `InputError` without an H&E, or for one coarser than 1 µm
@@ -58,6 +58,7 @@ def find_nuclei(section: Section | ImageSection, settings: NucleusSettings = Nuc
             f"{section.id}: its H&E has {section.he_um_per_px:g} µm per px; nuclei need {COARSEST_UM_PER_PX:g} or "
             "finer; give outlines (--cells=FILE.geojson)"
         )
+    settings = NucleusSettings()
     px_um = max(section.he_um_per_px, WORK_UM_PER_PX)
     tile_px, margin_px = round(tile_um / px_um), round(MARGIN_UM / px_um)
     columns, rows = (max(1, int(np.ceil(extent / px_um / tile_px - 1e-6)))

@@ -135,7 +135,7 @@ class Predictor:
         Raises `InputError` for what may not, or cannot, be predicted.
         """
         data = self._data(section, tissue, overlap)
-        if bin_um is not None and section.spots is not None:
+        if bin_um is not None and section.has_spots:
             raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
         data = data if bin_um is None else dataclasses.replace(data, bin_um=bin_um)
         if coarse:
@@ -159,7 +159,7 @@ class Predictor:
         trained = self.provenance.config
         if not trained.data.coarse_um:
             raise InputError(f"coarse bins: the model of {trained.name!r} knows none; train with data.coarse_um")
-        if section.spots is not None:
+        if section.has_spots:
             raise InputError(f"coarse bins: {section.id} is measured in spots, which are parts of no larger bins")
         if data.bin_um not in trained.data.trained_bins_um:
             raise InputError(f"coarse bins: are of bins of {data.bin_um:g} µm here, and were learnt with "
@@ -212,7 +212,7 @@ class Predictor:
         section, places = cover.section, cover.places
         asked_N = np.ones(len(cover), bool) if asked_N is None else asked_N
         rates_NxG = _whole(section, blend, asked_N)
-        names = section.spots.name_N if section.spots is not None else ()
+        names = section.seal["record"]["spot_names"] if section.has_spots else ()  # not their counts
         names = tuple(name for name, asked in zip(names, asked_N, strict=False) if asked)
         # what was validated is the prediction from the H&E at once
         validation = self.validation if decoding == ONE_SHOT else None

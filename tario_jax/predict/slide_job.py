@@ -7,10 +7,7 @@ and several processes may share one.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,22 +21,20 @@ from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
 from tario_jax.model.model import Tario
-from tario_jax.predict.gene_validation import FILE as VALIDATION
-from tario_jax.predict.gene_validation import GeneValidation
 from tario_jax.predict.generate import refuse_one_shot
-from tario_jax.predict.map_store import FILE, KEPT_BITS, MapStore, MapWriter
-from tario_jax.predict.maps import ONE_SHOT, VIRTUAL_BANNER
+from tario_jax.predict.map_store import KEPT_BITS, MapStore, MapWriter
+from tario_jax.predict.maps import ONE_SHOT, banner_of
 from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.outside import look_at, warnings
 from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.slide import SlideSection, middle_of, opened_section, section_as_slide
+from tario_jax.predict.slide_folder import SlideFolder
 from tario_jax.predict.slide_plan import SlidePlan, TissueCover
 from tario_jax.predict.slide_steps import SlideSteps
 from tario_jax.predict.spool import Spool, refuse_another_plan
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
 from tario_jax.predict.tissue_mask import TissueMask, find_tissue
 from tario_jax.predict.writing import Steps
-from tario_jax.train.whole_file import write_whole
 
 _BATCH_BYTES = 256 << 20  # of the rates of a batch
 _READ_AHEAD = 2
@@ -47,7 +42,6 @@ _MOST_ALONG = 256  # bins along a window
 _RUNNING_BYTES = 2 << 30  # that a batch takes on CPUs while the model reads its H&E
 _BYTES_PER_PX = 600  # of that; measured with configs/tario2_10m.py
 _ALIKE_IN_STEPS = 4  # arrays as large as a batch's rates, while samples are drawn
-_WORK, _STEPS, _ASKED = "work", "steps", "asked.json"
 T = TypeVar("T")
 
 
@@ -93,11 +87,11 @@ def predict_slide(predictor: Predictor, path: Path, out: Path, asked: Asked, *, 
     """
     _refuse(predictor, path.name, asked)
     with opened_section(path, asked.um_per_px, genes=len(predictor.panel), force=asked.force, say=say) as section:
-        identity = _identity(predictor, section, asked)
-        if (done := _begin(out, identity, predictor.validation, say)) is not None:
+        folder = SlideFolder(out, _identity(predictor, section, asked))
+        if (done := folder.begin(predictor.validation, say)) is not None:
             return done
-        with _forgotten_if_refused(out):
-            work = _Work(predictor, section, out, asked, identity, say, progress)
+        with folder.forgotten_if_refused():
+            work = _Work(predictor, section, folder, asked, say, progress)
         return work.run()
 
 
@@ -109,18 +103,18 @@ def predict_measured(predictor: Predictor, corpus: Corpus, name: str, out: Path,
     Raises `InputError` as that, and where the section is measured in spots.
     """
     held = corpus.section(name)
-    if held.spots is not None:
+    if held.has_spots:
         raise InputError(f"{name}: is measured in spots, which lie on no grid of bins; write AnnData (--out=NAME.h5ad)")
     _refuse(predictor, name, asked)
     section = section_as_slide(held, genes=len(predictor.panel))
     root = corpus.root if corpus.root.local is None else corpus.root.local.resolve()
     place = {"corpus": str(root), "section": name}
-    identity = _identity(predictor, section, asked) | {"corpus_seal": corpus.seal}
-    if (done := _begin(out, identity, predictor.validation, say)) is not None:
+    folder = SlideFolder(out, _identity(predictor, section, asked) | {"corpus_seal": corpus.seal})
+    if (done := folder.begin(predictor.validation, say)) is not None:
         return done
-    with _forgotten_if_refused(out):
+    with folder.forgotten_if_refused():
         measured = _measured_bins(held, corpus, predictor, asked, say)
-        work = _Work(predictor, section, out, asked, identity, say, progress, measured, place)
+        work = _Work(predictor, section, folder, asked, say, progress, measured, place)
     return work.run()
 
 
@@ -135,17 +129,6 @@ def _measured_bins(held: Section, corpus: Corpus, predictor: Predictor, asked: A
         say(f"{held.id}: what was measured is left out of the maps: {error}")
         return None
     return MeasuredBins(held, corpus.panel, predictor.panel)
-
-
-@contextlib.contextmanager
-def _forgotten_if_refused(out: Path) -> Iterator[None]:
-    """What is refused before anything is computed leaves no folder: asked otherwise, it may be begun there."""
-    try:
-        yield
-    except InputError:
-        if out.exists() and [one.name for one in out.iterdir()] == [_ASKED]:
-            shutil.rmtree(out)
-        raise
 
 
 def _refuse(predictor: Predictor, name: str, asked: Asked) -> None:
@@ -167,32 +150,6 @@ def _refuse(predictor: Predictor, name: str, asked: Asked) -> None:
     refuse_one_shot(predictor, "steps")
 
 
-def _done_already(out: Path, identity: dict[str, Any], validation: GeneValidation | None,
-                  say: Callable[[str], None]) -> MapStore | None:  # fmt: skip
-    """The maps that are there, with what is known of their genes by now; None where there are none. Raises `InputError`
-    where they are of something else."""
-    if not (out / FILE).exists():
-        return None
-    store = MapStore(out)
-    if store.about["identity"] != identity:
-        raise InputError(f"{out}: holds maps of {store.about['section']} already, asked otherwise; give another "
-                         "--out, or remove it")  # fmt: skip
-    _clear(out)  # what is left, if it was killed between the seal and this
-    path = out / VALIDATION
-    if validation is not None and not (path.exists() and path.read_bytes() == validation.to_bytes()):
-        validation.write(path)
-        say(f"{out}: is done already; what was found of its genes on held-out patients since is written")
-    else:
-        say(f"{out}: is done already")
-    return store
-
-
-def _clear(out: Path) -> None:
-    for name in (_WORK, _STEPS):
-        shutil.rmtree(out / name, ignore_errors=True)
-    (out / _ASKED).unlink(missing_ok=True)
-
-
 def _identity(predictor: Predictor, section: SlideSection, asked: Asked) -> dict[str, Any]:
     """What decides the maps: the pixels, the model, and what was asked."""
     image = section.file.levels[0]
@@ -208,43 +165,15 @@ def _identity(predictor: Predictor, section: SlideSection, asked: Asked) -> dict
     }  # fmt: skip
 
 
-def _begin(out: Path, identity: dict[str, Any], validation: GeneValidation | None,
-           say: Callable[[str], None]) -> MapStore | None:  # fmt: skip
-    """Makes the folder, or goes on in it: None; or the maps, where they are there. Raises `InputError` where it holds
-    another prediction."""
-    if (done := _done_already(out, identity, validation, say)) is not None:
-        return done
-    asked = out / _ASKED
-    # a process that begins at the same time, or was killed then, leaves the file that was to be renamed
-    others = [one for one in out.iterdir() if not one.name.startswith(f".{_ASKED}.")] if out.exists() else []
-    if others and not asked.exists():
-        if (done := _done_already(out, identity, validation, say)) is not None:  # another process ended it meanwhile
-            return done
-        raise InputError(f"{out}: is there already, and holds no gene maps; give another --out")
-    if asked.exists():
-        try:
-            before = json.loads(asked.read_text())
-        except ValueError:
-            raise InputError(f"{asked}: is damaged; remove {out} and predict again") from None
-        differs = [name for name in identity if before.get(name) != identity[name]]
-        if differs:
-            raise InputError(f"{out}: a prediction was begun there with {differs[0]} {before.get(differs[0])}, and "
-                             f"this has {identity[differs[0]]}; give another --out, or remove it")  # fmt: skip
-        return None
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(asked, json.dumps(identity, indent=1))
-    return None
-
-
 class _Work:
     """One process at one slide."""
 
-    def __init__(self, predictor: Predictor, section: SlideSection, out: Path, asked: Asked, identity: dict[str, Any],
+    def __init__(self, predictor: Predictor, section: SlideSection, folder: SlideFolder, asked: Asked,
                  say: Callable[[str], None], progress: Callable[[Done], None] | None,
                  measured: MeasuredBins | None = None, place: dict[str, str] | None = None):  # fmt: skip
         """measured: of the bins; place: where the page finds the H&E, else the slide's file."""
-        self._predictor, self._section, self._out, self._asked = predictor, section, out, asked
-        self._identity, self._say, self._progress = identity, say, progress
+        self._predictor, self._section, self._folder, self._asked = predictor, section, folder, asked
+        self._progress = progress
         self._mask = None if asked.everywhere else find_tissue(section)
         self._stain = None
         if asked.stain is not None:
@@ -264,9 +193,9 @@ class _Work:
             say(f"{section.id}: warning: {line}")
         self._measured, self._place = measured, place or {"slide": str(section.file.path.resolve())}
         more = {"measured": measured is not None, "spread": asked.spread, "drawn": asked.steps is not None}
-        self._writer = MapWriter(out, predictor.panel, self._plan.slots, [name for name in more if more[name]])
-        refuse_another_plan(out / _WORK, self._plan, None if asked.steps is None else self._rows)
-        self._spool = Spool(out / _WORK, self._plan, len(predictor.panel))
+        self._writer = MapWriter(folder.path, predictor.panel, self._plan.slots, [name for name in more if more[name]])
+        refuse_another_plan(folder.work, self._plan, None if asked.steps is None else self._rows)
+        self._spool = Spool(folder.work, self._plan, len(predictor.panel))
         self._went_through, self._began, self._told = 0, time.monotonic(), -np.inf
         self._first_done = self._windows_done()
 
@@ -274,21 +203,18 @@ class _Work:
         try:
             return self._run()
         except FileNotFoundError:
-            if not self._is_ended():
+            if not self._folder.is_ended:
                 raise
-            return MapStore(self._out)  # another process ended it, and cleared the work away
-
-    def _is_ended(self) -> bool:
-        return (self._out / FILE).exists()
+            return MapStore(self._folder.path)  # another process ended it, and cleared the work away
 
     def _run(self) -> MapStore | None:
         part, parts = self._asked.part
         self._predict(number for number in range(part, len(self._plan.batches), parts))
         # what is left then is of processes that are slower, or gone; both may do it, with the same bits
         self._predict(number for number in range(len(self._plan.batches) - 1, -1, -1))
-        if self._is_ended():  # another process ended it; nothing is to be left of what was begun since
-            _clear(self._out)
-            return MapStore(self._out)
+        if self._folder.is_ended:  # another process ended it; nothing is to be left of what was begun since
+            self._folder.clear()
+            return MapStore(self._folder.path)
         runs = range(len(self._plan.slots))
         for run in runs:
             self._blend(run)
@@ -301,7 +227,7 @@ class _Work:
     def _write_in_steps(self, steps: Steps) -> bool:
         """Whether all of it is written."""
         rows = rows_of(self._predictor, self._plan.cover, _ALIKE_IN_STEPS)
-        work = SlideSteps(self._predictor, self._plan, steps, self._out / _STEPS, self._writer, rows=rows,
+        work = SlideSteps(self._predictor, self._plan, steps, self._folder.steps, self._writer, rows=rows,
                           total_N=self._spool.sums().of_bin_N, spread=self._asked.spread)  # fmt: skip
         began, first = time.monotonic(), work.windows_done()
         bins_per_window = len(self._plan.cover) / work.windows
@@ -330,7 +256,7 @@ class _Work:
 
     def _batches(self, numbers: Iterable[int]) -> Iterator[tuple[Any, Any]]:
         for number in numbers:
-            if self._is_ended():
+            if self._folder.is_ended:
                 return
             windows = self._plan.batches[number]
             if any(map(self._spool.needs, windows)):
@@ -383,19 +309,18 @@ class _Work:
         self._progress(Done("predict", done, of, self._went_through / seconds, (of - done) / rate if rate else np.inf))
 
     def _finish(self) -> MapStore:
-        if self._is_ended():
-            return MapStore(self._out)
+        if self._folder.is_ended:
+            return MapStore(self._folder.path)
         cover, section = self._plan.cover, self._section
         sums = self._spool.sums()
         image = section.file.levels[0]
-        virtual = self._predictor.trained_on == "virtual" and self._asked.tissue == "real"
         about = {
             "section": section.id, "place": self._place,
             "slide_px": [image.width_px, image.height_px], "he_um_per_px": section.he_um_per_px,
             "he_full_um_per_px": section.he_full_um_per_px, "he_origin_px": list(section.he_origin_px),
             "panel_hash": self._predictor.panel.hash,
             "trained_on": self._predictor.trained_on, "tissue": self._asked.tissue,
-            "banner": VIRTUAL_BANNER if virtual else "", "unit": "expected detections per bin",
+            "banner": banner_of(self._predictor.trained_on, self._asked.tissue), "unit": "expected detections per bin",
             "decoding": ONE_SHOT if self._asked.steps is None else f"{ONE_SHOT}; drawn in {self._asked.steps}",
             "spread": None if not self._asked.spread else "windows" if self._asked.steps is None else "samples",
             "bin_um": cover.data.bin_um, "bins": len(cover),
@@ -405,14 +330,14 @@ class _Work:
             "stain": None if self._stain is None else {"found": self._stain.found.to_dict(),
                                                        "wanted": self._stain.wanted.to_dict()},
             "from_training": round(self._look.distance, 3), "outside": self._look.outside(),
-            "warnings": self._warnings, "identity": self._identity,
+            "warnings": self._warnings, "identity": self._folder.identity,
         }  # fmt: skip
-        _write_pictures(self._out, self._mask)
+        _write_pictures(self._folder.path, self._mask)
         self._writer.finish(about, cover.places.x_um_N, cover.places.y_um_N, total_N=sums.of_bin_N,
                             mean_G=sums.of_gene_G / len(cover), largest_G=sums.largest_G,
                             validation=self._predictor.validation)  # fmt: skip
-        _clear(self._out)
-        return MapStore(self._out)
+        self._folder.clear()
+        return MapStore(self._folder.path)
 
 
 def ahead(items: Iterator[T], number: int) -> Iterator[T]:

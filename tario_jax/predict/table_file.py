@@ -1,5 +1,7 @@
 """A table in a file of its suffix: parquet, or text with tabs or commas."""
 
+import csv
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +30,9 @@ def _write(table: pa.Table, path: Path, partial: Path, about: dict[str, str]) ->
         options = pyarrow.csv.WriteOptions(include_header=False, delimiter=separator, quoting_style="needed")
         with partial.open("wb") as file:
             file.write("".join(f"# {name}: {value}\n" for name, value in about.items()).encode())
-            file.write((separator.join(table.column_names) + "\n").encode())
+            header = io.StringIO()
+            csv.writer(header, delimiter=separator, lineterminator="\n").writerow(table.column_names)
+            file.write(header.getvalue().encode())
             pyarrow.csv.write_csv(table, file, options)
     else:
         raise InputError(f"{path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")

@@ -32,11 +32,10 @@ class PatientMap:
         cohort_P = index.cohort_P[predicted]
         table = columns_of(tables, tuple(columns) or usual_columns(tables, cohort_P), names, cohort_P=cohort_P)
         place_PxC, self._slides = [index.place_PxC[predicted]], [[] for _ in names]
-        patient_of = store.patient_of_section()
         at = {name: number for number, name in enumerate(names)}
         self._names, self._kinds = names, ["patient"] * len(names)
         for number, slide in enumerate(slides):
-            patient = patient_of.get(slide.name)
+            patient = store.patient_of_slide(slide.name)
             if patient in at:
                 self._slides[at[patient]].append(number)
                 continue

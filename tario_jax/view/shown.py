@@ -61,7 +61,11 @@ class Shown:
         try:
             refuse_another(section, self.store.about)
         except InputError as error:
-            raise InputError(f"{error}; give that one by --slide") from None
+            if slide is not None:
+                raise
+            fix = "ingested anew; predict it again" if "corpus" in self.store.about["place"] else "give it by --slide"
+            say(f"{self.store.folder}: its H&E is not shown: {error}")
+            return None, f"{error}; {fix}"
         return section, ""
 
     @property
@@ -82,10 +86,10 @@ class Shown:
 
     def described(self) -> dict[str, Any]:
         about, validation = self.store.about, self.store.validation
-        kept = ("bin_um", "he_um_per_px", "slide_px", "trained_on", "tissue", "banner", "warnings", "checkpoint",
-                "model", "decoding", "unit")  # fmt: skip
+        kept = ("bin_um", "he_um_per_px", "slide_px", "trained_on", "tissue", "banner", "checkpoint", "model",
+                "decoding", "unit")  # fmt: skip
         return {name: about[name] for name in kept} | {
-            "name": self.name, "key": self.key, "bins": len(self.store),
+            "name": self.name, "key": self.key, "bins": len(self.store), "warnings": self.store.warnings,
             "genes": len(self.store.panel), "top_level": self.top_level,
             "tile_px": TILE_PX, "arrays": list(self.store.arrays), "he": self.section is not None,
             "he_missing": self.missing, "spread_between": about.get("spread"),

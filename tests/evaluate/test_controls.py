@@ -31,6 +31,16 @@ def test_ridge_equals_scikit_learn_at_its_alpha():
     np.testing.assert_allclose(fitted(features[0]), oracle.predict(scaler(features[0])), atol=1e-8)
 
 
+def test_the_scaler_is_that_of_all_bins_together_and_a_constant_stays_nothing():
+    rng = np.random.default_rng(0)
+    features = [(1e5 + rng.normal(size=(n, 4)) * (0.1, 1, 7, 0)).astype(np.float32) for n in (300, 1, 41)]
+    together = np.concatenate(features).astype(np.float64)
+    scaler = ridge.fit_scaler(features)
+    np.testing.assert_allclose(scaler.mean_F, together.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(scaler.sd_F[:3], together.std(0)[:3], rtol=1e-9)
+    assert scaler.sd_F[3] == 1.0
+
+
 def test_alpha_is_chosen_across_groups_so_a_patient_is_not_memorised():
     rng = np.random.default_rng(1)
     features, targets, patients = [], [], []

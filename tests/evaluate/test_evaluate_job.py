@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from refusals import refused
-from tiny_tissue import tiny_section, write_corpus
+from tiny_tissue import spot_section, tiny_section, write_corpus
 
 from tario_jax.config import Config, DataConfig, EvaluateConfig
 from tario_jax.evaluate import job
@@ -244,6 +244,15 @@ def test_sections_without_an_h_and_e_or_counts_are_counted(predictor, config, tm
     alone = write_corpus(tmp_path / "alone", [sections[3]])
     refused(lambda: evaluate_checkpoint(predictor, alone, config, tmp_path / "p", title="x", say=lines.append),
             "none of 1 held-out sections has both an H&E and counts", "'tario predict'")  # fmt: skip
+
+
+def test_counts_of_spots_are_let_go_of_once_they_are_measured(predictor, config, tmp_path):
+    x_um, y_um = (part.ravel() for part in np.meshgrid(np.arange(5) * 33.0 + 15, np.arange(4) * 36.0 + 15))
+    sections = [spot_section(f"N{k}", f"N{k}", 40 + k, x_um=x_um, y_um=y_um) for k in range(2)]
+    corpus = write_corpus(tmp_path / "c", sections)
+    report = evaluate_checkpoint(predictor, corpus, config, tmp_path / "o", title="x", say=lambda line: None).report
+    assert report["sections"]["held_out"] == 2 and report["bin_um"] is None
+    assert not any("spots" in vars(section) for section in corpus.sections)
 
 
 def test_the_density_lines_are_fitted_on_sections_from_the_first_to_the_last(predictor, tiny_corpus, config, tmp_path,

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from refusals import refused
+from tiny_tissue import tiny_section, write_corpus
 
 from tario_jax.cli import main as cli
 from tario_jax.config import EvaluateConfig
@@ -19,7 +21,7 @@ from tario_jax.evaluate.evaluations import Evaluations
 from tario_jax.evaluate.follow import Evaluator, follow
 from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.predict.predictor import load, load_step
-from tario_jax.train.seal import seal
+from tario_jax.train.seal import seal, seal_id
 from tario_jax.train.stop import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +67,9 @@ class Fake(Evaluator):
         super().__init__(workdir, workdir, lambda: None, lambda provenance: EvaluateConfig())
         object.__setattr__(self, "seen", [])
         object.__setattr__(self, "meanwhile", (reading, evaluating))
+
+    def key(self, step, predictor):
+        return "made"
 
     def load(self, step, before):
         self.meanwhile[0](step)
@@ -246,6 +251,24 @@ def test_its_options_go_with_follow_only(tiny_run, capsys):
     for flag in ("--every=5", "--give-up-minutes=5"):
         assert cli.main(["evaluate", f"--workdir={tiny_run}", flag]) == 2
         assert "goes with --follow only" in capsys.readouterr().err
+
+
+def test_other_bins_corpora_or_settings_are_refused_in_a_folder_that_holds_evaluations(tiny_run, tiny_corpus, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = write_corpus(tmp_path / "other" / "c", [tiny_section("N1", "N", 9)])
+
+    def evaluator(corpus=tiny_corpus, bin_um=None, **settings):
+        return Evaluator(tiny_run, tmp_path / "out", lambda: corpus, lambda _: EvaluateConfig(**settings), bin_um)
+
+    last = max(int(path.name) for path in (tiny_run / "checkpoints").iterdir())
+    key, seal = evaluator().key(last, None), seal_id(tiny_run / "checkpoints" / str(last))
+    assert key == evaluator().key(last, load(tiny_run))
+    (tmp_path / "out").mkdir()
+    Evaluations(tmp_path / "out").add({"step": last, "unix": 1.0, "checkpoint": seal, "key": key, **HEADLINE})
+    assert followed(evaluator())[0] == 0
+    for another in (evaluator(bin_um=36.0), evaluator(other), evaluator(min_total=7)):
+        refused(lambda another=another: followed(another), "evaluations.jsonl", f"step {last}", "another --out")
+        refused(lambda another=another: followed(another, every=1), "evaluations.jsonl", "another --out")
 
 
 @pytest.mark.slow

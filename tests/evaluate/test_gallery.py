@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from refusals import refused
 from test_score_file import made_table
 from tiny_tissue import spot_section, tiny_section, write_corpus
@@ -17,6 +18,7 @@ from tario_jax.evaluate import gallery as gallery_module
 from tario_jax.evaluate.figures import Drawn
 from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
 from tario_jax.evaluate.map_figures import frame_of
+from tario_jax.predict.maps import VIRTUAL_BANNER
 from tario_jax.predict.predictor import load
 
 
@@ -65,6 +67,35 @@ def test_every_kind_of_picture_is_drawn(tiny_run, corpus, tmp_path):
     for one in drawn:
         assert one.path.read_bytes().startswith(b"\x89PNG") and "for a test" in one.caption
     assert len(said) == len(set(said)) == 6  # no section is predicted twice by one model at one side of bins
+
+
+def test_of_a_section_the_genes_that_are_drawn_are_kept_and_no_others(tiny_run, corpus, tmp_path):
+    pytest.importorskip("matplotlib")
+    said: list[str] = []
+    gallery, predictor = Gallery(corpus, 18.0, 0.5, 0.9, said.append), load(tiny_run)
+    first, second, third = (Example("cells", symbol, "for a test") for symbol in ("GENE1", "GENE4", "GENE2"))
+    gallery.will_draw([first, second])
+    for one in (first, second):
+        gallery.triptychs(tmp_path / "x.png", predictor, [one], "x")
+    (kept,) = gallery._maps.values()
+    assert kept.panel.symbols == ("GENE1", "GENE4") and kept.rates_NxG.shape[1] == 2 and len(said) == 1
+    gallery.triptychs(tmp_path / "x.png", predictor, [third], "x")  # which nobody named before
+    assert len(said) == 2
+    refused(lambda: gallery._predicted(corpus.section("cells"), "TP53", "", predictor, 18.0, None), "panel of 12 genes")
+
+
+def test_a_virtual_model_on_real_tissue_is_never_drawn_without_its_banner(tiny_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    corpus = write_corpus(tmp_path / "c", [tiny_section("cells", "a", 3)], kind="real")
+    predictor = load(tiny_run, allow_virtual_model=True)
+    examples = [Example("cells", "GENE1", "for a test")]
+    drawn = Gallery(corpus, 18.0, 0.5, 0.9, str).triptychs(tmp_path / "real.png", predictor, examples, "x")
+    assert drawn.caption.startswith(VIRTUAL_BANNER)
+    virtual = write_corpus(tmp_path / "v", [tiny_section("cells", "a", 3)])
+    plain = Gallery(virtual, 18.0, 0.5, 0.9, str).triptychs(tmp_path / "virtual.png", predictor, examples, "x")
+    assert plain.caption.startswith("Chosen")
+    with_it, without = (Image.open(one.path).height for one in (drawn, plain))
+    assert with_it > without  # by the lines under the heading
 
 
 def test_what_was_not_measured_is_no_zero_expression(tiny_run, tmp_path):
@@ -142,9 +173,9 @@ def drawn_titles(monkeypatch) -> dict[str, list[str]]:
     """Titles of the maps of each picture that is drawn meanwhile, by its name."""
     titles: dict[str, list[str]] = {}
 
-    def draw(path, heading, rows, caption):
+    def draw(path, heading, rows, caption, banner):
         titles[Path(path).stem] = [heading, *(one.title for _, maps in rows for one in maps)]
-        return Drawn(path, caption)
+        return Drawn(path, f"{banner} {caption}".strip())
 
     monkeypatch.setattr(gallery_module, "draw_maps", draw)
     return titles

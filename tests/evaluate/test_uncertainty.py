@@ -50,8 +50,8 @@ def made(monkeypatch):
 
 
 def sections(*seeds, he=True, counts=True, bins=BINS, spots=None):
-    return [SimpleNamespace(id=f"S{seed}", seed=seed, spots=spots, has_counts=counts, holds=lambda name: he, bins=bins)
-            for seed in seeds]  # fmt: skip
+    return [SimpleNamespace(id=f"S{seed}", seed=seed, placed_spots=spots, has_spots=spots is not None,
+                            has_counts=counts, holds=lambda name: he, bins=bins) for seed in seeds]  # fmt: skip
 
 
 def nothing(line):

@@ -81,6 +81,17 @@ def test_larger_bins_are_drawn_first_and_once(reader, section, monkeypatch):
     assert "2 steps, resolutions order" in maps.decoding
 
 
+def test_rates_stand_on_those_from_the_he_alone(reader, section):
+    """Bins are asked before the larger ones are written: what has no content yet is not told as empty."""
+    how = {"tissue": "virtual", "overlap": 0.0}  # else windows that hold whole larger bins lie otherwise
+    alone = reader.predict_section(section, **how)
+    maps, _ = generate_section(reader, section, Steps(2, 1, "resolutions"), **how)
+    at = {place: number for number, place in enumerate(zip(alone.x_um_N, alone.y_um_N, strict=True))}
+    number_N = [at[place] for place in zip(maps.x_um_N, maps.y_um_N, strict=True)]
+    apart = np.abs(maps.rates_NxG / alone.rates_NxG[number_N] - 1).max(1)
+    assert np.mean(apart < 1e-4) > 0.5, apart  # the others are in windows that were moved at the section's edge
+
+
 @pytest.mark.slow
 def test_in_one_step_of_bins_it_still_has_scales(reader, section):
     """K = 1 is not one-shot here: samples differ by what the larger bins were drawn as."""

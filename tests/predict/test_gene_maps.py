@@ -87,6 +87,7 @@ def test_every_spot_is_predicted(constant, tmp_path, seed):
         assert maps.names() == [f"s{i}" for i in range(len(place))]
         assert maps.size_um == pytest.approx(np.sqrt(np.pi) * 10)  # of the area of a disc of 20 µm
         assert_constant(maps)
+    assert "spots" not in vars(section)  # whose counts are large, and are not predicted from
 
 
 def test_the_mesh_of_training_does_not_bind_prediction(predictor, tiny_corpus):

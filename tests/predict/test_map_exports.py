@@ -1,20 +1,29 @@
 """What other programs read of a store: the same values, places and genes."""
 
+import contextlib
+import csv
+import dataclasses
 import json
+import shutil
 
 import anndata
 import numpy as np
+import pyarrow as pa
 import pytest
 import tifffile
+from made_maps import made_validation
 from PIL import Image
 from refusals import refused
 from tiny_tissue import tiny_section
 
 from tario_jax.cli.main import main
 from tario_jax.predict import map_exports
+from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.map_store import MapStore
 from tario_jax.predict.signatures import read_gmt, scores
 from tario_jax.predict.slide_job import Asked, predict_slide
+from tario_jax.predict.table_file import SEPARATORS, write_table
+from tario_jax.view.shown import Shown
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +45,32 @@ def test_anndata_holds_the_rates_the_places_and_where_they_come_from(store, tmp_
     assert np.array_equal(of_all.obsm["spatial"], np.stack([store.x_um_N, store.y_um_N], 1) / 0.5)
     assert np.allclose(of_all.obs["detections"], of_all.X.sum(1), rtol=1e-3)
     assert of_all.uns["tario"]["trained_on"] == "virtual" and of_all.uns["tario"]["bin_um"] == 18
+
+
+def test_a_split_by_section_is_said_wherever_genes_are_validated(store, tmp_path, capsys):
+    copied = MapStore(shutil.copytree(store.folder, tmp_path / "copy.maps"))
+    table = made_validation(store.panel)
+    for split_by, said in (("patient", False), ("section", True)):
+        dataclasses.replace(table, about=table.about | {"split_by": split_by}).write(copied.folder / VALIDATION)
+        map_exports.write_h5ad(copied, tmp_path / "x.h5ad")
+        uns = anndata.read_h5ad(tmp_path / "x.h5ad").uns["tario"]
+        assert uns["validation_split_by"] == split_by and ("Split by section" in uns["warnings"]) == said
+        assert main(["maps", str(copied.folder)]) == 0
+        assert ("Split by section" in capsys.readouterr().out) == said
+        with contextlib.ExitStack() as stack:
+            shown = Shown(copied.folder, {}, lambda store: [], stack, str)
+            assert any("Split by section" in one for one in shown.described()["warnings"]) == said
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_set_with_a_comma_or_a_tab_in_its_name_is_one_column(tmp_path, suffix):
+    names = ["x_um", "T cells, CD8", "of a\ttab", 'a "quote"']
+    table = pa.table({name: np.arange(3.0) + number for number, name in enumerate(names)})
+    write_table(table, tmp_path / f"scores{suffix}", {"section": "A1"})
+    with (tmp_path / f"scores{suffix}").open(newline="") as file:
+        assert file.readline() == "# section: A1\n"
+        rows = list(csv.reader(file, delimiter=SEPARATORS[suffix]))
+    assert rows[0] == names and [float(of) for of in rows[2]] == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_picture_of_channels_lies_where_the_slide_does(store, tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import re
 import shutil
 import types
@@ -18,9 +19,11 @@ from skimage.io import imsave
 from tiny_tissue import tiny_section
 
 from tario_jax.corpus.resample import square_means
-from tario_jax.predict.map_store import MapStore
+from tario_jax.predict.map_store import FILE, MapStore
 from tario_jax.predict.signatures import read_gmt, scores
+from tario_jax.predict.slide import slide_of_maps
 from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
+from tario_jax.view import shown as shown_module
 from tario_jax.view.app import PAGE, make_app
 from tario_jax.view.shown import Shown
 
@@ -236,6 +239,28 @@ def test_a_slide_that_moved_is_named(store, tmp_path):
             refused(lambda: shown(store, stack, {"slide.ome.tif": other}), "64 × 64 px", "had 800 × 600")
     finally:
         moved.rename(slide)
+
+
+def test_a_slide_that_is_another_now_is_not_shown_and_the_others_are(store, tmp_path):
+    """One section that was ingested anew must not close the page to all."""
+    other = tmp_path / "other.maps"
+    for place, fix in (({"slide": "slide.ome.tif"}, "give it by --slide"),
+                       ({"corpus": "c", "section": "A1"}, "ingested anew; predict it again")):  # fmt: skip
+        shutil.copytree(store.folder, other, dirs_exist_ok=True)
+        held = json.loads((other / FILE).read_text())
+        held["about"]["place"] = place
+        held["about"]["identity"]["middle_sha256"] = "of other pixels"
+        (other / FILE).write_text(json.dumps(held))
+        said: list[str] = []
+        with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patched:
+            patched.setattr(shown_module, "slide_of_maps", lambda about, *rest, **more: slide_of_maps(
+                store.about, *rest, **more))  # fmt: skip
+            found = Shown(other, {}, lambda store: [], stack, said.append)
+        assert found.section is None and found.missing.endswith(fix) and "is another slide" in said[-1]
+        assert found.described()["he"] is False
+    with contextlib.ExitStack() as stack:
+        at = {found.name: store.folder.parent / "slide.ome.tif"}
+        refused(lambda: Shown(other, at, lambda store: [], stack, str), "is another slide")
 
 
 def test_two_maps_of_a_slide_have_two_labels(store, tmp_path):

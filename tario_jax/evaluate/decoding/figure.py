@@ -12,10 +12,12 @@ from tario_jax.evaluate.figures import (
     SOFT,
     TITLE,
     blank_figure,
+    head_figure,
     hide_unused,
     plain_axes,
     save_figure,
 )
+from tario_jax.predict.gene_validation import SPLIT_BY_SECTION
 
 _FORMS = {"counts_r": ("counts", COHORT_COLOURS[0]), "composition_r": ("composition", COHORT_COLOURS[3])}
 _WHO = {"model": COHORT_COLOURS[0], ONE_SHOT: SOFT, "neighbours": COHORT_COLOURS[1]}
@@ -24,6 +26,8 @@ _WHO = {"model": COHORT_COLOURS[0], ONE_SHOT: SOFT, "neighbours": COHORT_COLOURS
 def decoding_tables(report: dict[str, Any]) -> str:
     """Ways of generating, what is given, gains by class of genes, and seconds, as text."""
     lines = [
+        *filter(None, [report["banner"]]),
+        *([SPLIT_BY_SECTION] if report["split_by"] == "section" else []),
         f"{report['sections']} sections of {report['patients']} patients, {report['bins']:,} bins "
         f"({report['bins_below_min_total']:,} of too few counts for composition), {report['genes']} "
         f"genes {report['chosen']}; means over genes; in brackets: "
@@ -80,6 +84,8 @@ def draw_decoding(path: Path, report: dict[str, Any]) -> None:
         draw(axis, report)
         plain_axes(axis)
     hide_unused(grid, len(panels))
+    if report["banner"]:
+        head_figure(figure, "", report["banner"])
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)
 

@@ -35,6 +35,7 @@ from tario_jax.evaluate.scope import spread_over
 from tario_jax.evaluate.score_file import UNREADABLE
 from tario_jax.evaluate.uncertainty import sections_to_fit
 from tario_jax.predict.generate import Steps, refuse_one_shot
+from tario_jax.predict.maps import banner_of
 from tario_jax.predict.predictor import Predictor
 from tario_jax.train.whole_file import write_whole
 from tario_jax.virtual.genes import program
@@ -109,6 +110,7 @@ def measure_decoding(
         if measures is None:
             _write(path, stamp, _measure(predictor, corpus, section, genes, asked, capacity, spreads))
             measures = _read(path, stamp)
+            section.close()
             say(f"decoding: {number}/{len(sections)} sections")
         of_sections.append(measures)
     report = {"chosen": chosen} | _report(predictor, corpus, sections, genes, asked, of_sections)
@@ -124,6 +126,7 @@ def genes_by_moran(predictor: Predictor, corpus: Corpus, sections: list[Section]
     found = []
     for section in spread_over(sections, _RANKED_ON):
         truth = read_truth(section, corpus, predictor, every, RANKED_BIN_UM)
+        section.close()
         weights_NxN = neighbour_weights(truth.x_um_N, truth.y_um_N, truth.pitch_um, truth.layout)
         found.append(morans_i(np.nan_to_num(truth.counts_Nxg), weights_NxN))
     moran_G = mean_defined(np.stack(found))
@@ -158,7 +161,7 @@ def _measure(predictor, corpus, section, genes, asked: Asked, capacity: int, spr
         measures = measure_steps(predictor, corpus, section, truth, genes, steps, spreads[way], **how)
         found |= {f"{way}/{name}": value for name, value in measures.items()}
     if asked.given:
-        bin_um = None if section.spots is not None else asked.bin_um
+        bin_um = None if section.has_spots else asked.bin_um
         one_shot = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=asked.overlap)
         for name in asked.given:
             measures = measure_given(predictor, corpus, section, truth, genes, CONDITIONS[name], one_shot,
@@ -201,6 +204,8 @@ def _report(predictor, corpus, sections, genes, asked: Asked, of_sections: list[
         "bins": int(gathered.number("measured/bins").sum()),
         "bins_below_min_total": int(gathered.number("measured/below").sum()),
         "corpus_kind": corpus.kind, "corpus_seal": corpus.seal,
+        "banner": banner_of(predictor.trained_on, corpus.kind),
+        "split_by": predictor.provenance.split_by if corpus.seal == predictor.provenance.corpus_seal else "patient",
         "trained_on": predictor.trained_on, "panel_hash": predictor.panel.hash,
         "asked": dataclasses.asdict(asked), "interval": "patient bootstrap" if resampling else None,
         "moran_measured": gathered.mean("measured/moran"), "classes": {name: len(own) for name, own in classes.items()},

@@ -12,7 +12,7 @@ from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import grid_counts, grid_places, whole_bins
 from tario_jax.evaluate.decoding.calibration import LEVELS, coverage, crps_mixture, crps_samples, randomised_pit
 from tario_jax.evaluate.decoding.spread import POISSON, Spread, fit_spread
-from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
+from tario_jax.evaluate.metrics import correlations, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
 from tario_jax.evaluate.section_bins import least_total
 from tario_jax.predict.condition import Condition, NothingAsked, entries_of_window, predict_given
@@ -68,7 +68,7 @@ def read_truth(section: Section, corpus: Corpus, predictor: Predictor, genes: np
     """genes: positions in the model's panel."""
     in_corpus_G = corpus.panel.positions(predictor.panel.symbols)
     common_G = (in_corpus_G >= 0) & section.measured_gene_G[in_corpus_G]
-    if section.spots is not None:
+    if section.has_spots:
         spots = section.spots
         x_um_N, y_um_N, pitch_um, layout = spots.x_um_N, spots.y_um_N, spots.pitch_um, "spots"
         counts_NxG, share_N, kept = spots.dense(len(corpus.panel)), np.ones(len(spots)), slice(None)
@@ -86,7 +86,7 @@ def read_truth(section: Section, corpus: Corpus, predictor: Predictor, genes: np
 
 def bins_that_count(section: Section, predictor: Predictor, bin_um: float) -> int:
     """How many places `read_truth` finds."""
-    return len(section.spots if section.spots is not None else _bins(section, predictor, bin_um)[-1])
+    return len(section.placed_spots if section.has_spots else _bins(section, predictor, bin_um)[-1])
 
 
 def _bins(section: Section, predictor: Predictor, bin_um: float) -> tuple[np.ndarray, ...]:
@@ -103,7 +103,7 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
 
     spread: of counts around the rates of this way.
     """
-    asked = {"tissue": corpus.kind, "bin_um": None if section.spots is not None else bin_um, "overlap": overlap}
+    asked = {"tissue": corpus.kind, "bin_um": None if section.has_spots else bin_um, "overlap": overlap}
     began = time.monotonic()
     if steps.one_shot:  # what a user waits for: nothing is drawn
         predictor.predict_section(section, **asked)
@@ -112,7 +112,7 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
     if not steps.one_shot:
         seconds = time.monotonic() - began
     at_N = every_place(maps, truth)
-    found = correlations(truth, *_read(maps, at_N, truth, genes), min_total)
+    found = _scores(truth, *_read(maps, at_N, truth, genes), min_total)
     found |= _fit(truth, samples, at_N, steps.seed, spread)
     moved_Nxg = (maps.rates_NxG[:, genes] * samples.moved_Nxg)[at_N] * truth.share_N[:, None]
     r_of_mean = pearson_by_gene(truth.counts_Nxg, moved_Nxg)
@@ -138,7 +138,7 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
     undefined = {f"{who}/{form}_r": nothing for who in readers for form in ("counts", "composition")}
     try:
         found = predict_given(predictor, corpus, section, condition, overlap=overlap, capacity=capacity,
-                              bin_um=None if section.spots is not None else bin_um)  # fmt: skip
+                              bin_um=None if section.has_spots else bin_um)  # fmt: skip
     except NothingAsked:  # as of a section no wider than a band of half of it
         return undefined
     at_N = places_of(found.maps, truth)
@@ -156,7 +156,7 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
     elif not condition.of_panel:
         said["neighbours"] = nearest_means(truth.of(np.flatnonzero(at_N < 0)), here)
     return {f"{who}/{name}": value for who, values in said.items()
-            for name, value in correlations(here, *values, min_total).items()}  # fmt: skip
+            for name, value in _scores(here, *values, min_total).items()}  # fmt: skip
 
 
 def capacity_of(predictor: Predictor, sections: list[Section], bin_um: float) -> int:
@@ -202,15 +202,11 @@ def even_shares(truth: Truth, side_um: float) -> tuple[np.ndarray, np.ndarray]:
     return sums_Mxg[square_N] / number_M[square_N, None], total_M[square_N] / number_M[square_N]
 
 
-def correlations(truth: Truth, predicted_Nxg: np.ndarray, predicted_total_N: np.ndarray, min_total: int) -> Measures:
+def _scores(truth: Truth, predicted_Nxg: np.ndarray, predicted_total_N: np.ndarray, min_total: int) -> Measures:
     """r in counts and in composition, NaN for genes that are not to be scored here."""
     scored = np.isfinite(truth.counts_Nxg).all(0)
-    counts_r = pearson_by_gene(truth.counts_Nxg, predicted_Nxg)
-    enough = truth.enough(min_total)
-    composition_r = pearson_by_gene(
-        composition(np.nan_to_num(truth.counts_Nxg[enough]), truth.total_N[enough]),
-        expected_composition(predicted_Nxg[enough], predicted_total_N[enough]),
-    )
+    counts_r, composition_r = correlations(np.nan_to_num(truth.counts_Nxg), truth.total_N, predicted_Nxg,
+                                           predicted_total_N, truth.enough(min_total))  # fmt: skip
     return {"counts_r": np.where(scored, counts_r, np.nan), "composition_r": np.where(scored, composition_r, np.nan)}
 
 
@@ -228,7 +224,8 @@ def spread_of(predictor: Predictor, corpus: Corpus, sections: list[Section], gen
     for section in sections:
         truth = read_truth(section, corpus, predictor, genes, bin_um)
         maps, samples = generate_section(predictor, section, steps, genes=genes, tissue=corpus.kind, overlap=overlap,
-                                         bin_um=None if section.spots is not None else bin_um)  # fmt: skip
+                                         bin_um=None if section.has_spots else bin_um)  # fmt: skip
+        section.close()
         told_SxNxg = samples.rates_SxNxg[:, every_place(maps, truth)] * truth.share_N[:, None]
         counts.append(truth.counts_Nxg.ravel())
         rates.append(told_SxNxg.reshape(len(told_SxNxg), -1))

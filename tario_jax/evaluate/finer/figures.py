@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tario_jax.evaluate.figures import INK, LINES, SOFT, TITLE, blank_figure, plain_axes, save_figure
+from tario_jax.evaluate.figures import INK, LINES, SOFT, TITLE, blank_figure, head_figure, plain_axes, save_figure
 
 _READERS = {  # (label, colour, marker)
     "model": ("model (cells: its bins of 9 µm)", LINES["model"][1], "o"),
@@ -68,6 +68,8 @@ def draw_shift(path: Path, result: dict[str, Any]) -> None:
         axis.set_xlabel("shift of the detections, µm", fontsize=10, color=SOFT)
         plain_axes(axis)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    if result["banner"]:
+        head_figure(figure, "", result["banner"])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
     save_figure(figure, path)

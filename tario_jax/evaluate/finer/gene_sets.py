@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tario_jax.config import DataConfig
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import grid_counts, grid_places, whole_bins
@@ -25,7 +26,7 @@ def rank_by_moran(sections: Sequence[Section], genes: int) -> np.ndarray:
         columns, rows = whole_bins(section, RANKED_BIN_UM)
         counts_NxG = grid_counts(section.all_detections(), genes, columns, rows, RANKED_BIN_UM)
         places = grid_places(columns, rows, RANKED_BIN_UM)
-        measured_N = section.measured_share(*places, RANKED_BIN_UM) >= 0.9 - 1e-6
+        measured_N = section.measured_share(*places, RANKED_BIN_UM) >= DataConfig.min_measured - 1e-6
         weights = neighbour_weights(*(place[measured_N] for place in places), RANKED_BIN_UM, "square")
         found.append(morans_i(counts_NxG[measured_N], weights))
     return mean_defined(np.stack(found))

@@ -13,16 +13,18 @@ import numpy as np
 from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
+from tario_jax.evaluate.bins import BINS_UM
 from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
 from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore
 from tario_jax.evaluate.finer.scored import scorable, score_sections
-from tario_jax.evaluate.finer.section import BINS_UM, FORMS, measure_section
+from tario_jax.evaluate.finer.section import measure_section
 from tario_jax.evaluate.intervals import Resampling
+from tario_jax.evaluate.metrics import FORMS
 from tario_jax.predict.cells import GROW_UM
 from tario_jax.predict.nuclei import NucleusSettings
 from tario_jax.predict.predictor import Predictor
 
-_VERSION = 2
+_VERSION = 3
 TARGETS = ("truth", "counts")
 PLACES = (*(f"{bin_um:g}" for bin_um in BINS_UM), "cells", "nuclei")
 TITLES = {"36": "bins of 36 µm", "18": "bins of 18 µm", "9": "bins of 9 µm", "cells": "cells, outlines given",
@@ -66,7 +68,7 @@ def measure_finer(
                   "nuclei": dataclasses.asdict(NucleusSettings())}  # fmt: skip
 
     def measure(section: Section, in_model: np.ndarray, in_corpus: np.ndarray) -> dict[str, np.ndarray]:
-        return measure_section(predictor, section, in_model, in_corpus, config.overlap)
+        return measure_section(predictor, section, in_model, in_corpus, config)
 
     scored = score_sections("finer", measure, predictor, corpus, sections, folder, config, depends_on=depends_on,
                             ranked_on=ranked_on, say=say)  # fmt: skip

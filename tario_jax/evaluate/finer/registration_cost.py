@@ -14,20 +14,18 @@ import numpy as np
 from tario_jax.config import EvaluateConfig
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
-from tario_jax.evaluate.bins import grid_places, whole_bins
+from tario_jax.evaluate.bins import BINS_UM, grid_places, whole_bins
 from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
 from tario_jax.evaluate.finer.scored import scorable, score_sections
-from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
-from tario_jax.evaluate.metrics import mean_defined
+from tario_jax.evaluate.finer.shifted import Prediction, count_shifted, directions
+from tario_jax.evaluate.metrics import FORMS, mean_defined
+from tario_jax.evaluate.section_bins import least_total
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
-_VERSION = 3
-BINS_UM = (36.0, 18.0, 9.0)
+_VERSION = 4
 SHIFTS_UM = (0.0, 2.0, 9.0, 18.0, 36.0)
 DIRECTIONS = 8
-FORMS = ("counts", "composition")
-MIN_TOTAL = 20  # counts of a bin of 36 µm in the composition form; in proportion for smaller ones
 _LEAST_BINS = 16
 
 
@@ -58,7 +56,7 @@ def measure_registration_cost(
                   "min_measured": least}  # fmt: skip
 
     def measure(section: Section, in_model: np.ndarray, in_corpus: np.ndarray) -> dict[str, np.ndarray]:
-        return _measure(predictor, corpus, section, in_model, in_corpus, config.overlap)
+        return _measure(predictor, corpus, section, in_model, in_corpus, config)
 
     scored = score_sections("shift", measure, predictor, corpus, sections, folder, config, depends_on=depends_on,
                             ranked_on=ranked_on, say=say)  # fmt: skip
@@ -78,23 +76,23 @@ def measure_registration_cost(
 
 
 def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: np.ndarray, in_corpus: np.ndarray,
-             overlap: float) -> dict[str, np.ndarray]:  # fmt: skip
+             config: EvaluateConfig) -> dict[str, np.ndarray]:  # fmt: skip
     """r of every gene as `bin/reader/shift/form` → float32 [G], the mean over the directions it is defined in."""
     found, scores = section.all_detections(), {}
     for bin_um in BINS_UM:
         columns, rows = whole_bins(section, bin_um)
         kept = _staying(section, bin_um, predictor.provenance.config.data.min_measured)
-        maps = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=overlap)
-        readers = {"model": Said(maps.rates_NxG[_numbers(maps, columns)[kept]][:, in_model])}
+        maps = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=config.overlap)
+        readers = {"model": Prediction(maps.rates_NxG[_numbers(maps, columns)[kept]][:, in_model])}
         if section.truth is not None:
             _, reachable = truth_rates(section.truth, bin_um)
-            readers["reachable"] = Said(reachable.reshape(columns * rows, -1)[kept][:, in_corpus])
-        least_total = max(1.0, MIN_TOTAL * (bin_um / BINS_UM[0]) ** 2)
+            readers["reachable"] = Prediction(reachable.reshape(columns * rows, -1)[kept][:, in_corpus])
+        least = least_total(config.min_total, bin_um, "square")
         r: dict[str, list[np.ndarray]] = {}
         for shift, move_um in _moves():
             counted = count_shifted(found, move_um, bin_um, columns, rows, kept, len(corpus.panel)).of(in_corpus)
-            for reader, said in readers.items():
-                for form, r_G in zip(FORMS, said.correlations(counted, least_total), strict=True):
+            for reader, predicted in readers.items():
+                for form, r_G in zip(FORMS, predicted.correlations(counted, least), strict=True):
                     r.setdefault(f"{bin_um:g}/{reader}/{shift:g}/{form}", []).append(r_G)
         scores |= {name: mean_defined(np.stack(ways)).astype(np.float32) for name, ways in r.items()}
     return scores
@@ -124,6 +122,7 @@ def _numbers(maps, columns: int) -> np.ndarray:
 def shift_table(result: dict[str, Any]) -> str:
     """For people: r of the top genes at every shift, the fall, and what is left by class."""
     lines = [
+        *filter(None, [result["banner"]]),
         f"mean r over the {result['sets'].get('top', 0)} genes of highest Moran's I ({result['ranked_on']}), "
         f"{result['directions']} directions, {of_patients(result)}; fall: paired",
         f"{'bins':<8}{'reader':<12}{'shift':>8}"

@@ -15,6 +15,7 @@ from tario_jax.evaluate.finer.gene_sets import gene_sets, rank_by_moran
 from tario_jax.evaluate.intervals import Resampling, patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of
 from tario_jax.evaluate.scope import common_genes, truth_key
+from tario_jax.predict.maps import banner_of
 from tario_jax.predict.predictor import Predictor
 
 # of a section, the model's genes, the corpus's, each [G] positions: arrays by name
@@ -58,7 +59,7 @@ def score_sections(
     ranked_on = [section for section in ranked_on if section.has_detections]
     genes, kept = common_genes(predictor, corpus), Kept(folder / job)
     key = key_of(model=predictor.checkpoint, panel=predictor.panel.hash, corpus=corpus.seal, overlap=config.overlap,
-                 **depends_on)  # fmt: skip
+                 min_total=config.min_total, **depends_on)  # fmt: skip
     found = []
     for number, section in enumerate(sections, 1):
         measured = functools.partial(measure, section, genes.in_model, genes.in_corpus)
@@ -72,6 +73,7 @@ def score_sections(
         "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(genes.symbols),
         "ranked_on": "training sections" if ranked_on else "the sections scored",
         "sets": {name: len(chosen) for name, chosen in sets.items()},
+        "banner": banner_of(predictor.trained_on, corpus.kind),
     }  # fmt: skip
     return Scored(found, sets, patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed)),
                   about)  # fmt: skip

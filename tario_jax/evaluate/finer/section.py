@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tario_jax.config import EvaluateConfig
 from tario_jax.corpus.section import Detections
 from tario_jax.corpus.stored_section import Section
-from tario_jax.evaluate.bins import grid_counts, grid_places
+from tario_jax.evaluate.bins import BINS_UM, grid_counts, grid_places, whole_bins
 from tario_jax.evaluate.finer.nucleus_match import NucleusScore, match_places
-from tario_jax.evaluate.metrics import composition, pearson_by_gene
+from tario_jax.evaluate.metrics import FORMS, correlations
+from tario_jax.evaluate.section_bins import least_total
 from tario_jax.predict.cell_areas import cell_counts, cell_tiles, cells_at
 from tario_jax.predict.cells import GROW_UM, areas_of, rates_from_bins
 from tario_jax.predict.maps import GeneMaps
@@ -24,11 +26,6 @@ from tario_jax.predict.outlines import Outlines
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.cell_truth import cell_truth_rates, he_shift_um, nucleus_rings, stored_cells
 from tario_jax.virtual.section import truth_rates
-
-BINS_UM = (36.0, 18.0, 9.0)
-FORMS = ("counts", "composition")
-MIN_TOTAL = 20  # counts of a bin of 36 µm in the composition form; in proportion to the area for smaller places
-_GENES_AT_ONCE = 2048
 
 
 class Read(NamedTuple):
@@ -39,11 +36,11 @@ class Read(NamedTuple):
     counts_NxG: np.ndarray
     true_NxG: np.ndarray
     reachable_NxG: np.ndarray
-    said: dict[str, np.ndarray]  # by reader, [N, G]
+    by_reader: dict[str, np.ndarray]  # rates, [N, G]; `density` [N, 1]
 
 
 def measure_section(predictor: Predictor, section: Section, in_model: np.ndarray, in_corpus: np.ndarray,
-                    overlap: float) -> dict[str, np.ndarray]:  # fmt: skip
+                    config: EvaluateConfig) -> dict[str, np.ndarray]:  # fmt: skip
     """r of every gene as `place/reader/target/form` → float32 [G], and `nuclei` → (found, true, matched).
 
     in_model, in_corpus: positions of the genes in both panels. Targets: `counts` and `truth`. Readers: `model`;
@@ -51,11 +48,11 @@ def measure_section(predictor: Predictor, section: Section, in_model: np.ndarray
     36 µm spread evenly; `reachable`, V; `measured`, the counts against the truth.
     """
     found = section.all_detections()
-    maps = {bin_um: predictor.predict_section(section, tissue="virtual", bin_um=bin_um, overlap=overlap)
+    maps = {bin_um: predictor.predict_section(section, tissue="virtual", bin_um=bin_um, overlap=config.overlap)
             for bin_um in BINS_UM}  # fmt: skip
     scores: dict[str, np.ndarray] = {}
     for read in _bins(section, found, maps, in_model, in_corpus):
-        scores |= _correlations(read)
+        scores |= _correlations(read, config.min_total)
     nuclei = find_nuclei(section)
     cells = stored_cells(section.truth)
     drawn_um_Nx2 = np.stack([cells.x_um_N, cells.y_um_N], 1) + he_shift_um(section.truth)
@@ -64,8 +61,9 @@ def measure_section(predictor: Predictor, section: Section, in_model: np.ndarray
     known = Outlines.of(nucleus_rings(cells))
     truth = tuple(rates[:, in_corpus] for rates in cell_truth_rates(section.truth))
     for place, outlines, cell_N in (("cells", known, np.arange(len(cells))), ("nuclei", nuclei, nucleus_N)):
-        read = _cells(place, predictor, section, found, outlines, cell_N, truth, maps, in_model, in_corpus, overlap)
-        scores |= _correlations(read)
+        read = _cells(place, predictor, section, found, outlines, cell_N, truth, maps, in_model, in_corpus,
+                      config.overlap)  # fmt: skip
+        scores |= _correlations(read, config.min_total)
     return scores | {"nuclei": np.array([score.found, score.true, score.matched])}
 
 
@@ -73,15 +71,17 @@ def _bins(section: Section, found: Detections, maps: dict[float, GeneMaps], in_m
           in_corpus: np.ndarray) -> Iterator[Read]:  # fmt: skip
     coarsest = maps[BINS_UM[0]]
     for bin_um in BINS_UM:
-        side = int(section.width_um / bin_um + 1e-6)
-        counts_NxG = grid_counts(found, len(section.measured_gene_G), side, side, bin_um)[:, in_corpus]
-        x_um_N, y_um_N = grid_places(side, side, bin_um)
-        true, reachable = (rates.reshape(side * side, -1)[:, in_corpus] for rates in truth_rates(section.truth, bin_um))
-        said = {"model": _at(maps[bin_um], x_um_N, y_um_N)[:, in_model]}
-        said["density"] = _at(maps[bin_um], x_um_N, y_um_N).sum(1, keepdims=True)
+        columns, rows = whole_bins(section, bin_um)
+        counts_NxG = grid_counts(found, len(section.measured_gene_G), columns, rows, bin_um)[:, in_corpus]
+        x_um_N, y_um_N = grid_places(columns, rows, bin_um)
+        true, reachable = (rates.reshape(columns * rows, -1)[:, in_corpus]
+                           for rates in truth_rates(section.truth, bin_um))  # fmt: skip
+        by_reader = {"model": _at(maps[bin_um], x_um_N, y_um_N)[:, in_model]}
+        by_reader["density"] = _at(maps[bin_um], x_um_N, y_um_N).sum(1, keepdims=True)
         if bin_um < coarsest.size_um:
-            said["coarse"] = _at(coarsest, x_um_N, y_um_N)[:, in_model]  # neither form of r knows the bins' area
-        yield Read(f"{bin_um:g}", bin_um, counts_NxG, true, reachable, said)
+            share = (bin_um / coarsest.size_um) ** 2
+            by_reader["coarse"] = share * _at(coarsest, x_um_N, y_um_N)[:, in_model]
+        yield Read(f"{bin_um:g}", bin_um, counts_NxG, true, reachable, by_reader)
 
 
 def _cells(place: str, predictor: Predictor, section: Section, found: Detections, outlines: Outlines,
@@ -97,10 +97,10 @@ def _cells(place: str, predictor: Predictor, section: Section, found: Detections
     queries_NxG = predictor.predict_squares(section, x_um_N, y_um_N, np.sqrt(area_um2_N[kept]), tissue="virtual",
                                             overlap=overlap)  # fmt: skip
     bins_NxG, coarse_NxG = (rates_from_bins(areas[bin_um], maps[bin_um])[kept] for bin_um in (BINS_UM[-1], BINS_UM[0]))
-    said = {"queries": queries_NxG[:, in_model], "bins": bins_NxG[:, in_model], "coarse": coarse_NxG[:, in_model],
+    by_reader = {"queries": queries_NxG[:, in_model], "bins": bins_NxG[:, in_model], "coarse": coarse_NxG[:, in_model],
             "density": queries_NxG.sum(1, keepdims=True)}  # fmt: skip
     true_NxG, reachable_NxG = (rates[cell_N[kept]] for rates in truth)
-    return Read(place, float(np.sqrt(area_um2_N[kept].mean())), counts_NxG[kept], true_NxG, reachable_NxG, said)
+    return Read(place, float(np.sqrt(area_um2_N[kept].mean())), counts_NxG[kept], true_NxG, reachable_NxG, by_reader)
 
 
 def _at(maps: GeneMaps, x_um_N: np.ndarray, y_um_N: np.ndarray) -> np.ndarray:
@@ -113,29 +113,20 @@ def _at(maps: GeneMaps, x_um_N: np.ndarray, y_um_N: np.ndarray) -> np.ndarray:
     return maps.rates_NxG[number_YxX[row_N, column_N]]
 
 
-def _correlations(read: Read) -> dict[str, np.ndarray]:
+def _correlations(read: Read, min_total: int) -> dict[str, np.ndarray]:
     """r of each reader with the counts and with the truth, in both forms; `density` has no composition of its own."""
-    genes = read.counts_NxG.shape[1]
     total_N = read.counts_NxG.sum(1, dtype=np.float64)
-    kept_N = total_N >= max(1.0, MIN_TOTAL * (read.size_um / BINS_UM[0]) ** 2)
-    readers = read.said | {"reachable": read.reachable_NxG, "measured": read.counts_NxG}
-    totals = {name: rates.sum(1, dtype=np.float64) for name, rates in readers.items()}
-    true_total_N = read.true_NxG.sum(1, dtype=np.float64)
-    r = {f"{read.place}/{reader}/{target}/{form}": np.zeros(genes, np.float32)
-         for reader in readers for target in ("counts", "truth") for form in FORMS
-         if (reader, target) != ("measured", "counts")}  # fmt: skip
-    for first in range(0, genes, _GENES_AT_ONCE):
-        some = slice(first, first + _GENES_AT_ONCE)
-        targets = {"counts": (read.counts_NxG[:, some], total_N), "truth": (read.true_NxG[:, some], true_total_N)}
-        composed = {target: composition(values[kept_N], total[kept_N]) for target, (values, total) in targets.items()}
-        for reader, rates in readers.items():
-            said = np.broadcast_to(rates, read.counts_NxG[:, some].shape) if rates.shape[1] == 1 else rates[:, some]
-            told = None if reader == "density" else composition(said[kept_N], totals[reader][kept_N])
-            for target, (values, _) in targets.items():
-                name = f"{read.place}/{reader}/{target}"
-                if f"{name}/counts" not in r:
-                    continue
-                r[f"{name}/counts"][some] = pearson_by_gene(values, said)
-                if told is not None:
-                    r[f"{name}/composition"][some] = pearson_by_gene(composed[target], told)
+    enough_N = total_N >= least_total(min_total, read.size_um, "square")
+    targets = {"counts": (read.counts_NxG, total_N), "truth": (read.true_NxG, read.true_NxG.sum(1, dtype=np.float64))}
+    r = {}
+    for reader, rates_NxG in (read.by_reader | {"reachable": read.reachable_NxG, "measured": read.counts_NxG}).items():
+        rates_total_N = rates_NxG.sum(1, dtype=np.float64)
+        for target, (values_NxG, values_total_N) in targets.items():
+            if (reader, target) == ("measured", "counts"):
+                continue
+            by_form = correlations(values_NxG, values_total_N, np.broadcast_to(rates_NxG, values_NxG.shape),
+                                   rates_total_N, enough_N, of_rates=target == "truth")  # fmt: skip
+            for form, r_G in zip(FORMS, by_form, strict=True):
+                none = (reader, form) == ("density", "composition")
+                r[f"{read.place}/{reader}/{target}/{form}"] = np.zeros_like(r_G) if none else r_G.astype(np.float32)
     return r

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tario_jax.corpus.section import Detections
-from tario_jax.evaluate.metrics import COMPOSITION_SCALE, composition, correlation
+from tario_jax.evaluate.metrics import COMPOSITION_SCALE, correlation, expected_composition
 
 
 class Counted(NamedTuple):
@@ -53,15 +53,15 @@ def count_shifted(found: Detections, shift_um: np.ndarray, bin_um: float, column
     return Counted(bin_E, gene_E, count_E, np.bincount(bin_E, count_E, len(kept)))
 
 
-class Said:
-    """A prediction of N bins by G genes, ready to be held against many counts of the same bins."""
+class Prediction:
+    """Rates of N bins by G genes, ready to be held against many counts of the same bins."""
 
     def __init__(self, rates_NxG: np.ndarray):
         self._counts = _Values(rates_NxG)
-        self._composition = _Values(composition(rates_NxG, rates_NxG.sum(1, dtype=np.float64)))
+        self._composition = _Values(expected_composition(rates_NxG, rates_NxG.sum(1, dtype=np.float64)))
 
     def correlations(self, counted: Counted, least_total: float) -> tuple[np.ndarray, np.ndarray]:
-        """r by gene in counts and in composition, float64 [G] each; as `pearson_by_gene` on whole arrays.
+        """r by gene in counts and in composition, float64 [G] each; `metrics.correlations` of whole arrays.
 
         In the composition form bins with fewer than `least_total` counts are left out.
         """

@@ -48,7 +48,7 @@ def embed_corpus(
         raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
     chosen = [corpus.section(name) for name in sections] or list(corpus.sections)
     work = [(section, kind) for section in chosen for kind in (PREDICTED, *((MEASURED,) if measured else ()))
-            if (section.holds("he") if kind == PREDICTED else _is_measured(section))]  # fmt: skip
+            if (section.holds("he") if kind == PREDICTED else section.has_counts)]  # fmt: skip
     useless = {section.id for section in chosen}.difference(section.id for section, _ in work)
     what = "no H&E, and nothing was measured" if measured else "no H&E; what was measured is embedded by --measured"
     if not work:
@@ -56,11 +56,12 @@ def embed_corpus(
     if sections and useless:
         raise InputError(f"{min(useless)}: has {what}; leave it out")
     about = {"checkpoint": predictor.checkpoint, "model": predictor.provenance.config.name, "overlap": overlap,
-             "trained_on": predictor.trained_on, "bin_um": bin_um or predictor.provenance.bin_um,
+             "trained_on": predictor.trained_on, "bin_um": _size_um(predictor, corpus, bin_um),
              "region_um": region_um, "tissue": corpus.kind}  # fmt: skip
     store = EmbeddingStore.begun(out, predictor.panel, about)
     held = store.held()
     _refuse_others(store, held, work, corpus)
+    _refuse_other_genes(predictor, corpus, store, [section for section, kind in work if kind == MEASURED])
     left = by_turns([one for one in work if (one[0].id, one[1]) not in held], part)
     say(f"embed: {len(left)} of {len(work)} sections are not there yet")
     empty = 0
@@ -73,6 +74,7 @@ def embed_corpus(
         for section, kind in some:
             if kind == MEASURED:
                 rows += _measured(predictor, corpus, section, region_um)
+                section.close()
         told = {(row.section, row.kind) for row in rows}
         nothing = [without_tissue(_who(predictor, section), kind, len(predictor.panel), _width(predictor))
                    for section, kind in some if (section.id, kind) not in told]  # fmt: skip
@@ -92,8 +94,38 @@ def _refuse_others(store: EmbeddingStore, held: dict[tuple[str, str], str], work
                              f"was before it was ingested again; give another --out for {corpus.root}")  # fmt: skip
 
 
-def _is_measured(section: Section) -> bool:
-    return section.has_detections or section.spots is not None
+def _refuse_other_genes(predictor: Predictor, corpus: Corpus, store: EmbeddingStore,
+                        sections: list[Section]) -> None:  # fmt: skip
+    """Measured expression is shares of all that was measured: shares of other genes are not to be compared."""
+    if not sections:
+        return
+    before, known = _first_measured(store), [(one.id, _known_genes(predictor, corpus, one)) for one in sections]
+    first, first_G = known[0] if before is None else (before.section, np.isfinite(before.expression_G))
+    for name, known_G in known:
+        if (known_G != first_G).any():
+            raise InputError(f"{name}: measured {known_G.sum()} genes of the model's panel, and {first} "
+                             f"{first_G.sum()}, not the same ones: their shares do not compare; embed sections of each "
+                             "panel (--sections) into an --out of its own")  # fmt: skip
+
+
+def _first_measured(store: EmbeddingStore) -> Embedded | None:
+    for part in store.parts():
+        if rows := store.rows(MEASURED, parts=(part,), vectors=("expression",)):
+            return rows[0]
+    return None
+
+
+def _known_genes(predictor: Predictor, corpus: Corpus, section: Section) -> np.ndarray:
+    """Genes of the model's panel that a section measured, bool [G]."""
+    in_corpus_G = corpus.panel.positions(predictor.panel.symbols)
+    return (in_corpus_G >= 0) & section.measured_gene_G[in_corpus_G]
+
+
+def _size_um(predictor: Predictor, corpus: Corpus, bin_um: float | None) -> float:
+    """Side of the squares that are predicted; of a corpus of spots, of the square of a spot's area."""
+    if all(section.has_spots for section in corpus.sections):
+        return corpus.sections[0].placed_spots.square_um
+    return bin_um or predictor.provenance.bin_um
 
 
 def _who(predictor: Predictor, section: Section) -> Who:
@@ -126,7 +158,7 @@ def _predicted(predictor: Predictor, corpus: Corpus, sections: Sequence[Section]
     """Batches are filled across sections: a small one has fewer windows than a batch has rows."""
     waiting: list[tuple[_Open, int]] = []
     for section in sections:
-        cover = predictor.cover(section, tissue=corpus.kind, bin_um=None if section.spots is not None else bin_um,
+        cover = predictor.cover(section, tissue=corpus.kind, bin_um=None if section.has_spots else bin_um,
                                 overlap=overlap, turned=True)  # fmt: skip
         if waiting and waiting[0][0].cover.layout != cover.layout:  # as spots beside bins
             yield from _told(predictor, waiting, region_um)
@@ -174,7 +206,7 @@ def rates_and_states(model: Tario, batch: Batch) -> tuple[jax.Array, jax.Array]:
 def _measured(predictor: Predictor, corpus: Corpus, section: Section,
               region_um: float | None) -> Iterator[Embedded]:  # fmt: skip
     """Detections, or counts of spots, of the genes of the model's panel."""
-    if section.spots is not None:
+    if section.has_spots:
         spots = section.spots
         of_spot = np.repeat(np.arange(len(spots.x_um_N)), np.diff(spots.indptr))
         x_um, y_um, gene, count = spots.x_um_N[of_spot], spots.y_um_N[of_spot], spots.gene_E, spots.count_E
@@ -183,8 +215,7 @@ def _measured(predictor: Predictor, corpus: Corpus, section: Section,
         x_um, y_um, gene, count = found.x_um_D, found.y_um_D, found.gene_D, np.ones(len(found.gene_D))
     genes = len(predictor.panel)
     position_of = np.array([predictor.panel.index.get(symbol, -1) for symbol in corpus.panel.symbols])
-    known_G = np.zeros(genes, bool)
-    known_G[position_of[(position_of >= 0) & section.measured_gene_G]] = True
+    known_G = _known_genes(predictor, corpus, section)
     position = position_of[gene]
     ours = position >= 0
     position, count, x_um, y_um = position[ours], count[ours], x_um[ours], y_um[ours]

@@ -22,6 +22,7 @@ from tario_jax.evaluate.patients.vectors import PREDICTED, Embedded
 from tario_jax.predict.signatures import Signature
 
 _LEAST_DEVIATION = 1e-4
+_MOST_GENES = 10  # of those that differ most
 LEAST_COMPARED = 4  # patients of each side of a difference, and of those that a query is ranked among
 _RARE = 0.025
 
@@ -154,8 +155,8 @@ def outcome_shares(value_n: Sequence[str], value_P: Sequence[str]) -> list[dict[
 
 
 def differences(index: PatientIndex, entries: np.ndarray, yes_n: np.ndarray, cohort: str,
-                signatures: Sequence[Signature], symbols: Sequence[str], query: Query,
-                number: int = 10) -> dict[str, Any] | None:  # fmt: skip
+                signatures: Sequence[Signature], symbols: Sequence[str],
+                query: Query) -> dict[str, Any] | None:  # fmt: skip
     """How patients with an outcome differ from those without, and on which side the query lies.
 
     Of each signature, and of the genes that differ most, the difference of means in standard deviations of the cohort
@@ -178,7 +179,7 @@ def differences(index: PatientIndex, entries: np.ndarray, yes_n: np.ndarray, coh
     found = {"with": int(yes_n.sum()), "without": int((~yes_n).sum())}
     genes = _compared(level_nxG[:, used_G], own_G[used_G], yes_n, [s for s, used in zip(symbols, used_G, strict=True)
                                                                    if used])  # fmt: skip
-    found["genes"] = sorted(genes, key=lambda one: one["p"])[:number]
+    found["genes"] = sorted(genes, key=lambda one: one["p"])[:_MOST_GENES]
     if kept:
         score_nxS = np.stack([level_nxG[:, one.positions].mean(1) for one in kept], 1)
         own_S = np.array([own_G[one.positions].mean() for one in kept])

@@ -32,6 +32,7 @@ from tario_jax.train.whole_file import write_whole
 Tree = Any
 _ASIDE = 0.2  # of the training patients, to choose the step on
 _WINDOWS = 2  # of a patient in a step
+_OVERLAP = 0.0  # of neighbouring windows
 _HEAD_PENALTY = 0.03  # scikit-learn's C of the head's start
 
 
@@ -56,8 +57,8 @@ def pooled_states(model: Tario, batch: Batch) -> jax.Array:
 class Windows:
     """Windows of the H&E of patients, in any order."""
 
-    def __init__(self, predictor: Predictor, corpus: Corpus, patients: Sequence[str], overlap: float = 0.0):
-        self.predictor, self.names, self.overlap = predictor, tuple(patients), overlap
+    def __init__(self, predictor: Predictor, corpus: Corpus, patients: Sequence[str]):
+        self.predictor, self.names = predictor, tuple(patients)
         sections: dict[str, list[Section]] = {name: [] for name in patients}
         for section in corpus.sections:
             if section.patient in sections and section.holds("he"):
@@ -65,7 +66,7 @@ class Windows:
         self.seals = sorted((one.id, one.seal_sha256) for of in sections.values() for one in of)
         self._of_patient = []
         for name in patients:
-            covers = [predictor.cover(section, tissue=corpus.kind, bin_um=None, overlap=overlap, turned=True)
+            covers = [predictor.cover(section, tissue=corpus.kind, bin_um=None, overlap=_OVERLAP, turned=True)
                       for section in sections[name]]  # fmt: skip
             self._of_patient.append([(cover, number) for cover in covers for number in range(len(cover.corners))])
             if not covers:
@@ -152,7 +153,7 @@ class Tuner:
     def _name(self, label_P: np.ndarray, fold: Fold, number: int) -> str:
         """Of all that the fold's answer follows from."""
         said = (self.predictor.checkpoint, self.predictor.rows, self.windows.names, self.windows.seals,
-                self.windows.overlap, self.tuning, number, label_P.tolist(), fold.train.tolist(),
+                _OVERLAP, self.tuning, number, label_P.tolist(), fold.train.tolist(),
                 fold.test.tolist())  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 

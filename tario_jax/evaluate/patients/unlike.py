@@ -59,8 +59,8 @@ class Reference:
         return np.sqrt((gap_KxPxF**2).sum(2)).T
 
 
-def described(features_PxF: np.ndarray, class_P: np.ndarray, *, within: float, group_P: np.ndarray | None = None,
-              seed: int = 0) -> Reference:  # fmt: skip
+def described(features_PxF: np.ndarray, class_P: np.ndarray, *, within: float,
+              group_P: np.ndarray | None = None) -> Reference:  # fmt: skip
     """class: str [P]; classes of fewer than four patients have no mean of their own. group: rows of one patient, which
     are measured without each other. Raises `InputError` for fewer than LEAST rows."""
     features_PxF = np.asarray(features_PxF, np.float64)
@@ -68,7 +68,7 @@ def described(features_PxF: np.ndarray, class_P: np.ndarray, *, within: float, g
         raise InputError(f"a reference of {len(features_PxF)} patients; expected at least {LEAST}, to tell who is "
                          "unlike them")  # fmt: skip
     group_P = np.arange(len(features_PxF)) if group_P is None else group_P
-    fold_P = (np.random.default_rng(seed).permutation(int(group_P.max()) + 1) % _FOLDS)[group_P]
+    fold_P = (np.random.default_rng(0).permutation(int(group_P.max()) + 1) % _FOLDS)[group_P]
     distance_P = np.concatenate([
         _fitted(features_PxF[fold_P != fold], class_P[fold_P != fold]).distance(features_PxF[fold_P == fold])
         for fold in range(_FOLDS)

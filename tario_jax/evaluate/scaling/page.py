@@ -18,8 +18,10 @@ from tario_jax.evaluate.scaling.words import (
     size_text,
 )
 from tario_jax.evaluate.tables import plain
+from tario_jax.predict.gene_validation import SPLIT_BY_SECTION
 from tario_jax.train.whole_file import write_whole
 
+_BY_SECTION = f"{SPLIT_BY_SECTION} Nothing here says that models generalise to new patients."
 _VIRTUAL = "Virtual tissue: these figures test the software and say nothing about real tumours."
 _RUN_COLUMNS = ("run", "patients", "parameters", "gene tables", "window", "read at", "steps", "tokens", "FLOPs",
                 "seeds", "loss", "gene part", "validation", "r counts", "r composition", "r residual",
@@ -41,6 +43,7 @@ def render(values: dict[str, Any], drawn: dict[str, list[Drawn]], title: str) ->
     """The whole page as HTML text; it needs no network."""
     parts = [
         f'<p class="banner">{_VIRTUAL}</p>' if values["virtual"] else "",
+        f'<p class="banner">{_BY_SECTION}</p>' if values["split_by"] == "section" else "",
         f"<p class=note>{html.escape(summary(values))}</p>",
         _apart(values),
         _section("Along each axis", [_laws(values), *map(picture, drawn["sweeps"])]),
@@ -201,6 +204,7 @@ def study_table(values: dict[str, Any]) -> str:
         for row in chosen
     ]
     lines += ["", f"! {_VIRTUAL}"] if values["virtual"] else [""]
+    lines += [f"! {_BY_SECTION}"] if values["split_by"] == "section" else []
     lines += [f"! {apart_text(one)}" for one in values["apart"]]
     lines += [f"! left out: {one['name']}: {one['why']}" for one in values["left_out"]]
     for sweep in values["sweeps"]:

@@ -41,7 +41,7 @@ class Record:
     tokens: float  # seen in all
     flops: float  # of all steps
     validation_nats: float | None  # the last
-    trained_on: str  # virtual or real; empty: no checkpoint tells
+    trained_on: str  # virtual or real
     scores: RunScores
     own_bins: bool  # read at those that it was trained on
 
@@ -166,7 +166,7 @@ def _records(name: str, files: RunFiles, table: ScoreTable) -> tuple[list[Record
         steps, float(tokens_a_step * steps),
         step_flops(config, layout).total * steps,
         files.validation[-1].nats_per_detection if files.validation else None,
-        provenance.trained_on if provenance else "", RunScores.of(tables[0]), True,
+        provenance.trained_on if provenance else _trained_on(files.workdir, config), RunScores.of(tables[0]), True,
     )  # fmt: skip
     others = [dataclasses.replace(first, scores=RunScores.of(table), own_bins=False) for table in tables[1:]]
     return [first, *others], stale
@@ -209,6 +209,15 @@ def _patients(config: Config, provenance: Provenance | None) -> int | None:
     if split.train:
         return len(split.train) if split.by == "patient" else None
     return config.source.train_patients if config.source.kind == "virtual" else None
+
+
+def _trained_on(workdir: Path, config: Config) -> str:
+    """Of a run without checkpoints: as its evaluation says, else as its config does."""
+    try:
+        report = json.loads((workdir / "report.json").read_text())
+        return report.get("trained_on") or report["corpus_kind"]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "virtual" if config.source.kind == "virtual" else "real"
 
 
 @functools.cache

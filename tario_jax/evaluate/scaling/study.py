@@ -71,6 +71,7 @@ def study(places: list[Path], options: Options, say: Callable[[str], None] = pri
         "held_out": {"sections": len(most.scores.sections), "patients": len(set(most.scores.patients)),
                      "corpus_seal": most.scores.corpus_seal, "bin_um": most.scores.bin_um},
         "virtual": any(record.trained_on == "virtual" for record in own),
+        "split_by": json.loads(most.scores.settings).get("split_by", "patient"),
         "runs": [_run(record, values, records) for record in records],
         "left_out": [dataclasses.asdict(one) for one in left_out],
         "apart": [dataclasses.asdict(one) for one in find_apart(records, sweeps)],

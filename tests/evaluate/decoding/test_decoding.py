@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from made_reader import made_reader
+from PIL import Image
 from refusals import refused
 from tiny_tissue import PANEL, spot_section, write_corpus
 
@@ -28,7 +29,9 @@ from tario_jax.evaluate.decoding.section import (
 from tario_jax.evaluate.decoding.spread import POISSON
 from tario_jax.evaluate.intervals import patient_resampling
 from tario_jax.predict.condition import Condition, NothingAsked, predict_given
+from tario_jax.predict.gene_validation import SPLIT_BY_SECTION
 from tario_jax.predict.generate import Samples, Steps
+from tario_jax.predict.maps import VIRTUAL_BANNER
 from tario_jax.virtual.genes import curated_panel
 
 GENES = np.random.default_rng(0).permutation(len(PANEL))
@@ -163,7 +166,7 @@ def test_draws_of_bins_that_were_measured_in_part_are_of_that_part():
     """Poisson draws of whole bins are, of a share of them, Poisson of that share of the rate: the mixture's CRPS."""
     rng = np.random.default_rng(0)
     rate_Nxg, share_N = np.full((400, 3), 20.0), np.where(np.arange(400) < 200, 1.0, 0.4)
-    samples = Samples(np.arange(3), np.repeat(rate_Nxg[None], 60, 0).astype(np.float32),
+    samples = Samples(np.repeat(rate_Nxg[None], 60, 0).astype(np.float32),
                       rng.poisson(rate_Nxg, (60, 400, 3)).astype(np.float32), np.ones((400, 3)))  # fmt: skip
     counts_Nxg = rng.poisson(rate_Nxg * share_N[:, None]).astype(float)
     truth = Truth(np.arange(400.0), np.zeros(400), 36.0, "square", share_N, counts_Nxg, counts_Nxg.sum(1),
@@ -267,11 +270,30 @@ def test_tables_and_figure_hold_every_way(done, tmp_path):
     assert (tmp_path / "new" / "decoding.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_virtual_model_on_real_tissue_and_a_split_by_section_are_said_first(done, tmp_path):
+    report = done[1] | {"banner": VIRTUAL_BANNER, "split_by": "section"}
+    assert decoding_tables(report).splitlines()[:2] == [VIRTUAL_BANNER, SPLIT_BY_SECTION]
+    assert done[1]["banner"] == "" and "Split by section" not in decoding_tables(done[1])
+    draw_decoding(tmp_path / "with.png", report)
+    draw_decoding(tmp_path / "without.png", done[1])
+    with_it, without = (Image.open(tmp_path / f"{name}.png").height for name in ("with", "without"))
+    assert with_it > without
+
+
 def test_one_patient_has_no_interval_and_is_drawn_all_the_same(reader, tiny_corpus, sections, tmp_path):
     report = measured(reader, tiny_corpus, sections[:1], tmp_path)
     assert set(report["ways"]["4 steps, random"]["gain"]["counts_r"]) == {"mean"} and report["interval"] is None
     assert "one patient, no interval" in decoding_tables(report)
     draw_decoding(tmp_path / "decoding.png", report)
+
+
+def test_a_side_of_bins_is_refused_of_spots(tiny_run, tmp_path, capsys):
+    x_um, y_um = (part.ravel() for part in np.meshgrid(np.arange(5) * 33.0 + 15, np.arange(4) * 36.0 + 15))
+    corpus = write_corpus(tmp_path / "spots", [spot_section("N1", "N", 0, x_um=x_um, y_um=y_um)])
+    words = ["decode", f"--workdir={tiny_run}", f"--corpus={corpus.root}", f"--out={tmp_path / 'd'}", "--bin-um=36",
+             "--config.evaluate.min_bins=8"]  # fmt: skip
+    assert main([*words]) == 2
+    assert "is measured in spots" in capsys.readouterr().err and not (tmp_path / "d").exists()
 
 
 @pytest.mark.slow

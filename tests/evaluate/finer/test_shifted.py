@@ -5,8 +5,8 @@ import pytest
 
 from tario_jax.corpus.section import Detections
 from tario_jax.evaluate.bins import grid_counts
-from tario_jax.evaluate.finer.shifted import Said, count_shifted, directions
-from tario_jax.evaluate.metrics import composition, pearson_by_gene
+from tario_jax.evaluate.finer.shifted import Prediction, count_shifted, directions
+from tario_jax.evaluate.metrics import composition, expected_composition, pearson_by_gene
 
 GENES, COLUMNS, ROWS, BIN_UM = 7, 6, 5, 9.0
 
@@ -55,12 +55,13 @@ def test_correlations_are_those_of_whole_arrays(found, least_total):
     rates[:, 2] = 3.0  # a prediction that says nothing
     counted = count_shifted(found, np.array([2.0, 1.0]), BIN_UM, COLUMNS, ROWS, kept, GENES)
     counts = dense(counted, len(kept))
-    of_counts, of_composition = Said(rates).correlations(counted, least_total)
+    of_counts, of_composition = Prediction(rates).correlations(counted, least_total)
     expected = pearson_by_gene(counts, rates)
     np.testing.assert_allclose(of_counts, expected, atol=1e-6)
     assert of_counts[2] == 0 and np.isnan(of_counts[-1])
     total, among = counts.sum(1), counts.sum(1) >= least_total
-    expected = pearson_by_gene(composition(counts[among], total[among]), composition(rates, rates.sum(1))[among])
+    of_rates = expected_composition(rates, rates.sum(1))
+    expected = pearson_by_gene(composition(counts[among], total[among]), of_rates[among])
     np.testing.assert_allclose(of_composition, expected, atol=1e-4)  # composition of a float32 prediction
     assert least_total < 1e9 or np.isnan(of_composition).all()
     if least_total == 28.0:

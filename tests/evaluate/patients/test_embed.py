@@ -7,8 +7,9 @@ import pytest
 from made_patients import made_row
 from made_reader import made_reader
 from refusals import refused
-from tiny_tissue import PANEL
+from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
+from tario_jax.cli.main import main
 from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.patients import embed
 from tario_jax.evaluate.patients.embed import embed_corpus, rates_and_states
@@ -161,6 +162,34 @@ def test_a_section_without_he_has_what_was_measured(predictor, tiny_corpus, tmp_
     refused(lambda: embed_corpus(predictor, tiny_corpus, tmp_path / "y.embeddings", **ASKED), str(tiny_corpus.root),
             "its sections have no H&E")  # fmt: skip
     assert not (tmp_path / "y.embeddings").exists()
+
+
+def test_what_was_measured_of_other_genes_is_refused(predictor, tmp_path):
+    """Shares of all that was measured are of more where more genes were."""
+    fewer = np.arange(len(PANEL)) < 8
+    sections = [tiny_section("A1", "A", 0, measured_gene_G=fewer), tiny_section("B1", "B", 1),
+                tiny_section("C1", "C", 2, measured_gene_G=fewer)]  # fmt: skip
+    corpus, asked = write_corpus(tmp_path / "c", sections), ASKED | {"measured": True}
+    out = tmp_path / "x.embeddings"
+    said = "B1: measured 12 genes of the model's panel, and A1 8"
+    refused(lambda: embed_corpus(predictor, corpus, out, **asked), said, "--sections", "--out")
+    embed_corpus(predictor, corpus, out, sections=("A1",), **asked)
+    refused(lambda: embed_corpus(predictor, corpus, out, sections=("B1",), **asked), said)
+    grown = embed_corpus(predictor, corpus, out, sections=("C1",), **asked)
+    assert [row.section for row in grown.rows(MEASURED)] == ["A1", "C1"]
+    embed_corpus(predictor, corpus, tmp_path / "y.embeddings", **ASKED)  # what is predicted is of all genes
+
+
+def test_of_spots_the_size_that_was_predicted_is_told_and_no_other_is_asked(predictor, tiny_run, tmp_path, capsys):
+    data = spot_section("A1", "A", 0, x_um=np.arange(20, 160, 30.0), y_um=np.full(5, 70.0))
+    corpus = write_corpus(tmp_path / "c", [data])
+    found = embed_corpus(predictor, corpus, tmp_path / "x.embeddings", **ASKED)
+    assert found.about["bin_um"] == corpus.sections[0].placed_spots.square_um != predictor.provenance.bin_um
+    for job, out, more in (("embed", "y.embeddings", ()), ("gallery", "g", ("--section=A1", "--genes=GENE1"))):
+        words = [job, f"--workdir={tiny_run}", f"--corpus={corpus.root}", f"--out={tmp_path / out}", "--bin-um=36"]
+        assert main([*words, *more]) == 2
+        error = capsys.readouterr().err
+        assert "is measured in spots" in error and "leave out the side of bins" in error and error.count("\n") == 1
 
 
 def test_another_section_of_the_same_name_is_refused(store, predictor, tiny_corpus, monkeypatch):

@@ -107,6 +107,13 @@ def test_a_slide_is_placed_among_patients(store, index, tmp_path, capsys):
     refused(lambda: query_of_slide(store, index, other), "checkpoint d", "predict the slide with that model")
 
 
+def test_a_slide_is_taken_for_the_section_that_its_file_was_ingested_as(store, index, tmp_path):
+    """Maps are named by the slide's file, and sections that `tario ingest` stores by the file without its suffix."""
+    maps = slide_maps(tmp_path / "x.maps", np.linspace(3, 9, len(PANEL)), section="P06_core.svs")
+    query = query_of_slide(store, index, maps)
+    assert query.patient == "P06" and "none of its neighbours" in query.remarks[-1]
+
+
 def test_a_slide_that_was_predicted_otherwise_is_refused_or_said(store, index, tmp_path, capsys):
     expression_G = np.linspace(3, 9, len(PANEL))
     for at, (more, words) in enumerate((({"overlap": 0.0}, ("overlap by 0,", "by 0.5", "--overlap=0.5")),

@@ -76,7 +76,7 @@ def test_what_a_fold_told_is_that_of_the_same_windows(windows, tmp_path):
 
     assert name() == name() and windows.seals == sorted(windows.seals) and len(windows.seals) >= len(PATIENTS)
     again = [(section, "0" * 64) for section, _ in windows.seals]
-    assert len({name(), name(seals=again), name(overlap=0.5), name(predictor=Narrow(windows.predictor))}) == 4
+    assert len({name(), name(seals=again), name(predictor=Narrow(windows.predictor))}) == 3
 
 
 def test_a_batch_of_one_row_holds_one_window():

@@ -57,6 +57,15 @@ def test_without_a_checkpoint_the_config_tells_the_same(tmp_path):
     assert (a.patients, a.sizes, a.flops, a.tokens) == (b.patients, b.sizes, b.flops, b.tokens)
 
 
+def test_without_checkpoints_the_evaluation_says_what_a_run_was_trained_on_or_its_config(tmp_path):
+    told, silent, broken = (add(tmp_path, name, seed=seed, checkpoint=False) for seed, name in enumerate("abc"))
+    (told / "report.json").write_text(json.dumps({"trained_on": "real", "corpus_kind": "virtual"}))
+    (broken / "report.json").write_text('{"trained')
+    records, _ = gather([tmp_path])
+    assert [one.trained_on for one in records] == ["real", "virtual", "virtual"]
+    assert from_dict(json.loads((silent / "config.json").read_text())).source.kind == "virtual"
+
+
 def test_a_workdir_and_a_folder_of_workdirs_are_taken_alike(tmp_path):
     for seed, name in enumerate(("s/a", "s/b", "alone")):
         add(tmp_path, name, seed=seed)

@@ -9,7 +9,10 @@ from made_sweep import made_config, made_table, write_run, write_study
 
 from tario_jax.cli import main as cli
 from tario_jax.evaluate.scaling.figures import draw_gains
+from tario_jax.evaluate.scaling.page import render, study_table
 from tario_jax.evaluate.scaling.words import count_text, size_text
+
+NO_FIGURES = dict.fromkeys(("sweeps", "joint", "grids", "comparisons"), ())
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,14 @@ def test_an_interval_that_ends_at_its_mean_is_drawn(out, tmp_path):
         decile["low"] = math.nextafter(decile["mean"], math.inf)
     draw_gains(tmp_path / "gains.png", comparison)
     assert (tmp_path / "gains.png").stat().st_size > 10_000
+
+
+def test_a_split_by_section_is_said_on_the_page_and_in_the_table(out):
+    told = values(out)
+    assert told["split_by"] == "patient" and "Split by section" not in render(told, NO_FIGURES, "x")
+    by_section = told | {"split_by": "section"}
+    for text in (render(by_section, NO_FIGURES, "x"), study_table(by_section)):
+        assert "Split by section: a patient may be on both sides of the split" in text
 
 
 def test_every_axis_of_a_study_is_found(out):
