@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 from refusals import refused
 from tiny_tissue import tiny_section, write_corpus
 
@@ -18,10 +19,10 @@ from tario_jax.evaluate.finer import measure, registration_cost, scored
 from tario_jax.evaluate.finer.figures import draw_finer, draw_shift
 from tario_jax.evaluate.finer.gene_sets import rank_by_moran
 from tario_jax.evaluate.finer.measure import measure_finer
-from tario_jax.evaluate.finer.registration_cost import measure_registration_cost
+from tario_jax.evaluate.finer.registration_cost import measure_registration_cost, shift_table
 from tario_jax.evaluate.finer.shifted import directions
 from tario_jax.evaluate.scope import sections_of
-from tario_jax.predict.maps import GeneMaps
+from tario_jax.predict.maps import VIRTUAL_BANNER, GeneMaps
 from tario_jax.predict.nuclei import NucleusSettings
 from tario_jax.virtual import Settings, curated_panel, simulate_section, truth_rates
 
@@ -221,6 +222,10 @@ def test_a_restart_of_the_price_list_says_the_same(priced):
             again()
     draw_shift(folder / "shift.png", result)
     assert (folder / "shift.png").read_bytes()[:4] == b"\x89PNG"
+    on_real = result | {"banner": VIRTUAL_BANNER}  # as of a virtual model on real tissue
+    assert result["banner"] == "" and shift_table(on_real).split("\n", 1) == [VIRTUAL_BANNER, result["table"]]
+    draw_shift(folder / "real.png", on_real)
+    assert Image.open(folder / "real.png").height > Image.open(folder / "shift.png").height
 
 
 def test_what_cannot_be_moved_is_refused(corpus, tmp_path, monkeypatch):
