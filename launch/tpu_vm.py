@@ -203,7 +203,7 @@ for run in {runs}; do
     wait -n
   done
   echo "$(date '+%F %T') $run: $run.txt"
-  "./$run.sh" >>"$run.txt" 2>&1 &
+  "./$run.sh" >>"$run.txt" 2>&1 8>&- &
 done
 wait
 """

@@ -118,14 +118,14 @@ class Verdicts:
 
     def _compile(self, config: Config, hardware: Hardware) -> Verdict | str:
         """The verdict, which is kept; or why there is none."""
-        from tario_jax.train.aot import CompilerCrash, NoPod, compile_apart
+        from tario_jax.train.aot import CompilerKilled, NoPod, compile_apart
 
         memory = hardware.chip.memory_bytes
         try:
             found = compile_apart(config, hardware.topology, hardware.slices, genes=self._genes, say=_silent)
-        except (CompilerCrash, NoPod) as error:  # they say nothing of memory: it is asked again
+        except (CompilerKilled, NoPod) as error:  # they say nothing of memory: it is asked again
             return str(error)
-        except InputError as error:  # of the mesh
+        except InputError as error:  # of the mesh, or the compiler crashes on this program
             verdict, found = Verdict(False, None, memory, str(error)), {}
         else:
             verdict = Verdict(found["fits"], found["memory_bytes"]["total"], found["chip_memory_bytes"])

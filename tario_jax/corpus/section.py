@@ -15,9 +15,10 @@ import scipy.spatial
 from tario_jax.config import InputError
 
 PLAUSIBLE_UM_PER_PX = (0.1, 1.2)
-COARSER = 1.1  # than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275
 """Of an H&E: outside of it, a scan is more likely misread than real."""
 Registration = Literal["same_section_after", "same_section_before", "adjacent", "none"]
+COARSER = 1.1
+"""Than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275."""
 
 
 @dataclasses.dataclass(frozen=True)

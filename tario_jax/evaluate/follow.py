@@ -150,7 +150,10 @@ def _loaded(evaluator: Evaluator, step: int, before: Predictor | None, say: Call
     """The model of a step, all of it in memory; None where it is damaged or was deleted meanwhile, which is said."""
     folder = evaluator.workdir / "checkpoints" / str(step)
     gone = f"step {step:>6}  was deleted before it was read (train.keep_checkpoints, train.keep_every); passed over"
-    fault = damage(folder)
+    try:
+        fault = damage(folder)
+    except InputError as error:  # a disk across a network may say so of what is being deleted
+        fault = str(error)
     if fault is not None:
         say(f"{folder}: is damaged: {fault}; passed over" if folder.is_dir() else gone)
         return None

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, SectionData
-from tario_jax.panel import Panel, match_genes
+from tario_jax.panel import Panel
 from tario_jax.sources.delimited import header, read_table, require_columns
 from tario_jax.sources.gene_rows import gene_panel, whole_numbers
 from tario_jax.sources.images import reason_of
@@ -67,11 +67,11 @@ def read_hest(
     rows = _metadata(_metadata_file(folder, metadata))
     read = _samples(folder, rows, samples, patients, cohort)
     genes = [_genes(sample, report) for sample in read]  # names only: the counts are read when their turn comes
-    panel = _union([one.panel for one in genes], report)
+    panel, known_as = _union([one.panel for one in genes], report)
 
     def generate() -> Iterator[SectionData]:
         for sample, own in zip(read, genes, strict=True):
-            yield from _sections(sample, own, panel, report)
+            yield from _sections(sample, own, panel, known_as, report)
 
     return Ingested(panel, generate(), len(read), report)
 
@@ -242,10 +242,11 @@ def _genes(sample: _Sample, report: IngestReport) -> _Genes:
     return _Genes(*gene_panel(sample.table, sample.name, symbols, ids, reason, report))
 
 
-def _union(panels: list[Panel], report: IngestReport) -> Panel:
+def _union(panels: list[Panel], report: IngestReport) -> tuple[Panel, dict[str, str]]:
     """All genes, sorted; with the id that those which know one agree on.
 
-    An id that samples know by several symbols, as references of other years do, is one gene, by the first of them.
+    An id that samples know by several symbols, as references of other years do, is one gene, by the first of them; the
+    dict says of every symbol which that is.
     """
     ids: dict[str, set[str]] = {}
     for panel in panels:
@@ -265,10 +266,12 @@ def _union(panels: list[Panel], report: IngestReport) -> Panel:
     if renamed:
         report.notes.append(f"{len(renamed)} symbols are of the Ensembl id of another one: {'; '.join(renamed[:8])}")
     symbols = sorted(first_of.values())
-    return Panel.of_ids(symbols, (id_of[symbol] for symbol in symbols))
+    known_as = {symbol: first_of[gene_id or symbol] for symbol, gene_id in id_of.items()}
+    return Panel.of_ids(symbols, (id_of[symbol] for symbol in symbols)), known_as
 
 
-def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) -> Iterator[SectionData]:
+def _sections(sample: _Sample, own: _Genes, panel: Panel, known_as: dict[str, str],
+              report: IngestReport) -> Iterator[SectionData]:  # fmt: skip
     import scipy.sparse
 
     data = _open(sample.table, backed=False)
@@ -292,7 +295,7 @@ def _sections(sample: _Sample, own: _Genes, panel: Panel, report: IngestReport) 
         )
         data, counts_NxR = data[~outside_N], counts_NxR[~outside_N]
         count_E = whole_numbers(sample.table, counts_NxR.data)
-    to_panel = match_genes(own.panel, panel).position_S
+    to_panel = panel.positions(tuple(known_as[symbol] for symbol in own.panel.symbols))
     gene_E = own.gene_R[counts_NxR.indices]
     kept_E = gene_E >= 0
     counts.drop("feature that is no gene", count_E[~kept_E].sum(dtype=np.int64))

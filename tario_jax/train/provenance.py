@@ -99,7 +99,8 @@ class Provenance:
         panel = Panel(tuple(value["panel"]), tuple(value.get("ensembl", ())))
         if panel.hash != value["panel_hash"]:
             raise InputError(f"{where}: panel hash {value['panel_hash']} does not fit its own genes ({panel.hash})")
-        return cls(from_dict(value["config"]), panel, value["corpus_seal"], value["trained_on"], value["split_by"],
+        config = from_dict(_without_unread(value["config"]))
+        return cls(config, panel, value["corpus_seal"], value["trained_on"], value["split_by"],
                    tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
                    tuple(value["seen_patients"]), value["bin_um"], value["code"],
                    value.get("started_from"), tuple(value.get("validation", ())),
@@ -191,3 +192,15 @@ def deciding_fields(config: Config) -> dict[str, Any]:
     for name in (*_FREE_FIELDS, *(f"train.{name}" for name in _FREE_TRAIN)):
         del flat[name]
     return flat
+
+
+def _without_unread(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was kept, without fields that nothing read and that an older tario took all the same."""
+    source, train, optim = ({**config.get(group, {})} for group in ("source", "train", "optim"))
+    if source.get("kind") == "virtual":
+        source["path"] = ""
+    if train.get("keep_every", 0) % max(train.get("checkpoint_every", 1), 1):
+        train["keep_every"] = 0
+    if train.get("learns") == "he":
+        optim["z_loss"] = 0.0
+    return config | {name: group for name, group in (("source", source), ("train", train), ("optim", optim)) if group}

@@ -48,8 +48,12 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     a file cannot be read: it may be whole.
     """
     try:
-        sealed = json.loads(_twice(lambda: (folder / SEAL).read_text(), folder / SEAL))["files"]
-    except (FileNotFoundError, ValueError, KeyError):
+        text = _twice(lambda: (folder / SEAL).read_bytes(), folder / SEAL)
+    except FileNotFoundError:
+        text = b""
+    try:
+        sealed = json.loads(text)["files"]
+    except (ValueError, KeyError):
         return f"{SEAL} is absent or torn (checkpoints of an older tario have none)"
 
     def fault(file: tuple[str, list[int]]) -> str | None:

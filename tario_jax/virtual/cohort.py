@@ -148,24 +148,16 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
     if missing:
         say(f"simulate: part {part[0]}/{part[1]} is done; {missing} sections of other parts are not there yet")
         return None
-    return seal_corpus(root, panel, "virtual", _reviewed(root, dict(split), say))
+    return seal_corpus(root, panel, "virtual", _reviewed(root, dict(split)))
 
 
-def _reviewed(root: Place, split: dict[str, str], say: Callable[[str], None]) -> dict[str, str]:
-    """The sides of a cohort: as split.tsv says, which its user may have edited, where it knows all of the patients.
-    That of a smaller cohort is kept beside the new one where the two disagree."""
+def _reviewed(root: Place, split: dict[str, str]) -> dict[str, str]:
+    """The sides of a cohort: of those whom split.tsv names, as its user may have edited it."""
     note = root / "split.tsv"
     if not note.exists():
         return split
     side_of = {patient: side for side, patients in read_split(note).items() for patient in patients}
-    if split.keys() <= side_of.keys():
-        return side_of
-    moved = sorted(patient for patient, side in side_of.items() if split.get(patient, side) != side)
-    if moved:
-        (root / "split.before.tsv").write(note.read())
-        say(f"simulate: {note}: is written anew for the larger cohort, in which {len(moved)} patients are on other "
-            f"sides ({moved[0]} was {side_of[moved[0]]}, is {split[moved[0]]}); before: split.before.tsv")  # fmt: skip
-    return split
+    return split | {patient: side for patient, side in side_of.items() if patient in split}
 
 
 def holds_cohort(root: Place | Path, config: SourceConfig) -> bool:

@@ -115,7 +115,7 @@ def test_verdicts_are_shared_by_runs_of_the_same_program(small, tmp_path, monkey
 
 def test_what_the_compiler_refuses_is_kept_with_its_reason(small, tmp_path, monkeypatch):
     from tario_jax.config import InputError
-    from tario_jax.train.aot import CompilerCrash, CompilerKilled, NoPod
+    from tario_jax.train.aot import CompilerKilled, NoPod
 
     errors = [InputError("odd mesh")]
 
@@ -127,7 +127,7 @@ def test_what_the_compiler_refuses_is_kept_with_its_reason(small, tmp_path, monk
     found = Verdicts(tmp_path / "verdicts", 18963)
     assert found.find({"a": (small, V5E)}, print) == "" and found.known(small, V5E).why == "odd mesh"
     other = changed(small, {"data.rows": 32})
-    for error in (CompilerKilled("killed"), CompilerCrash("crashes"), NoPod("is held by another process")):
+    for error in (CompilerKilled("killed"), NoPod("is held by another process")):
         errors.append(error)  # of this machine, or of the compiler: it says nothing of memory, and is asked again
         assert found.find({"c": (other, V5E)}, print) == f"c: {error}"
         assert found.known(other, V5E) is None and not errors

@@ -56,7 +56,7 @@ def embed_corpus(
     if sections and useless:
         raise InputError(f"{min(useless)}: has {what}; leave it out")
     about = {"checkpoint": predictor.checkpoint, "model": predictor.provenance.config.name, "overlap": overlap,
-             "trained_on": predictor.trained_on, "bin_um": _size_um(predictor, corpus, bin_um),
+             "trained_on": predictor.trained_on, "bin_um": bin_um or predictor.provenance.bin_um,
              "region_um": region_um, "tissue": corpus.kind}  # fmt: skip
     store = EmbeddingStore.begun(out, predictor.panel, about)
     held = store.held()
@@ -119,13 +119,6 @@ def _known_genes(predictor: Predictor, corpus: Corpus, section: Section) -> np.n
     """Genes of the model's panel that a section measured, bool [G]."""
     in_corpus_G = corpus.panel.positions(predictor.panel.symbols)
     return (in_corpus_G >= 0) & section.measured_gene_G[in_corpus_G]
-
-
-def _size_um(predictor: Predictor, corpus: Corpus, bin_um: float | None) -> float:
-    """Side of the squares that are predicted; of a corpus of spots, of the square of a spot's area."""
-    if all(section.has_spots for section in corpus.sections):
-        return corpus.sections[0].placed_spots.square_um
-    return bin_um or predictor.provenance.bin_um
 
 
 def _who(predictor: Predictor, section: Section) -> Who:

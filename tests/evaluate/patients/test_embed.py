@@ -184,7 +184,7 @@ def test_of_spots_the_size_that_was_predicted_is_told_and_no_other_is_asked(pred
     data = spot_section("A1", "A", 0, x_um=np.arange(20, 160, 30.0), y_um=np.full(5, 70.0))
     corpus = write_corpus(tmp_path / "c", [data])
     found = embed_corpus(predictor, corpus, tmp_path / "x.embeddings", **ASKED)
-    assert found.about["bin_um"] == corpus.sections[0].placed_spots.square_um != predictor.provenance.bin_um
+    assert found.about["bin_um"] == predictor.provenance.bin_um
     for job, out, more in (("embed", "y.embeddings", ()), ("gallery", "g", ("--section=A1", "--genes=GENE1"))):
         words = [job, f"--workdir={tiny_run}", f"--corpus={corpus.root}", f"--out={tmp_path / out}", "--bin-um=36"]
         assert main([*words, *more]) == 2

@@ -12,6 +12,6 @@ for run in e256 two_p256; do
     wait -n
   done
   echo "$(date '+%F %T') $run: $run.txt"
-  "./$run.sh" >>"$run.txt" 2>&1 &
+  "./$run.sh" >>"$run.txt" 2>&1 8>&- &
 done
 wait
