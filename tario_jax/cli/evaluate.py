@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _follow(options: argparse.Namespace) -> int:
     evaluator = Evaluator(
         options.workdir, folder, lambda: named or Corpus.open(corpus_of(options)),
         functools.partial(evaluation_of, options), options.bin_um, options.allow_virtual_model,
-        options.shared,
+        options.shared, json.dumps([str(options.config), options.assignments]),
     )  # fmt: skip
     status = follow(evaluator, every=options.every or 0, give_up_minutes=options.give_up_minutes or 0, say=say)
     lines = Evaluations(folder).lines

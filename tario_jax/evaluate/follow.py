@@ -19,7 +19,6 @@ from tario_jax.evaluate.job import evaluate_checkpoint
 from tario_jax.evaluate.kept import key_of
 from tario_jax.evaluate.scope import refuse_own_folder
 from tario_jax.predict.predictor import Predictor, load_step
-from tario_jax.train.checkpoint import Checkpoints
 from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.provenance import Provenance
 from tario_jax.train.run_files import RunFiles, read_run
@@ -42,20 +41,15 @@ class Evaluator:
     bin_um: float | None = None
     allow_virtual_model: bool = False
     shared: Path | None = None  # what does not depend on the checkpoint; `folder`/kept by default
+    said: str = ""  # of how to evaluate, beside what the run's own config says, which may change as it is resumed
 
     def load(self, step: int, before: Predictor | None) -> Predictor:
         return load_step(self.workdir, step, like=before, allow_virtual_model=self.allow_virtual_model)
 
-    def key(self, step: int, predictor: Predictor | None) -> str:
-        """Of what the figures of a step depend on beside its checkpoint; predictor: that of the step, where it is
-        loaded."""
-        if predictor is None:
-            with Checkpoints(self.workdir) as checkpoints:
-                provenance = checkpoints.provenance(step)
-        else:
-            provenance = predictor.provenance
-        return key_of(bin_um=self.bin_um, corpus=self._corpus.seal,
-                      evaluate=dataclasses.asdict(self.config_of(provenance)))  # fmt: skip
+    @property
+    def key(self) -> str:
+        """Of what was asked: figures of other bins, another corpus or other settings belong to another folder."""
+        return key_of(bin_um=self.bin_um, corpus=self._corpus.seal, said=self.said)
 
     def evaluate(self, step: int, predictor: Predictor) -> dict[str, Any]:
         """The headline of the report. Raises `InputError` where that of another corpus would be the run's own."""
@@ -83,9 +77,9 @@ def follow(evaluator: Evaluator, *, every: int = 0, give_up_minutes: float = 0.0
     The newest checkpoint comes first, older ones that are still there while nothing newer waits; every: only multiples
     of so many steps, and the last one, in their order. Appends a line for each to `folder`/evaluations.jsonl, and draws
     evaluations.png anew; what has its line is not evaluated again. Raises `InputError` where lines are of other bins,
-    another corpus or other settings. Status 1: the last checkpoint cannot be evaluated,
-    or the run gave no sign of life for `give_up_minutes` (0: waits for ever). Told to end, it finishes the evaluation
-    that it is at, and raises `Stopped`.
+    another corpus or other settings. Status 1: the last checkpoint cannot be evaluated, or the run gave no sign of life
+    for `give_up_minutes` (0: waits for ever). Told to end, it finishes the evaluation that it is at, and raises
+    `Stopped`.
     """
     evaluations, passed, predictor = Evaluations(evaluator.folder), set(), None
     pulse, files = _Pulse(evaluator.workdir, give_up_minutes, say), None
@@ -100,7 +94,7 @@ def follow(evaluator: Evaluator, *, every: int = 0, give_up_minutes: float = 0.0
             waiting = _waiting(files, evaluations, passed, every, last)
             is_done = last is not None and evaluations.holds(last, _seal(evaluator.workdir, last))
             if is_done and not (every and waiting):
-                evaluations.refuse_others(evaluator.key(last, None))
+                evaluations.refuse_others(evaluator.key)
                 say(f"the run is done, and its last step, {last}, is evaluated")
                 return 0
             if not waiting:
@@ -117,10 +111,10 @@ def follow(evaluator: Evaluator, *, every: int = 0, give_up_minutes: float = 0.0
             if loaded is None:
                 passed.add((step, seal))
                 continue
-            predictor, key = loaded, evaluator.key(step, loaded)
-            evaluations.refuse_others(key)
+            predictor = loaded
+            evaluations.refuse_others(evaluator.key)
             headline = evaluator.evaluate(step, predictor)
-            evaluations.add({"step": step, "unix": time.time(), "checkpoint": seal, "key": key, **headline})
+            evaluations.add({"step": step, "unix": time.time(), "checkpoint": seal, "key": evaluator.key, **headline})
             files = _look(evaluator.workdir, files) or files
             draw_evaluations(evaluator.folder / "evaluations.png", evaluations.lines, files.validation, files.name)
             say(f"step {step:>6}  {_told(headline)}")

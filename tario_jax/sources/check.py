@@ -86,8 +86,9 @@ def _split(corpus: Corpus, config: SplitConfig) -> list[Finding]:
         return [Finding("all", "split", str(error))]
     sides = f"{len(split.train)} train, {len(split.validation)} validation, {len(split.held_out)} held out"
     if split.on_no_side:
-        sides += f"; on no side of split.tsv, {len(split.on_no_side)} patients: {', '.join(split.on_no_side)}"
-    return [Finding("all", "split", "", f"sections by patient: {sides}")]
+        where = "config.split" if config.train or config.validation or config.held_out else "split.tsv"
+        sides += f"; on no side of {where}, {len(split.on_no_side)} patients: {', '.join(split.on_no_side)}"
+    return [Finding("all", "split", "", f"sections by {config.by}: {sides}")]
 
 
 def registration_of(section: Section) -> RegistrationReport:

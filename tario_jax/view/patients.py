@@ -35,7 +35,7 @@ class PatientMap:
         at = {name: number for number, name in enumerate(names)}
         self._names, self._kinds = names, ["patient"] * len(names)
         for number, slide in enumerate(slides):
-            patient = store.patient_of_slide(slide.name)
+            patient = store.patient_of_maps(slide.store.about)
             if patient in at:
                 self._slides[at[patient]].append(number)
                 continue

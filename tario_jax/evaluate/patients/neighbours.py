@@ -87,7 +87,7 @@ def query_of_slide(store: EmbeddingStore, index: PatientIndex, maps: Path) -> Qu
     if held.about.get("stain") is not None:
         remarks.append(f"{section}: its stains were taken to a reference before it was predicted, those of the "
                        "patients were not: part of what sets it apart from them may be that")  # fmt: skip
-    patient = store.patient_of_slide(section)
+    patient = store.patient_of_maps(held.about)
     if patient:
         remarks.append(f"{section}: is taken for the section of that name of patient {patient}, who is therefore none "
                        "of its neighbours")  # fmt: skip

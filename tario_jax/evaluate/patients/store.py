@@ -124,11 +124,11 @@ class EmbeddingStore:
             found |= dict(zip(table["section"].to_pylist(), table["patient"].to_pylist(), strict=True))
         return found
 
-    def patient_of_slide(self, section: str) -> str:
-        """Whose section these maps are taken for: that of their name, or, of a slide that was predicted as a file, of
-        its name without the suffix, as `tario ingest` calls it. "" where neither is here."""
-        known = self.patient_of_section()
-        return known.get(section) or known.get(Path(section).stem) or ""
+    def patient_of_maps(self, about: dict[str, Any]) -> str:
+        """Whose section maps (`MapStore.about`) are taken for: that of their name, or, of a slide that was predicted as
+        a file, of its name without the suffix, as `tario ingest` calls it. "" where neither is here."""
+        known, name = self.patient_of_section(), about["section"]
+        return known.get(name) or ("slide" in about["place"] and known.get(Path(name).stem)) or ""
 
     def rows(self, kind: str, *, regions: bool = False, patients: Collection[str] | None = None,
              parts: Iterable[str] | None = None,
