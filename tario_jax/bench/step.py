@@ -166,8 +166,8 @@ def _torch_peer(config: Config, ours: _Ours, batch: Batch, dtype: str, devices: 
     if devices > 1:
         left_out["torch"] = f"it takes one device, and the mesh has {devices}"
         return None
-    if config.start.trained != "all" or Stability.of(config) != PLAIN:
-        left_out["torch"] = "it trains all parameters, without z-loss, running mean or skipped steps"
+    if (lacks := peer_lacks(config)) is not None:
+        left_out["torch"] = lacks
         return None
     # threads that wait for each other in a busy loop take the time of those that they wait for, where cores are shared
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -189,6 +189,19 @@ def _torch_peer(config: Config, ours: _Ours, batch: Batch, dtype: str, devices: 
         return found
 
     return run
+
+
+def peer_lacks(config: Config) -> str | None:
+    """What a step of this config does and the peer's does not; None where both do the same."""
+    if config.start.trained != "all" or Stability.of(config) != PLAIN:
+        return "it trains all parameters, without z-loss, running mean or skipped steps"
+    if config.optim.optimiser != "adamw":
+        return f"it trains by AdamW, and optim.optimiser is {config.optim.optimiser!r}"
+    if config.train.accumulate > 1:
+        return f"it takes a batch at once, and train.accumulate is {config.train.accumulate}"
+    if config.data.frozen_encoder:
+        return f"it reads no stored features, and data.frozen_encoder is {config.data.frozen_encoder!r}"
+    return None
 
 
 def _loss_and_norm(ours: _Ours) -> tuple[float, float]:

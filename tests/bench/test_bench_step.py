@@ -112,6 +112,18 @@ def test_a_peer_that_there_is_not(tmp_path):
     refused(lambda: check_left_out(["tensorflow"]), "--leave-out=tensorflow", "torch")
 
 
+def test_a_config_whose_step_the_peer_does_not_do_leaves_it_out():
+    from tario_jax.bench.step import peer_lacks
+
+    assert peer_lacks(tiny_config()) is None
+    for fields, word in (
+        ({"optim": {"z_loss": 1e-4}}, "z-loss"), ({"optim": {"optimiser": "muon"}}, "optim.optimiser is 'muon'"),
+        ({"train": {"accumulate": 2}}, "train.accumulate is 2"),
+        ({"data": {"frozen_encoder": "made"}}, "data.frozen_encoder is 'made'"),
+    ):  # fmt: skip
+        assert word in peer_lacks(tiny_config(**fields))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
