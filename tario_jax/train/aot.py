@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from tario_jax.config import Config, InputError
-from tario_jax.he_features.encoders import card_of
+from tario_jax.he_features.catalogue import CARDS
 from tario_jax.model.build import Built, build_of, model_sizes
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.chips import Chip, chip_of
@@ -107,7 +107,7 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
     """Compiles the training step of `config` for `pod`; returns what was found, with a "table".
 
     The batch's capacity for counts is `config.data.count_capacity`, or else that of dense tissue. Raises `InputError`
-    for a mesh that does not fit the pod, the batch or the model.
+    for a mesh that does not fit the pod, the batch or the model, and `OutOfMemory`.
     """
     plan = Plan.of(config, genes, pod.devices)
     sizes, layout, mesh = model_sizes(config, genes, plan.layout.frozen_features), plan.layout, plan.mesh
@@ -163,6 +163,11 @@ class NoPod(InputError):
     """The compiler knows no such pod, or cannot be used on this machine: of the program nothing is known."""
 
 
+class OutOfMemory(InputError):
+    """The compiler finds no room for a program, and does not say how much of a chip's memory it asked for: a smaller
+    part of the work on a chip may have room."""
+
+
 def compile_apart(config: Config, topology: str, slices: int, *, genes: int = 18963,
                   say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
     """`compile_step` in a process of its own, which alone a crash of the compiler ends.
@@ -197,18 +202,36 @@ def pod_layout(config: Config, genes: int) -> Layout:
     return make_layout(data, genes, bins_per_tile=square_bins_per_tile(data), largest_bin_um=data.largest_bin_um,
                        count_capacity=data.count_capacity
                        or math.ceil(ENTRIES_PER_UM2 * area_um2 * (1 + len(data.coarse_um))),
-                       frozen_features=card_of(data.frozen_encoder).features if data.frozen_encoder else 0)  # fmt: skip
+                       frozen_features=_features(data.frozen_encoder))  # fmt: skip
+
+
+def _features(encoder: str) -> int:
+    """Length of an encoder's stored features; 0 without one. Raises `InputError` where no card is known here."""
+    if not encoder:
+        return 0
+    if encoder not in CARDS:
+        raise InputError(f"data.frozen_encoder is {encoder!r}; 'tario compile', 'tario bench step' and launch read no "
+                         "corpus, and know the catalogue's cards alone: expected one of "
+                         f"{', '.join(CARDS)}, or none")  # fmt: skip
+    return CARDS[encoder].features
 
 
 def _asked_bytes(message: str, arguments: int) -> int | None:
-    """Bytes that a program would have taken, of the compiler's refusal; None where it refuses something else."""
+    """Bytes of a chip's memory that a program would have taken, of the compiler's refusal; None where it refuses
+    something else. Raises `OutOfMemory` where it is of another memory, as a kernel's, or does not tell them."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
+    told = " ".join(message.split())
+    space = re.search(r"memory space (\w+)", told)
+    if space and space[1] != "hbm":
+        at = told.index(space[0])
+        raise OutOfMemory(f"compile: the kernel does not fit {space[1]}: {told[at : at + 200]}")
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    for words, more in ((r"Used ([\d.]+)([KMG]) of", 0), (r"HLO temporaries \(([\d.]+)([KMG])\)", arguments)):
-        if used := re.search(words, message):
+    for words, more in ((r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", 0),
+                        (r"HLO temporaries \(([\d.]+)([KMG])\)", arguments)):  # fmt: skip
+        if used := re.search(words, told):
             return round(float(used[1]) * units[used[2]]) + more
-    raise InputError(f"compile: out of memory: {' '.join(message.split())[:200]}")
+    raise OutOfMemory(f"compile: out of memory: {told[:200]}")
 
 
 def _bytes_a_chip(arrays) -> int:

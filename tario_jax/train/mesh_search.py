@@ -9,7 +9,7 @@ from tario_jax.config import MESH_AXES, Config, InputError
 from tario_jax.config_files import override
 from tario_jax.model.decoder import compute_dtype
 from tario_jax.parallel.mesh import traced_on
-from tario_jax.train.aot import CompilerCrash, Plan, Pod, compile_apart
+from tario_jax.train.aot import CompilerCrash, OutOfMemory, Plan, Pod, compile_apart
 from tario_jax.train.aot_table import mesh_words
 from tario_jax.train.roofline import estimate, written_links
 
@@ -44,6 +44,10 @@ def search_mesh(config: Config, pod: Pod, *, genes: int = 18963, tries: int = 4,
             result = compile_apart(of_mesh, pod.topology, pod.slices, genes=genes, say=say)
         except CompilerCrash:
             candidate["verdict"] = "compiler crashed"
+            continue
+        except OutOfMemory as error:
+            candidate["verdict"] = "does not fit"
+            say(f"search: {mesh_words(candidate['mesh'])}: {error}")
             continue
         candidate |= {"verdict": "does not fit", "memory_bytes": result["memory_bytes"]["total"]}
         if result["fits"]:

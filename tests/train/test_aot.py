@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from refusals import refused
 
-from tario_jax.config import Config
+from tario_jax.config import Config, DataConfig
 from tario_jax.parallel.topology import topology_devices, why_not
 from tario_jax.train import aot
 
@@ -144,3 +144,35 @@ def test_a_crash_of_the_compiler_is_one_line(monkeypatch, end, kind, words):
     with pytest.raises(aot.CompilerCrash) as error:
         aot.compile_apart(Config(), "v5e:2x2", 1)
     assert type(error.value) is kind and all(word in str(error.value) for word in ("--topology=v5e:2x2", *words))
+
+
+_EXHAUSTED = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+
+
+def test_memory_that_is_not_the_chips_is_not_told_as_the_chips():
+    """As libtpu words it."""
+    asked = f"{_EXHAUSTED}hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+    assert aot._asked_bytes(asked, 7) == 20.5 * 2**30
+    assert aot._asked_bytes("RESOURCE_EXHAUSTED: HLO temporaries (3.0G) are too many", 7) == 3 * 2**30 + 7
+    assert aot._asked_bytes("INTERNAL: something else", 7) is None
+    for text, words in (
+        (
+            f"{_EXHAUSTED}vmem. Used 32.42M of 16.00M vmem. Exceeded vmem capacity by 16.42M",
+            ("does not fit vmem", "32.42M"),
+        ),
+        (f"{_EXHAUSTED}smem. Used 1.07M of 1.00M smem.", ("the kernel does not fit smem",)),
+        ("RESOURCE_EXHAUSTED: no more", ("out of memory: RESOURCE_EXHAUSTED: no more",)),
+    ):
+        with pytest.raises(aot.OutOfMemory) as error:
+            aot._asked_bytes(text, 7)
+        assert all(word in str(error.value) for word in words)
+
+
+def test_an_encoder_of_ones_own_is_refused_without_a_corpus():
+    own = Config(data=DataConfig(frozen_encoder="mine"))
+    told = refused(
+        lambda: aot.pod_layout(own, 50), "data.frozen_encoder is 'mine'", "read no corpus", "efficientnet-lite0"
+    )
+    assert "tario encode" not in told
+    known = Config(data=DataConfig(frozen_encoder="efficientnet-lite0"))
+    assert aot.pod_layout(known, 50).frozen_features > 0

@@ -11,7 +11,7 @@ from tario_jax.config import InputError, MESH_AXES
 from tario_jax.config_files import load_config, override
 from tario_jax.parallel.chips import chip_of
 from tario_jax.train import mesh_search
-from tario_jax.train.aot import CompilerCrash, Pod
+from tario_jax.train.aot import CompilerCrash, OutOfMemory, Pod
 
 config = load_config("CONFIGS/tario2_200m.py", {"data.rows": "4", "data.window_um": "288"})
 pod = Pod("v5e:2x4", 1, chip_of("v5e:2x4"), jax.devices())
@@ -23,25 +23,28 @@ def told(fits):
         compiled.append(mesh)
         if fits == "crash" and len(compiled) == 1:
             raise CompilerCrash("what it said")
-        that = 2 if fits == "crash" else fits
+        if fits == "kernel" and len(compiled) == 1:
+            raise OutOfMemory("the kernel does not fit vmem")
+        that = 2 if fits in ("crash", "kernel") else fits
         return {"mesh": mesh, "fits": len(compiled) == that, "roofline": {"mfu": 0.5, "bound_by": "products"},
                 "memory_bytes": {"total": 1 << 30}, "table": "what was compiled"}
     mesh_search.compile_apart = compile_apart
-    found = mesh_search.search_mesh(config, pod, tries=3, say=lambda _: None)
-    return {"compiled": compiled, **found}
+    said = []
+    found = mesh_search.search_mesh(config, pod, tries=3, say=said.append)
+    return {"compiled": compiled, "said": said, **found}
 
-second, none, crash = told(2), told(9), told("crash")
+second, none, crash, kernel = told(2), told(9), told("crash"), told("kernel")
 try:
     mesh_search.search_mesh(override(config, {"data.rows": "3", "data.tile_um": "288"}), pod)
 except InputError as refused:
-    print(json.dumps([second, none, crash, str(refused)]))
+    print(json.dumps([second, none, crash, kernel, str(refused)]))
 """
 
 
 @pytest.mark.slow
 def test_the_best_that_fits_is_told(devices8, repository):
     said = devices8(_PROGRAM.replace("CONFIGS", str(repository / "configs")))
-    second, none, crash, refused = json.loads(said.splitlines()[-1])
+    second, none, crash, kernel, refused = json.loads(said.splitlines()[-1])
     ranked = second["candidates"]
     # four rows, four tiles and four key heads: every way to part eight chips among them
     parts = (1, 2, 4)
@@ -56,4 +59,6 @@ def test_the_best_that_fits_is_told(devices8, repository):
     assert "best mesh that fits: " in second["table"] and "what was compiled" in second["table"]
     assert len(none["compiled"]) == 3 and "none of the 3 meshes compiled fits" in none["table"]
     assert [one["verdict"] for one in crash["candidates"][:2]] == ["compiler crashed", "fits"]
+    assert [one["verdict"] for one in kernel["candidates"][:2]] == ["does not fit", "fits"]
+    assert any("the kernel does not fit vmem" in line for line in kernel["said"])
     assert "--search: no mesh of 8 chips divides the batch and the model" in refused
