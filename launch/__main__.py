@@ -25,7 +25,7 @@ from launch.tpu_vm import TpuBackend
 from launch.verdicts import Verdicts
 from tario_jax.cli.options import refuse_buckets
 from tario_jax.config import InputError
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 BACKENDS = {"slurm": SlurmBackend, "gke": GkeBackend, "tpu": TpuBackend}
 EXAMPLES = """examples:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _WRITTEN = ".written.json"
 

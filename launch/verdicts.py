@@ -18,7 +18,7 @@ from launch.hardware import Hardware
 from tario_jax.config import Config, InputError
 from tario_jax.config_files import to_dict
 from tario_jax.parallel.topology import why_not
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _OF_PROGRAM = ("data", "model", "mesh")
 _OF_TRAINING = ("learns", "accumulate", "ema_decay", "spike_deviations")

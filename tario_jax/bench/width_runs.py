@@ -25,7 +25,7 @@ from tario_jax.tokens.pipeline import BatchSource
 from tario_jax.train.calibrate import calibrate, gene_table
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.state import TrainState, initial_state, make_loss, make_train_step, to_devices
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _VERSION = 2  # of how a model starts: what began otherwise is measured anew
 

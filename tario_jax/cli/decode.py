@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from tario_jax.predict.predictor import load
     from tario_jax.tokens.capacity import refuse_fine_bins
     from tario_jax.train.compiled import compiled_kept
-    from tario_jax.train.whole_file import write_whole
+    from tario_jax.whole_file import write_whole
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus, config = Corpus.open(corpus_of(options)), evaluation_of(options, predictor.provenance)

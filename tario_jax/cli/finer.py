@@ -41,7 +41,7 @@ def score(options: argparse.Namespace, name: str, measure, draw) -> int:
     from tario_jax.evaluate.scope import sections_of
     from tario_jax.predict.predictor import load
     from tario_jax.train.compiled import compiled_kept
-    from tario_jax.train.whole_file import write_whole
+    from tario_jax.whole_file import write_whole
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
     corpus = Corpus.open(corpus_of(options))

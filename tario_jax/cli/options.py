@@ -199,6 +199,6 @@ def finish(options: argparse.Namespace, text: str, result: Any) -> int:
 def write_json(path: Path, values: Any) -> None:
     """Replaces the file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    from tario_jax.train.whole_file import write_whole
+    from tario_jax.whole_file import write_whole
 
     write_whole(path, json.dumps(values, indent=1) + "\n")

@@ -86,7 +86,7 @@ def _ask(request: Path, steps: int) -> None:
     """Puts the request there as a whole, unless there is one."""
     if request.exists():
         raise InputError(f"{request}: another trace is asked for already; wait for it, or delete the file")
-    from tario_jax.train.whole_file import write_whole
+    from tario_jax.whole_file import write_whole
 
     write_whole(request, json.dumps({"steps": steps}))
 

@@ -8,7 +8,6 @@ own files.
 import functools
 import hashlib
 import os
-import platform
 import re
 import shutil
 from pathlib import Path
@@ -17,11 +16,10 @@ from typing import Any
 import tensorstore as ts
 
 from tario_jax.config import InputError
+from tario_jax.whole_file import PARTIAL, write_whole
 
 _CLOUD = re.compile(r"(gs|s3):/{1,2}([^/]+)/?(.*)")
 
-
-PARTIAL = ".partial"  # of what a killed write left
 _RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "8s"}  # half a minute, not the default's many
 
 
@@ -85,17 +83,7 @@ class Place:
             self._ask(lambda store: store.write(self._key, content))
             return
         self.local.parent.mkdir(parents=True, exist_ok=True)
-        # of this process alone: jobs that share a corpus write its tables at the same time
-        partial = self.local.with_name(f"{self.local.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.local)
-        except OSError as error:  # which does not name the file where the disk is full
-            partial.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(self.local)) from None
+        write_whole(self.local, content, synced=True)
 
     def exists(self) -> bool:
         """Whether there is a file here; of a folder on a local disk, whether it is there."""

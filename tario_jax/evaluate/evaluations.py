@@ -8,7 +8,7 @@ from tario_jax.config import InputError
 from tario_jax.evaluate.figures import INK, LINES, SOFT, TITLE, blank_figure, plain_axes, save_figure
 from tario_jax.evaluate.tables import plain
 from tario_jax.train.run_files import ValidationLine, read_lines
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _SHOWN = {  # field of the headline: (label, colour, style)
     "spatial_r_top100": ("counts", LINES["model"][1], "-"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.evaluate.tables import Evaluation
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 INK, SOFT, RULE = "#1d2733", "#5b6775", "#d5dae0"
 LINES = {  # method: (label, colour, style)

@@ -23,8 +23,8 @@ from tario_jax.sources.spots import read_spots
 from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.loop import train
 from tario_jax.train.provenance import code_version
-from tario_jax.train.whole_file import write_whole
 from tario_jax.virtual.cohort import simulate_cohort
+from tario_jax.whole_file import write_whole
 
 
 def make_corpus(config: SourceConfig, root: Path | str, say: Callable[[str], None] = print) -> Corpus:

@@ -13,7 +13,7 @@ from tario_jax.evaluate.page import notices, picture, table, whole_page
 from tario_jax.evaluate.tables import Evaluation
 from tario_jax.evaluate.uncertainty import BANDS
 from tario_jax.predict.gene_validation import SPLIT_BY_SECTION
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 METHODS = {  # rows of the tables, in order
     "model": "<b>model</b>",

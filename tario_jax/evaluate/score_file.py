@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 FORMAT_VERSION = 4
 FILE = "scores.npz"

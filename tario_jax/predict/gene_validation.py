@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tario_jax.config import InputError
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 ALL = "all"
 FILE = "validation.parquet"

@@ -32,7 +32,7 @@ from tario_jax.panel import Panel
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import SPLIT_BY_SECTION, GeneValidation, read_gene_validation
 from tario_jax.predict.maps import GeneMaps
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 FORMAT, FORMAT_VERSION = "tario map store", 1
 FILE = "maps.json"

@@ -11,7 +11,7 @@ from tario_jax.config import InputError
 from tario_jax.panel import Panel
 from tario_jax.predict.gene_validation import SPLIT_BY_SECTION, GeneValidation
 from tario_jax.predict.whole_output import refuse_full, whole_output
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 FORMAT_VERSION = 1
 ONE_SHOT = "one-shot"  # from the H&E, all at once

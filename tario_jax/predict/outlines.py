@@ -12,7 +12,7 @@ import scipy.spatial
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import Detections
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 LEAST_UM2 = 1.0  # smaller polygons are slips of the pen
 PLAUSIBLE_WIDTH_UM = (2.0, 60.0)  # of the median outline; beyond, its unit is not what was said

@@ -15,7 +15,7 @@ from tario_jax.config import InputError
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.gene_validation import GeneValidation
 from tario_jax.predict.map_store import FILE, MapStore
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _ASKED = "asked.json"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 STEP = ("place", "dispatch", "wait")
 """What a step is made of: a batch laid on devices, the program started, the numbers of the step before awaited."""

@@ -31,7 +31,7 @@ from tario_jax.train.state import StepMetrics, TrainState, to_devices
 from tario_jax.train.stop import Stop, Stopped
 from tario_jax.train.telemetry import Telemetry
 from tario_jax.train.validation import Validation
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 
 def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], None] = print) -> TrainState:

@@ -16,7 +16,7 @@ from tario_jax.tokens.batch import Layout
 from tario_jax.train.clock import STEP, Clock
 from tario_jax.train.run_files import VALIDATED, heartbeats
 from tario_jax.train.state import StepMetrics
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _LOOK_EVERY_S, _LOOK_SHARE = 5.0, 50.0  # at the heartbeats of all hosts, and so many times as long as that takes
 _SILENT_S = 60.0  # a heartbeat older than this says nothing of now

@@ -25,7 +25,7 @@ from tario_jax.train.state import StepMetrics
 from tario_jax.train.stop import Stop, Stopped
 from tario_jax.train.trackers import trackers
 from tario_jax.train.watch import Watch
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 DONE = "done.json"
 """The marker of completion: whoever follows the run stops at it."""

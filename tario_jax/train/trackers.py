@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tario_jax.config import Config, InputError
 from tario_jax.config_files import to_dict
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _FLUSH_S = 5  # where TensorFlow is installed too, tensorboard writes through its buffers; else at once
 _PROJECT = "tario-jax"  # in W&B, where WANDB_PROJECT names no other

@@ -20,7 +20,7 @@ import jax
 from tario_jax.tokens.workers import STACKS_SIGNAL
 from tario_jax.train.clock import WATCHED, Clock
 from tario_jax.train.stop import end_within, leave
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 HUNG = 3
 """Exit status of a run that hung."""

@@ -14,12 +14,12 @@ from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 from tario_jax.config import InputError, SplitConfig
 from tario_jax.corpus import layout, stored_section
 from tario_jax.corpus.check import check_corpus
-from tario_jax.corpus.place import PARTIAL
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.section import Detections
 from tario_jax.corpus.split import split_corpus
 from tario_jax.corpus.write import begin_corpus, seal_corpus, section_is_sealed, write_section
 from tario_jax.panel import Panel
+from tario_jax.whole_file import PARTIAL
 
 
 def faults(root) -> list[str]:

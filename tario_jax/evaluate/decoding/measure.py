@@ -37,8 +37,8 @@ from tario_jax.evaluate.uncertainty import sections_to_fit
 from tario_jax.predict.generate import Steps, refuse_one_shot
 from tario_jax.predict.maps import banner_of
 from tario_jax.predict.predictor import Predictor
-from tario_jax.train.whole_file import write_whole
 from tario_jax.virtual.genes import program
+from tario_jax.whole_file import write_whole
 
 _VERSION = 7  # of what is kept of a section
 _RANKED_ON = 12  # sections whose measured counts rank the genes

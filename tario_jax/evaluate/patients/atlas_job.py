@@ -17,7 +17,7 @@ from tario_jax.evaluate.patients.tables import Table, columns_of, usual_columns
 from tario_jax.evaluate.patients.unlike import unlike_of
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.evaluate.tables import plain
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 UNLIKE = "unlike training"
 _VIRTUAL = "Virtual patients: this map tests the software and says nothing about real tumours."

@@ -13,7 +13,7 @@ from tario_jax.evaluate.patients.index import PatientIndex
 from tario_jax.evaluate.patients.neighbours import Query
 from tario_jax.evaluate.patients.patient_figures import draw_map
 from tario_jax.evaluate.patients.vectors import PREDICTED
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _VIRTUAL = "The model learnt from virtual patients: this page tests the software and says nothing about real tumours."
 

@@ -26,7 +26,7 @@ from tario_jax.evaluate.patients.kept_arrays import read_arrays, write_arrays
 from tario_jax.evaluate.patients.space import PAIRS, Space, fitted, nearest_of_each, read_space
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded, pooled
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 COMPONENTS = 50
 REFERENCE = 4000  # patients that a space is fitted on, at most

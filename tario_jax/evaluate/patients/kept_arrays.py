@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 
 def write_arrays(path: Path, version: int, **values: Any) -> None:

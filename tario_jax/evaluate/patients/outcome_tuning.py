@@ -27,7 +27,7 @@ from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import traced_on
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.batch import Batch
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 Tree = Any
 _ASIDE = 0.2  # of the training patients, to choose the step on

@@ -10,7 +10,7 @@ from tario_jax.evaluate.patients.outcomes import LOOKS, VECTORS, interval_text, 
 from tario_jax.evaluate.patients.patient_figures import draw_aurocs, draw_calibration
 from tario_jax.evaluate.patients.probe_job import pairs_text
 from tario_jax.evaluate.tables import plain
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _VIRTUAL = "Virtual patients: these figures test the software and say nothing about real tumours."
 _SEEN = "{seen} of these patients were seen in training: no figure here holds for new patients."

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tario_jax.config import InputError
 from tario_jax.evaluate.patients.vectors import WHOLE, Embedded
 from tario_jax.panel import Panel
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 FORMAT, FORMAT_VERSION = "tario embeddings", 4
 FILE = "embeddings.json"

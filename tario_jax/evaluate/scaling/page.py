@@ -19,7 +19,7 @@ from tario_jax.evaluate.scaling.words import (
 )
 from tario_jax.evaluate.tables import plain
 from tario_jax.predict.gene_validation import SPLIT_BY_SECTION
-from tario_jax.train.whole_file import write_whole
+from tario_jax.whole_file import write_whole
 
 _BY_SECTION = f"{SPLIT_BY_SECTION} Nothing here says that models generalise to new patients."
 _VIRTUAL = "Virtual tissue: these figures test the software and say nothing about real tumours."
