@@ -19,6 +19,7 @@ from tario_jax.evaluate.score_file import ScoreTable
 from tario_jax.panel import Panel
 from tario_jax.predict.maps import GeneMaps, banner_of
 from tario_jax.predict.predictor import Predictor
+from tario_jax.predict.same_places import same_places
 
 TOP_GENES = 1000  # by Moran's I: among them examples are looked for
 R = (0.5, 0.3, 0.17)
@@ -227,8 +228,6 @@ def _headed(head: str, maps: list[GeneMap]) -> list[GeneMap]:
 
 def _r(truth: GeneMap, x_um_N: np.ndarray, y_um_N: np.ndarray, values_N: np.ndarray) -> float:
     """r over the places that both have."""
-    number = {place: k for k, place in enumerate(zip(x_um_N.round(2), y_um_N.round(2), strict=True))}
-    places = zip(truth.x_um_N.round(2), truth.y_um_N.round(2), strict=True)
-    pairs = [(truth.values_N[k], values_N[number[place]]) for k, place in enumerate(places) if place in number]
-    both_Nx2 = np.array(pairs).reshape(-1, 2)
-    return float(pearson_by_gene(both_Nx2[:, :1], both_Nx2[:, 1:])[0])
+    at_N = same_places((x_um_N, y_um_N), (truth.x_um_N, truth.y_um_N))
+    both_N = at_N >= 0
+    return float(pearson_by_gene(truth.values_N[both_N, None], values_N[at_N[both_N], None])[0])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse
 
-from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import area_weights, grid_places, sparse_grid_counts, whole_bins
@@ -113,12 +112,7 @@ def _on_places(maps: GeneMaps, bins: SectionBins) -> np.ndarray:
     if bins.layout == "square" and abs(maps.size_um - bins.pitch_um) > 1e-6:
         weights = area_weights((maps.x_um_N, maps.y_um_N), maps.size_um, (bins.x_um_N, bins.y_um_N), bins.pitch_um)
         return (weights @ maps.rates_NxG).astype(np.float32)
-    number = {place: i for i, place in enumerate(zip(maps.x_um_N.round(2), maps.y_um_N.round(2), strict=True))}
-    wanted = list(zip(bins.x_um_N.round(2), bins.y_um_N.round(2), strict=True))
-    missing = [place for place in wanted if place not in number]
-    if missing:
-        raise InputError(f"maps of {maps.section}: have no place at {missing[0]} µm; predict it with the same bins")
-    return maps.rates_NxG[[number[place] for place in wanted]]
+    return maps.rates_NxG[maps.rows_at(bins.x_um_N, bins.y_um_N)]
 
 
 def _to_arrays(bins: SectionBins) -> Arrays:

@@ -19,13 +19,13 @@ from tario_jax.predict.cell_areas import CellAreas, areas_in_bins, cell_tiles
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.outlines import Outlines
 from tario_jax.predict.predictor import Predictor
+from tario_jax.predict.same_places import first_repeated
 from tario_jax.predict.tissue import ImageSection
 
 Reading = Literal["bins", "queries"]
 READING: Reading = "queries"  # the better of the two on virtual truth: docs/finer.md
 BIN_UM = 9.0
 GROW_UM = 3.0  # of nuclei; outlines of whole cells are taken as they are
-_APART_UM = 0.01  # between centres
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +105,8 @@ def within(outlines: Outlines, section: Section | ImageSection) -> Outlines:
             f"{section.height_um:.0f} µm; check their unit and where the section begins"
         )
     outlines = outlines.only(np.flatnonzero(inside_N))
-    places, first = np.unique(np.round(outlines.centre_um_Nx2 / _APART_UM), axis=0, return_index=True)
-    if len(places) < len(outlines):
-        twice = sorted(set(range(len(outlines))) - set(first.tolist()))[0]
+    twice = first_repeated(*outlines.centre_um_Nx2.T)
+    if twice is not None:
         raise InputError(f"{section.id}: outline {outlines.names[twice]!r} has the centre of another one; expected one "
                          "outline a cell: nuclei or cells, not both")  # fmt: skip
     return outlines

@@ -10,6 +10,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.panel import Panel
 from tario_jax.predict.gene_validation import SPLIT_BY_SECTION, GeneValidation
+from tario_jax.predict.same_places import same_places
 from tario_jax.predict.whole_output import refuse_full, whole_output
 from tario_jax.whole_file import write_whole
 
@@ -72,6 +73,14 @@ class GeneMaps:
         if symbol not in self.panel.index:
             raise InputError(f"gene {symbol!r} is not in the model's panel of {len(self.panel)} genes")
         return self.rates_NxG[:, self.panel.index[symbol]]
+
+    def rows_at(self, x_um_M: np.ndarray, y_um_M: np.ndarray) -> np.ndarray:
+        """The rows of `rates_NxG` at these centres, int [M]. Raises `InputError` where there is no such place."""
+        at_M = same_places((self.x_um_N, self.y_um_N), (x_um_M, y_um_M))
+        if (at_M < 0).any():
+            x_um, y_um = (float(um_M[at_M < 0][0]) for um_M in (x_um_M, y_um_M))
+            raise InputError(f"maps of {self.section}: have no place at {x_um:g}, {y_um:g} µm; predict the same bins")
+        return at_M
 
     def names(self) -> list[str]:
         return list(self.names_N) or [f"{x:.1f}_{y:.1f}" for x, y in zip(self.x_um_N, self.y_um_N, strict=True)]

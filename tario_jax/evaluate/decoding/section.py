@@ -6,7 +6,6 @@ import time
 import numpy as np
 import scipy.spatial
 
-from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import grid_counts, grid_places, whole_bins
@@ -19,6 +18,7 @@ from tario_jax.predict.condition import Condition, NothingAsked, entries_of_wind
 from tario_jax.predict.generate import Samples, Steps, generate_section
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
+from tario_jax.predict.same_places import same_places
 
 ONE_SHOT = "one-shot"
 CONDITIONS = {  # what --given names
@@ -111,7 +111,7 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
     maps, samples = generate_section(predictor, section, steps, genes=genes, **asked)
     if not steps.one_shot:
         seconds = time.monotonic() - began
-    at_N = every_place(maps, truth)
+    at_N = maps.rows_at(truth.x_um_N, truth.y_um_N)
     found = _scores(truth, *_read(maps, at_N, truth, genes), min_total)
     found |= _fit(truth, samples, at_N, steps.seed, spread)
     moved_Nxg = (maps.rates_NxG[:, genes] * samples.moved_Nxg)[at_N] * truth.share_N[:, None]
@@ -141,7 +141,7 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
                               bin_um=None if section.has_spots else bin_um)  # fmt: skip
     except NothingAsked:  # as of a section no wider than a band of half of it
         return undefined
-    at_N = places_of(found.maps, truth)
+    at_N = same_places((found.maps.x_um_N, found.maps.y_um_N), (truth.x_um_N, truth.y_um_N))
     asked = np.flatnonzero(at_N >= 0)
     if len(asked) < _LEAST_BINS:
         return undefined
@@ -149,7 +149,7 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
     here = dataclasses.replace(here, counts_Nxg=np.where(found.asked_G[genes], here.counts_Nxg, np.nan))
     said = {
         "model": _read(found.maps, at_N[asked], here, genes),
-        ONE_SHOT: _read(one_shot, every_place(one_shot, here), here, genes),
+        ONE_SHOT: _read(one_shot, one_shot.rows_at(here.x_um_N, here.y_um_N), here, genes),
     }
     if condition.bins == "coarse":
         said["neighbours"] = even_shares(here, predictor.provenance.config.data.coarse_um[-1])
@@ -162,23 +162,6 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
 def capacity_of(predictor: Predictor, sections: list[Section], bin_um: float) -> int:
     """Entries of counts that a window of any of these sections needs: one compiled program for all of them."""
     return entries_of_window(predictor, sections, bin_um)
-
-
-def places_of(maps: GeneMaps, truth: Truth) -> np.ndarray:
-    """Where each measured place lies among those of the maps, int [N]; −1 where it does not."""
-    number = {place: i for i, place in enumerate(zip(maps.x_um_N.round(2), maps.y_um_N.round(2), strict=True))}
-    return np.array([number.get(place, -1) for place in zip(truth.x_um_N.round(2), truth.y_um_N.round(2), strict=True)],
-                    int)  # fmt: skip
-
-
-def every_place(maps: GeneMaps, truth: Truth) -> np.ndarray:
-    """The same where all must be there. Raises `InputError` where one is not."""
-    at_N = places_of(maps, truth)
-    if (at_N < 0).any():
-        x_um, y_um = (float(um_N[at_N < 0][0]) for um_N in (truth.x_um_N, truth.y_um_N))
-        raise InputError(f"maps of {maps.section}: have no place at {x_um:g}, {y_um:g} µm, where counts were measured; "
-                         "predict the same bins")  # fmt: skip
-    return at_N
 
 
 def nearest_means(given: Truth, asked: Truth) -> tuple[np.ndarray, np.ndarray]:
@@ -226,9 +209,10 @@ def spread_of(predictor: Predictor, corpus: Corpus, sections: list[Section], gen
         maps, samples = generate_section(predictor, section, steps, genes=genes, tissue=corpus.kind, overlap=overlap,
                                          bin_um=None if section.has_spots else bin_um)  # fmt: skip
         section.close()
-        told_SxNxg = samples.rates_SxNxg[:, every_place(maps, truth)] * truth.share_N[:, None]
+        at_N = maps.rows_at(truth.x_um_N, truth.y_um_N)
+        rates_SxNxg = samples.rates_SxNxg[:, at_N] * truth.share_N[:, None]
         counts.append(truth.counts_Nxg.ravel())
-        rates.append(told_SxNxg.reshape(len(told_SxNxg), -1))
+        rates.append(rates_SxNxg.reshape(len(rates_SxNxg), -1))
     return fit_spread(np.concatenate(counts), np.concatenate(rates, 1), np.random.default_rng(steps.seed))
 
 

@@ -83,7 +83,8 @@ def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: n
         columns, rows = whole_bins(section, bin_um)
         kept = _staying(section, bin_um, predictor.provenance.config.data.min_measured)
         maps = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=config.overlap)
-        readers = {"model": Prediction(maps.rates_NxG[_numbers(maps, columns)[kept]][:, in_model])}
+        x_um_N, y_um_N = grid_places(columns, rows, bin_um)
+        readers = {"model": Prediction(maps.rates_NxG[maps.rows_at(x_um_N[kept], y_um_N[kept])][:, in_model])}
         if section.truth is not None:
             _, reachable = truth_rates(section.truth, bin_um)
             readers["reachable"] = Prediction(reachable.reshape(columns * rows, -1)[kept][:, in_corpus])
@@ -110,13 +111,6 @@ def _staying(section: Section, bin_um: float, least: float) -> np.ndarray:
     for _, (right, down) in _moves():  # a bin holds what came from where it was before
         kept_N &= section.measured_share(x_um_N - right, y_um_N - down, bin_um) >= least - 1e-6
     return np.flatnonzero(kept_N)
-
-
-def _numbers(maps, columns: int) -> np.ndarray:
-    """Positions among the maps' places of the whole bins of the section, row by row."""
-    column_B, row_B = (np.floor(place / maps.size_um).astype(int) for place in (maps.x_um_N, maps.y_um_N))
-    whole = np.flatnonzero(column_B < columns)
-    return whole[np.argsort(row_B[whole] * columns + column_B[whole], kind="stable")]
 
 
 def shift_table(result: dict[str, Any]) -> str:
