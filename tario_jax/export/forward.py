@@ -68,14 +68,14 @@ def window_rates(model: Tario, shape: WindowShape, he_BxYxXx3: jax.Array, xy_um_
         kind: _visibility(batch, shape, local=kind == "local") for kind in dict.fromkeys(model.config.pattern)
     }
     of_tiles = {"local": shape.tiles_per_side**2}
-    _, said = model.decoder(
+    _, queries_out = model.decoder(
         he_BxSxd, query_BxNxd, patch_xy_um_BxSx2, xy_um_BxNx2, visibility,
         attend=lambda kind, *qkv_and_who: _attend(*qkv_and_who, parts=of_tiles.get(kind, 1)),
     )  # fmt: skip
-    said = model.read_out(said, side_um_BxN, jnp.ones_like(side_um_BxN))
+    predicted = model.read_out(queries_out, side_um_BxN, jnp.ones_like(side_um_BxN))
     known_G = jnp.arange(len(model.gene_bias[...])) < shape.genes
     whole = jnp.broadcast_to(known_G, (side_um_BxN.shape[0], 1, *known_G.shape))
-    return model.rates_said(said, whole, jnp.zeros_like(side_um_BxN, jnp.int32))[:, :, : shape.genes]
+    return model.rates_of(predicted, whole, jnp.zeros_like(side_um_BxN, jnp.int32))[:, :, : shape.genes]
 
 
 def _batch(shape: WindowShape, he_BxYxXx3: jax.Array, xy_um_BxNx2: jax.Array, side_um_BxN: jax.Array) -> Batch:

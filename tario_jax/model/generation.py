@@ -31,7 +31,7 @@ class Begun(NamedTuple):
 
     cache: DecoderCache
     queries_BxQxd: jax.Array
-    said: Predicted  # of all bins from the H&E alone
+    predicted: Predicted  # of all bins from the H&E alone
 
 
 class Order(NamedTuple):
@@ -46,7 +46,7 @@ class Order(NamedTuple):
 class Drawn(NamedTuple):
     """A sample: of every bin slot what was said of it when its turn came; of others, from the H&E alone."""
 
-    said: Predicted
+    predicted: Predicted
     content_BxQxd: jax.Array  # tokens of the bins that are written; 0 elsewhere
     counts_BxQxg: jax.Array  # of chosen genes, as they were drawn
 
@@ -58,8 +58,8 @@ class Sums(NamedTuple):
     square: jax.Array
 
     @staticmethod
-    def zero(said: Predicted, measured_gene_BxWxG: jax.Array) -> "Sums":
-        zeros = jnp.zeros((*said.log_total_BxQ.shape, measured_gene_BxWxG.shape[2]), jnp.float32)
+    def zero(predicted: Predicted, measured_gene_BxWxG: jax.Array) -> "Sums":
+        zeros = jnp.zeros((*predicted.log_total_BxQ.shape, measured_gene_BxWxG.shape[2]), jnp.float32)
         return Sums(zeros, zeros)
 
 
@@ -106,8 +106,8 @@ def write_groups(model: Tario, batch: Batch, begun: Begun, order: Order, chosen_
             {kind: _of_group(fields, patches, written_Bxm, asked_Bxn) for kind, fields in visibility.items()},
         )  # fmt: skip
         size_Bxn, measured_Bxn = _taken(size_BxQ, asked_Bxn), _taken(measured_BxQ, asked_Bxn)
-        said = model.read_out(queries, size_Bxn, measured_Bxn)
-        rates_BxnxG = model.rates_said(said, batch.measured_gene_BxWxG, jnp.zeros_like(asked_Bxn))
+        predicted = model.read_out(queries, size_Bxn, measured_Bxn)
+        rates_BxnxG = model.rates_of(predicted, batch.measured_gene_BxWxG, jnp.zeros_like(asked_Bxn))
         # a slot of padding has the rates of another bin, and would draw for nothing
         rates_BxnxG = jnp.where(asked_Bxn[:, :, None] >= 0, rates_BxnxG, 0)
         counts_BxnxG = draw(jax.vmap(jax.random.fold_in, (0, None))(order.key_B, step), rates_BxnxG, asked_Bxn)
@@ -115,12 +115,12 @@ def write_groups(model: Tario, batch: Batch, begun: Begun, order: Order, chosen_
             batch, alone_Bxnxd, counts_BxnxG, size_Bxn, measured_Bxn, table, bias,
             content_Bxmxd.dtype,
         )  # fmt: skip
-        new = Drawn(said, content_Bxnxd, counts_BxnxG[:, :, chosen_g])
+        new = Drawn(predicted, content_Bxnxd, counts_BxnxG[:, :, chosen_g])
         sample = jax.tree.map(lambda kept, new: _put(kept, asked_Bxn, new), sample, new)
         return (cache, asked_Bxn, content_Bxnxd, sample), None
 
     dtype = begun.queries_BxQxd.dtype
-    sample = Drawn(begun.said, jnp.zeros((B, Q, d), dtype), jnp.zeros((B, Q, len(chosen_g)), jnp.float32))
+    sample = Drawn(begun.predicted, jnp.zeros((B, Q, d), dtype), jnp.zeros((B, Q, len(chosen_g)), jnp.float32))
     before_Bxmxd = order.content_Bxmxd.astype(dtype)
     sample = sample._replace(content_BxQxd=_put(sample.content_BxQxd, order.before_Bxm, before_Bxmxd))
     first = begun.cache, order.before_Bxm, before_Bxmxd, sample
@@ -139,7 +139,7 @@ def add_samples(model: Tario, batch: Batch, begun: Begun, window_R: jax.Array, o
     """
     batch, begun = jax.tree.map(lambda x: x[window_R], batch), _of_rows(begun, window_R)
     drawn = write_groups(model, batch, begun, order, chosen_g)
-    rates_RxQxG, alone_RxQxG = (_rates(model, batch, what) for what in (drawn.said, begun.said))
+    rates_RxQxG, alone_RxQxG = (_rates(model, batch, what) for what in (drawn.predicted, begun.predicted))
     share_RxQxG = jnp.where(alone_RxQxG > 0, rates_RxQxG / jnp.maximum(alone_RxQxG, 1e-30) - 1, 0)
     sums = Sums(sums.share.at[window_R].add(share_RxQxG), sums.square.at[window_R].add(share_RxQxG**2))
     return sums, 1 + share_RxQxG[:, :, chosen_g], drawn
@@ -149,7 +149,7 @@ def _of_rows(begun: Begun, row_R: jax.Array) -> Begun:
     cache, at_row = begun.cache, lambda x: x[row_R]
     kept = DecoderCache(cache.k_LxBxSxKxD[:, row_R], cache.v_LxBxSxKxD[:, row_R],
                         jax.tree.map(at_row, cache.visibility))  # fmt: skip
-    return Begun(kept, at_row(begun.queries_BxQxd), jax.tree.map(at_row, begun.said))
+    return Begun(kept, at_row(begun.queries_BxQxd), jax.tree.map(at_row, begun.predicted))
 
 
 def averaged(sums: Sums, samples: int) -> tuple[jax.Array, jax.Array]:
@@ -171,8 +171,8 @@ def _steps(order: Order, slots: int, shape: tuple[int, ...]) -> jax.Array:
     return step_BxQ.reshape(shape)
 
 
-def _rates(model: Tario, batch: Batch, said: Predicted) -> jax.Array:
-    return model.rates_said(said, batch.measured_gene_BxWxG, jnp.zeros(said.log_total_BxQ.shape, jnp.int32))
+def _rates(model: Tario, batch: Batch, predicted: Predicted) -> jax.Array:
+    return model.rates_of(predicted, batch.measured_gene_BxWxG, jnp.zeros(predicted.log_total_BxQ.shape, jnp.int32))
 
 
 def _bins(batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -56,8 +56,8 @@ class HiddenHE(nnx.Module):
             _, queries = self.decoder(he_BxTxPxd.reshape(B, T * P, d), queries, places, places, visibility,
                                       Tiles.of(P, P, content=False))  # fmt: skip
         h = rms_norm(queries, self.looks_norm[...])
-        said = project("bqd,df->bqf", h, self.looks_out[...]).astype(jnp.float32)
-        return said + self.looks_bias[...]
+        looks = project("bqd,df->bqf", h, self.looks_out[...]).astype(jnp.float32)
+        return looks + self.looks_bias[...]
 
     def loss(self, batch: Batch, z_loss: float = 0.0, *, as_trained: bool = False) -> Loss:
         """Negative log-likelihood of what is hidden, as normals of deviation 1 and without their constant.

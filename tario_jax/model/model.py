@@ -110,9 +110,9 @@ class Tario(nnx.Module):
                       ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
         """Contents of all bins, and the queries with what is written around each of them, [B, T, N, d] both."""
         B, _, _, d = query_BxTxNxd.shape
-        told = batch if given is None else batch._replace(measured_gene_BxWxG=given.content_gene_BxWxG)
+        read = batch if given is None else batch._replace(measured_gene_BxWxG=given.content_gene_BxWxG)
         with jax.named_scope("encoders"):
-            content_BxTxNxd = self.bin_encoder.content(told, query_BxTxNxd, self.gene_table[...], self.gene_bias[...],
+            content_BxTxNxd = self.bin_encoder.content(read, query_BxTxNxd, self.gene_table[...], self.gene_bias[...],
                                                        query_BxTxNxd.dtype)  # fmt: skip
             near_BxQxd = self.bin_encoder.near(content_BxTxNxd.reshape(B, -1, d), *near_and_known(batch, given))
         return content_BxTxNxd, query_BxTxNxd + near_BxQxd.reshape(query_BxTxNxd.shape)
@@ -142,17 +142,17 @@ class Tario(nnx.Module):
         z_loss: weight of each detection's log²Z (`count_nll`); as_trained: with the model's likelihood of totals and
         its weights of genes, which is what training minimises.
         """
-        said = self(batch)
+        predicted = self(batch)
         B, T, N = batch.bin_step_BxTxN.shape
         counts = SparseCounts(batch.count_bin_BxC, batch.count_gene_BxC, batch.count_BxC)
         # log_total is that of the whole panel: a window that measured a part of it can hold that part's share only
         frequency_G = jax.lax.stop_gradient(jax.nn.softmax(self.gene_bias[...]))
         measured_BxW = jnp.where(batch.measured_gene_BxWxG, frequency_G, 0.0).sum(-1)
         measured_BxQ = jnp.take_along_axis(measured_BxW, _window_of_bin(batch), axis=1)
-        log_total_BxQ = said.log_total_BxQ + jnp.log(jnp.maximum(measured_BxQ, 1e-9))
+        log_total_BxQ = predicted.log_total_BxQ + jnp.log(jnp.maximum(measured_BxQ, 1e-9))
         with jax.named_scope("gene_head"):
             nll = count_nll(
-                said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], log_total_BxQ, counts,
+                predicted.gene_BxQxr, self.gene_table[...], self.gene_bias[...], log_total_BxQ, counts,
                 batch.bin_measured_BxTxN.reshape(B, T * N) > 0, batch.measured_gene_BxWxG, _window_of_bin(batch),
                 chunk=self.config.loss_chunk, gene_chunk=self.config.loss_gene_chunk, z_loss=z_loss,
                 group_of_bin_BxN=_first_or_last(batch), groups=2,
@@ -165,12 +165,12 @@ class Tario(nnx.Module):
 
     def rates(self, batch: Batch, given: Given | None = None) -> jax.Array:
         """Expected detections in every bin slot, float32 [B, T·N, G]; 0 for genes that the window does not measure."""
-        return self.rates_said(self(batch, given), batch.measured_gene_BxWxG, _window_of_bin(batch))
+        return self.rates_of(self(batch, given), batch.measured_gene_BxWxG, _window_of_bin(batch))
 
-    def rates_said(self, said: Predicted, measured_gene_BxWxG: jax.Array, window_BxQ: jax.Array) -> jax.Array:
-        """Expected detections [B, Q, G] of what was said of Q bins; window: that each of them belongs to."""
-        return jnp.exp(log_rates(said.gene_BxQxr, self.gene_table[...], self.gene_bias[...], said.log_total_BxQ,
-                                 measured_gene_BxWxG, window_BxQ))  # fmt: skip
+    def rates_of(self, predicted: Predicted, measured_gene_BxWxG: jax.Array, window_BxQ: jax.Array) -> jax.Array:
+        """Expected detections [B, Q, G] of Q bins that are predicted; window: that each of them belongs to."""
+        return jnp.exp(log_rates(predicted.gene_BxQxr, self.gene_table[...], self.gene_bias[...],
+                                 predicted.log_total_BxQ, measured_gene_BxWxG, window_BxQ))  # fmt: skip
 
 
 def near_and_known(batch: Batch, given: Given | None = None) -> tuple[jax.Array, jax.Array]:

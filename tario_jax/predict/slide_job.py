@@ -247,10 +247,10 @@ class _Work:
         with concurrent.futures.ThreadPoolExecutor(1) as writing:
             before, written = None, None
             for windows, batch in ahead(self._batches(numbers), _READ_AHEAD):
-                said = self._predictor.call(Tario.rates, self._predictor.placed_on_devices(batch))
+                rates_BxQxG = self._predictor.call(Tario.rates, self._predictor.placed_on_devices(batch))
                 if before is not None:
                     written = self._hand_over(writing, written, *before)
-                before = windows, batch, said
+                before = windows, batch, rates_BxQxG
             if before is not None:
                 self._hand_over(writing, written, *before).result()
 
@@ -263,8 +263,8 @@ class _Work:
                 yield from self._plan.cover.batches(self._rows, numbers=windows)
 
     def _hand_over(self, writing: concurrent.futures.Executor, written: concurrent.futures.Future | None, windows,
-                   batch, said: jax.Array) -> concurrent.futures.Future:  # fmt: skip
-        rates_BxQxG = np.asarray(said)
+                   batch, rates_BxQxG: jax.Array) -> concurrent.futures.Future:  # fmt: skip
+        rates_BxQxG = np.asarray(rates_BxQxG)
         if written is not None:
             written.result()  # no more than one waits: what it holds is a batch's rates
         return writing.submit(self._keep, windows, batch, rates_BxQxG)

@@ -56,7 +56,7 @@ class SlideSteps:
         return len(self._batch_of)
 
     def windows_done(self) -> int:
-        return sum(map(self._is_said, self._batch_of))
+        return sum(map(self._is_predicted, self._batch_of))
 
     def run(self, part: tuple[int, int] = (0, 1), tell: Callable[[], None] = lambda: None) -> bool:
         """Writes all windows, those of this part of the processes first; False where another has still to end one."""
@@ -104,7 +104,7 @@ class SlideSteps:
             contents = _Contents(self._writing, {
                 window: [self._load(other) for other in self._beside[window][0]] for window in windows})  # fmt: skip
         except FileNotFoundError:
-            if all(map(self._is_said, windows)):
+            if all(map(self._is_predicted, windows)):
                 return  # another process wrote them meanwhile, and let go of what they needed
             raise
         drawn: dict[int, np.ndarray] = {}
@@ -131,19 +131,19 @@ class SlideSteps:
         save(self._contents(written.window), number=number_n, content=content_Sxnxd[:, order_n])
         mean_nxG = np.maximum(written.mean_nxG[order_n, : self._genes], LEAST_MEAN)
         apart_nxG = np.sqrt(written.between_nxG[order_n, : self._genes]) / mean_nxG
-        save(self._said(written.window), number=number_n, drawn=drawn_nxG[order_n],
+        save(self._predicted(written.window), number=number_n, drawn=drawn_nxG[order_n],
              **({"apart": apart_nxG} if self._spread else {}))  # fmt: skip
 
     def _store(self, run: int) -> None:
         """Where all that is said of a run is there: into the maps; and lets go of what no other run waits for."""
         windows = self._windows_of_run[run]
-        if self._is_stored(run) or not all(self._said(window).exists() for window in windows):
+        if self._is_stored(run) or not all(self._predicted(window).exists() for window in windows):
             return
         bins, _ = self._plan.slots.run(run)
         values = {name: np.zeros((bins.stop - bins.start, self._genes), np.float32) for name in ("drawn", "spread")}
         try:
             for window in windows:
-                with np.load(self._said(window)) as held:
+                with np.load(self._predicted(window)) as held:
                     low, high = np.searchsorted(held["number"], (bins.start, bins.stop))
                     at_n = held["number"][low:high] - bins.start
                     values["drawn"][at_n] = held["drawn"][low:high]
@@ -161,23 +161,23 @@ class SlideSteps:
         save(self._folder / "stored" / f"{run}.npz")
         for window in windows:
             if all(map(self._is_stored, self._runs_of[window])):
-                self._said(window).unlink(missing_ok=True)
+                self._predicted(window).unlink(missing_ok=True)
 
     def _is_stored(self, run: int) -> bool:
         return (self._folder / "stored" / f"{run}.npz").exists()
 
-    def _is_said(self, window: int) -> bool:
-        return self._said(window).exists() or all(map(self._is_stored, self._runs_of[window]))
+    def _is_predicted(self, window: int) -> bool:
+        return self._predicted(window).exists() or all(map(self._is_stored, self._runs_of[window]))
 
     def _is_done(self, window: int) -> bool:
         """Whether it is said, and those that come after it can read what it wrote, or have."""
-        return self._is_said(window) and (self._contents(window).exists() or self._is_read(window))
+        return self._is_predicted(window) and (self._contents(window).exists() or self._is_read(window))
 
     def _is_read(self, window: int) -> bool:
         """Whether nobody reads what it wrote any more: a batch of which a part is missing is written again as a whole,
         and reads all that it read."""
         batches = {self._batch_of[other] for other in self._beside[window][1]}
-        return all(self._is_said(other) for batch in batches for other in self._batches[batch])
+        return all(self._is_predicted(other) for batch in batches for other in self._batches[batch])
 
     def _load(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         with np.load(self._contents(window)) as held:
@@ -186,7 +186,7 @@ class SlideSteps:
     def _contents(self, window: int) -> Path:
         return self._folder / "contents" / f"{window}.npz"
 
-    def _said(self, window: int) -> Path:
+    def _predicted(self, window: int) -> Path:
         return self._folder / "said" / f"{window}.npz"
 
 

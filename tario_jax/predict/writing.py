@@ -157,7 +157,7 @@ class Writer:
         batch = batch._replace(log_depth_BxW=np.full_like(batch.log_depth_BxW, self._log_depth))
         on_devices = predictor.placed_on_devices(batch)
         begun = predictor.call(begin, on_devices)
-        sums = Sums.zero(begun.said, batch.measured_gene_BxWxG)
+        sums = Sums.zero(begun.predicted, batch.measured_gene_BxWxG)
         parted = [self._plan.parted(self._cover.placed(batch, row, window), window)
                   for row, window in enumerate(windows)]  # fmt: skip
         pairs = [(row, sample) for sample in range(self._steps.samples) for row in range(len(parted))]

@@ -82,7 +82,7 @@ def test_with_true_contents_it_is_one_pass_over_everything(tiny_run, section, pa
                                                      18.0 * ones_Bxm, ones_Bxm, *tables, jnp.float32)  # fmt: skip
         order = Order(before_Bxm, content_Bxmxd, slot_KxBxn, jax.random.wrap_key_data(jnp.zeros((3, 2), jnp.uint32)))
         drawn = write_groups(model, batch, begun, order, ALL, draw)
-        rates = model.rates_said(drawn.said, batch.measured_gene_BxWxG, jnp.zeros_like(valid, jnp.int32))
+        rates = model.rates_of(drawn.predicted, batch.measured_gene_BxWxG, jnp.zeros_like(valid, jnp.int32))
         return rates, drawn.counts_BxQxg, drawn.content_BxQxd
 
     rates, chosen, content = (np.asarray(x) for x in predictor.call(forced, batch, counts_BxQxG))

@@ -147,15 +147,15 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
         return undefined
     here = truth.of(asked)
     here = dataclasses.replace(here, counts_Nxg=np.where(found.asked_G[genes], here.counts_Nxg, np.nan))
-    said = {
+    by_reader = {
         "model": _read(found.maps, at_N[asked], here, genes),
         ONE_SHOT: _read(one_shot, one_shot.rows_at(here.x_um_N, here.y_um_N), here, genes),
     }
     if condition.bins == "coarse":
-        said["neighbours"] = even_shares(here, predictor.provenance.config.data.coarse_um[-1])
+        by_reader["neighbours"] = even_shares(here, predictor.provenance.config.data.coarse_um[-1])
     elif not condition.of_panel:
-        said["neighbours"] = nearest_means(truth.of(np.flatnonzero(at_N < 0)), here)
-    return {f"{who}/{name}": value for who, values in said.items()
+        by_reader["neighbours"] = nearest_means(truth.of(np.flatnonzero(at_N < 0)), here)
+    return {f"{who}/{name}": value for who, values in by_reader.items()
             for name, value in _scores(here, *values, min_total).items()}  # fmt: skip
 
 

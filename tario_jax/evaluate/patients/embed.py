@@ -191,9 +191,9 @@ def _rows(predictor: Predictor, one: _Open, region_um: float | None) -> Iterator
 
 def rates_and_states(model: Tario, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Expected detections [B, Q, G], and what the decoder hands to the gene table [B, Q, r]; a window a row."""
-    said = model(batch)
-    window_BxQ = jnp.zeros(said.log_total_BxQ.shape, jnp.int32)
-    return model.rates_said(said, batch.measured_gene_BxWxG, window_BxQ), said.gene_BxQxr.astype(jnp.float32)
+    predicted = model(batch)
+    window_BxQ = jnp.zeros(predicted.log_total_BxQ.shape, jnp.int32)
+    return model.rates_of(predicted, batch.measured_gene_BxWxG, window_BxQ), predicted.gene_BxQxr.astype(jnp.float32)
 
 
 def _measured(predictor: Predictor, corpus: Corpus, section: Section,

@@ -48,9 +48,9 @@ class Tuning:
 
 def pooled_states(model: Tario, batch: Batch) -> jax.Array:
     """Mean of the decoder's state over the bins of each row, float32 [B, r]; 0 for a row without bins."""
-    said = model(batch)
-    share_BxQ = (batch.bin_measured_BxTxN.reshape(said.gene_BxQxr.shape[:2]) > 0).astype(jnp.float32)
-    sums = jnp.einsum("bq,bqr->br", share_BxQ, said.gene_BxQxr.astype(jnp.float32))
+    predicted = model(batch)
+    share_BxQ = (batch.bin_measured_BxTxN.reshape(predicted.gene_BxQxr.shape[:2]) > 0).astype(jnp.float32)
+    sums = jnp.einsum("bq,bqr->br", share_BxQ, predicted.gene_BxQxr.astype(jnp.float32))
     return sums / jnp.maximum(share_BxQ.sum(1, keepdims=True), 1.0)
 
 
