@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     metrics = Metrics()
     squares = {squares_of_window(window_um, side_um) for side_um in asked}
     engine = Engine(bundle, squares=squares, rows=batch_sizes(options.batch), most_waiting=options.most_waiting,
-                    told=metrics.told)  # fmt: skip
+                    on_batch=metrics.count)  # fmt: skip
     engine.warm_up(say)
     body_bytes = round(options.most_megabytes * 1e6)
     limits = Limits(body_bytes=body_bytes, held_bytes=max(USUAL.held_bytes, 2 * body_bytes), body_s=options.body_s,
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     # uvicorn ends what it accepted, and then hands the signal on: to this, so that the end is no failure
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: None)
-    serve(app, bound, told=metrics.end, drain_s=options.drain_s)
+    serve(app, bound, at_signal=metrics.end, drain_s=options.drain_s)
     said = (f"{metrics.cut} requests were cut off after {options.drain_s:g} s (--drain-s)" if metrics.cut
             else "every accepted request was answered")  # fmt: skip
     finish(options, f"serve: ended; {said}", {"cut_off": metrics.cut, "checkpoint": bundle.signature["checkpoint"]})

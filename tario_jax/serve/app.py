@@ -74,8 +74,8 @@ def make_app(engine: Engine, metrics: Metrics, limits: Limits = USUAL, *, allow_
     bearer = HTTPBearer(auto_error=False, description="where the server was started with a token")
 
     async def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        told = (given.credentials if given else "").encode("latin-1")  # the bytes that were sent
-        if token and not hmac.compare_digest(told, token.encode()):
+        sent = (given.credentials if given else "").encode("latin-1")
+        if token and not hmac.compare_digest(sent, token.encode()):
             raise Refusal(401, "this server asks for a bearer token: 'Authorization: Bearer …'")
 
     app.add_middleware(Observed, headers=headers, metrics=metrics, held=held, log=log)

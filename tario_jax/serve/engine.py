@@ -32,7 +32,7 @@ class Windows(NamedTuple):
     side_um_WxN: np.ndarray
 
 
-class Told(NamedTuple):
+class BatchRun(NamedTuple):
     """What became of a batch, for whoever counts."""
 
     rows: int
@@ -75,12 +75,13 @@ class Engine:
 
     def __init__(
         self, bundle: Bundle, *, squares: Sequence[int], rows: Sequence[int] = ROWS, most_waiting: int = 64,
-        devices: Sequence[jax.Device] | None = None, told: Callable[[Told], None] = lambda told: None,
+        devices: Sequence[jax.Device] | None = None, on_batch: Callable[[BatchRun], None] = lambda run: None,
     ):  # fmt: skip
-        """squares, rows: the fixed sizes of batches; most_waiting: windows in the queue, more are refused."""
+        """squares, rows: the fixed sizes of batches; most_waiting: windows in the queue, more are refused; on_batch: is
+        called after each batch, by the thread of its device."""
         self.bundle, self.most_waiting = bundle, most_waiting
         self.squares, self.rows = tuple(sorted(squares)), tuple(sorted(rows))
-        self._told, self._closing = told, False
+        self._on_batch, self._closing = on_batch, False
         self._waiting: collections.deque[tuple[_Request, int]] = collections.deque()
         self._changed = threading.Condition()
         self._seconds_a_window = 0.1
@@ -149,7 +150,7 @@ class Engine:
                 rates = self._of_batch(device, batch)
                 seconds = time.monotonic() - began
                 self._seconds_a_window = 0.9 * self._seconds_a_window + 0.1 * seconds / len(batch)
-                self._told(Told(len(batch), seconds))  # before who waits goes on
+                self._on_batch(BatchRun(len(batch), seconds))  # before who waits goes on
                 for (request, window), of_window in zip(batch, rates, strict=True):
                     request.add(window, of_window)
             except Exception as error:  # those of this batch are told; the others go on

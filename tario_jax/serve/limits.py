@@ -45,9 +45,9 @@ class Held:
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """The body of a request, which is held within. Raises `Refusal` for one that is too large, late or empty."""
         self._refuse_busy()  # before anything of it is held
-        told, most = request.headers.get("content-length"), self._limits.body_bytes
-        if told is not None and told.isdecimal() and int(told) > most:
-            raise Refusal(413, f"the body has {told} bytes; expected at most {most}")
+        stated, most = request.headers.get("content-length"), self._limits.body_bytes
+        if stated is not None and stated.isdecimal() and int(stated) > most:
+            raise Refusal(413, f"the body has {stated} bytes; expected at most {most}")
         pieces: list[bytes] = []
         try:
             await self._read(request, pieces)

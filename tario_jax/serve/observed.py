@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 
-from tario_jax.serve.engine import Told
+from tario_jax.serve.engine import BatchRun
 from tario_jax.serve.limits import Held
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -47,10 +47,10 @@ class Metrics:
         """The server was told to end."""
         self.ending = True
 
-    def told(self, told: Told) -> None:
-        self.windows.inc(told.rows)
-        self.batch_rows.observe(told.rows)
-        self.batch_seconds.observe(told.seconds)
+    def count(self, run: BatchRun) -> None:
+        self.windows.inc(run.rows)
+        self.batch_rows.observe(run.rows)
+        self.batch_seconds.observe(run.seconds)
 
 
 def told_of(request: Request) -> dict[str, Any]:

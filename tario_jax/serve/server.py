@@ -101,15 +101,15 @@ class _Counted:
 
 
 class Server(uvicorn.Server):
-    """SIGTERM: `told` at once, a moment later no new connection, then what was accepted is answered."""
+    """SIGTERM: `at_signal` at once, a moment later no new connection, then what was accepted is answered."""
 
-    def __init__(self, config: uvicorn.Config, told: Callable[[], None]):
+    def __init__(self, config: uvicorn.Config, at_signal: Callable[[], None]):
         super().__init__(config)
-        self._told, self._signals = told, 0
+        self._at_signal, self._signals = at_signal, 0
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._signals += 1
-        self._told()
+        self._at_signal()
         if self._signals > 1:  # in a hurry
             super().handle_exit(sig, frame)
             return
@@ -150,13 +150,13 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(app: FastAPI, bound: socket.socket, *, told: Callable[[], None] = lambda: None, patience_s: float = 10.0,
+def serve(app: FastAPI, bound: socket.socket, *, at_signal: Callable[[], None] = lambda: None, patience_s: float = 10.0,
           drain_s: float = 60.0) -> None:  # fmt: skip
-    """Serves an app of `make_app` until SIGTERM or SIGINT. told: is called at the signal."""
+    """Serves an app of `make_app` until SIGTERM or SIGINT. at_signal: is called as it comes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:  # a connection is a file
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     config = uvicorn.Config(app, http=protocol(patience_s, app.state.headers), ws="none", log_level="warning",
                             access_log=False, backlog=_BACKLOG, timeout_graceful_shutdown=math.ceil(drain_s),
                             h11_max_incomplete_event_size=_HEAD_BYTES)  # fmt: skip
-    Server(config, told).run([bound])
+    Server(config, at_signal).run([bound])

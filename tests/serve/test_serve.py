@@ -263,7 +263,7 @@ def test_a_token_that_was_not_found_opens_nothing():
 
 def test_requests_and_batches_are_counted_and_logged(bundle, section):
     entries, metrics = [], Metrics()
-    engine = Engine(bundle, squares=(16,), rows=(4,), told=metrics.told)
+    engine = Engine(bundle, squares=(16,), rows=(4,), on_batch=metrics.count)
     engine.warm_up()
     client = Client(make_app(engine, metrics, log=entries.append))
     client.post("/v1/predict", params=ASKED, content=png(section.he()), headers=PNG | {"X-Request-Id": "mine"})
