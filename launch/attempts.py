@@ -29,10 +29,10 @@ class Attempt:
 
     @property
     def failed(self) -> bool:
-        return not self.lives and self.status != 0 and not self.told
+        return not self.lives and self.status != 0 and not self.told_to_end
 
     @property
-    def told(self) -> bool:
+    def told_to_end(self) -> bool:
         """Whether it was told to end, and goes on when it is started again."""
         return self.status in TOLD
 

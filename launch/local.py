@@ -108,7 +108,7 @@ class _Launch:
         self._sweep, self._workdir, self._how, self._say = sweep, workdir, how, say
         self._began = time.monotonic()
         self._gpus = _gpus(how)
-        self._told: signal.Signals | None = None
+        self._signal: signal.Signals | None = None
         self._groups: dict[str, _Group] = {}
         self._before: dict[int, object] = {}
         self._locks: dict[str, IO] = {}
@@ -116,11 +116,11 @@ class _Launch:
 
     def __enter__(self) -> "_Launch":
         def hear(number: int, frame) -> None:
-            if self._told:  # a person's second Ctrl-C: without a save
+            if self._signal:  # a person's second Ctrl-C: without a save
                 for group in self._groups.values():
                     group.end(signal.SIGINT)
                 return
-            self._told = signal.Signals(number)
+            self._signal = signal.Signals(number)
             # not by say: a signal may come in the middle of it
             os.write(2, b"launch: told to end: jobs save, and end; Ctrl-C again ends them without a save\n")
 
@@ -173,7 +173,7 @@ class _Launch:
                     continue
                 del self._groups[name]
                 self.did_something = True
-                if self._told:
+                if self._signal:
                     continue
                 again = status and self._retry(group, status, retried[name])
                 self._tell(f"{total - len(left) + 1:>3}/{total}", group, status)
@@ -189,7 +189,7 @@ class _Launch:
                     self._let_go(name)
                 else:
                     retried[name] = 0
-            if self._told:
+            if self._signal:
                 raise self._stop()
             if self._groups and now - told_at > _TELL_S:
                 told_at = now
@@ -239,9 +239,9 @@ class _Launch:
 
     def _tell(self, number: str, group: _Group, status: int) -> None:
         seconds, minutes = time.monotonic() - group.began, (time.monotonic() - self._began) / 60
-        told = "done" if status == 0 else f"failed ({status})"
+        ended = "done" if status == 0 else f"failed ({status})"
         self._say(
-            f"{number}  {group.job.run:<28} {group.job.kind:<9} {told}  {seconds:6.0f} s, {minutes:.0f} min in all"
+            f"{number}  {group.job.run:<28} {group.job.kind:<9} {ended}  {seconds:6.0f} s, {minutes:.0f} min in all"
         )
         if status:
             found = attempts.newest(group.job.folder(self._workdir), group.job.kind)
@@ -259,7 +259,7 @@ class _Launch:
     def _stop(self) -> Stopped:
         for group in self._groups.values():
             group.end(signal.SIGTERM)
-        return Stopped(128 + self._told)
+        return Stopped(128 + self._signal)
 
     def _take(self, name: str) -> bool:
         """Holds the run for this launch; False where another launch holds it, or what one began is still at it."""

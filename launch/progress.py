@@ -53,30 +53,30 @@ def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, held: Held, now
     retries = 0 if name == CORPUS and job is None else sum(
         found.number - 1 for one in jobs if (found := newest(folder, one.kind, now)))  # fmt: skip
 
-    def told(state: str, words: str = "", error: str = "", log: str = "") -> Progress:
+    def progress(state: str, words: str = "", error: str = "", log: str = "") -> Progress:
         return Progress(name, state, words, step, steps, retries, error, log)
 
     if job is None:
-        return told("done")
+        return progress("done")
     attempt = newest(folder, job.kind, now)
     if attempt is not None and attempt.lives:
-        return told("running", _doing(job, files, now))
+        return progress("running", _doing(job, files, now))
     if files is not None and job.kind == "train" and run_state(files, now).live:
-        return told("running", _doing(job, files, now))
+        return progress("running", _doing(job, files, now))
     if name in held.queued:
-        return told("waiting", held.queued[name])
+        return progress("waiting", held.queued[name])
     if attempt is None and name in held.ended:
-        return told("failed", error=f"{held.ended[name]}; it left nothing in {folder}", log="the scheduler has it")
+        return progress("failed", error=f"{held.ended[name]}; it left nothing in {folder}", log="the scheduler has it")
     if attempt is None:
-        return told("trained", "not evaluated yet") if job.kind == "evaluate" else told("not begun")
-    if attempt.told:
-        return told(
+        return progress("trained", "not evaluated yet") if job.kind == "evaluate" else progress("not begun")
+    if attempt.told_to_end:
+        return progress(
             "stopped", f"{job.kind} was told to end, and goes on from where it was", attempt.error, str(attempt.log)
         )
     if attempt.failed:
-        return told("failed", f"{job.kind}, {_ago(now - attempt.unix)}", attempt.error, str(attempt.log))
+        return progress("failed", f"{job.kind}, {_ago(now - attempt.unix)}", attempt.error, str(attempt.log))
     since = "runs were evaluated since" if name == SCALING else "not by the config that the sweep has now"
-    return told("stopped", f"{job.kind} ended well, but {since}")
+    return progress("stopped", f"{job.kind} ended well, but {since}")
 
 
 def _files(folder: Path) -> RunFiles | None:

@@ -53,10 +53,10 @@ _UNITS = ("", "", "µm", "µm", "M", "M", "", "", "", "", "h", "h", "", "")
 def sweep_table(sweep: Sweep, rows: list[Row], prices: Prices) -> str:
     """A line a run, the sums, what the columns mean, and the runs that would not fit."""
     cells = [_cells(row) for row in rows]
-    told = [at for at in range(len(_HEADS)) if any(line[at] for line in cells)]
-    lines = [[line[at] for at in told] for line in (_HEADS, _UNITS, *cells)]
+    shown = [at for at in range(len(_HEADS)) if any(line[at] for line in cells)]
+    lines = [[line[at] for at in shown] for line in (_HEADS, _UNITS, *cells)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = [told.index(at) for at in (0, 8, 13) if at in told]
+    left = [shown.index(at) for at in (0, 8, 13) if at in shown]
     text = ["  ".join(cell.ljust(width) if at in left else cell.rjust(width)
                       for at, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
             for line in lines]  # fmt: skip
@@ -87,13 +87,13 @@ def _dollars(rows: list[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     config, found = row.config, row.estimate
 
-    def told(value: float | None, form: str) -> str:
+    def cell(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
     patients = config.split.train_patients or config.source.train_patients
     return [
         row.run, str(patients or "all"), f"{config.data.bin_um:g}", f"{config.data.window_um:,.0f}",
         f"{found.trunk_parameters / 1e6:,.1f}", f"{found.gene_parameters / 1e6:,.1f}", f"{found.tokens:.1e}",
-        f"{found.flops:.1e}", str(row.hardware or "here"), told(found.chips, ",d"),
-        told(found.shortest_hours, ",.1f"), told(found.hours, ",.1f"), told(found.dollars, ",.0f"), row.verdict_text,
+        f"{found.flops:.1e}", str(row.hardware or "here"), cell(found.chips, ",d"),
+        cell(found.shortest_hours, ",.1f"), cell(found.hours, ",.1f"), cell(found.dollars, ",.0f"), row.verdict_text,
     ]  # fmt: skip

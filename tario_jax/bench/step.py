@@ -129,7 +129,7 @@ def bench_step(config: Config, *, genes: int, rounds: int, steps: int, leave_out
                                              in zip(seconds["tario"], matmul_rates, strict=True)),
         "mfu": None if chip is None else rate_a_device / chip.rates.matmul_flops,
         "memory_bytes": _memory(ours), "compile_seconds": ours.compile_seconds,
-        "phases": _phases(traced, of_step), "left_out": left_out, "estimate": expected.told(),
+        "phases": _phases(traced, of_step), "left_out": left_out, "estimate": expected.to_dict(),
         "estimated_share": expected.seconds / of_step,
         "nats_per_detection": _loss_and_norm(ours)[0],
     }  # fmt: skip
@@ -206,8 +206,8 @@ def peer_lacks(config: Config) -> str | None:
 
 def _loss_and_norm(ours: _Ours) -> tuple[float, float]:
     """Of the last step, at the weights before it."""
-    told = ours.metrics
-    return float((told.sums.total_nats + told.sums.gene_nats) / told.sums.detections), float(told.gradient_norm)
+    sums = ours.metrics.sums
+    return float((sums.total_nats + sums.gene_nats) / sums.detections), float(ours.metrics.gradient_norm)
 
 
 def _tokens(config: Config, layout: Layout) -> dict[str, int]:
@@ -219,8 +219,8 @@ def _tokens(config: Config, layout: Layout) -> dict[str, int]:
 
 def _memory(ours: _Ours) -> dict[str, int]:
     """Of a device: what the compiled step takes, and the most that was in use where the backend tells it."""
-    told = ours.program.memory_analysis()
-    found = {"arguments": told.argument_size_in_bytes, "temporaries": told.temp_size_in_bytes}
+    counted = ours.program.memory_analysis()
+    found = {"arguments": counted.argument_size_in_bytes, "temporaries": counted.temp_size_in_bytes}
     measured = jax.devices()[0].memory_stats()
     return found | ({"peak": measured["peak_bytes_in_use"]} if measured else {})
 

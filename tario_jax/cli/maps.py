@@ -51,10 +51,10 @@ def run(options: argparse.Namespace) -> int:
     symbols = None if options.genes is None else tuple(dict.fromkeys(filter(None, options.genes.split(","))))
     if symbols is not None:
         store.positions(symbols)  # raises before anything is written
-    told = say_about_ten_times("maps", "bins")
+    progress = say_about_ten_times("maps", "bins")
     for path, write, more in (
-        (options.h5ad, map_exports.write_h5ad, (told,)),
-        (options.anndata_zarr, map_exports.write_anndata_zarr, (told,)),
+        (options.h5ad, map_exports.write_h5ad, (progress,)),
+        (options.anndata_zarr, map_exports.write_anndata_zarr, (progress,)),
         (options.spatialdata, map_exports.write_spatialdata, ()),
         (options.geojson, map_exports.write_geojson, ()),
         (options.ome_tiff, map_exports.write_ome_tiff, ()),

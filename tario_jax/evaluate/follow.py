@@ -41,7 +41,7 @@ class Evaluator:
     bin_um: float | None = None
     allow_virtual_model: bool = False
     shared: Path | None = None  # what does not depend on the checkpoint; `folder`/kept by default
-    said: str = ""  # of how to evaluate, beside what the run's own config says, which may change as it is resumed
+    flags: str = ""  # of how to evaluate, beside what the run's own config says, which may change as it is resumed
 
     def load(self, step: int, before: Predictor | None) -> Predictor:
         return load_step(self.workdir, step, like=before, allow_virtual_model=self.allow_virtual_model)
@@ -49,7 +49,7 @@ class Evaluator:
     @property
     def key(self) -> str:
         """Of what was asked: figures of other bins, another corpus or other settings belong to another folder."""
-        return key_of(bin_um=self.bin_um, corpus=self._corpus.seal, said=self.said)
+        return key_of(bin_um=self.bin_um, corpus=self._corpus.seal, said=self.flags)
 
     def evaluate(self, step: int, predictor: Predictor) -> dict[str, Any]:
         """The headline of the report. Raises `InputError` where that of another corpus would be the run's own."""
@@ -86,7 +86,7 @@ def follow(evaluator: Evaluator, *, every: int = 0, give_up_minutes: float = 0.0
     with Stop() as stop:
         stop.has_work = True
         while True:
-            if stop.told_s is not None:
+            if stop.signal_s is not None:
                 raise Stopped(f"{stop.signal.name}: evaluations up to now are kept; the same command continues",
                               128 + stop.signal)  # fmt: skip
             files = _look(evaluator.workdir, files)

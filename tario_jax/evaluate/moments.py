@@ -303,10 +303,11 @@ def _finished(added: dict[tuple[str, str], list[np.ndarray]], measured_G: np.nda
             sums[method, form] = Sums(kept_K, z_sum, p, z.zz, pp, z.alpha * ap - z.beta * cp, z.scale, pp)
         else:
             p, pp, xp, q, qq, yq, kp, b, bb, ab, ad, cb, d_K, cd_K, u_K = values
-            told = _Residual.of(kp, b, bb, d_K, u_K)
-            zz = (z.alpha * told.alpha * ab - z.alpha * told.beta * ad - z.beta * told.alpha * cb
-                  + z.beta * told.beta * cd_K[:, None])  # fmt: skip
+            predicted = _Residual.of(kp, b, bb, d_K, u_K)
+            zz = (z.alpha * predicted.alpha * ab - z.alpha * predicted.beta * ad - z.beta * predicted.alpha * cb
+                  + z.beta * predicted.beta * cd_K[:, None])  # fmt: skip
             sums[method, "counts"] = counts(p, pp, xp)
             sums[method, "composition"] = composed(q, qq, yq)
-            sums[method, "residual"] = Sums(kept_K, z_sum, told.z, z.zz, told.zz, zz, z.scale, told.scale)
+            sums[method, "residual"] = Sums(kept_K, z_sum, predicted.z, z.zz, predicted.zz, zz, z.scale,
+                                            predicted.scale)  # fmt: skip
     return sums

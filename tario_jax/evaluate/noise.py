@@ -50,8 +50,8 @@ def thinned(measured: Measured, rng: np.random.Generator, block_N: np.ndarray | 
         totals = [np.asarray(part.sum(1)).ravel() + more_N
                   for part, more_N in ((half, half_rest_N), (other, rest_N - half_rest_N))]  # fmt: skip
         halved = Measured(half, totals[0], measured.kept_N, measured.measured_G)
-        told = FromRates(lambda rows, other=other: other[rows].toarray(), totals[1], counted=True)
-        for (_, form), sums in section_sums(halved, {"": told}, block_N).items():
+        other_half = FromRates(lambda rows, other=other: other[rows].toarray(), totals[1], counted=True)
+        for (_, form), sums in section_sums(halved, {"": other_half}, block_N).items():
             found[form].append(sums)
     return {form: tuple(several) for form, several in found.items()}
 

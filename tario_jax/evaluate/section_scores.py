@@ -273,8 +273,8 @@ def _read_at(few: Measured, rates_NxI: np.ndarray, total_N: np.ndarray, source_N
     source = source_N[there]
     kept = np.flatnonzero(np.isin(there, few.kept_N))
     part = Measured(few.counts[there], few.total_N[there], kept, few.measured_G)
-    told = FromRates(lambda rows: rates_NxI[source[rows]], total_N[source])
-    sums = section_sums(part, {"": told}, None if block_N is None else block_N[there])
+    predicted = FromRates(lambda rows: rates_NxI[source[rows]], total_N[source])
+    sums = section_sums(part, {"": predicted}, None if block_N is None else block_N[there])
     blocks = 1 if block_N is None else int(block_N.max()) + 1  # also those of which nothing is left
     return {form: _with_blocks(value, blocks) for (_, form), value in sums.items()}
 

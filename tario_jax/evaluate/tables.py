@@ -175,10 +175,10 @@ def _resampling(sections: list[SectionSource], by_block: bool, config: EvaluateC
 def _nats(context: Context) -> dict[str, float]:
     """Of the counts under the predicted rates: of the multinomial over genes, and of the bins' totals."""
     gene_S, total_S, detections_S = (context.stack(name) for name in ("gene_nats", "total_nats", "detections"))
-    told_S = np.isfinite(gene_S)
-    detections = max(float(detections_S[told_S].sum()), 1.0)
-    return {"genes": float(gene_S[told_S].sum() / detections) if told_S.any() else float("nan"),
-            "totals": float(total_S[told_S].sum() / detections) if told_S.any() else float("nan")}  # fmt: skip
+    finite_S = np.isfinite(gene_S)
+    detections = max(float(detections_S[finite_S].sum()), 1.0)
+    return {"genes": float(gene_S[finite_S].sum() / detections) if finite_S.any() else float("nan"),
+            "totals": float(total_S[finite_S].sum() / detections) if finite_S.any() else float("nan")}  # fmt: skip
 
 
 def _bulk(context: Context, fitting: list[SectionSource], standings: dict[str, Arrays], controls: Controls | None,

@@ -37,7 +37,7 @@ class Draw(NamedTuple):
     stain_mix_3x3: np.ndarray | None
     bin_um: float  # of squares; spots are as they are
     groups: int
-    told: bool  # how deep the section was measured
+    depth_told: bool  # how deep the section was measured
     coarse: bool  # whether larger bins are written first
     rng: np.random.Generator  # goes on to draw the order of writing
 
@@ -122,7 +122,7 @@ class BatchSource:
                 draw = self._placed(self._choose(rng, sections, up_to))
                 if not any(_overlap(draw, other, self.data.window_um) for other in found):
                     # one sequence is written in one order of one length, and comes from one laboratory
-                    same = {name: getattr(first, name) for name in ("groups", "stain_mix_3x3", "told", "coarse")}
+                    same = {name: getattr(first, name) for name in ("groups", "stain_mix_3x3", "depth_told", "coarse")}
                     found.append(draw._replace(**same))
                     break
         return found
@@ -156,15 +156,15 @@ class BatchSource:
         x_um, y_um = self._corner(section, rng)
         restain = self._augment and self.data.stain_jitter
         stain_mix_3x3 = _restain(self.data.stain_jitter, rng) if restain else None
-        told = self._augment and bool(rng.random() < self.data.depth_told)
+        depth_told = self._augment and bool(rng.random() < self.data.depth_told)
         coarse = self._augment and bool(self.data.coarse_um) and bool(rng.random() < self.data.coarse_share)
-        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, bin_um, groups, told, coarse, rng)
+        return Draw(section, x_um, y_um, quarter_turns, flip, stain_mix_3x3, bin_um, groups, depth_told, coarse, rng)
 
     def _begin(self, draw: Draw) -> Callable[[], Window]:
         end = begin_window(draw.section, draw.x_um, draw.y_um, self._of_bins[draw.bin_um],
                            quarter_turns=draw.quarter_turns, flip=draw.flip)  # fmt: skip
         known = {} if draw.stain_mix_3x3 is None else {"stain_mix_3x3": draw.stain_mix_3x3}
-        if draw.told and (density := draw.section.density_per_um2) > 0:
+        if draw.depth_told and (density := draw.section.density_per_um2) > 0:
             known["log_depth"] = math.log(density)
         end_known = (lambda: dataclasses.replace(end(), **known)) if known else end
         return (lambda: _coarse_too(end_known(), self.data)) if draw.coarse else end_known

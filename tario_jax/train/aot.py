@@ -123,10 +123,10 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
         if asked is None:
             raise
     else:
-        told = program.memory_analysis()
-        memory = Memory(told.argument_size_in_bytes, told.output_size_in_bytes - told.alias_size_in_bytes,
-                        told.temp_size_in_bytes, told.generated_code_size_in_bytes,
-                        told.host_temp_size_in_bytes)  # fmt: skip
+        counted = program.memory_analysis()
+        memory = Memory(counted.argument_size_in_bytes, counted.output_size_in_bytes - counted.alias_size_in_bytes,
+                        counted.temp_size_in_bytes, counted.generated_code_size_in_bytes,
+                        counted.host_temp_size_in_bytes)  # fmt: skip
         found, loops = collectives(program.as_text(), dict(mesh.shape), pod.slices)
     flops = step_flops(config, layout)
     links = link_seconds(received_by_axis(found), pod.chip, pod.slices)
@@ -146,7 +146,7 @@ def compile_step(config: Config, pod: Pod, *, genes: int = 18963, say: Callable[
         "fits": asked is None and memory.total <= pod.chip.memory_bytes,
         "collectives": [dataclasses.asdict(one) for one in found], "loops_of_unknown_length": loops,
         "flops": dataclasses.asdict(flops) | {"total": flops.total},
-        "roofline": line.told() | unknown, "compile_seconds": time.monotonic() - began,
+        "roofline": line.to_dict() | unknown, "compile_seconds": time.monotonic() - began,
     }  # fmt: skip
     return result | {"table": table(result)}
 
@@ -221,17 +221,17 @@ def _asked_bytes(message: str, arguments: int) -> int | None:
     something else. Raises `OutOfMemory` where it is of another memory, as a kernel's, or does not tell them."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
-    told = " ".join(message.split())
-    space = re.search(r"memory space (\w+)", told)
+    text = " ".join(message.split())
+    space = re.search(r"memory space (\w+)", text)
     if space and space[1] != "hbm":
-        at = told.index(space[0])
-        raise OutOfMemory(f"compile: the kernel does not fit {space[1]}: {told[at : at + 200]}")
+        at = text.index(space[0])
+        raise OutOfMemory(f"compile: the kernel does not fit {space[1]}: {text[at : at + 200]}")
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     for words, more in ((r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", 0),
                         (r"HLO temporaries \(([\d.]+)([KMG])\)", arguments)):  # fmt: skip
-        if used := re.search(words, told):
+        if used := re.search(words, text):
             return round(float(used[1]) * units[used[2]]) + more
-    raise OutOfMemory(f"compile: out of memory: {told[:200]}")
+    raise OutOfMemory(f"compile: out of memory: {text[:200]}")
 
 
 def _bytes_a_chip(arrays) -> int:

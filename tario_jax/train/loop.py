@@ -79,7 +79,7 @@ def train(config: Config, corpus: Corpus, workdir: Path, say: Callable[[str], No
             stop=stop, say=say,
         ) as tell:  # fmt: skip
             for line in damaged:
-                tell.event("damaged", first, line, said=line)
+                tell.event("damaged", first, line, printed=line)
             checkpoints.tell = tell.of_checkpoint
             if first is None and kept.spike_deviations:  # what a spike before the first checkpoint goes back to
                 checkpoints.save(state, run.provenance)
@@ -111,7 +111,7 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
     if t and t % config.validate_every == 0 and tell.lacks_validation(t):
         # told to end at this step, the run saved it first, and had no time left for this
         tell.enter("validate")
-        tell.validation(t, validate(state, lambda: stop.told_s is None))
+        tell.validation(t, validate(state, lambda: stop.signal_s is None))
     metrics: StepMetrics | None = None  # of the step before, not looked at yet
     while t < last:
         tell.before_step(t + 1, metrics)
@@ -124,24 +124,24 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
         with jax.transfer_guard("disallow"):
             state, dispatched = train_step(state, batch)
         tell.dispatched(dispatched)
-        told = tell.step(t, metrics)
+        fetched = tell.step(t, metrics)
         metrics, t = dispatched, t + 1
 
         leaves = stop.asked(t) and t < last
         saves = leaves or t == last or t % config.checkpoint_every == 0
         validates = t == last or t % config.validate_every == 0
-        if (saves or validates) and not _spiked(told, config):
-            told, metrics = tell.step(t, metrics), None
-        if _spiked(told, config):
-            state = _back(run, told, t if metrics is None else t - 1, checkpoints, tell)
+        if (saves or validates) and not _spiked(fetched, config):
+            fetched, metrics = tell.step(t, metrics), None
+        if _spiked(fetched, config):
+            state = _back(run, fetched, t if metrics is None else t - 1, checkpoints, tell)
             t, passed, metrics = int(state.step), int(state.health.passed_batches), None
             batches = run.batches(t, passed, say)
             continue
         if validates and not leaves:
             tell.enter("validate")
             tell.probe(probe)
-            tell.validation(t, validate(state, lambda done=t == last: stop.told_s is None or done))
-            leaves = stop.told_s is not None and t < last
+            tell.validation(t, validate(state, lambda done=t == last: stop.signal_s is None or done))
+            leaves = stop.signal_s is not None and t < last
         if leaves:
             tell.event("stopping", t, stop.signal.name)
         if saves or leaves:
@@ -159,17 +159,17 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
     return state
 
 
-def _spiked(told: StepMetrics | None, config) -> bool:
-    return told is not None and int(told.health.unusual_in_row) >= config.spike_steps
+def _spiked(fetched: StepMetrics | None, config) -> bool:
+    return fetched is not None and int(fetched.health.unusual_in_row) >= config.spike_steps
 
 
-def _back(run: Run, told: StepMetrics, spike: int, checkpoints: CheckpointWriter, tell: Telemetry) -> TrainState:
+def _back(run: Run, fetched: StepMetrics, spike: int, checkpoints: CheckpointWriter, tell: Telemetry) -> TrainState:
     """The state of the newest checkpoint before the spike; the batches from there to the spike are passed over.
 
     A run that is killed on its way from there meets the same spike, and does the same.
     """
-    config, number = run.config.train, int(told.health.rollbacks) + 1
-    usual = f"{float(told.health.usual_loss):.4f} nats per {'value' if config.learns == 'he' else 'detection'}"
+    config, number = run.config.train, int(fetched.health.rollbacks) + 1
+    usual = f"{float(fetched.health.usual_loss):.4f} nats per {'value' if config.learns == 'he' else 'detection'}"
     if number > config.rollback_limit:
         raise InputError(
             f"step {spike}: the loss stands {config.spike_deviations:g} usual departures above the usual {usual} for "
@@ -177,11 +177,11 @@ def _back(run: Run, told: StepMetrics, spike: int, checkpoints: CheckpointWriter
             "lower optim.learning_rate, or look for faults with 'tario check'"
         )
     tell.enter("rollback")
-    to = checkpoints.go_back(spike - config.spike_steps, lambda line: tell.event("damaged", spike, line, said=line))
+    to = checkpoints.go_back(spike - config.spike_steps, lambda line: tell.event("damaged", spike, line, printed=line))
     if to is None:
         raise InputError(f"step {spike}: a spike of the loss, and no checkpoint before it to go back to; all are kept")
     state = checkpoints.restore(to, run.abstract)
-    passed = int(told.health.passed_batches) + spike - to
+    passed = int(fetched.health.passed_batches) + spike - to
     counts = {"passed_batches": passed, "rollbacks": number}
     placed = {name: jax.device_put(np.int32(count), state.step.sharding) for name, count in counts.items()}
     tell.rolled_back(

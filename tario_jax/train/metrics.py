@@ -81,7 +81,7 @@ class Rates:
 
     def __init__(self, clock: Clock, step: int):
         self._clock = clock
-        self.told: dict[str, float] = {}
+        self.last: dict[str, float] = {}
         self.begin(step)
 
     def begin(self, step: int) -> None:
@@ -94,12 +94,12 @@ class Rates:
             doing: (now.get(doing, 0.0) - self._seconds.get(doing, 0.0)) / steps for doing in (*STEP, "data", "log")
         }
         self._step, self._seconds = step, now
-        self.told = {
+        self.last = {
             "step_seconds": sum(of_step.values()) - of_step["data"],
             "data_wait_seconds": of_step["data"],
             "host_seconds": of_step["place"] + of_step["dispatch"] + of_step["log"],
         }
-        return self.told
+        return self.last
 
 
 class Metrics:
@@ -121,9 +121,9 @@ class Metrics:
     def is_due(self, step: int) -> bool:
         return step % self._config.train.log_every == 0 or step == self._config.train.steps
 
-    def step(self, step: int, told: StepMetrics, learning_rate: float, goodput: float) -> dict[str, Any]:
+    def step(self, step: int, fetched: StepMetrics, learning_rate: float, goodput: float) -> dict[str, Any]:
         """Writes and says the line of a step; returns its values."""
-        sums, health = told.sums, told.health
+        sums, health = fetched.sums, fetched.health
         detections = max(float(sums.detections), 1.0)
         rates = self.rates.at(step)
         cycle_s = max(rates["step_seconds"] + rates["data_wait_seconds"], 1e-9)
@@ -137,7 +137,7 @@ class Metrics:
             "last_group_nats": _mean(sums.last_nats, sums.last_detections),
             **({"z_nats": float(sums.z_nats) / detections} if self._config.optim.z_loss else {}),
             "detections": float(sums.detections),
-            "gradient_norm": float(told.gradient_norm),
+            "gradient_norm": float(fetched.gradient_norm),
             "learning_rate": learning_rate,
             "tokens_per_second": self._tokens / cycle_s,
             **rates,

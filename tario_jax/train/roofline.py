@@ -78,7 +78,7 @@ class Roofline:
         """Where nothing that is sent is hidden behind what is computed."""
         return self.counted / (self.computing + sum(self.links.values()))
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         parts = {part.name: dataclasses.asdict(part) | {"seconds": part.seconds} for part in self.parts}
         for part in parts.values():

@@ -35,7 +35,7 @@ class Stop:
     """
 
     def __init__(self):
-        self.told_s: float | None = None  # monotonic, when the first signal came
+        self.signal_s: float | None = None  # monotonic, when the first signal came
         self.signal = signal.SIGTERM
         self.has_work = False  # of this start, that would be lost: before, a signal ends it at once
         self._before: dict[int, object] = {}
@@ -72,11 +72,11 @@ class Stop:
                 heard = [number for number in os.read(self._heard, 64) if number in SIGNALS]
                 self._times += len(heard)
                 if heard:
-                    self.signal = self.signal if self.told_s else signal.Signals(heard[0])
-                    self.told_s = self.told_s or time.monotonic()
+                    self.signal = self.signal if self.signal_s else signal.Signals(heard[0])
+                    self.signal_s = self.signal_s or time.monotonic()
         if self._times > 1:
             self._leave()
-        return self.told_s
+        return self.signal_s
 
     def _leave(self) -> None:
         """Whoever sends a second signal does not want to wait, not for a save either."""
@@ -91,15 +91,15 @@ class Stop:
         if self._handled:
             self._leave()
         self._handled, self.signal = True, signal.Signals(number)
-        self.told_s = self.told_s or time.monotonic()
+        self.signal_s = self.signal_s or time.monotonic()
         if not self.has_work:
             raise Stopped(f"{self.signal.name}: before a step of this start; the same command continues", 128 + number)
 
     def asked(self, step: int) -> bool:
         """Whether to end after `step`. Every process is to ask after each step."""
-        if jax.process_count() > 1 and self.told_s is None and multihost_utils.reached_preemption_sync_point(step):
-            self.told_s = time.monotonic()
-        return self.told_s is not None
+        if jax.process_count() > 1 and self.signal_s is None and multihost_utils.reached_preemption_sync_point(step):
+            self.signal_s = time.monotonic()
+        return self.signal_s is not None
 
 
 def leave(line: str, status: int) -> None:

@@ -48,12 +48,12 @@ class Telemetry:
         self._ledger = Ledger(workdir / "goodput.json", first, clock)
         self._metrics = Metrics(workdir, config, layout, clock, flops, first, self._ledger.starts, say)
         self._request = ProfileRequest(workdir, lambda step, folder: self.event(
-            "traced", step, f"{folder}", said=f"profiler trace up to step {step}: {folder}"), say)  # fmt: skip
+            "traced", step, f"{folder}", printed=f"profiler trace up to step {step}: {folder}"), say)  # fmt: skip
         self._in_flight = InFlight()
         clock.device_idle_since = self._in_flight.idle_since
         self._watch = Watch(
             workdir, clock, self._progress, hang_minutes=config.train.hang_minutes, grace_s=config.train.grace_s,
-            told_s=stop.listen, beat=self._beat, ending=lambda event, text: self.event(event, self._step, text),
+            signal_s=stop.listen, beat=self._beat, ending=lambda event, text: self.event(event, self._step, text),
         )  # fmt: skip
 
     def __enter__(self) -> "Telemetry":
@@ -68,7 +68,7 @@ class Telemetry:
             again, seconds, between_s = lost
             text = f"resumed at step {self._step} of {steps}"
             done_again = f"{again} steps are done again, {seconds:.1f} s of work; " if again else ""
-            self.event("resumed", self._step, f"{done_again}{between_s:.1f} s since the run stopped", said=text)
+            self.event("resumed", self._step, f"{done_again}{between_s:.1f} s since the run stopped", printed=text)
             self._say(f"the stop cost: {done_again}{between_s:.1f} s until this start")
         self._watch.__enter__()
         return self
@@ -89,15 +89,15 @@ class Telemetry:
         """What the process does from now on: see clock.py."""
         self.clock.enter(doing)
 
-    def event(self, event: str, step: int, text: str, said: str | None = None) -> None:
-        """A line of events.jsonl; said: what is printed, if it is."""
+    def event(self, event: str, step: int, text: str, printed: str | None = None) -> None:
+        """A line of events.jsonl; printed: what people read of it, if they do."""
         self._events.write(unix=time.time(), step=step, event=event, text=text)
-        if said is not None:
-            self._say(said)
+        if printed is not None:
+            self._say(printed)
 
     def of_checkpoint(self, event: str, step: int, text: str) -> None:
         """What the writer of checkpoints tells; a failure is printed too."""
-        self.event(event, step, text, said=text if event == "save_failed" else None)
+        self.event(event, step, text, printed=text if event == "save_failed" else None)
 
     def before_step(self, step: int, metrics: StepMetrics | None) -> None:
         """To be called before step number `step` is dispatched; metrics: of the one before, if it was not looked at."""
@@ -120,25 +120,27 @@ class Telemetry:
         if metrics is None:
             return None
         self.enter("wait")
-        told = jax.device_get(metrics)
+        fetched = jax.device_get(metrics)
         self.enter("log")
         self._step = step
         self._ledger.note(step)
-        self._refuse_skipping(step, told)
+        self._refuse_skipping(step, fetched)
         if self._metrics.is_due(step):
             goodput = self._ledger.account()["goodput"]
-            rate = float(self._rates[max(step - 1 - int(told.health.skipped), 0)])  # of updates: a skipped step is none
-            self._track(step, self._metrics.step(step, told, rate, goodput))
-        return told
+            updates = step - int(fetched.health.skipped)  # a skipped step is none
+            rate = float(self._rates[max(updates - 1, 0)])
+            self._track(step, self._metrics.step(step, fetched, rate, goodput))
+        return fetched
 
-    def _refuse_skipping(self, step: int, told: StepMetrics) -> None:
-        skipped, limit = int(told.health.skipped), self._config.train.skip_limit
+    def _refuse_skipping(self, step: int, fetched: StepMetrics) -> None:
+        skipped, in_row = int(fetched.health.skipped), int(fetched.health.skipped_in_row)
+        limit = self._config.train.skip_limit
         if skipped > self._skipped:
             text = (f"step {step}: loss or gradients are not finite; the step is skipped, "
-                    f"{int(told.health.skipped_in_row)} in a row ({limit} are allowed), {skipped} in all")  # fmt: skip
-            self.event("skipped", step, text, said=text)
+                    f"{in_row} in a row ({limit} are allowed), {skipped} in all")  # fmt: skip
+            self.event("skipped", step, text, printed=text)
         self._skipped = skipped
-        if int(told.health.skipped_in_row) > limit:
+        if in_row > limit:
             raise InputError(
                 f"step {step}: the loss is not finite for {limit + 1} steps in a row (train.skip_limit = {limit}); the "
                 "run diverged: lower optim.learning_rate, raise optim.warmup_steps, or look for faults with "
@@ -177,7 +179,7 @@ class Telemetry:
             self._metrics.lines.keep_until(step)
         self._metrics.rates.begin(step)
         self._step = step
-        self.event("rolled_back", spike, text, said=text)
+        self.event("rolled_back", spike, text, printed=text)
 
     def finished(self, step: int) -> None:
         """Writes the marker of completion."""
@@ -192,7 +194,7 @@ class Telemetry:
         """Of the heartbeat."""
         none = dict.fromkeys(("step_seconds", "data_wait_seconds", "host_seconds"))
         return {"step": self._step, "steps": self._config.train.steps, "probe_seconds": self._probed,
-                "memory_gib": device_memory_gib(), **none, **self._metrics.rates.told}  # fmt: skip
+                "memory_gib": device_memory_gib(), **none, **self._metrics.rates.last}  # fmt: skip
 
     def _beat(self) -> None:
         """By the watch, about once a second."""

@@ -30,15 +30,15 @@ _EVERY_S, _TELL_S = 1.0, 5.0
 class Watch:
     """Writes hosts/<process>.json about once a second, and ends the process where it hangs or its grace is over.
 
-    beat(): what else is to be done each time; its errors of the disk are let go. told_s(): when the run was told to
+    beat(): what else is to be done each time; its errors of the disk are let go. signal_s(): when the run was told to
     end, None if it was not.
     """
 
     def __init__(self, workdir: Path, clock: Clock, progress: Callable[[], dict[str, Any]], *, hang_minutes: float,
-                 grace_s: float, told_s: Callable[[], float | None], beat: Callable[[], None],
+                 grace_s: float, signal_s: Callable[[], float | None], beat: Callable[[], None],
                  ending: Callable[[str, str], None]):  # fmt: skip
         self._workdir, self._clock, self._progress = workdir, clock, progress
-        self._hang_s, self._grace_s, self._told_s = 60 * hang_minutes, grace_s, told_s
+        self._hang_s, self._grace_s, self._signal_s = 60 * hang_minutes, grace_s, signal_s
         self._beat, self._ending = beat, ending
         self._path = workdir / "hosts" / f"{jax.process_index()}.json"
         self._over, self._told = threading.Event(), False
@@ -68,7 +68,7 @@ class Watch:
             still_s = time.monotonic() - self._clock.beaten
             if self._clock.doing in WATCHED and still_s > self._hang_s:
                 self._end_hung(still_s)
-            if (told_s := self._told_s()) is not None and time.monotonic() - told_s > self._grace_s:
+            if (signal_s := self._signal_s()) is not None and time.monotonic() - signal_s > self._grace_s:
                 self._end_late()
 
     def _write(self) -> None:

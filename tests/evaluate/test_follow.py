@@ -258,7 +258,7 @@ def test_other_bins_corpora_or_settings_are_refused_in_a_folder_that_holds_evalu
 
     def evaluator(corpus=tiny_corpus, bin_um=None, **settings):
         return Evaluator(tiny_run, tmp_path / "out", lambda: corpus, lambda _: EvaluateConfig(**settings), bin_um,
-                         said=json.dumps(settings))  # fmt: skip
+                         flags=json.dumps(settings))  # fmt: skip
 
     last = max(int(path.name) for path in (tiny_run / "checkpoints").iterdir())
     key, seal = evaluator().key, seal_id(tiny_run / "checkpoints" / str(last))

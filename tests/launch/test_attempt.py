@@ -36,7 +36,7 @@ def test_what_a_job_prints_and_how_it_ends_is_kept(repository, tmp_path):
     assert "$ tario train --config=x" in log and log.endswith(out)
     found = attempts.newest(tmp_path, "train")
     assert (found.number, found.lives, found.status, found.error) == (1, False, 2, "a: no such file")
-    assert found.failed and found.mistaken and not found.told and found.log == tmp_path / "logs/train_0.txt"
+    assert found.failed and found.mistaken and not found.told_to_end and found.log == tmp_path / "logs/train_0.txt"
     status, _ = run(repository, tmp_path, "print('fine')", "--attempt=second", "--process=0")
     found = attempts.newest(tmp_path, "train")
     assert status == 0 and found.number == 2 and not found.failed and found.error == ""
@@ -58,7 +58,7 @@ def test_a_signal_reaches_the_job_once(repository, tmp_path, number):
     out, _ = process.communicate(timeout=60)
     assert out == "heard 1\n" and process.returncode == 143
     found = attempts.newest(tmp_path, "train")
-    assert found.told and not found.failed and attempts.failures(tmp_path, "train", "b") == 0
+    assert found.told_to_end and not found.failed and attempts.failures(tmp_path, "train", "b") == 0
 
 
 def test_a_killed_process_is_told_from_a_living_one(repository, tmp_path):

@@ -31,7 +31,7 @@ def test_slow_links_and_slow_memory_bound_a_step():
     line = roofline(PARTS, RATES._replace(memory_bytes=1e8), {"fsdp": 4.0}, counted_flops=6e12)
     assert line.bound_by == "memory" and line.seconds == 10 + 30
     line = roofline(PARTS, RATES._replace(exponentials=1e7), {"fsdp": 4.0}, counted_flops=6e12)
-    assert line.bound_by == "exponentials" and line.told()["parts"]["layers"]["exponentials"] == 100
+    assert line.bound_by == "exponentials" and line.to_dict()["parts"]["layers"]["exponentials"] == 100
 
 
 def test_only_replica_crosses_slices():
