@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tario_jax.evaluate.intervals import block_correlation, interval
+from tario_jax.evaluate.intervals import block_correlation, ends
 from tario_jax.evaluate.kept import Arrays
 from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
 
@@ -130,8 +130,7 @@ def _interval(x_PxG: np.ndarray, p_PxG: np.ndarray, weights_BxP: np.ndarray) -> 
         mean_defined(block_correlation(x_PxG, p_PxG, each_P, weights_BxP[start : start + part]).T)
         for start in range(0, len(weights_BxP), part)
     ]
-    low, high = interval(np.concatenate(means))
-    return {"low": low, "high": high}
+    return ends(np.concatenate(means))
 
 
 def _across_genes(x_PxG: np.ndarray, p_PxG: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tario_jax.evaluate.intervals import interval, weighted_mean
+from tario_jax.evaluate.intervals import ends, weighted_mean
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moments import FORMS
 from tario_jax.evaluate.summary import Context
@@ -37,7 +37,7 @@ def _of(context: Context, genes: np.ndarray, form: str) -> dict[str, Any]:
         entry[method] = {"mean_r": float(mean_defined(scores.by_gene[genes]))}
         if context.resampling.by == "patient" and context.resampling.patients > 1:
             samples[method] = _samples(scores.r_SxG[:, genes], context.resampling.weights_BxS)
-            entry[method] |= _ends(samples[method])
+            entry[method] |= ends(samples[method])
     for name, (first, second) in {"share": ("model", "reachable"), "excess": ("model", "own_density")}.items():
         if first in entry and second in entry:
             ratio = name == "share"
@@ -47,7 +47,7 @@ def _of(context: Context, genes: np.ndarray, form: str) -> dict[str, Any]:
             entry[name] = {"value": a / b if ratio else a - b}
             if first in samples:
                 drawn = (samples[first], samples[second])
-                entry[name] |= _ends(np.divide(*drawn) if ratio else np.subtract(*drawn))
+                entry[name] |= ends(np.divide(*drawn) if ratio else np.subtract(*drawn))
     return entry
 
 
@@ -56,8 +56,3 @@ def _samples(r_SxG: np.ndarray, weights_BxS: np.ndarray) -> np.ndarray:
     parts = [mean_defined(weighted_mean(r_SxG, weights_BxS[first : first + _SAMPLES_AT_ONCE]).T)
              for first in range(0, len(weights_BxS), _SAMPLES_AT_ONCE)]  # fmt: skip
     return np.concatenate(parts)
-
-
-def _ends(samples_B: np.ndarray) -> dict[str, float]:
-    low, high = interval(samples_B)
-    return {"low": low, "high": high}

@@ -148,3 +148,9 @@ def interval(samples_B: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.percentile(defined, INTERVAL)
     return float(low), float(high)
+
+
+def ends(samples_B: np.ndarray) -> dict[str, float]:
+    """`interval` as a report holds it: {"low": …, "high": …}."""
+    low, high = interval(samples_B)
+    return {"low": low, "high": high}

@@ -8,6 +8,12 @@ from tario_jax.evaluate import curve, intervals
 from tario_jax.evaluate.metrics import pearson_by_gene
 
 
+def test_an_interval_is_the_middle_of_what_is_known():
+    ends = intervals.ends(np.array([np.nan, *np.linspace(0, 1, 1001)]))
+    assert ends == pytest.approx({"low": 0.025, "high": 0.975})
+    assert np.isnan(intervals.interval(np.array([np.nan]))).all()
+
+
 def test_patients_are_drawn_with_all_their_sections():
     resampling = intervals.patient_resampling(["a", "b", "a", "c"], 200, np.random.default_rng(0))
     weights = resampling.weights_BxS

@@ -7,8 +7,6 @@ Axes: P patients, B bootstrap samples.
 
 import numpy as np
 
-INTERVAL = (2.5, 97.5)
-
 
 def drawn_weights(patients: int, samples: int, seed: int) -> np.ndarray:
     """How often each patient is drawn in each bootstrap sample, float32 [B, P]."""
@@ -36,12 +34,6 @@ def auroc(positive_P: np.ndarray, score_P: np.ndarray, *, weight_BxP: np.ndarray
         right_B += (above * lower).sum(1)
         pairs_B += above.sum(1) * below.sum(1)
     return np.divide(right_B, pairs_B, out=np.full(len(right_B), np.nan), where=pairs_B > 0)
-
-
-def interval(value_B: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of bootstrap samples; NaN where a sample has none."""
-    known = value_B[np.isfinite(value_B)]
-    return (np.nan, np.nan) if not len(known) else tuple(float(v) for v in np.percentile(known, INTERVAL))
 
 
 def macro_auroc(label_P: np.ndarray, score_PxK: np.ndarray, *, weight_BxP: np.ndarray | None = None,

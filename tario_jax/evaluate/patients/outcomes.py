@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 from tario_jax.config import InputError
 from tario_jax.evaluate.blas import one_thread
-from tario_jax.evaluate.patients.auroc import auroc, drawn_weights, interval, macro_auroc
+from tario_jax.evaluate.intervals import ends
+from tario_jax.evaluate.patients.auroc import auroc, drawn_weights, macro_auroc
 from tario_jax.evaluate.patients.probe import Folds, Prepared, Told, dealt_anew, folds_of
 from tario_jax.evaluate.patients.tables import not_known
 
@@ -166,12 +167,12 @@ class _Compared:
         return self._auroc(name, group_n, self.weight_Bxn, parts)
 
     def told(self, name: str, group_n: np.ndarray | None = None) -> dict[str, float]:
-        return _told(self.value(name, group_n), self.sample(name, group_n))
+        return _with_ends(self.value(name, group_n), self.sample(name, group_n))
 
     def difference(self, name: str, other: str) -> dict[str, float]:
         """Over the partitions that both have told in."""
         parts = min(len(self.evidence[name]), len(self.evidence[other]))
-        return _told(self.value(name, None, parts) - self.value(other, None, parts),
+        return _with_ends(self.value(name, None, parts) - self.value(other, None, parts),
                      self.sample(name, None, parts) - self.sample(other, None, parts))  # fmt: skip
 
 
@@ -183,9 +184,8 @@ def compare(label_n: np.ndarray, evidence_nxK: np.ndarray, fold_n: np.ndarray, g
     return macro_auroc(label_n, evidence_nxK, weight_BxP=weight_Bxn, group_P=group_n)
 
 
-def _told(value: float, sample_B: np.ndarray) -> dict[str, float]:
-    low, high = interval(sample_B)
-    return {"value": value, "low": low, "high": high}
+def _with_ends(value: float, sample_B: np.ndarray) -> dict[str, float]:
+    return {"value": value, **ends(sample_B)}
 
 
 def _within(compared: _Compared, keys: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def _by_class(compared: _Compared, classes: tuple[str, ...]) -> dict[str, Any]:
                      for one, fold_n in zip(compared.evidence[VECTORS], compared.fold_n, strict=True)], 0)
             for weights in (None, compared.weight_Bxn)
         )  # fmt: skip
-        found[name] = _told(float(value[0]), sample)
+        found[name] = _with_ends(float(value[0]), sample)
     return found
 
 
@@ -338,7 +338,7 @@ def _ways(compared: _Compared, keys: Mapping[str, np.ndarray]) -> dict[str, Any]
     found: dict[str, Any] = {}
     for key, group in {"of all patients": None, **{f"within {name}": values for name, values in keys.items()}}.items():
         reachable = compared.told("reachable", group)
-        found[key] = None if not reachable["low"] > 0.5 else _told(
+        found[key] = None if not reachable["low"] > 0.5 else _with_ends(
             (compared.value(VECTORS, group) - 0.5) / (reachable["value"] - 0.5),
             (compared.sample(VECTORS, group) - 0.5) / (compared.sample("reachable", group) - 0.5))  # fmt: skip
     return found

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 
 from tario_jax.evaluate.curve import VALUES_AT_ONCE
-from tario_jax.evaluate.intervals import interval, patient_resampling
+from tario_jax.evaluate.intervals import ends, patient_resampling
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.scaling.measures import FORMS, Ranking, RunScores
 
@@ -157,7 +157,7 @@ def _matched(r_before_KxG: np.ndarray, r_after_KxG: np.ndarray, ranking: Ranking
 
 
 def _mean_with_ends(values_G: np.ndarray, samples_B: np.ndarray) -> dict[str, float]:
-    return {"mean": float(mean_defined(values_G)), **_ends(samples_B)}
+    return {"mean": float(mean_defined(values_G)), **ends(samples_B)}
 
 
 def _spread_about(fraction: float, samples_B: np.ndarray) -> dict[str, float]:
@@ -167,10 +167,5 @@ def _spread_about(fraction: float, samples_B: np.ndarray) -> dict[str, float]:
     ends would often leave out the fraction itself. Their mean is told too.
     """
     mean = float(np.mean(samples_B))
-    ends = {name: float(np.clip(end + fraction - mean, 0.0, 1.0)) for name, end in _ends(samples_B).items()}
-    return ends | {"resampled_mean": mean}
-
-
-def _ends(samples_B: np.ndarray) -> dict[str, float]:
-    low, high = interval(samples_B)
-    return {"low": low, "high": high}
+    laid = {name: float(np.clip(end + fraction - mean, 0.0, 1.0)) for name, end in ends(samples_B).items()}
+    return laid | {"resampled_mean": mean}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tario_jax.evaluate.patients.auroc import auroc, drawn_weights, interval, macro_auroc
+from tario_jax.evaluate.patients.auroc import auroc, drawn_weights, macro_auroc
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,3 @@ def test_of_several_classes_it_is_the_mean_against_the_rest(made):
     assert macro_auroc(label, np.log(chance))[0] == pytest.approx(expected)
     two = np.stack([1 - chance[:, 0], chance[:, 0]], 1)
     assert macro_auroc((label == 0).astype(int), two)[0] == pytest.approx(roc_auc_score(label == 0, chance[:, 0]))
-
-
-def test_an_interval_is_the_middle_of_what_is_known():
-    low, high = interval(np.array([np.nan, *np.linspace(0, 1, 1001)]))
-    assert (low, high) == pytest.approx((0.025, 0.975))
-    assert np.isnan(interval(np.array([np.nan]))).all()
