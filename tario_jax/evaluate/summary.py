@@ -12,7 +12,7 @@ from tario_jax.evaluate.curve import curve, curve_interval, curve_sizes
 from tario_jax.evaluate.intervals import (
     Resampling,
     Scores,
-    interval,
+    ends,
     lower_by_patient,
     lower_ends,
     patient_resampling,
@@ -100,8 +100,24 @@ def scores_of(arrays_S: list[Arrays], in_sets: np.ndarray, by_block: bool) -> Me
     return scores
 
 
+@dataclasses.dataclass(frozen=True)
+class _GeneSet:
+    """One gene set in the samples b of the resampling; I genes of it."""
+
+    genes: np.ndarray  # [I] positions among the evaluated genes
+    own: np.ndarray  # [I] positions among the genes in any set
+    samples: dict[tuple[str, str], np.ndarray]  # mean r over the set by method and form, [B]
+    by_gene_BxI: dict[str, np.ndarray]  # r in counts by method of BY_GENE
+    rho_BxI: np.ndarray  # reliability, unclipped
+    thinned: dict[str, dict[str, float]]  # by form, the ceiling from halves of the counts
+    shuffled_RxI: dict[str, np.ndarray]  # by form, r with bins shuffled, of R runs
+
+
 def set_reports(context: Context, symbols: np.ndarray) -> dict[str, Any]:
-    """Every gene set with all methods, forms, intervals and paired differences. Genes of several are resampled once."""
+    """Every gene set with all methods, forms, intervals and paired differences. Genes of several are resampled once.
+
+    symbols: str [G] of the evaluated genes.
+    """
     in_sets, resampling = context.in_sets, context.resampling
     columns = {name: np.searchsorted(in_sets, genes) for name, genes in context.ranking.sets.items()}
     samples: dict[str, dict[tuple[str, str], np.ndarray]] = {name: {} for name in columns}  # mean r over the set, [B]
@@ -128,15 +144,17 @@ def set_reports(context: Context, symbols: np.ndarray) -> dict[str, Any]:
             )
             for form in FORMS
         }
-        reports[name] = _set_report(
-            context, name, symbols, samples[name], {method: r_BxI[:, own] for method, r_BxI in by_gene_BxI.items()},
-            rho_BxI[:, own], thinned, {form: shuffled[form][:, own] for form in FORMS}, own,
+        genes = _GeneSet(
+            context.ranking.sets[name], own, samples[name],
+            {method: r_BxI[:, own] for method, r_BxI in by_gene_BxI.items()}, rho_BxI[:, own], thinned,
+            {form: shuffled[form][:, own] for form in FORMS},
         )  # fmt: skip
+        reports[name] = _set_report(context, genes, symbols)
     return reports
 
 
-def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, shuffled, own) -> dict[str, Any]:
-    genes = context.ranking.sets[name]
+def _set_report(context: Context, of: _GeneSet, symbols: np.ndarray) -> dict[str, Any]:
+    genes, samples = of.genes, of.samples
     methods: dict[str, dict[str, Any]] = {}
     for (method, form), samples_B in samples.items():
         value = mean_defined(context.of(method, form).by_gene[genes])
@@ -144,11 +162,11 @@ def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, 
     methods["mean_composition"] = {form: {"mean_r": 0.0, "low": 0.0, "high": 0.0} for form in FORMS}
     methods["shuffled"] = {
         form: {"mean_r": float(runs.mean()), "sd": float(runs.std(ddof=1)), "runs": len(runs)}
-        for form, runs in ((form, mean_defined(shuffled[form].T)) for form in FORMS)
+        for form, runs in ((form, mean_defined(of.shuffled_RxI[form].T)) for form in FORMS)
     }
     rho_G = mean_defined(context.rho_SxG[:, genes])
-    counts = _estimate(mean_defined(noise.root(rho_G)), mean_defined(noise.root(rho_BxG).T))
-    methods["ceiling"] = {**thinned, "counts": counts}
+    counts = _estimate(mean_defined(noise.root(rho_G)), mean_defined(noise.root(of.rho_BxI).T))
+    methods["ceiling"] = {**of.thinned, "counts": counts}
     differences = {
         f"{first}_minus_{second}": {
             form: _estimate(
@@ -171,9 +189,9 @@ def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, 
         "differences": {key: value for key, value in differences.items() if value},
         "share_of_reachable": _share(methods, samples),
         "ceiling_check": {
-            "thinned_counts": thinned["counts"],
+            "thinned_counts": of.thinned["counts"],
             "null": {
-                null: float(mean_defined(noise.root(mean_defined(context.stack(f"null/{null}")[:, own]))))
+                null: float(mean_defined(noise.root(mean_defined(context.stack(f"null/{null}")[:, of.own]))))
                 for null in ("flat", "depth_only")
             },
             "note": "shot noise only; ceilings of composition and residual come from binomial thinning",
@@ -182,19 +200,18 @@ def _set_report(context, name, symbols, samples, by_gene_BxG, rho_BxG, thinned, 
             "note": "share of genes with r(P, X) > rho; counts, shot noise only; 'neighbours' is the measurement "
                     "smoothed over neighbours, the bin itself left out",
             **{
-                method: _nearer_than_measurement(context, method, genes, by_gene_BxG[method], rho_BxG)
+                method: _nearer_than_measurement(context, method, genes, of.by_gene_BxI[method], of.rho_BxI)
                 for method in BY_GENE
-                if method in by_gene_BxG
+                if method in of.by_gene_BxI
             },
         },
-        "nearer_truth": _nearer_truth(context, own),
-        "excess_over_own_density": _excess(context, genes, by_gene_BxG),
+        "nearer_truth": _nearer_truth(context, of.own),
+        "excess_over_own_density": _excess(context, genes, of.by_gene_BxI),
     }  # fmt: skip
 
 
 def _estimate(value: float, samples_B: np.ndarray) -> dict[str, float]:
-    low, high = interval(samples_B)
-    return {"mean_r": float(value), "low": low, "high": high}
+    return {"mean_r": float(value), **ends(samples_B)}
 
 
 def _share(methods: dict, samples: dict) -> dict | None:
@@ -204,7 +221,7 @@ def _share(methods: dict, samples: dict) -> dict | None:
     return {
         form: {
             "share": methods["model"][form]["mean_r"] / methods["reachable"][form]["mean_r"],
-            **dict(zip(("low", "high"), interval(samples["model", form] / samples["reachable", form]), strict=True)),
+            **ends(samples["model", form] / samples["reachable", form]),
         }
         for form in FORMS
         if methods["reachable"].get(form) and methods["reachable"][form]["mean_r"] > 0
