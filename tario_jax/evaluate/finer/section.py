@@ -39,6 +39,16 @@ class Read(NamedTuple):
     by_reader: dict[str, np.ndarray]  # rates, [N, G]; `density` [N, 1]
 
 
+class _Subject(NamedTuple):
+    """A section, what was detected in it, its maps by the side of the bins in µm, and positions of the genes, [G]."""
+
+    section: Section
+    found: Detections
+    maps: dict[float, GeneMaps]
+    in_model: np.ndarray
+    in_corpus: np.ndarray
+
+
 def measure_section(predictor: Predictor, section: Section, in_model: np.ndarray, in_corpus: np.ndarray,
                     config: EvaluateConfig) -> dict[str, np.ndarray]:  # fmt: skip
     """r of every gene as `place/reader/target/form` → float32 [G], and `nuclei` → (found, true, matched).
@@ -50,8 +60,8 @@ def measure_section(predictor: Predictor, section: Section, in_model: np.ndarray
     found = section.all_detections()
     maps = {bin_um: predictor.predict_section(section, tissue="virtual", bin_um=bin_um, overlap=config.overlap)
             for bin_um in BINS_UM}  # fmt: skip
-    scores: dict[str, np.ndarray] = {}
-    for read in _bins(section, found, maps, in_model, in_corpus):
+    of, scores = _Subject(section, found, maps, in_model, in_corpus), {}
+    for read in _bins(of):
         scores |= _correlations(read, config.min_total)
     nuclei = find_nuclei(section)
     cells = stored_cells(section.truth)
@@ -61,14 +71,13 @@ def measure_section(predictor: Predictor, section: Section, in_model: np.ndarray
     known = Outlines.of(nucleus_rings(cells))
     truth = tuple(rates[:, in_corpus] for rates in cell_truth_rates(section.truth))
     for place, outlines, cell_N in (("cells", known, np.arange(len(cells))), ("nuclei", nuclei, nucleus_N)):
-        read = _cells(place, predictor, section, found, outlines, cell_N, truth, maps, in_model, in_corpus,
-                      config.overlap)  # fmt: skip
+        read = _cells(place, predictor, of, outlines, cell_N, truth, config.overlap)
         scores |= _correlations(read, config.min_total)
     return scores | {"nuclei": np.array([score.found, score.true, score.matched])}
 
 
-def _bins(section: Section, found: Detections, maps: dict[float, GeneMaps], in_model: np.ndarray,
-          in_corpus: np.ndarray) -> Iterator[Read]:  # fmt: skip
+def _bins(of: _Subject) -> Iterator[Read]:
+    section, found, maps, in_model, in_corpus = of
     coarsest = maps[BINS_UM[0]]
     for bin_um in BINS_UM:
         columns, rows = whole_bins(section, bin_um)
@@ -84,10 +93,11 @@ def _bins(section: Section, found: Detections, maps: dict[float, GeneMaps], in_m
         yield Read(f"{bin_um:g}", bin_um, counts_NxG, true, reachable, by_reader)
 
 
-def _cells(place: str, predictor: Predictor, section: Section, found: Detections, outlines: Outlines,
-           cell_N: np.ndarray, truth: tuple[np.ndarray, np.ndarray], maps: dict[float, GeneMaps], in_model: np.ndarray,
-           in_corpus: np.ndarray, overlap: float) -> Read:  # fmt: skip
-    """cell_N: the true cell that each outline is, or −1: then it is predicted and measured, and not scored."""
+def _cells(place: str, predictor: Predictor, of: _Subject, outlines: Outlines, cell_N: np.ndarray,
+           truth: tuple[np.ndarray, np.ndarray], overlap: float) -> Read:  # fmt: skip
+    """cell_N: the true cell that each of N outlines is, or −1: then it is predicted and measured, and not scored.
+    truth: what is expected of each true cell and what can be reached of that, [cells, G] each."""
+    section, found, maps, in_model, in_corpus = of
     areas = {bin_um: areas_of(outlines, section, GROW_UM, bin_um) for bin_um in (BINS_UM[0], BINS_UM[-1])}
     area_um2_N = areas[BINS_UM[-1]].area_um2_N
     held = cells_at(cell_tiles(outlines, section.width_um, section.height_um, GROW_UM), found.x_um_D, found.y_um_D)
