@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,24 +84,12 @@ def evaluate_checkpoint(
     if not own:
         say(f"evaluate: another corpus than that of training: {len(held_out)} of {len(corpus.sections)} sections are "
             f"held out{f', {left_out} bear the name of a training patient' if left_out else ''}")  # fmt: skip
-    usable = [section for section in held_out if section.holds("he") and section.has_counts]
-    without_he = [section.id for section in held_out if not section.holds("he")]
-    without_counts = [section.id for section in held_out if not section.has_counts]
-    for what, without in (("H&E", without_he), ("counts", without_counts)):
-        if without:
-            say(f"evaluate: {len(without)} held-out sections have no {what} and are left out ({without[0]}, …)")
-    if not usable:
-        raise InputError(f"corpus {corpus.root}: none of {len(held_out)} held-out sections has both an H&E and counts "
-                         "to compare with; 'tario predict' needs no counts")  # fmt: skip
+    usable, without = _usable(corpus, held_out, say)
     predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.has_spots for section in usable)
     if (bin_um is not None or read_um is not None or config.bin_um) and spots:
         raise InputError(_SPOTS.format(corpus.root))
-    if read_um is None:
-        read_um = provenance.bin_um if bin_um is None else bin_um
-    bin_um = (config.bin_um or provenance.bin_um) if bin_um is None else bin_um
-    if read_um > bin_um:
-        raise InputError(f"--read-um={read_um:g}: bins are summed up to those of {bin_um:g} µm; expected smaller ones")
+    bin_um, read_um = _sides(bin_um, read_um, config.bin_um, provenance.bin_um)
     refuse_fine_bins(usable, read_um, force=provenance.config.data.force_adjacent)
     genes = common_genes(predictor, corpus)
     if len(genes.symbols) < max(len(predictor.panel), len(corpus.panel)):
@@ -129,21 +118,13 @@ def evaluate_checkpoint(
         ranked_on=ranking if own else None, work=Work(reader.shared, kept, part, say),
     )  # fmt: skip
     report = evaluation.report
-    report["genes"]["model_panel"], report["genes"]["corpus_panel"] = len(predictor.panel), len(corpus.panel)
-    report["genes"]["in_common"] = len(genes.symbols)
-    report["bin_um"] = None if spots else bin_um
-    report["read_um"] = None if spots else read_um
-    report["skipped"] |= {"sections_without_he": without_he, "sections_without_counts": without_counts}
-    report["ranked_bin_um"] = None if spots else ranker.bin_um
+    report["genes"] |= {"model_panel": len(predictor.panel), "corpus_panel": len(corpus.panel),
+                        "in_common": len(genes.symbols)}  # fmt: skip
+    sides = {"bin_um": bin_um, "read_um": read_um, "ranked_bin_um": ranker.bin_um}
+    report |= dict.fromkeys(sides) if spots else sides
+    report["skipped"] |= {f"sections_without_{what}": ids for what, ids in without.items()}
     report["settings"] = plain(dataclasses.asdict(config))
-    report["provenance"] = {
-        "name": provenance.config.name, "checkpoint": predictor.checkpoint, "corpus_seal": corpus.seal,
-        "trained_on_seal": provenance.corpus_seal,
-        "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train), "own_corpus": own,
-        "starts": [{name: start[name] for name in ("run", "step", "trained_on", "corpus_seal", "panel_hash", "code")}
-                   for start in provenance.starts],
-        "sections_of_training_patients": 0 if own else left_out,
-    }  # fmt: skip
+    report["provenance"] = _provenance(predictor, corpus) | {"sections_of_training_patients": 0 if own else left_out}
     if null is not None:
         report["null_class"] = plain(null_report(*(
             [arrays[f"null_class/{name}"] for arrays in evaluation.context.arrays_S]
@@ -161,18 +142,65 @@ def evaluate_checkpoint(
     class_G = classes_of(symbols) if virtual else np.full(len(symbols), "")
     if virtual:
         report["classes"] = plain(class_report(evaluation.context, class_G))
+    _write_tables(folder, evaluation, class_G, provenance.config.data.min_measured)
+    write_report(folder, evaluation, figures, title)
+    return evaluation
+
+
+def _usable(corpus: Corpus, held_out: Sequence[Section],
+            say: Callable[[str], None]) -> tuple[list[Section], dict[str, list[str]]]:  # fmt: skip
+    """Held-out sections that can be evaluated; of the others their ids, by what they have not: he or counts."""
+    without = {"he": [section.id for section in held_out if not section.holds("he")],
+               "counts": [section.id for section in held_out if not section.has_counts]}  # fmt: skip
+    for what, ids in without.items():
+        if ids:
+            name = "H&E" if what == "he" else what
+            say(f"evaluate: {len(ids)} held-out sections have no {name} and are left out ({ids[0]}, …)")
+    usable = [section for section in held_out if section.holds("he") and section.has_counts]
+    if not usable:
+        raise InputError(f"corpus {corpus.root}: none of {len(held_out)} held-out sections has both an H&E and counts "
+                         "to compare with; 'tario predict' needs no counts")  # fmt: skip
+    return usable, without
+
+
+def _sides(bin_um: float | None, read_um: float | None, of_config_um: float | None,
+           of_training_um: float) -> tuple[float, float]:  # fmt: skip
+    """Sides of the bins under evaluation and of those that are predicted, of what was asked for, in µm."""
+    if read_um is None:
+        read_um = of_training_um if bin_um is None else bin_um
+    bin_um = (of_config_um or of_training_um) if bin_um is None else bin_um
+    if read_um > bin_um:
+        raise InputError(f"--read-um={read_um:g}: bins are summed up to those of {bin_um:g} µm; expected smaller ones")
+    return bin_um, read_um
+
+
+def _provenance(predictor: Predictor, corpus: Corpus) -> dict[str, Any]:
+    """Of the model and of the corpus, for the report."""
+    provenance = predictor.provenance
+    return {
+        "name": provenance.config.name, "checkpoint": predictor.checkpoint, "corpus_seal": corpus.seal,
+        "trained_on_seal": provenance.corpus_seal,
+        "panel_hash": predictor.panel.hash, "train_sections": len(provenance.train),
+        "own_corpus": corpus.seal == provenance.corpus_seal,
+        "starts": [{name: start[name] for name in ("run", "step", "trained_on", "corpus_seal", "panel_hash", "code")}
+                   for start in provenance.starts],
+    }  # fmt: skip
+
+
+def _write_tables(folder: Path, evaluation: Evaluation, class_G: np.ndarray, min_measured: float) -> None:
+    """scores.npz and validation.parquet. class_G: str, of each evaluated gene; min_measured: share of a bin."""
+    report, symbols = evaluation.report, evaluation.bulk["symbols"]
+    of = report["provenance"]
     score_table(
         evaluation.context, symbols, class_G, bin_um=report["bin_um"] or 0.0, read_um=report["read_um"] or 0.0,
-        min_measured=provenance.config.data.min_measured, corpus_seal=corpus.seal, checkpoint=predictor.checkpoint,
+        min_measured=min_measured, corpus_seal=of["corpus_seal"], checkpoint=of["checkpoint"],
         ranked_on=report["ranked_on"], split_by=report["split_by"],
     ).write(folder / score_file.FILE)  # fmt: skip
-    about = {name: report["provenance"][name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
+    about = {name: of[name] for name in ("name", "checkpoint", "panel_hash", "corpus_seal")}
     about |= {name: report[name] for name in ("bin_um", "read_um", "trained_on", "corpus_kind", "split_by")}
     if "not_learnt" not in report["uncertainty"]:
         about["count_spread"] = {name: report["uncertainty"][name] for name in ("size_um", "bursts", "uncertain")}
     gene_validation(evaluation.context, symbols, about).write(folder / VALIDATION)
-    write_report(folder, evaluation, figures, title)
-    return evaluation
 
 
 def _ranker(reader: Reader, sections: list[Section], spots: bool) -> Reader:
