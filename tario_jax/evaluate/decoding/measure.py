@@ -20,7 +20,7 @@ from tario_jax.evaluate.decoding.section import (
     CONDITIONS,
     ONE_SHOT,
     Measures,
-    capacity_of,
+    Subject,
     measure_given,
     measure_steps,
     read_truth,
@@ -34,6 +34,7 @@ from tario_jax.evaluate.ranking import RANKED_BIN_UM
 from tario_jax.evaluate.scope import spread_over
 from tario_jax.evaluate.score_file import UNREADABLE
 from tario_jax.evaluate.uncertainty import sections_to_fit
+from tario_jax.predict.condition import entries_of_window
 from tario_jax.predict.generate import Steps, refuse_one_shot
 from tario_jax.predict.maps import banner_of
 from tario_jax.predict.predictor import Predictor
@@ -101,7 +102,8 @@ def measure_decoding(
                         predictor.checkpoint])  # fmt: skip
     held = folder / "sections"
     held.mkdir(parents=True, exist_ok=True)
-    capacity = capacity_of(predictor, sections, asked.bin_um) if asked.given else 0
+    # of any of the sections: one compiled program for all of them
+    capacity = entries_of_window(predictor, sections, asked.bin_um) if asked.given else 0
     spreads = _spreads(predictor, corpus, list(fitted_on), genes, asked, folder / "spreads.npz", stamp, say)
     of_sections = []
     for number, section in enumerate(sections, 1):
@@ -134,8 +136,8 @@ def genes_by_moran(predictor: Predictor, corpus: Corpus, sections: list[Section]
     return order[: min(top, int(np.isfinite(moran_G).sum()))]
 
 
-def _spreads(predictor, corpus, sections: list[Section], genes, asked: Asked, path: Path, stamp: str,
-             say: Callable[[str], None]) -> dict[str, Spread]:  # fmt: skip
+def _spreads(predictor: Predictor, corpus: Corpus, sections: list[Section], genes: np.ndarray, asked: Asked, path: Path,
+             stamp: str, say: Callable[[str], None]) -> dict[str, Spread]:  # fmt: skip
     """Of each way of generating, fitted once."""
     sections = sections_to_fit(sections)
     if not sections:
@@ -152,20 +154,20 @@ def _spreads(predictor, corpus, sections: list[Section], genes, asked: Asked, pa
     return {way: Spread(*(float(value) for value in kept[way])) for way in asked.ways()}
 
 
-def _measure(predictor, corpus, section, genes, asked: Asked, capacity: int, spreads: dict[str, Spread]) -> Measures:
+def _measure(predictor: Predictor, corpus: Corpus, section: Section, genes: np.ndarray, asked: Asked, capacity: int,
+             spreads: dict[str, Spread]) -> Measures:  # fmt: skip
     truth = read_truth(section, corpus, predictor, genes, asked.bin_um)
-    how = {"bin_um": asked.bin_um, "overlap": asked.overlap, "min_total": asked.min_total}
+    bin_um = None if section.has_spots else asked.bin_um
+    subject = Subject(predictor, corpus, section, truth, genes, bin_um, asked.overlap, asked.min_total)
     found = {"measured/moran": truth.spread(truth.counts_Nxg), "measured/bins": np.float64(len(truth)),
              "measured/below": np.float64((~truth.enough(asked.min_total)).sum())}  # fmt: skip
     for way, steps in asked.ways().items():
-        measures = measure_steps(predictor, corpus, section, truth, genes, steps, spreads[way], **how)
+        measures = measure_steps(subject, steps, spreads[way])
         found |= {f"{way}/{name}": value for name, value in measures.items()}
     if asked.given:
-        bin_um = None if section.has_spots else asked.bin_um
         one_shot = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=asked.overlap)
         for name in asked.given:
-            measures = measure_given(predictor, corpus, section, truth, genes, CONDITIONS[name], one_shot,
-                                     capacity=capacity, **how)  # fmt: skip
+            measures = measure_given(subject, CONDITIONS[name], one_shot, capacity)
             found |= {f"given {name}/{key}": value for key, value in measures.items()}
     return found
 
@@ -190,7 +192,8 @@ def _read(path: Path, stamp: str) -> Measures | None:
     return values
 
 
-def _report(predictor, corpus, sections, genes, asked: Asked, of_sections: list[Measures]) -> dict[str, Any]:
+def _report(predictor: Predictor, corpus: Corpus, sections: list[Section], genes: np.ndarray, asked: Asked,
+            of_sections: list[Measures]) -> dict[str, Any]:  # fmt: skip
     patient_S = [section.patient for section in sections]
     rng = np.random.default_rng(asked.seed)
     resampling = patient_resampling(patient_S, asked.bootstraps, rng) if len(set(patient_S)) > 1 else None

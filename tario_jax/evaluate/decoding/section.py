@@ -14,7 +14,7 @@ from tario_jax.evaluate.decoding.spread import POISSON, Spread, fit_spread
 from tario_jax.evaluate.metrics import correlations, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import Layout, morans_i, neighbour_weights
 from tario_jax.evaluate.section_bins import least_total
-from tario_jax.predict.condition import Condition, NothingAsked, entries_of_window, predict_given
+from tario_jax.predict.condition import Condition, NothingAsked, predict_given
 from tario_jax.predict.generate import Samples, Steps, generate_section
 from tario_jax.predict.maps import GeneMaps
 from tario_jax.predict.predictor import Predictor
@@ -96,14 +96,27 @@ def _bins(section: Section, predictor: Predictor, bin_um: float) -> tuple[np.nda
     return x_um_N, y_um_N, share_N, np.flatnonzero(share_N >= predictor.provenance.config.data.min_measured - 1e-6)
 
 
-def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth: Truth, genes: np.ndarray,
-                  steps: Steps, spread: Spread, *, bin_um: float, overlap: float,
-                  min_total: int) -> Measures:  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A section on which ways of decoding are compared, and how it is read."""
+
+    predictor: Predictor
+    corpus: Corpus
+    section: Section
+    truth: Truth
+    genes: np.ndarray  # [g] positions of the scored ones in the model's panel
+    bin_um: float | None  # None of spots
+    overlap: float
+    min_total: int
+
+
+def measure_steps(of: Subject, steps: Steps, spread: Spread) -> Measures:
     """r, CRPS, coverage, smoothness and seconds of one way of generating; K = 1 is one-shot.
 
     spread: of counts around the rates of this way.
     """
-    asked = {"tissue": corpus.kind, "bin_um": None if section.has_spots else bin_um, "overlap": overlap}
+    predictor, section, truth, genes = of.predictor, of.section, of.truth, of.genes
+    asked = {"tissue": of.corpus.kind, "bin_um": of.bin_um, "overlap": of.overlap}
     began = time.monotonic()
     if steps.one_shot:  # what a user waits for: nothing is drawn
         predictor.predict_section(section, **asked)
@@ -112,7 +125,7 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
     if not steps.one_shot:
         seconds = time.monotonic() - began
     at_N = maps.rows_at(truth.x_um_N, truth.y_um_N)
-    found = _scores(truth, *_read(maps, at_N, truth, genes), min_total)
+    found = _scores(truth, *_read(maps, at_N, truth, genes), of.min_total)
     found |= _fit(truth, samples, at_N, steps.seed, spread)
     moved_Nxg = (maps.rates_NxG[:, genes] * samples.moved_Nxg)[at_N] * truth.share_N[:, None]
     r_of_mean = pearson_by_gene(truth.counts_Nxg, moved_Nxg)
@@ -126,19 +139,18 @@ def measure_steps(predictor: Predictor, corpus: Corpus, section: Section, truth:
     return found
 
 
-def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth: Truth, genes: np.ndarray,
-                  condition: Condition, one_shot: GeneMaps, *, bin_um: float, overlap: float, min_total: int,
-                  capacity: int) -> Measures:  # fmt: skip
+def measure_given(of: Subject, condition: Condition, one_shot: GeneMaps, capacity: int) -> Measures:
     """r on what was asked, of the model, of one-shot and of the mean of the nearest given bins, as "who/measure".
 
     Where larger bins are given, that mean is an even share of the smallest of them that a bin is part of.
     """
+    predictor, truth, genes = of.predictor, of.truth, of.genes
     nothing = np.full(len(genes), np.nan)
     readers = ("model", ONE_SHOT) if condition.of_panel else ("model", ONE_SHOT, "neighbours")
     undefined = {f"{who}/{form}_r": nothing for who in readers for form in ("counts", "composition")}
     try:
-        found = predict_given(predictor, corpus, section, condition, overlap=overlap, capacity=capacity,
-                              bin_um=None if section.has_spots else bin_um)  # fmt: skip
+        found = predict_given(predictor, of.corpus, of.section, condition, bin_um=of.bin_um, overlap=of.overlap,
+                              capacity=capacity)  # fmt: skip
     except NothingAsked:  # as of a section no wider than a band of half of it
         return undefined
     at_N = same_places((found.maps.x_um_N, found.maps.y_um_N), (truth.x_um_N, truth.y_um_N))
@@ -156,12 +168,7 @@ def measure_given(predictor: Predictor, corpus: Corpus, section: Section, truth:
     elif not condition.of_panel:
         by_reader["neighbours"] = nearest_means(truth.of(np.flatnonzero(at_N < 0)), here)
     return {f"{who}/{name}": value for who, values in by_reader.items()
-            for name, value in _scores(here, *values, min_total).items()}  # fmt: skip
-
-
-def capacity_of(predictor: Predictor, sections: list[Section], bin_um: float) -> int:
-    """Entries of counts that a window of any of these sections needs: one compiled program for all of them."""
-    return entries_of_window(predictor, sections, bin_um)
+            for name, value in _scores(here, *values, of.min_total).items()}  # fmt: skip
 
 
 def nearest_means(given: Truth, asked: Truth) -> tuple[np.ndarray, np.ndarray]:

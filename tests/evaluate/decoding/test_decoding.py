@@ -20,6 +20,7 @@ from tario_jax.evaluate.decoding.figure import decoding_tables, draw_decoding
 from tario_jax.evaluate.decoding.measure import Asked, Gathered, gene_classes, genes_by_moran, measure_decoding
 from tario_jax.evaluate.decoding.section import (
     CONDITIONS,
+    Subject,
     Truth,
     measure_given,
     measure_steps,
@@ -122,12 +123,15 @@ def test_neighbours_are_the_eight_nearest_given_places(done):
     assert set(done[1]["given"]["no-he"]["model"]) >= {"counts_r", "gain over one-shot", "gain over neighbours"}
 
 
+def subject_of(reader, corpus, section) -> Subject:
+    return Subject(reader, corpus, section, read_truth(section, corpus, reader, GENES, 18.0), GENES, 18.0, 0.0, 60)
+
+
 def test_of_too_few_places_the_same_readers_are_told_nothing(done, reader, tiny_corpus, sections, monkeypatch):
     monkeypatch.setattr(of_section, "_LEAST_BINS", 10**6)
-    truth = read_truth(sections[0], tiny_corpus, reader, GENES, 18.0)
+    subject = subject_of(reader, tiny_corpus, sections[0])
     for name in ("panel", "half"):
-        found = measure_given(reader, tiny_corpus, sections[0], truth, GENES, CONDITIONS[name], None, bin_um=18.0,
-                              overlap=0.0, min_total=60, capacity=4096)  # fmt: skip
+        found = measure_given(subject, CONDITIONS[name], None, 4096)
         with np.load(done[0] / "sections" / "D1.npz") as held:
             known = {key.removeprefix(f"given {name}/") for key in held.files if key.startswith(f"given {name}/")}
         assert found.keys() == known and all(np.isnan(r_g).all() for r_g in found.values())
@@ -136,19 +140,17 @@ def test_of_too_few_places_the_same_readers_are_told_nothing(done, reader, tiny_
 def test_a_section_that_is_given_whole_is_told_nothing_of(reader, tiny_corpus, sections, monkeypatch):
     """As one that is no wider than the first band of half of the tissue: the others are measured all the same."""
     monkeypatch.setattr(Condition, "given_bins", lambda condition, cover: np.ones(len(cover), bool))
-    truth = read_truth(sections[0], tiny_corpus, reader, GENES, 18.0)
-    found = measure_given(reader, tiny_corpus, sections[0], truth, GENES, CONDITIONS["half"], None, bin_um=18.0,
-                          overlap=0.0, min_total=60, capacity=4096)  # fmt: skip
+    found = measure_given(subject_of(reader, tiny_corpus, sections[0]), CONDITIONS["half"], None, 4096)
     assert "neighbours/counts_r" in found and all(np.isnan(r_g).all() for r_g in found.values())
     with pytest.raises(NothingAsked, match="none is left to predict"):
         predict_given(reader, tiny_corpus, sections[0], CONDITIONS["half"], bin_um=18.0, overlap=0.0, capacity=4096)
 
 
 def test_moran_of_rates_and_draws_is_of_the_genes_that_were_measured(reader, tiny_corpus, sections):
-    truth = read_truth(sections[0], tiny_corpus, reader, GENES, 18.0)
+    subject = subject_of(reader, tiny_corpus, sections[0])
+    truth = subject.truth
     truth.counts_Nxg[:, 1] = np.nan
-    found = measure_steps(reader, tiny_corpus, sections[0], truth, GENES, Steps(1, 3), POISSON, bin_um=18.0,
-                          overlap=0.0, min_total=60)  # fmt: skip
+    found = measure_steps(subject, Steps(1, 3), POISSON)
     for name in ("moran", "moran_drawn"):
         np.testing.assert_array_equal(np.isfinite(found[name]), np.isfinite(truth.spread(truth.counts_Nxg)))
     assert np.isnan(found["moran"][1]) and np.isfinite(found["moran_drawn"][0])
