@@ -75,15 +75,8 @@ def evaluate(
                          f"has {most} bins; take smaller bins or lower evaluate.min_bins")  # fmt: skip
     fitting = [section for section in train if bins[section.section_id] >= config.min_bins]
     ranking_on, ranked_by = _ranking_on(ranking_side, kept, standings, config, work)
-    genes, rankable_G = candidate_genes(ranking_on, config.min_detected, config.mean_genes)
-    usable = np.any([standings[s.section_id]["measured"] for s in kept], axis=0)[genes]
-    genes, rankable_G = genes[usable], rankable_G[usable]
-    if len(genes) and not rankable_G.any():
-        raise InputError(f"evaluate.min_detected is {config.min_detected:g}: no gene is seen in so large a share "
-                         "of the bins; lower it")  # fmt: skip
-    if not len(genes):
-        raise InputError("evaluate: no gene was seen in training bins and measured in held-out sections; "
-                         "check that both are of one panel")  # fmt: skip
+    genes, rankable_G = _candidates(ranking_on, np.any([standings[s.section_id]["measured"] for s in kept], axis=0),
+                                    config)  # fmt: skip
     ranking = rank_genes(ranking_on, genes, rankable_G, config.top_genes, config.mean_genes)
     in_sets = np.unique(np.concatenate(list(ranking.sets.values())))
     by_block = len({section.patient_id for section in kept}) == 1
@@ -126,11 +119,7 @@ def evaluate(
         },
         "nats_per_detection": _nats(context),
         "skipped": _skipped(train, held_out, fitting, context, bins),
-        "ridge": None if controls is None else {
-            "features": len(controls.ridge_total.scaler.mean_F),
-            "alpha": {form: controls.ridge[form].alpha for form in FORMS},
-            "folds_over": "patients" if split_by == "patient" else "sections",
-        },
+        "ridge": None if controls is None else _ridge(controls, split_by),
         "sets": sets,
         "by_cohort": by_cohort(context, rng),
         "curve": curves(context, rng),
@@ -138,6 +127,24 @@ def evaluate(
     }  # fmt: skip
     table = _gene_table(context, chosen, bulk_r)
     return Evaluation(plain(report), table, _examples(context, chosen), {**pooled, "symbols": chosen}, context)
+
+
+def _candidates(ranking_on: list[Arrays], measured_P: np.ndarray,
+                config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Positions in the panel of the G genes under evaluation, and whether each can be ranked, bool [G].
+
+    measured_P: whether a held-out section measured each gene of the panel.
+    """
+    genes, rankable_G = candidate_genes(ranking_on, config.min_detected, config.mean_genes)
+    usable_G = measured_P[genes]
+    genes, rankable_G = genes[usable_G], rankable_G[usable_G]
+    if len(genes) and not rankable_G.any():
+        raise InputError(f"evaluate.min_detected is {config.min_detected:g}: no gene is seen in so large a share "
+                         "of the bins; lower it")  # fmt: skip
+    if not len(genes):
+        raise InputError("evaluate: no gene was seen in training bins and measured in held-out sections; "
+                         "check that both are of one panel")  # fmt: skip
+    return genes, rankable_G
 
 
 def _ranking_on(ranking_side: list[SectionSource], kept: list[SectionSource], standings: dict[str, Arrays],
@@ -170,6 +177,14 @@ def _resampling(sections: list[SectionSource], by_block: bool, config: EvaluateC
     return block_resampling(list(block_S), config.bootstraps, rng), (
         f"one held-out patient: blocks of {size} within the section{few}; says nothing about other patients"
     )
+
+
+def _ridge(controls: Controls, split_by: str) -> dict[str, Any]:
+    return {
+        "features": len(controls.ridge_total.scaler.mean_F),
+        "alpha": {form: controls.ridge[form].alpha for form in FORMS},
+        "folds_over": "patients" if split_by == "patient" else "sections",
+    }
 
 
 def _nats(context: Context) -> dict[str, float]:
