@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.spatial
 
 from tario_jax.config import DataConfig, InputError
 from tario_jax.corpus.stored_section import Section
@@ -240,6 +241,7 @@ class SpotPlaces:
         self.size_um, self.pitch_um = spots.square_um, spots.pitch_um
         self.per_tile = densest_spots(spots.x_um_N, spots.y_um_N, data.tile_um)
         self.per_window = densest_spots(spots.x_um_N, spots.y_um_N, data.window_um)
+        self._tree = scipy.spatial.cKDTree(np.stack([spots.x_um_N, spots.y_um_N], 1))
 
     def corners(self, overlap: float) -> list[tuple[float, float]]:
         """Corners of windows that hold every spot whole; windows without a spot are left out."""
@@ -254,10 +256,9 @@ class SpotPlaces:
         return found
 
     def number(self, x_um: np.ndarray, y_um: np.ndarray, size_um: np.ndarray) -> np.ndarray:
-        """Numbers of the spots at these places."""
+        """Numbers of the spots at these n centres, int [n]: of the nearest ones."""
         del size_um
-        distance = np.hypot(x_um[:, None] - self.x_um_N, y_um[:, None] - self.y_um_N)
-        return distance.argmin(1)
+        return self._tree.query(np.stack([x_um, y_um], 1))[1]
 
 
 def covering(x_um_N: np.ndarray, y_um_N: np.ndarray, half_um: float, side_um: float, px_um: float,
