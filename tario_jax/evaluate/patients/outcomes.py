@@ -78,6 +78,7 @@ def one_hot(value_P: np.ndarray) -> np.ndarray:
     return (value_P[:, None] == names[None]).astype(np.float64)
 
 
+@one_thread()
 def decoded(
     outcome: Outcome, features: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray], setting: Setting, *,
     known: Sequence[str] = (), reachable_PxF: np.ndarray | None = None,
@@ -90,11 +91,6 @@ def decoded(
 
     All AUROCs are of the same folds and the same bootstrap samples of patients.
     """
-    with one_thread():
-        return _decoded(outcome, features, groups, known, setting, reachable_PxF, further or {}, say)
-
-
-def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, say) -> dict[str, Any]:
     label_n, some, classes = outcome.label_n, outcome.index_n, len(outcome.classes)
     groups = {name: values[some] for name, values in groups.items() if name != outcome.column}
     groups = {name: values for name, values in groups.items() if len(np.unique(values)) > 1}
@@ -115,7 +111,7 @@ def _decoded(outcome, features, groups, known, setting, reachable_PxF, further, 
     prepared = [{name: Prepared(of_PxF, folds, setting.seed, beside_PxF=beside.get(name))
                  for name, of_PxF in values.items()} for folds in parts]  # fmt: skip
     told = {name: [part[name].told(label_n, classes) for part in prepared] for name in values}
-    told |= {name: [one(parts[0])] for name, one in further.items()}  # costs too much to be repeated
+    told |= {name: [one(parts[0])] for name, one in (further or {}).items()}  # costs too much to be repeated
     log_nxK = np.log(np.mean([np.exp(one.log_PxK) for one in told[VECTORS]], 0))
     evidence = {name: [one.evidence_PxK for one in of] for name, of in told.items()}
     say(f"{outcome.column}: {len(told)} sets of features told {len(some)} patients")
