@@ -189,7 +189,10 @@ def floor_of(density_S: list[np.ndarray]) -> float:
 
 
 def fit_density(sections: list[tuple[Measured, np.ndarray]]) -> Density | None:
-    """The lines of a density that is known on some training sections, one value a bin; None where on none."""
+    """The lines of a density that is known on some training sections; None where on none.
+
+    sections: of each its counts, and the density of its bins, [N].
+    """
     if not sections:
         return None
     floor = floor_of([density_N for _, density_N in sections])
@@ -202,8 +205,9 @@ def fit_density(sections: list[tuple[Measured, np.ndarray]]) -> Density | None:
 
 
 def displaced(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, layout: str, pitches: int) -> list[np.ndarray]:
-    """For each of four directions the position of the bin that lies `pitches` away, −1 where there is none.
+    """For each of four directions the position of the bin that lies `pitches` away, int [N]; −1 where there is none.
 
+    x_um_N, y_um_N: centres of the bins, [N]; layout: "square" or "spots".
     Spots are not on an exact lattice: the nearest within half a pitch is taken; bins must match to a quarter.
     """
     places_Nx2 = np.stack([x_um_N, y_um_N], 1).astype(np.float64)
@@ -218,7 +222,8 @@ def displaced(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, layout: s
 
 
 def turned(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, rng: np.random.Generator) -> np.ndarray:
-    """A random turn (30°–330°) and flip of the section about its middle: the bin that each bin then reads, or −1.
+    """A random turn (30°–330°) and flip of the section about its middle: the bin that each bin then reads, int
+    [N], or −1.
 
     Unlike a permutation this keeps the neighbourhood of every bin, so the spread of r over runs is that of maps as
     smooth as these. Where fewer than half of the bins would meet another (a thin section), bins are permuted.

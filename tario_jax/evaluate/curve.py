@@ -11,7 +11,7 @@ VALUES_AT_ONCE = 1_000_000  # [samples, G] of a whole transcriptome would be gig
 
 
 def curve_sizes(genes: int) -> np.ndarray:
-    """Every k up to 100, then about 200 more in equal ratios up to all genes."""
+    """Every k up to 100, then about 200 more in equal ratios up to all genes: int [K], rising."""
     if genes <= 100:
         return np.arange(1, genes + 1)
     return np.unique(np.concatenate([np.arange(1, 101), np.geomspace(100, genes, 200).round().astype(int)]))

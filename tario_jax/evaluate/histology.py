@@ -158,7 +158,10 @@ def _disc(radius_px: float) -> np.ndarray:
 
 
 def tile_figures(haematoxylin: np.ndarray, eosin: np.ndarray, tissue: np.ndarray) -> list[float]:
-    """The figures of one tile, in the order of FIGURES. Areas and numbers are per tissue, not per tile."""
+    """The figures of one tile, in the order of FIGURES. Areas and numbers are per tissue, not per tile.
+
+    haematoxylin, eosin: densities of the stains, [H, W]; tissue: bool [H, W]; all at `UM_PER_PX`.
+    """
     nuclei = segment_nuclei(haematoxylin, tissue)
     area_um2_K = np.bincount(nuclei.ravel())[1:] * UM_PER_PX**2
     covered = np.concatenate([[False], area_um2_K >= SMALLEST_UM2])[nuclei]

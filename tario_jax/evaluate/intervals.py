@@ -66,7 +66,7 @@ def patient_resampling(patient_S: list[str], samples: int, rng: np.random.Genera
 
 
 def blocks(x_um_N: np.ndarray, y_um_N: np.ndarray, block_um: float) -> np.ndarray:
-    """Number of the square block of side `block_um` that each place lies in, 0 … blocks − 1."""
+    """Number of the square block of side `block_um` that each place (centre, µm) lies in, int [N]: 0 … blocks − 1."""
     column_N = np.floor((x_um_N - x_um_N.min()) / block_um + 1e-6).astype(np.int64)
     row_N = np.floor((y_um_N - y_um_N.min()) / block_um + 1e-6).astype(np.int64)
     return np.unique(row_N * (column_N.max() + 1) + column_N, return_inverse=True)[1]

@@ -30,8 +30,10 @@ def pearson_by_gene(x_NxG: np.ndarray, p_NxG: np.ndarray) -> np.ndarray:
     )
 
 
-def correlation(xx, pp, xp, scale_xx, scale_pp) -> np.ndarray:
-    """r from centred sums of squares and products, with the rules for constants.
+def correlation(xx: np.ndarray, pp: np.ndarray, xp: np.ndarray, scale_xx: np.ndarray,
+                scale_pp: np.ndarray) -> np.ndarray:  # fmt: skip
+    """r of truth x with prediction p from centred sums of squares and products, with the rules for constants. Shapes
+    broadcast.
 
     `scale_xx` and `scale_pp` are n·mean² before centring: a column whose spread is below 1e-5 of its mean is rounding
     noise of float32, not signal, and counts as constant.
@@ -133,7 +135,7 @@ def pearson_residuals(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray
 
 
 def residuals(values_NxG: np.ndarray, total_N: np.ndarray, share_G: np.ndarray) -> np.ndarray:
-    """`pearson_residuals` with a section's shares of the genes known already, of some of its bins."""
+    """`pearson_residuals` with a section's shares of the genes known already, of some of its bins: [N, G]."""
     expected_NxG = np.maximum(total_N, 0.0)[:, None] * np.maximum(share_G, 0.0)
     difference_NxG = values_NxG - expected_NxG
     difference_NxG[np.abs(difference_NxG) <= 1e-5 * expected_NxG] = 0.0
@@ -153,7 +155,7 @@ def reliability(counts_NxG: np.ndarray) -> np.ndarray:
 
 
 def reliability_of_sums(bins: int, sum_G: np.ndarray, square_G: np.ndarray) -> np.ndarray:
-    """`reliability` from the sums of a section's counts and of their squares."""
+    """`reliability`, [G], from the sums of a section's counts and of their squares."""
     if bins < 2:
         return np.full(len(sum_G), np.nan)
     mean_G = sum_G / bins
@@ -168,7 +170,7 @@ def ceiling(rho_SxG: np.ndarray) -> np.ndarray:
 
 
 def thin(counts_NxG: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two halves of integer counts by binomial thinning at 1/2; independent where the counts are Poisson."""
+    """Two halves of integer counts by binomial thinning at 1/2, [N, G] each; independent where they are Poisson."""
     half_NxG = rng.binomial(counts_NxG.astype(np.int64), 0.5).astype(np.float64)
     return half_NxG, counts_NxG - half_NxG
 

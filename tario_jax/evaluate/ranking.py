@@ -47,7 +47,7 @@ def standing(measured: Measured, x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_u
 
 
 def candidate_genes(standings: list[Arrays], min_detected: float, mean_genes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in the panel of the genes under evaluation, and which of them may enter a Moran ranking.
+    """Positions in the panel of the G genes under evaluation, and which may enter a Moran ranking, bool [G].
 
     A gene may if it was seen in at least `min_detected` of the bins of the sections that measured it (and at all).
     The genes of highest mean are evaluated whether or not they may.
@@ -64,8 +64,11 @@ def candidate_genes(standings: list[Arrays], min_detected: float, mean_genes: in
 
 def rank_genes(standings: list[Arrays], genes: np.ndarray, rankable_G: np.ndarray, top_genes: int,
                mean_genes: int) -> Ranking:  # fmt: skip
-    """Ranks the genes under evaluation (positions in the panel) by mean Moran's I of counts and of composition over
-    the sections, and by mean count."""
+    """Ranks the genes under evaluation by mean Moran's I of counts and of composition over the sections, and by mean
+    count.
+
+    genes, rankable_G: as from `candidate_genes`; top_genes, mean_genes: lengths of the sets by Moran's I and by mean.
+    """
     moran_G, moran_c_G = (mean_defined(np.stack([s[name][genes] for s in standings])) for name in ("moran", "moran_c"))
     bins_G = sum(s["bins"] * s["measured"][genes] for s in standings)
     mean_G = sum(s["sum"][genes] for s in standings) / np.maximum(bins_G, 1)

@@ -224,7 +224,8 @@ def _blocks(section: SectionBins, plan: Plan) -> np.ndarray | None:
 
 
 def section_blocks(section: SectionBins, config: EvaluateConfig) -> tuple[np.ndarray, float]:
-    """Block of each bin, and their side in µm: evaluate.block_um or 3 spots, doubled while there are too many."""
+    """Block of each bin, int [N], and the side in µm: evaluate.block_um or 3 spots,
+    doubled while there are too many."""
     side_um = config.block_um if section.layout == "square" else 3 * section.pitch_um
     while True:
         block_N = blocks(section.x_um_N, section.y_um_N, side_um)

@@ -279,6 +279,7 @@ def _excess(context: Context, genes: np.ndarray, by_gene_BxG: dict[str, np.ndarr
 
 
 def rows_of(scores: Scores, rows: np.ndarray) -> Scores:
+    """Of some sections alone; rows: their positions."""
     sums_S = None if scores.sums_S is None else tuple(scores.sums_S[s] for s in rows)
     return Scores(scores.r_SxG[rows], sums_S, scores.columns)
 

@@ -89,5 +89,6 @@ def randomised_pit(counts: np.ndarray, rates_Sx___: np.ndarray, rng: np.random.G
 
 
 def coverage(pit: np.ndarray, level: float) -> np.ndarray:
-    """Share of counts within the central interval of this level, along the first axis; the level itself is best."""
+    """Share of counts within the central interval of this level, of pit [N, …] along its first axis: […]; the level
+    itself is best."""
     return (np.abs(pit - 0.5) <= level / 2).mean(0)

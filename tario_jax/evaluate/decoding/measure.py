@@ -123,7 +123,7 @@ def measure_decoding(
 
 def genes_by_moran(predictor: Predictor, corpus: Corpus, sections: list[Section], top: int) -> np.ndarray:
     """Positions of the genes of highest mean Moran's I of the counts in bins of 36 µm (or spots) of some of these
-    sections, best first."""
+    sections, best first: int [at most top]."""
     every = np.arange(len(predictor.panel))
     found = []
     for section in spread_over(sections, _RANKED_ON):
@@ -218,7 +218,7 @@ def _report(predictor: Predictor, corpus: Corpus, sections: list[Section], genes
 
 
 def gene_classes(symbols: list[str]) -> dict[str, np.ndarray]:
-    """Positions among these genes of each class of virtual genes that has some of them, by symbol."""
+    """Positions among these genes of each class of virtual genes that has enough of them, by the class."""
     whole = program()
     class_of = dict(zip(whole.panel.symbols, whole.class_G, strict=True))
     named = np.array([class_of.get(symbol, "") for symbol in symbols])

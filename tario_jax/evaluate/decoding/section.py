@@ -53,7 +53,7 @@ class Truth:
         return self.total_N >= least_total(min_total, self.pitch_um, self.layout)
 
     def of(self, kept: np.ndarray) -> "Truth":
-        """At some of the places."""
+        """At some of the places: positions, or a mask of them, bool [N]."""
         of_places = {name: getattr(self, name)[kept] for name in ("x_um_N", "y_um_N", "share_N", "counts_Nxg",
                                                                   "total_N")}  # fmt: skip
         return dataclasses.replace(self, **of_places)
@@ -65,7 +65,10 @@ class Truth:
 
 
 def read_truth(section: Section, corpus: Corpus, predictor: Predictor, genes: np.ndarray, bin_um: float) -> Truth:
-    """genes: positions in the model's panel."""
+    """The places of a section that count, and what was measured there.
+
+    genes: positions in the model's panel, [g]; bin_um: side of the bins, of no account where there are spots.
+    """
     in_corpus_G = corpus.panel.positions(predictor.panel.symbols)
     common_G = (in_corpus_G >= 0) & section.measured_gene_G[in_corpus_G]
     if section.has_spots:

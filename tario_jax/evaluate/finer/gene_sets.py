@@ -33,7 +33,10 @@ def rank_by_moran(sections: Sequence[Section], genes: int) -> np.ndarray:
 
 
 def gene_sets(moran_G: np.ndarray, top_genes: int, corpus: Corpus, in_corpus: np.ndarray) -> dict[str, np.ndarray]:
-    """Positions of the genes of highest Moran's I, as "top", and on virtual tissue those of each class."""
+    """Positions of the genes of highest Moran's I, as "top", and on virtual tissue those of each class, all rising.
+
+    moran_G: NaN where it is not defined; in_corpus: positions of the same genes in the corpus's panel, [G].
+    """
     ranked = np.nan_to_num(moran_G, nan=-np.inf)
     order = np.argsort(-ranked, kind="stable")
     sets = {"top": np.sort(order[: min(top_genes, int(np.isfinite(moran_G).sum()))])}
@@ -55,6 +58,7 @@ class SetMean:
 
     @classmethod
     def of(cls, r_SxG: np.ndarray, genes: np.ndarray, resampling: Resampling) -> "SetMean":
+        """r by section and gene; genes: positions of those in the set."""
         mean = mean_defined(mean_defined(r_SxG[:, genes]))
         samples_BxG = weighted_mean(r_SxG[:, genes], resampling.weights_BxS)
         return cls.known(float(mean), mean_defined(samples_BxG.T), resampling)

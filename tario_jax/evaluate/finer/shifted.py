@@ -36,9 +36,9 @@ def directions(number: int) -> np.ndarray:
 
 def count_shifted(found: Detections, shift_um: np.ndarray, bin_um: float, columns: int, rows: int, kept: np.ndarray,
                   genes: int) -> Counted:  # fmt: skip
-    """Counts of the kept bins of a grid after all detections have moved by shift_um = (right, down).
+    """Counts of the kept bins of a grid after all detections have moved by shift_um = (right, down), [2].
 
-    kept: positions of bins in the grid, row by row, in rising order.
+    kept: positions of N bins in the grid, row by row, in rising order; genes: length of the panel.
     """
     number = np.full(rows * columns, -1)
     number[kept] = np.arange(len(kept))
@@ -83,17 +83,20 @@ class _Values:
         self._sums_2xG = _sums(self._about_NxG)
 
     def correlate(self, bin_E: np.ndarray, gene_E: np.ndarray, value_E: np.ndarray, kept_N: np.ndarray) -> np.ndarray:
-        """Pearson r by gene, over the kept bins, of sparse values (0 where there is no entry) with these."""
+        """Pearson r by gene, float64 [G], over the kept bins, of sparse values (0 where there is no entry) with these.
+
+        bin_E, gene_E, value_E: the entries, of kept bins only; kept_N: bool.
+        """
         genes, bins = len(self._mean_G), int(kept_N.sum())
         if bins < 2:
             return np.full(genes, np.nan)
-        said_G, said_square_G = self._sums_2xG - _sums(self._about_NxG[~kept_N])
+        predicted_G, predicted_square_G = self._sums_2xG - _sums(self._about_NxG[~kept_N])
         sum_G = np.bincount(gene_E, value_E, genes)
         square_G = np.bincount(gene_E, value_E**2, genes)
         product_G = np.bincount(gene_E, value_E * self._about_NxG[bin_E, gene_E], genes)
         return correlation(
-            square_G - sum_G**2 / bins, said_square_G - said_G**2 / bins, product_G - sum_G * said_G / bins,
-            sum_G**2 / bins, bins * self._mean_G**2,
+            square_G - sum_G**2 / bins, predicted_square_G - predicted_G**2 / bins,
+            product_G - sum_G * predicted_G / bins, sum_G**2 / bins, bins * self._mean_G**2,
         )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class PatientIndex:
         return int(found[0]) if len(found) else None
 
     def levels(self, gene: int, some: np.ndarray) -> np.ndarray:
-        """Log expression of a gene less the mean of its kind, of some entries: float32."""
+        """Log expression of a gene less the mean of its kind, of some entries (their numbers, [n]): float32 [n]."""
         found = np.empty(len(some), np.float32)
         block_n = self.block_P[some]
         for block in np.unique(block_n):

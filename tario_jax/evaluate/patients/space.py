@@ -173,7 +173,7 @@ def nearest(place_PxC: np.ndarray, query_QxC: np.ndarray, number: int, *, withou
 
 
 def nearest_of_each(place_PxC: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """Of some of them the distance to their nearest other, float32."""
+    """Of some of the P places (their numbers, [n]) the distance to the nearest other, float32 [n]."""
     found, place_PxC = np.full(len(some), np.inf), place_PxC.astype(np.float64)
     squares_P = (place_PxC**2).sum(1)
     for first in range(0, len(some), 256):
