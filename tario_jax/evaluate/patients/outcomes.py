@@ -123,7 +123,7 @@ def decoded(
     dealt_n = joined({name: groups[name] for name in confounding}) if confounding else parts[0].number_P
     result: dict[str, Any] = {
         "column": outcome.column, "classes": outcome.counts, "patients": len(some), "left_out": outcome.left_out,
-        "auroc": {name: compared.told(name) for name in evidence}, "within": _within(compared, keys),
+        "auroc": {name: compared.auroc_of(name) for name in evidence}, "within": _within(compared, keys),
         "null": _null(prepared[0][VECTORS], label_n, classes, parts[0], pairs_n, dealt_n, setting),
         "calibration": _calibration(log_nxK, label_n, told_n),
         "by_shares": float(np.mean([~of.any(1) for of in evidence[VECTORS]])),
@@ -162,14 +162,14 @@ class _Compared:
         """float64 [B]. parts: of the first partitions alone."""
         return self._auroc(name, group_n, self.weight_Bxn, parts)
 
-    def told(self, name: str, group_n: np.ndarray | None = None) -> dict[str, float]:
+    def auroc_of(self, name: str, group_n: np.ndarray | None = None) -> dict[str, float]:
         return _with_ends(self.value(name, group_n), self.sample(name, group_n))
 
     def difference(self, name: str, other: str) -> dict[str, float]:
         """Over the partitions that both have told in."""
         parts = min(len(self.evidence[name]), len(self.evidence[other]))
         return _with_ends(self.value(name, None, parts) - self.value(other, None, parts),
-                     self.sample(name, None, parts) - self.sample(other, None, parts))  # fmt: skip
+                          self.sample(name, None, parts) - self.sample(other, None, parts))  # fmt: skip
 
 
 def compare(label_n: np.ndarray, evidence_nxK: np.ndarray, fold_n: np.ndarray, group_n: np.ndarray | None = None,
@@ -187,7 +187,7 @@ def _with_ends(value: float, sample_B: np.ndarray) -> dict[str, float]:
 def _within(compared: _Compared, keys: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """AUROC over pairs of one group: what the group itself tells is not in it."""
     return {
-        key: {name: compared.told(name, group) for name in compared.evidence
+        key: {name: compared.auroc_of(name, group) for name in compared.evidence
               if not name.endswith(" alone") and "," not in name}
         for key, group in keys.items()
     }  # fmt: skip
@@ -301,7 +301,7 @@ def _confounding(compared: _Compared, groups: Mapping[str, np.ndarray], known: S
     found = []
     for name, value_P in groups.items():
         pairs_P = np.where(not_known(value_P), np.arange(len(value_P)), -1)
-        if name not in known and compared.told(f"{name} alone", pairs_P)["low"] > 0.5:
+        if name not in known and compared.auroc_of(f"{name} alone", pairs_P)["low"] > 0.5:
             found.append(name)
     return found
 
@@ -333,7 +333,7 @@ def _ways(compared: _Compared, keys: Mapping[str, np.ndarray]) -> dict[str, Any]
     what is reachable is not above 0.5: there is no way then."""
     found: dict[str, Any] = {}
     for key, group in {"of all patients": None, **{f"within {name}": values for name, values in keys.items()}}.items():
-        reachable = compared.told("reachable", group)
+        reachable = compared.auroc_of("reachable", group)
         found[key] = None if not reachable["low"] > 0.5 else _with_ends(
             (compared.value(VECTORS, group) - 0.5) / (reachable["value"] - 0.5),
             (compared.sample(VECTORS, group) - 0.5) / (compared.sample("reachable", group) - 0.5))  # fmt: skip
