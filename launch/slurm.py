@@ -338,9 +338,10 @@ case "$status" in 0 | 2 | 126 | 127) exit "$status" ;; esac
 if [ -n "$cancelled" ]; then
   exit "$status"
 fi
-# attempts that could not note that they began, as on a full disk, are counted here: nobody else knows of them
-noted=$(grep -hos '"attempt": "'"$SLURM_JOB_ID"'[.][0-9]*"' {journals} | sort -u | wc -l)
-if [ $((${{SLURM_RESTART_COUNT:-0}} + 1 - noted)) -gt {retries} ]; then
+# attempts in a row that could not note that they began, as on a full disk, are counted here: nobody else knows of them
+noted=$(grep -hos '"attempt": "'"$SLURM_JOB_ID"'[.][0-9]*"' {journals} | tr -dc '0-9.\n' | sort -t. -k2n | tail -n 1)
+noted=${{noted#*.}}
+if [ $((${{SLURM_RESTART_COUNT:-0}} - ${{noted:--1}})) -gt {retries} ]; then
   exit "$status"
 fi
 scontrol requeue "$SLURM_JOB_ID"

@@ -157,6 +157,8 @@ def test_what_says_what_is_missing_is_made_anew(backend, cluster):
     ("exit 1", 2, (), 1, False),  # a third time it could not even note that it began
     ("exit 1", 2, (2,), 1, True), ("exit 1", 5, (0, 1, 2, 3), 1, True),  # what is noted, launch.attempt counts
     ("exit 1", 5, (0, 1, 2), 1, False),
+    ("exit 1", 12, (3, 9, 10), 1, True),  # those that were taken away before they began are long over
+    ("exit 1", 12, (3, 8, 9), 1, False),
     ("exit 126", 0, (), 126, False), ("exit 127", 0, (), 127, False), ("exit 2", 0, (), 2, False),
 ])  # fmt: skip
 def test_what_fails_unnoted_is_not_queued_again_for_ever(repository, tmp_path, cluster, monkeypatch, does, restarts,
