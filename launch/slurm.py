@@ -2,8 +2,8 @@
 
 A run is told to end by SIGUSR1 before its time is over (and by whoever sends it: scancel --signal=USR1 --batch JOB), or
 by SIGTERM where Slurm preempts it: its processes save and end, and it is queued again. A job that fails is queued again
-too, and pauses first, `retries` times; a user's mistake (status 2) is not, nor what has no program, or whose `setup`
-fails.
+too, and pauses first, `retries` times; a user's mistake (status 2) is not, nor what has no program, or of whose `setup`
+a command fails.
 
 Arrays have a task for each run of the sweep's file, whichever were asked for: a task is the same run in all of them.
 """
@@ -112,7 +112,7 @@ class SlurmBackend:
         """What comes first in each script. JAX_PLATFORMS and the like come along from where it is submitted."""
         lines = ["set -uo pipefail", f"cd {shlex.quote(str(_CHECKOUT))} || exit"]
         if self._site.setup:
-            lines += ["{", self._site.setup, "} || exit"]
+            lines.append(_SETUP.format(setup=self._site.setup))
         if self._site.cpus_per_task:  # srun no longer takes it from sbatch
             lines.append(f"export SRUN_CPUS_PER_TASK={self._site.cpus_per_task}")
         return "\n".join(lines) + "\n"
@@ -316,6 +316,22 @@ def _absolute(sweep: Sweep) -> Sweep:
     """With its file named from /: jobs begin elsewhere."""
     return dataclasses.replace(sweep, file=sweep.file.resolve())
 
+
+_SETUP = """
+setup_failed() {{ # STATUS COMMAND FILES: of the setup's own commands; of files that it sources only under its set -e
+  if [ "$3" -gt 1 ] && [[ $- != *e* ]]; then
+    return
+  fi
+  echo "launch: slurm.setup: ended with status $1: $2" >&2
+  exit "$1"
+}}
+trap 'setup_failed "$?" "$BASH_COMMAND" "${{#BASH_SOURCE[@]}}"' ERR
+{setup}
+status=$?  # of `a && b`, whose first part failed, no trap hears
+trap - ERR
+set +e
+[ "$status" -eq 0 ] || setup_failed "$status" "its last line" 1
+""".strip()
 
 _JOB = """
 cancelled=

@@ -167,12 +167,29 @@ def test_what_fails_unnoted_is_not_queued_again_for_ever(repository, tmp_path, c
     assert (done.returncode, requeued) == (0 if again else status, again), done.stderr
 
 
-def test_a_setup_that_fails_ends_the_job(repository, tmp_path, cluster, monkeypatch):
-    setup = "source nowhere/bin/activate"
+@pytest.mark.parametrize(("setup", "failed"), [
+    ("source nowhere/bin/activate", "source nowhere/bin/activate"),
+    ("source nowhere/bin/activate\nexport X=1", "source nowhere/bin/activate"),  # and what follows does not hide it
+    ("cd nowhere; true", "cd nowhere"), ("x=$(false)\ntrue", "x=$(false)"), ("set -e\nfalse\ntrue", "false"),
+    ("true\nfalse && true", "its last line"),
+])  # fmt: skip
+def test_a_command_of_the_setup_that_fails_ends_the_job(repository, tmp_path, cluster, monkeypatch, setup, failed):
     begun = tmp_path / "begun"
     done, requeued = run_script(repository, tmp_path, cluster, monkeypatch, setup, f"touch {begun}", 0, ())
-    assert done.returncode != 0 and not requeued and "nowhere/bin/activate" in done.stderr
-    assert not begun.exists()
+    assert done.returncode != 0 and not requeued and not begun.exists()
+    assert f"launch: slurm.setup: ended with status {done.returncode}: {failed}\n" in done.stderr
+
+
+@pytest.mark.parametrize("setup", [
+    "[ -f nowhere ] && source nowhere\ntrue", "false || true", "hidden() { false; true; }\nhidden",
+    "source {folder}/other.sh",  # a file that others wrote, as /etc/profile: it is asked as a whole
+    "set -e\ntrue",
+])  # fmt: skip
+def test_a_setup_that_does_well_leaves_nothing_behind(repository, tmp_path, cluster, monkeypatch, setup):
+    (tmp_path / "other.sh").write_text("false\ntrue\n")
+    setup = setup.format(folder=tmp_path) if "{folder}" in setup else setup
+    done, requeued = run_script(repository, tmp_path, cluster, monkeypatch, setup, "exit 1", 0, ())
+    assert done.returncode == 0 and requeued, done.stderr  # the job began, failed, and is queued again
 
 
 def run_script(repository, tmp_path, cluster, monkeypatch, setup, does, restarts, noted):
