@@ -20,6 +20,13 @@ class Row:
     by_verdict: bool = True  # whether one that does not fit is refused
 
     @property
+    def patients(self) -> int | None:
+        """For training, as the config says; None where the corpus alone knows."""
+        split, source = self.config.split, self.config.source
+        listed = len(split.train) if split.by == "patient" else 0
+        return split.train_patients or listed or (source.train_patients if source.kind == "virtual" else None)
+
+    @property
     def verdict_text(self) -> str:
         if self.estimate.refusal:
             return "cannot run"
@@ -39,7 +46,7 @@ class Row:
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"run": self.run, "patients": self.config.split.train_patients, "bin_um": self.config.data.bin_um,
+        return {"run": self.run, "patients": self.patients, "bin_um": self.config.data.bin_um,
                 "window_um": self.config.data.window_um, "steps": self.config.train.steps,
                 "hardware": str(self.hardware) if self.hardware else None, **self.estimate.to_dict(),
                 "verdict": self.verdict and dataclasses.asdict(self.verdict), "refused": self.refused}  # fmt: skip
@@ -90,9 +97,8 @@ def _cells(row: Row) -> list[str]:
     def cell(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    patients = config.split.train_patients or config.source.train_patients
     return [
-        row.run, str(patients or "all"), f"{config.data.bin_um:g}", f"{config.data.window_um:,.0f}",
+        row.run, told(row.patients, "d"), f"{config.data.bin_um:g}", f"{config.data.window_um:,.0f}",
         f"{found.trunk_parameters / 1e6:,.1f}", f"{found.gene_parameters / 1e6:,.1f}", f"{found.tokens:.1e}",
         f"{found.flops:.1e}", str(row.hardware or "here"), cell(found.chips, ",d"),
         cell(found.shortest_hours, ",.1f"), cell(found.hours, ",.1f"), cell(found.dollars, ",.0f"), row.verdict_text,

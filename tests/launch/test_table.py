@@ -165,6 +165,20 @@ def test_the_table_names_what_does_not_fit(repository, small):
     assert "US$" not in sweep_table(Sweep(sweep.file, sweep.configs, {}, {}), here, Prices.read(PRICES))
 
 
+def test_patients_are_told_where_the_config_knows_them(small):
+    found = Estimates(Prices(1.0, {}), 18963).of(small, None)
+    virtual = {"source.kind": "virtual", "source.path": "", "source.train_patients": 12}
+    made = {"source.kind": "corpus", "source.path": "/corpus"}  # its patients stand in its split.tsv
+    for changes, patients in ((virtual, 12), (virtual | {"split.train_patients": 5}, 5), (made, None),
+                              (made | {"split.train_patients": 5}, 5), (made | {"split.train": ("a", "b")}, 2),
+                              (made | {"split.by": "section", "split.train": ("a1", "a2")}, None)):  # fmt: skip
+        row = Row("run", changed(small, changes), None, found, None)
+        assert row.to_dict()["patients"] == patients
+        lines = sweep_table(Sweep("a.py", {}, {}, {}), [row], Prices(1.0, {})).splitlines()
+        told = lines[2].split()[1] if "patients" in lines[0] else None
+        assert told == (None if patients is None else str(patients))
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("share_of_bound = 0.6\n", "lacks 'dollars_per_chip_hour'"),
     ("share_of_bound = 0\n[dollars_per_chip_hour]\n", "share_of_bound is 0"),
