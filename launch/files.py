@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from tario_jax.config import InputError
 from tario_jax.whole_file import write_whole
 
 _WRITTEN = ".written.json"
@@ -32,6 +34,14 @@ def write_files(folder: Path, files: dict[str, str], *, always: Collection[str] 
         path.chmod(0o755 if name.endswith(".sh") else 0o644)
         written[name] = _checksum(text.encode())
     write_whole(folder / _WRITTEN, json.dumps(written, indent=1))
+
+
+def run_script(path: Path) -> None:
+    """Raises `InputError` with the last line that it said, where it fails."""
+    done = subprocess.run([str(path)], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise InputError(f"{path}: {said[-1] if said else f'ended with status {done.returncode}, and said nothing'}")
 
 
 def _written(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.attempt import MISTAKE
-from launch.files import write_files
+from launch.files import run_script, write_files
 from launch.gke_model import validate
 from launch.hardware import Hardware
 from launch.held import Held, Unheard
@@ -278,9 +278,7 @@ class GkeBackend:
             raise InputError(
                 f"--backend=gke: no kubectl on this machine; install it, or submit {self.folder} elsewhere"
             )
-        done = subprocess.run([str(self.folder / "submit.sh")], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise InputError(f"{self.folder / 'submit.sh'}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        run_script(self.folder / "submit.sh")
         say(f"submitted by {self.folder / 'submit.sh'}; `kubectl get jobsets` and --status show them")
 
 

@@ -10,7 +10,6 @@ Arrays have a task for each run of the sweep's file, whichever were asked for: a
 
 import dataclasses
 import hashlib
-import os
 import re
 import shlex
 import shutil
@@ -19,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from launch.files import write_files
+from launch.files import run_script, write_files
 from launch.hardware import Hardware
 from launch.held import Held, Unheard
 from launch.jobs import CORPUS, SCALING, Job, is_done, jobs_of
@@ -179,7 +178,8 @@ class SlurmBackend:
         for word in job.words:
             quoted = shlex.quote(word)
             if word.startswith(("--config=", "--workdir=")) and word.endswith((f":{job.run}", f"/{job.run}")):
-                quoted = f'"{word.removesuffix(job.run)}$run"'
+                before = re.sub(r'([$`"\\])', r"\\\1", word.removesuffix(job.run))
+                quoted = f'"{before}$run"'
             words.append(quoted)
         return f"{self._attempt(self._folder_of_run)} \\\n  -- {' '.join(words)}"
 
@@ -305,10 +305,7 @@ class SlurmBackend:
         if not shutil.which("sbatch"):
             raise InputError("--backend=slurm: no sbatch on this machine; run this on a login node of the cluster, or "
                              f"--dry-run, which writes {self.folder}")  # fmt: skip
-        done = subprocess.run([str(self.folder / "submit.sh")], capture_output=True, text=True, check=False,
-                              env=dict(os.environ))  # fmt: skip
-        if done.returncode:
-            raise InputError(f"{self.folder / 'submit.sh'}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        run_script(self.folder / "submit.sh")
         say(f"submitted by {self.folder / 'submit.sh'}; `squeue --name={self._name}-train-…` and --status show them")
 
 

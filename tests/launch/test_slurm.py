@@ -214,6 +214,32 @@ def run_script(repository, tmp_path, cluster, monkeypatch, setup, does, restarts
     return done, cluster["log"].read_text() == "requeue 77\n"
 
 
+def test_a_file_of_any_name_is_a_sweep(repository, tmp_path, cluster, monkeypatch):
+    folder = tmp_path / 'the "$first" study'
+    folder.mkdir()
+    file = Path(shutil.copy(repository / STUDY, folder))
+    backend = SlurmBackend(read_sweep(str(file), topology="16xH100"), tmp_path / "sweep", backend_site(), Local())
+    backend.write(ALL, NOTHING, rewrite=True, say=print)
+    script = backend.folder / "evaluate_16xh100.sbatch"
+    script.write_text(script.read_text().replace("module load cuda", ""))
+    for name, text in (("python", f'printf "%s\\n" "$@" >{tmp_path}/words.txt'), ("scontrol", "")):
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name, value in (("JOB_ID", 77), ("ARRAY_TASK_ID", 1)):
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    done = subprocess.run(["bash", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"--config={file}:p93_seed1" in (tmp_path / "words.txt").read_text().splitlines()
+
+
+def test_a_submission_that_fails_and_says_nothing_is_told(backend, cluster, tmp_path):
+    (tmp_path / "bin" / "sbatch").write_text("#!/usr/bin/env bash\nexit 3\n")
+    backend.write(ALL, backend.held(), rewrite=False, say=print)
+    refused(lambda: backend.submit(print), "submit.sh: ended with status 3, and said nothing")
+    (tmp_path / "bin" / "sbatch").write_text("#!/usr/bin/env bash\necho one >&2\necho no account >&2\nexit 1\n")
+    refused(lambda: backend.submit(print), "submit.sh: no account")
+
+
 def test_without_slurm_it_is_told(backend, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(lambda: backend.submit(print), "no sbatch on this machine")
