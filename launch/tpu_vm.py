@@ -181,7 +181,7 @@ def _is_locked(path: Path) -> bool:
     """Whether a process of this machine holds it."""
     try:
         with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # NFS gives the other kind to who writes alone
     except FileNotFoundError:
         return False
     except BlockingIOError:
@@ -250,13 +250,13 @@ give_back() {{ # until they are gone: what is held is paid for
 }}
 
 on_first() {{
-  gcloud compute tpus tpu-vm ssh "${{NODES[0]}}" "${{place[@]}}" --worker=0 --command="${{1//ATTEMPT/$attempt}}"
+  gcloud compute tpus tpu-vm ssh "${{NODES[0]}}" "${{place[@]}}" --worker=0 --command="${{1/=ATTEMPT/=$attempt}}"
 }}
 
 on_all() {{ # every VM of every slice; 2, a mistake, where one of them says so, else the status of one that failed
   local node pids=() status=0 one
   for node in "${{NODES[@]}}"; do
-    gcloud compute tpus tpu-vm ssh "$node" "${{place[@]}}" --worker=all --command="${{1//ATTEMPT/$attempt}}" &
+    gcloud compute tpus tpu-vm ssh "$node" "${{place[@]}}" --worker=all --command="${{1/=ATTEMPT/=$attempt}}" &
     pids+=($!)
   done
   for node in "${{pids[@]}}"; do

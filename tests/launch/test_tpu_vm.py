@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -246,6 +247,29 @@ def test_a_script_runs_once(backend, gcloud):
         fcntl.flock(held, fcntl.LOCK_EX)
         done = subprocess.run([script], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0 and "runs already" in done.stdout and not did(log)
+
+
+def test_a_share_that_locks_as_nfs_does_is_no_trouble(backend, gcloud, monkeypatch):
+    """There flock is lockf: an exclusive lock is for those who write."""
+    gcloud("", "")
+    backend.write(KINDS, NOTHING, rewrite=True, say=print)
+    lock = backend.folder / "e256.sh.lock"
+    lock.touch()
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)
+    assert backend.held().queued == {}
+    program = f"import fcntl; f = open({str(lock)!r}, 'w'); fcntl.lockf(f, 2); print(1, flush=True); input()"
+    with subprocess.Popen([os.sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert backend.held().queued == {"e256": "e256.sh runs on this machine"}
+        other.communicate(b"\n")
+
+
+def test_a_workdir_may_be_called_attempt(repository, tmp_path, gcloud):
+    log = gcloud("ACTIVE ACTIVE ABSENT", "0 0")
+    assert run(backend_of(repository, tmp_path / "FIRST_ATTEMPT", e256="v5e:16x16"), "e256") == 0
+    for line in (line for line in log.read_text().splitlines() if " ssh " in line):
+        assert re.search(r"launch.attempt /sweeps/FIRST_ATTEMPT/e256 --attempt=\d+ -- ", line), line
+        assert "--workdir=/sweeps/FIRST_ATTEMPT/e256" in line
 
 
 def test_what_the_cloud_holds_is_told(backend, gcloud):

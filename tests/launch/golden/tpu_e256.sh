@@ -44,13 +44,13 @@ give_back() { # until they are gone: what is held is paid for
 }
 
 on_first() {
-  gcloud compute tpus tpu-vm ssh "${NODES[0]}" "${place[@]}" --worker=0 --command="${1//ATTEMPT/$attempt}"
+  gcloud compute tpus tpu-vm ssh "${NODES[0]}" "${place[@]}" --worker=0 --command="${1/=ATTEMPT/=$attempt}"
 }
 
 on_all() { # every VM of every slice; 2, a mistake, where one of them says so, else the status of one that failed
   local node pids=() status=0 one
   for node in "${NODES[@]}"; do
-    gcloud compute tpus tpu-vm ssh "$node" "${place[@]}" --worker=all --command="${1//ATTEMPT/$attempt}" &
+    gcloud compute tpus tpu-vm ssh "$node" "${place[@]}" --worker=all --command="${1/=ATTEMPT/=$attempt}" &
     pids+=($!)
   done
   for node in "${pids[@]}"; do
