@@ -8,6 +8,7 @@ reason.
 import asyncio
 import contextlib
 import difflib
+import functools
 import hmac
 import inspect
 import math
@@ -206,12 +207,11 @@ class _Predictions:
             return encoded(format, squares.x_um_S, squares.y_um_S, blended(squares, rates_WxNxG), names, known)
 
         async def answered(body: bytes) -> bytes:
-            loop = asyncio.get_running_loop()
-            windows, squares = await loop.run_in_executor(self._unpacking, unpacked, body)
+            windows, squares = await _in_thread(self._unpacking, unpacked, body)
             told_of(request).update(windows=len(windows.he_WxYxXx3), squares=len(squares.x_um_S), bytes=len(body))
             self._held.answer(request, 4 * windows.side_um_WxN.size * len(names))
             rates_WxNxG = await asyncio.wrap_future(self._engine.submit(windows, chosen_g))
-            return await loop.run_in_executor(self._packing, packed, squares, rates_WxNxG)
+            return await _in_thread(self._packing, functools.partial(packed, squares), rates_WxNxG)
 
         async with self._held.body(request) as body:
             answer = await _unless_gone(request, answered(body), limits.answer_s)
@@ -255,6 +255,15 @@ class _Predictions:
 def _meant(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name[:64], known, 1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[Any], Any], given: Any) -> Any:
+    """work(given). Where the request ends before a thread is free, `given` is let go: the pool itself would keep it."""
+    kept = [given]
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(kept.pop()))
+    finally:
+        kept.clear()
 
 
 async def _unless_gone(request: Request, working: Coroutine[Any, Any, bytes], answer_s: float) -> bytes:

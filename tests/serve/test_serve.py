@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 
 import httpx
@@ -393,6 +394,41 @@ def test_bodies_hold_no_more_than_there_is_room_for(engine, section):
         app = make_app(engine, Metrics(), Limits(held_bytes=held_bytes))
         assert Client(app).post("/v1/predict", params=ASKED, content=body, headers=PNG).status_code == status
         assert app.state.held.body_bytes == app.state.held.whole == 0
+
+
+def test_bodies_of_clients_that_went_away_are_let_go(engine, monkeypatch):
+    """However many wait for the thread that unpacks images."""
+    app, goes_on, size = make_app(engine, Metrics(), Limits(threads=1)), threading.Event(), 4 << 20
+    monkeypatch.setattr("tario_jax.serve.app.images.pixels_of", lambda *_, **__: goes_on.wait(30))
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [(b"content-type", b"image/png")],
+             "query_string": "&".join(f"{name}={value}" for name, value in ASKED.items()).encode()}  # fmt: skip
+
+    async def ask_and_leave() -> None:
+        given = [{"type": "http.request", "body": bytes(size // 2), "more_body": more} for more in (False, True)]
+
+        async def receive():
+            if given:
+                return given.pop()
+            await asyncio.sleep(0.1)
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        await app(dict(scope), receive, send)
+
+    async def every() -> int:
+        await asyncio.gather(*(ask_and_leave() for _ in range(12)))
+        await asyncio.sleep(0.1)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(every()) < 3 * size
+    finally:
+        tracemalloc.stop()
+        goes_on.set()
+    assert app.state.held.body_bytes == 0
 
 
 def test_answers_hold_no_more_than_there_is_room_for(engine, section):
