@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{error.name} is not installed; pip install 'tario-jax[serve]'") from None
     from tario_jax.serve.cover import squares_of_window
     from tario_jax.serve.engine import Engine, batch_sizes
-    from tario_jax.serve.server import bind, serve
+    from tario_jax.serve.server import bind, serve, url_of
 
     token = token_of(os.environ)
     try:
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
                     answer_s=options.answer_s, image_px=round(options.most_megapixels * 1e6))  # fmt: skip
     app = make_app(engine, metrics, limits, allow_virtual_model=options.allow_virtual_model,
                    token=token, log=log_line)  # fmt: skip
-    say(f"serve: http://{options.host}:{bound.getsockname()[1]} ({bundle.signature['genes']:,} genes"
+    say(f"serve: {url_of(options.host, bound)} ({bundle.signature['genes']:,} genes"
         + (f"; {bundle.banner}" if bundle.banner else "") + ")")  # fmt: skip
     # uvicorn ends what it accepted, and then hands the signal on: to this, so that the end is no failure
     for sign in (signal.SIGTERM, signal.SIGINT):

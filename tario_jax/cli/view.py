@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{error.name} is not installed; pip install 'tario-jax[view]'") from None
     from tario_jax.predict.map_store import MapStore
     from tario_jax.predict.signatures import read_gmt
-    from tario_jax.serve.server import bind
+    from tario_jax.serve.server import bind, url_of
     from tario_jax.view.shown import Shown
 
     def sets(store):
@@ -84,8 +84,7 @@ def run(options: argparse.Namespace) -> int:
         except OSError as error:
             raise InputError(f"--host={options.host} --port={options.port}: {error.strerror or error}; give another "
                              "one") from None  # fmt: skip
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        address = f"http://{host}:{bound.getsockname()[1]}"
+        address = url_of(options.host, bound)
         local = ("127.0.0.1", "localhost", "::1") if options.host in ("127.0.0.1", "localhost", "::1") else ()
         app = make_app(slides, stack.pop_all(), local, patients)
     say(f"view: {address} (Ctrl-C ends it)")

@@ -33,8 +33,9 @@ class Bundle:
         self.folder = Path(folder)
         try:
             about = json.loads((self.folder / "bundle.json").read_text())
-            files, version = about["files"], about["format_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            files = {name: (size, sha256) for name, (size, sha256) in about["files"].items()}
+            version = about["format_version"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{self.folder}: is no finished bundle ({type(error).__name__} in bundle.json); export "
                               "it again") from None  # fmt: skip
         if version != FORMAT_VERSION:

@@ -150,6 +150,11 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def url_of(host: str, bound: socket.socket) -> str:
+    """What a client asks; an address of IPv6 is in brackets there."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+
+
 def serve(app: FastAPI, bound: socket.socket, *, at_signal: Callable[[], None] = lambda: None, patience_s: float = 10.0,
           drain_s: float = 60.0) -> None:  # fmt: skip
     """Serves an app of `make_app` until SIGTERM or SIGINT. at_signal: is called as it comes."""

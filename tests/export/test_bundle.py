@@ -184,6 +184,10 @@ def test_squares_that_are_not_pooled_whole_are_refused(bundle):
 
 
 def test_an_unfinished_one_is_refused(copy, tmp_path):
+    for files in ([], {"panel.tsv": 5}, {"panel.tsv": [5]}):
+        (copy / "bundle.json").write_text(json.dumps({"format_version": 1, "files": files}))
+        with pytest.raises(BundleError, match="no finished bundle"):
+            Bundle(copy)
     (copy / "bundle.json").write_text("[]")
     with pytest.raises(BundleError, match="no finished bundle"):
         Bundle(copy)

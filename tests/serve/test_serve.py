@@ -41,7 +41,7 @@ from tario_jax.serve.images import RAW, pixels_of
 from tario_jax.serve.limits import Limits
 from tario_jax.serve.observed import Metrics
 from tario_jax.serve.refusal import Refusal
-from tario_jax.serve.server import Server, bind, protocol
+from tario_jax.serve.server import Server, bind, protocol, url_of
 
 PNG = {"content-type": "image/png"}
 ASKED = {"um_per_px": 0.5, "tissue": "virtual", "format": "npz"}
@@ -616,6 +616,12 @@ def test_a_port_of_a_server_that_still_compiles_is_taken():
         options = argparse.Namespace(host="127.0.0.1", port=port)
         refused(lambda: serve_job(options), f"--host=127.0.0.1 --port={port}: Address already in use; give another one")
     bind("127.0.0.1", port).close()
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
+def test_what_it_says_of_its_place_can_be_asked(host, url):
+    with bind(host, 0) as bound:
+        assert url_of(host, bound) == f"{url}{bound.getsockname()[1]}"
 
 
 @pytest.fixture
