@@ -38,16 +38,25 @@ class Frame:
         return (global_px_Nx2[:, 0] - left) * self.um_per_px, (top - global_px_Nx2[:, 1]) * self.um_per_px
 
     def measured(self, um_per_px: float, origin_um: np.ndarray, end_um: np.ndarray) -> np.ndarray:
-        """bool [rows, columns] of the extent at `um_per_px`: px whose centre an FOV covers."""
-        columns, rows = np.ceil((end_um - origin_um) / um_per_px).astype(int)
-        # the last row and column reach beyond the extent: their centres are held inside it
-        x_um = np.minimum(origin_um[0] + (np.arange(columns) + 0.5) * um_per_px, end_um[0])
-        y_um = np.minimum(origin_um[1] + (np.arange(rows) + 0.5) * um_per_px, end_um[1])
-        mask = np.zeros((rows, columns), bool)
-        for left, bottom, right, top in self.box_px_Fx4:
-            (x0, x1), (y0, y1) = self.to_um(np.array([[left, top], [right, bottom]]))
-            mask |= ((y_um >= y0) & (y_um <= y1))[:, None] & ((x_um >= x0) & (x_um <= x1))[None, :]
-        return mask
+        """As `within_boxes`, of the FOVs."""
+        low_um_2xF, high_um_2xF = (self.to_um(self.box_px_Fx4[:, corner]) for corner in ([0, 3], [2, 1]))
+        return within_boxes(np.transpose(low_um_2xF), np.transpose(high_um_2xF), um_per_px, origin_um, end_um)
+
+
+def within_boxes(
+    low_um_Fx2: np.ndarray, high_um_Fx2: np.ndarray, um_per_px: float, origin_um: np.ndarray, end_um: np.ndarray
+) -> np.ndarray:
+    """bool [rows, columns] of the extent at `um_per_px`: px whose centre one of the F boxes covers."""
+    columns, rows = np.ceil((end_um - origin_um) / um_per_px).astype(int)
+    # the last row and column reach beyond the extent: their centres are held inside it
+    x_um = np.minimum(origin_um[0] + (np.arange(columns) + 0.5) * um_per_px, end_um[0])
+    y_um = np.minimum(origin_um[1] + (np.arange(rows) + 0.5) * um_per_px, end_um[1])
+    mask = np.zeros((rows, columns), bool)
+    for low_um, high_um in zip(low_um_Fx2, high_um_Fx2, strict=True):
+        columns, rows = (slice(np.searchsorted(at_um, low), np.searchsorted(at_um, high, "right"))
+                         for at_um, low, high in zip((x_um, y_um), low_um, high_um, strict=True))  # fmt: skip
+        mask[rows, columns] = True
+    return mask
 
 
 def place_fovs(

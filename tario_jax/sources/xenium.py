@@ -11,10 +11,12 @@ from tario_jax.config import InputError
 from tario_jax.corpus.section import DetectionBlocks, Detections, Registration, SectionData
 from tario_jax.panel import Panel
 from tario_jax.sources.alignment import read_alignment
-from tario_jax.sources.beside import HeBeside, extent_of
+from tario_jax.sources.beside import MEASURED_UM_PER_PX, HeBeside, extent_of
 from tario_jax.sources.delimited import one_file
+from tario_jax.sources.fovs import within_boxes
 from tario_jax.sources.gene_panel import read_gene_panel
 from tario_jax.sources.ingested import Ingested, IngestReport, check_names
+from tario_jax.sources.xenium_fields import FieldBoxes
 from tario_jax.sources.xenium_rows import CONTROL, XeniumFile, XeniumRows
 
 _IMAGES = tuple(f"*he_{name}.{ending}" for name in ("image.ome", "image", "unaligned_image.ome")
@@ -39,8 +41,9 @@ def read_xenium(
     Detections are transcripts of genes with qv ≥ `min_qv` that lie under the H&E; the panel is the genes of
     gene_panel.json, or where there is none the genes found, sorted. The section's frame is the vendor's µm frame (y
     already points down) with its origin at the top left corner of the common extent of detections and H&E; the H&E is
-    resampled into it, bilinearly, at its own µm per px. The measured area is that extent where the H&E covers it: the
-    box around all rows of the file stands for the imaged area. Without an H&E the report says so.
+    resampled into it, bilinearly, at its own µm per px. The measured area is what the fields of view imaged (the boxes
+    around the rows of each fov_name, see `FieldBoxes`) and the H&E covers; where the file names no fields, the box
+    around all of its rows stands for them, and the report says so. Without an H&E the report says so too.
 
     The transcripts are read twice, in batches: once for panel, extent and account, once for the corpus. Raises
     `InputError` for a missing file or column, places that are not µm of this run (px, mm, swapped), an alignment that
@@ -75,15 +78,16 @@ def read_xenium(
     origin_um, end_um = seen.low_um, seen.high_um
     if he is not None:
         origin_um, end_um = he.common_extent(origin_um, end_um)
+    imaged = _imaged(seen.fields, origin_um, end_um, report)
 
     def generate() -> Iterator[SectionData]:
-        covered = None if he is None else he.covered(origin_um, end_um)
+        measured = imaged if he is None else imaged & he.covered(origin_um, end_um)
         with extent_of(he, origin_um, end_um) as extent:
             yield SectionData(
                 section_id, patient_id, cohort,
                 **extent,
                 detections=DetectionBlocks(blocks),
-                measured=None if covered is None or covered.all() else covered,
+                measured=None if measured.all() else measured,
                 registration="none" if he is None else registration or "same_section_after",
                 quality=seen.quality(file) | {
                     "vendor_origin_x_um": float(origin_um[0]),
@@ -130,6 +134,21 @@ def _he(folder: Path, image, alignment, pixel_um: float, report: IngestReport) -
     return HeBeside.at(image, aligned)
 
 
+def _imaged(fields: FieldBoxes, origin_um: np.ndarray, end_um: np.ndarray, report: IngestReport) -> np.ndarray:
+    """bool [rows, columns] of the extent at `MEASURED_UM_PER_PX`: px that a field of view covers."""
+    if not len(fields):
+        report.notes.append("no field of view is named (column fov_name): the box around all rows counts as measured, "
+                            "and so do holes in it")  # fmt: skip
+        low_um_Fx2, high_um_Fx2 = origin_um[None], end_um[None]
+    else:
+        low_um_Fx2, high_um_Fx2 = fields.grown()
+    imaged = within_boxes(low_um_Fx2, high_um_Fx2, MEASURED_UM_PER_PX, origin_um, end_um)
+    if not imaged.all():
+        report.notes.append(f"{len(fields)} fields of view leave {1 - imaged.mean():.1%} of the box around them out, "
+                            "which counts as unmeasured")  # fmt: skip
+    return imaged
+
+
 def _genes(folder: Path) -> tuple[dict[str, str], int] | None:
     path = folder / "gene_panel.json"
     return read_gene_panel(path) if path.is_file() else None
@@ -170,6 +189,7 @@ class _Seen:
     high_um: np.ndarray
     total_F: np.ndarray  # rows by feature
     good_F: np.ndarray  # of these, genes with a place and the qv, under the H&E or not
+    fields: FieldBoxes
 
     def quality(self, file: XeniumFile) -> dict[str, float]:
         control_F = np.array([bool(CONTROL.match(name)) for name in file.features], bool)
@@ -186,9 +206,10 @@ def _survey(selection: _Selection, report: IngestReport, section_id: str) -> _Se
     tally = report.open("detections", section_id, 0)
     low_um, high_um = np.full(2, np.inf), np.full(2, -np.inf)
     total_F, good_F = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    fields = FieldBoxes()
     kept = under = 0
     top_qv = -np.inf
-    for rows in file.rows(flags=False):
+    for rows in file.rows(fields=True):
         tally.read += len(rows.qv_N)
         left_N = np.ones(len(rows.qv_N), bool)
         good_N = left_N
@@ -199,6 +220,8 @@ def _survey(selection: _Selection, report: IngestReport, section_id: str) -> _Se
             left_N = left_N & ~bad_N
         good_N = left_N if he is None else good_N
         kept += int(left_N.sum())
+        if rows.field_N is not None:
+            fields.add(rows.field_N, rows.place_um_Nx2)
         place_um_Nx2 = rows.place_um_Nx2[np.isfinite(rows.place_um_Nx2).all(1)]
         low_um = np.minimum(low_um, place_um_Nx2.min(0, initial=np.inf))
         high_um = np.maximum(high_um, place_um_Nx2.max(0, initial=-np.inf))
@@ -219,7 +242,7 @@ def _survey(selection: _Selection, report: IngestReport, section_id: str) -> _Se
     if he is not None and under < 0.5 * tally.read:
         raise _misplaced(file, he, tally.read, under, low_um, high_um)
     tally.close(kept)
-    return _Seen(kept, sum(tally.dropped.values()), low_um, high_um, total_F, good_F)
+    return _Seen(kept, sum(tally.dropped.values()), low_um, high_um, total_F, good_F, fields)
 
 
 def _longer(count_F: np.ndarray, length: int) -> np.ndarray:
@@ -256,7 +279,7 @@ def _misplaced(
         "they look like mm": lambda place_Nx2: place_Nx2 * 1000,
     }
     explained = dict.fromkeys(causes, 0)
-    for rows in file.rows(flags=False):
+    for rows in file.rows():
         for cause, change in causes.items():
             explained[cause] += int(he.covers(change(rows.place_um_Nx2)).sum())
     cause = max(explained, key=explained.get)

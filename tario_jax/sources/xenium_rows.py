@@ -18,6 +18,7 @@ CONTROL = re.compile(
 )
 _COLUMNS = ("feature_name", "x_location", "y_location", "qv")
 _FLAGS = ("cell_id", "overlaps_nucleus")
+_FIELD = "fov_name"  # since version 1.3
 _CATEGORIES = ("is_gene", "codeword_category")  # since version 2
 _NO_CELL = frozenset({"-1", "0", "UNASSIGNED", ""})
 _BATCH_ROWS = 1 << 20
@@ -34,10 +35,12 @@ class XeniumRows:
     control_N: np.ndarray
     in_nucleus_N: np.ndarray | None
     cell_N: np.ndarray | None  # 1, 2, … in the order in which they come; 0 in no cell
+    field_N: np.ndarray | None  # codes of fields of view, in the order in which they come; −1 in none
 
 
 class XeniumFile:
-    """A file of transcripts. Its rows can be read any number of times; codes of features and cells stay the same.
+    """A file of transcripts. Its rows can be read any number of times; codes of features, cells and
+    fields of view stay the same.
 
     Raises `InputError` for a missing file or column, or a column of another type.
     """
@@ -46,22 +49,22 @@ class XeniumFile:
         whole = folder / "transcripts.parquet"
         self.path = whole if whole.is_file() else one_file(folder, whole.name, "transcripts.csv.gz", "transcripts.csv")
         self.features = Names()
-        self._cells = Names(_NO_CELL)
+        self._cells, self._fields = Names(_NO_CELL), Names(frozenset({""}))
         self._is_parquet = self.path.suffix == ".parquet"
-        self._present = self._parquet_columns() if self._is_parquet else header(self.path)
+        schema = self._schema() if self._is_parquet else None
+        self._present = schema.names if schema else header(self.path)
         require_columns(self.path, self._present, _COLUMNS)
+        if schema:  # before the file is opened: a column that cannot be a dictionary would not be found then
+            _check_types(self.path, schema)
 
-    def rows(self, *, flags: bool) -> Iterator[XeniumRows]:
-        """flags: cells and nuclei too, where the file gives them."""
+    def rows(self, *, flags: bool = False, fields: bool = False) -> Iterator[XeniumRows]:
+        """flags: cells and nuclei too, where the file gives them; fields: fields of view, likewise."""
         category = next((name for name in _CATEGORIES if name in self._present), None)
         names = [*_COLUMNS, *([category] if category else [])]
-        names += [name for name in _FLAGS if flags and name in self._present]
+        optional = (*(_FLAGS if flags else ()), *((_FIELD,) if fields else ()))
+        names += [name for name in optional if name in self._present]
         for table in self._parquet_batches(names) if self._is_parquet else self._csv_batches(names):
-            try:
-                feature_N = self.features.codes(table["feature_name"])
-            except UnicodeDecodeError as error:
-                raise InputError(f"{self.path}: column 'feature_name' holds {error.object!r}, which is not UTF-8; "
-                                 "expected gene symbols") from None  # fmt: skip
+            feature_N = self._codes(self.features, table, "feature_name", "gene symbols")
             control_F = np.array([*(bool(CONTROL.match(name)) for name in self.features), False])
             control_N = control_F[feature_N]
             if category == "is_gene":
@@ -73,11 +76,19 @@ class XeniumFile:
                 numbers(table["qv"]), feature_N, control_N,
                 _true(table["overlaps_nucleus"]) if "overlaps_nucleus" in names else None,
                 self._cells.codes(table["cell_id"]) + np.int32(1) if "cell_id" in names else None,
+                self._codes(self._fields, table, _FIELD, "names") if _FIELD in names else None,
             )  # fmt: skip
 
-    def _parquet_columns(self) -> list[str]:
+    def _codes(self, names: Names, table: dict[str, pa.ChunkedArray], column: str, expected: str) -> np.ndarray:
         try:
-            return parquet.read_schema(self.path).names
+            return names.codes(table[column])
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path}: column {column!r} holds {error.object!r}, which is not UTF-8; "
+                             f"expected {expected}") from None  # fmt: skip
+
+    def _schema(self) -> pa.Schema:
+        try:
+            return parquet.read_schema(self.path)
         except (pa.ArrowInvalid, OSError) as error:
             raise self._unreadable(error) from None
 
@@ -86,9 +97,8 @@ class XeniumFile:
         return InputError(f"{self.path}: cannot be read as parquet: {reason}; expected the vendor's file unchanged")
 
     def _parquet_batches(self, names: list[str]) -> Iterator[dict[str, pa.ChunkedArray]]:
-        dictionaries = [name for name in ("feature_name", "cell_id") if name in names]
+        dictionaries = [name for name in ("feature_name", "cell_id", _FIELD) if name in names]
         with parquet.ParquetFile(self.path, read_dictionary=dictionaries, buffer_size=_READ_BYTES) as file:
-            _check_types(self.path, file.schema_arrow)
             try:
                 # one reader over all groups would hold the buffers of each until its end
                 for group in range(file.num_row_groups):
@@ -100,7 +110,7 @@ class XeniumFile:
 
     def _csv_batches(self, names: list[str]) -> Iterator[dict[str, pa.ChunkedArray]]:
         text = pa.dictionary(pa.int32(), pa.string())
-        types = {"feature_name": text, "cell_id": text, "codeword_category": text, "is_gene": pa.bool_(),
+        types = {"feature_name": text, "cell_id": text, _FIELD: text, "codeword_category": text, "is_gene": pa.bool_(),
                  "overlaps_nucleus": pa.bool_()}  # fmt: skip
         return column_batches(self.path, {name: types.get(name, pa.float64()) for name in names})
 
@@ -119,6 +129,7 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
         ("overlaps_nucleus", "0 and 1", _is_flag), ("is_gene", "true and false", _is_flag),
         ("codeword_category", "words", lambda kind: not _is_flag(kind)),
         ("cell_id", "names or numbers", lambda kind: not pa.types.is_nested(kind)),
+        (_FIELD, "names or numbers", lambda kind: not pa.types.is_nested(kind)),
     ):  # fmt: skip
         if name in schema.names and not fits(schema.field(name).type):
             raise InputError(f"{path}: column {name!r} is {schema.field(name).type}; expected {expected}")
