@@ -17,6 +17,8 @@ from tario_jax.config import InputError
 PLAUSIBLE_UM_PER_PX = (0.1, 1.2)
 """Of an H&E: outside of it, a scan is more likely misread than real."""
 Registration = Literal["same_section_after", "same_section_before", "adjacent", "none"]
+LARGEST_UM = 200_000.0
+"""Of a section's side: a slide is 75 mm long, so what is larger is in other units, or has a place that is none."""
 COARSER = 1.1
 """Than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275."""
 
@@ -155,6 +157,13 @@ def check_section_id(name: str) -> None:
                          "and '.', and not dots alone")  # fmt: skip
 
 
+def check_sides(where: str, width_um: float, height_um: float) -> None:
+    """Raises `InputError` for a section that spans no area, or more than any slide."""
+    if not (0 < width_um <= LARGEST_UM and 0 < height_um <= LARGEST_UM):
+        raise InputError(f"{where}: spans {width_um:.6g} × {height_um:.6g} µm; expected an area of at most "
+                         f"{LARGEST_UM / 1000:g} mm a side; are places in µm, and is one of them astray?")  # fmt: skip
+
+
 def check_whose(where: str, patient_id: str, cohort: str) -> None:
     """Raises `InputError` for a patient or a cohort of a name that tables would not hold as it is."""
     for what, name in (("patient", patient_id), ("cohort", cohort)):
@@ -190,6 +199,7 @@ class SectionData:
         if not self.patient_id:
             raise InputError(f"{where}: no patient; name one, since patients are the unit of splitting")
         check_whose(where, self.patient_id, self.cohort)
+        check_sides(where, self.width_um, self.height_um)
         if (self.he is None) != (self.he_um_per_px is None):
             raise InputError(f"{where}: H&E and its µm per px belong together")
         if self.he is not None and (self.he.dtype != np.uint8 or self.he.ndim != 3 or self.he.shape[2] != 3):

@@ -39,7 +39,11 @@ def header(path: Path, delimiter: str = ",") -> list[str]:
                 text += block
     except OSError as error:
         raise _unreadable(path, error) from None
-    line = bytes(text).split(b"\n", 1)[0].decode("utf-8-sig", "replace").rstrip("\r")
+    try:
+        line = bytes(text).split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: its first line is not UTF-8; expected the names of columns; save it as "
+                         "UTF-8") from None  # fmt: skip
     if not line.strip():
         raise InputError(f"{path}: empty file; expected a header line")
     return [name.strip().strip('"') for name in line.split(delimiter)]

@@ -19,7 +19,7 @@ from PIL import ImageOps
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage
-from tario_jax.sources.images import on_white, opened_image, physical_size_um, reason_of
+from tario_jax.sources.images import ORIENTATION, on_white, opened_image, physical_size_um, reason_of
 
 PLAIN = (".png", ".jpg", ".jpeg")
 TIFF = (".tif", ".tiff", ".btf")
@@ -28,7 +28,6 @@ DICOM = ".dcm"
 
 # PNG, JPEG and TIFF of compressed strips give no block without all the rest: they are decoded whole, up to here.
 MOST_WHOLE_PX = 500_000_000
-_ORIENTATION = 0x0112  # EXIF
 _INCH_UM, _CM_UM = 25400.0, 10000.0
 _COLOURS = ("RGB", "YCBCR", "MINISBLACK")  # the last where a writer calls the three channels of RGB grey
 _JPEGS = ("JPEG", "OJPEG", "ALT_JPEG", "APERIO_JP2000_YCBC", "JPEG2000", "JPEG_2000_LOSSY")  # they decode to RGB
@@ -130,7 +129,7 @@ def _plain(path: Path, stack: contextlib.ExitStack) -> SlideFile:
         raise InputError(f"{path}: image of mode {image.mode!r}; expected 8-bit RGB (an H&E image in colour)")
     _check_whole(path, *image.size)
     notes: tuple[str, ...] = ()
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    if image.getexif().get(ORIENTATION, 1) != 1:
         image, notes = ImageOps.exif_transpose(image), ("is turned as its EXIF orientation says",)
 
     def read(rows: slice, columns: slice) -> np.ndarray:

@@ -129,7 +129,9 @@ def read_positions(folder: Path) -> Positions:
                          f"{', '.join(_COLUMNS)} unchanged") from None  # fmt: skip
     pa.default_memory_pool().release_unused()  # of the strings: hundreds of MB of a whole slide of Visium HD
     twice = barcode_P.repeated()
-    if twice or not len(barcode_P):
+    if not len(barcode_P):
+        raise InputError(f"{path}: holds no row; expected one for each spot or square")
+    if twice:
         raise InputError(f"{path}: {twice} of {len(barcode_P)} barcodes stand twice; expected each once")
     in_tissue_P, row_P, column_P, down_P, right_P = (np.concatenate(found.pop(name)) for name in numbers)
     pixel_xy_Px2 = np.stack([right_P, down_P], 1)
@@ -145,7 +147,7 @@ def _position_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield from file.iter_batches(_BARCODES, columns=list(_COLUMNS))
         return
     with path.open("rb") as file:  # what the file is called does not tell whether it has a header
-        first_row = file.readline().decode("utf-8-sig", "replace").strip().split(",")
+        first_row = file.readline().decode("utf-8-sig", "replace").strip().replace('"', "").split(",")
     has_header = first_row[0] == "barcode"
     if has_header:
         require_columns(path, first_row, _COLUMNS)

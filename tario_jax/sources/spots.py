@@ -124,8 +124,14 @@ def _read_section(folder: Path, name: str, pitch_um: float, report: IngestReport
     table = read_columns(spots_path, dict.fromkeys(_SPOT_COLUMNS, pa.float64()), "\t")
     spot = {column: numbers(table[column]) for column in _SPOT_COLUMNS}
     for column in _SPOT_COLUMNS:
-        if np.isnan(spot[column]).any():
-            raise InputError(f"{spots_path}: column {column!r} has an empty value; expected a number in each row")
+        if not np.isfinite(spot[column]).all():
+            raise InputError(f"{spots_path}: column {column!r} has an empty value, or one that is infinite; expected a "
+                             "number in each row")  # fmt: skip
+    for column in ("x", "y"):
+        whole_N = (np.abs(spot[column]) < 2**31) & (spot[column] == np.rint(spot[column]))
+        if not whole_N.all():
+            raise InputError(f"{spots_path}: column {column!r} holds {spot[column][~whole_N][0]:g}; expected whole "
+                             f"numbers, after which the rows of {counts_path.name} are named")  # fmt: skip
     array_xy_Nx2 = np.stack([spot["x"], spot["y"]], 1).astype(np.int32)
     row_of = {f"{x}x{y}": row for row, (x, y) in enumerate(array_xy_Nx2.tolist())}
     if len(row_of) < len(array_xy_Nx2):
@@ -221,6 +227,8 @@ def _read_counts(path: Path, report: IngestReport) -> tuple[list[str], list[str]
     types = {position: pa.string() if position == 0 else pa.float64() for position in range(len(names))}
     table = read_table(path, names, types, "\t")
     row_N, row_names = codes(table.column(0))
+    if not row_names:
+        raise InputError(f"{path}: holds no spot; expected a row for each")
     if len(row_names) < len(row_N) or (row_N < 0).any():
         raise InputError(f"{path}: {len(row_N)} rows but {len(row_names)} spot names; expected each spot once")
     counts_NxC = np.stack([numbers(column) for column in table.columns[1:]], 1)

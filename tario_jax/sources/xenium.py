@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.corpus.section import DetectionBlocks, Detections, Registration, SectionData
+from tario_jax.corpus.section import DetectionBlocks, Detections, Registration, SectionData, check_sides
 from tario_jax.panel import Panel
 from tario_jax.sources.alignment import read_alignment
 from tario_jax.sources.beside import MEASURED_UM_PER_PX, HeBeside, extent_of
@@ -78,6 +78,7 @@ def read_xenium(
     origin_um, end_um = seen.low_um, seen.high_um
     if he is not None:
         origin_um, end_um = he.common_extent(origin_um, end_um)
+    check_sides(str(file.path), *(end_um - origin_um))
     imaged = _imaged(seen.fields, origin_um, end_um, report)
 
     def generate() -> Iterator[SectionData]:

@@ -65,6 +65,10 @@ class XeniumFile:
         names += [name for name in optional if name in self._present]
         for table in self._parquet_batches(names) if self._is_parquet else self._csv_batches(names):
             feature_N = self._codes(self.features, table, "feature_name", "gene symbols")
+            written = next((name for name in self.features if name.startswith(("b'", 'b"'))), None)
+            if written is not None:  # its controls would be taken for genes
+                raise InputError(f"{self.path}: column 'feature_name' holds {written}, bytes as Python writes them; "
+                                 "expected gene symbols; export it again, or decode the column")  # fmt: skip
             control_F = np.array([*(bool(CONTROL.match(name)) for name in self.features), False])
             control_N = control_F[feature_N]
             if category == "is_gene":

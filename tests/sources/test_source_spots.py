@@ -160,6 +160,37 @@ def test_a_missing_column_is_named(tmp_path):
     refused(tmp_path, "A1_selection.tsv", "no column 'pixel_y'")
 
 
+def test_a_table_of_no_spot_or_in_another_encoding_is_refused(tmp_path):
+    _, counts = write_section(tmp_path)
+    save(tmp_path, "A1", counts=counts[:0])
+    refused(tmp_path, "A1.tsv.gz: holds no spot")
+    text = counts.rename(columns={"NEGR1": "NÉGR1"}).to_csv(sep="\t")
+    (tmp_path / "A1.tsv.gz").write_bytes(gzip.compress(text.encode("latin-1")))
+    refused(tmp_path, "A1.tsv.gz: its first line is not UTF-8")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"x": 0.4}, ("column 'x' holds 0.4", "whole numbers")), ({"y": 1e12}, ("column 'y' holds 1e+12",)),
+    ({"pixel_x": np.inf}, ("column 'pixel_x'", "infinite")), ({"selected": np.nan}, ("column 'selected'", "empty")),
+])  # fmt: skip
+def test_spots_of_no_place_are_refused(tmp_path, change, words):
+    spots, _ = write_section(tmp_path)
+    spots = spots.astype(float)
+    spots.loc[0, list(change)] = list(change.values())
+    save(tmp_path, "A1", spots)
+    refused(tmp_path, "A1_selection.tsv", *words)
+
+
+def test_an_image_that_is_to_be_shown_turned_is_refused(tmp_path):
+    write_section(tmp_path)
+    with Image.open(tmp_path / "A1.png") as image:
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        image.save(tmp_path / "A1.jpg", exif=turned)
+    (tmp_path / "A1.png").unlink()
+    refused(tmp_path, "A1.jpg", "EXIF orientation is 6")
+
+
 def test_swapped_pixel_columns_are_refused(tmp_path):
     spots, _ = write_section(tmp_path)
     save(tmp_path, "A1", spots.rename(columns={"pixel_x": "pixel_y", "pixel_y": "pixel_x"}))
@@ -188,7 +219,6 @@ def test_values_that_are_not_counts_are_refused(tmp_path):
     refused(tmp_path, "A1_selection.tsv", "1 spots stand twice")
 
 
-@pytest.mark.real_data
 def test_counts_without_end_and_impossible_diameters_are_refused(tmp_path):
     _, counts = write_section(tmp_path)
     for diameter_um, words in ((0.0, "--diameter-um=0"), (np.nan, "--diameter-um=nan"), (300.0, "would overlap")):
@@ -200,6 +230,7 @@ def test_counts_without_end_and_impossible_diameters_are_refused(tmp_path):
     refused(tmp_path, "A1.tsv.gz", "'NEGR1'", "holds inf", "expected raw counts")
 
 
+@pytest.mark.real_data
 def test_her2st_scale_and_totals(real_data):
     ingested = read_spots(real_data / "her2st", patients=(("C", "breast"),), sections=("C5",))
     (section,) = ingested.sections

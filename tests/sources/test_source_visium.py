@@ -1,5 +1,6 @@
 """Visium: counts, places and H&E are those of the folder, whichever release wrote it."""
 
+import csv
 import json
 
 import h5py
@@ -151,6 +152,16 @@ def test_a_section_is_called_by_the_run_since_every_output_is_called_outs(tmp_pa
     assert next(ingested.sections).section_id == "P2"
 
 
+def test_positions_that_a_spreadsheet_or_r_wrote_are_the_same(tmp_path):
+    made = made_visium(tmp_path / "outs")
+    _, plain = read(made)
+    text = made.positions.to_csv(index=False, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+    (made.folder / "spatial/tissue_positions.csv").write_text(text, encoding="utf-8-sig", newline="")
+    _, quoted = read(made)
+    np.testing.assert_array_equal(quoted.spots.x_um_N, plain.spots.x_um_N)
+    assert quoted.spots.name_N == plain.spots.name_N
+
+
 def test_what_is_no_visium_folder_is_answered_in_one_line(tmp_path):
     made = made_visium(tmp_path / "outs", header=True)
     refused(lambda: read_visium(tmp_path / "nowhere", **WHO), "no such folder")
@@ -169,6 +180,8 @@ def test_what_is_no_visium_folder_is_answered_in_one_line(tmp_path):
         spatial, made.positions.assign(in_tissue=made.positions.in_tissue.where(lambda x: x > 0)), header=True
     )
     refused(lambda: read(made), "tissue_positions.csv", "'in_tissue' has an empty value")
+    write_positions(spatial, made.positions[:0], header=True)
+    refused(lambda: read(made), "tissue_positions.csv: holds no row")
     write_positions(spatial, made.positions.assign(pxl_row_in_fullres="here"), header=True)
     refused(lambda: read(made), "tissue_positions.csv", "cannot be read")
     shuffled = made.positions.assign(pxl_row_in_fullres=made.positions.pxl_row_in_fullres.to_numpy()[::-1] ** 0.5)

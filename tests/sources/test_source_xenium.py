@@ -188,6 +188,8 @@ def test_missing_and_broken_files_and_columns_are_named(tmp_path):
     refused(tmp_path, "column 'x_location'", "expected numbers")
     rows.assign(feature_name=1).to_parquet(tmp_path / "transcripts.parquet")
     refused(tmp_path, "column 'feature_name'", "gene symbols")
+    rows.assign(cell_id=[[1]] * len(rows)).to_parquet(tmp_path / "transcripts.parquet")
+    refused(tmp_path, "column 'cell_id'", "expected names or numbers")
     for column, value, words in (
         ("is_gene", "True", "expected true and false"), ("overlaps_nucleus", "x", "expected 0 and 1"),
         ("codeword_category", 1, "expected words"), ("feature_name", b"\xff", "not UTF-8"),
@@ -360,6 +362,24 @@ def test_where_no_field_of_view_is_named_the_box_counts_and_the_report_says_so(t
         rows.assign(fov_name="").to_parquet(tmp_path / "transcripts.parquet")
     ingested, section = read(tmp_path)
     assert section.measured is None and "no field of view is named (column fov_name)" in ingested.report.table()
+
+
+@pytest.mark.parametrize(("x_um", "y_um"), [(5.0, None), (5.0, 5.0), (None, "astray")])
+def test_places_that_span_no_area_or_more_than_a_slide_are_refused(tmp_path, x_um, y_um):
+    rows = in_fields(tmp_path, RING)
+    rows = rows if x_um is None else rows.assign(x_location=x_um)
+    if y_um == "astray":
+        rows.iloc[3, list(rows).index("y_location")] = -5e7
+    elif y_um is not None:
+        rows["y_location"] = y_um
+    rows.to_parquet(tmp_path / "transcripts.parquet")
+    refused(tmp_path, "transcripts.parquet: spans", "at most 200 mm a side")
+
+
+def test_names_that_are_bytes_as_python_writes_them_are_refused(tmp_path):
+    rows = in_fields(tmp_path, RING)
+    rows.assign(feature_name=[f"b'{name}'" for name in rows.feature_name]).to_parquet(tmp_path / "transcripts.parquet")
+    refused(tmp_path, "column 'feature_name' holds b'", "bytes as Python writes them")
 
 
 def test_fields_of_view_of_another_type_or_encoding_are_refused(tmp_path):
