@@ -67,6 +67,8 @@ _CODECS = [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "cr
 _BY_COLUMN = {"place_and_gene": [{"name": "transpose", "configuration": {"order": [1, 0]}}]}
 
 
+SECTION_AGAIN = "restore it, or delete the folder of its section and run the same command again"
+_CORPUS_AGAIN = "restore it or ingest again"
 CACHE_BYTES = 256 << 20
 """Of decoded chunks, for the whole process: neighbouring windows share them."""
 
@@ -172,10 +174,7 @@ def read_array(place: Place) -> np.ndarray:
 
 
 def damaged(place: Place, error: Exception) -> InputError:
-    return InputError(
-        f"{place}: cannot be read: {plainly(error)}; restore it, or delete the folder of "
-        "its section and run the same command again"
-    )
+    return InputError(f"{place}: cannot be read: {plainly(error)}; {SECTION_AGAIN}")
 
 
 def write_truth(place: Place, arrays: dict[str, np.ndarray]) -> None:
@@ -199,27 +198,27 @@ def write_json(place: Place, value: Any) -> None:
     place.write(json.dumps(value, indent=1, sort_keys=True).encode())
 
 
-def read_sealed(place: Place, expected: str | None) -> bytes:
+def read_sealed(place: Place, expected: str | None, fix: str = _CORPUS_AGAIN) -> bytes:
     """The file's bytes. Raises `InputError` where they are not those that the corpus seal names."""
     try:
         content = place.read()
     except FileNotFoundError:
         content = None
     if content is None or hashlib.sha256(content).hexdigest() != expected:
-        raise InputError(f"{place}: differs from the corpus seal; restore it or ingest again")
+        raise InputError(f"{place}: differs from the corpus seal; {fix}")
     return content
 
 
-def read_json(place: Place) -> dict[str, Any]:
+def read_json(place: Place, fix: str = _CORPUS_AGAIN) -> dict[str, Any]:
     """Raises `InputError` where the file is missing or no whole JSON."""
     try:
         value = json.loads(place.read())
     except FileNotFoundError:
-        raise InputError(f"{place}: no such file; restore it or ingest again") from None
+        raise InputError(f"{place}: no such file; {fix}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{place}: is not whole JSON ({error}); restore it or ingest again") from None
+        raise InputError(f"{place}: is not whole JSON ({error}); {fix}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{place}: holds a {type(value).__name__}; expected an object; restore it or ingest again")
+        raise InputError(f"{place}: holds a {type(value).__name__}; expected an object; {fix}")
     return value
 
 

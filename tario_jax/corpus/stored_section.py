@@ -42,7 +42,7 @@ class Section:
     @functools.cached_property
     def seal(self) -> dict[str, Any]:
         """Record and checksums as they were sealed. Raises `InputError` where seal.json is missing or was altered."""
-        return json.loads(layout.read_sealed(self.place / "seal.json", self._seal_sha256))
+        return json.loads(layout.read_sealed(self.place / "seal.json", self._seal_sha256, layout.SECTION_AGAIN))
 
     @property
     def id(self) -> str:

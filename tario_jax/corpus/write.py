@@ -42,13 +42,16 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
     if len(panel) > 1 << 16:
         raise InputError(f"{root}: a panel of {len(panel)} genes; this corpus format holds at most {1 << 16}")
     begun = {"kind": kind, "panel_hash": panel.hash, "source": source, "format_version": layout.FORMAT_VERSION}
-    note, before = root / "ingest.json", None
+    note, before = root / "ingest.json", begun_with(root)
     # a folder that holds something is looked at once more: a job that shares it may have begun it in between
-    if not note.exists() and root.below() and not note.exists():
-        raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
-    if note.exists():
-        before = layout.read_json(note)
-        different = [name for name, value in begun.items() if before.get(name) != value]
+    if before is None and root.below():
+        before = begun_with(root)
+        if before is None:
+            raise InputError(f"{root}: is not empty and not a corpus; expected a new folder")
+    if before is not None:
+        # a lost source is that of now; but of virtual tissue nothing else says how its sections were made
+        different = [name for name, value in begun.items()
+                     if before.get(name, value if kind == "real" else None) != value]  # fmt: skip
         if different and holds_sections(root):
             if different == ["source"] and kind == "real":
                 also = before.get("also", [])
@@ -64,6 +67,24 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
     (root / "panel.tsv").write(panel.to_text().encode())
 
 
+def begun_with(root: Place) -> dict[str, Any] | None:
+    """What `ingest.json` notes of a corpus; None for a folder that is none.
+
+    Where it is lost or damaged the seal of a finished corpus tells all but the sources. Raises `InputError` where there
+    is no such seal.
+    """
+    note, seal = root / "ingest.json", root / "corpus.json"
+    if not note.exists() and not seal.exists():
+        return None
+    try:
+        return layout.read_json(note)
+    except InputError:
+        if not seal.exists():
+            raise
+    described = layout.read_json(seal)
+    return {name: described[name] for name in ("kind", "panel_hash", "format_version") if name in described}
+
+
 def holds_sections(root: Place | Path) -> bool:
     """Whether a section is sealed there, be the corpus finished or not."""
     return bool(layout.sealed_names(Place(root)))
@@ -75,7 +96,7 @@ def section_is_sealed(root: Place | Path, section_id: str) -> bool:
 
 def same_as_sealed(root: Place | Path, panel: Panel, kind: Kind, section: SectionData) -> bool:
     """Whether the sealed section of that name is what `write_section` would write."""
-    seal = layout.read_json(Place(root) / f"sections/{section.section_id}/seal.json")
+    seal = layout.read_json(Place(root) / f"sections/{section.section_id}/seal.json", layout.SECTION_AGAIN)
     with _arrays(section, panel, Place(root)) as arrays:
         record = json.loads(json.dumps(_record(section, kind, arrays)))
         return seal["record"] == record and seal["content"] == layout.array_sha256(arrays)
@@ -212,12 +233,21 @@ def _check_one_panel(root: Place, panel: Panel, kind: Kind, seals: dict[str, dic
                              f"expected {kind}, {panel.hash}; remove it, ingest it again after the others")  # fmt: skip
 
 
-def sealed_sections(root: Place) -> dict[str, dict[str, Any]]:
-    """The seals of all sealed sections by name, in order."""
-    names = layout.sealed_names(root)
+def sealed_sections(root: Place, sha256_of: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """The seals of all sealed sections by name, in order.
+
+    Raises `InputError` for one that cannot be read, or is not what `sha256_of` says where it names the section.
+    """
+    names, known = layout.sealed_names(root), sha256_of or {}
+
+    def read(name: str) -> dict[str, Any]:
+        place = root / f"sections/{name}/seal.json"
+        if name in known:
+            return json.loads(layout.read_sealed(place, known[name], layout.SECTION_AGAIN))
+        return layout.read_json(place, layout.SECTION_AGAIN)
+
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # in a bucket every read is a journey
-        return dict(zip(names, pool.map(lambda name: layout.read_json(root / f"sections/{name}/seal.json"), names),
-                        strict=True))  # fmt: skip
+        return dict(zip(names, pool.map(read, names), strict=True))
 
 
 def _write_table(place: Place, rows: list[dict[str, Any]]) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tario_jax.config import InputError
-from tario_jax.corpus import layout
 from tario_jax.corpus.place import Place, plainly
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import unnamed_patients
 from tario_jax.corpus.write import (
     add_patient,
     begin_corpus,
+    begun_with,
     described_patients,
     holds_sections,
     remove_section,
@@ -40,10 +40,16 @@ def panel_to_take(root: Place | Path | str, file: Path | None) -> Panel | None:
                              "'symbol'") from None  # fmt: skip
     if not holds_sections(root):
         return named
-    held = Panel.from_text((root / "panel.tsv").read().decode(), str(root / "panel.tsv"))
-    begun = layout.read_json(root / "ingest.json").get("panel_hash")
-    if begun != held.hash:
-        raise InputError(f"{root / 'panel.tsv'}: has the hash {held.hash}; ingest.json says {begun}; restore it")
+    begun = (begun_with(root) or {}).get("panel_hash")
+    try:
+        held = Panel.from_text((root / "panel.tsv").read().decode(), str(root / "panel.tsv"))
+    except (OSError, UnicodeDecodeError, InputError):
+        held = None
+    if held is None or begun != held.hash:
+        if named is not None and named.hash == begun:
+            return named  # which is written there again
+        raise InputError(f"{root / 'panel.tsv'}: is not the panel with the hash {begun}, with which the corpus was "
+                         "begun; restore it, or give a copy of it with --panel=FILE")  # fmt: skip
     if named is not None and named.hash != held.hash:
         raise InputError(f"--panel={file}: {len(named)} genes with the hash {named.hash}; {root} holds sections of "
                          f"{len(held)} genes, hash {held.hash}: leave --panel out, or use another --out")  # fmt: skip
@@ -82,7 +88,7 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
 def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], began: float) -> None:
     for number, section in enumerate(source.sections, 1):
         if number == 1:
-            seals = sealed_sections(root)
+            seals = sealed_sections(root, _known_seals(root))
             patients = described_patients(root, seals)
             name_of = {seal["content"]: name for name, seal in seals.items()}
         section_id = section.section_id
@@ -106,6 +112,14 @@ def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], b
                                  "not taken; leave it out, or ingest it into another --out")  # fmt: skip
         state = "is there already" if there else f"written, {time.monotonic() - began:.0f} s"
         say(f"ingest: {number}/{source.number} sections  {section_id}  {state}")
+
+
+def _known_seals(root: Place) -> dict[str, str]:
+    """Checksums of the sections' seals in a sealed corpus: it is sealed anew when it grows, altered ones and all."""
+    try:
+        return {section.id: section.seal_sha256 for section in Corpus.open(root).sections}
+    except InputError:  # it is not sealed, or its tables are damaged: they are made anew
+        return {}
 
 
 def account(source: Ingested, corpus: Corpus) -> dict:

@@ -1,10 +1,12 @@
 """An ingest that is refused leaves the corpus that was there as usable as it was."""
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 from refusals import refused
-from tiny_tissue import PANEL, tiny_section
+from tiny_tissue import PANEL, tiny_section, write_corpus
 
 from tario_jax.config import SplitConfig
 from tario_jax.corpus.read import Corpus
@@ -12,7 +14,7 @@ from tario_jax.corpus.split import split_corpus, write_split
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
 from tario_jax.panel import Panel
 from tario_jax.sources.check import check
-from tario_jax.sources.ingest import ingest
+from tario_jax.sources.ingest import ingest, panel_to_take
 from tario_jax.sources.ingested import Ingested, IngestReport
 
 FIRST, SECOND, THIRD = (tiny_section(f"{name}1", name, seed, detections=60) for seed, name in enumerate("ABC"))
@@ -47,6 +49,50 @@ def test_one_section_under_two_names_is_not_taken_and_the_corpus_stays_sealed(co
     refused(lambda: ingested(corpus.root, twin), "sections 'A1' and 'A2' hold the same data", "'A2' is not taken")
     assert Corpus.open(corpus.root).seal == corpus.seal and not (corpus.root.local / "sections/A2").exists()
     assert len(ingested(corpus.root, SECOND).sections) == 2  # and it grows further
+
+
+def test_a_corpus_does_not_grow_over_a_section_whose_seal_was_altered_until_it_is_written_anew(corpus):
+    folder = corpus.root.local / "sections/A1"
+    whole = (folder / "seal.json").read_text()
+    for damaged in (whole.replace('"width_um": 180.0', '"width_um": 190.0'), whole[:-9], ""):
+        assert damaged != whole
+        (folder / "seal.json").write_text(damaged)
+        refused(lambda: ingested(corpus.root, SECOND), "sections/A1/seal.json", "differs from the corpus seal",
+                "delete the folder of its section")  # fmt: skip
+    (corpus.root.local / "corpus.json").unlink()  # nor where it is not sealed
+    refused(lambda: ingested(corpus.root, SECOND), "sections/A1/seal.json", "delete the folder of its section")
+    shutil.rmtree(folder)
+    assert ingested(corpus.root, FIRST).seal == corpus.seal
+
+
+@pytest.mark.parametrize("damage", [None, b"", b'{"kind": "re'])
+def test_a_note_that_is_lost_or_damaged_is_written_again_when_the_corpus_grows(corpus, damage):
+    note = corpus.root.local / "ingest.json"
+    before = json.loads(note.read_text())
+    note.unlink() if damage is None else note.write_bytes(damage)
+    assert panel_to_take(corpus.root, None) == PANEL
+    assert len(ingested(corpus.root, SECOND).sections) == 2 and json.loads(note.read_text()) == before
+    note.write_bytes(b"")
+    refused(lambda: ingested(corpus.root, THIRD, panel=Panel(PANEL.symbols[::-1])), "was begun with panel_hash")
+
+
+def test_of_virtual_tissue_a_lost_note_is_refused_since_nothing_else_says_how_it_was_made(tmp_path):
+    write_corpus(tmp_path / "c", [FIRST])
+    (tmp_path / "c/ingest.json").unlink()
+    refused(lambda: begin_corpus(tmp_path / "c", PANEL, "virtual", {"made": "otherwise"}), "begun with source = None")
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"symbol\nGENE0\n", b"symbol\n\xff\n"])
+def test_a_panel_that_is_lost_or_damaged_is_taken_from_a_copy_of_it_and_no_other(corpus, tmp_path, damage):
+    there, copy, other = corpus.root.local / "panel.tsv", tmp_path / "copy.tsv", tmp_path / "other.tsv"
+    whole = there.read_bytes()
+    copy.write_bytes(whole)
+    other.write_text(Panel(PANEL.symbols[::-1]).to_text())
+    there.unlink() if damage is None else there.write_bytes(damage)
+    for file in (None, other):
+        refused(lambda file=file: panel_to_take(corpus.root, file), "panel.tsv: is not the panel", "--panel=FILE")
+    ingested(corpus.root, FIRST, panel=panel_to_take(corpus.root, copy))
+    assert there.read_bytes() == whole and Corpus.open(corpus.root).seal == corpus.seal
 
 
 def test_two_ingests_begun_at_once_on_different_panels_do_not_mix_their_genes(tmp_path):
