@@ -324,7 +324,7 @@ class TorchStep:
         number, weight = (x.reshape(B, T * N, -1) for x in (batch.pool_patch_BxTxNxM, batch.pool_weight_BxTxNxM))
         np.add.at(pool_BxQxS, (np.arange(B)[:, None, None], np.arange(T * N)[:, None], number), weight)
         near_BxQxQ = np.zeros((B, T * N, T * N), np.float32)
-        number, weight = (x.reshape(B, T * N, -1) for x in (batch.near_bin_BxTxNxM, batch.near_weight_BxTxNxM))
+        number, weight = (x.reshape(B, T * N, -1) for x in (batch.near_bin_BxTxNxV, batch.near_weight_BxTxNxV))
         np.add.at(near_BxQxQ, (np.arange(B)[:, None, None], np.arange(T * N)[:, None], number), weight)
         step_BxQ = batch.bin_step_BxTxN.reshape(B, T * N)
         near_BxQxQ *= step_BxQ[:, None, :] < step_BxQ[:, :, None]

@@ -78,14 +78,14 @@ class BinEncoder(nnx.Module):
             "btnf,fd->btnd", place, self.content_total[...]
         )
 
-    def near(self, content_BxQxd: jax.Array, near_BxNxM: jax.Array, weight_BxNxM: jax.Array) -> jax.Array:
+    def near(self, content_BxQxd: jax.Array, near_BxNxV: jax.Array, weight_BxNxV: jax.Array) -> jax.Array:
         """What N queries know at once of contents around them, [B, N, d]: a mean that fewer of them say less in.
 
         near: slots among the Q contents; weight: 0 of those that are not written.
         """
-        known_BxN = weight_BxNxM.sum(-1)
-        weight_BxNxM = weight_BxNxM / (known_BxN + 1)[..., None]
-        mean_BxNxd = weighted_means(content_BxQxd, near_BxNxM, weight_BxNxM)
+        known_BxN = weight_BxNxV.sum(-1)
+        weight_BxNxV = weight_BxNxV / (known_BxN + 1)[..., None]
+        mean_BxNxd = weighted_means(content_BxQxd, near_BxNxV, weight_BxNxV)
         share = (known_BxN / (known_BxN + 1))[..., None] * self.near_known[...]
         return project("bnd,de->bne", mean_BxNxd, self.near_in[...]) + share.astype(mean_BxNxd.dtype)
 

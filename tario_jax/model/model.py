@@ -174,13 +174,13 @@ class Tario(nnx.Module):
 
 
 def near_and_known(batch: Batch, given: Given | None = None) -> tuple[jax.Array, jax.Array]:
-    """Slots [B, T·N, M] of the bins around each bin, and their weights, 0 of those whose content it may not see."""
-    B, T, N, M = batch.near_bin_BxTxNxM.shape
-    near_BxQxM, weight_BxQxM = (x.reshape(B, T * N, M) for x in (batch.near_bin_BxTxNxM, batch.near_weight_BxTxNxM))
+    """Slots [B, T·N, V] of the bins around each bin, and their weights, 0 of those whose content it may not see."""
+    B, T, N, V = batch.near_bin_BxTxNxV.shape
+    near_BxQxV, weight_BxQxV = (x.reshape(B, T * N, V) for x in (batch.near_bin_BxTxNxV, batch.near_weight_BxTxNxV))
     step_BxQ = batch.bin_step_BxTxN.reshape(B, T * N)
     read_BxQ = step_BxQ - 1 if given is None else given.read_step_BxTxN.reshape(B, T * N)
-    step_BxQxM = jnp.take_along_axis(step_BxQ[:, None], near_BxQxM.reshape(B, 1, -1), 2).reshape(B, T * N, M)
-    return near_BxQxM, jnp.where(step_BxQxM <= read_BxQ[..., None], weight_BxQxM, 0)
+    step_BxQxV = jnp.take_along_axis(step_BxQ[:, None], near_BxQxV.reshape(B, 1, -1), 2).reshape(B, T * N, V)
+    return near_BxQxV, jnp.where(step_BxQxV <= read_BxQ[..., None], weight_BxQxV, 0)
 
 
 def _window_of_bin(batch: Batch) -> jax.Array:

@@ -7,7 +7,7 @@ bin, less than gathering the patches would (of 36 µm bins and 16 µm patches a 
 them. The numbers and shares of patches are gathered, 8 · M bytes a bin. Every rank looks M patches up for every bin, so
 this small part of a step (a bin reads its patches, where each layer multiplies them) does not shrink with more ranks.
 
-Axes: B rows, S patches of a row, N bins of a row, M patches under a bin, d width.
+Axes: B rows, S patches of a row, N bins of a row, M patches under a bin (or other tokens that are averaged), d width.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Batches as arrays: windows laid out tile by tile, with the three integers of the visibility rule.
 
 Axes: B rows, T tiles of a row (windows side by side, tile by tile), P H&E patches of a tile, N bin slots of a tile,
-M patches under a bin, C entries (bin slot, gene, count) of a row, W windows of a row, G the padded gene axis, F stored
-features of a patch.
+M patches under a bin, V bins around a bin, C entries (bin slot, gene, count) of a row, W windows of a row, G the padded
+gene axis, F stored features of a patch.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class Batch(NamedTuple):
     bin_step_BxTxN: np.ndarray  # int32, the group that writes the bin, 1 … K
     pool_patch_BxTxNxM: np.ndarray  # int32, patches under the bin, numbered through the row
     pool_weight_BxTxNxM: np.ndarray  # float32, their shares of its area; the sum is 1
-    near_bin_BxTxNxM: np.ndarray  # int32, slots of the bins around a bin, numbered through the row, nearest first
-    near_weight_BxTxNxM: np.ndarray  # float32, falling with the distance; 0 = padding
+    near_bin_BxTxNxV: np.ndarray  # int32, slots of the bins around a bin, numbered through the row, nearest first
+    near_weight_BxTxNxV: np.ndarray  # float32, falling with the distance; 0 = padding
     segment_BxT: np.ndarray  # int32, sequence of the row; −1 = padding
     tile_BxT: np.ndarray  # int32, unique in the row; windows follow each other, T / W tiles each
     count_bin_BxC: np.ndarray  # int32, bin slot numbered through the row, ascending; −1 = padding
@@ -162,8 +162,8 @@ def _fields(rows: int, layout: Layout) -> list[tuple[tuple[int, ...], Any, Any]]
         bin_step_BxTxN=((B, T, N), np.int32, 1),
         pool_patch_BxTxNxM=((B, T, N, M), np.int32, 0),
         pool_weight_BxTxNxM=((B, T, N, M), np.float32, 0),
-        near_bin_BxTxNxM=((B, T, N, layout.near_bins), np.int32, 0),
-        near_weight_BxTxNxM=((B, T, N, layout.near_bins), np.float32, 0),
+        near_bin_BxTxNxV=((B, T, N, layout.near_bins), np.int32, 0),
+        near_weight_BxTxNxV=((B, T, N, layout.near_bins), np.float32, 0),
         segment_BxT=((B, T), np.int32, -1),
         tile_BxT=((B, T), np.int32, np.arange(T)),
         count_bin_BxC=((B, C), np.int32, -1),
@@ -282,8 +282,8 @@ def _fill(batch: Batch, row: int, slot: int, window: Window, data: DataConfig, l
     slot_K = (first_tile + slots.tile_N) * layout.bins_per_tile + slots.place_N
     whole_grid = bins.square and counted.all()
     around = bins.pitch_um, layout.near_bins
-    near_KxM, weight_KxM = _grid_near(data.window_um, *around) if whole_grid else _near(x, y, *around)
-    batch.near_bin_BxTxNxM[at], batch.near_weight_BxTxNxM[at] = slot_K[near_KxM], weight_KxM
+    near_KxV, weight_KxV = _grid_near(data.window_um, *around) if whole_grid else _near(x, y, *around)
+    batch.near_bin_BxTxNxV[at], batch.near_weight_BxTxNxV[at] = slot_K[near_KxV], weight_KxV
     return _write_counts(batch, row, used, bins, np.flatnonzero(counted).astype(np.int32), slot_K, layout)
 
 
@@ -302,8 +302,8 @@ def _grid_near(window_um: float, bin_um: float, near_bins: int) -> tuple[np.ndar
 
 
 def _near(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, near_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """The M = near_bins bins around each bin, nearest first, and their weights, [N, M]; 0 where there are fewer."""
-    near_NxM, weight_NxM = (np.zeros((len(x_um_N), near_bins), dtype) for dtype in (np.int64, np.float32))
+    """The V = near_bins bins around each bin, nearest first, and their weights, [N, V]; 0 where there are fewer."""
+    near_NxV, weight_NxV = (np.zeros((len(x_um_N), near_bins), dtype) for dtype in (np.int64, np.float32))
     number = min(near_bins, len(x_um_N) - 1)
     if number > 0:
         places_Nx2 = np.stack([x_um_N, y_um_N], 1)
@@ -311,9 +311,9 @@ def _near(x_um_N: np.ndarray, y_um_N: np.ndarray, pitch_um: float, near_bins: in
         # a bin is no neighbour of its own, though not always the first: a larger bin may have its centre
         own = found == np.arange(len(found))[:, None]
         own[~own.any(1), -1] = True
-        away_NxM, near_NxM[:, :number] = (of[~own].reshape(-1, number) for of in (away, found))
-        weight_NxM[:, :number] = np.exp(-0.5 * (away_NxM / (_REACH * pitch_um)) ** 2)
-    return near_NxM, weight_NxM
+        away_Nxn, near_NxV[:, :number] = (of[~own].reshape(-1, number) for of in (away, found))
+        weight_NxV[:, :number] = np.exp(-0.5 * (away_Nxn / (_REACH * pitch_um)) ** 2)
+    return near_NxV, weight_NxV
 
 
 def _write_pixels(he_TxPxYxXx3: np.ndarray, he: np.ndarray, sides: tuple[int, int, int]) -> None:

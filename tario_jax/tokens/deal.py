@@ -37,7 +37,7 @@ def deal(batch: Batch, ranks: int) -> Batch:
     patches, bins = batch.patch_xy_um_BxTxPx2.shape[2], batch.bin_step_BxTxN.shape[2]
     pool_patch = renumbered(dealt["pool_patch_BxTxNxM"], patches)
     dealt["pool_patch_BxTxNxM"] = pool_patch.astype(batch.pool_patch_BxTxNxM.dtype)
-    dealt["near_bin_BxTxNxM"] = renumbered(dealt["near_bin_BxTxNxM"], bins).astype(batch.near_bin_BxTxNxM.dtype)
+    dealt["near_bin_BxTxNxV"] = renumbered(dealt["near_bin_BxTxNxV"], bins).astype(batch.near_bin_BxTxNxV.dtype)
     past = tiles * bins
     slot_BxC = np.where(batch.count_bin_BxC < 0, past, renumbered(np.maximum(batch.count_bin_BxC, 0), bins))
     ascending_BxC = np.argsort(slot_BxC, axis=1, kind="stable")

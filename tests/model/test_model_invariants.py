@@ -409,7 +409,7 @@ def test_local_layers_see_their_own_tile_only(windows, layout):
     """With local layers alone a tile is a world of its own but for what queries are told of contents just beyond it;
     one global layer joins tiles."""
     batch = batch_of([windows[:1]], layout)
-    batch = batch._replace(near_weight_BxTxNxM=np.zeros_like(batch.near_weight_BxTxNxM))
+    batch = batch._replace(near_weight_BxTxNxV=np.zeros_like(batch.near_weight_BxTxNxV))
     he = batch.he_BxTxPxYxXx3.copy()
     he[:, 1] = 255 - he[:, 1]
     other = with_counts_changed(batch, layout.bins_per_tile)._replace(he_BxTxPxYxXx3=he)  # pixels and counts of tile 1
@@ -425,9 +425,9 @@ def test_local_layers_see_their_own_tile_only(windows, layout):
 def test_a_model_without_bins_around_bins_is_one_whose_bins_have_none(windows, layout):
     model, batch = model_of("content"), batch_of([windows], layout)
     valid = valid_bins(batch)
-    alone = batch._replace(near_weight_BxTxNxM=np.zeros_like(batch.near_weight_BxTxNxM))
+    alone = batch._replace(near_weight_BxTxNxV=np.zeros_like(batch.near_weight_BxTxNxV))
     without = batch_of([windows], layout, near_bins=0)
-    assert without.near_bin_BxTxNxM.shape[3] == 0
+    assert without.near_bin_BxTxNxV.shape[3] == 0
     expected = model.rates(alone)[valid]
     np.testing.assert_allclose(model.rates(without)[valid], expected, rtol=2e-5)
     assert np.abs(model.rates(batch)[valid] / expected - 1).max() > 0.01

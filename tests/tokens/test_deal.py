@@ -43,13 +43,13 @@ def test_what_belongs_to_a_bin_stays_with_it(batch):
 
     def centres_near(some):
         flat = some.bin_xy_um_BxTxNx2.reshape(len(some.tile_BxT), -1, 2)
-        return np.stack([flat[row][some.near_bin_BxTxNxM[row]] for row in range(len(flat))])
+        return np.stack([flat[row][some.near_bin_BxTxNxV[row]] for row in range(len(flat))])
 
     assert dense(batch).sum() > 100
     order = dealt.tile_BxT[0]
     np.testing.assert_array_equal(dense(dealt), dense(batch)[:, order])
     np.testing.assert_array_equal(centres_under(dealt), centres_under(batch)[:, order])
-    there = (batch.near_weight_BxTxNxM > 0)[..., None]
+    there = (batch.near_weight_BxTxNxV > 0)[..., None]
     assert there.any((2, 3)).all()
     np.testing.assert_array_equal(centres_near(dealt) * there[:, order], (centres_near(batch) * there)[:, order])
     slots = np.where(dealt.count_bin_BxC < 0, bins[0] * bins[1], dealt.count_bin_BxC)

@@ -222,7 +222,7 @@ def test_a_bin_knows_the_bins_around_it(painted, kind):
         batch = tokenise([[window]], data, layout, np.ones((1, 1), int), [[np.random.default_rng(0)]])
         slots = np.flatnonzero(batch.bin_measured_BxTxN.ravel())
         xy = batch.bin_xy_um_BxTxNx2.reshape(-1, 2).astype(float)
-        near, weight = (x.reshape(-1, near_bins)[slots] for x in (batch.near_bin_BxTxNxM, batch.near_weight_BxTxNxM))
+        near, weight = (x.reshape(-1, near_bins)[slots] for x in (batch.near_bin_BxTxNxV, batch.near_weight_BxTxNxV))
         away = np.linalg.norm(xy[slots, None] - xy[slots], axis=-1)
         pitch_um = window.bins.pitch_um
         for number, mine in enumerate(slots):
