@@ -1,5 +1,6 @@
 """Sections of a corpus to embeddings: predicted from their H&E alone, and measured where they were."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.kept import by_turns
 from tario_jax.evaluate.patients.looks import look_of, no_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.stored_rates import StoredRates
 from tario_jax.evaluate.patients.vectors import (
     MEASURED,
     PREDICTED,
@@ -70,7 +72,7 @@ def embed_corpus(
         _refuse_others(store, held, left[first : first + _AT_ONCE], corpus)
         some = [one for one in left[first : first + _AT_ONCE] if (one[0].id, one[1]) not in held]
         rows += _predicted(predictor, corpus, [section for section, kind in some if kind == PREDICTED], bin_um, overlap,
-                           region_um)  # fmt: skip
+                           region_um, store.folder)  # fmt: skip
         for section, kind in some:
             if kind == MEASURED:
                 rows += _measured(predictor, corpus, section, region_um)
@@ -141,28 +143,31 @@ class _Open:
 
     section: Section
     cover: Cover
-    rates: Blend
+    rates: StoredRates
     left: int  # windows
     states: Blend | None = None
 
 
 def _predicted(predictor: Predictor, corpus: Corpus, sections: Sequence[Section], bin_um: float | None, overlap: float,
-               region_um: float | None) -> Iterator[Embedded]:  # fmt: skip
-    """Batches are filled across sections: a small one has fewer windows than a batch has rows."""
+               region_um: float | None, folder: Path) -> Iterator[Embedded]:  # fmt: skip
+    """Batches are filled across sections: a small one has fewer windows than a batch has rows. folder: where the rates
+    of the section that is predicted wait."""
     waiting: list[tuple[_Open, int]] = []
-    for section in sections:
-        cover = predictor.cover(section, tissue=corpus.kind, bin_um=None if section.has_spots else bin_um,
-                                overlap=overlap, turned=True)  # fmt: skip
-        if waiting and waiting[0][0].cover.layout != cover.layout:  # as spots beside bins
+    with contextlib.ExitStack() as opened:
+        for section in sections:
+            cover = predictor.cover(section, tissue=corpus.kind, bin_um=None if section.has_spots else bin_um,
+                                    overlap=overlap, turned=True)  # fmt: skip
+            if waiting and waiting[0][0].cover.layout != cover.layout:  # as spots beside bins
+                yield from _told(predictor, waiting, region_um)
+                waiting = []
+            rates = opened.enter_context(StoredRates(cover, len(predictor.panel), folder))
+            one = _Open(section, cover, rates, len(cover.corners))
+            waiting += [(one, number) for number in range(len(cover.corners))]
+            while len(waiting) >= predictor.rows:
+                yield from _told(predictor, waiting[: predictor.rows], region_um)
+                del waiting[: predictor.rows]
+        if waiting:
             yield from _told(predictor, waiting, region_um)
-            waiting = []
-        one = _Open(section, cover, Blend(len(cover), len(predictor.panel)), len(cover.corners))
-        waiting += [(one, number) for number in range(len(cover.corners))]
-        while len(waiting) >= predictor.rows:
-            yield from _told(predictor, waiting[: predictor.rows], region_um)
-            del waiting[: predictor.rows]
-    if waiting:
-        yield from _told(predictor, waiting, region_um)
 
 
 def _told(predictor: Predictor, windows: list[tuple[_Open, int]], region_um: float | None) -> Iterator[Embedded]:
@@ -173,7 +178,7 @@ def _told(predictor: Predictor, windows: list[tuple[_Open, int]], region_um: flo
         placed = one.cover.placed(batch, row, number)
         if one.states is None:
             one.states = Blend(len(one.cover), state_BxQxr.shape[2])
-        one.rates.add(placed, rates_BxQxG[row])
+        one.rates.add(number, placed, rates_BxQxG[row])
         one.states.add(placed, state_BxQxr[row])
         one.left -= 1
         if not one.left:
@@ -181,12 +186,14 @@ def _told(predictor: Predictor, windows: list[tuple[_Open, int]], region_um: flo
 
 
 def _rows(predictor: Predictor, one: _Open, region_um: float | None) -> Iterator[Embedded]:
-    rates_NxG, state_Nxr, places = one.rates.mean(), one.states.mean(), one.cover.places
-    for region, some_N in _regions(places.x_um_N, places.y_um_N, region_um):
-        look = look_of(one.section) if region == WHOLE else no_look()
-        found = of_rates(_who(predictor, one.section), region, rates_NxG[some_N], state_Nxr[some_N], look)
-        if found is not None:
-            yield found
+    state_Nxr, places = one.states.mean(), one.cover.places
+    with one.rates as rates:
+        for region, some_N in _regions(places.x_um_N, places.y_um_N, region_um):
+            look = look_of(one.section) if region == WHOLE else no_look()
+            found = of_rates(_who(predictor, one.section), region, lambda some, of=some_N: rates.rows(of[some]),
+                             rates.total_N[some_N], state_Nxr[some_N], look)  # fmt: skip
+            if found is not None:
+                yield found
 
 
 def rates_and_states(model: Tario, batch: Batch) -> tuple[jax.Array, jax.Array]:

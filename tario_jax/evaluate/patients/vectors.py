@@ -7,10 +7,10 @@ spread           standard deviation over bins of the same; of a patient, the mea
 texture          stain and texture of the H&E of a whole section, without any model: `looks`
 acquisition      what lens, camera and file format left in it: `looks`
 
-Axes: N bins, G genes, r width of the gene table, F, A figures of a look, P patients, R rows.
+Axes: N bins, n some of them, G genes, r width of the gene table, F, A figures of a look, P patients, R rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from tario_jax.predict.writing import holds_tissue
 PREDICTED, MEASURED = "predicted", "measured"
 WHOLE = ""  # the region of a row that is of a whole section
 _PER = 1e4
+_BINS = 256  # whose rates are read at once
 
 
 class Embedded(NamedTuple):
@@ -74,21 +75,26 @@ class Patients(NamedTuple):
         return Patients(*(of_P[some] for of_P in self))
 
 
-def of_rates(who: Who, region: str, rates_NxG: np.ndarray, state_Nxr: np.ndarray, look: Look) -> Embedded | None:
-    """None where no bin is tissue."""
-    total_N = rates_NxG.sum(1, dtype=np.float64)
-    tissue_N = holds_tissue(total_N)
-    if not tissue_N.any():
+def of_rates(who: Who, region: str, rates: Callable[[np.ndarray], np.ndarray], total_N: np.ndarray,
+             state_Nxr: np.ndarray, look: Look) -> Embedded | None:  # fmt: skip
+    """rates(some) are those of some of the N bins, [n, G], a few at a time; total: expected detections of each bin.
+    None where no bin is tissue."""
+    tissue_n = np.flatnonzero(holds_tissue(total_N))
+    if not len(tissue_n):
         return None
-    rates_NxG, total_N = rates_NxG[tissue_N], total_N[tissue_N]
-    log_NxG = np.log1p(_PER * rates_NxG / total_N[:, None].astype(np.float32))
-    expression_G = log_cpm(rates_NxG.sum(0, dtype=np.float64)[None], total_N.sum(keepdims=True))[0]
-    state_Nxr = state_Nxr[tissue_N].astype(np.float64)
-    vectors = log_NxG.mean(0, dtype=np.float64), state_Nxr.mean(0), state_Nxr.std(0)
-    return Embedded(who.patient, who.cohort, who.section, who.seal, region, PREDICTED, who.seen, len(total_N),
-                    float(total_N.sum()), look.um_per_px,
-                    *(of.astype(np.float32) for of in (expression_G, *vectors)), look.texture_F,
-                    look.acquisition_A)  # fmt: skip
+    sum_G = log_sum_G = 0.0
+    for first in range(0, len(tissue_n), _BINS):
+        some = tissue_n[first : first + _BINS]
+        rates_nxG = rates(some)
+        sum_G = sum_G + rates_nxG.sum(0, dtype=np.float64)
+        log_nxG = np.log1p(_PER * rates_nxG / total_N[some, None].astype(np.float32))
+        log_sum_G = log_sum_G + log_nxG.sum(0, dtype=np.float64)
+    total, state_nxr = total_N[tissue_n].sum(), state_Nxr[tissue_n].astype(np.float64)
+    expression_G = log_cpm(sum_G[None], total[None])[0]
+    vectors = log_sum_G / len(tissue_n), state_nxr.mean(0), state_nxr.std(0)
+    return Embedded(who.patient, who.cohort, who.section, who.seal, region, PREDICTED, who.seen, len(tissue_n),
+                    float(total), look.um_per_px, *(of.astype(np.float32) for of in (expression_G, *vectors)),
+                    look.texture_F, look.acquisition_A)  # fmt: skip
 
 
 def of_counts(who: Who, region: str, count_G: np.ndarray, known_G: np.ndarray, width: int) -> Embedded | None:
