@@ -1,13 +1,15 @@
 """Fine-tuning of a model on an outcome, beside the linear probe of the same folds.
 
-A linear head on the decoder's state, averaged over a patient's windows; head and model are trained together, the head
-starting where the probe of the same training patients ends (Kumar et al., ICLR 2022, arXiv 2202.10054). A part of the
-training patients is kept aside: the step that tells them best counts, and step 0, the probe itself, is one of them.
+A linear head on the decoder's state, averaged over the bins of a patient's windows that are tissue, as embeddings are;
+head and model are trained together, the head starting where the probe of the same training patients ends (Kumar et al.,
+ICLR 2022, arXiv 2202.10054). A part of the training patients is kept aside: the step that tells them best counts, and
+step 0, the probe itself, is one of them.
 
 Axes: B rows of a batch, P patients, Q bins of a window, r width of the state, K classes, W windows of a patient.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,9 @@ from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.patients.probe import Fold, Folds, Told
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import traced_on
+from tario_jax.predict.cover import Blend, Cover
 from tario_jax.predict.predictor import Predictor
+from tario_jax.predict.writing import holds_tissue
 from tario_jax.tokens.batch import Batch
 from tario_jax.whole_file import write_whole
 
@@ -34,6 +38,7 @@ _ASIDE = 0.2  # of the training patients, to choose the step on
 _WINDOWS = 2  # of a patient in a step
 _OVERLAP = 0.0  # of neighbouring windows
 _HEAD_PENALTY = 0.03  # scikit-learn's C of the head's start
+_VERSION = 2  # of what folds tell: what another one told is told anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +51,21 @@ class Tuning:
     seed: int = 0
 
 
-def pooled_states(model: Tario, batch: Batch) -> jax.Array:
-    """Mean of the decoder's state over the bins of each row, float32 [B, r]; 0 for a row without bins."""
-    predicted = model(batch)
-    share_BxQ = (batch.bin_measured_BxTxN.reshape(predicted.gene_BxQxr.shape[:2]) > 0).astype(jnp.float32)
-    sums = jnp.einsum("bq,bqr->br", share_BxQ, predicted.gene_BxQxr.astype(jnp.float32))
-    return sums / jnp.maximum(share_BxQ.sum(1, keepdims=True), 1.0)
+def tissue_sums(model: Tario, batch: Batch, tissue_BxQ: jax.Array) -> jax.Array:
+    """Sum of the decoder's state over the bins of each row that are tissue, float32 [B, r]. tissue: 1, else 0."""
+    return jnp.einsum("bq,bqr->br", tissue_BxQ, model(batch).gene_BxQxr.astype(jnp.float32))
+
+
+def totals(model: Tario, batch: Batch) -> jax.Array:
+    """Expected detections in every bin slot, float32 [B, Q]."""
+    return model.rates(batch).sum(-1)
 
 
 class Windows:
-    """Windows of the H&E of patients, in any order."""
+    """Windows of the H&E of patients that hold tissue, in any order."""
 
     def __init__(self, predictor: Predictor, corpus: Corpus, patients: Sequence[str]):
-        self.predictor, self.names = predictor, tuple(patients)
+        self.predictor, self.names, self._root = predictor, tuple(patients), corpus.root
         sections: dict[str, list[Section]] = {name: [] for name in patients}
         for section in corpus.sections:
             if section.patient in sections and section.holds("he"):
@@ -78,20 +85,50 @@ class Windows:
         for cover in covers:
             cover.layout = dataclasses.replace(cover.layout, **largest)
 
+    @functools.cached_property
+    def _with_tissue(self) -> list[list[tuple[Cover, int, np.ndarray]]]:
+        """By patient the windows, with the slots of their bins that are tissue by what the model predicts before it is
+        tuned. Raises `InputError` for a patient who has none."""
+        every = [window for of in self._of_patient for window in of]
+        blends = {cover: Blend(len(cover), 1) for cover, _ in every}
+        placed = {}
+        for first in range(0, len(every), self.predictor.rows):
+            some = every[first : first + self.predictor.rows]
+            batch = some[0][0].batch([cover.read(number) for cover, number in some], self.predictor.rows)
+            total_BxQ = np.asarray(self.predictor.call_on(totals, batch))
+            for row, (cover, number) in enumerate(some):
+                placed[cover, number] = cover.placed(batch, row, number)
+                blends[cover].add(placed[cover, number], total_BxQ[row, :, None])
+        tissue_N = {cover: holds_tissue(blend.mean()[:, 0]) for cover, blend in blends.items()}
+        found = []
+        for name, windows in zip(self.names, self._of_patient, strict=True):
+            slots = [(*window, placed[window].slot_n[tissue_N[window[0]][placed[window].number_n]])
+                     for window in windows]  # fmt: skip
+            found.append([one for one in slots if len(one[2])])
+            if not found[-1]:
+                raise InputError(f"--fine-tune: the model sees no tissue in any H&E of patient {name!r} in "
+                                 f"{self._root}; leave the patient out")  # fmt: skip
+        return found
+
     def count(self, patient: int) -> int:
-        return len(self._of_patient[patient])
+        return len(self._with_tissue[patient])
 
-    def batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
-        """(patient, number of its window) a row; further rows are padding."""
-        held = [self._of_patient[patient][number] for patient, number in chosen]
-        return held[0][0].batch([cover.read(number) for cover, number in held], self.predictor.rows)
+    def batch(self, chosen: Sequence[tuple[int, int]]) -> tuple[Batch, np.ndarray]:
+        """(patient, number of its window) a row, further rows are padding; and which bin slots are tissue, float32
+        [B, Q]."""
+        held = [self._with_tissue[patient][number] for patient, number in chosen]
+        batch = held[0][0].batch([cover.read(number) for cover, number, _ in held], self.predictor.rows)
+        tissue_BxQ = np.zeros((self.predictor.rows, batch.bin_measured_BxTxN[0].size), np.float32)
+        for row, (_, _, slot_n) in enumerate(held):
+            tissue_BxQ[row, slot_n] = 1.0
+        return batch, tissue_BxQ
 
-    def batches(self, patients: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
-        """All windows of these patients: whose each row is, and the batch."""
+    def batches(self, patients: Sequence[int]) -> Iterator[tuple[list[int], Batch, np.ndarray]]:
+        """All windows of these patients: whose each row is, and the batch with its tissue."""
         rows = [(patient, number) for patient in patients for number in range(self.count(patient))]
         for first in range(0, len(rows), self.predictor.rows):
             some = rows[first : first + self.predictor.rows]
-            yield [patient for patient, _ in some], self.batch(some)
+            yield [patient for patient, _ in some], *self.batch(some)
 
 
 class Tuner:
@@ -103,36 +140,35 @@ class Tuner:
         predictor = self.predictor = windows.predictor
         self._optimiser = optax.adam(tuning.learning_rate)
 
-        def loss(trained: Tree, batch: Batch, whose_B, label_B, weight_B) -> jax.Array:
-            state_Bxr = pooled_states(predictor.built.merge(trained["model"], predictor.calibration), batch)
+        def loss(trained: Tree, batch: Batch, tissue_BxQ, whose_B, label_B, weight_B) -> jax.Array:
+            sum_Bxr = tissue_sums(predictor.built.merge(trained["model"], predictor.calibration), batch, tissue_BxQ)
             # rows of one patient count as one
             same_BxB = (whose_B[:, None] == whose_B[None]) & (weight_B > 0)[None]
-            mean_Bxr = (same_BxB @ state_Bxr) / jnp.maximum(same_BxB.sum(1, keepdims=True), 1)
+            mean_Bxr = (same_BxB @ sum_Bxr) / jnp.maximum(same_BxB @ tissue_BxQ.sum(1, keepdims=True), 1)
             logits_BxK = mean_Bxr @ trained["head"] + trained["bias"]
             losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxK, label_B)
             return (losses_B * weight_B).sum() / jnp.maximum(weight_B.sum(), 1.0)
 
-        def step(trained: Tree, moments: optax.OptState, batch: Batch, whose_B, label_B, weight_B):
-            gradient = jax.grad(loss)(trained, batch, whose_B, label_B, weight_B)
+        def step(trained: Tree, moments: optax.OptState, batch: Batch, tissue_BxQ, whose_B, label_B, weight_B):
+            gradient = jax.grad(loss)(trained, batch, tissue_BxQ, whose_B, label_B, weight_B)
             updates, moments = self._optimiser.update(gradient, moments, trained)
             return optax.apply_updates(trained, updates), moments
 
-        def states(model: Tree, batch: Batch) -> jax.Array:
-            return pooled_states(predictor.built.merge(model, predictor.calibration), batch)
+        def sums(model: Tree, batch: Batch, tissue_BxQ) -> jax.Array:
+            return tissue_sums(predictor.built.merge(model, predictor.calibration), batch, tissue_BxQ)
 
         self._step = jax.jit(traced_on(predictor.mesh, step), donate_argnums=(0, 1))
-        self._states = jax.jit(traced_on(predictor.mesh, states))
+        self._sums = jax.jit(traced_on(predictor.mesh, sums))
 
     def states(self, model: Tree, patients: Sequence[int]) -> np.ndarray:
-        """Mean state over all windows of each of these patients, float64 [P, r]."""
-        place, sums, counts = {patient: at for at, patient in enumerate(patients)}, None, np.zeros(len(patients))
-        for whose, batch in self.windows.batches(patients):
-            state_Bxr = np.asarray(self._states(model, self.predictor.placed_on_devices(batch)), np.float64)
-            sums = np.zeros((len(patients), state_Bxr.shape[1])) if sums is None else sums
-            for row, patient in enumerate(whose):
-                sums[place[patient]] += state_Bxr[row]
-                counts[place[patient]] += 1
-        return sums / np.maximum(counts, 1)[:, None]
+        """Mean state over all bins of each of these patients that are tissue, float64 [P, r]."""
+        place, sums, bins_P = {patient: at for at, patient in enumerate(patients)}, 0.0, np.zeros(len(patients))
+        for whose, batch, tissue_BxQ in self.windows.batches(patients):
+            sum_Bxr = np.asarray(self._sums(model, self.predictor.placed_on_devices(batch), tissue_BxQ), np.float64)
+            whose_PxB = np.zeros((len(patients), len(sum_Bxr)))
+            whose_PxB[[place[patient] for patient in whose], np.arange(len(whose))] = 1.0
+            sums, bins_P = sums + whose_PxB @ sum_Bxr, bins_P + whose_PxB @ tissue_BxQ.sum(1)
+        return sums / bins_P[:, None]
 
     def told(self, label_P: np.ndarray, classes: int, folds: Folds) -> Told:
         """Each patient's log probabilities by the model that was tuned on the other folds."""
@@ -152,7 +188,7 @@ class Tuner:
 
     def _name(self, label_P: np.ndarray, fold: Fold, number: int) -> str:
         """Of all that the fold's answer follows from."""
-        said = (self.predictor.checkpoint, self.predictor.rows, self.windows.names, self.windows.seals,
+        said = (_VERSION, self.predictor.checkpoint, self.predictor.rows, self.windows.names, self.windows.seals,
                 _OVERLAP, self.tuning, number, label_P.tolist(), fold.train.tolist(),
                 fold.test.tolist())  # fmt: skip
         return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
@@ -173,8 +209,9 @@ class Tuner:
                                           for kind in (np.int32, np.int32, np.float32))  # fmt: skip
             for row, (patient, _) in enumerate(some):
                 whose_B[row], label_B[row], weight_B[row] = patient, label_P[patient], 1.0
-            batch = self.predictor.placed_on_devices(self.windows.batch(some))
-            trained, moments = self._step(trained, moments, batch, whose_B, label_B, weight_B)
+            batch, tissue_BxQ = self.windows.batch(some)
+            batch = self.predictor.placed_on_devices(batch)
+            trained, moments = self._step(trained, moments, batch, tissue_BxQ, whose_B, label_B, weight_B)
             if done % self.tuning.every == 0 or done == self.tuning.steps:
                 head, bias = (np.asarray(trained[name], np.float64) for name in ("head", "bias"))
                 loss = _loss(_log(self.states(trained["model"], aside), head, bias), label_P[aside])

@@ -15,6 +15,7 @@ from tario_jax.evaluate.patients.outcomes import Setting
 from tario_jax.evaluate.patients.probe import Fold, Folds
 from tario_jax.evaluate.patients.probe_job import Asked, probe_job
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.model.model import Tario
 
 PATIENTS = tuple("ABCDEF")
 
@@ -29,18 +30,36 @@ def folds() -> Folds:
     return Folds(tuple(Fold(np.sort(train), test, ()) for train, test in (halves, halves[::-1])))
 
 
-def test_states_are_means_over_bins_and_windows(windows, predictor, tmp_path):
-    tuner = Tuner(windows, Tuning(), tmp_path)
-    found = tuner.states(predictor.parameters, [2, 0])
+def test_states_are_means_over_the_bins_that_embeddings_take_for_tissue(windows, predictor, tiny_corpus, tmp_path,
+                                                                        monkeypatch):  # fmt: skip
+    """By what is predicted of the whole section; windows of glass alone are none."""
+    every = Tuner(windows, Tuning(), tmp_path).states(predictor.parameters, [2, 0])
+    monkeypatch.setattr(outcome_tuning, "holds_tissue", lambda total_N: total_N > np.quantile(total_N, 0.7))
+    some = Windows(predictor, tiny_corpus, PATIENTS)
+    found = Tuner(some, Tuning(), tmp_path).states(predictor.parameters, [2, 0])
+    kept = []
     for row, patient in enumerate((2, 0)):
-        sums, count = 0.0, 0
-        for cover, number in windows._of_patient[patient]:
-            batch = cover.batch([cover.read(number)], predictor.rows)
-            states = np.asarray(predictor.call_on(_states, batch), np.float64)[0]
-            measured = batch.bin_measured_BxTxN[0].ravel() > 0
-            sums, count = sums + states[measured].mean(0), count + 1
-        np.testing.assert_allclose(found[row], sums / count, rtol=1e-2, atol=1e-3)
-    assert np.abs(found[0] - found[1]).max() > 1e-3
+        section = next(one for one in tiny_corpus.sections if one.patient == PATIENTS[patient])
+        cover = predictor.cover(section, tissue="virtual", bin_um=None, overlap=0.0, turned=True)
+        total_N = predictor.blended(cover).mean().sum(1)
+        tissue_N, states = total_N > np.quantile(total_N, 0.7), []
+        for window in range(len(cover.corners)):
+            batch = cover.batch([cover.read(window)], predictor.rows)
+            placed = cover.placed(batch, 0, window)
+            state_Qxr = np.asarray(predictor.call_on(_states, batch), np.float64)[0]
+            states.append(state_Qxr[placed.slot_n[tissue_N[placed.number_n]]])
+        np.testing.assert_allclose(found[row], np.concatenate(states).mean(0), rtol=1e-2, atol=1e-3)
+        assert some.count(patient) == sum(len(of) > 0 for of in states)
+        kept += map(len, states)
+    assert 0 in kept and len(set(kept)) > 2
+    assert np.abs(found[0] - found[1]).max() > 1e-3 and np.abs(found - every).max() > 1e-3
+
+
+def test_a_patient_without_tissue_is_refused(predictor, tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(outcome_tuning, "totals", lambda model, batch: 0.0 * Tario.rates(model, batch).sum(-1))
+    tuner = Tuner(Windows(predictor, tiny_corpus, PATIENTS), Tuning(), tmp_path / "tuned")
+    refused(lambda: tuner.told(np.array([0, 1, 1, 0, 0, 1]), 2, folds()), "no tissue in any H&E of patient 'A'",
+            str(tiny_corpus.root), "leave the patient out")  # fmt: skip
 
 
 def _states(model, batch):
@@ -60,8 +79,9 @@ def test_an_outcome_of_the_tissue_is_learnt_and_kept(windows, tmp_path, monkeypa
     np.testing.assert_array_equal(tuner.told(label, 2, folds()).log_PxK, told.log_PxK)
 
 
-def test_what_a_fold_told_is_that_of_the_same_windows(windows, tmp_path):
-    """The same patients of a section that was ingested again, of other windows or batches, are told anew."""
+def test_what_a_fold_told_is_that_of_the_same_windows(windows, tmp_path, monkeypatch):
+    """The same patients of a section that was ingested again, of other windows or batches, or by another version, are
+    told anew."""
     label, fold = np.array([0, 1, 1, 0, 0, 1]), folds().folds_L[0]
 
     def name(**other) -> str:
@@ -76,7 +96,9 @@ def test_what_a_fold_told_is_that_of_the_same_windows(windows, tmp_path):
 
     assert name() == name() and windows.seals == sorted(windows.seals) and len(windows.seals) >= len(PATIENTS)
     again = [(section, "0" * 64) for section, _ in windows.seals]
-    assert len({name(), name(seals=again), name(predictor=Narrow(windows.predictor))}) == 3
+    found = {name(), name(seals=again), name(predictor=Narrow(windows.predictor))}
+    monkeypatch.setattr(outcome_tuning, "_VERSION", 1)
+    assert len(found | {name()}) == 4
 
 
 def test_a_batch_of_one_row_holds_one_window():
@@ -99,12 +121,14 @@ def test_a_step_lowers_the_loss_of_those_it_learns_from(windows, predictor, tmp_
     whose, labels, weight = (np.zeros(predictor.rows, kind) for kind in (np.int32, np.int32, np.float32))
     for row, (patient, _) in enumerate(some):
         whose[row], labels[row], weight[row] = patient, label[patient], 1.0
-    batch = predictor.placed_on_devices(windows.batch(some))
+    batch, tissue = windows.batch(some)
+    batch = predictor.placed_on_devices(batch)
     for _ in range(12):
-        states = np.asarray(tuner._states(trained["model"], batch), np.float64)[: len(some)]
+        sums = np.asarray(tuner._sums(trained["model"], batch, tissue), np.float64)[: len(some)]
+        states = sums / tissue[: len(some)].sum(1, keepdims=True)
         log = outcome_tuning._log(states, trained["head"], np.asarray(trained["bias"], np.float64))
         losses.append(outcome_tuning._loss(log, labels[: len(some)]))
-        trained, moments = tuner._step(trained, moments, batch, whose, labels, weight)
+        trained, moments = tuner._step(trained, moments, batch, tissue, whose, labels, weight)
     assert losses[0] == pytest.approx(np.log(2), rel=1e-3) and losses[-1] < 0.8 * losses[0]
     assert np.abs(np.asarray(predictor.parameters["gene_table"])).sum() > 0  # the model's own are still there
 
@@ -169,4 +193,4 @@ def test_windows_of_spots_that_lie_denser_are_one_program(predictor, tiny_corpus
     covers = len({id(cover) for of in found._of_patient for cover, _ in of})
     plain = made(predictor, tiny_corpus.sections[0], tissue=tiny_corpus.kind, bin_um=None, overlap=0.0).layout
     assert layout == dataclasses.replace(plain, bins_per_tile=plain.bins_per_tile + 8 + covers - 1)
-    assert found.batch([(5, 0), (0, 0)]).bin_measured_BxTxN.shape[2] == layout.bins_per_tile
+    assert found.batch([(5, 0), (0, 0)])[0].bin_measured_BxTxN.shape[2] == layout.bins_per_tile
