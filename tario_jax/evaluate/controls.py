@@ -8,7 +8,7 @@ import scipy.spatial
 
 from tario_jax.evaluate.kept import Arrays
 from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Measured, Rows
-from tario_jax.evaluate.ridge import Ridge, RidgeFit, Scaler, fit_scaler, folds_of
+from tario_jax.evaluate.ridge import Ridge, RidgeFit, Scaler, Spread, fit_scaler, folds_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +56,11 @@ class Density:
 
 @dataclasses.dataclass(frozen=True)
 class Fitting:
-    """A training section. Its counts are read when they are asked for, and not kept."""
+    """A training section. Its counts and features [N, F] are read when they are asked for, and not kept."""
 
-    read: Callable[[], Measured]
-    features_NxF: np.ndarray
+    read: Callable[[], tuple[Measured, np.ndarray]]
+    spread: Spread
     total_N: np.ndarray
-    kept_N: np.ndarray
     nuclear_density_N: np.ndarray
     group: str  # patient, or section: what must not be on both sides of a fold of the ridge
 
@@ -142,7 +141,7 @@ def fit_controls(sections: list[Fitting], tuned_on_G: np.ndarray,
     tuned_on_G: positions (among the genes under evaluation) over which the ridge's alpha is chosen; say(done) after
     each section.
     """
-    scaler = fit_scaler([section.features_NxF for section in sections])
+    scaler = fit_scaler([section.spread for section in sections])
     densities = {
         "nuclear_density": [s.nuclear_density_N for s in sections],
         "true_total": [s.total_N for s in sections],
@@ -154,7 +153,7 @@ def fit_controls(sections: list[Fitting], tuned_on_G: np.ndarray,
     count_G = weight_G = 0.0
     folds = folds_of([section.group for section in sections])
     for number, (section, fold) in enumerate(zip(sections, folds, strict=True)):
-        measured = section.read()
+        measured, features_NxF = section.read()
         genes = len(measured.measured_G)
         if not ridges:
             ridges = {form: RidgeFit(scaler, genes, tuned_on_G) for form in FORMS}
@@ -165,15 +164,15 @@ def fit_controls(sections: list[Fitting], tuned_on_G: np.ndarray,
         for form, ridge in ridges.items():
             for bins in measured.strips(form):
                 y_NxG = measured.dense(form, bins)
-                ridge.add(section.features_NxF[bins], y_NxG, measured.measured_G, fold)
+                ridge.add(features_NxF[bins], y_NxG, measured.measured_G, fold)
                 for name in lines if form in FORMS[1:] else ():
                     lines[name][form].add(np.log(np.maximum(densities[name][number][bins], floors[name])), y_NxG)
             bins = measured.bins(form)
             if len(bins):
                 tuned_NxT = measured.of(ridge.tuned).dense(form, bins)
-                ridge.add_tuning(section.features_NxF[bins], tuned_NxT, measured.measured_G, fold)
-        total_ridge.add(section.features_NxF, section.total_N[:, None], every, fold)
-        total_ridge.add_tuning(section.features_NxF, section.total_N[:, None], every, fold)
+                ridge.add_tuning(features_NxF[bins], tuned_NxT, measured.measured_G, fold)
+        total_ridge.add(features_NxF, section.total_N[:, None], every, fold)
+        total_ridge.add_tuning(features_NxF, section.total_N[:, None], every, fold)
         say(number + 1)
     fitted = {name: Density({form: fit.solve() for form, fit in forms.items()}, floors[name])
               for name, forms in lines.items()}  # fmt: skip

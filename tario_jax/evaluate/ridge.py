@@ -1,14 +1,15 @@
 """Ridge regression of all genes at once on stain and texture features.
 
 Sections are summarised once as sums of products; every fold and every alpha is then a difference of sums and one
-eigendecomposition, so that nothing is fitted twice and no array of all bins × all genes exists.
+eigendecomposition, so that nothing is fitted twice, and no bins are held but those of the section that is read.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
+from tario_jax.evaluate.metrics import correlation, mean_defined
 
 ALPHAS = np.geomspace(3.0, 1e5, 8)  # on features of unit variance, times bins: from nearly free to nearly flat
 FOLDS = 5
@@ -40,13 +41,50 @@ class Ridge:
         return self.intercept_G + self.scaler(features_NxF) @ self.slope_FxG
 
 
-def fit_scaler(features_S: list[np.ndarray]) -> Scaler:
+class Spread(NamedTuple):
+    """Number of some bins, their mean features and the sums of squares about it."""
+
+    number: int
+    mean_F: np.ndarray
+    squares_F: np.ndarray
+
+    @classmethod
+    def of(cls, features_NxF: np.ndarray) -> "Spread":
+        mean_F = features_NxF.sum(0, dtype=np.float64) / max(len(features_NxF), 1)
+        return cls(len(features_NxF), mean_F, ((features_NxF - mean_F) ** 2).sum(0))
+
+
+class Tuning(NamedTuple):
+    """What r of any ridge within a section follows from, of T genes: means, and sums of products about them."""
+
+    mask: bytes  # the genes that it measured
+    fold: int
+    number: int
+    mean_F: np.ndarray
+    mean_T: np.ndarray
+    gram_FxF: np.ndarray
+    cross_FxT: np.ndarray
+    squares_T: np.ndarray
+
+    def r(self, slope_FxT: np.ndarray, at_F: np.ndarray, mean_T: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        """`pearson_by_gene` of the section's targets of some genes with mean + (z − at) @ slope."""
+        predicted_T = mean_T + (self.mean_F - at_F) @ slope_FxT
+        return correlation(
+            self.squares_T[genes],
+            np.einsum("ft,ft->t", slope_FxT, self.gram_FxF @ slope_FxT),
+            np.einsum("ft,ft->t", slope_FxT, self.cross_FxT[:, genes]),
+            self.number * self.mean_T[genes] ** 2,
+            self.number * predicted_T**2,
+        )
+
+
+def fit_scaler(spread_S: list[Spread]) -> Scaler:
     """Mean and standard deviation over all training bins; a constant feature gets scale 1, so it stays 0."""
-    number = sum(len(features_NxF) for features_NxF in features_S)
-    mean_F = sum(features_NxF.sum(0, dtype=np.float64) for features_NxF in features_S) / number
-    # a second pass: differences of sums of squares would lose a small deviation beside a large mean
-    variance_F = sum(((features_NxF - mean_F) ** 2).sum(0) for features_NxF in features_S) / number
-    sd_F = np.sqrt(variance_F)
+    number = sum(of.number for of in spread_S)
+    mean_F = sum(of.number * of.mean_F for of in spread_S) / number
+    # about means of their own: differences of sums of squares would lose a small deviation beside a large mean
+    squares_F = sum(of.squares_F + of.number * (of.mean_F - mean_F) ** 2 for of in spread_S)
+    sd_F = np.sqrt(squares_F / number)
     return Scaler(mean_F, np.where(sd_F > 1e-8, sd_F, 1.0))
 
 
@@ -64,7 +102,7 @@ class RidgeFit:
         number = min(len(tuned_on_G), TUNED_GENES)
         self._tuned_T = tuned_on_G[np.linspace(0, len(tuned_on_G) - 1, number).round().astype(int)]
         self._sums: dict[tuple[bytes, int], tuple] = {}  # by the genes that were measured, and fold
-        self._tuning: list[tuple[bytes, int, np.ndarray, np.ndarray]] = []
+        self._tuning: list[Tuning] = []  # a section each
 
     def add(self, features_NxF: np.ndarray, targets_NxG: np.ndarray, measured_G: np.ndarray, fold: int) -> None:
         """Bins of a section; what the targets of unmeasured genes are is of no effect."""
@@ -76,8 +114,11 @@ class RidgeFit:
 
     def add_tuning(self, features_NxF: np.ndarray, tuned_NxT: np.ndarray, measured_G: np.ndarray, fold: int) -> None:
         """A whole section's targets of the genes `tuned`, on which each alpha is tried."""
-        mask = np.asarray(measured_G, bool).tobytes()
-        self._tuning.append((mask, fold, self._scaler(features_NxF).astype(np.float32), tuned_NxT.astype(np.float32)))
+        z_NxF, y_NxT = self._scaler(features_NxF), np.where(measured_G[self._tuned_T], tuned_NxT, 0.0)
+        mean_F, mean_T = (of.sum(0) / max(len(of), 1) for of in (z_NxF, y_NxT))
+        z_NxF, y_NxT = z_NxF - mean_F, y_NxT - mean_T
+        self._tuning.append(Tuning(np.asarray(measured_G, bool).tobytes(), fold, len(z_NxF), mean_F, mean_T,
+                                   z_NxF.T @ z_NxF, z_NxF.T @ y_NxT, (y_NxT**2).sum(0)))  # fmt: skip
 
     @property
     def tuned(self) -> np.ndarray:
@@ -117,12 +158,9 @@ class RidgeFit:
         for fold in folds:
             fitted = _decompose(self._of(masks, fold), self._tuned_T[tuned_T])
             mean_F, mean_T, values_F, vectors_FxF, cross_FxT = fitted
-            slope_AxFxT = (cross_FxT / (values_F + ALPHAS[:, None])[:, :, None]).astype(np.float32)
-            for mask, other, z_NxF, y_NxT in self._tuning:
-                if mask in masks and other == fold:
-                    turned_NxF = ((z_NxF - mean_F) @ vectors_FxF).astype(np.float32)
-                    r.append([mean_defined(pearson_by_gene(y_NxT[:, tuned_T], mean_T + turned_NxF @ slope_FxT))
-                              for slope_FxT in slope_AxFxT])  # fmt: skip
+            slope_AxFxT = [vectors_FxF @ (cross_FxT / (values_F + alpha)[:, None]) for alpha in ALPHAS]
+            r += [[mean_defined(section.r(slope_FxT, mean_F, mean_T, tuned_T)) for slope_FxT in slope_AxFxT]
+                  for section in self._tuning if section.mask in masks and section.fold == fold]  # fmt: skip
         mean_A = mean_defined(np.array(r)) if r else np.full(len(ALPHAS), np.nan)
         return float(ALPHAS[np.nanargmax(mean_A)]) if np.isfinite(mean_A).any() else float(ALPHAS[-1])
 

@@ -2,6 +2,7 @@
 several processes may share it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -16,8 +17,9 @@ from tario_jax.evaluate.controls import (
     fit_density,
 )
 from tario_jax.evaluate.kept import Arrays, Kept, by_turns, key_of
-from tario_jax.evaluate.moments import measure
+from tario_jax.evaluate.moments import Measured, measure
 from tario_jax.evaluate.ranking import standing
+from tario_jax.evaluate.ridge import Spread
 from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_scores import Plan, score_controls, score_measurement, score_model, totals_of
 
@@ -131,14 +133,16 @@ def _total(source: SectionSource, work: Work) -> Arrays:
 
 
 def _fitted(fitting: list[SectionSource], plan: Plan, split_by: str, work: Work) -> Controls:
+    def read(source: SectionSource) -> tuple[Measured, np.ndarray]:
+        section = source.measured()
+        return plan.measure(section), section.features_NxF
+
     sections = []
     for source in fitting:
         section = source.measured()
-        measured = plan.measure(section)
         sections.append(Fitting(
-            lambda source=source: plan.measure(source.measured()), section.features_NxF, measured.total_N,
-            measured.kept_N, section.nuclear_density_N,
-            source.patient_id if split_by == "patient" else source.section_id,
+            functools.partial(read, source), Spread.of(section.features_NxF), plan.measure(section).total_N,
+            section.nuclear_density_N, source.patient_id if split_by == "patient" else source.section_id,
         ))  # fmt: skip
 
     def say(done: int) -> None:

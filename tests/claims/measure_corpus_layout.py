@@ -20,7 +20,7 @@ from tario_jax.corpus.place import Place
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.metrics import mean_defined, pearson_by_gene
-from tario_jax.evaluate.ridge import fit_ridge, fit_scaler
+from tario_jax.evaluate.ridge import Spread, fit_ridge, fit_scaler
 from tario_jax.virtual.patients import FIRST_NUMBER
 from tario_jax.virtual.section import Settings, simulate_section
 
@@ -126,7 +126,13 @@ def _ridge_r(sections, images: list[np.ndarray], counts: list[np.ndarray]) -> fl
     features = [section_features(image, one.he_um_per_px, *places, BIN_UM)[0]
                 for one, image in zip(sections, images, strict=True)]  # fmt: skip
     train = features[:TRAIN]
-    ridge = fit_ridge(train, counts[:TRAIN], [str(k) for k in range(TRAIN)], np.arange(GENES), fit_scaler(train))
+    ridge = fit_ridge(
+        train,
+        counts[:TRAIN],
+        [str(k) for k in range(TRAIN)],
+        np.arange(GENES),
+        fit_scaler([Spread.of(one) for one in train]),
+    )
     by_section = [pearson_by_gene(x, ridge(f)) for x, f in zip(counts[TRAIN:], features[TRAIN:], strict=True)]
     return float(np.nanmean(mean_defined(np.stack(by_section))))
 

@@ -20,7 +20,7 @@ from tario_jax.evaluate.features import section_features
 from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.null_class import MIN_TOTAL, null_report
-from tario_jax.evaluate.ridge import fit_ridge, fit_scaler
+from tario_jax.evaluate.ridge import Spread, fit_ridge, fit_scaler
 from tario_jax.virtual.patients import FIRST_NUMBER
 from tario_jax.virtual.section import Settings, simulate_section, truth_rates
 
@@ -71,7 +71,7 @@ def null_class(train: list[Bins], test: list[Bins], in_null: np.ndarray) -> dict
     targets = [composition(bins.counts_NxG[some][:, in_null], bins.total_N[some])
                for bins, some in zip(fitted, kept, strict=True)]  # fmt: skip
     ridge = fit_ridge(features, targets, [str(k) for k in range(len(fitted))], np.arange(int(in_null.sum())),
-                      fit_scaler(features))  # fmt: skip
+                      fit_scaler([Spread.of(one) for one in features]))  # fmt: skip
     return null_report([bins.counts_NxG[:, in_null].astype(float) for bins in test], [bins.total_N for bins in test],
                        [ridge(bins.features_NxF) for bins in test])  # fmt: skip
 
@@ -103,7 +103,7 @@ def main() -> None:
         targets = [bins.counts_NxG[:, in_top] for bins in some]
         features = [bins.features_NxF for bins in some]
         ridge = fit_ridge(features, targets, [str(k) for k in range(len(some))], np.arange(TOP_GENES),
-                          fit_scaler(features))  # fmt: skip
+                          fit_scaler([Spread.of(one) for one in features]))  # fmt: skip
         return r([ridge(bins.features_NxF) for bins in test])
 
     found = {

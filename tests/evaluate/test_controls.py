@@ -1,6 +1,7 @@
 """Ridge against scikit-learn, lines against polyfit, displacement and turning on known grids."""
 
 import functools
+import weakref
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_the_scaler_is_that_of_all_bins_together_and_a_constant_stays_nothing():
     rng = np.random.default_rng(0)
     features = [(1e5 + rng.normal(size=(n, 4)) * (0.1, 1, 7, 0)).astype(np.float32) for n in (300, 1, 41)]
     together = np.concatenate(features).astype(np.float64)
-    scaler = ridge.fit_scaler(features)
+    scaler = ridge.fit_scaler([ridge.Spread.of(one) for one in features])
     np.testing.assert_allclose(scaler.mean_F, together.mean(0), rtol=1e-13)
     np.testing.assert_allclose(scaler.sd_F[:3], together.std(0)[:3], rtol=1e-9)
     assert scaler.sd_F[3] == 1.0
@@ -51,11 +52,31 @@ def test_alpha_is_chosen_across_groups_so_a_patient_is_not_memorised():
             features.append(np.concatenate([shared + 0.3 * rng.normal(size=(40, 10)), private], 1))
             targets.append(shared + private @ own)
             patients.append(patient)
-    scaler = ridge.fit_scaler(features)
+    scaler = ridge.fit_scaler([ridge.Spread.of(one) for one in features])
     sections = [str(s) for s in range(15)]
     across = ridge.fit_ridge(features, targets, patients, np.arange(3), scaler)
     within = ridge.fit_ridge(features, targets, sections, np.arange(3), scaler)
     assert across.alpha > 10 * within.alpha  # folds over sections would see each patient on both sides
+
+
+def test_r_within_a_section_is_that_of_its_bins():
+    """The sums that are kept of a section are of one size, whatever its bins, and tell r of any ridge."""
+    rng = np.random.default_rng(7)
+    scaler, sizes = ridge.Scaler(np.full(6, 1.0), np.full(6, 2.0)), set()
+    for bins in (1, 2, 300, 600):
+        features, targets = rng.normal(2.0, 3.0, (bins, 6)), rng.poisson(3.0, (bins, 5)).astype(float)
+        targets[:, 1] = 4.0
+        fit = ridge.RidgeFit(scaler, 5, np.arange(5))
+        fit.add_tuning(features, targets, np.array([True, True, False, True, True]), 0)
+        (kept,) = fit._tuning
+        sizes.add(sum(of.nbytes for of in kept if isinstance(of, np.ndarray)))
+        genes, at, mean = np.array([0, 1, 3, 4]), rng.normal(size=6), rng.normal(size=4)
+        slope = rng.normal(size=(6, 4))
+        slope[:, 2] = 0.0  # a constant prediction
+        expected = pearson_by_gene(targets[:, genes], mean + (scaler(features) - at) @ slope)
+        np.testing.assert_allclose(kept.r(slope, at, mean, genes), expected, atol=1e-9)
+        assert np.isnan(expected[1]) and (bins == 1 or expected[2] == 0.0)
+    assert len(sizes) == 1
 
 
 def test_lines_equal_polyfit_and_leave_out_sections_that_did_not_measure():
@@ -120,9 +141,18 @@ def test_genes_that_a_section_did_not_measure_do_not_spoil_the_ridge_of_the_othe
     features = [rng.normal(size=(50, 4)) for _ in range(4)]
     counts = [rng.poisson(np.exp(0.3 * f[:, :1] + np.ones((1, 3)) * 3)).astype(float) for f in features]
     seen = [np.array([True, True, s < 2]) for s in range(4)]
-    sections = [controls.Fitting(functools.partial(measure, c, m, np.arange(3), 1), f, c[:, m].sum(1), np.arange(50),
-                                 f[:, 0] + 5, group)
-                for c, m, f, group in zip(counts, seen, features, "abcd", strict=True)]  # fmt: skip
+    alive: list[weakref.ref] = []
+
+    def read(counts_NxG, measured_G, features_NxF):
+        assert sum(of() is not None for of in alive) <= 1  # no more than the section that was read before
+        features_NxF = features_NxF.copy()
+        alive.append(weakref.ref(features_NxF))
+        return measure(counts_NxG, measured_G, np.arange(3), 1), features_NxF
+
+    sections = [
+        controls.Fitting(functools.partial(read, c, m, f), ridge.Spread.of(f), c[:, m].sum(1), f[:, 0] + 5, group)
+        for c, m, f, group in zip(counts, seen, features, "abcd", strict=True)
+    ]
     fitted = controls.fit_controls(sections, np.arange(3))
     assert np.isfinite(fitted.ridge["counts"](features[0])).all()
     assert pearson_by_gene(counts[3], fitted.ridge["counts"](features[3])).min() > 0.3
