@@ -32,6 +32,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.batch import Batch
 
 _AT_ONCE = 16  # sections of a file
+_OTHER = "give another --out for"
 
 
 def embed_corpus(
@@ -62,14 +63,14 @@ def embed_corpus(
              "region_um": region_um, "tissue": corpus.kind}  # fmt: skip
     store = EmbeddingStore.begun(out, predictor.panel, about)
     held = store.held()
-    _refuse_others(store, held, work, corpus)
+    refuse_others(store, held, work, corpus, _OTHER)
     _refuse_other_genes(predictor, corpus, store, [section for section, kind in work if kind == MEASURED])
     left = by_turns([one for one in work if (one[0].id, one[1]) not in held], part)
     say(f"embed: {len(left)} of {len(work)} sections are not there yet")
     empty = 0
     for first in range(0, len(left), _AT_ONCE):
         held, rows = store.held(), []  # other processes may have done some meanwhile
-        _refuse_others(store, held, left[first : first + _AT_ONCE], corpus)
+        refuse_others(store, held, left[first : first + _AT_ONCE], corpus, _OTHER)
         some = [one for one in left[first : first + _AT_ONCE] if (one[0].id, one[1]) not in held]
         rows += _predicted(predictor, corpus, [section for section, kind in some if kind == PREDICTED], bin_um, overlap,
                            region_um, store.folder)  # fmt: skip
@@ -88,12 +89,13 @@ def embed_corpus(
     return store
 
 
-def _refuse_others(store: EmbeddingStore, held: dict[tuple[str, str], str], work: list[tuple[Section, str]],
-                   corpus: Corpus) -> None:  # fmt: skip
+def refuse_others(store: EmbeddingStore, held: dict[tuple[str, str], str], work: list[tuple[Section, str]],
+                  corpus: Corpus, fix: str) -> None:  # fmt: skip
+    """Raises `InputError` for a section that is not the one of that name which the store holds."""
     for section, kind in work:
         if held.get((section.id, kind), _seal(section)) != _seal(section):
             raise InputError(f"{store.folder}: holds another section called {section.id!r}, of another corpus or as it "
-                             f"was before it was ingested again; give another --out for {corpus.root}")  # fmt: skip
+                             f"was before it was ingested again; {fix} {corpus.root}")  # fmt: skip
 
 
 def _refuse_other_genes(predictor: Predictor, corpus: Corpus, store: EmbeddingStore,

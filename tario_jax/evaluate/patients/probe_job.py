@@ -8,6 +8,7 @@ import numpy as np
 
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
+from tario_jax.evaluate.patients.embed import refuse_others
 from tario_jax.evaluate.patients.index import index_of
 from tario_jax.evaluate.patients.outcome_tuning import Tuner, Tuning, Windows
 from tario_jax.evaluate.patients.outcomes import (
@@ -111,6 +112,9 @@ def probe_job(store: EmbeddingStore, corpus: Corpus | None, asked: Asked, settin
     if predictor is not None and predictor.checkpoint != store.about["checkpoint"]:
         raise InputError(f"--fine-tune: is checkpoint {predictor.checkpoint}, and {store.folder} of "
                          f"checkpoint {store.about['checkpoint']}; give the workdir that was embedded")  # fmt: skip
+    if predictor is not None or asked.reachable:
+        refuse_others(store, store.held(), [(section, PREDICTED) for section in corpus.sections], corpus,
+                      "give the corpus that was embedded in place of")  # fmt: skip
     if not asked.columns or not setting.vectors:
         raise InputError("--columns and --vectors: name at least one")
     patients = patients_asked(store, tables[0], asked, setting.vectors, say)

@@ -3,7 +3,7 @@
     NAME.embeddings/
       embeddings.json        format, model, panel and what was asked: all rows have it in common
       panel.tsv
-      parts/*.parquet        a row a section, or a region of one; a file is absent or whole
+      parts/*.parquet        a row a section, or a region of one; a file is absent or whole, and says what it is of
 
 Several processes may add to one folder; what two of them add of one section is the same, and read once.
 """
@@ -24,12 +24,14 @@ from tario_jax.evaluate.patients.vectors import WHOLE, Embedded
 from tario_jax.panel import Panel
 from tario_jax.whole_file import write_whole
 
-FORMAT, FORMAT_VERSION = "tario embeddings", 4
+FORMAT, FORMAT_VERSION = "tario embeddings", 5
+_READ = (4, FORMAT_VERSION)  # files of rows of version 4 do not say what they are of
 FILE = "embeddings.json"
 _WORDS = ("patient", "cohort", "section", "seal", "region", "kind")
 _PLAIN = {"seen": pa.bool_(), "bins": pa.int64(), "detections": pa.float64(), "um_per_px": pa.float64()}
 _VECTORS = {"expression": "G", "log_expression": "G", "state": "r", "spread": "r", "texture": "F", "acquisition": "A"}
 # of which rows of another value would lie in another space
+_OF = b"rows of"  # in the metadata of a file of rows
 _ALIKE = ("panel_hash", "checkpoint", "bin_um", "overlap", "region_um", "tissue")
 
 
@@ -47,9 +49,9 @@ class EmbeddingStore:
             raise InputError(f"{folder}: holds no embeddings; 'tario embed' makes them") from None
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{folder / FILE}: is damaged; restore it, or embed again") from None
-        if found != (FORMAT, FORMAT_VERSION):
-            raise InputError(f"{folder}: is {found[0]}, version {found[1]}; this tario reads version {FORMAT_VERSION} "
-                             f"of {FORMAT}; embed again")  # fmt: skip
+        if found not in [(FORMAT, version) for version in _READ]:
+            raise InputError(f"{folder}: is {found[0]}, version {found[1]}; this tario reads versions "
+                             f"{' and '.join(map(str, _READ))} of {FORMAT}; embed again")  # fmt: skip
         try:
             self.panel = Panel.from_text((folder / "panel.tsv").read_text(), str(folder / "panel.tsv"))
         except (OSError, UnicodeDecodeError):
@@ -86,8 +88,8 @@ class EmbeddingStore:
             values = np.stack([getattr(row, f"{name}_{axis}") for row in rows])
             flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-        memory = io.BytesIO()
-        pq.write_table(pa.table(columns), memory, compression="zstd")
+        memory, of = io.BytesIO(), {name: self.about.get(name) for name in _ALIKE}
+        pq.write_table(pa.table(columns, metadata={_OF: json.dumps(of)}), memory, compression="zstd")
         name = hashlib.sha256(
             "\n".join(f"{row.section}/{row.seal}/{row.region}/{row.kind}" for row in rows).encode()
         ).hexdigest()
@@ -159,10 +161,23 @@ class EmbeddingStore:
     def _read(self, path: Path, columns: list[str] | None) -> pa.Table:
         try:
             with pa.OSFile(str(path)) as file:
-                return pq.read_table(file, columns=columns)
+                table = pq.read_table(file, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: is damaged ({' '.join(str(error).split())[:100]}); remove it, and embed again: "
                              "what it held alone is computed") from None  # fmt: skip
+        self._refuse_rows_of_another(path, table.schema.metadata or {})
+        return table
+
+    def _refuse_rows_of_another(self, path: Path, metadata: dict[bytes, bytes]) -> None:
+        """A file may have come from another folder, or from a process that began this one at the same moment."""
+        if _OF not in metadata and self.about["format_version"] < FORMAT_VERSION:
+            return
+        of = json.loads(metadata.get(_OF, b"{}"))
+        for name in _ALIKE:
+            if name not in of or of[name] != self.about.get(name):
+                said = f"are of {name.replace('_', ' ')} {of[name]}" if name in of else "do not say what they are of"
+                raise InputError(f"{path}: its rows {said}, and {self.folder} is of {name.replace('_', ' ')} "
+                                 f"{self.about.get(name)}; take it out of the folder")  # fmt: skip
 
 
 def _is_anothers(path: Path) -> bool:

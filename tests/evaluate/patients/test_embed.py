@@ -14,6 +14,9 @@ from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.patients import embed
 from tario_jax.evaluate.patients.embed import embed_corpus, rates_and_states
 from tario_jax.evaluate.patients.looks import no_look
+from tario_jax.evaluate.patients.outcome_tuning import Tuning
+from tario_jax.evaluate.patients.outcomes import Setting
+from tario_jax.evaluate.patients.probe_job import Asked, probe_job
 from tario_jax.evaluate.patients.store import EmbeddingStore
 from tario_jax.evaluate.patients.vectors import MEASURED, PREDICTED, Embedded, Who, of_counts, of_rates, pooled
 from tario_jax.model.model import Tario
@@ -197,6 +200,16 @@ def test_another_section_of_the_same_name_is_refused(store, predictor, tiny_corp
     monkeypatch.setattr(embed, "_seal", lambda section: "other" if section.id == "B1" else section.seal_sha256[:16])
     refused(lambda: embed_corpus(predictor, tiny_corpus, store.folder, region_um=90.0, **ASKED),
             "holds another section called 'B1'", "give another --out")  # fmt: skip
+
+
+def test_a_probe_that_reads_sections_reads_those_that_were_embedded(store, predictor, tiny_corpus, tmp_path):
+    """Virtual patients of any corpus have the same names."""
+    again = [tiny_section(section.id, section.patient, 90 + at) for at, section in enumerate(tiny_corpus.sections)]
+    other = write_corpus(tmp_path / "c", again)
+    words = str(store.folder), "holds another section called 'A1'", f"that was embedded in place of {other.root}"
+    reads = (Asked(("cohort",), reachable=True), {}), (Asked(("cohort",)), {"predictor": predictor, "tuning": Tuning()})
+    for asked, more in reads:
+        refused(lambda asked=asked, more=more: probe_job(store, other, asked, Setting(), str, **more), *words)
 
 
 def test_what_does_not_belong_together_is_refused(store, predictor, tiny_corpus, tiny_run, tmp_path):
