@@ -98,7 +98,7 @@ def _cells(row: Row) -> list[str]:
         return "" if value is None else format(value, form)
 
     return [
-        row.run, told(row.patients, "d"), f"{config.data.bin_um:g}", f"{config.data.window_um:,.0f}",
+        row.run, cell(row.patients, "d"), f"{config.data.bin_um:g}", f"{config.data.window_um:,.0f}",
         f"{found.trunk_parameters / 1e6:,.1f}", f"{found.gene_parameters / 1e6:,.1f}", f"{found.tokens:.1e}",
         f"{found.flops:.1e}", str(row.hardware or "here"), cell(found.chips, ",d"),
         cell(found.shortest_hours, ",.1f"), cell(found.hours, ",.1f"), cell(found.dollars, ",.0f"), row.verdict_text,
