@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--retries", type=_whole_or_0, default=2, metavar="N",
                      help="of a job that failed, but for a mistake of its user (2)")  # fmt: skip
     how.add_argument("--back-off-s", type=_seconds, default=10.0, metavar="S",
-                     help="pause before the first retry, then twice as long each (10)")  # fmt: skip
+                     help="pause before the first retry, then twice as long each, up to 600 (10)")  # fmt: skip
     cluster = parser.add_argument_group("on a cluster")
     cluster.add_argument("--site", type=Path, metavar="FILE", help="partition, image, zone …, as launch/site.toml")
     cluster.add_argument("--site.GROUP.FIELD", metavar="VALUE", dest="_site", help="one of them")

@@ -6,9 +6,10 @@ touched while the job lives. SIGTERM, SIGINT and SIGUSR1 reach the job as SIGTER
 status is the job's; 128 + N where signal N killed it.
 
 Where a scheduler starts it again and again (--retries): it pauses before the attempt that follows a failure, twice as
-long after each, and when it failed more often in a row than that, it ends with status 2, as for a mistake: start it no
-more. So it does where a process of the attempt before, be it another one, ended by a mistake. A row is of attempts
-called alike up to their last point (of one job of the scheduler), and begins anew after one that ran for half an hour.
+long after each, up to ten minutes, and when it failed more often in a row than that, it ends with status 2, as for a
+mistake: start it no more. So it does where a process of the attempt before, be it another one, ended by a mistake. A
+row is of attempts called alike up to their last point (of one job of the scheduler), and begins anew after one that ran
+for half an hour.
 An attempt that was told to end (a preemption), or for which other hosts did not come (75), is no failure.
 """
 
@@ -34,7 +35,8 @@ MISTAKE = 2
 ABSENT = 75
 """Of a job that waited for what did not come, as for the hosts of a slice that was taken away: it failed at nothing."""
 _TOUCH_S = 5.0
-_LONGEST_PAUSE_S = 600.0
+LONGEST_PAUSE_S = 600.0
+"""Between attempts, where the first pause is not longer."""
 _PROCESS = ("SLURM_PROCID", "TPU_WORKER_ID", "JOB_COMPLETION_INDEX")
 _SLICE = "MEGASCALE_SLICE_ID"
 _ADVICE = "tario: this process ends, and the run with it"
@@ -66,13 +68,18 @@ def main(arguments: list[str] | None = None) -> int:
         if before > options.retries:  # killed with its watcher, which could not say so
             return _given_up(before)
         if before:
-            pause_s = min(options.back_off_s * 2 ** (before - 1), _LONGEST_PAUSE_S)
-            _print(f"launch: failed {before} times in a row; {pause_s:g} s until the next attempt\n")
-            time.sleep(pause_s)  # a signal ends it, and this
+            seconds = pause_s(options.back_off_s, before)
+            _print(f"launch: failed {before} times in a row; {seconds:g} s until the next attempt\n")
+            time.sleep(seconds)  # a signal ends it, and this
     status = run_attempt(options.folder, words, attempt, options.process or _process())
     if options.retries is not None and status not in (0, MISTAKE, ABSENT, *TOLD) and before + 1 > options.retries:
         return _given_up(before + 1)
     return status
+
+
+def pause_s(back_off_s: float, failures: int) -> float:
+    """Before the attempt that follows so many failures in a row."""
+    return min(back_off_s * 2 ** (failures - 1), max(back_off_s, LONGEST_PAUSE_S))
 
 
 def _given_up(failures: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from launch import attempts
-from launch.attempt import MISTAKE
+from launch.attempt import MISTAKE, pause_s
 from launch.jobs import CORPUS, KINDS, SCALING, Job, is_done, jobs_of
 from launch.sweep_file import Sweep
 from tario_jax.config import InputError
@@ -175,7 +175,7 @@ class _Launch:
                 self.did_something = True
                 if self._signal:
                     continue
-                again = status and self._retry(group, status, retried[name])
+                again = status and self._retry(status, retried[name])
                 self._tell(f"{total - len(left) + 1:>3}/{total}", group, status)
                 if again is not None and status:
                     retried[name] += 1
@@ -231,11 +231,11 @@ class _Launch:
         first = slot * of_run + process * of_process
         return {"CUDA_VISIBLE_DEVICES": ",".join(self._gpus[first : first + of_process])}
 
-    def _retry(self, group: _Group, status: int, retried: int) -> float | None:
+    def _retry(self, status: int, retried: int) -> float | None:
         """Seconds until the job is tried again; None where it is not."""
         if status == MISTAKE or retried >= self._how.retries:
             return None
-        return self._how.back_off_s * 2**retried
+        return pause_s(self._how.back_off_s, retried + 1)
 
     def _tell(self, number: str, group: _Group, status: int) -> None:
         seconds, minutes = time.monotonic() - group.began, (time.monotonic() - self._began) / 60

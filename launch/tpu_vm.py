@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from launch.attempt import LONGEST_PAUSE_S
 from launch.attempts import LONG_S
 from launch.files import write_files
 from launch.gke import in_container, on_share
@@ -93,12 +94,13 @@ class TpuBackend:
         does = [f"{'on_all' if job.kind == 'train' else 'on_first'} {shlex.quote(self._host(job, run))} || return"
                 for job in jobs]  # fmt: skip
         vms = hardware.vms
+        back_off_s = math.ceil(self._how.back_off_s)
         return _SCRIPT.format(
             sweep=self._sweep.file, run=run, hardware=hardware, chips=hardware.chips,
             vms=f"{vms} VM{'s' * (vms > 1)}", lent="spot" if site.spot else "on demand", name=name,
             project=shlex.quote(site.project), zone=shlex.quote(site.zone), ask=" \\\n    ".join(map(shlex.quote, ask)),
-            nodes=" ".join(nodes), retries=self._how.retries, back_off_s=math.ceil(self._how.back_off_s),
-            long_s=LONG_S, does="\n".join(f"  {line}" for line in does),
+            nodes=" ".join(nodes), retries=self._how.retries, back_off_s=back_off_s, long_s=LONG_S,
+            longest_s=max(back_off_s, round(LONGEST_PAUSE_S)), does="\n".join(f"  {line}" for line in does),
         )  # fmt: skip
 
     def _host(self, job: Job, run: str) -> str:
@@ -220,6 +222,7 @@ NAME={name}
 NODES=({nodes})
 RETRIES={retries}
 BACK_OFF_S={back_off_s}
+LONGEST_S={longest_s}
 place=(--project={project} --zone={zone} --quiet)
 
 create() {{
@@ -305,7 +308,8 @@ while true; do
         give_back
         exit "$status"
       fi
-      sleep $((BACK_OFF_S * 2 ** (failures - 1)))
+      pause=$((BACK_OFF_S * 2 ** (failures < 30 ? failures : 30) / 2))
+      sleep $((pause < LONGEST_S ? pause : LONGEST_S)) # the slices are paid for meanwhile
     fi
     ;;
   SUSPENDED | SUSPENDING | FAILED) # taken away, or not to be had

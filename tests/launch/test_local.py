@@ -96,6 +96,12 @@ def test_a_retry_waits_and_others_use_the_time(sweep, machine):
     assert order[:2] == ["a", "b"] and sorted(order) == ["a", "a", "b", "c", "d"]
 
 
+def test_pauses_grow_up_to_ten_minutes(sweep, tmp_path):
+    for back_off_s, pauses in ((10.0, [10, 20, 600, 600]), (3600.0, [3600] * 4)):
+        launch = local._Launch(sweep, tmp_path, Local(retries=2000, back_off_s=back_off_s), print)
+        assert [launch._retry(1, retried) for retried in (0, 1, 8, 900)] == pauses
+
+
 def test_without_its_cohort_nothing_is_begun(sweep, machine):
     machine.statuses = {("corpus", "simulate"): [1, 1, 1]}
     assert run_here(sweep, machine.workdir, QUICK, say=lambda line: None) == 1

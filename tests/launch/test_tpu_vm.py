@@ -149,13 +149,16 @@ def test_a_connection_that_breaks_is_no_failure_where_the_slices_go_a_little_lat
         assert did(log) == (["ssh", "delete", "create", "ssh", "ssh", "delete"] if status == 0 else ["ssh", "delete"])
 
 
-def test_the_pause_before_a_retry_is_as_asked_for(repository, gcloud, tmp_path):
-    how = Local(at_once=2, retries=3, back_off_s=2.5)
+@pytest.mark.parametrize(("back_off_s", "slept"), [
+    (2.5, [3, 6, 12]), (200.0, [200, 400, 600]), (3600.0, [3600, 3600, 3600]),
+])  # fmt: skip
+def test_the_pause_before_a_retry_is_as_asked_for(repository, gcloud, tmp_path, back_off_s, slept):
+    how = Local(at_once=2, retries=3, back_off_s=back_off_s)
     backend = TpuBackend(pod_sweep(repository, e256="v5e:16x16"), tmp_path / "sweep", SITE, how)
     gcloud("ACTIVE " * 8 + "ABSENT", "1 1 1 1")
     (tmp_path / "bin" / "sleep").write_text(f'#!/bin/sh\necho "$1" >>{tmp_path}/slept\n')
     assert run(backend, "e256") == 1
-    assert (tmp_path / "slept").read_text().split() == ["3", "6", "12"]
+    assert [int(seconds) for seconds in (tmp_path / "slept").read_text().split()] == slept
 
 
 def test_slices_that_are_refused_are_asked_for_a_few_times(backend, gcloud):

@@ -10,6 +10,7 @@ NAME=tario-sweep-e256-7243e
 NODES=(tario-sweep-e256-7243e)
 RETRIES=2
 BACK_OFF_S=10
+LONGEST_S=600
 place=(--project=my-project --zone=us-east5-a --quiet)
 
 create() {
@@ -100,7 +101,8 @@ while true; do
         give_back
         exit "$status"
       fi
-      sleep $((BACK_OFF_S * 2 ** (failures - 1)))
+      pause=$((BACK_OFF_S * 2 ** (failures < 30 ? failures : 30) / 2))
+      sleep $((pause < LONGEST_S ? pause : LONGEST_S)) # the slices are paid for meanwhile
     fi
     ;;
   SUSPENDED | SUSPENDING | FAILED) # taken away, or not to be had

@@ -10,6 +10,7 @@ NAME=tario-sweep-two-p256-20bb5
 NODES=(tario-sweep-two-p256-20bb5-0 tario-sweep-two-p256-20bb5-1)
 RETRIES=2
 BACK_OFF_S=10
+LONGEST_S=600
 place=(--project=my-project --zone=us-east5-a --quiet)
 
 create() {
@@ -101,7 +102,8 @@ while true; do
         give_back
         exit "$status"
       fi
-      sleep $((BACK_OFF_S * 2 ** (failures - 1)))
+      pause=$((BACK_OFF_S * 2 ** (failures < 30 ? failures : 30) / 2))
+      sleep $((pause < LONGEST_S ? pause : LONGEST_S)) # the slices are paid for meanwhile
     fi
     ;;
   SUSPENDED | SUSPENDING | FAILED) # taken away, or not to be had
