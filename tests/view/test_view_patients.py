@@ -10,6 +10,7 @@ from pages import SIZE, chromium_browser, opened, served
 
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.store import EmbeddingStore
+from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.view.patients import PatientMap
 from tario_jax.view.shown import Shown
 
@@ -43,7 +44,7 @@ def patients_of(store):
     return lambda slides: PatientMap(store, [corpus(store)], ("EGFR",), slides, str)
 
 
-def test_patients_slides_and_columns(store, folders):
+def test_patients_slides_and_columns(store, folders, tmp_path):
     said: list[str] = []
     slides = [Shown(folder, {}, lambda store: [], contextlib.ExitStack(), str) for folder in folders]
     found = PatientMap(store, [corpus(store)], (), slides, said.append)
@@ -60,8 +61,7 @@ def test_patients_slides_and_columns(store, folders):
     middle = [np.array([x[:30][cohort == k].mean(), y[:30][cohort == k].mean()]) for k in range(2)]
     inside = [np.hypot(x[:30] - at[0], y[:30] - at[1]) for at in middle]
     assert ((inside[0] < inside[1]) == (cohort == 0)).mean() > 0.95
-    other = EmbeddingStore(store.folder)
-    other.about["checkpoint"] = "another"
+    other = made_store(tmp_path / "other.embeddings", SYMBOLS, store.rows(PREDICTED), checkpoint="another")
     assert len(PatientMap(other, [], (), slides, said.append)) == 30
     assert "not on the map" in said[-1] and "of checkpoint none" in said[-1]
 
