@@ -6,7 +6,6 @@ import shutil
 import pytest
 from test_cli import refused
 
-from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 
 NAME = "efficientnet-lite0"
@@ -61,16 +60,3 @@ def test_mistakes_are_one_line(copy, cli_tario, tmp_path):
     trained = cli_tario("train", "--config=configs/quickstart.py", corpus, f"--workdir={tmp_path / 'run'}",
                         f"--config.data.frozen_encoder={NAME}")  # fmt: skip
     refused(trained, f"tario encode --corpus={copy} --encoder={NAME}")
-
-
-def test_a_compiled_step_needs_a_known_length():
-    import dataclasses
-
-    from tario_jax.config import Config
-    from tario_jax.train.aot import pod_layout
-
-    data = Config().data
-    config = dataclasses.replace(Config(), data=dataclasses.replace(data, frozen_encoder=NAME))
-    assert pod_layout(config, 100).frozen_features == 448
-    with pytest.raises(InputError, match="not known"):
-        pod_layout(dataclasses.replace(config, data=dataclasses.replace(data, frozen_encoder="mine")), 100)

@@ -5,6 +5,7 @@ eigendecomposition, so that nothing is fitted twice, and no bins are held but th
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,19 @@ class Spread(NamedTuple):
         mean_F = features_NxF.sum(0, dtype=np.float64) / max(len(features_NxF), 1)
         return cls(len(features_NxF), mean_F, ((features_NxF - mean_F) ** 2).sum(0))
 
+    @classmethod
+    def merged(cls, spread_S: Sequence["Spread"]) -> "Spread":
+        """Of all of their bins together."""
+        number = sum(of.number for of in spread_S)
+        mean_F = sum(of.number * of.mean_F for of in spread_S) / number
+        # about means of their own: differences of sums of squares would lose a small deviation beside a large mean
+        squares_F = sum(of.squares_F + of.number * (of.mean_F - mean_F) ** 2 for of in spread_S)
+        return cls(number, mean_F, squares_F)
+
+    @property
+    def sd_F(self) -> np.ndarray:
+        return np.sqrt(self.squares_F / self.number)
+
 
 class Tuning(NamedTuple):
     """What r of any ridge within a section follows from, of T genes: means, and sums of products about them."""
@@ -80,12 +94,8 @@ class Tuning(NamedTuple):
 
 def fit_scaler(spread_S: list[Spread]) -> Scaler:
     """Mean and standard deviation over all training bins; a constant feature gets scale 1, so it stays 0."""
-    number = sum(of.number for of in spread_S)
-    mean_F = sum(of.number * of.mean_F for of in spread_S) / number
-    # about means of their own: differences of sums of squares would lose a small deviation beside a large mean
-    squares_F = sum(of.squares_F + of.number * (of.mean_F - mean_F) ** 2 for of in spread_S)
-    sd_F = np.sqrt(squares_F / number)
-    return Scaler(mean_F, np.where(sd_F > 1e-8, sd_F, 1.0))
+    every = Spread.merged(spread_S)
+    return Scaler(every.mean_F, np.where(every.sd_F > 1e-8, every.sd_F, 1.0))
 
 
 class RidgeFit:

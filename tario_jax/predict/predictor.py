@@ -267,11 +267,14 @@ def _whole(section: Section | ImageSection, blend: Blend, asked_N: np.ndarray) -
         raise InputError(f"{section.id}: {unseen} places lie in no window; lower the overlap")
     rates_NxG = blend.mean() if asked_N.all() else blend.mean()[asked_N]
     if not np.isfinite(rates_NxG).all():
-        raise InputError(
-            f"{section.id}: the model's rates are not numbers: its training diverged; see its metrics.jsonl, "
-            "and train again with a lower optim.learning_rate"
-        )
+        raise diverged(section.id)
     return rates_NxG
+
+
+def diverged(section: str) -> InputError:
+    """What is told where a model's rates of a section are not numbers."""
+    return InputError(f"{section}: the model's rates are not numbers: its training diverged; see its metrics.jsonl, "
+                      "and train again with a lower optim.learning_rate")  # fmt: skip
 
 
 def _built(provenance: Provenance) -> Built:

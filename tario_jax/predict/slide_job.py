@@ -26,7 +26,7 @@ from tario_jax.predict.map_store import KEPT_BITS, MapStore, MapWriter
 from tario_jax.predict.maps import ONE_SHOT, banner_of
 from tario_jax.predict.measured import MeasuredBins
 from tario_jax.predict.outside import look_at, warnings
-from tario_jax.predict.predictor import Predictor
+from tario_jax.predict.predictor import Predictor, diverged
 from tario_jax.predict.slide import SlideSection, middle_of, opened_section, section_as_slide
 from tario_jax.predict.slide_folder import SlideFolder
 from tario_jax.predict.slide_plan import SlidePlan, TissueCover
@@ -271,8 +271,7 @@ class _Work:
 
     def _keep(self, windows, batch, rates_BxQxG: np.ndarray) -> None:
         if not np.isfinite(rates_BxQxG).all():
-            raise InputError(f"{self._section.id}: the model's rates are not numbers: its training diverged; see its "
-                             "metrics.jsonl, and train again with a lower optim.learning_rate")  # fmt: skip
+            raise diverged(self._section.id)
         for row, window in enumerate(windows):
             self._spool.add(window, self._plan.cover.placed(batch, row, window), rates_BxQxG[row])
         self._went_through += len(windows) * self._plan.cover.places.per_window

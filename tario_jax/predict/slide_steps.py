@@ -131,19 +131,19 @@ class SlideSteps:
         save(self._contents(written.window), number=number_n, content=content_Sxnxd[:, order_n])
         mean_nxG = np.maximum(written.mean_nxG[order_n, : self._genes], LEAST_MEAN)
         apart_nxG = np.sqrt(written.between_nxG[order_n, : self._genes]) / mean_nxG
-        save(self._predicted(written.window), number=number_n, drawn=drawn_nxG[order_n],
+        save(self._prediction_path(written.window), number=number_n, drawn=drawn_nxG[order_n],
              **({"apart": apart_nxG} if self._spread else {}))  # fmt: skip
 
     def _store(self, run: int) -> None:
-        """Where all that is said of a run is there: into the maps; and lets go of what no other run waits for."""
+        """Where all that is predicted of a run is there: into the maps; and lets go of what no other run waits for."""
         windows = self._windows_of_run[run]
-        if self._is_stored(run) or not all(self._predicted(window).exists() for window in windows):
+        if self._is_stored(run) or not all(self._prediction_path(window).exists() for window in windows):
             return
         bins, _ = self._plan.slots.run(run)
         values = {name: np.zeros((bins.stop - bins.start, self._genes), np.float32) for name in ("drawn", "spread")}
         try:
             for window in windows:
-                with np.load(self._predicted(window)) as held:
+                with np.load(self._prediction_path(window)) as held:
                     low, high = np.searchsorted(held["number"], (bins.start, bins.stop))
                     at_n = held["number"][low:high] - bins.start
                     values["drawn"][at_n] = held["drawn"][low:high]
@@ -161,16 +161,16 @@ class SlideSteps:
         save(self._folder / "stored" / f"{run}.npz")
         for window in windows:
             if all(map(self._is_stored, self._runs_of[window])):
-                self._predicted(window).unlink(missing_ok=True)
+                self._prediction_path(window).unlink(missing_ok=True)
 
     def _is_stored(self, run: int) -> bool:
         return (self._folder / "stored" / f"{run}.npz").exists()
 
     def _is_predicted(self, window: int) -> bool:
-        return self._predicted(window).exists() or all(map(self._is_stored, self._runs_of[window]))
+        return self._prediction_path(window).exists() or all(map(self._is_stored, self._runs_of[window]))
 
     def _is_done(self, window: int) -> bool:
-        """Whether it is said, and those that come after it can read what it wrote, or have."""
+        """Whether it is predicted, and those that come after it can read what it wrote, or have."""
         return self._is_predicted(window) and (self._contents(window).exists() or self._is_read(window))
 
     def _is_read(self, window: int) -> bool:
@@ -186,7 +186,7 @@ class SlideSteps:
     def _contents(self, window: int) -> Path:
         return self._folder / "contents" / f"{window}.npz"
 
-    def _predicted(self, window: int) -> Path:
+    def _prediction_path(self, window: int) -> Path:
         return self._folder / "said" / f"{window}.npz"
 
 

@@ -130,8 +130,8 @@ def test_a_larger_bin_with_the_centre_of_a_bin_is_its_neighbour_and_it_is_not_it
     """Three bins along one: the middle one has the centre of the larger."""
     x, y = grid_centres(324.0, 36.0)
     coarse_x, coarse_y = grid_centres(324.0, 108.0)
-    near_NxM, weight_NxM = _near(np.concatenate([x, coarse_x]), np.concatenate([y, coarse_y]), 36.0, 4)
-    assert not (near_NxM == np.arange(90)[:, None]).any() and (weight_NxM > 0).all()
+    near_NxV, weight_NxV = _near(np.concatenate([x, coarse_x]), np.concatenate([y, coarse_y]), 36.0, 4)
+    assert not (near_NxV == np.arange(90)[:, None]).any() and (weight_NxV > 0).all()
     for larger in range(9):
         (middle,) = np.flatnonzero((x == coarse_x[larger]) & (y == coarse_y[larger]))
-        assert near_NxM[middle, 0] == 81 + larger and near_NxM[81 + larger, 0] == middle
+        assert near_NxV[middle, 0] == 81 + larger and near_NxV[81 + larger, 0] == middle

@@ -15,7 +15,7 @@ from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.kept import by_turns
 from tario_jax.evaluate.patients.looks import look_of, no_look
 from tario_jax.evaluate.patients.store import EmbeddingStore
-from tario_jax.evaluate.patients.stored_rates import StoredRates
+from tario_jax.evaluate.patients.stored_bins import StoredBins
 from tario_jax.evaluate.patients.vectors import (
     MEASURED,
     PREDICTED,
@@ -27,7 +27,7 @@ from tario_jax.evaluate.patients.vectors import (
     without_tissue,
 )
 from tario_jax.model.model import Tario
-from tario_jax.predict.cover import Blend, Cover
+from tario_jax.predict.cover import Cover
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.batch import Batch
 
@@ -145,15 +145,14 @@ class _Open:
 
     section: Section
     cover: Cover
-    rates: StoredRates
+    bins: StoredBins
     left: int  # windows
-    states: Blend | None = None
 
 
 def _predicted(predictor: Predictor, corpus: Corpus, sections: Sequence[Section], bin_um: float | None, overlap: float,
                region_um: float | None, folder: Path) -> Iterator[Embedded]:  # fmt: skip
-    """Batches are filled across sections: a small one has fewer windows than a batch has rows. folder: where the rates
-    of the section that is predicted wait."""
+    """Batches are filled across sections: a small one has fewer windows than a batch has rows. folder: where what is
+    predicted of a section waits."""
     waiting: list[tuple[_Open, int]] = []
     with contextlib.ExitStack() as opened:
         for section in sections:
@@ -162,8 +161,8 @@ def _predicted(predictor: Predictor, corpus: Corpus, sections: Sequence[Section]
             if waiting and waiting[0][0].cover.layout != cover.layout:  # as spots beside bins
                 yield from _told(predictor, waiting, region_um)
                 waiting = []
-            rates = opened.enter_context(StoredRates(cover, len(predictor.panel), folder))
-            one = _Open(section, cover, rates, len(cover.corners))
+            bins = opened.enter_context(StoredBins(cover, len(predictor.panel), _width(predictor), folder))
+            one = _Open(section, cover, bins, len(cover.corners))
             waiting += [(one, number) for number in range(len(cover.corners))]
             while len(waiting) >= predictor.rows:
                 yield from _told(predictor, waiting[: predictor.rows], region_um)
@@ -178,22 +177,19 @@ def _told(predictor: Predictor, windows: list[tuple[_Open, int]], region_um: flo
     rates_BxQxG, state_BxQxr = jax.device_get(predictor.call_on(rates_and_states, batch))
     for row, (one, number) in enumerate(windows):
         placed = one.cover.placed(batch, row, number)
-        if one.states is None:
-            one.states = Blend(len(one.cover), state_BxQxr.shape[2])
-        one.rates.add(number, placed, rates_BxQxG[row])
-        one.states.add(placed, state_BxQxr[row])
+        one.bins.add(number, placed, rates_BxQxG[row], state_BxQxr[row])
         one.left -= 1
         if not one.left:
             yield from _rows(predictor, one, region_um)
 
 
 def _rows(predictor: Predictor, one: _Open, region_um: float | None) -> Iterator[Embedded]:
-    state_Nxr, places = one.states.mean(), one.cover.places
-    with one.rates as rates:
+    places = one.cover.places
+    with one.bins as bins:
         for region, some_N in _regions(places.x_um_N, places.y_um_N, region_um):
             look = look_of(one.section) if region == WHOLE else no_look()
-            found = of_rates(_who(predictor, one.section), region, lambda some, of=some_N: rates.rows(of[some]),
-                             rates.total_N[some_N], state_Nxr[some_N], look)  # fmt: skip
+            found = of_rates(_who(predictor, one.section), region, lambda some, of=some_N: bins.rows(of[some]),
+                             bins.total_N[some_N], look)  # fmt: skip
             if found is not None:
                 yield found
 

@@ -14,7 +14,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from tario_jax.evaluate.patients.probe import Fold, Folds, Told
 from tario_jax.model.model import Tario
 from tario_jax.parallel.mesh import traced_on
 from tario_jax.predict.cover import Blend, Cover
-from tario_jax.predict.predictor import Predictor
+from tario_jax.predict.predictor import Predictor, diverged
 from tario_jax.predict.writing import holds_tissue
 from tario_jax.tokens.batch import Batch
 from tario_jax.whole_file import write_whole
@@ -61,11 +61,37 @@ def totals(model: Tario, batch: Batch) -> jax.Array:
     return model.rates(batch).sum(-1)
 
 
+class Tissue(NamedTuple):
+    """Which of a section's N places are more than glass, and which of its W windows hold some of them."""
+
+    place_N: np.ndarray
+    window_W: np.ndarray
+
+
+def tissue_of(predictor: Predictor, cover: Cover) -> Tissue:
+    """By what the model predicts before it is tuned. Raises `InputError` for rates that are no numbers."""
+    blend, number_n = Blend(len(cover), 1), []
+    for windows, batch in cover.batches(predictor.rows):
+        total_BxQ = np.asarray(predictor.call_on(totals, batch))
+        for row, window in enumerate(windows):
+            placed = cover.placed(batch, row, window)
+            blend.add(placed, total_BxQ[row, :, None])
+            number_n.append(placed.number_n)
+    total_N = blend.mean()[:, 0]
+    if not np.isfinite(total_N[blend.seen_N]).all():
+        raise diverged(cover.section.id)
+    place_N = holds_tissue(total_N)
+    return Tissue(place_N, np.array([place_N[some].any() for some in number_n]))
+
+
 class Windows:
     """Windows of the H&E of patients that hold tissue, in any order."""
 
-    def __init__(self, predictor: Predictor, corpus: Corpus, patients: Sequence[str]):
+    def __init__(self, predictor: Predictor, corpus: Corpus, patients: Sequence[str],
+                 tissue: dict[str, Tissue] | None = None):  # fmt: skip
+        """tissue: of sections that were looked at before, by seal; others are added as they are looked at."""
         self.predictor, self.names, self._root = predictor, tuple(patients), corpus.root
+        self._tissue = {} if tissue is None else tissue
         sections: dict[str, list[Section]] = {name: [] for name in patients}
         for section in corpus.sections:
             if section.patient in sections and section.holds("he"):
@@ -75,40 +101,33 @@ class Windows:
         for name in patients:
             covers = [predictor.cover(section, tissue=corpus.kind, bin_um=None, overlap=_OVERLAP, turned=True)
                       for section in sections[name]]  # fmt: skip
-            self._of_patient.append([(cover, number) for cover in covers for number in range(len(cover.corners))])
+            self._of_patient.append(covers)
             if not covers:
                 raise InputError(f"--fine-tune: patient {name!r} has no H&E in {corpus.root}; leave the patient out")
         # one program for all of them: spots lie denser in one section than in another
-        covers = [cover for of in self._of_patient for cover in dict.fromkeys(cover for cover, _ in of)]
+        covers = [cover for of in self._of_patient for cover in of]
         largest = {name: max(getattr(cover.layout, name) for cover in covers)
                    for name in ("bins_per_tile", "patches_per_bin")}  # fmt: skip
         for cover in covers:
             cover.layout = dataclasses.replace(cover.layout, **largest)
 
     @functools.cached_property
-    def _with_tissue(self) -> list[list[tuple[Cover, int, np.ndarray]]]:
-        """By patient the windows, with the slots of their bins that are tissue by what the model predicts before it is
-        tuned. Raises `InputError` for a patient who has none."""
-        every = [window for of in self._of_patient for window in of]
-        blends = {cover: Blend(len(cover), 1) for cover, _ in every}
-        placed = {}
-        for first in range(0, len(every), self.predictor.rows):
-            some = every[first : first + self.predictor.rows]
-            batch = some[0][0].batch([cover.read(number) for cover, number in some], self.predictor.rows)
-            total_BxQ = np.asarray(self.predictor.call_on(totals, batch))
-            for row, (cover, number) in enumerate(some):
-                placed[cover, number] = cover.placed(batch, row, number)
-                blends[cover].add(placed[cover, number], total_BxQ[row, :, None])
-        tissue_N = {cover: holds_tissue(blend.mean()[:, 0]) for cover, blend in blends.items()}
+    def _with_tissue(self) -> list[list[tuple[Cover, int]]]:
+        """The windows of each patient. Raises `InputError` for a patient who has none."""
         found = []
-        for name, windows in zip(self.names, self._of_patient, strict=True):
-            slots = [(*window, placed[window].slot_n[tissue_N[window[0]][placed[window].number_n]])
-                     for window in windows]  # fmt: skip
-            found.append([one for one in slots if len(one[2])])
+        for name, covers in zip(self.names, self._of_patient, strict=True):
+            found.append([(cover, int(number)) for cover in covers
+                          for number in np.flatnonzero(self._tissue_of(cover).window_W)])  # fmt: skip
             if not found[-1]:
                 raise InputError(f"--fine-tune: the model sees no tissue in any H&E of patient {name!r} in "
                                  f"{self._root}; leave the patient out")  # fmt: skip
         return found
+
+    def _tissue_of(self, cover: Cover) -> Tissue:
+        seal = cover.section.seal_sha256
+        if seal not in self._tissue:
+            self._tissue[seal] = tissue_of(self.predictor, cover)
+        return self._tissue[seal]
 
     def count(self, patient: int) -> int:
         return len(self._with_tissue[patient])
@@ -117,10 +136,11 @@ class Windows:
         """(patient, number of its window) a row, further rows are padding; and which bin slots are tissue, float32
         [B, Q]."""
         held = [self._with_tissue[patient][number] for patient, number in chosen]
-        batch = held[0][0].batch([cover.read(number) for cover, number, _ in held], self.predictor.rows)
+        batch = held[0][0].batch([cover.read(number) for cover, number in held], self.predictor.rows)
         tissue_BxQ = np.zeros((self.predictor.rows, batch.bin_measured_BxTxN[0].size), np.float32)
-        for row, (_, _, slot_n) in enumerate(held):
-            tissue_BxQ[row, slot_n] = 1.0
+        for row, (cover, number) in enumerate(held):
+            placed = cover.placed(batch, row, number)
+            tissue_BxQ[row, placed.slot_n] = self._tissue_of(cover).place_N[placed.number_n]
         return batch, tissue_BxQ
 
     def batches(self, patients: Sequence[int]) -> Iterator[tuple[list[int], Batch, np.ndarray]]:

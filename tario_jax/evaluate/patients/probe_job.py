@@ -10,7 +10,7 @@ from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.evaluate.patients.embed import refuse_others
 from tario_jax.evaluate.patients.index import index_of
-from tario_jax.evaluate.patients.outcome_tuning import Tuner, Tuning, Windows
+from tario_jax.evaluate.patients.outcome_tuning import Tissue, Tuner, Tuning, Windows
 from tario_jax.evaluate.patients.outcomes import (
     LOOKS,
     NO,
@@ -134,9 +134,10 @@ def probe_job(store: EmbeddingStore, corpus: Corpus | None, asked: Asked, settin
     if asked.reachable:
         reachable = reachable_bulk(corpus, patients.name_P.tolist(), workers=asked.workers, say=say)
     groups = {name: columns[name] for name in dict.fromkeys((*asked.known, *asked.confounders))}
+    tissue: dict[str, Tissue] = {}  # by seal: a section is looked at for one column, and known for the others
     found = [
         decoded(outcome, features, groups, setting, known=asked.known, reachable_PxF=reachable, say=say,
-                further=_tuned(predictor, corpus, patients, outcome, tuning, store, say))
+                further=_tuned(predictor, corpus, patients, outcome, tuning, store, tissue, say))
         for outcome in outcomes
     ]  # fmt: skip
     for one in found:
@@ -187,10 +188,11 @@ def reachable_aurocs(corpus: Corpus, columns: Sequence[str], setting: Setting, *
 
 
 def _tuned(predictor: Predictor | None, corpus: Corpus, patients: Patients, outcome: Outcome, tuning: Tuning | None,
-           store: EmbeddingStore, say: Callable[[str], None]) -> dict[str, Callable[[Folds], Told]]:  # fmt: skip
+           store: EmbeddingStore, tissue: dict[str, Tissue],
+           say: Callable[[str], None]) -> dict[str, Callable[[Folds], Told]]:  # fmt: skip
     if predictor is None or tuning is None:
         return {}
-    windows = Windows(predictor, corpus, patients.name_P[outcome.index_n].tolist())
+    windows = Windows(predictor, corpus, patients.name_P[outcome.index_n].tolist(), tissue)
     tuner = Tuner(windows, tuning, store.folder / "tuned", lambda text: say(f"{outcome.column}: {text}"))
     return {TUNED: lambda folds: tuner.told(outcome.label_n, len(outcome.classes), folds)}
 

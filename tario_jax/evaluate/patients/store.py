@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tario_jax.config import InputError
 from tario_jax.evaluate.patients.vectors import WHOLE, Embedded
 from tario_jax.panel import Panel
-from tario_jax.whole_file import write_whole
+from tario_jax.whole_file import PARTIAL, write_whole
 
 FORMAT, FORMAT_VERSION = "tario embeddings", 5
 _READ = (4, FORMAT_VERSION)  # files of rows of version 4 do not say what they are of
@@ -30,8 +30,8 @@ FILE = "embeddings.json"
 _WORDS = ("patient", "cohort", "section", "seal", "region", "kind")
 _PLAIN = {"seen": pa.bool_(), "bins": pa.int64(), "detections": pa.float64(), "um_per_px": pa.float64()}
 _VECTORS = {"expression": "G", "log_expression": "G", "state": "r", "spread": "r", "texture": "F", "acquisition": "A"}
-# of which rows of another value would lie in another space
 _OF = b"rows of"  # in the metadata of a file of rows
+# of which rows of another value would lie in another space
 _ALIKE = ("panel_hash", "checkpoint", "bin_um", "overlap", "region_um", "tissue")
 
 
@@ -184,7 +184,7 @@ def _is_anothers(path: Path) -> bool:
     """Whether a file was not left by a process that had not named what it makes: one that was killed, or is at it."""
     if path.name == "parts" and path.is_dir():
         return any(path.iterdir())
-    return path.name != "panel.tsv" and not (path.name.startswith(".") and path.name.endswith(".partial"))
+    return path.name != "panel.tsv" and not (path.name.startswith(".") and path.name.endswith(PARTIAL))
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.evaluate.bulk import log_cpm
 from tario_jax.evaluate.patients.looks import Look, no_look
+from tario_jax.evaluate.ridge import Spread
 from tario_jax.predict.writing import holds_tissue
 
 PREDICTED, MEASURED = "predicted", "measured"
@@ -75,23 +76,25 @@ class Patients(NamedTuple):
         return Patients(*(of_P[some] for of_P in self))
 
 
-def of_rates(who: Who, region: str, rates: Callable[[np.ndarray], np.ndarray], total_N: np.ndarray,
-             state_Nxr: np.ndarray, look: Look) -> Embedded | None:  # fmt: skip
-    """rates(some) are those of some of the N bins, [n, G], a few at a time; total: expected detections of each bin.
-    None where no bin is tissue."""
+def of_rates(who: Who, region: str, read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], total_N: np.ndarray,
+             look: Look) -> Embedded | None:  # fmt: skip
+    """read(some) gives rates [n, G] and states [n, r] of some of the N bins, a few at a time; total: expected
+    detections of each bin. None where no bin is tissue."""
     tissue_n = np.flatnonzero(holds_tissue(total_N))
     if not len(tissue_n):
         return None
     sum_G = log_sum_G = 0.0
+    state_spread: list[Spread] = []
     for first in range(0, len(tissue_n), _BINS):
         some = tissue_n[first : first + _BINS]
-        rates_nxG = rates(some)
+        rates_nxG, state_nxr = read(some)
         sum_G = sum_G + rates_nxG.sum(0, dtype=np.float64)
         log_nxG = np.log1p(_PER * rates_nxG / total_N[some, None].astype(np.float32))
         log_sum_G = log_sum_G + log_nxG.sum(0, dtype=np.float64)
-    total, state_nxr = total_N[tissue_n].sum(), state_Nxr[tissue_n].astype(np.float64)
+        state_spread.append(Spread.of(state_nxr))
+    total, state = total_N[tissue_n].sum(), Spread.merged(state_spread)
     expression_G = log_cpm(sum_G[None], total[None])[0]
-    vectors = log_sum_G / len(tissue_n), state_nxr.mean(0), state_nxr.std(0)
+    vectors = log_sum_G / len(tissue_n), state.mean_F, state.sd_F
     return Embedded(who.patient, who.cohort, who.section, who.seal, region, PREDICTED, who.seen, len(tissue_n),
                     float(total), look.um_per_px, *(of.astype(np.float32) for of in (expression_G, *vectors)),
                     look.texture_F, look.acquisition_A)  # fmt: skip

@@ -126,7 +126,7 @@ def test_glass_and_nothing_are_no_tissue():
     rates = np.array([[1.0, 3.0], [2.0, 2.0], [1e-6, 1e-6]], np.float32)
     states = np.array([[1.0, 2.0], [3.0, 2.0], [9.0, 9.0]], np.float32)
     who = Who("P", "c", "s", "seal", False)
-    row = of_rates(who, "", rates.__getitem__, rates.sum(1, dtype=float), states, no_look())
+    row = of_rates(who, "", lambda some: (rates[some], states[some]), rates.sum(1, dtype=float), no_look())
     assert row.bins == 2 and row.detections == 8
     assert row.state_r.tolist() == [2.0, 2.0] and row.spread_r.tolist() == [1.0, 0.0]
     assert of_counts(who, "", np.array([0, 5]), np.array([True, False]), 2) is None

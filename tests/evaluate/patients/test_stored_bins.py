@@ -1,4 +1,4 @@
-"""Rates that wait on disk: the means of a blend to the bit, and a memory that is that of a strip of the section."""
+"""Bins that wait on disk: the means of a blend to the bit, and a memory that is that of a strip of the section."""
 
 import os
 import tracemalloc
@@ -11,7 +11,7 @@ from tiny_tissue import tiny_section, write_corpus
 from tario_jax.evaluate.patients import embed, vectors
 from tario_jax.evaluate.patients.embed import embed_corpus
 from tario_jax.evaluate.patients.looks import no_look
-from tario_jax.evaluate.patients.stored_rates import StoredRates
+from tario_jax.evaluate.patients.stored_bins import StoredBins
 from tario_jax.evaluate.patients.vectors import PREDICTED
 from tario_jax.panel import Panel
 from tario_jax.predict.cover import Blend
@@ -40,7 +40,8 @@ class Wide:
         xy_BxQx2 = batch.bin_xy_um_BxTxNx2.reshape(len(batch.bin_xy_um_BxTxNx2), -1, 2)
         spread_BxQ = 1.0 + np.abs(np.sin(xy_BxQx2 @ [0.3, 1.7])).astype(np.float32)
         gene_G = 0.01 * (1 + np.arange(len(WIDE), dtype=np.float32) % 7)
-        return spread_BxQ[..., None] ** gene_G - 1, spread_BxQ[..., None]
+        state_r = np.ones(self._of.provenance.config.model.gene_dim, np.float32)
+        return spread_BxQ[..., None] ** gene_G - 1, spread_BxQ[..., None] * state_r
 
 
 def test_memory_does_not_grow_with_the_section(predictor, corpus, tmp_path, monkeypatch):
@@ -62,16 +63,19 @@ def test_memory_does_not_grow_with_the_section(predictor, corpus, tmp_path, monk
 
 def test_means_are_those_of_a_blend_to_the_bit(predictor, corpus, tmp_path):
     cover = predictor.cover(corpus.section("A"), tissue="virtual", bin_um=None, overlap=0.5, turned=True)
-    blend, rng = Blend(len(cover), 12), np.random.default_rng(0)
-    with StoredRates(cover, 12, tmp_path) as stored:
+    blend, states, rng = Blend(len(cover), 12), Blend(len(cover), 5), np.random.default_rng(0)
+    with StoredBins(cover, 12, 5, tmp_path) as stored:
         for windows, batch in cover.batches(predictor.rows):
             for row, window in enumerate(windows):
                 placed = cover.placed(batch, row, window)
                 values = rng.gamma(1.0, 1.0, (batch.bin_size_um_BxTxN[0].size, 1024)).astype(np.float32)
+                state = rng.normal(0.0, 1.0, (len(values), 5)).astype(np.float32)
                 blend.add(placed, values)
-                stored.add(window, placed, values)
+                states.add(placed, state)
+                stored.add(window, placed, values, state)
         some = rng.permutation(len(cover))[:30]
-        np.testing.assert_array_equal(stored.rows(some), blend.mean()[some])
+        for found, whole in zip(stored.rows(some), (blend, states), strict=True):
+            np.testing.assert_array_equal(found, whole.mean()[some])
         np.testing.assert_array_equal(stored.total_N, blend.mean().sum(1, dtype=np.float64))
         assert not list(tmp_path.iterdir())
 
@@ -79,9 +83,10 @@ def test_means_are_those_of_a_blend_to_the_bit(predictor, corpus, tmp_path):
 def test_a_full_disk_is_told_by_its_folder(predictor, corpus, tmp_path):
     """By the real error of a disk that is full."""
     cover = predictor.cover(corpus.section("A"), tissue="virtual", bin_um=None, overlap=0.0)
-    with StoredRates(cover, 12, tmp_path) as stored, Path("/dev/full").open("wb", buffering=0) as full:
+    with StoredBins(cover, 12, 5, tmp_path) as stored, Path("/dev/full").open("wb", buffering=0) as full:
         os.dup2(full.fileno(), stored._file.fileno())
         _, batch = next(cover.batches(predictor.rows))
         with pytest.raises(OSError, match="No space") as caught:
-            stored.add(0, cover.placed(batch, 0, 0), np.ones((batch.bin_size_um_BxTxN[0].size, 12), np.float32))
+            values = np.ones((batch.bin_size_um_BxTxN[0].size, 12), np.float32)
+            stored.add(0, cover.placed(batch, 0, 0), values, values[:, :5])
     assert caught.value.filename == str(tmp_path)
