@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def pause_s(back_off_s: float, failures: int) -> float:
     """Before the attempt that follows so many failures in a row."""
-    return min(back_off_s * 2 ** (failures - 1), max(back_off_s, LONGEST_PAUSE_S))
+    return min(back_off_s * 2 ** min(failures - 1, 30), max(back_off_s, LONGEST_PAUSE_S))
 
 
 def _given_up(failures: int) -> int:

@@ -39,7 +39,7 @@ class Local:
     processes: int = 1  # of a run's training
     devices: int | None = None  # of a process; None: what is there, or an equal share of the GPUs
     retries: int = 2  # of a job that failed, but for mistakes
-    back_off_s: float = 10.0  # before the first retry; twice as long before each further one
+    back_off_s: float = 10.0  # before the first retry; twice as long before each further one, up to ten minutes
 
 
 class Stopped(Exception):

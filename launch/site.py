@@ -35,7 +35,7 @@ class Slurm:
     grace_s: int = 120  # from that signal to the end; at least train.grace_s of the runs
     cpus_per_task: int = 0  # 0: the partition's own
     memory_gb: int = 0  # of a node; 0: the partition's own
-    setup: str = ""  # lines of shell before the job, as: module load cuda; source .venv/bin/activate
+    setup: str = ""  # lines of bash before the job, each of which must succeed: source .venv/bin/activate
     evaluate_minutes: int = 240
     evaluate_gpus: int = 1  # of the one node that evaluates; 0: on its CPUs
 

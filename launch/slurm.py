@@ -109,9 +109,10 @@ class SlurmBackend:
 
     def _shell(self) -> str:
         """What comes first in each script. JAX_PLATFORMS and the like come along from where it is submitted."""
-        lines = ["set -uo pipefail", f"cd {shlex.quote(str(_CHECKOUT))} || exit"]
+        lines = [f"cd {shlex.quote(str(_CHECKOUT))} || exit"]
         if self._site.setup:
             lines.append(_SETUP.format(setup=self._site.setup))
+        lines.append("set -uo pipefail")
         if self._site.cpus_per_task:  # srun no longer takes it from sbatch
             lines.append(f"export SRUN_CPUS_PER_TASK={self._site.cpus_per_task}")
         return "\n".join(lines) + "\n"
@@ -315,18 +316,19 @@ def _absolute(sweep: Sweep) -> Sweep:
 
 
 _SETUP = """
-setup_failed() {{ # STATUS COMMAND FILES: of the setup's own commands; of files that it sources only under its set -e
+setup_failed() {{ # STATUS WHERE FILES: of the setup's own commands; of files that it sources only under its set -e
   if [ "$3" -gt 1 ] && [[ $- != *e* ]]; then
     return
   fi
-  echo "launch: slurm.setup: ended with status $1: $2" >&2
+  echo "launch: slurm.setup: $2 ended with status $1" >&2
   exit "$1"
 }}
-trap 'setup_failed "$?" "$BASH_COMMAND" "${{#BASH_SOURCE[@]}}"' ERR
+trap 'setup_failed "$?" "line $((LINENO - setup_line)), $BASH_COMMAND," "${{#BASH_SOURCE[@]}}"' ERR
+setup_line=$LINENO
 {setup}
 status=$?  # of `a && b`, whose first part failed, no trap hears
 trap - ERR
-set +e
+set +eu +o pipefail
 [ "$status" -eq 0 ] || setup_failed "$status" "its last line" 1
 """.strip()
 
@@ -352,7 +354,7 @@ if [ -n "$cancelled" ]; then
   exit "$status"
 fi
 # attempts in a row that could not note that they began, as on a full disk, are counted here: nobody else knows of them
-noted=$(grep -hos '"attempt": "'"$SLURM_JOB_ID"'[.][0-9]*"' {journals} | tr -dc '0-9.\n' | sort -t. -k2n | tail -n 1)
+noted=$(grep -hos '"attempt": "'"$SLURM_JOB_ID"'[.][0-9]*"' {journals} | tr -dc '0-9.\\n' | sort -t. -k2n | tail -n 1)
 noted=${{noted#*.}}
 if [ $((${{SLURM_RESTART_COUNT:-0}} - ${{noted:--1}})) -gt {retries} ]; then
   exit "$status"

@@ -16,6 +16,7 @@ from tario_jax.corpus.split import read_split
 from tario_jax.corpus.write import (
     begin_corpus,
     described_patients,
+    known_seals,
     same_as_sealed,
     seal_corpus,
     sealed_sections,
@@ -42,7 +43,7 @@ def migrate(old: Place | Path | str, new: Place | Path | str, say: Callable[[str
     begun = layout.read_json(old / "ingest.json")
     begin_corpus(new, panel, described["kind"], begun["source"])
     names = sorted({name.split("/")[1] for name in described["files"] if name.startswith("sections/")})
-    there = sealed_sections(new)
+    there = sealed_sections(new, known_seals(new))
     for name in sorted(there.keys() & set(names)):  # all before the first is written: what is there stays sealed
         if not same_as_sealed(new, panel, described["kind"], _section_of_2(old / f"sections/{name}")):
             raise InputError(f"{new}: holds another section {name!r} than {old}; use another --out")

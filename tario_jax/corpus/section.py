@@ -17,7 +17,7 @@ from tario_jax.config import InputError
 PLAUSIBLE_UM_PER_PX = (0.1, 1.2)
 """Of an H&E: outside of it, a scan is more likely misread than real."""
 Registration = Literal["same_section_after", "same_section_before", "adjacent", "none"]
-LARGEST_UM = 200_000.0
+LARGEST_UM = 100_000.0
 """Of a section's side: a slide is 75 mm long, so what is larger is in other units, or has a place that is none."""
 COARSER = 1.1
 """Than asked, and still as asked: scanners of "0.25 µm" are of 0.22 to 0.275."""

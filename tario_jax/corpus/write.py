@@ -51,7 +51,7 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
     if before is not None:
         # a lost source is that of now; but of virtual tissue nothing else says how its sections were made
         different = [name for name, value in begun.items()
-                     if before.get(name, value if kind == "real" else None) != value]  # fmt: skip
+                     if before.get(name, value if kind == "real" and name == "source" else None) != value]  # fmt: skip
         if different and holds_sections(root):
             if different == ["source"] and kind == "real":
                 also = before.get("also", [])
@@ -248,6 +248,19 @@ def sealed_sections(root: Place, sha256_of: Mapping[str, str] | None = None) -> 
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # in a bucket every read is a journey
         return dict(zip(names, pool.map(read, names), strict=True))
+
+
+def known_seals(root: Place) -> dict[str, str]:
+    """Checksums of the seals of a sealed corpus's sections, by section: when it grows it is sealed anew, and an altered
+    seal with it unless it is held against them. Empty where it is not sealed, or its table of sections, which is made
+    anew, is damaged."""
+    try:
+        described = layout.read_json(root / "corpus.json")
+        table = layout.read_sealed(root / "sections.parquet", described["files"]["sections.parquet"])
+    except (InputError, KeyError):
+        return {}
+    rows = pq.read_table(io.BytesIO(table)).to_pylist()
+    return {row["section"]: row["seal_sha256"] for row in rows if "seal_sha256" in row}
 
 
 def _write_table(place: Place, rows: list[dict[str, Any]]) -> None:

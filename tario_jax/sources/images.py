@@ -39,8 +39,8 @@ def opened_image(path: Path):
 def image_size_px(path: Path) -> tuple[int, int]:
     """(width, height) from the file's head. Raises `InputError` where it is to be shown turned."""
     with opened_image(path) as image:
-        orientation = image.getexif().get(ORIENTATION, 1)
-        if orientation != 1:  # not turned here: places may mean the pixels as they are stored
+        orientation = Image.Image.getexif(image).get(ORIENTATION)  # that of a PNG reads all pixels first
+        if orientation in range(2, 9):  # not turned here: places may mean the pixels as they are stored
             raise InputError(f"{path}: its EXIF orientation is {orientation}, to be shown turned or mirrored; expected "
                              "1; turn its pixels, or set it to 1 if the places are px as stored")  # fmt: skip
         return image.size

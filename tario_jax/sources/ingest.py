@@ -15,6 +15,7 @@ from tario_jax.corpus.write import (
     begun_with,
     described_patients,
     holds_sections,
+    known_seals,
     remove_section,
     same_as_sealed,
     seal_corpus,
@@ -41,10 +42,7 @@ def panel_to_take(root: Place | Path | str, file: Path | None) -> Panel | None:
     if not holds_sections(root):
         return named
     begun = (begun_with(root) or {}).get("panel_hash")
-    try:
-        held = Panel.from_text((root / "panel.tsv").read().decode(), str(root / "panel.tsv"))
-    except (OSError, UnicodeDecodeError, InputError):
-        held = None
+    held = _panel_there(root / "panel.tsv")
     if held is None or begun != held.hash:
         if named is not None and named.hash == begun:
             return named  # which is written there again
@@ -56,6 +54,17 @@ def panel_to_take(root: Place | Path | str, file: Path | None) -> Panel | None:
     return held
 
 
+def _panel_there(place: Place) -> Panel | None:
+    """None where it is lost or damaged."""
+    try:
+        content = place.read()
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(UnicodeDecodeError, InputError):
+        return Panel.from_text(content.decode(), str(place))
+    return None
+
+
 def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = print) -> Corpus:
     """Writes every section of `source` into a corpus at `root` and seals it; sections already sealed are kept.
 
@@ -65,9 +74,9 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
     with the sections that are whole.
     """
     began, root = time.monotonic(), Place(root)
-    was_sealed = (root / "corpus.json").exists()
+    was_sealed, known = (root / "corpus.json").exists(), known_seals(root)
     try:
-        _write_sections(source, root, say, began)
+        _write_sections(source, root, known, say, began)
     except InputError:
         if was_sealed and not (root / "corpus.json").exists():
             with contextlib.suppress(InputError):  # the first reason is the one to be told
@@ -75,6 +84,10 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
         raise
     corpus = seal_corpus(root, source.panel, "real")
     say(source.report.table())
+    gone = sorted(known.keys() - {section.id for section in corpus.sections})
+    if gone:
+        say(f"note: {root}: {', '.join(gone)}, which the corpus held, has no whole folder there any more and is left "
+            "out; ingest it again if it shall be in")  # fmt: skip
     unnamed: tuple[str, ...] = ()
     with contextlib.suppress(InputError):  # a split.tsv that cannot be read is told by 'tario check', and by training
         unnamed = unnamed_patients(corpus)
@@ -85,10 +98,12 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
     return corpus
 
 
-def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], began: float) -> None:
+def _write_sections(source: Ingested, root: Place, known: dict[str, str], say: Callable[[str], None],
+                    began: float) -> None:  # fmt: skip
+    """known: checksums of the seals of the sections that the corpus held when it was sealed."""
     for number, section in enumerate(source.sections, 1):
         if number == 1:
-            seals = sealed_sections(root, _known_seals(root))
+            seals = sealed_sections(root, known)
             patients = described_patients(root, seals)
             name_of = {seal["content"]: name for name, seal in seals.items()}
         section_id = section.section_id
@@ -100,7 +115,7 @@ def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], b
         if there and not same_as_sealed(root, source.panel, "real", section):
             raise InputError(
                 f"{root}: holds a section {section_id!r} of other files, of another patient or read with other "
-                f"flags; use another --out, or delete {root / 'sections' / section_id}"
+                f"flags or by another version of tario; use another --out, or delete {root / 'sections' / section_id}"
             )
         if not there:
             (root / "corpus.json").remove()  # a corpus that grows is not sealed meanwhile
@@ -112,14 +127,6 @@ def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], b
                                  "not taken; leave it out, or ingest it into another --out")  # fmt: skip
         state = "is there already" if there else f"written, {time.monotonic() - began:.0f} s"
         say(f"ingest: {number}/{source.number} sections  {section_id}  {state}")
-
-
-def _known_seals(root: Place) -> dict[str, str]:
-    """Checksums of the sections' seals in a sealed corpus: it is sealed anew when it grows, altered ones and all."""
-    try:
-        return {section.id: section.seal_sha256 for section in Corpus.open(root).sections}
-    except InputError:  # it is not sealed, or its tables are damaged: they are made anew
-        return {}
 
 
 def account(source: Ingested, corpus: Corpus) -> dict:

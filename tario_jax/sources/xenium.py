@@ -22,6 +22,7 @@ from tario_jax.sources.xenium_rows import CONTROL, XeniumFile, XeniumRows
 _IMAGES = tuple(f"*he_{name}.{ending}" for name in ("image.ome", "image", "unaligned_image.ome")
                 for ending in ("tif", "tiff"))  # fmt: skip
 _ALIGNMENTS = ("*imagealignment.csv", "*alignment*.csv")
+_MOST_UNNAMED = 0.01  # of the rows: beyond, fields of view do not say what was imaged
 _OF_HE, _OF_FLUORESCENCE = "*he_imagealignment.csv", "if_imagealignment.csv"
 
 
@@ -137,16 +138,20 @@ def _he(folder: Path, image, alignment, pixel_um: float, report: IngestReport) -
 
 def _imaged(fields: FieldBoxes, origin_um: np.ndarray, end_um: np.ndarray, report: IngestReport) -> np.ndarray:
     """bool [rows, columns] of the extent at `MEASURED_UM_PER_PX`: px that a field of view covers."""
-    if not len(fields):
-        report.notes.append("no field of view is named (column fov_name): the box around all rows counts as measured, "
-                            "and so do holes in it")  # fmt: skip
+    unnamed = f"{fields.unnamed:,} of {fields.rows:,} rows name no field of view"
+    if not len(fields) or fields.unnamed > _MOST_UNNAMED * fields.rows:
+        why = unnamed if len(fields) else "no field of view is named"
+        report.notes.append(f"{why} (column fov_name): the box around all rows counts as measured, and so do holes in "
+                            "it")  # fmt: skip
         low_um_Fx2, high_um_Fx2 = origin_um[None], end_um[None]
     else:
+        if fields.unnamed:
+            report.notes.append(f"{unnamed}: where no other row's field lies they are not counted as measured")
         low_um_Fx2, high_um_Fx2 = fields.grown()
     imaged = within_boxes(low_um_Fx2, high_um_Fx2, MEASURED_UM_PER_PX, origin_um, end_um)
     if not imaged.all():
-        report.notes.append(f"{len(fields)} fields of view leave {1 - imaged.mean():.1%} of the box around them out, "
-                            "which counts as unmeasured")  # fmt: skip
+        report.notes.append(f"{len(fields)} fields of view leave {1 - imaged.mean():.1%} of the section out, which "
+                            "counts as unmeasured")  # fmt: skip
     return imaged
 
 

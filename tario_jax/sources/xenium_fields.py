@@ -9,6 +9,7 @@ class FieldBoxes:
     """The box around each field's rows, over any number of batches. F fields; memory grows with them, not with rows."""
 
     def __init__(self):
+        self.rows, self.unnamed = 0, 0  # with a place; of these, of no field
         self._low_um_2xF, self._high_um_2xF = np.zeros((2, 0)), np.zeros((2, 0))
 
     def __len__(self) -> int:
@@ -16,7 +17,10 @@ class FieldBoxes:
 
     def add(self, field_N: np.ndarray, place_um_Nx2: np.ndarray) -> None:
         """Adds rows of fields 0, 1, …; one of field −1 or without a finite place extends none."""
-        placed_N = (field_N >= 0) & np.isfinite(place_um_Nx2).all(1)
+        finite_N = np.isfinite(place_um_Nx2).all(1)
+        placed_N = (field_N >= 0) & finite_N
+        self.rows += int(finite_N.sum())
+        self.unnamed += int((finite_N & ~placed_N).sum())
         more = ((0, 0), (0, max(0, int(field_N.max(initial=-1)) + 1 - len(self))))
         self._low_um_2xF = np.pad(self._low_um_2xF, more, constant_values=np.inf)
         self._high_um_2xF = np.pad(self._high_um_2xF, more, constant_values=-np.inf)
@@ -31,7 +35,9 @@ class FieldBoxes:
         an edge that has no such neighbour stays where its last row is: what lies beyond may not have been imaged.
         """
         low_um_2xF, high_um_2xF = self._low_um_2xF.copy(), self._high_um_2xF.copy()
-        touching_um_2 = _TOUCHING * np.median(high_um_2xF - low_um_2xF, axis=1)
+        side_um_2xF = high_um_2xF - low_um_2xF  # 0 of a field of one row, below 0 of one of none
+        touching_um_2 = [_TOUCHING * np.median(side_um_F[side_um_F > 0]) if side_um_F.max() > 0 else 0.0
+                         for side_um_F in side_um_2xF]  # fmt: skip
         for axis, touching_um in enumerate(touching_um_2):
             low_um_F, high_um_F = low_um_2xF[axis].copy(), high_um_2xF[axis].copy()
             beside_FxF = (low_um_2xF[1 - axis][:, None] < high_um_2xF[1 - axis]) & (

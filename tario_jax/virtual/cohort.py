@@ -19,7 +19,7 @@ from tario_jax.corpus.layout import read_json, sealed_names
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import read_split
-from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
+from tario_jax.corpus.write import begin_corpus, known_seals, seal_corpus, sealed_sections, write_section
 from tario_jax.virtual.diagnoses import COHORTS
 from tario_jax.virtual.genes import Program, program
 from tario_jax.virtual.genotype import MUTATIONS
@@ -130,6 +130,7 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
         if more:
             raise InputError(f"corpus {root}: holds {len(more)} sections that this cohort has not ({more[0]!r} …); use "
                              "another folder, or ask for at least as many patients and regions")  # fmt: skip
+        sealed_sections(root, known_seals(root))  # altered ones are refused, not sealed anew
         (root / "corpus.json").remove()  # a smaller cohort grows: it is not sealed meanwhile
     began = time.monotonic()
     one = functools.partial(_simulate, root=root, settings=settings)

@@ -168,22 +168,23 @@ def test_what_fails_unnoted_is_not_queued_again_for_ever(repository, tmp_path, c
 
 
 @pytest.mark.parametrize(("setup", "failed"), [
-    ("source nowhere/bin/activate", "source nowhere/bin/activate"),
-    ("source nowhere/bin/activate\nexport X=1", "source nowhere/bin/activate"),  # and what follows does not hide it
-    ("cd nowhere; true", "cd nowhere"), ("x=$(false)\ntrue", "x=$(false)"), ("set -e\nfalse\ntrue", "false"),
-    ("true\nfalse && true", "its last line"),
+    ("source nowhere/bin/activate", "line 1, source nowhere/bin/activate,"),
+    # and what follows does not hide it
+    ("true\nsource nowhere/bin/activate\nexport X=1", "line 2, source nowhere/bin/activate,"),
+    ("cd nowhere; true", "line 1, cd nowhere,"), ("x=$(false)\ntrue", "line 1, x=$(false),"),
+    ("set -e\nfalse\ntrue", "line 2, false,"), ("true\nfalse && true", "its last line"),
 ])  # fmt: skip
 def test_a_command_of_the_setup_that_fails_ends_the_job(repository, tmp_path, cluster, monkeypatch, setup, failed):
     begun = tmp_path / "begun"
     done, requeued = run_script(repository, tmp_path, cluster, monkeypatch, setup, f"touch {begun}", 0, ())
     assert done.returncode != 0 and not requeued and not begun.exists()
-    assert f"launch: slurm.setup: ended with status {done.returncode}: {failed}\n" in done.stderr
+    assert f"launch: slurm.setup: {failed} ended with status {done.returncode}\n" in done.stderr
 
 
 @pytest.mark.parametrize("setup", [
     "[ -f nowhere ] && source nowhere\ntrue", "false || true", "hidden() { false; true; }\nhidden",
     "source {folder}/other.sh",  # a file that others wrote, as /etc/profile: it is asked as a whole
-    "set -e\ntrue",
+    "set -e\ntrue", "set -euo pipefail", "yes | head -1 > /dev/null", 'echo "$of_nobody"',
 ])  # fmt: skip
 def test_a_setup_that_does_well_leaves_nothing_behind(repository, tmp_path, cluster, monkeypatch, setup):
     (tmp_path / "other.sh").write_text("false\ntrue\n")

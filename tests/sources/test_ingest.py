@@ -65,6 +65,22 @@ def test_a_corpus_does_not_grow_over_a_section_whose_seal_was_altered_until_it_i
     assert ingested(corpus.root, FIRST).seal == corpus.seal
 
 
+def test_a_section_whose_folder_is_gone_is_named_when_the_corpus_grows(corpus):
+    shutil.rmtree(corpus.root.local / "sections/A1")
+    said: list[str] = []
+    assert [section.id for section in ingested(corpus.root, SECOND, said=said).sections] == ["B1"]
+    assert any("A1, which the corpus held" in line and "ingest it again" in line for line in said)
+    assert [section.id for section in ingested(corpus.root, FIRST, said=said).sections] == ["A1", "B1"]
+    assert sum("which the corpus held" in line for line in said) == 1
+
+
+def test_a_note_that_lacks_the_panel_lets_no_other_panel_in(corpus):
+    note = corpus.root.local / "ingest.json"
+    note.write_text(json.dumps({"source": json.loads(note.read_text())["source"]}))
+    refused(lambda: begin_corpus(corpus.root, PANEL, "real", {}), "ingest.json", "was begun with")
+    assert Corpus.open(corpus.root).panel == PANEL
+
+
 @pytest.mark.parametrize("damage", [None, b"", b'{"kind": "re'])
 def test_a_note_that_is_lost_or_damaged_is_written_again_when_the_corpus_grows(corpus, damage):
     note = corpus.root.local / "ingest.json"
