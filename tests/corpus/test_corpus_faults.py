@@ -79,6 +79,15 @@ def test_a_cohort_that_grows_keeps_the_sides_that_its_user_gave(copy):
     assert "vt00000\tvalidation" in lines and "vt00003\ttrain" in lines
 
 
+def test_a_cohort_does_not_grow_over_a_seal_that_was_altered(copy):
+    seal_of_section = copy / "sections/vt00000_core/seal.json"
+    seal_of_section.write_text(seal_of_section.read_text().replace('"cells": ', '"cells": 1'))
+    before = (copy / "corpus.json").read_bytes()
+    one_line(tario(*(word.replace("--patients=2", "--patients=4") for word in SIMULATE), f"--out={copy}"),
+             f"{seal_of_section}: differs from the corpus seal")  # fmt: skip
+    assert (copy / "corpus.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["patients.parquet", "sections.parquet"])
 def test_a_truncated_table_is_named(copy, name):
     (copy / name).write_bytes((copy / name).read_bytes()[:-40])
