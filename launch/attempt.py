@@ -27,13 +27,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launch.attempts import failures, was_mistaken
+from launch.statuses import ABSENT, MISTAKE, TOLD
+
 TARIO = (sys.executable, "-m", "tario_jax.cli")
-TOLD = (130, 143)
-"""Exit statuses of a job that was told to end, and did: it goes on when it is started again."""
-MISTAKE = 2
-"""Of a job that cannot be done as it was asked for: started again, it would end alike."""
-ABSENT = 75
-"""Of a job that waited for what did not come, as for the hosts of a slice that was taken away: it failed at nothing."""
 _TOUCH_S = 5.0
 LONGEST_PAUSE_S = 600.0
 """Between attempts, where the first pause is not longer."""
@@ -59,8 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
     attempt = options.attempt or f"{time.time():.0f}"
     before = 0
     if options.retries is not None:
-        from launch.attempts import failures, was_mistaken
-
         if was_mistaken(options.folder, words[0], attempt):
             _print("launch: a process of the attempt before ended by a mistake: not tried again\n")
             return MISTAKE

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.attempt import ABSENT, MISTAKE, TOLD
+from launch.statuses import ABSENT, MISTAKE, TOLD
 
 LONG_S = 1800.0
 """An attempt that ran for so long got on: a new row of failures begins."""

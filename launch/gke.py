@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from launch.attempt import MISTAKE
 from launch.files import run_script, write_files
 from launch.gke_model import validate
 from launch.hardware import Hardware
@@ -24,6 +23,7 @@ from launch.held import Held, Unheard
 from launch.jobs import CORPUS, KINDS, SCALING, Job, is_done, jobs_of
 from launch.local import Local
 from launch.site import Site
+from launch.statuses import MISTAKE
 from launch.sweep_file import Sweep
 from tario_jax.config import InputError
 

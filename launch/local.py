@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from launch import attempts
-from launch.attempt import MISTAKE, pause_s
+from launch.attempt import pause_s
 from launch.jobs import CORPUS, KINDS, SCALING, Job, is_done, jobs_of
+from launch.statuses import MISTAKE
 from launch.sweep_file import Sweep
 from tario_jax.config import InputError
 from tario_jax.train.run_files import read_run

@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from tario_jax.config import InputError
-from tario_jax.he_features.encoders import imported
+from tario_jax.he_features.needed import imported
 
 MOST_BYTES = 2_000_000_000  # of weights: a message of Protocol Buffers holds less than 2 GiB
 INPUTS, OUTPUTS = ("he", "xy_um", "side_um"), ("rates",)

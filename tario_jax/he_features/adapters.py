@@ -14,7 +14,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.config_files import expand
 from tario_jax.he_features.card import EncoderCard
-from tario_jax.he_features.encoders import file_sha256, imported
+from tario_jax.he_features.needed import file_sha256, imported
 
 Network = Callable[[np.ndarray], np.ndarray]
 

