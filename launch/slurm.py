@@ -324,6 +324,7 @@ setup_failed() {{ # STATUS WHERE FILES: of the setup's own commands; of files th
   exit "$1"
 }}
 trap 'setup_failed "$?" "line $((LINENO - setup_line)), $BASH_COMMAND," "${{#BASH_SOURCE[@]}}"' ERR
+# shellcheck disable=SC2034  # the trap reads it
 setup_line=$LINENO
 {setup}
 status=$?  # of `a && b`, whose first part failed, no trap hears

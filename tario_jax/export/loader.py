@@ -48,8 +48,7 @@ class Bundle:
         self.signature = json.loads((self.folder / "signature.json").read_text())
         self.banner: str = self.signature["banner"]
         self._refuse_old_jax()
-        rows = (self.folder / "panel.tsv").read_text().splitlines()[1:]
-        self.genes = tuple(row.split("\t")[0] for row in rows)
+        self.genes = tuple(row.split("\t")[0] for row in (self.folder / "panel.tsv").read_text().splitlines()[1:])
         found = hashlib.sha256("\n".join(self.genes).encode()).hexdigest()[:16]
         if found != self.signature["panel_hash"]:
             raise BundleError(f"{self.folder}/panel.tsv: is panel {found}, and the weights are of panel "

@@ -189,8 +189,8 @@ def test_windows_of_spots_that_lie_denser_are_one_program(predictor, tiny_corpus
 
     monkeypatch.setattr(type(predictor), "cover", cover)
     found = Windows(predictor, tiny_corpus, PATIENTS)
-    (layout,) = {cover.layout for of in found._of_patient for cover, _ in of}
-    covers = len({id(cover) for of in found._of_patient for cover, _ in of})
+    (layout,) = {cover.layout for of in found._of_patient for cover in of}
+    covers = len({id(cover) for of in found._of_patient for cover in of})
     plain = made(predictor, tiny_corpus.sections[0], tissue=tiny_corpus.kind, bin_um=None, overlap=0.0).layout
     assert layout == dataclasses.replace(plain, bins_per_tile=plain.bins_per_tile + 8 + covers - 1)
     assert found.batch([(5, 0), (0, 0)])[0].bin_measured_BxTxN.shape[2] == layout.bins_per_tile
