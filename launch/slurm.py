@@ -316,21 +316,22 @@ def _absolute(sweep: Sweep) -> Sweep:
 
 
 _SETUP = """
-setup_failed() {{ # STATUS WHERE FILES: of the setup's own commands; of files that it sources only under its set -e
-  if [ "$3" -gt 1 ] && [[ $- != *e* ]]; then
-    return
+setup_failed() {{ # STATUS LINE FILE FILES COMMAND: of the setup's own; of files that it sources only under its set -e
+  local where="line $(($2 - setup_line))"
+  if [ "$4" -gt 1 ]; then
+    [[ $- == *e* ]] || return
+    where="$3, line $2"
   fi
-  echo "launch: slurm.setup: $2 ended with status $1" >&2
+  echo "launch: slurm.setup: $where: $5: ended with status $1" >&2
   exit "$1"
 }}
-trap 'setup_failed "$?" "line $((LINENO - setup_line)), $BASH_COMMAND," "${{#BASH_SOURCE[@]}}"' ERR
-# shellcheck disable=SC2034  # the trap reads it
+trap 'setup_failed "$?" "$LINENO" "${{BASH_SOURCE[0]}}" "${{#BASH_SOURCE[@]}}" "$BASH_COMMAND"' ERR
 setup_line=$LINENO
 {setup}
-status=$?  # of `a && b`, whose first part failed, no trap hears
+status=$? setup_end=$LINENO  # of `a && b`, whose first part failed, no trap hears
 trap - ERR
 set +eu +o pipefail
-[ "$status" -eq 0 ] || setup_failed "$status" "its last line" 1
+[ "$status" -eq 0 ] || setup_failed "$status" "$((setup_end - 1))" "" 1 "a list of commands"
 """.strip()
 
 _JOB = """

@@ -67,7 +67,7 @@ _CODECS = [_BYTES, {"name": "zstd", "configuration": {"level": 3}}, {"name": "cr
 _BY_COLUMN = {"place_and_gene": [{"name": "transpose", "configuration": {"order": [1, 0]}}]}
 
 
-SECTION_AGAIN = "restore it, or delete the folder of its section and ingest that section again"
+SECTION_AGAIN = "restore it, or delete the folder of its section and make it again with the command that made it"
 _CORPUS_AGAIN = "restore it or ingest again"
 CACHE_BYTES = 256 << 20
 """Of decoded chunks, for the whole process: neighbouring windows share them."""

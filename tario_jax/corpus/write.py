@@ -62,27 +62,38 @@ def begin_corpus(root: Place | Path, panel: Panel, kind: Kind, source: dict[str,
                                  "another folder or delete this one")  # fmt: skip
         elif not different and "also" in before:
             begun["also"] = before["also"]
-    if begun != before:
+    if begun != _noted(note):
         layout.write_json(note, begun)  # first: from here on the folder is known as a corpus, whenever it is stopped
     (root / "panel.tsv").write(panel.to_text().encode())
+
+
+def _noted(note: Place) -> dict[str, Any] | None:
+    """None where it is lost or damaged."""
+    try:
+        return layout.read_json(note)
+    except InputError:
+        return None
 
 
 def begun_with(root: Place) -> dict[str, Any] | None:
     """What `ingest.json` notes of a corpus; None for a folder that is none.
 
-    Where it is lost or damaged the seal of a finished corpus tells all but the sources. Raises `InputError` where there
-    is no such seal.
+    Where it is lost or damaged, or lacks some of it, the seal of a finished corpus tells all but the sources. Raises
+    `InputError` where it is damaged and there is no such seal.
     """
     note, seal = root / "ingest.json", root / "corpus.json"
     if not note.exists() and not seal.exists():
         return None
+    told, sealed = {}, ("kind", "panel_hash", "format_version")
     try:
-        return layout.read_json(note)
+        told = layout.read_json(note)
     except InputError:
         if not seal.exists():
             raise
+    if all(name in told for name in sealed) or not seal.exists():
+        return told
     described = layout.read_json(seal)
-    return {name: described[name] for name in ("kind", "panel_hash", "format_version") if name in described}
+    return {name: described[name] for name in sealed if name in described} | told
 
 
 def holds_sections(root: Place | Path) -> bool:
@@ -257,7 +268,7 @@ def known_seals(root: Place) -> dict[str, str]:
     try:
         described = layout.read_json(root / "corpus.json")
         table = layout.read_sealed(root / "sections.parquet", described["files"]["sections.parquet"])
-    except (InputError, KeyError):
+    except (InputError, KeyError, TypeError, NotADirectoryError):
         return {}
     rows = pq.read_table(io.BytesIO(table)).to_pylist()
     return {row["section"]: row["seal_sha256"] for row in rows if "seal_sha256" in row}

@@ -14,7 +14,7 @@ from tario_jax.config import InputError
 # A scan of 9,270 × 9,910 px is already more than PIL takes for an attack. Ours are named by the user, so the bound is
 # memory: 4 Gpx of RGB are 12 GB.
 _MAX_PX = 4_000_000_000
-ORIENTATION = 0x0112  # EXIF
+_ORIENTATION = 0x0112  # EXIF
 
 
 @contextlib.contextmanager
@@ -36,11 +36,18 @@ def opened_image(path: Path):
         Image.MAX_IMAGE_PIXELS = before
 
 
+def exif_orientation(image: Image.Image) -> int:
+    """2 to 8 where the image is to be shown turned or mirrored, else 1. A PNG may say so behind its pixels, and is read
+    whole."""
+    orientation = image.getexif().get(_ORIENTATION)
+    return orientation if orientation in range(2, 9) else 1
+
+
 def image_size_px(path: Path) -> tuple[int, int]:
-    """(width, height) from the file's head. Raises `InputError` where it is to be shown turned."""
+    """(width, height). Raises `InputError` where the image is to be shown turned."""
     with opened_image(path) as image:
-        orientation = Image.Image.getexif(image).get(ORIENTATION)  # that of a PNG reads all pixels first
-        if orientation in range(2, 9):  # not turned here: places may mean the pixels as they are stored
+        orientation = exif_orientation(image)
+        if orientation != 1:  # not turned here: places may mean the pixels as they are stored
             raise InputError(f"{path}: its EXIF orientation is {orientation}, to be shown turned or mirrored; expected "
                              "1; turn its pixels, or set it to 1 if the places are px as stored")  # fmt: skip
         return image.size

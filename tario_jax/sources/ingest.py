@@ -42,6 +42,8 @@ def panel_to_take(root: Place | Path | str, file: Path | None) -> Panel | None:
     if not holds_sections(root):
         return named
     begun = (begun_with(root) or {}).get("panel_hash")
+    if begun is None:
+        raise InputError(f"{root / 'ingest.json'}: does not say which panel the corpus was begun with; restore it")
     held = _panel_there(root / "panel.tsv")
     if held is None or begun != held.hash:
         if named is not None and named.hash == begun:
@@ -74,20 +76,17 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
     with the sections that are whole.
     """
     began, root = time.monotonic(), Place(root)
-    was_sealed, known = (root / "corpus.json").exists(), known_seals(root)
+    was_sealed, before = (root / "corpus.json").exists(), frozenset(known_seals(root))
     try:
-        _write_sections(source, root, known, say, began)
+        _write_sections(source, root, say, began)
     except InputError:
         if was_sealed and not (root / "corpus.json").exists():
             with contextlib.suppress(InputError):  # the first reason is the one to be told
-                seal_corpus(root, source.panel, "real")  # what is whole stays a corpus
+                _tell_gone(before, seal_corpus(root, source.panel, "real"), say)  # what is whole stays a corpus
         raise
     corpus = seal_corpus(root, source.panel, "real")
     say(source.report.table())
-    gone = sorted(known.keys() - {section.id for section in corpus.sections})
-    if gone:
-        say(f"note: {root}: {', '.join(gone)}, which the corpus held, has no whole folder there any more and is left "
-            "out; ingest it again if it shall be in")  # fmt: skip
+    _tell_gone(before, corpus, say)
     unnamed: tuple[str, ...] = ()
     with contextlib.suppress(InputError):  # a split.tsv that cannot be read is told by 'tario check', and by training
         unnamed = unnamed_patients(corpus)
@@ -98,12 +97,18 @@ def ingest(source: Ingested, root: Place | Path, say: Callable[[str], None] = pr
     return corpus
 
 
-def _write_sections(source: Ingested, root: Place, known: dict[str, str], say: Callable[[str], None],
-                    began: float) -> None:  # fmt: skip
-    """known: checksums of the seals of the sections that the corpus held when it was sealed."""
+def _tell_gone(before: frozenset[str], corpus: Corpus, say: Callable[[str], None]) -> None:
+    """Of sections that the corpus held before, and holds no more."""
+    gone = sorted(before - {section.id for section in corpus.sections})
+    if gone:
+        say(f"note: {corpus.root}: {', '.join(gone)}, which the corpus held, has no whole folder there any more and is "
+            "left out; ingest it again if it shall be in")  # fmt: skip
+
+
+def _write_sections(source: Ingested, root: Place, say: Callable[[str], None], began: float) -> None:
     for number, section in enumerate(source.sections, 1):
         if number == 1:
-            seals = sealed_sections(root, known)
+            seals = sealed_sections(root, known_seals(root))
             patients = described_patients(root, seals)
             name_of = {seal["content"]: name for name, seal in seals.items()}
         section_id = section.section_id

@@ -19,7 +19,7 @@ from PIL import ImageOps
 
 from tario_jax.config import InputError
 from tario_jax.corpus.section import PLAUSIBLE_UM_PER_PX, BlockImage
-from tario_jax.sources.images import ORIENTATION, on_white, opened_image, physical_size_um, reason_of
+from tario_jax.sources.images import exif_orientation, on_white, opened_image, physical_size_um, reason_of
 
 PLAIN = (".png", ".jpg", ".jpeg")
 TIFF = (".tif", ".tiff", ".btf")
@@ -129,7 +129,7 @@ def _plain(path: Path, stack: contextlib.ExitStack) -> SlideFile:
         raise InputError(f"{path}: image of mode {image.mode!r}; expected 8-bit RGB (an H&E image in colour)")
     _check_whole(path, *image.size)
     notes: tuple[str, ...] = ()
-    if image.getexif().get(ORIENTATION, 1) != 1:
+    if exif_orientation(image) != 1:
         image, notes = ImageOps.exif_transpose(image), ("is turned as its EXIF orientation says",)
 
     def read(rows: slice, columns: slice) -> np.ndarray:

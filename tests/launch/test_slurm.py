@@ -168,17 +168,21 @@ def test_what_fails_unnoted_is_not_queued_again_for_ever(repository, tmp_path, c
 
 
 @pytest.mark.parametrize(("setup", "failed"), [
-    ("source nowhere/bin/activate", "line 1, source nowhere/bin/activate,"),
+    ("source nowhere/bin/activate", "line 1: source nowhere/bin/activate"),
     # and what follows does not hide it
-    ("true\nsource nowhere/bin/activate\nexport X=1", "line 2, source nowhere/bin/activate,"),
-    ("cd nowhere; true", "line 1, cd nowhere,"), ("x=$(false)\ntrue", "line 1, x=$(false),"),
-    ("set -e\nfalse\ntrue", "line 2, false,"), ("true\nfalse && true", "its last line"),
+    ("true\nsource nowhere/bin/activate\nexport X=1", "line 2: source nowhere/bin/activate"),
+    ("cd nowhere; true", "line 1: cd nowhere"), ("x=$(false)\ntrue", "line 1: x=$(false)"),
+    ("set -e\nfalse\ntrue", "line 2: false"),
+    ("set -e\nsource {folder}/other.sh", "{folder}/other.sh, line 1: false"),
+    ("true\nfalse && true", "line 2: a list of commands"),
 ])  # fmt: skip
 def test_a_command_of_the_setup_that_fails_ends_the_job(repository, tmp_path, cluster, monkeypatch, setup, failed):
     begun = tmp_path / "begun"
+    (tmp_path / "other.sh").write_text("false\ntrue\n")
+    setup, failed = (text.replace("{folder}", str(tmp_path)) for text in (setup, failed))
     done, requeued = run_script(repository, tmp_path, cluster, monkeypatch, setup, f"touch {begun}", 0, ())
     assert done.returncode != 0 and not requeued and not begun.exists()
-    assert f"launch: slurm.setup: {failed} ended with status {done.returncode}\n" in done.stderr
+    assert f"launch: slurm.setup: {failed}: ended with status {done.returncode}\n" in done.stderr
 
 
 @pytest.mark.parametrize("setup", [

@@ -72,13 +72,23 @@ def test_a_section_whose_folder_is_gone_is_named_when_the_corpus_grows(corpus):
     assert any("A1, which the corpus held" in line and "ingest it again" in line for line in said)
     assert [section.id for section in ingested(corpus.root, FIRST, said=said).sections] == ["A1", "B1"]
     assert sum("which the corpus held" in line for line in said) == 1
+    shutil.rmtree(corpus.root.local / "sections/B1")  # nor is it lost in silence where the ingest ends in a mistake
+    typo = dataclasses.replace(SECOND, section_id="B2", patient_id="C", cohort="LUDA")
+    refused(lambda: ingested(corpus.root, THIRD, typo, said=said), "patient 'C' is described as")
+    assert sum("B1, which the corpus held" in line for line in said) == 1
 
 
 def test_a_note_that_lacks_the_panel_lets_no_other_panel_in(corpus):
     note = corpus.root.local / "ingest.json"
-    note.write_text(json.dumps({"source": json.loads(note.read_text())["source"]}))
-    refused(lambda: begin_corpus(corpus.root, PANEL, "real", {}), "ingest.json", "was begun with")
-    assert Corpus.open(corpus.root).panel == PANEL
+    whole = json.loads(note.read_text())
+    note.write_text(json.dumps({"source": whole["source"]}))
+    other = Panel(PANEL.symbols[::-1])
+    refused(lambda: begin_corpus(corpus.root, other, "real", whole["source"]), "ingest.json", "with panel_hash")
+    assert panel_to_take(corpus.root, None) == PANEL == Corpus.open(corpus.root).panel
+    assert len(ingested(corpus.root, SECOND).sections) == 2 and json.loads(note.read_text()) == whole
+    note.write_text(json.dumps({"source": whole["source"]}))
+    (corpus.root.local / "corpus.json").unlink()
+    refused(lambda: panel_to_take(corpus.root, None), "ingest.json: does not say which panel", "restore it")
 
 
 @pytest.mark.parametrize("damage", [None, b"", b'{"kind": "re'])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tario_jax.config import InputError
+from tario_jax.sources.images import image_size_px
 from tario_jax.sources.spots import read_spots
 
 PITCH_PX, SIDE = 250.0, 6  # 200 µm: 0.8 µm per px
@@ -181,13 +182,28 @@ def test_spots_of_no_place_are_refused(tmp_path, change, words):
     refused(tmp_path, "A1_selection.tsv", *words)
 
 
+def with_orientation(path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+
+
 def test_an_image_that_is_to_be_shown_turned_is_refused(tmp_path):
     write_section(tmp_path)
-    with Image.open(tmp_path / "A1.png") as image:
-        turned = Image.Exif()
-        turned[0x0112] = 6
-        image.save(tmp_path / "A1.jpg", exif=turned)
-    (tmp_path / "A1.png").unlink()
+    path = tmp_path / "A1.png"
+    with_orientation(path, 0)  # of writers that know none
+    assert image_size_px(path)
+    with_orientation(path, 6)
+    refused(tmp_path, "A1.png", "EXIF orientation is 6")
+    whole, at = path.read_bytes(), path.read_bytes().index(b"eXIf") - 4
+    chunk = whole[at : at + 12 + int.from_bytes(whole[at : at + 4])]
+    end = whole.index(b"IEND") - 4
+    path.write_bytes(whole[:at] + whole[at + len(chunk) : end] + chunk + whole[end:])  # as some tools put it, last
+    refused(tmp_path, "A1.png", "EXIF orientation is 6")
+    with Image.open(path) as image:
+        image.save(tmp_path / "A1.jpg", exif=image.getexif())
+    path.unlink()
     refused(tmp_path, "A1.jpg", "EXIF orientation is 6")
 
 

@@ -28,7 +28,7 @@ from tario_jax.evaluate.patients.vectors import (
 )
 from tario_jax.model.model import Tario
 from tario_jax.predict.cover import Cover
-from tario_jax.predict.predictor import Predictor
+from tario_jax.predict.predictor import Predictor, diverged
 from tario_jax.tokens.batch import Batch
 
 _AT_ONCE = 16  # sections of a file
@@ -177,6 +177,8 @@ def _told(predictor: Predictor, windows: list[tuple[_Open, int]], region_um: flo
     rates_BxQxG, state_BxQxr = jax.device_get(predictor.call_on(rates_and_states, batch))
     for row, (one, number) in enumerate(windows):
         placed = one.cover.placed(batch, row, number)
+        if not np.isfinite(rates_BxQxG[row, placed.slot_n, : len(predictor.panel)]).all():
+            raise diverged(one.section.id)
         one.bins.add(number, placed, rates_BxQxG[row], state_BxQxr[row])
         one.left -= 1
         if not one.left:

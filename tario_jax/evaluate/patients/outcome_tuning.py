@@ -68,20 +68,27 @@ class Tissue(NamedTuple):
     window_W: np.ndarray
 
 
-def tissue_of(predictor: Predictor, cover: Cover) -> Tissue:
-    """By what the model predicts before it is tuned. Raises `InputError` for rates that are no numbers."""
-    blend, number_n = Blend(len(cover), 1), []
-    for windows, batch in cover.batches(predictor.rows):
+def tissue_of(predictor: Predictor, covers: Sequence[Cover]) -> Iterator[tuple[Cover, Tissue]]:
+    """By what the model predicts before it is tuned; covers are of one layout, and batches are filled across them.
+    Raises `InputError` for rates that are no numbers."""
+    windows = [(cover, number) for cover in covers for number in range(len(cover.corners))]
+    blend, number_n = None, []  # of the cover that is gone through, and of its windows
+    for first in range(0, len(windows), predictor.rows):
+        some = windows[first : first + predictor.rows]
+        batch = some[0][0].batch([cover.read(number) for cover, number in some], predictor.rows)
         total_BxQ = np.asarray(predictor.call_on(totals, batch))
-        for row, window in enumerate(windows):
-            placed = cover.placed(batch, row, window)
+        for row, (cover, number) in enumerate(some):
+            if number == 0:
+                blend, number_n = Blend(len(cover), 1), []
+            placed = cover.placed(batch, row, number)
             blend.add(placed, total_BxQ[row, :, None])
             number_n.append(placed.number_n)
-    total_N = blend.mean()[:, 0]
-    if not np.isfinite(total_N[blend.seen_N]).all():
-        raise diverged(cover.section.id)
-    place_N = holds_tissue(total_N)
-    return Tissue(place_N, np.array([place_N[some].any() for some in number_n]))
+            if number == len(cover.corners) - 1:
+                total_N = blend.mean()[:, 0]
+                if not np.isfinite(total_N[blend.seen_N]).all():
+                    raise diverged(cover.section.id)
+                place_N = holds_tissue(total_N)
+                yield cover, Tissue(place_N, np.array([place_N[of].any() for of in number_n]))
 
 
 class Windows:
@@ -114,7 +121,10 @@ class Windows:
     @functools.cached_property
     def _with_tissue(self) -> list[list[tuple[Cover, int]]]:
         """The windows of each patient. Raises `InputError` for a patient who has none."""
-        found = []
+        found, unknown = [], [cover for covers in self._of_patient for cover in covers
+                              if cover.section.seal_sha256 not in self._tissue]  # fmt: skip
+        for cover, tissue in tissue_of(self.predictor, unknown):
+            self._tissue[cover.section.seal_sha256] = tissue
         for name, covers in zip(self.names, self._of_patient, strict=True):
             found.append([(cover, int(number)) for cover in covers
                           for number in np.flatnonzero(self._tissue_of(cover).window_W)])  # fmt: skip
@@ -124,10 +134,7 @@ class Windows:
         return found
 
     def _tissue_of(self, cover: Cover) -> Tissue:
-        seal = cover.section.seal_sha256
-        if seal not in self._tissue:
-            self._tissue[seal] = tissue_of(self.predictor, cover)
-        return self._tissue[seal]
+        return self._tissue[cover.section.seal_sha256]
 
     def count(self, patient: int) -> int:
         return len(self._with_tissue[patient])

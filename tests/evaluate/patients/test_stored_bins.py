@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 from tiny_tissue import tiny_section, write_corpus
 
 from tario_jax.evaluate.patients import embed, vectors
@@ -59,6 +60,13 @@ def test_memory_does_not_grow_with_the_section(predictor, corpus, tmp_path, monk
     assert bins == {"A": 7 * 16, "B": 7 * 32}
     one_array = 4 * len(WIDE) * (bins["B"] - bins["A"])
     assert peak["B"] - peak["A"] < one_array / 4, (peak, one_array)
+
+
+def test_a_model_that_diverged_is_not_told_as_glass(predictor, corpus, tmp_path):
+    wide = Wide(predictor)
+    wide.call_on = lambda function, batch: tuple(np.nan * of for of in Wide.call_on(wide, function, batch))
+    out = tmp_path / "x.embeddings"
+    refused(lambda: embed_corpus(wide, corpus, out, overlap=0.5, say=str), "A: the model's rates are not numbers")
 
 
 def test_means_are_those_of_a_blend_to_the_bit(predictor, corpus, tmp_path):
