@@ -23,8 +23,8 @@ def cell_flags(parser: argparse.ArgumentParser) -> None:
                        help="what a cell has around its outline, as far as no other is nearer; 3 for nuclei, 0 for "
                             "other outlines by default")  # fmt: skip
     cells.add_argument("--reading", choices=("bins", "queries"),
-                       help="a query a cell, of its size (the default), or the density of 9 µm bins times the "
-                            "area that it has in them")  # fmt: skip
+                       help="the density of 9 µm bins times the area that a cell has in them (the default), or a "
+                            "query a cell, of its size")  # fmt: skip
     cells.add_argument("--outlines", type=Path, metavar="FILE.geojson", help="write the outlines too")
 
 
