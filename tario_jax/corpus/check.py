@@ -43,9 +43,13 @@ def check_corpus(corpus: Corpus, progress: Callable[[int, int], None] | None = N
 
 
 def _seal(corpus: Corpus) -> Finding:
-    """corpus.json against what its own sections give."""
+    """corpus.json against what its own sections give, and that what the corpus was begun with can be read."""
     note = corpus.root / "corpus.json"
     stated = layout.read_json(note)
+    try:
+        layout.read_json(corpus.root / "ingest.json")
+    except InputError as error:
+        return Finding("all", "seal", str(error))
     try:
         seals = {section.id: section.seal for section in corpus.sections}
     except InputError as error:

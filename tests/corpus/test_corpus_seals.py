@@ -214,6 +214,16 @@ def test_an_edited_corpus_seal_is_noticed(sealed, name):
         assert any(str(path) in fault for fault in found), found
 
 
+def test_a_damaged_note_of_what_the_corpus_was_begun_with_is_named(sealed):
+    note = sealed / "ingest.json"
+    whole = note.read_bytes()
+    try:
+        note.write_bytes(whole[:-9])
+        assert ["is not whole JSON" in fault and "ingest again" in fault for fault in faults(sealed)] == [True]
+    finally:
+        note.write_bytes(whole)
+
+
 def test_a_panel_that_the_corpus_seal_does_not_describe_is_refused_when_it_is_opened(sealed, tmp_path):
     shutil.copytree(sealed, tmp_path / "c")
     path = tmp_path / "c/corpus.json"
