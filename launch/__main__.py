@@ -218,7 +218,7 @@ def _rows(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> list[Row]
 
 
 def _tell_status(options: argparse.Namespace, sweep: Sweep, workdir: Path, backend, given: Sequence[str]) -> int:
-    found = progress_of(sweep, workdir, _held(backend))
+    found = progress_of(sweep, workdir, _held(backend), options.jobs)
     again, words = [], iter(given)
     for word in words:
         if word == "--json":

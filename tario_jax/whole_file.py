@@ -2,9 +2,12 @@
 
 import os
 import platform
+import zipfile
+import zlib
 from pathlib import Path
 
 PARTIAL = ".partial"  # ends the name of what a killed write left
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of a torn .npz
 
 
 def write_whole(path: Path, content: str | bytes, synced: bool = False) -> None:

@@ -91,6 +91,8 @@ def test_the_list_of_jobs_is_what_help_lists(cli_tario):
     (("gallery", "--workdir=x", "--out=y", "--sides-um=0,36"), "--sides-um: '0': expected a number above 0"),
     (("gallery", "--workdir=x", "--out=y", "--at-r="), "--at-r: '': expected numbers from -1 to 1"),
     (("gallery", "--workdir=x", "--out=y", "--at-r=nan"), "--at-r: 'nan': expected numbers from -1 to 1"),
+    (("gallery", "--workdir=x", "--out=y", "--section=a", "--genes=B", "--at-r=0.5"), "--section and --at-r: "),
+    (("check", "x", "--config=configs/quickstart.py", "--config.data.bin_um=9"), "--config.data.bin_um: windows and"),
     (("scaling", "x", "--out=y", "--samples=3"), "--samples: '3': expected a whole number of at least 20"),
 ])  # fmt: skip
 def test_a_number_that_means_nothing_is_refused_with_its_flag(tario, words, told):

@@ -284,6 +284,8 @@ def test_compare_of_runs_without_common_steps_says_what_each_is(tario, tmp_path)
     status, out, _ = tario("compare", a, b)
     assert status == 0 and "at step" not in out and "no field differs (no config.json: b)" in out
     assert "loss after" in out and "loss, last" in out
+    status, out, _ = tario("compare", b, a)
+    assert status == 0 and "no field differs (no config.json: b)" in out and "different kinds" not in out
 
 
 @pytest.mark.parametrize(("words", "answer"), [

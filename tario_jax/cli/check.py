@@ -53,6 +53,9 @@ def run(options: argparse.Namespace) -> int:
     asked = [f"--{name}" for name in ("limits", "realism", "capacity") if getattr(options, name)]
     if len(asked) > 1:
         raise InputError(f"{' and '.join(asked)}: are two questions; ask one at a time")
+    ignored = next((name for name in options.assignments if name.startswith("data.")), None)
+    if ignored and not options.capacity:
+        raise InputError(f"--config.{ignored}: windows and bins are read by --capacity only; leave it out")
     if options.capacity:
         return _capacity(options)
     if options.limits:

@@ -1,6 +1,7 @@
 """tario evaluate: a checkpoint against held-out sections."""
 
 import argparse
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             raise InputError(f"--{name.replace('_', '-')}: goes with --follow only; add it, or leave this out")
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.job import evaluate_checkpoint, headline_table
+    from tario_jax.evaluate.job import evaluate_checkpoint, headline_table, refuse_readings
     from tario_jax.evaluate.scope import refuse_own_folder
     from tario_jax.predict.predictor import load
     from tario_jax.train.compiled import compiled_kept
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     corpus = Corpus.open(corpus_of(options))
     folder, config = options.out or options.workdir, evaluation_of(options, predictor.provenance)
     refuse_own_folder(folder, options.workdir, corpus, predictor.provenance)
+    readings = config.read_um if options.read_um is None else ()
+    refuse_readings(predictor, corpus, dataclasses.replace(config, read_um=readings), options.bin_um)
     title = f"{predictor.provenance.config.name} on {corpus.root.name}"
     shared = options.shared or folder / "kept"
 
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     with compiled_kept(options.workdir):
         report = evaluated(folder, options.read_um, title)
         result = report
-        for read_um in config.read_um if options.read_um is None else ():
+        for read_um in readings:
             say(f"\nread at {read_um:g} µm:")
             result |= {"read": result.get("read", {}) | {f"{read_um:g}": evaluated(
                 folder / f"read_{read_um:g}um", read_um, f"{title}, read at {read_um:g} µm")["headline"]}}  # fmt: skip

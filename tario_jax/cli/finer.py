@@ -9,7 +9,7 @@ SUMMARY = "what finer bins and single cells add, scored on the truth of virtual 
 EXAMPLES = """
     tario finer --workdir=runs/quickstart --out=reports/finer
     tario finer --workdir=runs/quickstart --out=reports/finer --patients=8 --config.evaluate.top_genes=1000
-    tario finer --workdir=runs/quickstart --corpus=corpora/other --json=finer.json
+    tario finer --workdir=runs/quickstart --corpus=corpora/other --out=reports/other --json=finer.json
 """
 GROUPS_READ = ("source", "evaluate.overlap", "evaluate.min_total", "evaluate.top_genes",
                "evaluate.bootstraps", "evaluate.seed")  # fmt: skip
@@ -38,18 +38,18 @@ def run(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace, name: str, measure, draw) -> int:
     """measure(predictor, corpus, sections, folder, config, ranked_on, say) → result; draw(path, result)."""
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.scope import sections_of
+    from tario_jax.evaluate.scope import refuse_own_folder, sections_of
     from tario_jax.predict.predictor import load
     from tario_jax.train.compiled import compiled_kept
     from tario_jax.whole_file import write_whole
 
     predictor = load(options.workdir, allow_virtual_model=options.allow_virtual_model)
-    corpus = Corpus.open(corpus_of(options))
+    corpus, folder = Corpus.open(corpus_of(options)), options.out or options.workdir
+    refuse_own_folder(folder, options.workdir, corpus, predictor.provenance)
     ranked_on, sections = sections_of(predictor.provenance, corpus)
     if options.patients is not None:
         patients = list(dict.fromkeys(section.patient for section in sections))[: options.patients]
         sections = [section for section in sections if section.patient in patients]
-    folder = options.out or options.workdir
     config = evaluation_of(options, predictor.provenance)
     with compiled_kept(options.workdir):
         result = measure(predictor, corpus, sections, folder, config, ranked_on=ranked_on, say=say)

@@ -14,6 +14,7 @@ EXAMPLES = """
     tario gallery --workdir=runs/quickstart --genes=EPCAM,CD3E --sides-um=36,18,9 --out=gallery
 """
 GROUPS_READ = ("source", "evaluate.overlap")
+_AT_R = (0.5, 0.3, 0.17)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="of 'tario evaluate --out': its scores choose the genes; by default WORKDIR")  # fmt: skip
     parser.add_argument("--genes", type=_names, default=(), metavar="A,B", help="these genes too")
     parser.add_argument("--section", help="show --genes in this section, which may hold an H&E alone")
-    parser.add_argument("--at-r", type=_correlations, default=(0.5, 0.3, 0.17), metavar="R,R",
+    parser.add_argument("--at-r", type=_correlations, metavar="R,R",
                         help="triptychs of genes whose r is nearest to these (0.5,0.3,0.17)")  # fmt: skip
     parser.add_argument("--beside", type=Path, metavar="WORKDIR", help="another run, whose maps stand first")
     parser.add_argument("--sides-um", type=_sides, default=(), metavar="UM,UM",
@@ -52,8 +53,9 @@ def _correlations(text: str) -> tuple[float, ...]:
 def run(options: argparse.Namespace) -> int:
     if options.section is not None and not options.genes:
         raise InputError(f"--section={options.section}: shows --genes there; name some, or leave it out")
-    if options.section is not None and options.scores is not None:
-        raise InputError("--section and --scores: genes in a section that is named are not chosen; leave one out")
+    for name, given in (("scores", options.scores), ("at-r", options.at_r)):
+        if options.section is not None and given is not None:
+            raise InputError(f"--section and --{name}: genes in a section that is named are not chosen; leave one out")
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
     from tario_jax.evaluate.job import refuse_side_of_spots
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
             if scores.bin_um:  # maps as those whose r chose them
                 gallery = Gallery(corpus, bin_um, overlap, min_measured, say, read_um=scores.read_um)
             chosen = of_genes(scores, options.genes) if options.genes else best_median_worst(scores)
-            named = {"at_r": (at_r(scores, options.at_r), "Genes at chosen r"),
+            named = {"at_r": (at_r(scores, options.at_r or _AT_R), "Genes at chosen r"),
                      "best_median_worst": (best_median_worst(scores), "The best, the median, the worst")}  # fmt: skip
             for examples in (chosen, *(examples for examples, _ in named.values())):
                 gallery.will_draw(examples)

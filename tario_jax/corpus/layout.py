@@ -21,7 +21,6 @@ import io
 import json
 import math
 import os
-import zipfile
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -31,6 +30,7 @@ import tensorstore as ts
 from tario_jax.config import InputError
 from tario_jax.corpus.place import Place, plainly
 from tario_jax.corpus.section import BlockImage
+from tario_jax.whole_file import UNREADABLE
 
 FORMAT_VERSION = 3
 DETECTION_TILE_UM = 64.0
@@ -189,7 +189,7 @@ def read_truth(place: Place) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(place.read())) as stored:
             return {name: stored[name] for name in stored.files}
-    except (FileNotFoundError, zipfile.BadZipFile, ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise damaged(place, error) from None
 
 

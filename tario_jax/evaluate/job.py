@@ -56,9 +56,25 @@ def refuse_sides(corpus: Corpus, sections: Sequence[Section], config: Config) ->
     usable = [section for section in sections if section.holds("he") and section.has_counts]
     asked = [side_um for side_um in (config.evaluate.bin_um, *config.evaluate.read_um) if side_um]
     if asked and usable and all(section.has_spots for section in usable):
-        raise InputError(_SPOTS.format(corpus.root) + " (evaluate.bin_um, evaluate.read_um)")
+        raise InputError(_SPOTS.format(corpus.root) + " (--config.evaluate.bin_um=0 --config.evaluate.read_um=())")
     for side_um in asked:
         refuse_fine_bins(usable, side_um, force=config.data.force_adjacent)
+
+
+def refuse_readings(predictor: Predictor, corpus: Corpus, config: EvaluateConfig, bin_um: float | None) -> None:
+    """Raises `InputError` where a side of evaluate.read_um cannot be read: before the evaluation, not behind it.
+
+    bin_um: side of the bins under evaluation, where one was asked for.
+    """
+    provenance = predictor.provenance
+    side_um = bin_um or config.bin_um or provenance.bin_um
+    for read_um in config.read_um:
+        if read_um > side_um:
+            raise InputError(f"evaluate.read_um holds {read_um:g}: bins are summed up to those of {side_um:g} µm; "
+                             "expected smaller ones, or none (--config.evaluate.read_um=())")  # fmt: skip
+    if config.read_um:
+        asked = dataclasses.replace(provenance.config, evaluate=config)
+        refuse_sides(corpus, sections_of(provenance, corpus)[1], asked)
 
 
 def evaluate_checkpoint(
@@ -87,8 +103,10 @@ def evaluate_checkpoint(
     usable, without = _usable(corpus, held_out, say)
     predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.has_spots for section in usable)
-    if (bin_um is not None or read_um is not None or config.bin_um) and spots:
+    if spots and (bin_um is not None or read_um is not None):
         raise InputError(_SPOTS.format(corpus.root))
+    if spots and config.bin_um:
+        raise InputError(_SPOTS.format(corpus.root) + " (--config.evaluate.bin_um=0)")
     bin_um, read_um = _sides(bin_um, read_um, config.bin_um, provenance.bin_um)
     refuse_fine_bins(usable, read_um, force=provenance.config.data.force_adjacent)
     genes = common_genes(predictor, corpus)

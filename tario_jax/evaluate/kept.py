@@ -3,14 +3,13 @@
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tario_jax.whole_file import write_whole
+from tario_jax.whole_file import UNREADABLE, write_whole
 
 Arrays = dict[str, np.ndarray]
 _KEY = "key"
@@ -36,7 +35,7 @@ class Kept:
                 if file[_KEY].item() != key:
                     return None
                 return {field: file[field] for field in file.files if field != _KEY}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except UNREADABLE:
             return None
 
     def get(self, name: str, key: str, make: Callable[[], Arrays]) -> Arrays:

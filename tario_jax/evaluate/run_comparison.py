@@ -120,10 +120,10 @@ def unique_names(workdirs: list[Path]) -> list[str]:
 def config_differences(configs: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
     """{dotted field: its value in each config}, of the fields that are not the same in all of those that are known."""
     flat = [_flat(config) for config in configs]
+    known = [one for one in flat if one]
     names = sorted({name for one in flat for name in one})
-    values = {name: tuple(one.get(name) for one in flat) for name in names}
-    return {name: each for name, each in values.items()
-            if any(one != each[0] for one, config in zip(each, configs, strict=True) if config)}  # fmt: skip
+    return {name: tuple(one.get(name) for one in flat) for name in names
+            if any(one.get(name) != known[0].get(name) for one in known)}  # fmt: skip
 
 
 def losses_by_hours(files: RunFiles) -> tuple[list[int], list[float], list[float]]:

@@ -35,10 +35,10 @@ def sections_of(provenance: Provenance, corpus: Corpus) -> tuple[list[Section], 
 
 
 def refuse_own_folder(folder: Path, workdir: Path, corpus: Corpus, provenance: Provenance) -> None:
-    """Raises `InputError` where a report on another corpus than that of training would lie among the run's own."""
+    """Raises `InputError` where what is found on another corpus than that of training would lie among the run's own."""
     if corpus.seal != provenance.corpus_seal and folder.resolve() == workdir.resolve():
-        raise InputError(f"corpus {corpus.root}: is not the one of training, of which report, scores and validation in "
-                         f"{workdir} are; name a folder for those of this one (--out=FOLDER)")  # fmt: skip
+        raise InputError(f"corpus {corpus.root}: is not the one of training, of which what lies in {workdir} is; "
+                         "name a folder for what is found on this one (--out=FOLDER)")  # fmt: skip
 
 
 def has_seen(provenance: Provenance, section: Section) -> bool:

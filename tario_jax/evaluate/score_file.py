@@ -2,19 +2,16 @@
 
 import dataclasses
 import io
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tario_jax.config import InputError
-from tario_jax.whole_file import write_whole
+from tario_jax.whole_file import UNREADABLE, write_whole
 
 FORMAT_VERSION = 4
 FILE = "scores.npz"
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of a torn .npz
 
 
 @dataclasses.dataclass(frozen=True)

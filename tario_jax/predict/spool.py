@@ -23,7 +23,7 @@ from tario_jax.config import InputError
 from tario_jax.predict.cover import Placed
 from tario_jax.predict.map_store import MapWriter
 from tario_jax.predict.slide_plan import SlidePlan
-from tario_jax.whole_file import write_whole
+from tario_jax.whole_file import UNREADABLE, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def drop_broken(folder: Path) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 archive.infolist()
-        except (zipfile.BadZipFile, OSError):
+        except UNREADABLE:
             path.unlink(missing_ok=True)
 
 

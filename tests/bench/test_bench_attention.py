@@ -113,5 +113,9 @@ def test_through_the_command_line(cli_tario, tmp_path):
 
     done = cli_tario("bench", "attention", "--balance", "--mask=packed", "--devices=4", "--tokens=1024", "--block=32")
     assert done.returncode == 0 and "critical path" in done.stdout
+    for words, said in ((("--balance", "--memory=1,4"), "--memory: --balance does not read it"),
+                        (("--memory=1,4", "--rounds=2"), "--rounds: --memory does not read it")):  # fmt: skip
+        done = cli_tario("bench", "attention", *words)
+        assert done.returncode == 2 and said in done.stderr
     done = cli_tario("bench", "attention", "--mask=banded", *small)
     assert done.returncode == 2 and "--mask=banded: expected one of" in done.stderr

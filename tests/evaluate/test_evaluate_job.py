@@ -9,6 +9,7 @@ import scipy.stats
 from refusals import refused
 from tiny_tissue import spot_section, tiny_section, write_corpus
 
+from tario_jax.cli import main as cli
 from tario_jax.config import Config, DataConfig, EvaluateConfig
 from tario_jax.evaluate import job
 from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places, sparse_grid_counts
@@ -175,7 +176,7 @@ def test_maps_carry_what_is_known_of_each_gene(predictor, others, whole, tmp_pat
     assert len(lines) == 13 and lines[0].startswith("symbol\theld_out_r_all")
 
 
-def test_fine_bins_are_read_and_summed_up(predictor, others, config, tmp_path):
+def test_fine_bins_are_read_and_summed_up(predictor, others, config, tiny_run, tmp_path, capsys):
     evaluation = evaluate_checkpoint(predictor, others, config, tmp_path, title="x", bin_um=36.0, read_um=18.0,
                                      say=lambda line: None)  # fmt: skip
     assert (evaluation.report["bin_um"], evaluation.report["read_um"]) == (36.0, 18.0)
@@ -194,6 +195,11 @@ def test_fine_bins_are_read_and_summed_up(predictor, others, config, tmp_path):
     assert scores.r["model", "counts"][0, scores.symbols.index("GENE0")] == pytest.approx(r, abs=1e-5)
     refused(lambda: evaluate_checkpoint(predictor, others, config, tmp_path, title="x", bin_um=18.0, read_um=36.0),
             "--read-um=36", "18 µm")  # fmt: skip
+    asked = [f"--{name}={value}" for name, value in (("corpus", others.root), ("out", tmp_path / "none"))]
+    asked += [f"--workdir={tiny_run}", "--bin-um=9", "--config.evaluate.read_um=(18.0,)"]
+    assert cli.main(["evaluate", *asked]) == 2
+    error = capsys.readouterr().err
+    assert "evaluate.read_um holds 18" in error and "read_um=()" in error and not (tmp_path / "none").exists()
     # the config says the same: the model, of bins of 18 µm, is read at these
     coarse = dataclasses.replace(config, bin_um=36.0)
     said = evaluate_checkpoint(predictor, others, coarse, tmp_path / "said", title="x", say=lambda line: None)

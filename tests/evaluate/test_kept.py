@@ -32,7 +32,9 @@ def test_a_broken_file_counts_as_absent(tmp_path):
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[500] ^= 1
-    for broken in (b"", whole[: len(whole) // 2], bytes(flipped)):
+    encrypted = bytearray(whole)
+    encrypted[whole.index(b"PK\x01\x02") + 8] |= 1  # a flag of the first member in the central directory
+    for broken in (b"", whole[: len(whole) // 2], bytes(flipped), bytes(encrypted)):
         path.write_bytes(broken)
         assert kept.read("thing", "key") is None
         np.testing.assert_array_equal(kept.get("thing", "key", lambda: {"a": np.arange(1000)})["a"], np.arange(1000))

@@ -276,6 +276,7 @@ def test_status_says_how_to_go_on(repository, tmp_path, capsys):
     words = [str(file), f"--workdir={tmp_path / 'sweep'}"]
     assert main([*words, "--status", "--json", str(tmp_path / "out.json")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"python -m launch {' '.join(words)}")
+    assert main([*words, "--jobs=simulate", "--status"]) == 0 and "seed1" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

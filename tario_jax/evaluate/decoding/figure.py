@@ -95,8 +95,9 @@ def _draw_gains(axis, report: dict[str, Any]) -> None:
     axis.axhline(0, color=RULE, linewidth=1, zorder=0)
     for aside, (form, (label, colour)) in zip((-0.08, 0.08), _FORMS.items(), strict=True):
         means = [_float(gain[form]["mean"]) for gain in ways.values()]
-        ends = [[abs(_float(gain[form].get(end)) - mean) for gain, mean in zip(ways.values(), means, strict=True)]
-                for end in ("low", "high")]  # fmt: skip
+        ends = [[max(side * (_float(gain[form].get(end)) - mean), 0.0)
+                 for gain, mean in zip(ways.values(), means, strict=True)]
+                for end, side in (("low", -1), ("high", 1))]  # fmt: skip
         axis.errorbar([number + aside for number in range(len(ways))], means, ends, color=colour, marker="o",
                       linestyle="", capsize=3, label=label)  # fmt: skip
     axis.set_title("r over that of one-shot", **TITLE)

@@ -32,14 +32,13 @@ from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.ranking import RANKED_BIN_UM
 from tario_jax.evaluate.scope import spread_over
-from tario_jax.evaluate.score_file import UNREADABLE
 from tario_jax.evaluate.uncertainty import sections_to_fit
 from tario_jax.predict.condition import entries_of_window
 from tario_jax.predict.generate import Steps, refuse_one_shot
 from tario_jax.predict.maps import banner_of
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.genes import program
-from tario_jax.whole_file import write_whole
+from tario_jax.whole_file import UNREADABLE, write_whole
 
 _VERSION = 7  # of what is kept of a section
 _RANKED_ON = 12  # sections whose measured counts rank the genes

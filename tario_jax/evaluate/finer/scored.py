@@ -70,6 +70,7 @@ def score_sections(
     sets = gene_sets(moran_G, config.top_genes, corpus, genes.in_corpus)
     patients = [section.patient for section in sections]
     about = {
+        "checkpoint": predictor.checkpoint, "corpus_seal": corpus.seal,
         "sections": [section.id for section in sections], "patients": len(set(patients)), "genes": len(genes.symbols),
         "ranked_on": "training sections" if ranked_on else "the sections scored",
         "sets": {name: len(chosen) for name, chosen in sets.items()},

@@ -104,13 +104,16 @@ def _cells(place: str, predictor: Predictor, of: _Subject, outlines: Outlines, c
     counts_NxG = cell_counts(held, found.gene_D, len(outlines), len(section.measured_gene_G))[:, in_corpus]
     kept = np.flatnonzero((cell_N >= 0) & (area_um2_N > 0))
     x_um_N, y_um_N = outlines.centre_um_Nx2[kept].T
-    queries_NxG = predictor.predict_squares(section, x_um_N, y_um_N, np.sqrt(area_um2_N[kept]), tissue="virtual",
-                                            overlap=overlap)  # fmt: skip
+    queries_NxG, size_um = np.zeros((0, len(predictor.panel)), np.float32), 0.0
+    if len(kept):  # where no nucleus is that of a cell, nothing is asked, and r is not defined
+        queries_NxG = predictor.predict_squares(section, x_um_N, y_um_N, np.sqrt(area_um2_N[kept]), tissue="virtual",
+                                                overlap=overlap)  # fmt: skip
+        size_um = float(np.sqrt(area_um2_N[kept].mean()))
     bins_NxG, coarse_NxG = (rates_from_bins(areas[bin_um], maps[bin_um])[kept] for bin_um in (BINS_UM[-1], BINS_UM[0]))
     by_reader = {"queries": queries_NxG[:, in_model], "bins": bins_NxG[:, in_model], "coarse": coarse_NxG[:, in_model],
             "density": queries_NxG.sum(1, keepdims=True)}  # fmt: skip
     true_NxG, reachable_NxG = (rates[cell_N[kept]] for rates in truth)
-    return Read(place, float(np.sqrt(area_um2_N[kept].mean())), counts_NxG[kept], true_NxG, reachable_NxG, by_reader)
+    return Read(place, size_um, counts_NxG[kept], true_NxG, reachable_NxG, by_reader)
 
 
 def _at(maps: GeneMaps, x_um_N: np.ndarray, y_um_N: np.ndarray) -> np.ndarray:

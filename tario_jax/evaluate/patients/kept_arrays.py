@@ -1,13 +1,12 @@
 """Arrays that are kept beside embeddings: NumPy's .npz, absent or whole, of a known version or not read."""
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tario_jax.whole_file import write_whole
+from tario_jax.whole_file import UNREADABLE, write_whole
 
 
 def write_arrays(path: Path, version: int, **values: Any) -> None:
@@ -21,5 +20,5 @@ def read_arrays(path: Path, version: int, names: tuple[str, ...]) -> dict[str, n
     try:
         with np.load(io.BytesIO(path.read_bytes())) as held:
             return {name: held[name] for name in names} if int(held["version"]) == version else None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+    except (*UNREADABLE, TypeError):
         return None

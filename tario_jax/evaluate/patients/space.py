@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import io
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ import numpy as np
 from tario_jax.config import InputError
 from tario_jax.evaluate.patients.kept_arrays import write_arrays
 from tario_jax.evaluate.patients.vectors import PREDICTED, Patients
+from tario_jax.whole_file import UNREADABLE
 
 FORMAT_VERSION = 2
 LEAST_PATIENTS = 5
@@ -107,7 +107,7 @@ def read_space(path: Path) -> Space:
                              held["turn"])  # fmt: skip
     except FileNotFoundError:
         raise InputError(f"{path}: no such space of patients") from None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+    except (*UNREADABLE, TypeError):
         raise InputError(f"{path}: is no space of patients, or damaged; fit it again") from None
     raise InputError(f"{path}: is of version {version}; this tario reads {FORMAT_VERSION}; fit it again")
 

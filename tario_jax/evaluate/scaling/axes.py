@@ -127,8 +127,8 @@ def find_planes(records: list[Record], second: tuple[Axis, ...]) -> list[Plane]:
 
 
 def find_apart(records: list[Record], sweeps: list[Sweep]) -> list[Apart]:
-    """The runs that are in no sweep."""
-    placed = {run.name for sweep in sweeps for _, run in sweep.runs}
+    """The runs that are in no sweep with another one; bins of several sides are readings of one run."""
+    placed = {run.name for sweep in sweeps if sweep.axis is not RESOLUTION for _, run in sweep.runs}
     own, found = [record for record in records if record.own_bins], []
     for record in own:
         others = [other for other in own if other.key != record.key]

@@ -16,6 +16,7 @@ from tario_jax.corpus.section import Detections
 from tario_jax.corpus.write import begin_corpus, seal_corpus, write_section
 from tario_jax.evaluate.bins import grid_counts, grid_places
 from tario_jax.evaluate.finer import measure, registration_cost, scored
+from tario_jax.evaluate.finer import section as finer_section
 from tario_jax.evaluate.finer.figures import draw_finer, draw_shift
 from tario_jax.evaluate.finer.gene_sets import rank_by_moran
 from tario_jax.evaluate.finer.measure import measure_finer
@@ -152,6 +153,16 @@ def test_what_is_kept_of_another_truth_or_of_other_nuclei_is_measured_anew(measu
     oracle = Oracle(corpus)
     measure_finer(oracle, corpus, [section], folder, CONFIG, **say)
     assert oracle.asked == 5
+
+
+def test_where_no_nucleus_is_that_of_a_cell_cells_found_have_no_r(measured, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(finer_section, "match_places", lambda found, true: np.full(len(found), -1))
+    say = {"ranked_on": corpus.sections[:1], "say": lambda line: None}
+    result = measure_finer(Oracle(corpus), corpus, corpus.sections[1:], tmp_path, CONFIG, **say)
+    whole = measured[1]["scores"]
+    assert result["nuclei"]["recall"]["mean"] == 0 and result["scores"]["cells"] == whole["cells"]
+    assert result["scores"]["nuclei"]["queries"]["truth"]["counts"]["top"]["mean"] is None
+    draw_finer(tmp_path / "finer.png", result)
 
 
 def test_real_tissue_has_no_truth_to_be_scored_on(corpus, tmp_path):

@@ -210,12 +210,13 @@ def test_equal_steps_and_equal_epochs_are_two_axes(tmp_path):
 def test_a_model_of_another_rate_stands_apart_and_the_field_is_named(tmp_path):
     add(tmp_path, "narrow", width=16)
     add(tmp_path, "wide", width=32)
-    add(tmp_path, "wider", width=64, rate=1e-3)
+    wider = add(tmp_path, "wider", width=64, rate=1e-3)
+    write_scores(wider, 400, made_table(read_um=18.0), "read_18um")  # on an axis with itself alone
     records, _ = gather([tmp_path])
     (sweep, *others) = find_sweeps(records)
-    assert not others and sweep.axis.name == "parameters"
+    assert [other.axis.name for other in others] == ["resolution"] and sweep.axis.name == "parameters"
     assert [run.name for _, run in sweep.runs] == ["narrow", "wide"]
-    (apart,) = find_apart(records, [sweep])
+    (apart,) = find_apart(records, [sweep, *others])
     assert apart.name == "wider" and apart.differs["optim.learning_rate"] == (1e-3, 2e-3)
 
 
