@@ -153,7 +153,7 @@ def _parse(text: str, hint: Any, dotted: str) -> Any:
         value = text if hint is str else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text  # a bare word: right for a choice, refused below for anything else
-    if hint is float and type(value) is int:
+    if hint is float and (type(value) is int or text in ("inf", "-inf", "nan")):  # which of them, its field says
         value = float(value)
     if not matches(value, hint):
         raise InputError(f"{dotted}={text}: expected {_describe(hint)}")

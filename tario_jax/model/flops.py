@@ -48,7 +48,7 @@ def step_flops(config: Config, layout: Layout) -> StepFlops:
     decoder, patch = _layers(model, seen, bins), _patch(model, layout)
     of_contents = trunk * contents * (r * d + 2 * d + d * d)  # and what queries know of those around them
     encoders = (1 if frozen else 3) * (patches * patch + bins * (d * d + 2 * d)) + of_contents
-    head = bins * (trunk * d * r + (2 + through) * r * genes) + (2 if frozen else 3) * contents * r * genes
+    head = bins * (trunk * d * r + (2 + through) * r * genes) + 2 * contents * r * genes  # counts have no gradient
     pairs = sum(
         model.layers // len(model.pattern) * allowed_pairs(config, layout, local=kind == "local")
         for kind in model.pattern

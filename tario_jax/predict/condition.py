@@ -50,8 +50,8 @@ class Condition:
             raise InputError(f"condition: bins is {self.bins!r}; expected one of {', '.join(BINS)}")
         if not 0 < self.share < 1:
             raise InputError(f"condition: share is {self.share:g}; expected above 0 and below 1")
-        if self.seed < 0:
-            raise InputError(f"condition: seed is {self.seed}; expected at least 0")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"condition: seed is {self.seed}; expected 0 to 2^64 - 1")
 
     @property
     def of_panel(self) -> bool:
@@ -127,7 +127,7 @@ def predict_given(
         raise InputError(f"{section.id}: has no H&E; ask without it (he=False, --given=no-he)")
     capacity = capacity or entries_of_window(predictor, [section], bin_um)
     cover = predictor.cover(section, tissue=corpus.kind, bin_um=bin_um, overlap=overlap, count_capacity=capacity,
-                            coarse=condition.bins == "coarse")  # fmt: skip
+                            coarse=condition.bins == "coarse", he=condition.he)  # fmt: skip
     genes = len(predictor.panel)
     position_G = predictor.panel.positions(corpus.panel.symbols)  # of the corpus's genes, in the model's panel
     given_G = condition.given_genes(genes)

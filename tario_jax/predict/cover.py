@@ -230,7 +230,7 @@ class SpotPlaces:
 
     def __init__(self, section: Section, data: DataConfig):
         spots = section.placed_spots
-        self._px_um = section.he_um_per_px
+        self._px_um = section.he_um_per_px or 1.0  # without an H&E there is no grid to keep to
         self._reach_um = spot_reach_um(section, data.window_um)
         if self._reach_um <= 0:
             raise InputError(

@@ -17,8 +17,9 @@ def make_ready(section: Section | ImageSection, card: dict[str, Any]) -> None:
     if not section.holds("he"):
         return  # nothing of it is seen
     if isinstance(section, ImageSection):
-        if section.has_features(card["name"]):
-            return  # of another prediction of this image
+        if section.has_features(card["name"]):  # of another prediction of this image, and maybe of another model
+            grid = section.feature_grid(card["name"])
+            return _refuse_other(section.id, grid.card, grid.card_hash, card)
         told = {name: value for name, value in card.items() if name != "hash"}
         try:
             encoder = encoder_of(EncoderCard.from_json(told, "the model's encoder"))

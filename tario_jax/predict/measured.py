@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from tario_jax.config import DataConfig
 from tario_jax.corpus.stored_section import Section
 from tario_jax.panel import Panel
 
@@ -10,9 +9,9 @@ from tario_jax.panel import Panel
 class MeasuredBins:
     """Detections of a section by bins and genes of a model's panel."""
 
-    def __init__(self, section: Section, measured_panel: Panel, panel: Panel):
-        """measured_panel: that of the section's corpus."""
-        self._section = section
+    def __init__(self, section: Section, measured_panel: Panel, panel: Panel, min_measured: float):
+        """measured_panel: that of the section's corpus; min_measured: the share of a bin that makes it count."""
+        self._section, self._min_measured = section, min_measured
         at_G = np.array([measured_panel.index.get(symbol, -1) for symbol in panel.symbols], int)
         is_measured = np.append(section.measured_gene_G, False)
         self._unknown_G = ~is_measured[at_G]
@@ -34,6 +33,6 @@ class MeasuredBins:
         kept = (bin_D >= 0) & (gene_D >= 0)
         counts_nxG = np.zeros((len(x_um_n), self._genes), np.float32)
         np.add.at(counts_nxG, (bin_D[kept], gene_D[kept]), 1.0)
-        counts_nxG[self._section.measured_share(x_um_n, y_um_n, bin_um) < DataConfig.min_measured - 1e-6] = np.nan
+        counts_nxG[self._section.measured_share(x_um_n, y_um_n, bin_um) < self._min_measured - 1e-6] = np.nan
         counts_nxG[:, self._unknown_G] = np.nan
         return counts_nxG

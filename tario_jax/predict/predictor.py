@@ -126,15 +126,15 @@ class Predictor:
 
     def cover(
         self, section: Section | ImageSection, *, tissue: str, bin_um: float | None, overlap: float,
-        count_capacity: int = 1, turned: bool = False, coarse: bool = False,
+        count_capacity: int = 1, turned: bool = False, coarse: bool = False, he: bool = True,
     ) -> Cover:  # fmt: skip
         """The windows of a section; turned: in different turns, if the model saw tissue turned in training.
 
-        coarse: with the larger bins that training wrote first.
+        coarse: with the larger bins that training wrote first; he: whether the H&E, and its stored features, are read.
 
         Raises `InputError` for what may not, or cannot, be predicted.
         """
-        data = self._data(section, tissue, overlap)
+        data = self._data(section, tissue, overlap, he)
         if bin_um is not None and section.has_spots:
             raise InputError(f"{section.id}: is measured in spots, which are predicted as they are; leave out bin_um")
         data = data if bin_um is None else dataclasses.replace(data, bin_um=bin_um)
@@ -176,12 +176,12 @@ class Predictor:
                 "use --allow-virtual-model (allow_virtual_model=True) if you only want to see it run"
             )
 
-    def _data(self, section: Section | ImageSection, tissue: str, overlap: float) -> DataConfig:
+    def _data(self, section: Section | ImageSection, tissue: str, overlap: float, he: bool = True) -> DataConfig:
         """The data config of prediction. Raises `InputError` for what the model may not be asked."""
         self.refuse_tissue(section.id, tissue)
         if not 0 <= overlap < 1:
             raise InputError(f"overlap of windows is {overlap:g}; expected 0 <= overlap < 1")
-        if (card := self.provenance.frozen_card) is not None:
+        if he and (card := self.provenance.frozen_card) is not None:
             make_ready(section, card)
         return self.provenance.config.data.of_one_scale(bin_um=self.provenance.bin_um, bin_mixture=())
 

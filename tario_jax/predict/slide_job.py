@@ -128,7 +128,7 @@ def _measured_bins(held: Section, corpus: Corpus, predictor: Predictor, asked: A
     except InputError as error:
         say(f"{held.id}: what was measured is left out of the maps: {error}")
         return None
-    return MeasuredBins(held, corpus.panel, predictor.panel)
+    return MeasuredBins(held, corpus.panel, predictor.panel, predictor.provenance.config.data.min_measured)
 
 
 def _refuse(predictor: Predictor, name: str, asked: Asked) -> None:

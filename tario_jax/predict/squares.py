@@ -26,7 +26,7 @@ class SquarePlaces:
 
     def __init__(self, section, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um_N: np.ndarray, data: DataConfig):
         self.x_um_N, self.y_um_N, self._side_um_N = x_um_N, y_um_N, side_um_N
-        self._data, self._px_um = data, section.he_um_per_px
+        self._data, self._px_um = data, section.he_um_per_px or 1.0  # without an H&E there is no grid to keep to
         self.size_um = float(side_um_N.max())
         # half of the largest square beyond the place, on both sides
         self._reach_um = data.window_um - self.size_um - self._px_um - 1e-3

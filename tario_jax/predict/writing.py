@@ -44,6 +44,8 @@ class Steps:
         for name, least in (("groups", 0), ("samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"generation: {name} is {getattr(self, name)}; expected at least {least}")
+        if self.seed >= 2**64:
+            raise InputError(f"generation: seed is {self.seed}; expected less than 2^64")
         if self.order not in GENERATED_ORDERS:
             raise InputError(f"generation: order is {self.order!r}; expected one of {', '.join(GENERATED_ORDERS)}")
 
@@ -76,6 +78,8 @@ class WritingPlan:
             better = placed.weight_n > weight_N[placed.number_n] + _NO_NEARER
             weight_N[placed.number_n[better]] = placed.weight_n[better]
             self.window_N[placed.number_n[better]] = window
+        if steps.coarse:
+            self._keep_together(cover)
         own_W = np.bincount(self.window_N, minlength=windows)
         per_window = cover.places.per_window
         self._scale_N = cover.places.scale_N if steps.coarse else np.zeros(len(cover), int)
@@ -92,6 +96,18 @@ class WritingPlan:
         self._turn_W = np.full(windows, len(self.turns))
         for turn, some in enumerate(self.turns):
             self._turn_W[some] = turn
+
+    def _keep_together(self, cover: Cover) -> None:
+        """A larger bin's parts are drawn by the window that draws it: never before it, by one of an earlier turn.
+
+        Corners of windows lie on the grid of the coarsest bins, so who holds one holds all of its parts.
+        """
+        side_um, places = cover.data.largest_bin_um, cover.places
+        column_N, row_N = ((at // side_um).astype(int) for at in (places.x_um_N, places.y_um_N))
+        coarsest_first = np.argsort(places.scale_N, kind="stable")
+        cell_N = (row_N * (column_N.max() + 1) + column_N)[coarsest_first]
+        _, first, of_N = np.unique(cell_N, return_index=True, return_inverse=True)
+        self.window_N[coarsest_first] = self.window_N[coarsest_first[first]][of_N]
 
     def group(self, number_n: np.ndarray, order: str, x_um_n: np.ndarray, y_um_n: np.ndarray, pitch_um: float,
               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip

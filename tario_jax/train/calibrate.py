@@ -151,7 +151,7 @@ def gene_shares(sections: list[Section], genes: int) -> np.ndarray:
         mask = np.asarray(section.measured_gene_G, bool).tobytes()
         total_of[mask] = total_of.get(mask, 0.0) + float(of_section_G.sum())
     if len(total_of) <= 1:
-        return (found_G + 0.5) / (found_G.sum() + 1.0)
+        return (found_G + 0.5) / (found_G.sum() + 0.5 * genes)
     masks_MxG = np.stack([np.frombuffer(mask, bool) for mask in total_of])
     return composition(found_G, np.array(list(total_of.values())), masks_MxG)
 

@@ -35,7 +35,7 @@ from tario_jax.train.state import make_totals, to_devices
 _FREE = ("attention", "attention_block", "compute_dtype", "remat", "loss_chunk", "loss_gene_chunk", "zero_read_out",
          "reach_um", "principal_start", "rare_gene_weight")  # fmt: skip
 _DATA = ("patch_px", "he_um_per_px", "frozen_encoder")  # what a token of H&E is
-_OF_GENES = ("gene_dim", "tie_genes", "total_likelihood")  # what a model of H&E alone does not have
+_OF_GENES = ("gene_dim", "base_gene_dim", "tie_genes", "total_likelihood")  # what a model of H&E alone does not have
 _PARTS_OF_HE = ("he_encoder", "decoder")  # and what both have
 _NAMED = 3  # genes in a line
 

@@ -157,6 +157,9 @@ def refuse_other_run(found: Provenance, now: Provenance, step: int, where: str) 
     if before != after:
         differs.append(f"features of card {before} of a frozen encoder, now {after}")
     before, after = deciding_fields(found.config), deciding_fields(now.config)
+    for fields in (before, after):  # of a split the sections were compared, however it names them
+        for name in [name for name in fields if name.startswith("split.")]:
+            del fields[name]
     if before["start.checkpoint"] and after["start.checkpoint"]:  # it is not read again, and is one place however named
         for fields in (before, after):
             fields["start.checkpoint"] = os.path.abspath(os.path.expandvars(fields["start.checkpoint"]))

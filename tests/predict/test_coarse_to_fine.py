@@ -1,6 +1,7 @@
 """Coarse to fine over resolutions: larger bins given, or drawn first."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -53,6 +54,22 @@ def test_an_even_share_is_that_of_the_larger_bin(reader, tiny_corpus, section):
     )
     first = (truth.x_um_N < 36.0) & (truth.y_um_N < 36.0)
     np.testing.assert_allclose(counts_Nxg[first], np.tile(truth.counts_Nxg[first].mean(0), (4, 1)))
+
+
+@pytest.mark.parametrize("overlap", [0.5, 0.25])
+def test_no_bin_is_drawn_before_the_larger_one_that_it_is_a_part_of(tiny_run, section, overlap):
+    reader, held = made_reader(tiny_run, coarse_um=(36.0,)), []
+    cover = reader.cover(section, tissue="virtual", bin_um=None, overlap=overlap, coarse=True)
+    reader.blended(cover, held=held)
+    plan = writing.WritingPlan(cover, held, Steps(2, order="resolutions"))
+    places = cover.places
+    larger_N = places.scale_N == 0
+    square_N = [*zip(places.x_um_N // 36, places.y_um_N // 36, strict=True)]
+    drawn_by = dict(zip(itertools.compress(square_N, larger_N), plan.window_N[larger_N], strict=True))
+    assert len(plan.turns) > 1 and len(drawn_by) == larger_N.sum() == 20
+    assert all(drawn_by[square] == window for square, window in zip(square_N, plan.window_N, strict=True))
+    for window, placed in enumerate(held):  # who draws a bin holds it
+        assert set(np.flatnonzero(plan.window_N == window)) <= set(placed.number_n)
 
 
 def test_larger_bins_are_drawn_first_and_once(reader, section, monkeypatch):

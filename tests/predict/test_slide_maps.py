@@ -286,7 +286,7 @@ def test_a_section_has_what_was_measured_beside_it(predictor, tiny_corpus, tmp_p
         assert found.genes(np.arange(12), "measured")[number].tolist() == expected.tolist() and expected.sum() > 5
     assert found.arrays == ("rates", "measured") and found.about["place"]["section"] == "F1"
     other = Panel(("GENE3", "NEW", *(f"GENE{number}" for number in (0, 1, 2))))
-    counts = MeasuredBins(section, tiny_corpus.panel, other).counts(found.x_um_N, found.y_um_N, 18.0)
+    counts = MeasuredBins(section, tiny_corpus.panel, other, 0.9).counts(found.x_um_N, found.y_um_N, 18.0)
     assert np.array_equal(counts[:, 0], found.gene("GENE3", "measured")) and np.isnan(counts[:, 1]).all()
 
 

@@ -272,12 +272,6 @@ def test_a_spike_sends_the_run_back_and_past_its_batches_also_when_it_is_killed(
     assert numbers(broken) == numbers(whole)
 
 
-def test_a_run_that_would_keep_no_checkpoint_of_before_a_spike_is_refused(run, tmp_path):
-    flags = "--config.train.spike_deviations=6", "--config.train.keep_checkpoints=1"
-    _, errors = ended(run(tmp_path / "run", "", *flags), 2)
-    assert "train.keep_checkpoints is 1" in errors and errors.count("\n") == 1
-
-
 @pytest.mark.slow
 def test_a_torn_line_in_the_middle_does_not_fail_a_run_that_is_done(run, tmp_path):
     workdir = tmp_path / "run"

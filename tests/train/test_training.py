@@ -254,11 +254,12 @@ def test_vectors_and_gene_biases_do_not_decay():
         assert (np.asarray(updates[name]) == 0).all(), name
 
 
-@pytest.mark.parametrize(("reach", "kept"), ((0, ["100", "101"]), (3, ["90", "100", "101"])))
-def test_a_save_out_of_turn_does_not_push_out_what_a_spike_goes_back_to(tmp_path, reach, kept):
+@pytest.mark.parametrize(("keep", "reach", "kept"), ((2, 0, ["100", "101"]), (2, 3, ["90", "100", "101"]),
+                                                     (1, 3, ["90", "101"])))  # fmt: skip
+def test_a_save_out_of_turn_does_not_push_out_what_a_spike_goes_back_to(tmp_path, keep, reach, kept):
     for step in (80, 90, 100, 101):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-    with CheckpointWriter(tmp_path, keep=2, keep_every=0, reach=reach, say=print) as writer:
+    with CheckpointWriter(tmp_path, keep=keep, keep_every=0, reach=reach, say=print) as writer:
         writer._saving = 101, None
         writer.finish()
     assert sorted((path.name for path in (tmp_path / "checkpoints").iterdir()), key=int) == kept
