@@ -1,6 +1,7 @@
 """The command line: what a user does wrong is answered in one line, and what was killed continues."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ from PIL import Image
 from tiny_tissue import st_folder
 
 from tario_jax.cli import main as cli
-from tario_jax.config import Config
+from tario_jax.config import Config, InputError
 from tario_jax.config_files import load_config, override
 from tario_jax.evaluate.job import evaluate_checkpoint
 
@@ -56,6 +57,12 @@ def tario(capsys):
 
 
 # --- help
+
+
+def test_a_number_without_end_may_be_written():
+    assert override(Config(), {"optim.clip_norm": "inf"}).optim.clip_norm == math.inf
+    with pytest.raises(InputError, match=r"optim.learning_rate is inf; expected finite numbers"):
+        override(Config(), {"optim.learning_rate": "inf"})
 
 
 @pytest.mark.parametrize("job", JOBS)

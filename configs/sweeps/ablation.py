@@ -14,7 +14,7 @@
 
     python -m launch configs/sweeps/ablation.py --workdir=sweeps/ablation
 
-Without contents a step takes 0.95 of the FLOPs (model/flops.py), and without Muon 0.97 of the time (`tario bench
+Without contents a step takes 0.92 of the FLOPs (model/flops.py), and without Muon 0.97 of the time (`tario bench
 step`): these take more steps. The others cost what the whole does, within a hundredth.
 
 Cost: 9 minutes a run on one core; 22 runs take an hour and three quarters on two, where both seeds run side by side
@@ -34,7 +34,7 @@ _SPEC.loader.exec_module(quickstart)
 
 PARTS = {
     "whole": {},
-    "contents": {"data.groups": ((1, 1.0),), "train.steps": 337},
+    "contents": {"data.groups": ((1, 1.0),), "train.steps": 347},
     "near": {"data.near_bins": 0},
     "depth": {"data.depth_told": 0.0},
     "reach": {"model.reach_um": ()},

@@ -63,7 +63,13 @@ class Predictor:
 
     @property
     def training_stain(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of the stain densities of training windows, float [3] each."""
+        """Mean and deviation of the stain densities of training windows, float [3] each.
+
+        Raises `InputError` for a model that began from H&E alone: its windows were drawn from everywhere, glass too.
+        """
+        if any(start.get("learns") == "he" for start in self.provenance.starts):
+            raise InputError("--stain=training: this model began from H&E alone, and its mean stain is of glass too; "
+                             "name a slide whose stain is to be taken (--stain=IMAGE)")  # fmt: skip
         encoder = self.calibration["he_encoder"]
         return np.asarray(encoder["density_mean"], np.float64), np.asarray(encoder["density_scale"], np.float64)
 

@@ -65,7 +65,7 @@ class Provenance:
             "run": run, "step": step, "code": self.code, "corpus_seal": self.corpus_seal, "trained_on": self.trained_on,
             "panel_hash": self.panel.hash, "genes": len(self.panel), "bin_um": self.bin_um, "split_by": self.split_by,
             "train": list(self.train), "validation": list(self.validation), "seen_patients": list(self.seen_patients),
-            "started_from": self.started_from,
+            "started_from": self.started_from, "learns": self.config.train.learns,
         }  # fmt: skip
 
     def started(self, origin: dict[str, Any] | None) -> "Provenance":

@@ -64,6 +64,12 @@ def _filled(text: str, places: dict[str, str]) -> str:
     return PLACEHOLDER.sub(lambda match: places[match[1]], text)
 
 
+def kept_runs(claim: Claim) -> list[str]:
+    """The variables that name folders of finished runs, which the command reads in place of making them anew."""
+    command = claim.command if isinstance(claim.command, str) else " ".join(claim.command)
+    return [name for name in dict.fromkeys(re.findall(r"\$\{(TARIO_\w+):-", command)) if os.environ.get(name)]
+
+
 def run_command(claim: Claim, root: Path, say: Callable[[str], None]) -> Run:
     """Runs `claim.command` in `root`, with a line of progress now and then.
 

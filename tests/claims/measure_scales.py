@@ -22,8 +22,8 @@ SHOWN = {
     "composition_r": "r composition, at once",
     "given_over_one_shot": "r counts, told 36 µm: less at once",
     "given_over_shares": "r counts, told 36 µm: less even shares",
-    **{f"{name}_{order}_{steps}": f"{title}, {steps} steps, {order}" for steps in STEPS
-       for order in ("random", "resolutions")
+    **{f"{name}_{order}_{steps}": f"{title}, {steps} steps, {order}" for steps in (1, *STEPS)
+       for order in ("random", "resolutions") if (steps, order) != (1, "random")
        for name, title in (("moran", "Moran's I drawn, of measured"), ("crps", "CRPS, of one-shot's"),
                            ("r_of_mean", "r of the mean of samples, less at once"))},
 }  # fmt: skip

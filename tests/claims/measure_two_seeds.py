@@ -77,6 +77,7 @@ def decoded(report: dict[str, Any]) -> dict[str, float]:
         "steps_r_of_mean_less_one_shot": steps["counts_r_of_mean"] - one_shot["counts_r"],
         "steps_crps_over_one_shot": steps["crps"] / one_shot["crps"],
         "steps_crps_over_poisson_one_shot": steps["crps"] / one_shot["crps_poisson"],
+        "steps_crps_of_draws_over_one_shot_draws": steps["crps_drawn"] / one_shot["crps_drawn"],
         "steps_coverage_off": max(abs(steps[f"covered_{round(100 * level)}"] - level) for level in levels),
         "one_shot_coverage_off": max(abs(one_shot[f"covered_{round(100 * level)}"] - level) for level in levels),
         "moran_of_draws_over_measured": steps["moran_drawn"] / report["moran_measured"],

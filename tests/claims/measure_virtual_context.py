@@ -42,7 +42,7 @@ NARROW_UM, WIDE_UM = (int(um) for um in sys.argv[2:4] or (128, 512))
 LOOKS_ONLY = sys.argv[4:] == ["looks"]
 WINDOWS_UM = (NARROW_UM, WIDE_UM)
 STEP_UM = 8.0  # of the grid on which senders are counted
-HALF_UM = (12, 28, 44, 60, 92, 140, 196, 252)  # half sides of the squares
+HALF_UM = (12, 28, 44, 60, 92, 140, 196, 252, 380, 508)  # half sides of the squares
 GAUSSIAN_UM = (40.0, 80.0, 160.0)
 TRAIN, TEST = 14, 10
 CELLS = 10_000  # of each training region

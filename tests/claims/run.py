@@ -142,6 +142,7 @@ def _measured(claim: Claim, run: claim_runs.Run, machine: str, commit: str) -> R
     record = wording(claim) | {
         "status": "missed", "reason": "", "figure": None, "shown": "",
         "machine": machine, "commit": commit, "date": claim_runs.today(), "seconds": round(run.seconds, 3),
+        "kept_runs": claim_runs.kept_runs(claim),
     }  # fmt: skip
     try:
         figure = run.figure(claim)

@@ -13,6 +13,7 @@ from tario_jax.corpus.section import Detections
 from tario_jax.model.model import Tario
 from tario_jax.panel import Panel
 from tario_jax.predict.condition import Condition, predict_given
+from tario_jax.predict.generate import Steps
 from tario_jax.tokens.batch import tokenise
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.window import read_window
@@ -144,6 +145,10 @@ def test_spots_are_given_as_bins_are(reader, tmp_path):
     found = predicted(reader, tmp_path, data, Condition("checkerboard")).maps
     assert len(found.x_um_N) == 6 and all(name in {f"s{i}" for i in range(12)} for name in found.names())
     assert len(set(found.names())) == 6
+    hidden = Condition("checkerboard", he=False)  # of which a section has no need
+    none = dataclasses.replace(data, he=None, he_um_per_px=None)
+    alone = predicted(reader, tmp_path, none, hidden, "alone").maps
+    assert alone.names() == found.names() and np.isfinite(alone.rates_NxG).all()
 
 
 def test_genes_are_matched_by_symbol(reader, tmp_path):
@@ -163,6 +168,8 @@ def test_what_cannot_be_given_is_refused_in_a_line(tiny_run, reader, tiny_corpus
     refused(lambda: predict_given(tario_jax.load(tiny_run), tiny_corpus, section, Condition("half")), "one-shot")
     refused(lambda: Condition("third"), "'third'", "half, checkerboard, random, all")
     refused(lambda: Condition("random", share=1.0), "share is 1")
+    refused(lambda: Condition("random", seed=2**64), "seed is", "2^64")
+    refused(lambda: Steps(4, seed=2**64), "seed is", "2^64")
     no_counts = dataclasses.replace(tiny_section("A1", "A", 0), detections=None, measured_gene_G=np.zeros(12, bool))
     refused(lambda: predicted(reader, tmp_path, no_counts, Condition("half"), "none"), "A1: holds no counts")
     no_he = dataclasses.replace(tiny_section("A1", "A", 0), he=None, he_um_per_px=None)

@@ -90,6 +90,7 @@ def test_a_section_without_features_names_the_command(run, corpus, tmp_path):
     (bare.section("F1").place / "features/made").remove_below()
     refused(lambda: load(run).predict_section(bare.section("F1"), tissue="virtual"),
             f"tario encode --corpus={bare.root} --encoder=made")  # fmt: skip
+    load(run).cover(bare.section("F1"), tissue="virtual", bin_um=None, overlap=0.5, he=False)  # reads none
 
 
 def test_an_image_is_encoded_when_it_is_asked_for(run, corpus, monkeypatch):
@@ -108,6 +109,8 @@ def test_an_image_is_encoded_when_it_is_asked_for(run, corpus, monkeypatch):
     batches = len(seen)
     frozen_card.make_ready(image, predictor.provenance.frozen_card)
     assert len(seen) == batches > 0  # once, however often the image is asked for
+    other = predictor.provenance.frozen_card | {"hash": "0", "weights_sha256": "2"}
+    refused(lambda: frozen_card.make_ready(image, other), "image", "another card")  # of another model, the same name
     seen.clear()
     monkeypatch.setattr(frozen_card, "encoder_of", lambda card: made_encoder(seen, weights_sha256="1"))
     refused(lambda: predictor.predict(section.he(), **asked), "image", "another card", "weights_sha256 = '1'")

@@ -42,6 +42,7 @@ def test_steps_are_drawn_and_told(asked, tiny_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("more", "words"), [
     (("--samples=4",), "--samples: are for --uncertainty"),
     (("--seed=4",), "--seed: means nothing to one-shot prediction"),
+    (("--seed=0",), "--seed: means nothing to one-shot prediction"),
     (("--order=hilbert",), "--order: means nothing to one-shot prediction"),
     (("--table=a.tsv",), "--table: goes with --section and --image"),
     (("--outlines=a.geojson",), "--outlines: goes with --section and --image"),

@@ -362,6 +362,16 @@ def test_sections_that_the_checkpoint_was_validated_with_are_not_held_out(tiny_r
     )
 
 
+def test_a_split_is_its_sections_however_it_names_them(tiny_run):
+    _, step = find_checkpoint(tiny_run)
+    with Checkpoints(tiny_run) as checkpoints:
+        run = checkpoints.provenance(step)
+    listed = SplitConfig("patient", validation=run.validation, held_out=run.held_out)
+    now = dataclasses.replace(run, config=dataclasses.replace(run.config, split=listed))
+    assert now.config.split != run.config.split and not refuse_other_run(run, now, step, "run")
+    refused(lambda: refuse_other_run(run, dataclasses.replace(now, train=run.train[1:]), step, "run"), "another train")
+
+
 def test_a_start_is_one_place_however_it_is_named(tiny_run, monkeypatch):
     _, step = find_checkpoint(tiny_run)
     with Checkpoints(tiny_run) as checkpoints:

@@ -18,7 +18,7 @@ from tario_jax.he_features.encode import encode_corpus
 from tario_jax.model.build import build_of
 from tario_jax.model.flops import step_flops
 from tario_jax.parallel.mesh import make_mesh
-from tario_jax.predict.predictor import load
+from tario_jax.predict.predictor import Predictor, load
 from tario_jax.tokens.hidden import GROUPS, of_he
 from tario_jax.train.checkpoint import Checkpoints, find_checkpoint
 from tario_jax.train.loop import train
@@ -122,7 +122,8 @@ def test_it_learns_what_lies_between(he_run):
 
 
 def test_counts_start_from_its_encoder_and_decoder(he_run, he_corpus):
-    config = tiny_config(start=StartConfig(str(he_run)), data={"groups": ((1, 0.5), (4, 0.5))}, model={"gene_dim": 8})
+    of_genes = {"gene_dim": 8, "base_gene_dim": 8}
+    config = tiny_config(start=StartConfig(str(he_run)), data={"groups": ((1, 0.5), (4, 0.5))}, model=of_genes)
     said = []
     run, state = start(Run.of(config, he_corpus), said.append)
     _, seeded = start(Run.of(dataclasses.replace(config, start=StartConfig()), he_corpus), silent)
@@ -136,6 +137,8 @@ def test_counts_start_from_its_encoder_and_decoder(he_run, he_corpus):
     jax.tree.map(np.testing.assert_array_equal, state.calibration["he_encoder"], statistics["he_encoder"])
     assert "H&E alone: its H&E encoder and decoder" in said[-1]
     assert run.provenance.started_from["seen_patients"] == ["A", "B", "C", "D", "E"]
+    predictor = Predictor(run.provenance, state.parameters, state.calibration)
+    refused(lambda: predictor.training_stain, "--stain=training", "began from H&E alone", "--stain=IMAGE")
 
 
 @pytest.mark.slow

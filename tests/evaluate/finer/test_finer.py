@@ -161,7 +161,7 @@ def test_where_no_nucleus_is_that_of_a_cell_cells_found_have_no_r(measured, corp
     result = measure_finer(Oracle(corpus), corpus, corpus.sections[1:], tmp_path, CONFIG, **say)
     whole = measured[1]["scores"]
     assert result["nuclei"]["recall"]["mean"] == 0 and result["scores"]["cells"] == whole["cells"]
-    assert result["scores"]["nuclei"]["queries"]["truth"]["counts"]["top"]["mean"] is None
+    assert np.isnan(result["scores"]["nuclei"]["queries"]["truth"]["counts"]["top"]["mean"])
     draw_finer(tmp_path / "finer.png", result)
 
 
