@@ -212,9 +212,7 @@ def test_an_export_that_breaks_off_leaves_no_bundle(tiny_run, tmp_path, monkeypa
     monkeypatch.setattr(bundles, "model_card", full)
     said = refused(lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(), silent))
     assert "out: No space left on device" in said and not list(tmp_path.iterdir())
-    monkeypatch.undo()
-    export_bundle(tiny_run, tmp_path / "out", Wanted(), silent)
-    assert Bundle(tmp_path / "out").genes == PANEL.symbols
+    (tmp_path / "out").mkdir()
     assert "is there already" in refused(lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(), silent))
 
 

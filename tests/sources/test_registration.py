@@ -160,7 +160,7 @@ def test_a_shift_at_the_tolerance_is_no_fault_of_its_own_measurement(off_um, ver
     near = ndimage.distance_transform_edt(~mask) * 0.5 < 4
     he = np.where(near[..., None], np.array([90, 60, 150]), np.array([225, 160, 200])).astype(np.uint8)
     places = np.repeat(nuclei, 12, 0) + rng.normal(0, 1.5, (1920, 2))
-    for turn in np.linspace(0, 2 * np.pi, 5)[:-1]:
+    for turn in (0.0, 4.0):  # one along an axis, one across both
         x_um, y_um = (places + off_um * np.array([np.cos(turn), np.sin(turn)])).T
         assert check_registration(he, 0.5, x_um, y_um).verdict == verdict
 

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from tario_jax.cli.main import main
 from tario_jax.config import InputError
 from tario_jax.corpus.read import Corpus
+from tario_jax.evaluate.patients import probe
 from tario_jax.evaluate.patients.auroc import macro_auroc
 from tario_jax.evaluate.patients.looks import texture_names
 from tario_jax.evaluate.patients.outcomes import (
@@ -33,6 +34,14 @@ from tario_jax.evaluate.tables import plain
 SETTING = Setting(folds=4, repeats=2, shuffles=8, bootstraps=100)
 NO_NULL = dataclasses.replace(SETTING, shuffles=0)
 PATIENTS, GENES = 240, 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_penalties():
+    """Every third strength of the penalty: each is a fit for every fold, and nothing here asks how fine they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "PENALTIES", probe.PENALTIES[::3])
+        yield
 
 
 def labelled(seed: int = 0):
