@@ -399,6 +399,9 @@ class TrainConfig:
         _check(self.keep_every % self.checkpoint_every == 0,
                f"train.keep_every is {self.keep_every}; expected a multiple of train.checkpoint_every = "
                f"{self.checkpoint_every}, or 0: at other steps nothing is saved")  # fmt: skip
+        _check(not self.spike_deviations or self.keep_checkpoints * self.checkpoint_every >= self.spike_steps,
+               f"train.keep_checkpoints is {self.keep_checkpoints}, and none of before a spike of train.spike_steps = "
+               f"{self.spike_steps} would be left; expected more, or a longer train.checkpoint_every")  # fmt: skip
         for name in ("spike_steps", "rollback_limit"):
             _check(self.spike_deviations > 0 or getattr(self, name) == getattr(TrainConfig, name),
                    f"train.{name} is {getattr(self, name)}, which train.spike_deviations=0 does not read; set "

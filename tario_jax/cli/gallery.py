@@ -14,7 +14,6 @@ EXAMPLES = """
     tario gallery --workdir=runs/quickstart --genes=EPCAM,CD3E --sides-um=36,18,9 --out=gallery
 """
 GROUPS_READ = ("source", "evaluate.overlap")
-_AT_R = (0.5, 0.3, 0.17)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         if options.section is not None and given is not None:
             raise InputError(f"--section and --{name}: genes in a section that is named are not chosen; leave one out")
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.gallery import Example, Gallery, at_r, best_median_worst, of_genes
+    from tario_jax.evaluate.gallery import Example, Gallery, R, at_r, best_median_worst, of_genes
     from tario_jax.evaluate.job import refuse_side_of_spots
     from tario_jax.evaluate.run_comparison import unique_names
     from tario_jax.evaluate.score_file import FILE, read_scores
@@ -91,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
             if scores.bin_um:  # maps as those whose r chose them
                 gallery = Gallery(corpus, bin_um, overlap, min_measured, say, read_um=scores.read_um)
             chosen = of_genes(scores, options.genes) if options.genes else best_median_worst(scores)
-            named = {"at_r": (at_r(scores, options.at_r or _AT_R), "Genes at chosen r"),
+            named = {"at_r": (at_r(scores, options.at_r or R), "Genes at chosen r"),
                      "best_median_worst": (best_median_worst(scores), "The best, the median, the worst")}  # fmt: skip
             for examples in (chosen, *(examples for examples, _ in named.values())):
                 gallery.will_draw(examples)

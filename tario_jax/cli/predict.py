@@ -130,8 +130,7 @@ def _check_steps(options: argparse.Namespace) -> None:
     if options.steps is not None and (options.steps != 1 or options.order == RESOLUTIONS):
         return
     for name in ("samples", "order", "seed"):
-        given = getattr(options, name)
-        if given is not None and given is not False:  # a seed of 0 is given, too
+        if getattr(options, name) is not None:  # a seed of 0 is given, too
             raise InputError(f"--{name}: means nothing to one-shot prediction; add --steps=K above 1, or leave it out")
     if options.steps == 1 and options.uncertainty:
         raise InputError("--uncertainty: is between the samples of --steps, and one step is one-shot prediction; leave "

@@ -43,13 +43,9 @@ def check_corpus(corpus: Corpus, progress: Callable[[int, int], None] | None = N
 
 
 def _seal(corpus: Corpus) -> Finding:
-    """corpus.json against what its own sections give, and that what the corpus was begun with can be read."""
+    """corpus.json against what its own sections give, and whether what the corpus was begun with can be read."""
     note = corpus.root / "corpus.json"
     stated = layout.read_json(note)
-    try:
-        layout.read_json(corpus.root / "ingest.json")
-    except InputError as error:
-        return Finding("all", "seal", str(error))
     try:
         seals = {section.id: section.seal for section in corpus.sections}
     except InputError as error:
@@ -59,6 +55,12 @@ def _seal(corpus: Corpus) -> Finding:
         if stated.get(name) != expected.get(name):
             return Finding("all", "seal", f"{note}: its {name!r} is not what its sections give; delete it and run the "
                                           "same ingest again")  # fmt: skip
+    begun = corpus.root / "ingest.json"
+    if begun.exists():  # of a corpus that lost it the seal tells all but the sources
+        try:
+            layout.read_json(begun)
+        except InputError as error:
+            return Finding("all", "seal", str(error))
     return Finding("all", "seal", "", corpus.seal)
 
 

@@ -56,7 +56,7 @@ def refuse_sides(corpus: Corpus, sections: Sequence[Section], config: Config) ->
     usable = [section for section in sections if section.holds("he") and section.has_counts]
     asked = [side_um for side_um in (config.evaluate.bin_um, *config.evaluate.read_um) if side_um]
     if asked and usable and all(section.has_spots for section in usable):
-        raise InputError(_SPOTS.format(corpus.root) + " (--config.evaluate.bin_um=0 --config.evaluate.read_um=())")
+        raise InputError(_SPOTS.format(corpus.root) + ' (--config.evaluate.bin_um=0 "--config.evaluate.read_um=()")')
     for side_um in asked:
         refuse_fine_bins(usable, side_um, force=config.data.force_adjacent)
 
@@ -71,10 +71,12 @@ def refuse_readings(predictor: Predictor, corpus: Corpus, config: EvaluateConfig
     for read_um in config.read_um:
         if read_um > side_um:
             raise InputError(f"evaluate.read_um holds {read_um:g}: bins are summed up to those of {side_um:g} µm; "
-                             "expected smaller ones, or none (--config.evaluate.read_um=())")  # fmt: skip
-    if config.read_um:
-        asked = dataclasses.replace(provenance.config, evaluate=config)
-        refuse_sides(corpus, sections_of(provenance, corpus)[1], asked)
+                             "expected smaller ones, or none (\"--config.evaluate.read_um=()\")")  # fmt: skip
+    usable = [section for section in sections_of(provenance, corpus)[1] if section.holds("he") and section.has_counts]
+    if config.read_um and usable and all(section.has_spots for section in usable):
+        raise InputError(_SPOTS.format(corpus.root) + ' ("--config.evaluate.read_um=()")')
+    for read_um in config.read_um:
+        refuse_fine_bins(usable, read_um, force=provenance.config.data.force_adjacent)
 
 
 def evaluate_checkpoint(

@@ -35,9 +35,10 @@ def generate_section(
     alone has nothing to be held against and keeps its own. `between_NxG` is the variance between samples, None for one
     sample. genes: positions of those whose samples are kept; none by default.
 
-    A sample is of the whole section: each bin is drawn once, in the window in whose middle it lies most, and windows
-    that overlap come one after the other, each with the contents that the others have written. All of it is as deep as
-    one-shot prediction says the section is, which the model is told. No array of all samples and genes is ever made.
+    A sample is of the whole section: each bin is drawn once, in the window in whose middle it lies most (or the larger
+    bin of which it is a part), and windows that overlap come one after the other, each with the contents that the
+    others have written. All of it is as deep as one-shot prediction says the section is, which the model is told. No
+    array of all samples and genes is ever made.
 
     Orders and draws are from Philox keyed by (seed, section, window, sample): how windows are batched does not matter.
     Raises `InputError` where the model was trained to read no contents (every K of data.groups is 1) and K is not 1,

@@ -66,6 +66,7 @@ class Predictor:
         """Mean and deviation of the stain densities of training windows, float [3] each.
 
         Raises `InputError` for a model that began from H&E alone: its windows were drawn from everywhere, glass too.
+        Checkpoints of older versions do not tell it.
         """
         if any(start.get("learns") == "he" for start in self.provenance.starts):
             raise InputError("--stain=training: this model began from H&E alone, and its mean stain is of glass too; "

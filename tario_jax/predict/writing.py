@@ -1,7 +1,7 @@
 """Who writes which bins of a section, and what windows write: shared by sections in memory and slides on disk.
 
-Each bin is drawn once, in the window in whose middle it lies most. Windows that overlap come one after the other, in
-turns; each is given the contents that the windows before it have written.
+Each bin is drawn once, in the window in whose middle it lies most, or the larger bin of which it is a part. Windows
+that overlap come one after the other, in turns; each is given the contents that the windows before it have written.
 
 Axes: W windows, N places of the section, n of a window, B rows of a batch, Q bin slots of a row, R samples of windows
 that are drawn at once, S samples, G genes, g chosen genes, d width of contents.

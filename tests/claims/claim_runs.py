@@ -67,7 +67,12 @@ def _filled(text: str, places: dict[str, str]) -> str:
 def kept_runs(claim: Claim) -> list[str]:
     """The variables that name folders of finished runs, which the command reads in place of making them anew."""
     command = claim.command if isinstance(claim.command, str) else " ".join(claim.command)
-    return [name for name in dict.fromkeys(re.findall(r"\$\{(TARIO_\w+):-", command)) if os.environ.get(name)]
+    named = dict.fromkeys(re.findall(r"\$\{(TARIO_\w+):-", command))
+    return [name for name in named if _holds_something(os.environ.get(name))]
+
+
+def _holds_something(folder: str | None) -> bool:
+    return bool(folder) and Path(folder).is_dir() and any(Path(folder).iterdir())
 
 
 def run_command(claim: Claim, root: Path, say: Callable[[str], None]) -> Run:

@@ -100,8 +100,9 @@ def _measure_all(chosen: list[Claim], claims: list[Claim], root: Path, long: boo
     for number, together in enumerate(shared.values(), 1):
         first = max(together, key=lambda claim: claim.minutes)
         _say(f"[{number}/{len(shared)}] {', '.join(claim.key for claim in together)}: about {first.minutes:g} min")
+        kept = claim_runs.kept_runs(first)  # before what is made anew lies there too
         run = claim_runs.run_command(first, root, _say)
-        found = {claim.key: _measured(claim, run, machine, commit) for claim in together}
+        found = {claim.key: _measured(claim, run, machine, commit) | {"kept_runs": kept} for claim in together}
         for claim in together:
             _keep_table(claim, run, found[claim.key], root)
         store_records(root, claims, found)
@@ -142,7 +143,6 @@ def _measured(claim: Claim, run: claim_runs.Run, machine: str, commit: str) -> R
     record = wording(claim) | {
         "status": "missed", "reason": "", "figure": None, "shown": "",
         "machine": machine, "commit": commit, "date": claim_runs.today(), "seconds": round(run.seconds, 3),
-        "kept_runs": claim_runs.kept_runs(claim),
     }  # fmt: skip
     try:
         figure = run.figure(claim)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_tissue import PANEL, tiny_config, tiny_section, write_corpus
 
-from tario_jax.config import InputError, OptimConfig
+from tario_jax.config import InputError, OptimConfig, TrainConfig
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import write_split
 from tario_jax.model.build import build
@@ -252,6 +252,13 @@ def test_vectors_and_gene_biases_do_not_decay():
     assert (np.asarray(updates["gene_table"]) < 0).all() and (np.asarray(updates["decoder"]["q"]) < 0).all()
     for name in ("gene_bias", "total_bias", "head_norm", "total_weight"):
         assert (np.asarray(updates[name]) == 0).all(), name
+
+
+def test_a_run_that_would_keep_no_checkpoint_of_before_a_spike_is_refused():
+    spikes = {"spike_deviations": 6.0, "keep_checkpoints": 1, "checkpoint_every": 10}
+    TrainConfig(**spikes, spike_steps=10)  # of 20 and 10 steps both stand until the next is saved
+    with pytest.raises(InputError, match=r"train.keep_checkpoints is 1, and none of before a spike"):
+        TrainConfig(**spikes, spike_steps=11)
 
 
 @pytest.mark.parametrize(("keep", "reach", "kept"), ((2, 0, ["100", "101"]), (2, 3, ["90", "100", "101"]),

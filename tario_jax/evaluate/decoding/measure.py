@@ -40,7 +40,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.genes import program
 from tario_jax.whole_file import UNREADABLE, write_whole
 
-_VERSION = 7  # of what is kept of a section
+_VERSION = 8  # of what is kept of a section
 _RANKED_ON = 12  # sections whose measured counts rank the genes
 _LEAST_GENES = 3  # of a class that is told apart
 _SCORES = ("counts_r", "composition_r")

@@ -141,5 +141,6 @@ def _correlations(read: Read, min_total: int) -> dict[str, np.ndarray]:
                                    rates_total_N, enough_N, of_rates=target == "truth")  # fmt: skip
             for form, r_G in zip(FORMS, by_form, strict=True):
                 none = (reader, form) == ("density", "composition")
-                r[f"{read.place}/{reader}/{target}/{form}"] = np.zeros_like(r_G) if none else r_G.astype(np.float32)
+                known_G = np.where(np.isnan(r_G), r_G, 0.0) if none else r_G
+                r[f"{read.place}/{reader}/{target}/{form}"] = known_G.astype(np.float32)
     return r

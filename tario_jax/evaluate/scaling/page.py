@@ -172,9 +172,10 @@ def _apart(values: dict[str, Any]) -> str:
 
 
 def apart_text(apart: dict[str, Any]) -> str:
-    """Why a run is on no axis, with the fields that keep it from the nearest other one."""
+    """Why a run is on no axis with another one, with the fields that keep it from the nearest other one."""
     differs = "; ".join(f"{name} {a} and {b}" for name, (a, b) in apart["differs"].items())
-    return f"{apart['name']} is on no axis: from {apart['nearest']}, the nearest, it differs in {differs}"
+    return (f"{apart['name']} is on no axis with another run: from {apart['nearest']}, the nearest, it differs in "
+            f"{differs}")  # fmt: skip
 
 
 def _left_out(values: dict[str, Any]) -> str:
