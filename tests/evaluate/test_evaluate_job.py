@@ -13,7 +13,7 @@ from tario_jax.cli import main as cli
 from tario_jax.config import Config, DataConfig, EvaluateConfig
 from tario_jax.evaluate import job
 from tario_jax.evaluate.bins import area_weights, grid_counts, grid_places, sparse_grid_counts
-from tario_jax.evaluate.job import evaluate_checkpoint, headline_table
+from tario_jax.evaluate.job import evaluate_checkpoint, headline_table, refuse_readings
 from tario_jax.evaluate.kept import Kept
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.report import banners, render
@@ -195,6 +195,7 @@ def test_fine_bins_are_read_and_summed_up(predictor, others, config, tiny_run, t
     assert scores.r["model", "counts"][0, scores.symbols.index("GENE0")] == pytest.approx(r, abs=1e-5)
     refused(lambda: evaluate_checkpoint(predictor, others, config, tmp_path, title="x", bin_um=18.0, read_um=36.0),
             "--read-um=36", "18 µm")  # fmt: skip
+    refuse_readings(predictor, others, dataclasses.replace(config, read_um=(36.0,)), 36.0)  # whatever side was trained
     asked = [f"--{name}={value}" for name, value in (("corpus", others.root), ("out", tmp_path / "none"))]
     asked += [f"--workdir={tiny_run}", "--bin-um=9", "--config.evaluate.read_um=(18.0,)"]
     assert cli.main(["evaluate", *asked]) == 2

@@ -145,7 +145,7 @@ def test_what_stands_apart_or_is_left_out_is_told_on_the_page(tmp_path, capsys):
     assert cli.main(["scaling", str(tmp_path / "s"), f"--out={tmp_path}/o"]) == 0
     told, page = capsys.readouterr().out, (tmp_path / "o/scaling.html").read_text()
     assert (
-        "! b is on no axis: from a, the nearest, it differs in" in told
+        "! b is on no axis with another run: from a, the nearest, it differs in" in told
         and "optim.learning_rate 0.001 and 0.002" in told
     )
     assert "! left out: <c>: not evaluated" in told
