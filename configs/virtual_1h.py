@@ -1,10 +1,9 @@
 """An hour on two cores: 533 virtual patients of three cancer types, all 18,963 genes, a model of about 2M parameters.
 
-Trained on bins of 18 µm, compared at 36 µm. Cost: an hour and ten minutes on two cores: 6 of
-simulation, 50 of training, a quarter of an hour of evaluation. Outcome on 45
-held-out patients, over the 1,000 genes of highest Moran's I: at least 0.90 of the r that the H&E can tell in counts and
-0.80 in composition; above ridge on stain and texture features by 0.02 in counts and 0.03 in composition, and over all
-genes by 0.05 in bulk (docs/claims.md holds the measured figures).
+Trained on bins of 18 µm, compared at 36 µm. Cost: an hour and ten minutes on two cores, 6 of simulation, 50 of training
+and a quarter of an hour of evaluation. Outcome on 45 held-out patients, over the 1,000 genes of highest Moran's I: at
+least 0.90 of the r that the H&E can tell in counts and 0.80 in composition; above ridge on stain and texture features
+by 0.02 in counts and 0.03 in composition, and over all genes by 0.05 in bulk (measured: docs/claims.md).
 """
 
 from tario_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, SourceConfig, TrainConfig
