@@ -122,8 +122,7 @@ def test_it_learns_what_lies_between(he_run):
 
 
 def test_counts_start_from_its_encoder_and_decoder(he_run, he_corpus):
-    of_genes = {"gene_dim": 8, "base_gene_dim": 8}
-    config = tiny_config(start=StartConfig(str(he_run)), data={"groups": ((1, 0.5), (4, 0.5))}, model=of_genes)
+    config = tiny_config(start=StartConfig(str(he_run)), data={"groups": ((1, 0.5), (4, 0.5))}, model={"gene_dim": 8})
     said = []
     run, state = start(Run.of(config, he_corpus), said.append)
     _, seeded = start(Run.of(dataclasses.replace(config, start=StartConfig()), he_corpus), silent)
