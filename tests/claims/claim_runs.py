@@ -95,15 +95,23 @@ def run_command(claim: Claim, root: Path, say: Callable[[str], None]) -> Run:
     log = workdir / "claim.log"
     limit = (claim.minutes * SPARE + 5) * 60
     start = time.monotonic()
-    process = None
+    process, told = None, []
+
+    def end(*_: Any) -> None:
+        told.append(True)
+        if process is not None:  # else it is about to be known
+            sys.exit(128 + signal.SIGTERM)
+
     # whoever ends the runner ends what it runs: else two measurements would share the machine
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, end)
     try:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 words, cwd=root, env=_environment(root), stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        if told:
+            sys.exit(128 + signal.SIGTERM)
         failure = _await(process, claim, log, start, limit, say)
     except BaseException as error:
         if process is not None:
