@@ -53,7 +53,7 @@ def refuse_side_of_spots(corpus: Corpus, sections: Sequence[Section], side_um: f
 def refuse_sides(corpus: Corpus, sections: Sequence[Section], config: Config) -> None:
     """Raises `InputError` where held-out sections cannot be read in bins of the sides that the config's evaluation asks
     for: before a training, not behind it."""
-    usable = [section for section in sections if section.holds("he") and section.has_counts]
+    usable = _evaluable(sections)
     asked = [side_um for side_um in (config.evaluate.bin_um, *config.evaluate.read_um) if side_um]
     if asked and usable and all(section.has_spots for section in usable):
         raise InputError(_SPOTS.format(corpus.root) + ' (--config.evaluate.bin_um=0 "--config.evaluate.read_um=()")')
@@ -72,7 +72,7 @@ def refuse_readings(predictor: Predictor, corpus: Corpus, config: EvaluateConfig
         if read_um > side_um:
             raise InputError(f"evaluate.read_um holds {read_um:g}: bins are summed up to those of {side_um:g} µm; "
                              "expected smaller ones, or none (\"--config.evaluate.read_um=()\")")  # fmt: skip
-    usable = [section for section in sections_of(provenance, corpus)[1] if section.holds("he") and section.has_counts]
+    usable = _evaluable(sections_of(provenance, corpus)[1])
     if config.read_um and usable and all(section.has_spots for section in usable):
         raise InputError(_SPOTS.format(corpus.root) + ' ("--config.evaluate.read_um=()")')
     for read_um in config.read_um:
@@ -167,6 +167,11 @@ def evaluate_checkpoint(
     return evaluation
 
 
+def _evaluable(sections: Sequence[Section]) -> list[Section]:
+    """Those with an H&E to predict from, and counts to compare with."""
+    return [section for section in sections if section.holds("he") and section.has_counts]
+
+
 def _usable(corpus: Corpus, held_out: Sequence[Section],
             say: Callable[[str], None]) -> tuple[list[Section], dict[str, list[str]]]:  # fmt: skip
     """Held-out sections that can be evaluated; of the others their ids, by what they have not: he or counts."""
@@ -176,7 +181,7 @@ def _usable(corpus: Corpus, held_out: Sequence[Section],
         if ids:
             name = "H&E" if what == "he" else what
             say(f"evaluate: {len(ids)} held-out sections have no {name} and are left out ({ids[0]}, …)")
-    usable = [section for section in held_out if section.holds("he") and section.has_counts]
+    usable = _evaluable(held_out)
     if not usable:
         raise InputError(f"corpus {corpus.root}: none of {len(held_out)} held-out sections has both an H&E and counts "
                          "to compare with; 'tario predict' needs no counts")  # fmt: skip
