@@ -1,6 +1,8 @@
 """What a model must beat: fitted on training sections, predicted for held-out ones."""
 
+import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -23,19 +25,18 @@ class Lines:
 
 
 class LineFit:
-    """Least squares from bins that come part by part; a part whose column is NaN (not measured) is left out of it."""
+    """Least squares from the sums of bins that come part by part; of a gene only those that measured it."""
 
     def __init__(self, genes: int):
         self._number_G, self._u_G, self._uu_G, self._y_G, self._uy_G = (np.zeros(genes) for _ in range(5))
 
-    def add(self, u_N: np.ndarray, y_NxG: np.ndarray) -> None:
-        seen_G = np.isfinite(y_NxG).all(0)
-        y_NxG = np.where(seen_G, y_NxG, 0.0)
-        self._number_G += len(u_N) * seen_G
-        self._u_G += u_N.sum() * seen_G
-        self._uu_G += (u_N * u_N).sum() * seen_G
-        self._y_G += y_NxG.sum(0)
-        self._uy_G += u_N @ y_NxG
+    def add(self, u_N: np.ndarray, y_G: np.ndarray, uy_G: np.ndarray, measured_G: np.ndarray) -> None:
+        """Some bins of u, with Σy and Σuy over them, which are 0 of genes that were not measured."""
+        self._number_G += len(u_N) * measured_G
+        self._u_G += u_N.sum() * measured_G
+        self._uu_G += (u_N * u_N).sum() * measured_G
+        self._y_G += y_G
+        self._uy_G += uy_G
 
     def solve(self) -> Lines:
         number_G = np.maximum(self._number_G, 1.0)
@@ -161,13 +162,18 @@ def fit_controls(sections: list[Fitting], tuned_on_G: np.ndarray,
         # A gene's share is taken over the sections that measured it.
         count_G = count_G + measured.sums()[0]
         weight_G = weight_G + measured.total_N.sum() * measured.measured_G
-        for form, ridge in ridges.items():
-            for bins in measured.strips(form):
-                y_NxG = measured.dense(form, bins)
-                ridge.add(features_NxF[bins], y_NxG, measured.measured_G, fold)
-                for name in lines if form in FORMS[1:] else ():
-                    lines[name][form].add(np.log(np.maximum(densities[name][number][bins], floors[name])), y_NxG)
+        log_N = {name: np.log(np.maximum(densities[name][number], floors[name])) for name in densities}
+        z_NxF = scaler(features_NxF)
+        given_NxK = np.column_stack([z_NxF, np.ones(len(measured)), *log_N.values()])
+        with concurrent.futures.ThreadPoolExecutor(len(FORMS)) as pool:
+            products = pool.map(functools.partial(measured.products, given_NxF=given_NxK), FORMS)
+        for (form, ridge), products_KxG in zip(ridges.items(), products, strict=True):
             bins = measured.bins(form)
+            cross_FxG, (sum_G, *with_log) = np.split(products_KxG, [z_NxF.shape[1]])
+            ridge.add_products(z_NxF[bins], sum_G, cross_FxG, measured.measured_G, fold)
+            if form in FORMS[1:]:
+                for (name, of_N), with_log_G in zip(log_N.items(), with_log, strict=True):
+                    lines[name][form].add(of_N[bins], sum_G, with_log_G, measured.measured_G)
             if len(bins):
                 tuned_NxT = measured.of(ridge.tuned).dense(form, bins)
                 ridge.add_tuning(features_NxF[bins], tuned_NxT, measured.measured_G, fold)
@@ -197,9 +203,10 @@ def fit_density(sections: list[tuple[Measured, np.ndarray]]) -> Density | None:
     floor = floor_of([density_N for _, density_N in sections])
     fits = {form: LineFit(len(sections[0][0].measured_G)) for form in FORMS[1:]}
     for measured, density_N in sections:
+        log_N = np.log(np.maximum(density_N, floor))
         for form, fit in fits.items():
-            for bins in measured.strips(form):
-                fit.add(np.log(np.maximum(density_N[bins], floor)), measured.dense(form, bins))
+            sums_2xG = measured.products(form, np.column_stack([np.ones(len(measured)), log_N]))
+            fit.add(log_N[measured.bins(form)], *sums_2xG, measured.measured_G)
     return Density({form: fit.solve() for form, fit in fits.items()}, floor)
 
 

@@ -13,7 +13,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import scipy.sparse
@@ -23,8 +23,6 @@ from tario_jax.evaluate.metrics import COMPOSITION_SCALE, composition, correlati
 
 FORMS = ("counts", "composition", "residual")
 VALUES_AT_ONCE = 1 << 18  # of a strip: 2 MiB in float64, a few of which lie in the cache
-
-VALUES_IN_MEMORY = 1 << 24  # of a part of a section whose values are wanted themselves
 
 Rows = Callable[[slice], np.ndarray]  # a strip of bins -> values [n, G]
 
@@ -66,11 +64,27 @@ class Measured:
             values_NxG = residuals(values_NxG, total_N, self.share_G)
         return values_NxG if self.measured_G.all() else np.where(self.measured_G, values_NxG, np.nan)
 
-    def strips(self, form: str) -> Iterator[np.ndarray]:
-        """Positions of the bins that a form compares, so many at a time as `dense` may be asked for."""
-        bins, step = self.bins(form), max(1, VALUES_IN_MEMORY // max(len(self.measured_G), 1))
-        for first in range(0, len(bins), step):
-            yield bins[first : first + step]
+    def products(self, form: str, given_NxF: np.ndarray) -> np.ndarray:
+        """givenᵀ @ values of a form over the bins that it compares, float64 [F, G]; 0 for genes that were not measured.
+
+        What `dense` of those bins would give, in as many products as there are counts that are not 0: of the residual
+        (x / √t) / √s − √t·√s, with t the bin's total and s the gene's share, the second part is one product a gene.
+        """
+        bins = self.bins(form)
+        counts, given_NxF = (self.counts if form == "counts" else self.counts[bins]), given_NxF[bins]
+        total_N = np.maximum(self.total_N[bins], 1e-300)
+        value_E = counts.data.astype(np.float64)
+        if form == "composition":
+            value_E = np.log1p(value_E * np.repeat(COMPOSITION_SCALE / total_N, np.diff(counts.indptr)))
+        elif form == "residual":
+            value_E *= np.repeat(1 / np.sqrt(total_N), np.diff(counts.indptr))
+        values = scipy.sparse.csr_array((value_E, counts.indices, counts.indptr), shape=counts.shape)
+        products_GxF = values.T.tocsr() @ given_NxF  # gene by gene: three times as fast as bin by bin
+        if form == "residual":
+            root_G = np.sqrt(self.share_G)
+            products_GxF *= np.divide(1.0, root_G, out=np.zeros_like(root_G), where=root_G > 0)[:, None]
+            products_GxF -= np.outer(root_G, np.sqrt(total_N) @ given_NxF)
+        return products_GxF.T
 
     def of(self, genes: np.ndarray) -> "Measured":
         """The same of some of the genes."""

@@ -111,16 +111,24 @@ class RidgeFit:
         self._scaler, self._genes = scaler, genes
         number = min(len(tuned_on_G), TUNED_GENES)
         self._tuned_T = tuned_on_G[np.linspace(0, len(tuned_on_G) - 1, number).round().astype(int)]
-        self._sums: dict[tuple[bytes, int], tuple] = {}  # by the genes that were measured, and fold
+        self._sums: dict[tuple[bytes, int], list[np.ndarray]] = {}  # by the genes that were measured, and fold
         self._tuning: list[Tuning] = []  # a section each
 
     def add(self, features_NxF: np.ndarray, targets_NxG: np.ndarray, measured_G: np.ndarray, fold: int) -> None:
         """Bins of a section; what the targets of unmeasured genes are is of no effect."""
-        z_NxF = self._scaler(features_NxF)
-        part = _sums(z_NxF, np.where(measured_G, targets_NxG, 0.0))
-        key = np.asarray(measured_G, bool).tobytes(), fold
-        kept = self._sums.get(key)
-        self._sums[key] = part if kept is None else tuple(a + b for a, b in zip(kept, part, strict=True))
+        z_NxF, y_NxG = self._scaler(features_NxF), np.where(measured_G, targets_NxG, 0.0)
+        # float32 sums over 1e5 bins would lose the small eigenvalues
+        self.add_products(z_NxF, y_NxG.sum(0, dtype=np.float64), z_NxF.T @ y_NxG.astype(np.float64), measured_G, fold)
+
+    def add_products(self, z_NxF: np.ndarray, sum_G: np.ndarray, cross_FxG: np.ndarray, measured_G: np.ndarray,
+                     fold: int) -> None:  # fmt: skip
+        """Bins of a section whose targets y are known by their sums: Σy and zᵀy, float64, with z the scaled features;
+        0 of genes that were not measured."""
+        part = [np.array(len(z_NxF)), z_NxF.sum(0), sum_G, z_NxF.T @ z_NxF, cross_FxG]
+        kept = self._sums.setdefault((np.asarray(measured_G, bool).tobytes(), fold), part)
+        if kept is not part:
+            for of, more in zip(kept, part, strict=True):
+                of += more
 
     def add_tuning(self, features_NxF: np.ndarray, tuned_NxT: np.ndarray, measured_G: np.ndarray, fold: int) -> None:
         """A whole section's targets of the genes `tuned`, on which each alpha is tried."""
@@ -157,7 +165,7 @@ class RidgeFit:
             chosen = alpha if np.isnan(chosen) else chosen
         return Ridge(self._scaler, slope_FxG, intercept_G, float(chosen))
 
-    def _of(self, masks: set[bytes], left_out: int | None) -> list[tuple]:
+    def _of(self, masks: set[bytes], left_out: int | None) -> list[list[np.ndarray]]:
         return [part for (mask, fold), part in sorted(self._sums.items()) if mask in masks and fold != left_out]
 
     def _alpha(self, masks: set[bytes], tuned_T: np.ndarray) -> float:
@@ -197,13 +205,7 @@ def fit_ridge(
     return fit.solve()
 
 
-def _sums(z_NxF: np.ndarray, y_NxG: np.ndarray) -> tuple:
-    # One copy in float64 a section: float32 sums over 1e5 bins would lose the small eigenvalues.
-    y_NxG = np.asarray(y_NxG, np.float64)
-    return len(z_NxF), z_NxF.sum(0), y_NxG.sum(0), z_NxF.T @ z_NxF, z_NxF.T @ y_NxG
-
-
-def _decompose(parts: list[tuple], genes: np.ndarray) -> tuple:
+def _decompose(parts: list[list[np.ndarray]], genes: np.ndarray) -> tuple:
     """Centred Gram matrix of some sums as eigenvalues and vectors, and the cross product in that basis."""
     number = sum(part[0] for part in parts)
     mean_F = sum(part[1] for part in parts) / number

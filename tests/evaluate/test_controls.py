@@ -86,7 +86,9 @@ def test_lines_equal_polyfit_and_leave_out_sections_that_did_not_measure():
     y[1][:, 1] = np.nan
     fit = controls.LineFit(2)
     for u_N, y_NxG in zip(u, y, strict=True):
-        fit.add(u_N, y_NxG)
+        seen_G = np.isfinite(y_NxG).all(0)
+        y_NxG = np.where(seen_G, y_NxG, 0.0)
+        fit.add(u_N, y_NxG.sum(0), u_N @ y_NxG, seen_G)
     lines = fit.solve()
     both = np.polyfit(np.concatenate(u), np.concatenate([y[0][:, 0], y[1][:, 0]]), 1)
     one = np.polyfit(u[0], y[0][:, 1], 1)
@@ -161,6 +163,32 @@ def test_genes_that_a_section_did_not_measure_do_not_spoil_the_ridge_of_the_othe
     rows = slice(0, 50)
     for form, values in fitted.ridge_direct(features[0]).items():
         np.testing.assert_array_equal(again.ridge_direct(features[0])[form](rows), values(rows))
+
+
+def test_controls_of_every_form_are_those_that_are_fitted_to_its_values():
+    rng = np.random.default_rng(8)
+    features = [rng.normal(size=(60, 4)) for _ in range(5)]
+    counts = [rng.poisson(np.exp(0.3 * f[:, :1] + rng.normal(size=(1, 6)))).astype(float) for f in features]
+    measured = [measure(of, np.ones(6, bool), np.arange(6), 9) for of in counts]
+    density = [np.exp(f[:, 1]) for f in features]
+    assert all(0 < len(of.kept_N) < 60 for of in measured)
+    spread = [ridge.Spread.of(of) for of in features]
+    sections = [controls.Fitting(functools.partial(lambda *pair: pair, m, f), s, m.total_N, d, group)
+                for m, f, s, d, group in zip(measured, features, spread, density, "aabbc", strict=True)]  # fmt: skip
+    fitted = controls.fit_controls(sections, np.arange(6))
+    log = {"nuclear_density": [np.log(of) for of in density],
+           "true_total": [np.log(np.maximum(of.total_N, fitted.true_total.floor)) for of in measured]}  # fmt: skip
+    for form, direct in fitted.ridge.items():
+        bins = [of.bins(form) for of in measured]
+        values = [of.dense(form, at) for of, at in zip(measured, bins, strict=True)]
+        seen = [of[at] for of, at in zip(features, bins, strict=True)]
+        own = ridge.fit_ridge(seen, values, list("aabbc"), np.arange(6), ridge.fit_scaler(spread))
+        np.testing.assert_allclose(direct(features[0]), own(features[0]), atol=1e-9)
+        for name, log_S in log.items() if form != "counts" else ():
+            lines = getattr(fitted, name).lines[form]
+            u = np.concatenate([of[at] for of, at in zip(log_S, bins, strict=True)])
+            expected = np.polyfit(u, np.concatenate(values), 1)
+            np.testing.assert_allclose([lines.slope_G, lines.intercept_G], expected, atol=1e-9)
 
 
 def test_of_a_gene_that_no_training_section_saw_the_density_tells_what_it_can():

@@ -77,6 +77,21 @@ def test_r_in_three_forms_equals_scipy_on_the_values(tissue, values_at_once, mon
             np.testing.assert_allclose(found[method, form].r(), expected_G, atol=atol, err_msg=f"{method} {form}")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_products_with_counts_that_stay_sparse_are_those_of_the_values(tissue, form):
+    counts_NxG, _, seen_G = tissue
+    given_NxF = np.random.default_rng(1).normal(size=(BINS, 3))
+    measured = measure(scipy.sparse.csr_array(counts_NxG.astype(np.float32)), seen_G, np.arange(GENES), MIN_TOTAL)
+    total_N = counts_NxG[:, seen_G].sum(1)
+    values_NxG = values_of(counts_NxG * seen_G, total_N, form)
+    bins = slice(None) if form == "counts" else total_N >= MIN_TOTAL
+    found_FxG = measured.products(form, given_NxF)
+    np.testing.assert_allclose(found_FxG, given_NxF[bins].T @ values_NxG, atol=1e-9)
+    np.testing.assert_array_equal(found_FxG[:, ~seen_G], 0.0)
+    dense_NxG = np.nan_to_num(measured.dense(form, measured.bins(form)))
+    np.testing.assert_allclose(found_FxG, given_NxF[bins].T @ dense_NxG, atol=1e-9)
+
+
 def test_a_pure_density_prediction_is_constant_given_the_total(tissue):
     counts_NxG, _, _ = tissue
     measured = measure(counts_NxG, np.ones(GENES, bool), np.arange(GENES), MIN_TOTAL)
