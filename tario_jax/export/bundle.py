@@ -164,7 +164,7 @@ class Exported:
             raise InputError(f"the model reads stored features of {config.data.frozen_encoder!r}, which a bundle has "
                              "not; predict with 'tario predict'")  # fmt: skip
         built = build(dataclasses.replace(config.model, compute_dtype=wanted.compute), genes, config.data.patch_px,
-                      content=not config.data.one_shot)  # fmt: skip
+                      content=not config.data.one_shot, only_um=provenance.only_um)  # fmt: skip
         most = max(4 * provenance.bin_um, *trained_um(provenance))
         largest_um = wanted.largest_um or min(most, config.data.window_um)
         if largest_um > config.data.window_um:

@@ -17,8 +17,12 @@ from tario_jax.tokens.batch import Batch
 class BinEncoder(nnx.Module):
     """Tokens of bins: what one holds (content), and where one is and what H&E lies under it (query)."""
 
-    def __init__(self, config: ModelConfig, genes_padded: int, rngs: nnx.Rngs, *, content: bool):
+    def __init__(self, config: ModelConfig, genes_padded: int, rngs: nnx.Rngs, *, content: bool,
+                 only_um: float | None = None):  # fmt: skip
+        """only_um: side of all bins of training. Its weight is then one direction of a constant, and what it would say
+        of another side no data decided: every bin is taken for one of that side."""
         d, r = config.width, config.gene_dim
+        self.only_um = only_um
         grown = Growth.of(config)
         self.chunk = config.loss_chunk
         self.query_size = start_at_zero(weight(rngs, (2, d), ("features", "hidden"), 2), row=1)
@@ -73,10 +77,13 @@ class BinEncoder(nnx.Module):
     def _content(self, held_BxTxNxr, total_BxTxN, size_um_BxTxN, measured_BxTxN) -> jax.Array:
         area_um2 = size_um_BxTxN * size_um_BxTxN * jnp.maximum(measured_BxTxN, 0.05)
         density = jnp.log((total_BxTxN + 0.5) / area_um2)
-        place = jnp.stack([density, jnp.log(size_um_BxTxN / 36.0)], -1).astype(held_BxTxNxr.dtype)
+        place = jnp.stack([density, self._log_size(size_um_BxTxN)], -1).astype(held_BxTxNxr.dtype)
         return project("btnr,rd->btnd", held_BxTxNxr, self.content_in[...]) + project(
             "btnf,fd->btnd", place, self.content_total[...]
         )
+
+    def _log_size(self, size_um: jax.Array) -> jax.Array:
+        return jnp.log((size_um if self.only_um is None else jnp.full_like(size_um, self.only_um)) / 36.0)
 
     def near(self, content_BxQxd: jax.Array, near_BxNxV: jax.Array, weight_BxNxV: jax.Array) -> jax.Array:
         """What N queries know at once of contents around them, [B, N, d]: a mean that fewer of them say less in.
@@ -110,7 +117,7 @@ class BinEncoder(nnx.Module):
         of_bins = (x.reshape(B, -1, x.shape[-1]) for x in (patch, share))
         under = weighted_means(he_BxTxPxd.reshape(B, T * P, d), *of_bins).reshape(*patch.shape[:3], d)
         under = project("btnd,de->btne", rms_norm(under, self.query_norm[...]), self.query_he[...])
-        size = jnp.log(batch.bin_size_um_BxTxN / 36.0)
+        size = self._log_size(batch.bin_size_um_BxTxN)
         place = jnp.stack([jnp.ones_like(size), size], -1).astype(dtype)
         token = under + project("btnf,fd->btnd", place, self.query_size[...])
         return token + self._of_depth(batch, gene_bias_G, self.query_depth, dtype)

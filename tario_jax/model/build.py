@@ -66,24 +66,25 @@ class Built:
 
 
 def build(config: ModelConfig, genes: int, patch_px: int, *, content: bool, frozen: int = 0,
-          learns: str = "counts") -> Built:  # fmt: skip
+          learns: str = "counts", only_um: float | None = None) -> Built:  # fmt: skip
     """The model for a panel of `genes`, without allocating it. frozen: length of stored features of H&E patches;
-    learns: as in `TrainConfig`, of H&E alone it has no genes."""
+    learns: as in `TrainConfig`, of H&E alone it has no genes; only_um: of a model that is read, the side of all bins
+    that it saw, None where they were of several, or are not known."""
     padded = padded_genes(genes)
 
     def make(rngs: nnx.Rngs) -> Tario | HiddenHE:
         if learns == "he":
             return HiddenHE(config, patch_px, rngs=rngs, frozen=frozen)
-        return Tario(config, padded, patch_px, content=content, rngs=rngs, frozen=frozen)
+        return Tario(config, padded, patch_px, content=content, rngs=rngs, frozen=frozen, only_um=only_um)
 
     graph, parameters, calibration = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, Calibration)
     return Built(graph, parameters, calibration, make)
 
 
-def build_of(config: Config, genes: int, frozen: int = 0) -> Built:
-    """The model that a run of this config trains."""
+def build_of(config: Config, genes: int, frozen: int = 0, only_um: float | None = None) -> Built:
+    """The model that a run of this config trains; only_um: as of `build`."""
     return build(config.model, genes, config.data.patch_px, content=not config.data.one_shot, frozen=frozen,
-                 learns=config.train.learns)  # fmt: skip
+                 learns=config.train.learns, only_um=only_um)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

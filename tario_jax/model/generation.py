@@ -2,8 +2,9 @@
 
 A group is predicted from the H&E and from the contents that are written, its counts are drawn, their contents are
 written, the next group is predicted from them too, and so on. What a cache of keys and values holds of a sample is what
-one pass over all of it would compute (model/decoder.py). The prediction is what is said of each bin, its conditional
-rates, never the drawn counts. Contents of bins that another window drew are written before all else.
+one pass over all of it would compute (model/decoder.py). What is told of a sample are its conditional rates and its
+drawn counts, neither of which is the prediction (predict/generate.py). Contents of bins that another window drew are
+written before all else.
 
 Axes: B rows (a window each), Q bin slots of a row, K groups, n bins of a group, m bins that were drawn before, G padded
 gene axis, g chosen genes, r and d widths.

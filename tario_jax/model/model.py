@@ -62,14 +62,14 @@ class Tario(nnx.Module):
     """H&E and contents of bins in, rates of every gene in every queried bin out."""
 
     def __init__(self, config: ModelConfig, genes_padded: int, patch_px: int, *, content: bool, rngs: nnx.Rngs,
-                 frozen: int = 0):  # fmt: skip
+                 frozen: int = 0, only_um: float | None = None):  # fmt: skip
         """genes_padded: padded length of the panel; content: whether bins are ever read (False: one-shot only);
-        frozen: length of stored features of H&E patches."""
+        frozen: length of stored features of H&E patches; only_um: side of all bins of training, as `BinEncoder`'s."""
         d, r = config.width, config.gene_dim
         self.config, self.reads_content = config, content
         grown = Growth.of(config)
         self.he_encoder = HEEncoder(config, patch_px, rngs, frozen)
-        self.bin_encoder = BinEncoder(config, genes_padded, rngs, content=content)
+        self.bin_encoder = BinEncoder(config, genes_padded, rngs, content=content, only_um=only_um)
         self.decoder = Decoder(config, rngs)
         self.head_norm = constant((d,), ("vector",), 1.0)
         self.gene_in = weight(rngs, (d, r), ("hidden", "stem"), d, gain=0.0 if config.zero_read_out else 1.0,
@@ -164,7 +164,10 @@ class Tario(nnx.Module):
                     last, last_detections)  # fmt: skip
 
     def rates(self, batch: Batch, given: Given | None = None) -> jax.Array:
-        """Expected detections in every bin slot, float32 [B, T·N, G]; 0 for genes that the window does not measure."""
+        """Expected detections in every bin slot, float32 [B, T·N, G]; 0 for genes that the window does not measure.
+
+        Those that it does share the total of the whole panel, of which `loss` takes their part: ask with the whole one.
+        """
         return self.rates_of(self(batch, given), batch.measured_gene_BxWxG, _window_of_bin(batch))
 
     def rates_of(self, predicted: Predicted, measured_gene_BxWxG: jax.Array, window_BxQ: jax.Array) -> jax.Array:

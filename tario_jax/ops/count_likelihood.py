@@ -44,7 +44,7 @@ class CountNLL(NamedTuple):
 
     total_nats: jax.Array
     gene_nats: jax.Array
-    z_nats: jax.Array  # z_loss · Σ n_b log²Z_b
+    z_nats: jax.Array  # z_loss · Σ n_b log²Z_b, with the gene weights in n and Z where there are some
     detections: jax.Array
     group_nats_K: jax.Array  # total + gene
     group_detections_K: jax.Array
@@ -80,7 +80,8 @@ def count_nll(
     0 takes what a budget of memory holds (`chunk_sizes`). If a derivative is asked for, the gradients of gene_nats are
     computed in the forward pass and kept in place of the logits.
 
-    z_loss: weight of log²Z of each detection, Z being the denominator of its bin's softmax. groups: the sums are told
+    z_loss: weight of log²Z of each detection, Z being the denominator of its bin's softmax (where genes have weights,
+    a detection counts as its gene's, and Z is that of the weighed softmax). groups: the sums are told
     by group of bins too, where `group_of_bin` (int32) is 0 … groups − 1; a bin of any other number is in no group.
     log_size: log r, a scalar, for negative binomial totals, else they are Poisson. gene_weight: float32, above 0; with
     weights `gene_nats` are those of weighted counts, and `detections` are still counted once each.

@@ -285,12 +285,12 @@ def diverged(section: str) -> InputError:
 
 
 def _built(provenance: Provenance) -> Built:
-    """The model of a checkpoint, with the kernel that it was trained with only where there is one: its numbers are
-    those of plain XLA."""
+    """The model of a checkpoint as it is read, with the kernel that it was trained with only where there is one: its
+    numbers are those of plain XLA."""
     config = provenance.config
     if config.model.attention == "pallas":  # which refuses where it cannot be had; auto takes it where it can
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
-    return build_of(config, len(provenance.panel), provenance.layout.frozen_features)
+    return build_of(config, len(provenance.panel), provenance.layout.frozen_features, provenance.only_um)
 
 
 def _prediction_mesh(built: Built, devices: list[jax.Device] | None = None) -> Mesh:

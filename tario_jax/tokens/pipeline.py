@@ -282,3 +282,11 @@ def trained_bin_um(sections: Sequence[Section], data: DataConfig) -> float:
     if len(squares) > 1:
         raise InputError(f"training sections have spots of {sorted(squares)} µm; expected one diameter a run")
     return next(iter(squares.values()), data.bin_um)
+
+
+def trained_sides_um(sections: Sequence[Section], data: DataConfig) -> tuple[float, ...]:
+    """Sides of all squares that a model of these sections learns from, the smallest first."""
+    sides = {section.placed_spots.square_um for section in sections if section.has_spots}
+    if not all(section.has_spots for section in sections):
+        sides |= {*data.trained_bins_um, *data.coarse_um}
+    return tuple(sorted(float(side) for side in sides))

@@ -36,6 +36,7 @@ class Provenance:
     validation: tuple[str, ...] = ()  # sections
     train_patients: tuple[str, ...] = ()  # empty: written by a tario that did not tell them from those of validation
     frozen_card: dict[str, Any] | None = None  # of data.frozen_encoder, with its hash
+    sides_um: tuple[float, ...] = ()  # of all squares of training; empty: written by a tario that did not tell them
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,6 +58,7 @@ class Provenance:
             "validation": list(self.validation),
             "train_patients": list(self.train_patients),
             "frozen_card": self.frozen_card,
+            "sides_um": list(self.sides_um),
         }
 
     def as_start(self, run: str, step: int) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class Provenance:
             "run": run, "step": step, "code": self.code, "corpus_seal": self.corpus_seal, "trained_on": self.trained_on,
             "panel_hash": self.panel.hash, "genes": len(self.panel), "bin_um": self.bin_um, "split_by": self.split_by,
             "train": list(self.train), "validation": list(self.validation), "seen_patients": list(self.seen_patients),
-            "started_from": self.started_from, "learns": self.config.train.learns,
+            "started_from": self.started_from, "learns": self.config.train.learns, "sides_um": list(self.sides_um),
         }  # fmt: skip
 
     def started(self, origin: dict[str, Any] | None) -> "Provenance":
@@ -80,6 +82,14 @@ class Provenance:
         seen = sorted({*self.seen_patients, *found.seen_patients})
         validation = dict.fromkeys((*self.validation, *found.validation))
         return dataclasses.replace(self, seen_patients=tuple(seen), validation=tuple(validation))
+
+    @property
+    def only_um(self) -> float | None:
+        """The side of all squares that were learnt from, here and where this run started; None: they were several, or
+        it is not known."""
+        sides = {self.sides_um, *(tuple(start.get("sides_um", ())) for start in self.starts
+                                  if start.get("learns") != "he")}  # fmt: skip
+        return self.sides_um[0] if sides == {self.sides_um} and len(self.sides_um) == 1 else None
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -104,7 +114,8 @@ class Provenance:
                    tuple(value["train"]), tuple(value["held_out"]), Layout(**value["layout"]),
                    tuple(value["seen_patients"]), value["bin_um"], value["code"],
                    value.get("started_from"), tuple(value.get("validation", ())),
-                   tuple(value.get("train_patients", ())), value.get("frozen_card"))  # fmt: skip
+                   tuple(value.get("train_patients", ())), value.get("frozen_card"),
+                   tuple(value.get("sides_um", ())))  # fmt: skip
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from tario_jax.tokens.batch import Batch, Layout, batch_bytes
 from tario_jax.tokens.capacity import corpus_layout
 from tario_jax.tokens.deal import check_tiles
 from tario_jax.tokens.hidden import as_trained
-from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um
+from tario_jax.tokens.pipeline import BatchSource, load_batches, trained_bin_um, trained_sides_um
 from tario_jax.train.frozen import trained_parameters
 from tario_jax.train.optimiser import make_optimiser
 from tario_jax.train.provenance import Provenance
@@ -61,6 +61,7 @@ class Run:
             tuple(sorted({s.patient for s in split.train + split.validation})),
             trained_bin_um(split.train, config.data), validation=tuple(s.id for s in split.validation),
             train_patients=tuple(sorted({s.patient for s in split.train})), frozen_card=card,
+            sides_um=trained_sides_um(split.train, config.data),
         )  # fmt: skip
         mesh = make_mesh(config.mesh)
         check_rows(mesh, config.data.rows, config.train.accumulate)
