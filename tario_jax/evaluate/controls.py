@@ -169,14 +169,15 @@ def fit_controls(sections: list[Fitting], tuned_on_G: np.ndarray,
             products = pool.map(functools.partial(measured.products, given_NxF=given_NxK), FORMS)
         for (form, ridge), products_KxG in zip(ridges.items(), products, strict=True):
             bins = measured.bins(form)
+            if not len(bins):  # none with counts enough
+                continue
             cross_FxG, (sum_G, *with_log) = np.split(products_KxG, [z_NxF.shape[1]])
             ridge.add_products(z_NxF[bins], sum_G, cross_FxG, measured.measured_G, fold)
             if form in FORMS[1:]:
                 for (name, of_N), with_log_G in zip(log_N.items(), with_log, strict=True):
                     lines[name][form].add(of_N[bins], sum_G, with_log_G, measured.measured_G)
-            if len(bins):
-                tuned_NxT = measured.of(ridge.tuned).dense(form, bins)
-                ridge.add_tuning(features_NxF[bins], tuned_NxT, measured.measured_G, fold)
+            tuned_NxT = measured.of(ridge.tuned).dense(form, bins)
+            ridge.add_tuning(features_NxF[bins], tuned_NxT, measured.measured_G, fold)
         total_ridge.add(features_NxF, section.total_N[:, None], every, fold)
         total_ridge.add_tuning(features_NxF, section.total_N[:, None], every, fold)
         say(number + 1)

@@ -52,7 +52,8 @@ def composition(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:
 
 
 _SERIES = ((0.1, 4), (0.5, 6), (2.0, 12))
-"""(highest rate, degree) of the series in the rate; what is left out of it is below 4e-6."""
+"""(highest rate, degree) of the series in the rate; what is left out of it is below 4e-6 where a bin holds 200 counts,
+8e-6 at 20 of them, 2e-5 at one."""
 _SUMMED = 16.0
 """Up to this rate the sum over n has 40 terms, which leave 1e-6 of a Poisson."""
 

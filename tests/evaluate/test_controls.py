@@ -191,6 +191,29 @@ def test_controls_of_every_form_are_those_that_are_fitted_to_its_values():
             np.testing.assert_allclose([lines.slope_G, lines.intercept_G], expected, atol=1e-9)
 
 
+def test_sections_without_a_bin_of_counts_enough_count_for_nothing_in_composition():
+    rng = np.random.default_rng(9)
+    features = [rng.normal(size=(60, 4)) for _ in range(3)]
+    counts = [rng.poisson(np.exp(0.3 * f[:, :1] + np.full((1, 5), level))).astype(float)
+              for f, level in zip(features, (2, 2, -3), strict=True)]  # fmt: skip
+
+    def fitted(which, groups):
+        measured = [measure(counts[k], np.ones(5, bool), np.arange(5), 9) for k in which]
+        return controls.fit_controls([
+            controls.Fitting(functools.partial(lambda *pair: pair, m, features[k]), ridge.Spread.of(features[k]),
+                             m.total_N, features[k][:, 0] + 5, group)
+            for k, m, group in zip(which, measured, groups, strict=True)
+        ], np.arange(5))  # fmt: skip
+
+    # two sections of one patient: nothing is held out, with or without a patient who has no bins in this form
+    alone, beside = fitted([0, 1], "aa"), fitted([0, 1, 2], "aab")
+    for form in ("composition", "residual"):
+        assert beside.ridge[form].alpha == alone.ridge[form].alpha
+        assert np.isfinite(beside.ridge[form](features[0])).all()
+    nowhere = fitted([2, 2], "ab").ridge["composition"]
+    assert np.isnan(nowhere.intercept_G).all()  # no prediction
+
+
 def test_of_a_gene_that_no_training_section_saw_the_density_tells_what_it_can():
     rng = np.random.default_rng(6)
     density_N = rng.gamma(2.0, 3.0, 200)

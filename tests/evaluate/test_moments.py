@@ -78,7 +78,9 @@ def test_r_in_three_forms_equals_scipy_on_the_values(tissue, values_at_once, mon
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_products_with_counts_that_stay_sparse_are_those_of_the_values(tissue, form):
+@pytest.mark.parametrize("entries_at_once", [1 << 22, 500, 1])
+def test_products_with_counts_that_stay_sparse_are_those_of_the_values(tissue, form, entries_at_once, monkeypatch):
+    monkeypatch.setattr(moments, "ENTRIES_AT_ONCE", entries_at_once)
     counts_NxG, _, seen_G = tissue
     given_NxF = np.random.default_rng(1).normal(size=(BINS, 3))
     measured = measure(scipy.sparse.csr_array(counts_NxG.astype(np.float32)), seen_G, np.arange(GENES), MIN_TOTAL)

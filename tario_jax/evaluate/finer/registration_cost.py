@@ -62,7 +62,10 @@ def measure_registration_cost(
                             ranked_on=ranked_on, say=say)  # fmt: skip
     found, resampling = scored.found, scored.resampling
     result: dict[str, Any] = scored.about | {"directions": DIRECTIONS, "scores": {}, "falls": {}}
-    for name in found[0]:
+    told = [name for name in found[0] if all(name in scores for scores in found)]
+    if len(told) < max(len(scores) for scores in found):
+        say("shift: what the H&E can tell is left out: some sections hold no truth")
+    for name in told:
         bin_um, reader, shift, form = name.split("/")
         unmoved_SxG, r_SxG = (np.stack([scores[f"{bin_um}/{reader}/{at}/{form}"] for scores in found]).astype(float)
                               for at in ("0", shift))  # fmt: skip

@@ -30,7 +30,7 @@ _FOLDS = 10
 _MOST = 4000
 _READ = 1000  # patients whose sections are read one by one, at most
 _REFERENCES = ("tissue", "scanner", "section_tissue", "section_scanner")
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _of_sections(index: PatientIndex, store: EmbeddingStore,
     return (
         described(place_RxC, np.array([row.cohort for row in rows]), within=WITHIN["tissue"], group_P=whose),
         described(acquisition_RxA[known], np.full(known.sum(), ""), within=WITHIN["scanner"], group_P=whose_known),
-        float(np.median([row.um_per_px for row in rows])),
+        float(np.median(np.array([row.um_per_px for row in rows])[known])),
     )
 
 

@@ -147,11 +147,11 @@ def differences(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
 def groups(records: list[Record], axis: Axis) -> list[list[Record]]:
     """The runs that may stand together: equal in every field that is not free, and in what must be equal."""
     known = [record for record in records if axis.size(record) is not None]
-    one_cohort, by_rest = CORPUS in axis.free and _is_one_cohort(known), {}
+    cohort_of = _cohorts(known) if CORPUS in axis.free else {}
+    by_rest: dict[str, list[Record]] = {}
     for record in known:
         held = {name: value for name, value in record.fields.items() if not _is_free(name, axis)}
-        if CORPUS in axis.free and not one_cohort:
-            held[CORPUS] = record.fields.get(CORPUS)
+        held["cohort"] = cohort_of.get(record.fields.get(CORPUS))
         by_rest.setdefault(as_text(held), []).append(record)
     return [part for group in by_rest.values() for part in _clusters(group, axis.equal)]
 
@@ -160,20 +160,24 @@ def _is_free(name: str, axis: Axis) -> bool:
     return any(name == free or free.endswith(".") and name.startswith(free) for free in axis.free)
 
 
-def _is_one_cohort(records: list[Record]) -> bool:
-    """Whether the corpora of training are sizes of one virtual cohort: nothing of their sources differs but that."""
-    sizes_of: dict[Any, set[int]] = {}
-    sources = set()
+def _cohorts(records: list[Record]) -> dict[Any, str]:
+    """The cohort of each corpus of training. Corpora are one cohort if they are sizes of one virtual cohort, nothing of
+    whose source differs but that; any other is one by itself."""
+    sources_of: dict[Any, set[tuple[str, int]]] = {}
     for record in records:
         source = to_dict(record.config.source)
-        sizes_of.setdefault(record.fields.get(CORPUS), set()).add(source["train_patients"])
-        sources.add(
-            as_text({name: value for name, value in source.items() if name not in ("train_patients", "workers")})
-        )
-    sizes = [next(iter(one)) for one in sizes_of.values() if len(one) == 1]
-    return len(sizes_of) < 2 or (
-        records[0].config.source.kind == "virtual" and len(sources) == 1 and len(set(sizes)) == len(sizes_of)
-    )
+        rest = {name: value for name, value in source.items() if name not in ("train_patients", "workers")}
+        if source["kind"] == "virtual":
+            sources_of.setdefault(record.fields.get(CORPUS), set()).add((as_text(rest), source["train_patients"]))
+    of_source: dict[str, list[tuple[Any, int]]] = {}
+    for corpus, sources in sources_of.items():
+        if len(sources) == 1:
+            ((rest, size),) = sources
+            of_source.setdefault(rest, []).append((corpus, size))
+    return {record.fields.get(CORPUS): str(record.fields.get(CORPUS)) for record in records} | {
+        corpus: rest for rest, sized in of_source.items() if len({size for _, size in sized}) == len(sized)
+        for corpus, _ in sized
+    }  # fmt: skip
 
 
 def _clusters(group: list[Record], equal: Callable[[Record], float] | None) -> list[list[Record]]:

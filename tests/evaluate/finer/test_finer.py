@@ -239,6 +239,31 @@ def test_a_restart_of_the_price_list_says_the_same(priced):
     assert imread(folder / "real.png").shape[0] > imread(folder / "shift.png").shape[0]
 
 
+def test_what_the_he_can_tell_is_of_all_sections_or_of_none(priced, monkeypatch):
+    _, result, again = priced
+    whole = registration_cost.score_sections
+
+    def without_truth_in_the_first(*given, **more):
+        scored = whole(*given, **more)
+        for name in [name for name in scored.found[0] if "/reachable/" in name]:
+            del scored.found[0][name]
+        return scored
+
+    monkeypatch.setattr(registration_cost, "score_sections", without_truth_in_the_first)
+    for first in (0, 1):
+        monkeypatch.setattr(registration_cost, "score_sections", lambda *given, first=first, **more: _turned(
+            without_truth_in_the_first(*given, **more), first))  # fmt: skip
+        less = again()["scores"]
+        assert set(less["36"]) == {"model"} and set(less) == set(result["scores"])
+
+
+def _turned(scored, first):
+    """With the sections the other way round."""
+    if first:
+        scored.found.reverse()
+    return scored
+
+
 def test_what_cannot_be_moved_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(registration_cost, "SHIFTS_UM", (0.0, 60.0))
     _, sections = sections_of(Oracle(corpus).provenance, corpus)

@@ -89,6 +89,9 @@ def test_a_patient_of_an_unseen_kind_is_said_to_be_unlike(tmp_path, monkeypatch,
     assert unlike_of(index_of(store), store).of == before.of  # kept
     moved = dataclasses.replace(index_of(store), place_PxC=2 * index_of(store).place_PxC)
     assert np.abs(unlike_of(moved, store).tissue.mean_KxF - 2 * before.tissue.mean_KxF).max() < 1e-5
+    no_look = rows[0]._replace(um_per_px=float("nan"), acquisition_A=np.full(7, np.nan, np.float32))
+    tiny = made_store(tmp_path / "tiny.embeddings", symbols, [no_look, *rows[1:]])  # an H&E too small to be looked at
+    assert unlike_of(index_of(tiny), tiny).um_per_px == before.um_per_px == 0.5
     few = made_store(tmp_path / "few.embeddings", symbols, rows[80:])
     assert unlike_of(index_of(few), few) is None
     assert main(["neighbours", str(few.folder), "--patient=P110"]) == 0

@@ -257,6 +257,8 @@ def test_sizes_of_a_virtual_cohort_are_one_axis_and_other_corpora_are_not(tmp_pa
     add_cohort("b", 186, "two")
     assert sweeps_of(tmp_path) == {"patients at equal steps": [(93.0, 1), (186.0, 1)]}
     add_cohort("c", 372, "three", section_um=256.0)
+    assert sweeps_of(tmp_path) == {"patients at equal steps": [(93.0, 1), (186.0, 1)]}  # c stands alone
+    add_cohort("d", 186, "four")  # of the size of b, and not its corpus: one of the two is another cohort
     assert sweeps_of(tmp_path) == {}
 
 
