@@ -7,6 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CLI_SIMULATE
 
+from tario_jax.corpus.one_writer import one_writer
+from tario_jax.corpus.place import Place
+
 SMALL = CLI_SIMULATE[:-1]
 
 
@@ -31,6 +34,23 @@ def test_a_smaller_cohort_does_not_orphan_the_patients_of_a_larger_one(cli_corpu
     done = cli_tario(*SMALL, f"--out={root}", "--patients=2")
     assert done.returncode == 2 and "holds 2 sections that this cohort has not" in done.stderr
     assert ((root / "corpus.json").read_text(), (root / "split.tsv").read_text()) == before
+
+
+def test_a_cohort_that_was_stopped_is_not_sealed_as_a_smaller_one(cli_corpus, cli_tario, tmp_path):
+    root = shutil.copytree(cli_corpus, tmp_path / "c")
+    (root / "corpus.json").unlink()
+    done = cli_tario(*SMALL, f"--out={root}", "--patients=2")
+    assert done.returncode == 2 and "holds 2 sections that this cohort has not" in done.stderr
+    assert not (root / "corpus.json").exists()
+
+
+def test_a_corpus_has_one_writer(cli_corpus, cli_tario):
+    with one_writer(Place(cli_corpus)):
+        for more in ((), ("--part=1/2",)):
+            done = cli_tario(*SMALL, f"--out={cli_corpus}", *more)
+            assert done.returncode == 75 and "another process writes it now" in done.stderr
+    with one_writer(Place(cli_corpus), shared=True):
+        assert cli_tario(*SMALL, f"--out={cli_corpus}", "--part=1/2").returncode == 0
 
 
 def test_limits_are_printed_by_gene_class(cli_corpus, cli_tario, tmp_path):

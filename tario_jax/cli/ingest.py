@@ -108,8 +108,10 @@ def _run_config(options: argparse.Namespace) -> int:
     source = config_of(options).source
     if source.kind != "spots":
         raise InputError(f"--config={options.config}: its source is {source.kind!r}; expected 'spots'")
-    from tario_jax.evaluate.main_job import make_corpus
+    from tario_jax.evaluate.main_job import make_corpus, refuse_other_source
 
+    if options.workdir is not None:
+        refuse_other_source(source, options.workdir)
     return finish(options, *describe_corpus(make_corpus(source, new_corpus(options), say)))
 
 

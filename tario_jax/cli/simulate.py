@@ -82,6 +82,10 @@ def run(options: argparse.Namespace) -> int:
     source = dataclasses.replace(source, **{name: value for name, value in given.items() if value is not None})
     if options.held_out_after and (options.patients or options.validation):
         raise InputError("--held-out-after: makes held-out patients alone; leave out --patients and --validation")
+    if options.workdir is not None:
+        from tario_jax.evaluate.main_job import refuse_other_source
+
+        refuse_other_source(source, options.workdir)
     corpus = simulate_cohort(source, new_corpus(options), say, options.part, held_out_after=options.held_out_after)
     if corpus is None:  # sealed, and described, by the part that ends last
         return finish(options, "", {"corpus": None, "part": options.part})

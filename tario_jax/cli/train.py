@@ -38,14 +38,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     config = config_of(options)
     from tario_jax.corpus.read import Corpus
-    from tario_jax.evaluate.main_job import make_corpus
+    from tario_jax.evaluate.main_job import corpus_of_run
     from tario_jax.parallel.clusters import find_cluster, why_alone
     from tario_jax.parallel.hosts import is_first, join, tpu_metadata  # imports jax, which sets what is looked at
 
     place = options.corpus or (expand(config.source.path) if config.source.kind == "corpus" else None)
 
     def corpus() -> Corpus:
-        return Corpus.open(place) if place is not None else make_corpus(config.source, options.workdir / "corpus", say)
+        return Corpus.open(place) if place is not None else corpus_of_run(config.source, options.workdir, say)
 
     cluster = find_cluster(os.environ, coordinator=options.coordinator, processes=options.processes,
                            process=options.process, metadata=tpu_metadata)  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tario_jax.config import Config, SourceConfig
+from tario_jax.config import Absent, Config, InputError, SourceConfig
 from tario_jax.config_files import expand
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import split_corpus
@@ -22,7 +22,7 @@ from tario_jax.sources.ingest import ingest
 from tario_jax.sources.spots import read_spots
 from tario_jax.train.compiled import compiled_kept
 from tario_jax.train.loop import train
-from tario_jax.train.provenance import code_version
+from tario_jax.train.provenance import Provenance, code_version
 from tario_jax.virtual.cohort import simulate_cohort
 from tario_jax.whole_file import write_whole
 
@@ -32,13 +32,54 @@ def make_corpus(config: SourceConfig, root: Path | str, say: Callable[[str], Non
     if config.kind == "corpus":
         return Corpus.open(expand(config.path))
     if config.kind == "virtual":
-        return simulate_cohort(config, root, say)
+        corpus = simulate_cohort(config, root, say)
+        if corpus is None:  # parts of it are made by others
+            raise Absent(f"corpus {root}: another process began sections of it; wait until it has ended, and start "
+                         "this again")  # fmt: skip
+        return corpus
     # read again even where the corpus is there: what it holds must be what the config asks for
     source = read_spots(
         expand(config.path), patients=config.patients, sections=config.sections, pitch_um=config.pitch_um,
         diameter_um=config.diameter_um, min_spot_total=config.min_spot_total, min_gene_total=config.min_gene_total,
     )  # fmt: skip
     return ingest(source, root, say)
+
+
+def corpus_of_run(config: SourceConfig, workdir: Path, say: Callable[[str], None] = print) -> Corpus:
+    """The corpus that a config names, in `workdir` where it is made. Raises `InputError` as `refuse_other_source`."""
+    refuse_other_source(config, workdir)
+    return make_corpus(config, workdir / "corpus", say)
+
+
+_DECIDES = {"virtual": ("train_patients", "validation_patients", "held_out_patients", "cohorts", "regions",
+                        "section_um", "panel", "depth", "seed"),
+            "spots": ("patients", "sections", "pitch_um", "diameter_um", "min_spot_total", "min_gene_total"),
+            "corpus": ()}  # fmt: skip
+"""Fields of a source that decide which corpus it makes."""
+
+
+def refuse_other_source(config: SourceConfig, workdir: Path) -> None:
+    """Raises `InputError` where a run in `workdir` learnt from a corpus of another source: made for this one, it would
+    no longer be what that run learnt from. Starts no device: several hosts may still have to find each other."""
+    learnt_from = _source_of_run(workdir)
+    if learnt_from is None or learnt_from.kind != config.kind:
+        return
+    for name in _DECIDES[config.kind]:
+        before, now = getattr(learnt_from, name), getattr(config, name)
+        if before != now:
+            raise InputError(f"{workdir}: its run learnt from a corpus of source.{name} = {before!r}, which {now!r} "
+                             "would make another one; use another --workdir")  # fmt: skip
+
+
+def _source_of_run(workdir: Path) -> SourceConfig | None:
+    """What the newest checkpoint whose account can be read names; None where there is none."""
+    steps = [int(path.parent.name) for path in (workdir / "checkpoints").glob("*/provenance.json")
+             if path.parent.name.isdecimal()]  # fmt: skip
+    for step in sorted(steps, reverse=True):
+        found = _account(workdir / "checkpoints" / str(step) / "provenance.json")
+        if "config" in found:
+            return Provenance.from_json(found, f"{workdir}/checkpoints/{step}").config.source
+    return None
 
 
 def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Evaluation:
@@ -50,7 +91,7 @@ def run(config: Config, workdir: Path, say: Callable[[str], None] = print) -> Ev
     config.refuse_he_alone("tario run")
     workdir.mkdir(parents=True, exist_ok=True)
     clock = _Clock(workdir / "seconds.json")
-    corpus = make_corpus(config.source, workdir / "corpus", say)
+    corpus = corpus_of_run(config.source, workdir, say)
     clock.note("corpus")
     refuse_sides(corpus, split_corpus(corpus, config.split).held_out, config)
     if config.data.frozen_encoder:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tario_jax.config import InputError, SourceConfig
 from tario_jax.corpus.layout import read_json, sealed_names
+from tario_jax.corpus.one_writer import one_writer
 from tario_jax.corpus.place import Place
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.split import read_split
@@ -109,10 +110,16 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
     beyond the first so many: a further test set, of which no model has seen anyone. Every section carries the cells
     that its truth is computed from; nothing that trains reads them.
     """
-    settings, root = settings_of(config), Place(root)
-    panel = settings.genes.panel
-    split = split_of(config, held_out_after)
+    root, split = Place(root), split_of(config, held_out_after)
     sections = sections_of(config, held_out_after)
+    with one_writer(root, shared=part != (1, 1)):
+        return _simulated(config, root, split, sections, part, say)
+
+
+def _simulated(config: SourceConfig, root: Place, split: dict[str, Side], sections: dict[str, tuple[str, str]],
+               part: tuple[int, int], say: Callable[[str], None]) -> Corpus | None:  # fmt: skip
+    settings = settings_of(config)
+    panel = settings.genes.panel
     begin_corpus(root, panel, "virtual", _source_of(settings))
     if not (root / GENE_TABLE).exists():
         (root / GENE_TABLE).write(gene_table(settings.genes).encode())
@@ -120,16 +127,16 @@ def simulate_cohort(config: SourceConfig, root: Place | Path, say: Callable[[str
     wanted = [name for name, (patient, _) in sections.items() if patient in mine]
     sealed = set(sealed_names(root))
     todo = [name for name in wanted if name not in sealed]
+    if more := sorted(sealed - set(sections)):  # of all that is there the corpus would be made
+        raise InputError(f"corpus {root}: holds {len(more)} sections that this cohort has not ({more[0]!r} …); use "
+                         "another folder, ask for at least as many patients and regions, or remove them from "
+                         f"{root / 'sections'}")  # fmt: skip
     if len(todo) < len(wanted):
         say(f"simulate: {len(wanted) - len(todo)} of {len(wanted)} sections are there already")
     if (root / "corpus.json").exists():
         corpus = Corpus.open(root)
         if {section.id for section in corpus.sections} == set(sections) <= set(sealed_names(root)):
             return corpus  # as it is, with a split.tsv that its user may have edited
-        more = sorted({section.id for section in corpus.sections} - set(sections))
-        if more:
-            raise InputError(f"corpus {root}: holds {len(more)} sections that this cohort has not ({more[0]!r} …); use "
-                             "another folder, or ask for at least as many patients and regions")  # fmt: skip
         sealed_sections(root, known_seals(root))  # altered ones are refused, not sealed anew
         (root / "corpus.json").remove()  # a smaller cohort grows: it is not sealed meanwhile
     began = time.monotonic()
