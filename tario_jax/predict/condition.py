@@ -178,7 +178,8 @@ def entries_of_window(predictor: Predictor, sections: list[Section], bin_um: flo
     """A capacity for counts that no window of these sections exceeds, a power of two."""
     trained = predictor.provenance.config.data
     bin_um = predictor.provenance.bin_um if bin_um is None else bin_um
-    data = trained.of_one_scale(bin_um=bin_um, bin_mixture=(), windows_per_row=1, sequence="window")
+    # these sections' own spots, whatever training made room for
+    data = trained.of_one_scale(bin_um=bin_um, bin_mixture=(), windows_per_row=1, sequence="window", max_spots=0)
     most = count_capacity(sections, data).most * max(1, len(trained.coarse_um))
     return 1 << max(most - 1, 127).bit_length()
 

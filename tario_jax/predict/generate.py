@@ -1,4 +1,4 @@
-"""Gene maps by generation in K steps, averaged over samples: fresh orders of writing and fresh draws."""
+"""Generation of a section in K steps: samples, each with an order of writing and draws of its own, around the rates."""
 
 import dataclasses
 from collections.abc import Callable

@@ -194,7 +194,8 @@ class _Work:
         self._measured, self._place = measured, place or {"slide": str(section.file.path.resolve())}
         more = {"measured": measured is not None, "spread": asked.spread, "drawn": asked.steps is not None}
         self._writer = MapWriter(folder.path, predictor.panel, self._plan.slots, [name for name in more if more[name]])
-        refuse_another_plan(folder.work, self._plan, None if asked.steps is None else self._rows)
+        self._rows_in_steps = None if asked.steps is None else rows_of(predictor, cover, _ALIKE_IN_STEPS)
+        refuse_another_plan(folder.work, self._plan, self._rows_in_steps)
         self._spool = Spool(folder.work, self._plan, len(predictor.panel))
         self._went_through, self._began, self._told = 0, time.monotonic(), -np.inf
         self._first_done = self._windows_done()
@@ -226,9 +227,9 @@ class _Work:
 
     def _write_in_steps(self, steps: Steps) -> bool:
         """Whether all of it is written."""
-        rows = rows_of(self._predictor, self._plan.cover, _ALIKE_IN_STEPS)
-        work = SlideSteps(self._predictor, self._plan, steps, self._folder.steps, self._writer, rows=rows,
-                          total_N=self._spool.sums().of_bin_N, spread=self._asked.spread)  # fmt: skip
+        work = SlideSteps(self._predictor, self._plan, steps, self._folder.steps, self._writer,
+                          rows=self._rows_in_steps, total_N=self._spool.sums().of_bin_N,
+                          spread=self._asked.spread)  # fmt: skip
         began, first = time.monotonic(), work.windows_done()
         bins_per_window = len(self._plan.cover) / work.windows
 

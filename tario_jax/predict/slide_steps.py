@@ -128,7 +128,8 @@ class SlideSteps:
     def _add(self, written: Written, drawn_nxG: np.ndarray, content_Sxnxd: np.ndarray) -> None:
         order_n = np.argsort(written.own.number_n)
         number_n = written.own.number_n[order_n]
-        save(self._contents(written.window), number=number_n, content=content_Sxnxd[:, order_n])
+        # what it was drawn from is let go of next, and a prediction without its contents would not be made again
+        save(self._contents(written.window), synced=True, number=number_n, content=content_Sxnxd[:, order_n])
         mean_nxG = np.maximum(written.mean_nxG[order_n, : self._genes], LEAST_MEAN)
         apart_nxG = np.sqrt(written.between_nxG[order_n, : self._genes]) / mean_nxG
         save(self._prediction_path(written.window), number=number_n, drawn=drawn_nxG[order_n],

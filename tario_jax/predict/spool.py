@@ -13,6 +13,7 @@ Axes: G genes, N bins of the slide, n bins of a window or a run.
 import dataclasses
 import hashlib
 import os
+import platform
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from tario_jax.config import InputError
 from tario_jax.predict.cover import Placed
 from tario_jax.predict.map_store import MapWriter
 from tario_jax.predict.slide_plan import SlidePlan
-from tario_jax.whole_file import UNREADABLE, write_whole
+from tario_jax.whole_file import PARTIAL, UNREADABLE, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Spool:
         if measured is not None:
             values["measured"] = measured
         writer.write(run, values)
-        save(self._run(run), of_gene=mean_nxG.sum(0, dtype=np.float64), largest=mean_nxG.max(0),
+        save(self._run(run), synced=True, of_gene=mean_nxG.sum(0, dtype=np.float64), largest=mean_nxG.max(0),
               of_bin=mean_nxG.sum(1, dtype=np.float64))  # fmt: skip
         for window in self._plan.windows_of_run[run]:
             if all(self.has_run(other) for other in self._plan.runs_of_window[window]):
@@ -144,12 +145,15 @@ def drop_broken(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def save(path: Path, **arrays: np.ndarray) -> None:
-    """By one rename. Raises `OSError` that names the file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def save(path: Path, *, synced: bool = False, **arrays: np.ndarray) -> None:
+    """By one rename. synced: the bytes are on the disk before the name is. Raises `OSError` that names the file."""
+    partial = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             np.savez(file, **arrays)
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
