@@ -36,6 +36,7 @@ from tario_jax.evaluate.uncertainty import count_spread
 from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.predictor import Predictor
 from tario_jax.tokens.capacity import refuse_fine_bins
+from tario_jax.train.provenance import Provenance
 from tario_jax.virtual.cohort import classes_of
 from tario_jax.virtual.genes import null_symbols
 
@@ -105,12 +106,7 @@ def evaluate_checkpoint(
     usable, without = _usable(corpus, held_out, say)
     predictor.refuse_tissue(usable[0].id, corpus.kind)
     spots = all(section.has_spots for section in usable)
-    if spots and (bin_um is not None or read_um is not None):
-        raise InputError(_SPOTS.format(corpus.root))
-    if spots and config.bin_um:
-        raise InputError(_SPOTS.format(corpus.root) + " (--config.evaluate.bin_um=0)")
-    bin_um, read_um = _sides(bin_um, read_um, config.bin_um, provenance.bin_um)
-    refuse_fine_bins(usable, read_um, force=provenance.config.data.force_adjacent)
+    bin_um, read_um = _sides(provenance, corpus, usable, config, bin_um, read_um)
     genes = common_genes(predictor, corpus)
     if len(genes.symbols) < max(len(predictor.panel), len(corpus.panel)):
         say(f"evaluate: {len(genes.symbols)} genes in common of {len(predictor.panel)} in the model's panel and "
@@ -129,28 +125,22 @@ def evaluate_checkpoint(
 
     training = [source_of(section, predicted=section.id in density) for section in train]
     sources = [source_of(section, predicted=True, with_truth=True) for section in usable]
-    virtual = corpus.kind == "virtual"
-    null = _null_genes(genes) if virtual else None
     ranking = [source_of(section) for section in rank_on]
     evaluation = evaluate(
         training, sources, genes.symbols, config, trained_on=provenance.trained_on, corpus_kind=corpus.kind,
-        split_by=provenance.split_by if own else "patient", null_genes=null,
+        split_by=provenance.split_by if own else "patient",
+        null_genes=_null_genes(genes) if corpus.kind == "virtual" else None,
         ranked_on=ranking if own else None, work=Work(reader.shared, kept, part, say),
     )  # fmt: skip
-    report = evaluation.report
-    report["genes"] |= {"model_panel": len(predictor.panel), "corpus_panel": len(corpus.panel),
-                        "in_common": len(genes.symbols)}  # fmt: skip
+    report, by_id = evaluation.report, {section.id: section for section in usable}
     sides = {"bin_um": bin_um, "read_um": read_um, "ranked_bin_um": ranker.bin_um}
     report |= dict.fromkeys(sides) if spots else sides
+    report["genes"] |= {"model_panel": len(predictor.panel), "corpus_panel": len(corpus.panel),
+                        "in_common": len(genes.symbols)}  # fmt: skip
     report["skipped"] |= {f"sections_without_{what}": ids for what, ids in without.items()}
     report["settings"] = plain(dataclasses.asdict(config))
     report["provenance"] = _provenance(predictor, corpus) | {"sections_of_training_patients": 0 if own else left_out}
-    if null is not None:
-        report["null_class"] = plain(null_report(*(
-            [arrays[f"null_class/{name}"] for arrays in evaluation.context.arrays_S]
-            for name in ("counts", "totals", "told")
-        )))  # fmt: skip
-    by_id = {section.id: section for section in usable}
+    class_G = _add_classes(evaluation, corpus.kind)
     evaluated = [by_id[name] for name in evaluation.context.section_ids]
     unseen = unseen_validation(provenance, corpus)
     report["uncertainty"] = plain(count_spread(reader, unseen, evaluated, kept, say, part))
@@ -158,10 +148,6 @@ def evaluate_checkpoint(
     report["banners"] = banners(report)
     figures = draw_figures(folder / "figures", evaluation,
                            lambda section_id, symbol: _shown(reader, by_id[section_id], symbol))  # fmt: skip
-    symbols = evaluation.bulk["symbols"]
-    class_G = classes_of(symbols) if virtual else np.full(len(symbols), "")
-    if virtual:
-        report["classes"] = plain(class_report(evaluation.context, class_G))
     _write_tables(folder, evaluation, class_G, provenance.config.data.min_measured)
     write_report(folder, evaluation, figures, title)
     return evaluation
@@ -188,15 +174,36 @@ def _usable(corpus: Corpus, held_out: Sequence[Section],
     return usable, without
 
 
-def _sides(bin_um: float | None, read_um: float | None, of_config_um: float | None,
-           of_training_um: float) -> tuple[float, float]:  # fmt: skip
-    """Sides of the bins under evaluation and of those that are predicted, of what was asked for, in µm."""
+def _sides(provenance: Provenance, corpus: Corpus, usable: list[Section], config: EvaluateConfig,
+           bin_um: float | None, read_um: float | None) -> tuple[float, float]:  # fmt: skip
+    """Sides of the bins under evaluation and of those that are predicted, of what was asked for, in µm. Raises
+    `InputError` for sides that these sections cannot be read at."""
+    if all(section.has_spots for section in usable):
+        if bin_um is not None or read_um is not None:
+            raise InputError(_SPOTS.format(corpus.root))
+        if config.bin_um:
+            raise InputError(_SPOTS.format(corpus.root) + " (--config.evaluate.bin_um=0)")
     if read_um is None:
-        read_um = of_training_um if bin_um is None else bin_um
-    bin_um = (of_config_um or of_training_um) if bin_um is None else bin_um
+        read_um = provenance.bin_um if bin_um is None else bin_um
+    bin_um = (config.bin_um or provenance.bin_um) if bin_um is None else bin_um
     if read_um > bin_um:
         raise InputError(f"--read-um={read_um:g}: bins are summed up to those of {bin_um:g} µm; expected smaller ones")
+    refuse_fine_bins(usable, read_um, force=provenance.config.data.force_adjacent)
     return bin_um, read_um
+
+
+def _add_classes(evaluation: Evaluation, corpus_kind: str) -> np.ndarray:
+    """Adds what virtual tissue tells of classes of genes to the report; the class of each evaluated gene, str [G]."""
+    symbols = evaluation.bulk["symbols"]
+    if corpus_kind != "virtual":
+        return np.full(len(symbols), "")
+    class_G = classes_of(symbols)
+    evaluation.report["classes"] = plain(class_report(evaluation.context, class_G))
+    arrays_S = evaluation.context.arrays_S
+    if "null_class/counts" in arrays_S[0]:
+        of_null = ([arrays[f"null_class/{name}"] for arrays in arrays_S] for name in ("counts", "totals", "told"))
+        evaluation.report["null_class"] = plain(null_report(*of_null))
+    return class_G
 
 
 def _provenance(predictor: Predictor, corpus: Corpus) -> dict[str, Any]:
