@@ -135,6 +135,8 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
                                             to_do=not options.status)  # fmt: skip
     elif of_site or options.site:
         raise InputError("--site: says how a cluster is; add --backend=slurm, gke or tpu, or leave it out")
+    if options.commands and options.json:
+        raise InputError(f"--json={options.json}: goes with --dry-run or --status")
     if options.commands:
         for several in jobs_of(sweep, workdir).values():
             for job in several:

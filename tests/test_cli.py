@@ -188,6 +188,10 @@ def test_a_misspelt_config_is_refused_by_the_installed_command(cli_tario, tmp_pa
     (("check",), ("no corpus is named", "--workdir=RUN")),
     (("simulate", "--patients=1"), ("no place to write", "--workdir=RUN")),
     (("simulate", "--out={}/o", "--config.source.seed=1"), ("name it with --config",)),
+    (("simulate", "--out={}/o", "--workdir={}/w"), ("--out and --workdir are two places",)),
+    (("check", "{}/c", "--workdir={}/w"), ("are two corpora; give one",)),
+    (("evaluate", "--workdir={}/w", "--config.source.kind=corpus"), ("name the corpus itself (--corpus)",)),
+    (("bench", "attention", "--config.model.width=64"), ("this bench reads no config",)),
     (("evaluate", "--workdir={}/w", "--config.data.bin_um=18"), ("reads source and evaluate of a config only",)),
     (("ingest", "--source=xenium"), ("--path is missing",)),
     (("ingest", "--config=configs/her2st.py", "--workdir={}/w", "--path=x"), ("--path: the source is that of",)),
@@ -277,8 +281,10 @@ def test_a_prediction_that_cannot_be_made_is_one_line_and_writes_nothing(tiny_ru
     ):
         refused(tario("predict", *given, *words), *answer)
     for words, answer in (
-        (("--steps=4",), ("trained one-shot", "data.groups")),
-        (("--steps=-1",), ("groups is -1",)),
+        (("--steps=4", "--uncertainty"), ("trained one-shot", "data.groups")),
+        (("--steps=-1", "--uncertainty"), ("groups is -1",)),
+        (("--steps=4",), ("--steps: X holds the rates of one-shot", "add --uncertainty")),
+        (("--steps=1", "--order=resolutions"), ("--steps: X holds the rates of one-shot",)),
         (("--samples=4",), ("--samples: means nothing to one-shot", "--steps=K above 1")),
         (("--steps=1", "--samples=4"), ("--samples: means nothing to one-shot", "--steps=K above 1")),
         (("--steps=1", "--uncertainty"), ("--uncertainty: is between the samples", "one step is one-shot")),
@@ -299,6 +305,9 @@ def test_maps_say_how_they_were_generated(tiny_run, tiny_corpus, tario, tmp_path
     words = ("predict", "--workdir", tiny_run, "--corpus", tiny_corpus.root, "--section=F1")
     done = tario(*words, "--steps=1", "--out", tmp_path / "maps.h5ad")
     assert done.returncode == 0 and "one-shot" in done.stdout, done.stderr
+    assert "of this name" not in done.stdout
+    done = tario(*words[:-1], "--section=A1", "--table", tmp_path / "maps.tsv")
+    assert done.returncode == 0 and "note: A1: training or validation saw a patient of this name" in done.stdout
     maps = anndata.read_h5ad(tmp_path / "maps.h5ad")
     assert maps.uns["tario"]["decoding"] == "one-shot" and not maps.layers
 

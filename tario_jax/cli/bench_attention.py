@@ -37,7 +37,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--memory", type=_counts, metavar="N,N,…", help="compile rings of so many devices: MiB a device"
     )
     parser.add_argument("--balance", action="store_true", help="count the pairs that a ring computes; nothing is timed")
-    parser.set_defaults(config=None)
+    parser.set_defaults(config=None, reads_no_config=True)
 
 
 def run(options: argparse.Namespace) -> int:

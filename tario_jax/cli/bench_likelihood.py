@@ -19,7 +19,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk", type=at_least_one, help="bins whose logits exist at once (by a budget of memory)")
     parser.add_argument("--gene-chunk", type=at_least_one, help="genes of them (by the same budget, mostly all)")
     parser.add_argument("--rounds", type=at_least_one, default=7, help="the two take turns; medians are told (7)")
-    parser.set_defaults(config=None)
+    parser.set_defaults(config=None, reads_no_config=True)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.real_data is not None and not options.realism:
         raise InputError(f"--real-data={options.real_data}: real tissue is read by --realism only; give both")
+    if options.corpus is not None and options.workdir is not None:
+        raise InputError("check: PLACE and --workdir are two corpora; give one of them")
     asked = [f"--{name}" for name in ("limits", "realism", "capacity") if getattr(options, name)]
     if len(asked) > 1:
         raise InputError(f"{' and '.join(asked)}: are two questions; ask one at a time")

@@ -9,7 +9,7 @@ from tario_jax.config_files import override
 
 SUMMARY = "the training step compiled for a pod that is not here: does it fit, what is sent, how fast can it be"
 EXAMPLES = """
-    tario compile --config=configs/tario2_200m.py --topology=v5e:16x16
+    tario compile --config=configs/tario2_200m.py:v5e:16x16 --topology=v5e:16x16
     tario compile --config=configs/tario2_1b.py --topology=v5p:4x8x8 --mesh=fsdp=32,context=8 --batch=64
     tario compile --config=configs/tario2_4b.py --topology=v5p:8x8x8 --slices=2 --mesh=replica=2,fsdp=64,context=8
     tario compile --config=configs/tario2_1b.py --topology=v5p:4x8x8 --search --tries=6 --json=found.json

@@ -22,7 +22,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables; run again, it continues")
     parser.add_argument("--steps", type=whole_numbers, default=(1, 4, 16, 64), metavar="K,K,…",
                         help="groups that bins are written in; 0: a bin a step; one-shot is always there")  # fmt: skip
-    parser.add_argument("--samples", type=at_least_one, default=8, metavar="S", help="fresh orders and draws, averaged")
+    parser.add_argument("--samples", type=at_least_one, default=8, metavar="S", help="fresh orders and draws")
     parser.add_argument(
         "--order", type=names, default=("random",), metavar="ORDER,…", help=f"of {', '.join(GENERATED_ORDERS)}"
     )

@@ -143,8 +143,16 @@ def _refuse_unread(options: argparse.Namespace, assignments: dict[str, str]) -> 
                 + (f"reads {_listed(groups)} of a config only; the rest is that of the run" if groups else
                    "reads no config; leave it out")
             )  # fmt: skip
-    if assignments and options.config is None and options.job not in _OF_A_RUN:
-        raise InputError(f"--config.{next(iter(assignments))}: changes a field of a config; name it with --config")
+    if not assignments or options.config is not None:
+        return
+    for name in assignments:
+        if getattr(options, "reads_no_config", False):
+            raise InputError(f"--config.{name}: this bench reads no config; leave it out")
+        if options.job not in _OF_A_RUN:
+            raise InputError(f"--config.{name}: changes a field of a config; name it with --config")
+        if name.partition(".")[0] == "source":
+            raise InputError(f"--config.{name}: changes where --config's corpus is, and none is given; name the corpus "
+                             "itself (--corpus)")  # fmt: skip
 
 
 def _listed(words: tuple[str, ...]) -> str:

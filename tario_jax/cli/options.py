@@ -74,6 +74,8 @@ def new_corpus(options: argparse.Namespace) -> str | Path:
     """Where a corpus is to be written: --out, else within --workdir."""
     if options.out is None and options.workdir is None:
         raise InputError(f"{options.job}: no place to write; give --out=CORPUS or --workdir=RUN (for RUN/corpus)")
+    if options.out is not None and options.workdir is not None:
+        raise InputError(f"{options.job}: --out and --workdir are two places; give one of them")
     return options.out or options.workdir / "corpus"
 
 

@@ -16,7 +16,7 @@ from tario_jax.cli.options import (
     steps_of,
 )
 from tario_jax.cli.predict_cells import cell_flags, check_cells, maps_of_cells
-from tario_jax.cli.predict_slide import SAMPLES, check_slide, run_slide, slide_flags, writes_folder
+from tario_jax.cli.predict_slide import SAMPLES, check_slide, run_slide, say_if_seen, slide_flags, writes_folder
 from tario_jax.config import GENERATED_ORDERS, RESOLUTIONS, InputError
 
 SUMMARY = "gene maps of a slide, a section or an image, from the H&E alone"
@@ -49,8 +49,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_argument_group("generation", "One-shot by default. docs/decoding.md says what steps do.")
     steps.add_argument("--steps", type=int, metavar="K", help="groups that bins are written in; 0: a bin a step")
     steps.add_argument("--samples", type=at_least_one, metavar="S",
-                       help=f"orders and draws, averaged; {SAMPLES} by default; of .maps 1, and more with "
-                            "--uncertainty only")  # fmt: skip
+                       help=f"orders and draws that --uncertainty is between; {SAMPLES} by default; of .maps 1, and "
+                            "more with --uncertainty only")  # fmt: skip
     steps.add_argument("--order", choices=GENERATED_ORDERS, help="in which bins are written; random by default")
     steps.add_argument("--seed", type=int, help="of orders and draws; 0 by default")
     steps.add_argument("--uncertainty", action="store_true",
@@ -110,6 +110,9 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--uncertainty: is a layer of --out=MAPS.h5ad; give it")
     if options.uncertainty and options.steps is not None and options.samples == 1:
         raise InputError("--uncertainty: is between the samples of --steps; give two --samples or more")
+    if _writes_steps(options) and not options.uncertainty:
+        raise InputError("--steps: X holds the rates of one-shot prediction, however many; add --uncertainty for how "
+                         "far samples lie apart, or ask for --out=NAME.maps, which holds a draw")  # fmt: skip
     if options.uncertainty and options.cells is not None:
         raise InputError("--uncertainty: is of bins, and --cells asks for cells; leave one of them out")
     unused = "um_per_px" if options.section is not None else "corpus"
@@ -126,8 +129,12 @@ def _check(options: argparse.Namespace) -> None:
                              "µm per px, as H&E is scanned")  # fmt: skip
 
 
+def _writes_steps(options: argparse.Namespace) -> bool:
+    return options.steps is not None and (options.steps != 1 or options.order == RESOLUTIONS)
+
+
 def _check_steps(options: argparse.Namespace) -> None:
-    if options.steps is not None and (options.steps != 1 or options.order == RESOLUTIONS):
+    if _writes_steps(options):
         return
     for name in ("samples", "order", "seed"):
         if getattr(options, name) is not None:  # a seed of 0 is given, too
@@ -152,8 +159,9 @@ def _maps_of_section(options: argparse.Namespace):
 
     find_checkpoint(options.workdir)
     corpus = Corpus.open(corpus_of(options))
-    section = corpus.section(options.section)
-    return _maps(options, _load(options), section, corpus.kind)
+    section, predictor = corpus.section(options.section), _load(options)
+    say_if_seen(predictor, section)
+    return _maps(options, predictor, section, corpus.kind)
 
 
 def _load(options: argparse.Namespace):

@@ -57,6 +57,15 @@ def check_slide(options: argparse.Namespace) -> None:
         raise InputError("--reference-um-per-px: goes with --stain=IMAGE; leave it out")
 
 
+def say_if_seen(predictor, section) -> None:
+    """Where training or validation saw the patient whose maps are asked for."""
+    from tario_jax.evaluate.scope import has_seen
+
+    if has_seen(predictor.provenance, section):
+        who = "section" if predictor.provenance.split_by == "section" else "patient"
+        say(f"note: {section.id}: training or validation saw a {who} of this name; its maps are no example of others")
+
+
 def run_slide(options: argparse.Namespace, predictor) -> int:
     from tario_jax.corpus.read import Corpus
     from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
@@ -87,6 +96,7 @@ def run_slide(options: argparse.Namespace, predictor) -> int:
             store = predict_slide(predictor, options.slide, options.out, asked, say=say, progress=progress)
         else:
             corpus = Corpus.open(corpus_of(options))
+            say_if_seen(predictor, corpus.section(options.section))
             asked = dataclasses.replace(asked, everywhere=True, tissue=corpus.kind)
             store = predict_measured(predictor, corpus, options.section, options.out, asked, say=say, progress=progress)
     except OSError as error:

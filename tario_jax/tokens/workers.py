@@ -23,7 +23,7 @@ from tario_jax.tokens.memory import BatchMemory
 
 STACKS_SIGNAL = signal.SIGUSR1
 """A worker that gets it writes its stacks to its standard error."""
-_STARTED_AGAIN = 3  # times in a run
+_STARTED_AGAIN = 3  # times between two starts, or rollbacks
 
 
 class Source(Protocol):

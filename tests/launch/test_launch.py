@@ -49,6 +49,7 @@ def launch(repository, *words, **environment) -> subprocess.CompletedProcess:
     ((STUDY, "--backend=slurm", "--topology=8xH100", "--processes=2"), "one for each node"),
     ((STUDY, "--backend=slurm", "--topology=8xH100", "--devices=2"), "has the GPUs of its nodes"),
     ((STUDY, "--json=x.json"), "goes with --dry-run or --status"),
+    ((STUDY, "--commands", "--json=x.json"), "goes with --dry-run or --status"),
     ((STUDY, "--only=p16_*,bb"), "no run of configs/sweeps/study.py is called 'bb'"),
     ((STUDY, "--back-off-s=-1"), "expected seconds, at least 0"),
     ((STUDY, "--retries=-1"), "expected a whole number of at least 0"),
