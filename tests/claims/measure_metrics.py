@@ -2,12 +2,13 @@
 
 The section: a square grid of 100,489 bins of 18,963 genes, 4 % of the entries not 0, and rates of rank 2 that are
 made strip by strip, so that neither counts nor rates ever exist as a dense array. What `tario evaluate` does with a
-section is timed: ranking, ceilings, the model in three forms, displacement, turned targets, nats. squidpy runs in an
-environment of its own (--peer), on the same matrix of 4,096 bins, warmed up before it is timed; ours is timed in the
-same run.
+section is timed: ranking, ceilings, the model in three forms, displacement, turned targets, nats; and, by itself, the
+controls that are fitted (ridge, densities), to that section and scored on it. squidpy runs in an environment of its own
+(--peer), on the same matrix of 4,096 bins, warmed up before it is timed; ours is timed in the same run.
 """
 
 import argparse
+import dataclasses
 import json
 import resource
 import statistics
@@ -22,10 +23,13 @@ import scipy.sparse
 
 from tario_jax.config import EvaluateConfig
 from tario_jax.evaluate.bins import grid_places
+from tario_jax.evaluate.controls import Fitting, fit_controls
+from tario_jax.evaluate.features import feature_names
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.ranking import standing
+from tario_jax.evaluate.ridge import Spread
 from tario_jax.evaluate.section_bins import SectionBins
-from tario_jax.evaluate.section_scores import Plan, score_measurement, score_model
+from tario_jax.evaluate.section_scores import Plan, score_controls, score_measurement, score_model
 
 GENES, SIDE, SMALL_SIDE, DENSITY = 18_963, 317, 64, 0.04
 PITCH_UM = 36.0
@@ -92,6 +96,27 @@ def whole() -> dict[str, float]:
             "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}  # fmt: skip
 
 
+def fitted() -> dict[str, float]:
+    """Seconds and peak memory of the controls that are fitted: to the large section as two patients, and scored."""
+    rng = np.random.default_rng(0)
+    counts, features = made_counts(SIDE * SIDE, rng), len(feature_names()) * 2  # of a bin, and of its surroundings
+    features_NxF = rng.normal(size=(SIDE * SIDE, features)).astype(np.float32)
+    section = SectionBins("made", "made", "made", *grid_places(SIDE, SIDE, PITCH_UM), PITCH_UM, "square", counts,
+                          features_NxF, rng.gamma(2.0, 1.0, SIDE * SIDE), np.ones(GENES, bool))  # fmt: skip
+    plan = Plan(EvaluateConfig(), np.arange(GENES), np.arange(500), by_block=False, controls=None)
+    began = time.perf_counter()
+    measured = plan.measure(section)
+    one = Fitting(lambda: (measured, features_NxF), Spread.of(features_NxF), measured.total_N,
+                  section.nuclear_density_N, "a")  # fmt: skip
+    plan = dataclasses.replace(plan, controls=fit_controls([one, dataclasses.replace(one, group="b")], plan.in_sets))
+    fit_s = time.perf_counter() - began
+    began = time.perf_counter()
+    found = score_controls(section, plan)
+    assert all(len(found[f"r/{name}/counts"]) == GENES for name in ("ridge", "ridge_direct", "nuclear_density"))
+    return {"features": features, "fit_s": fit_s, "score_s": time.perf_counter() - began,
+            "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}  # fmt: skip
+
+
 def beside_squidpy(peer: str) -> dict[str, float]:
     rng = np.random.default_rng(1)
     counts = made_counts(SMALL_SIDE**2, rng)
@@ -118,27 +143,31 @@ def main() -> None:
     parser.add_argument("json", type=Path)
     parser.add_argument("--peer", required=True, help="python with squidpy")
     options = parser.parse_args()
-    # in a process of its own: the peak of memory is then that of the metrics
-    large = json.loads(
-        subprocess.run([sys.executable, __file__, "--whole"], check=True, capture_output=True, text=True).stdout
+    # each in a process of its own: the peak of memory is then its own
+    large, controls = (
+        json.loads(subprocess.run([sys.executable, __file__, what], check=True, capture_output=True, text=True).stdout)
+        for what in ("--whole", "--fitted")
     )
     small = beside_squidpy(options.peer)
     lines = [
         f"{large['bins']:,} bins, {GENES:,} genes, {large['entries']:,} entries that are not 0",
         f"  ranking by Moran's I and Moran-c   {large['ranking_s']:6.1f} s",
         f"  reliabilities, halves, nulls       {large['noise_s']:6.1f} s",
-        f"  the model and its controls         {large['model_s']:6.1f} s",
+        f"  the model, displaced and turned    {large['model_s']:6.1f} s",
         f"  in all                             {large['seconds']:6.1f} s, {large['gigabytes']:.2f} GB at most",
+        f"  controls on {controls['features']} features: fitted, twice {controls['fit_s']:6.1f} s",
+        f"  the same: scored                   {controls['score_s']:6.1f} s, {controls['gigabytes']:.2f} GB at most",
         f"Moran's I of {SMALL_SIDE**2:,} bins and {GENES:,} genes",
         f"  squidpy {small['squidpy']:<26} {small['squidpy_s']:6.2f} s",
         f"  tario                              {small['moran_s']:6.2f} s, {small['times']:.0f} times as fast, "
         f"largest difference {small['largest_difference']:.1e}",
     ]
-    options.json.write_text(json.dumps({"large": large, "small": small, "table": "\n".join(lines)}))
+    found = {"large": large, "controls": controls, "small": small, "table": "\n".join(lines)}
+    options.json.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--whole"]:
-        print(json.dumps(whole()))
+    if sys.argv[1:] in (["--whole"], ["--fitted"]):
+        print(json.dumps(whole() if sys.argv[1] == "--whole" else fitted()))
     else:
         main()
