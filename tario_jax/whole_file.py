@@ -10,6 +10,11 @@ PARTIAL = ".partial"  # ends the name of what a killed write left
 UNREADABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of a torn .npz
 
 
+def partial_of(path: Path) -> Path:
+    """Where this process writes what is to stand at `path`: no other does, on whatever machine."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
+
+
 def write_whole(path: Path, content: str | bytes, synced: bool = False) -> None:
     """Replaces `path` by one rename: killed meanwhile, it is the old one or the new one.
 
@@ -19,7 +24,7 @@ def write_whole(path: Path, content: str | bytes, synced: bool = False) -> None:
     synced: whether the bytes are on the disk before the name is, so that a loss of power leaves no name without them.
     """
     content = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             file.write(content)

@@ -4,9 +4,22 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from typing import IO
 
 from tario_jax.config import Absent
 from tario_jax.corpus.place import Place
+
+
+def locked(file: int | IO, *, shared: bool = False) -> bool:
+    """Whether this process holds an open file or folder now, until it closes it; False: another one does. Where the
+    disk knows no locks, nothing is held, and nobody is refused."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -22,13 +35,9 @@ def one_writer(root: Place, *, shared: bool = False) -> Iterator[None]:
     root.local.mkdir(parents=True, exist_ok=True)
     folder = os.open(root.local, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(folder, shared=shared):
             raise Absent(f"corpus {root}: another process writes it now; wait until it has ended, or stop it, or use "
-                         "another folder") from None  # fmt: skip
-        except OSError:
-            pass
+                         "another folder")  # fmt: skip
         yield
     finally:
         os.close(folder)

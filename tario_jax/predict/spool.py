@@ -13,7 +13,6 @@ Axes: G genes, N bins of the slide, n bins of a window or a run.
 import dataclasses
 import hashlib
 import os
-import platform
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from tario_jax.config import InputError
 from tario_jax.predict.cover import Placed
 from tario_jax.predict.map_store import MapWriter
 from tario_jax.predict.slide_plan import SlidePlan
-from tario_jax.whole_file import PARTIAL, UNREADABLE, write_whole
+from tario_jax.whole_file import UNREADABLE, partial_of, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,7 @@ def drop_broken(folder: Path) -> None:
 
 def save(path: Path, *, synced: bool = False, **arrays: np.ndarray) -> None:
     """By one rename. synced: the bytes are on the disk before the name is. Raises `OSError` that names the file."""
-    partial = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             np.savez(file, **arrays)

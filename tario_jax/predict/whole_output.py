@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tario_jax.config import InputError
-from tario_jax.whole_file import PARTIAL
+from tario_jax.whole_file import PARTIAL, partial_of
 
 _DAY_S = 86_400
 _SPARE_BYTES = 4 << 20  # for what a format keeps beside the values
@@ -28,7 +28,7 @@ def whole_output(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder already, which is not written over; remove it, or give another name")
-    partial = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)

@@ -1,12 +1,12 @@
 """One run at a time in a workdir."""
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from tario_jax.config import InputError
+from tario_jax.corpus.one_writer import locked
 from tario_jax.parallel.hosts import is_first
 
 _LOCK = ".running"
@@ -22,13 +22,9 @@ def alone_in(workdir: Path) -> Iterator[None]:
         yield
         return
     with (workdir / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(file):
             raise InputError(f"{workdir}: {_who(workdir)} trains there now; wait until it has ended, or stop it, or "
-                             "use another --workdir") from None  # fmt: skip
-        except OSError:
-            pass
+                             "use another --workdir")  # fmt: skip
         yield
 
 
