@@ -71,4 +71,5 @@ class SectionSource:
     key: str = ""  # of everything that `measured` depends on
     truth_key: str = ""  # and `truth`, beyond that
     rates_key: str = ""  # of everything that `rates` depends on
+    large: bool = False  # no other is read beside it
     ranked: "SectionSource | None" = None  # the same section in the bins that genes are ranked on; None: in these

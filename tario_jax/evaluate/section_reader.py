@@ -18,6 +18,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
 _VERSION = 1  # of the bins that are kept
+LARGE_UM2 = 4e6  # a section beyond this is read alone: its H&E and its detections take memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Reader:
             section.id, section.patient, section.cohort, measured,
             (lambda: self.rates(section, measured()).__getitem__) if predicted else None,
             self._truth(section, measured) if with_truth else None, key, truth_key(section) if with_truth else "",
-            rates_key,
+            rates_key, large=section.width_um * section.height_um > LARGE_UM2,
         )  # fmt: skip
 
     def rates(self, section: Section, bins: SectionBins) -> np.ndarray:
@@ -58,7 +59,10 @@ class Reader:
         )  # fmt: skip
         section.close()  # what was read of it, and is not read again soon
         rates_NxP = _on_places(maps, bins)
-        return (rates_NxP if bins.share_N is None else bins.share_N[:, None] * rates_NxP)[:, self.genes.in_model]
+        if bins.share_N is not None:
+            rates_NxP *= bins.share_N.astype(np.float32)[:, None]
+        in_model = self.genes.in_model
+        return rates_NxP if len(in_model) == rates_NxP.shape[1] else rates_NxP[:, in_model]
 
     def _truth(self, section: Section, measured: Callable[[], SectionBins]) -> Callable[[], Truth] | None:
         """T and V of virtual tissue on these bins; None of real tissue."""
@@ -108,10 +112,10 @@ class Reader:
 
 
 def _on_places(maps: GeneMaps, bins: SectionBins) -> np.ndarray:
-    """Predicted rates at the places of the bins, of whole bins, for every gene of the model."""
+    """Predicted rates at the places of the bins, of whole bins, for every gene of the model, float32 [N, G]."""
     if bins.layout == "square" and abs(maps.size_um - bins.pitch_um) > 1e-6:
         weights = area_weights((maps.x_um_N, maps.y_um_N), maps.size_um, (bins.x_um_N, bins.y_um_N), bins.pitch_um)
-        return (weights @ maps.rates_NxG).astype(np.float32)
+        return weights.astype(np.float32) @ maps.rates_NxG
     return maps.rates_NxG[maps.rows_at(bins.x_um_N, bins.y_um_N)]
 
 

@@ -1,9 +1,11 @@
 """The work of an evaluation section by section: each piece is kept under a key of everything that it depends on, and
 several processes may share it."""
 
+import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from tario_jax.evaluate.ridge import Spread
 from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_scores import Plan, score_controls, score_measurement, score_model, totals_of
 
+_READ_AT_ONCE = 4  # sections: numpy and scipy let other threads work, and so do the reads
 _VERSION = 4  # of what is kept: another one is worked out anew
 
 
@@ -64,18 +67,33 @@ def standings_of(sections: list[SectionSource], config: EvaluateConfig, work: Wo
         key = key_of(of="standing", version=_VERSION, section=source.key, min_total=config.min_total)
         return work.shared.get(f"standing/{source.section_id}", key, make)
 
-    return _each("measure", sections, one, work)
+    at_once = 1 if any(source.large for source in sections) else min(_READ_AT_ONCE, os.cpu_count() or 1)
+    return _each("measure", sections, one, work, at_once)
 
 
 def _each(what: str, sections: list[SectionSource], one: Callable[[SectionSource], Arrays], work: Work,
-          ) -> dict[str, Arrays]:  # fmt: skip
-    """one(section) of all, in this process's order; told about five times. In the order of `sections`."""
-    found = {}
-    for number, source in enumerate(by_turns(sections, work.part), 1):
-        found[source.section_id] = one(source)
+          at_once: int = 1) -> dict[str, Arrays]:  # fmt: skip
+    """one(section) of all, in this process's order, some at once; told about five times. In the order of `sections`."""
+    found: dict[str, Arrays] = {}
+    turns = by_turns(sections, work.part)
+    for number, (source, arrays) in enumerate(zip(turns, _side_by_side(one, turns, at_once), strict=True), 1):
+        found[source.section_id] = arrays
         if number % max(1, len(sections) // 5) == 0 or number == len(sections):
             work.say(f"{what}: {number}/{len(sections)} sections")
     return {source.section_id: found[source.section_id] for source in sections}
+
+
+def _side_by_side(one: Callable[[SectionSource], Arrays], turns: list[SectionSource], at_once: int,
+                  ) -> Iterator[Arrays]:  # fmt: skip
+    """one(section) of all, in their order. What fails, or is interrupted, begins no further section."""
+    if at_once == 1:
+        yield from map(one, turns)
+        return
+    pool = concurrent.futures.ThreadPoolExecutor(at_once)
+    try:
+        yield from pool.map(one, turns)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def score_sections(fitting: list[SectionSource], kept: list[SectionSource], plan: Plan, split_by: str,

@@ -61,15 +61,18 @@ class Cover:
         return int.from_bytes(hashlib.sha256(self.section.id.encode()).digest()[:8], "little")
 
     def batches(self, rows: int, read: Callable[[tuple[float, float]], Window] | None = None,
-                numbers: Sequence[int] | None = None) -> Iterator[tuple[Sequence[int], Batch]]:  # fmt: skip
+                numbers: Sequence[int] | None = None, shares: int = 0,
+                ) -> Iterator[tuple[Sequence[int], Batch]]:  # fmt: skip
         """Batches of so many rows with the numbers of their windows: one a row, the last rows may be padding.
 
         read(corner) gives the window there; its H&E without counts by default. numbers: of the windows, all by default.
+        shares: where the last batch may be one of fewer rows, those that all batches are a multiple of.
         """
         numbers = range(len(self.corners)) if numbers is None else numbers
         for first in range(0, len(numbers), rows):
             some = numbers[first : first + rows]
-            yield some, self.batch([self.read(n) if read is None else read(self.corners[n]) for n in some], rows)
+            held = fewer_rows(len(numbers), rows, shares) if shares and len(some) < rows else rows
+            yield some, self.batch([self.read(n) if read is None else read(self.corners[n]) for n in some], held)
 
     def batch(self, windows: Sequence[Window], rows: int) -> Batch:
         """A window a row, further rows are padding; of this section, or of any with the same data config."""
@@ -100,6 +103,17 @@ class Cover:
         return Placed(slot_n, self.places.number(x + x_um, y + y_um, size_um_n), weight_n)
 
 
+def fewer_rows(windows: int, rows: int, shares: int) -> int:
+    """Rows of the last batch, a multiple of `shares`: those of the others, or half of them as often as its windows fit,
+    where padding would be more than a quarter of all that is predicted: each number of rows is compiled once."""
+    last, held = windows % rows, rows
+    if not last or 4 * (rows - last) <= windows + rows - last:
+        return rows
+    while held % (2 * shares) == 0 and held // 2 >= last:
+        held //= 2
+    return held
+
+
 class Blend:
     """Means over windows at the places of a section, weighed towards the middle of a window."""
 
@@ -110,7 +124,9 @@ class Blend:
     def add(self, placed: Placed, values_QxG: np.ndarray) -> None:
         """values: of the bin slots of the window; genes beyond those of the blend are padding."""
         genes = self._summed_NxG.shape[1]
-        self._summed_NxG[placed.number_n] += placed.weight_n[:, None] * values_QxG[placed.slot_n, :genes]
+        # products in float64, a row at a time, which stays in the cache: several times as fast as all at once
+        for number, weight, slot in zip(placed.number_n, placed.weight_n, placed.slot_n, strict=True):
+            self._summed_NxG[number] += weight * values_QxG[slot, :genes]
         self._weights_N[placed.number_n] += placed.weight_n
 
     @property

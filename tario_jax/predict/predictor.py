@@ -118,7 +118,7 @@ class Predictor:
                 held: list[Placed] | None = None) -> Blend:  # fmt: skip
         """Rates of all places of a cover, from the H&E at once. held: gets what each window holds, window by window."""
         blend = Blend(len(cover), len(self.panel))
-        for windows, batch in cover.batches(self.rows):
+        for windows, batch in cover.batches(self.rows, shares=self.parts):
             if cover.data.coarse_um:  # the bins of a later scale would read contents that nobody has written
                 batch = batch._replace(bin_step_BxTxN=np.ones_like(batch.bin_step_BxTxN))
             rates_BxQxG = np.asarray(self.call(Tario.rates, self.placed_on_devices(batch)))

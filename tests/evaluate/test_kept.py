@@ -1,8 +1,13 @@
 """What is kept counts only whole, and only with its key; processes share the work and none waits for another."""
 
-import numpy as np
+import time
 
+import numpy as np
+import pytest
+
+from tario_jax.config import InputError
 from tario_jax.evaluate.kept import Kept, by_turns, key_of
+from tario_jax.evaluate.section_work import _side_by_side
 
 
 def test_kept_arrays_are_made_once_a_key(tmp_path):
@@ -51,3 +56,22 @@ def test_each_part_begins_with_its_own_and_ends_with_all():
         firsts = [order[: len(range(k, 11, n))] for k, order in enumerate(orders)]
         assert sorted(item for first in firsts for item in first) == list(range(11))
         assert all(sorted(order) == list(range(11)) for order in orders)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_sections_side_by_side_come_in_their_order_and_none_begins_after_one_that_failed(at_once):
+    begun = []
+
+    def one(number):
+        begun.append(number)
+        if number == 5:
+            raise InputError("section 5: is broken")
+        time.sleep(0.01 * (number % 2))
+        return number
+
+    assert list(_side_by_side(one, [4, 3, 2, 1], at_once)) == [4, 3, 2, 1]
+    found = _side_by_side(one, [1, 5, *range(6, 500)], at_once)
+    assert next(found) == 1
+    with pytest.raises(InputError, match="section 5"):
+        next(found)
+    assert len(begun) < 400

@@ -17,6 +17,7 @@ from tiny_tissue import PANEL, spot_section, tiny_section, write_corpus
 
 import tario_jax
 from tario_jax.config import MeshConfig
+from tario_jax.predict.cover import fewer_rows
 from tario_jax.predict.maps import VIRTUAL_BANNER, GeneMaps
 from tario_jax.predict.predictor import Predictor
 from tario_jax.predict.tissue import read_image
@@ -88,6 +89,18 @@ def test_every_spot_is_predicted(constant, tmp_path, seed):
         assert maps.size_um == pytest.approx(np.sqrt(np.pi) * 10)  # of the area of a disc of 20 µm
         assert_constant(maps)
     assert "spots" not in vars(section)  # whose counts are large, and are not predicted from
+
+
+def test_a_small_section_is_not_padded_to_whole_batches(constant, tmp_path):
+    rows = {(9, 8, 1): 1, (9, 8, 4): 4, (13, 8, 1): 8, (3, 8, 1): 4, (8, 8, 1): 8, (17, 8, 1): 1, (30, 8, 1): 8,
+            (2, 6, 3): 3, (1, 6, 1): 3}  # fmt: skip
+    assert {of: fewer_rows(*of) for of in rows} == rows
+    section = section_of(tmp_path, tiny_section("A1", "A", 0, width_um=216, height_um=216))  # 3 x 3 windows
+    cover = constant.cover(section, tissue="virtual", bin_um=None, overlap=0.0)
+    assert len(cover.corners) == 9
+    held = [(len(windows), len(batch.bin_size_um_BxTxN)) for windows, batch in cover.batches(8, shares=1)]
+    assert held == [(8, 8), (1, 1)]
+    assert [len(batch.bin_size_um_BxTxN) for _, batch in cover.batches(8)] == [8, 8]
 
 
 def test_the_mesh_of_training_does_not_bind_prediction(predictor, tiny_corpus):
