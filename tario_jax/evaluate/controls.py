@@ -9,7 +9,7 @@ import numpy as np
 import scipy.spatial
 
 from tario_jax.evaluate.kept import Arrays
-from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Measured, Rows
+from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Line, Measured, Rows
 from tario_jax.evaluate.ridge import Ridge, RidgeFit, Scaler, Spread, fit_scaler, folds_of
 
 
@@ -121,14 +121,14 @@ def from_density(density: Density, density_N: np.ndarray, mean_composition_G: np
     """density × mean composition; for the other forms the per-gene lines on its log."""
     log_N = np.log(np.maximum(density_N, density.floor))
     counts = density_counts(density_N, mean_composition_G)
-    return counts | {form: _rows(lines, log_N) for form, lines in density.lines.items()}
+    return counts | {form: Line(log_N, lines.slope_G, lines.intercept_G) for form, lines in density.lines.items()}
 
 
-def density_counts(density_N: np.ndarray, mean_composition_G: np.ndarray) -> dict[str, Rows]:
+def density_counts(density_N: np.ndarray, mean_composition_G: np.ndarray) -> dict[str, Line]:
     """density × mean composition, for r alone: a gene that no training section saw has the density itself. No r depends
     on a factor, and with one of 0 all that the density tells of such a gene would count as skill."""
     factor_G = np.where(mean_composition_G > 0, mean_composition_G, 1.0)
-    return {"counts": lambda rows: density_N[rows, None] * factor_G}
+    return {"counts": Line(np.asarray(density_N, np.float64), factor_G, np.zeros(len(factor_G)))}
 
 
 def _rows(of: Callable[[np.ndarray], np.ndarray], given: np.ndarray) -> Rows:

@@ -54,6 +54,7 @@ def composition(values_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarray:
 _SERIES = ((0.1, 4), (0.5, 6), (2.0, 12))
 """(highest rate, degree) of the series in the rate; what is left out of it is below 4e-6 where a bin holds 200 counts,
 8e-6 at 20 of them, 2e-5 at one."""
+_IN_CACHE = 1 << 14  # float64: 128 KiB of rates, and as much of their means, through all terms of a series
 _SUMMED = 16.0
 """Up to this rate the sum over n has 40 terms, which leave 1e-6 of a Poisson."""
 
@@ -71,13 +72,15 @@ def expected_composition(rates_NxG: np.ndarray, total_N: np.ndarray) -> np.ndarr
     rates_NxG = np.maximum(np.asarray(rates_NxG, np.float64), 0.0)
     scale_N = np.where(total_N > 0, COMPOSITION_SCALE / np.where(total_N > 0, total_N, 1.0), 0.0)
     highest_G = rates_NxG.max(0, initial=0.0)
-    above, mean_NxG = -1.0, np.full_like(rates_NxG, np.nan)  # a gene with a rate that is no number has none
-    for highest, degree in (*_SERIES, (np.inf, 0)):
+    (above, degree), *further = *_SERIES, (np.inf, 0)
+    mean_NxG = _series(rates_NxG, scale_N, degree)  # of all genes, which lie side by side
+    for highest, degree in further:
         genes = np.flatnonzero((highest_G > above) & (highest_G <= highest))
         if len(genes):
-            some_NxG = rates_NxG if len(genes) == len(highest_G) else rates_NxG[:, genes]
+            some_NxG = rates_NxG[:, genes]
             mean_NxG[:, genes] = _series(some_NxG, scale_N, degree) if degree else _summed(some_NxG, scale_N)
         above = highest
+    mean_NxG[:, np.isnan(highest_G)] = np.nan  # a gene with a rate that is no number has none
     return mean_NxG
 
 
@@ -87,10 +90,14 @@ def _series(rates_NxG: np.ndarray, scale_N: np.ndarray, degree: int) -> np.ndarr
     for k in range(1, degree + 1):
         difference_NxK = np.diff(difference_NxK, axis=1) / k
         of_degree.append(difference_NxK[:, :1])
-    mean_NxG = rates_NxG * of_degree.pop()
-    for term_Nx1 in reversed(of_degree):
-        mean_NxG += term_Nx1
-        mean_NxG *= rates_NxG
+    mean_NxG, step = np.empty_like(rates_NxG), max(1, _IN_CACHE // max(rates_NxG.shape[1], 1))
+    for first in range(0, len(rates_NxG), step):
+        some = slice(first, first + step)
+        rates_nxG, mean_nxG = rates_NxG[some], mean_NxG[some]
+        np.multiply(rates_nxG, of_degree[-1][some], out=mean_nxG)
+        for term_Nx1 in of_degree[-2::-1]:
+            mean_nxG += term_Nx1[some]
+            mean_nxG *= rates_nxG
     return mean_NxG
 
 

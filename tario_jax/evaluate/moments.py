@@ -118,9 +118,42 @@ class FromRates:
     rates: Rows
     total_N: np.ndarray
     counted: bool = False  # these are counts that another measurement found, whose composition is their own
+    composed: Rows | None = None  # the composition, where it is known already
+
+    def composition(self, rows: slice, p_nxG: np.ndarray) -> np.ndarray:
+        """Of a strip whose rates are p, float64 [n, G]."""
+        if self.composed is not None:
+            return np.array(self.composed(rows), np.float64)  # a copy: it is written over
+        return (composition if self.counted else expected_composition)(p_nxG, self.total_N[rows])
 
 
-Direct = Mapping[str, Rows]
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Values of a form that are a line in one number of each bin: their sums follow from sums of that number, and no
+    strip of them is made."""
+
+    number_N: np.ndarray
+    slope_G: np.ndarray
+    intercept_G: np.ndarray
+
+    def __call__(self, rows: slice) -> np.ndarray:
+        return self.intercept_G + self.number_N[rows, None] * self.slope_G
+
+    def of(self, genes: np.ndarray) -> "Line":
+        """The same of some of the genes."""
+        return Line(self.number_N, self.slope_G[genes], self.intercept_G[genes])
+
+    def summed(self, weight_K: np.ndarray, u_K: np.ndarray) -> np.ndarray:
+        """Σw·y [K, G] from Σw and Σw·u, with y the value and u the number; weights may be of each gene, [K, G] too."""
+        weight, u = (sums if sums.ndim == 2 else sums[:, None] for sums in (weight_K, u_K))
+        return self.intercept_G * weight + self.slope_G * u
+
+    def squared(self, weight_K: np.ndarray, u_K: np.ndarray, uu_K: np.ndarray) -> np.ndarray:
+        """Σw·y², [K, G]."""
+        return self.intercept_G * self.summed(weight_K, u_K) + self.slope_G * self.summed(u_K, uu_K)
+
+
+Direct = Mapping[str, Rows | Line]
 """A prediction of the values of some forms, each by itself. A form that is absent is a constant or cannot be made."""
 
 
@@ -180,10 +213,14 @@ def section_sums(measured: Measured, predictions: Mapping[str, FromRates | Direc
         for method, prediction in predictions.items():
             if isinstance(prediction, FromRates):
                 rates_nxG = np.asarray(prediction.rates(rows), np.float64)
-                found[method, "rates"] = strip.of_rates(rates_nxG, prediction.total_N[rows], prediction.counted)
+                composed_nxG = prediction.composition(rows, rates_nxG)
+                found[method, "rates"] = strip.of_rates(rates_nxG, composed_nxG, prediction.total_N[rows])
             else:
                 for form, values in prediction.items():
-                    found[method, form] = strip.of_values(form, np.asarray(values(rows), np.float64))
+                    found[method, form] = (
+                        strip.of_number(form, values.number_N[rows]) if isinstance(values, Line)
+                        else strip.of_values(form, np.asarray(values(rows), np.float64))
+                    )  # fmt: skip
         return touched, found
 
     added: dict[tuple[str, str], list[np.ndarray]] = {}
@@ -195,7 +232,7 @@ def section_sums(measured: Measured, predictions: Mapping[str, FromRates | Direc
                     totals = added.setdefault(name, [np.zeros((blocks, *value.shape[1:])) for value in values])
                     for total, value in zip(totals, values, strict=True):
                         total[touched] += value[: len(touched)]
-    return _finished(added, measured.measured_G)
+    return _finished(added, predictions, measured.measured_G)
 
 
 class _Strip:
@@ -218,10 +255,9 @@ class _Strip:
         self._rooted_E = self._count_E / np.sqrt(total_E) * self._kept_E
 
     def _summed(self, values_nxG: np.ndarray, *weights_n: np.ndarray) -> list[np.ndarray]:
-        """Sums over the bins of each block with each of the weights, [K, G] each.
-
-        As a sparse product: BLAS would set threads of its own against those that work on other strips.
-        """
+        """Sums over the bins of each block with each of the weights, [K, G] each."""
+        if self._blocks == 1:
+            return list((np.stack(weights_n) @ values_nxG)[:, None])
         at = np.concatenate([self._block_n + k * self._blocks for k in range(len(weights_n))])
         bins = np.tile(np.arange(len(self._block_n)), len(weights_n))
         rows = len(weights_n) * self._blocks
@@ -245,8 +281,9 @@ class _Strip:
             self._by_block(self._kept_n * self._root_n), self._by_block(self._kept_n * self._total_n),
         ]  # fmt: skip
 
-    def of_rates(self, p_nxG: np.ndarray, total_n: np.ndarray, counted: bool) -> list[np.ndarray]:
-        """All sums with predicted rates p and their total u, in the order in which `_from_rates` takes them."""
+    def of_rates(self, p_nxG: np.ndarray, composed_nxG: np.ndarray, total_n: np.ndarray) -> list[np.ndarray]:
+        """All sums with predicted rates p, their composition, which is written over, and their total u, in the order in
+        which `_finished` takes them."""
         root_n = np.sqrt(np.maximum(total_n, 0.0))
         inverse_n = np.divide(1.0, root_n, out=np.zeros_like(root_n), where=root_n > 0)
         all_n, kept_n = np.ones_like(root_n), self._kept_n
@@ -257,7 +294,6 @@ class _Strip:
         xp = self._by_gene(self._count_E * told_E)
         ab = self._by_gene(self._rooted_E * told_E * inverse_n[self._bin_E])
         ad = self._by_gene(self._rooted_E * root_n[self._bin_E])
-        composed_nxG = (composition if counted else expected_composition)(p_nxG, total_n)
         (y,) = self._summed(composed_nxG, kept_n)
         xy = self._by_gene(self._composed_E * composed_nxG[self._bin_E, self._gene_E])
         (yy,) = self._summed(np.multiply(composed_nxG, composed_nxG, out=composed_nxG), kept_n)
@@ -266,12 +302,23 @@ class _Strip:
 
     def of_values(self, form: str, y_nxG: np.ndarray) -> list[np.ndarray]:
         """Σy, Σy², Σxy of a form's values; of residuals Σ(x/√t)·y and Σ√t·y in place of Σxy."""
-        weight_n = np.ones_like(self._kept_n) if form == "counts" else self._kept_n
+        weight_n, x_E = self._compared(form)
         told_E = y_nxG[self._bin_E, self._gene_E]
-        x_E = {"counts": self._count_E, "composition": self._composed_E, "residual": self._rooted_E}[form]
         (yy,) = self._summed(y_nxG * y_nxG, weight_n)
         y, cy = self._summed(y_nxG, weight_n, weight_n * self._root_n)
         return [y, yy, self._by_gene(x_E * told_E), *([cy] if form == "residual" else [])]
+
+    def of_number(self, form: str, u_n: np.ndarray) -> list[np.ndarray]:
+        """Σu, Σu², Σxu by gene, and Σ√t·u, of the number of a `Line`."""
+        weight_n, x_E = self._compared(form)
+        by_block = [self._by_block(weight_n * of_n) for of_n in (u_n, u_n * u_n, self._root_n * u_n)]
+        return [*by_block, self._by_gene(x_E * u_n[self._bin_E])]
+
+    def _compared(self, form: str) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the bins, and the measured values of the entries, of residuals x/√t."""
+        if form == "counts":
+            return np.ones_like(self._kept_n), self._count_E
+        return self._kept_n, self._composed_E if form == "composition" else self._rooted_E
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,8 +344,10 @@ class _Residual:
                          share_G * total)  # fmt: skip
 
 
-def _finished(added: dict[tuple[str, str], list[np.ndarray]], measured_G: np.ndarray) -> dict[tuple[str, str], Sums]:
+def _finished(added: dict[tuple[str, str], list[np.ndarray]], predictions: Mapping[str, FromRates | Direct],
+              measured_G: np.ndarray) -> dict[tuple[str, str], Sums]:  # fmt: skip
     n_K, x, xx, kept_K, y, yy, kx, a, aa, c_K, total_K = added.pop(("", ""))
+    of_form = {"counts": (n_K, x), "composition": (kept_K, y), "residual": (kept_K, a)}
     x, y = (np.where(measured_G, part, np.nan) for part in (x, y))  # NaN in a sum makes r undefined
     z = _Residual.of(kx, a, aa, c_K, total_K)
     z_sum = np.where(measured_G, z.z, np.nan)
@@ -311,6 +360,11 @@ def _finished(added: dict[tuple[str, str], list[np.ndarray]], measured_G: np.nda
 
     sums = {}
     for (method, form), values in added.items():
+        if form in FORMS and isinstance(line := predictions[method][form], Line):
+            u_K, uu_K, cu_K, xu = values
+            weight_K, x_of_form = of_form[form]
+            values = [line.summed(weight_K, u_K), line.squared(weight_K, u_K, uu_K), line.summed(x_of_form, xu),
+                      *([line.summed(c_K, cu_K)] if form == "residual" else [])]  # fmt: skip
         if form == "counts":
             sums[method, form] = counts(*values)
         elif form == "composition":

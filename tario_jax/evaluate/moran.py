@@ -1,8 +1,7 @@
-"""Moran's I of all genes at once: one sparse-dense product a section."""
+"""Moran's I of all genes at once, from rows of counts that stay sparse."""
 
 import concurrent.futures
 import os
-import threading
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ Layout = Literal["square", "spots"]
 SPOT_REACH_PITCHES = 2.5
 HEXAGONAL_PITCHES = 1.2
 
-ROWS_AT_ONCE = 64  # whose neighbours are laid out densely: of a whole transcriptome a few tens of megabytes
+ROWS_AT_ONCE = 512  # whose neighbours are gathered: of a whole transcriptome a few tens of megabytes
 
 
 def neighbour_weights(
@@ -83,33 +82,19 @@ def morans_i(values_NxG: np.ndarray | scipy.sparse.csr_array, weights_NxN: scipy
 def _neighbour_products(values_NxG: scipy.sparse.csr_array, weights_NxN: scipy.sparse.csr_array) -> np.ndarray:
     """sum over places of x · Wx by column, [G].
 
-    Wx is wanted only where x is not 0. A strip's neighbours are laid out densely, and each entry looks up its own: as
-    many look-ups as entries times neighbours, and no sparse product, whose entries would be several times as many.
+    A pair of neighbours is looked at once, with both its weights. Its product is of the genes that both have: rows of
+    a sparse array are merged, and Wx, whose entries are several times as many, is never made.
     """
     number, genes = values_NxG.shape
-    indptr, columns = values_NxG.indptr, values_NxG.indices
-    largest = int(np.diff(weights_NxN.indptr).max(initial=0))
-    neighbour_NxK, weight_NxK = _padded(weights_NxN, largest)
-    buffers = threading.local()
+    neighbour_NxK, weight_NxK = _padded(scipy.sparse.triu(weights_NxN + weights_NxN.T, 1, "csr"))
 
     def of(rows: slice) -> np.ndarray:
-        needed, local = np.unique(neighbour_NxK[rows], return_inverse=True)
-        local = local.reshape(-1, largest)
-        around = values_NxG[needed]
-        at_E = np.repeat(np.arange(len(needed)) * genes, np.diff(around.indptr)) + around.indices
-        dense = getattr(buffers, "dense", np.zeros(0, np.float32))
-        if len(dense) < len(needed) * genes:
-            dense = buffers.dense = np.zeros(len(needed) * genes, np.float32)
-        dense[at_E] = around.data
-        sizes = np.diff(indptr[rows.start : rows.stop + 1])
-        column_E = columns[indptr[rows.start] : indptr[rows.stop]]
-        pulled_E = np.zeros(len(column_E))
-        for k in range(largest):
-            found_E = dense.take(np.repeat(local[:, k] * genes, sizes) + column_E)
-            pulled_E += found_E * np.repeat(weight_NxK[rows, k], sizes)
-        dense[at_E] = 0.0
-        own_E = values_NxG.data[indptr[rows.start] : indptr[rows.stop]]
-        return np.bincount(column_E, own_E * pulled_E, minlength=genes).astype(np.float64)
+        own, total_G = values_NxG[rows].astype(np.float64), np.zeros(genes)
+        for neighbour_n, weight_n in zip(neighbour_NxK[rows].T, weight_NxK[rows].T, strict=True):
+            both = own.multiply(values_NxG[neighbour_n])
+            weight_E = np.repeat(weight_n, np.diff(both.indptr))
+            total_G += np.bincount(both.indices, both.data * weight_E, minlength=genes)
+        return total_G
 
     strips = [slice(first, min(first + ROWS_AT_ONCE, number)) for first in range(0, number, ROWS_AT_ONCE)]
     total_G = np.zeros(genes)
@@ -119,9 +104,10 @@ def _neighbour_products(values_NxG: scipy.sparse.csr_array, weights_NxN: scipy.s
     return total_G
 
 
-def _padded(weights_NxN: scipy.sparse.csr_array, largest: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded(weights_NxN: scipy.sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours and weights of each place, [N, K]; where it has fewer than K, itself with weight 0."""
     number, degree_N = weights_NxN.shape[0], np.diff(weights_NxN.indptr)
+    largest = int(degree_N.max(initial=0))
     row_E = np.repeat(np.arange(number), degree_N)
     slot_E = np.arange(len(row_E)) - np.repeat(weights_NxN.indptr[:-1], degree_N)
     neighbour_NxK = np.tile(np.arange(number)[:, None], (1, largest))

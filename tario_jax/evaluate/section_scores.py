@@ -18,8 +18,8 @@ from tario_jax.evaluate import noise
 from tario_jax.evaluate.controls import Controls, Density, density_counts, displaced, from_density, turned
 from tario_jax.evaluate.intervals import blocks
 from tario_jax.evaluate.kept import Arrays
-from tario_jax.evaluate.metrics import composition, mean_defined, pearson_by_gene
-from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Measured, Rows, Sums, measure, section_sums
+from tario_jax.evaluate.metrics import composition, expected_composition, mean_defined, pearson_by_gene
+from tario_jax.evaluate.moments import FORMS, Direct, FromRates, Line, Measured, Rows, Sums, measure, section_sums
 from tario_jax.evaluate.moran import neighbour_weights
 from tario_jax.evaluate.section_bins import SectionBins, Truth
 
@@ -188,18 +188,17 @@ def score_model(section: SectionBins, rates: Rows | None, density: Density | Non
     of_rates = {"composition": lambda rows: composition(rates_NxI[rows], total_N[rows])}
     sums = section_sums(few, {"model_rates": of_rates}, block_N)["model_rates", "composition"]
     _add_sets(arrays, "model_rates", "composition", (sums,), plan)
+    read = functools.partial(_read_at, few, rates_NxI, _composed(rates_NxI, total_N), total_N)
     for pitches in (1, 2):
         sources = displaced(*section.where, pitches)
         # the model itself at the bins that have one to read in that direction: a difference is of the same bins
         in_place = [np.where(source_N >= 0, np.arange(len(source_N)), -1) for source_N in sources]
         for name, directions in ((f"displaced_{pitches}", sources), (f"in_place_{pitches}", in_place)):
-            found = [_read_at(few, rates_NxI, total_N, source_N, block_N) for source_N in directions]
+            found = [read(source_N, block_N) for source_N in directions]
             for form in FORMS:
                 _add_sets(arrays, name, form, tuple(sums[form] for sums in found), plan)
     rng = plan.rng(section, "turned")
-    runs = [
-        _read_at(few, rates_NxI, total_N, turned(*section.where[:3], rng), None) for _ in range(plan.config.shuffles)
-    ]
+    runs = [read(turned(*section.where[:3], rng), None) for _ in range(plan.config.shuffles)]
     arrays |= {f"shuffled/{form}": np.stack([run[form].r() for run in runs]) for form in FORMS}
     if plan.null_genes is not None:
         arrays |= reading.null_class()
@@ -263,18 +262,28 @@ def _add_scores(arrays: Arrays, measured: Measured, made: dict[str, FromRates | 
 def _of_genes(prediction: FromRates | Direct, genes: np.ndarray) -> FromRates | Direct:
     if isinstance(prediction, FromRates):
         return FromRates(lambda rows: prediction.rates(rows)[:, genes], prediction.total_N, prediction.counted)
-    return {form: functools.partial(lambda values, rows: values(rows)[:, genes], values)
+    return {form: values.of(genes) if isinstance(values, Line) else
+            functools.partial(lambda values, rows: values(rows)[:, genes], values)
             for form, values in prediction.items()}  # fmt: skip
 
 
-def _read_at(few: Measured, rates_NxI: np.ndarray, total_N: np.ndarray, source_N: np.ndarray,
+def _composed(rates_NxI: np.ndarray, total_N: np.ndarray) -> np.ndarray:
+    """What rates say of the composition of counts, float32 [N, I]: of every bin once, wherever it is read."""
+    composed_NxI = np.empty_like(rates_NxI)
+    for rows in _strips(*rates_NxI.shape):
+        composed_NxI[rows] = expected_composition(rates_NxI[rows], total_N[rows])
+    return composed_NxI
+
+
+def _read_at(few: Measured, rates_NxI: np.ndarray, composed_NxI: np.ndarray, total_N: np.ndarray, source_N: np.ndarray,
              block_N: np.ndarray | None) -> dict[str, Sums]:  # fmt: skip
     """Each bin with the prediction of the bin that `source_N` names; bins without one (−1) are left out."""
     there = np.flatnonzero(source_N >= 0)
     source = source_N[there]
     kept = np.flatnonzero(np.isin(there, few.kept_N))
     part = Measured(few.counts[there], few.total_N[there], kept, few.measured_G)
-    predicted = FromRates(lambda rows: rates_NxI[source[rows]], total_N[source])
+    predicted = FromRates(lambda rows: rates_NxI[source[rows]], total_N[source],
+                          composed=lambda rows: composed_NxI[source[rows]])  # fmt: skip
     sums = section_sums(part, {"": predicted}, None if block_N is None else block_N[there])
     blocks = 1 if block_N is None else int(block_N.max()) + 1  # also those of which nothing is left
     return {form: _with_blocks(value, blocks) for (_, form), value in sums.items()}

@@ -7,7 +7,7 @@ import scipy.stats
 
 from tario_jax.evaluate import moments
 from tario_jax.evaluate.metrics import composition, pearson_by_gene, pearson_residuals
-from tario_jax.evaluate.moments import FORMS, FromRates, measure, section_sums
+from tario_jax.evaluate.moments import FORMS, FromRates, Line, measure, section_sums
 
 BINS, GENES, MIN_TOTAL = 150, 40, 60
 
@@ -55,6 +55,10 @@ def test_r_in_three_forms_equals_scipy_on_the_values(tissue, values_at_once, mon
     direct = {form: lambda rows: told_NxG[rows] ** 2 for form in FORMS}
     made = {"rates": FromRates(lambda rows: told_NxG[rows], told_total_N), "direct": direct,
             "counted": FromRates(lambda rows: told_NxG[rows], told_total_N, counted=True)}  # fmt: skip
+    rng = np.random.default_rng(2)
+    line = Line(rng.gamma(2.0, 1.0, BINS), rng.normal(size=GENES), rng.normal(size=GENES))
+    line.slope_G[5] = 0.0  # a constant
+    made["line"] = dict.fromkeys(FORMS, line)
     found = section_sums(measured, made)
     total_N = counts_NxG[:, seen_G].sum(1)
     kept_N = total_N >= MIN_TOTAL
@@ -69,7 +73,8 @@ def test_r_in_three_forms_equals_scipy_on_the_values(tissue, values_at_once, mon
         elif form == "residual":
             p_NxG = counted_NxG = pearson_residuals(p_NxG[kept_N], told_total_N[kept_N])
         squared_NxG = told_NxG[of_form].astype(np.float64) ** 2
-        for method, told in (("rates", p_NxG), ("counted", counted_NxG), ("direct", squared_NxG)):
+        of_line = ("line", line(slice(None))[of_form])
+        for method, told in (("rates", p_NxG), ("counted", counted_NxG), ("direct", squared_NxG), of_line):
             expected_G = np.array([scipy_r(x_NxG[:, g], told[:, g]) for g in range(GENES)])
             expected_G[~seen_G] = np.nan
             # rates above 16 are expanded around their mean
