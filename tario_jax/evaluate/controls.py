@@ -20,9 +20,6 @@ class Lines:
     slope_G: np.ndarray
     intercept_G: np.ndarray
 
-    def __call__(self, u_N: np.ndarray) -> np.ndarray:
-        return self.intercept_G + u_N[:, None] * self.slope_G
-
 
 class LineFit:
     """Least squares from the sums of bins that come part by part; of a gene only those that measured it."""
@@ -119,7 +116,7 @@ def controls_from_arrays(arrays: Arrays) -> Controls:
 
 def from_density(density: Density, density_N: np.ndarray, mean_composition_G: np.ndarray) -> Direct:
     """density × mean composition; for the other forms the per-gene lines on its log."""
-    log_N = np.log(np.maximum(density_N, density.floor))
+    log_N = np.log(np.maximum(np.asarray(density_N, np.float64), density.floor))
     counts = density_counts(density_N, mean_composition_G)
     return counts | {form: Line(log_N, lines.slope_G, lines.intercept_G) for form, lines in density.lines.items()}
 
@@ -162,7 +159,8 @@ def fit_controls(sections: list[Fitting], tuned_on_G: np.ndarray,
         # A gene's share is taken over the sections that measured it.
         count_G = count_G + measured.sums()[0]
         weight_G = weight_G + measured.total_N.sum() * measured.measured_G
-        log_N = {name: np.log(np.maximum(densities[name][number], floors[name])) for name in densities}
+        log_N = {name: np.log(np.maximum(np.asarray(densities[name][number], np.float64), floors[name]))
+                 for name in densities}  # fmt: skip
         z_NxF = scaler(features_NxF)
         given_NxK = np.column_stack([z_NxF, np.ones(len(measured)), *log_N.values()])
         with concurrent.futures.ThreadPoolExecutor(len(FORMS)) as pool:

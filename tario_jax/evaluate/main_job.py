@@ -136,7 +136,8 @@ def write_maps(predictor: Predictor, corpus: Corpus, overlap: float, workdir: Pa
     for number, section in enumerate(sections, 1):
         path = workdir / "maps" / f"{section.id}.h5ad"
         if written.get(section.id) != key or not path.exists():
-            predictor.predict_section(section, tissue=corpus.kind, overlap=overlap).write_h5ad(path)
+            maps = predictor.predict_section(section, tissue=corpus.kind, overlap=overlap, one_of_many=True)
+            maps.write_h5ad(path)
             written[section.id] = key
             write_whole(account, json.dumps(written))
         if number % 10 == 0 or number == len(sections):

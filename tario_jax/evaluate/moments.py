@@ -22,7 +22,7 @@ from tario_jax.evaluate.blas import one_thread
 from tario_jax.evaluate.metrics import COMPOSITION_SCALE, composition, correlation, expected_composition, residuals
 
 FORMS = ("counts", "composition", "residual")
-VALUES_AT_ONCE = 1 << 18  # of a strip: 2 MiB in float64, a few of which lie in the cache
+VALUES_AT_ONCE = 1 << 19  # of a strip: 4 MiB in float64
 ENTRIES_AT_ONCE = 1 << 22  # of products: some 100 MB with their copies
 
 Rows = Callable[[slice], np.ndarray]  # a strip of bins -> values [n, G]
@@ -230,8 +230,9 @@ def section_sums(measured: Measured, predictions: Mapping[str, FromRates | Direc
             for touched, parts in pool.map(one, strips[first : first + 8] or [slice(0, 0)]):
                 for name, values in parts.items():
                     totals = added.setdefault(name, [np.zeros((blocks, *value.shape[1:])) for value in values])
+                    where = slice(None) if len(touched) == blocks else touched
                     for total, value in zip(totals, values, strict=True):
-                        total[touched] += value[: len(touched)]
+                        total[where] += value[: len(touched)]
     return _finished(added, predictions, measured.measured_G)
 
 

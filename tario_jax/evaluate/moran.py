@@ -15,7 +15,7 @@ Layout = Literal["square", "spots"]
 SPOT_REACH_PITCHES = 2.5
 HEXAGONAL_PITCHES = 1.2
 
-ROWS_AT_ONCE = 512  # whose neighbours are gathered: of a whole transcriptome a few tens of megabytes
+ENTRIES_AT_ONCE = 1 << 19  # of rows whose neighbours are gathered: some 50 MB a thread
 
 
 def neighbour_weights(
@@ -52,7 +52,8 @@ def neighbour_weights(
 def morans_i(values_NxG: np.ndarray | scipy.sparse.csr_array, weights_NxN: scipy.sparse.csr_array) -> np.ndarray:
     """Moran's I of each column, float64 [G]: (n / sum W) · sum(Z · WZ) / sum(Z · Z), Z = values − mean.
 
-    With row-normalised weights and no isolated place the first factor is 1. NaN for constant columns, never inf.
+    With row-normalised weights and no isolated place the first factor is 1. NaN for constant columns, never inf. No
+    place is a neighbour of its own.
     Sparse values stay sparse: with x the values, m their mean, r and c the sums of W's rows and columns,
     sum(Z · WZ) = sum(x · Wx) − m·(sum(r·x) + sum(c·x)) + m²·sum W.
     Source: Moran, Biometrika 37 (1950) 17–23.
@@ -96,7 +97,8 @@ def _neighbour_products(values_NxG: scipy.sparse.csr_array, weights_NxN: scipy.s
             total_G += np.bincount(both.indices, both.data * weight_E, minlength=genes)
         return total_G
 
-    strips = [slice(first, min(first + ROWS_AT_ONCE, number)) for first in range(0, number, ROWS_AT_ONCE)]
+    step = max(1, ENTRIES_AT_ONCE * number // max(values_NxG.nnz, 1))
+    strips = [slice(first, min(first + step, number)) for first in range(0, number, step)]
     total_G = np.zeros(genes)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for part_G in pool.map(of, strips):  # added in their order: the same bits on any number of cores

@@ -18,7 +18,7 @@ from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
 _VERSION = 1  # of the bins that are kept
-LARGE_UM2 = 4e6  # a section beyond this is read alone: its H&E and its detections take memory
+LARGE_UM2 = 1e6  # a section beyond this is read alone: its H&E and its detections take memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Reader:
         """Predicted rates of the common genes on the measured part of each bin, float32 [N, P]."""
         maps = self.predictor.predict_section(
             section, tissue=self.corpus.kind, overlap=self.overlap,
-            bin_um=None if section.has_spots else self.read_um,
+            bin_um=None if section.has_spots else self.read_um, one_of_many=True,
         )  # fmt: skip
         section.close()  # what was read of it, and is not read again soon
         rates_NxP = _on_places(maps, bins)

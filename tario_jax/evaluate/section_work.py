@@ -2,14 +2,17 @@
 several processes may share it."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator
 
 import numpy as np
 
 from tario_jax.config import EvaluateConfig
+from tario_jax.evaluate.blas import one_thread
 from tario_jax.evaluate.controls import (
     Controls,
     Fitting,
@@ -67,8 +70,12 @@ def standings_of(sections: list[SectionSource], config: EvaluateConfig, work: Wo
         key = key_of(of="standing", version=_VERSION, section=source.key, min_total=config.min_total)
         return work.shared.get(f"standing/{source.section_id}", key, make)
 
-    at_once = 1 if any(source.large for source in sections) else min(_READ_AT_ONCE, os.cpu_count() or 1)
-    return _each("measure", sections, one, work, at_once)
+    return _each("measure", sections, one, work, _at_once(sections))
+
+
+def _at_once(sections: list[SectionSource]) -> int:
+    """How many of them are read side by side."""
+    return 1 if any(source.large for source in sections) else min(_READ_AT_ONCE, os.cpu_count() or 1)
 
 
 def _each(what: str, sections: list[SectionSource], one: Callable[[SectionSource], Arrays], work: Work,
@@ -76,22 +83,35 @@ def _each(what: str, sections: list[SectionSource], one: Callable[[SectionSource
     """one(section) of all, in this process's order, some at once; told about five times. In the order of `sections`."""
     found: dict[str, Arrays] = {}
     turns = by_turns(sections, work.part)
-    for number, (source, arrays) in enumerate(zip(turns, _side_by_side(one, turns, at_once), strict=True), 1):
-        found[source.section_id] = arrays
-        if number % max(1, len(sections) // 5) == 0 or number == len(sections):
-            work.say(f"{what}: {number}/{len(sections)} sections")
+    with contextlib.closing(_side_by_side(one, turns, at_once)) as made:
+        for number, (source, arrays) in enumerate(zip(turns, made, strict=True), 1):
+            found[source.section_id] = arrays
+            if number % max(1, len(sections) // 5) == 0 or number == len(sections):
+                work.say(f"{what}: {number}/{len(sections)} sections")
     return {source.section_id: found[source.section_id] for source in sections}
 
 
 def _side_by_side(one: Callable[[SectionSource], Arrays], turns: list[SectionSource], at_once: int,
-                  ) -> Iterator[Arrays]:  # fmt: skip
-    """one(section) of all, in their order. What fails, or is interrupted, begins no further section."""
+                  ) -> Generator[Arrays]:  # fmt: skip
+    """one(section) of all, in their order. Where one failed, or all is interrupted, no further section begins."""
     if at_once == 1:
         yield from map(one, turns)
         return
+    failed = threading.Event()
+
+    def unless_failed(source: SectionSource) -> Arrays:
+        if failed.is_set():
+            raise concurrent.futures.CancelledError  # behind the failure, which is told first or in its turn
+        try:
+            return one(source)
+        except BaseException:
+            failed.set()
+            raise
+
     pool = concurrent.futures.ThreadPoolExecutor(at_once)
     try:
-        yield from pool.map(one, turns)
+        with one_thread():
+            yield from pool.map(unless_failed, turns)
     finally:
         pool.shutdown(cancel_futures=True)
 

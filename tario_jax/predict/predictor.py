@@ -90,14 +90,15 @@ class Predictor:
 
     def predict_section(
         self, section: Section | ImageSection, *, tissue: str, bin_um: float | None = None, overlap: float = 0.5,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, one_of_many: bool = False,
     ) -> GeneMaps:  # fmt: skip
         """Gene maps of a section of the corpus (its spots where it has some, else square bins) from its H&E alone.
 
-        A place that several windows hold gets their mean, weighed towards the middle of a window.
+        A place that several windows hold gets their mean, weighed towards the middle of a window. one_of_many: others
+        of about its size are predicted too, for which a program for a last batch of fewer rows pays.
         """
         cover = self.cover(section, tissue=tissue, bin_um=bin_um, overlap=overlap, turned=True)
-        return self.maps(cover, self.blended(cover, progress), tissue)
+        return self.maps(cover, self.blended(cover, progress, shares=self.parts if one_of_many else 0), tissue)
 
     def predict_squares(
         self, section: Section | ImageSection, x_um_N: np.ndarray, y_um_N: np.ndarray, side_um_N: np.ndarray, *,
@@ -115,10 +116,11 @@ class Predictor:
         return _whole(section, self.blended(cover, progress), np.ones(len(cover), bool))
 
     def blended(self, cover: Cover, progress: Callable[[int, int], None] | None = None,
-                held: list[Placed] | None = None) -> Blend:  # fmt: skip
-        """Rates of all places of a cover, from the H&E at once. held: gets what each window holds, window by window."""
+                held: list[Placed] | None = None, shares: int = 0) -> Blend:  # fmt: skip
+        """Rates of all places of a cover, from the H&E at once. held: gets what each window holds, window by window;
+        shares: as `Cover.batches`."""
         blend = Blend(len(cover), len(self.panel))
-        for windows, batch in cover.batches(self.rows, shares=self.parts):
+        for windows, batch in cover.batches(self.rows, shares=shares):
             if cover.data.coarse_um:  # the bins of a later scale would read contents that nobody has written
                 batch = batch._replace(bin_step_BxTxN=np.ones_like(batch.bin_step_BxTxN))
             rates_BxQxG = np.asarray(self.call(Tario.rates, self.placed_on_devices(batch)))

@@ -216,7 +216,7 @@ def test_sections_without_a_bin_of_counts_enough_count_for_nothing_in_compositio
 
 def test_of_a_gene_that_no_training_section_saw_the_density_tells_what_it_can():
     rng = np.random.default_rng(6)
-    density_N = rng.gamma(2.0, 3.0, 200)
+    density_N = rng.gamma(2.0, 3.0, 200).astype(np.float32)
     lines = {form: controls.Lines(np.zeros(2), np.zeros(2)) for form in ("composition", "residual")}
     told = controls.from_density(controls.Density(lines, 1e-6), density_N, np.array([0.01, 0.0]))
     told_NxG = told["counts"](slice(0, 200))

@@ -1,5 +1,7 @@
 """What is kept counts only whole, and only with its key; processes share the work and none waits for another."""
 
+import os
+import threading
 import time
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 
 from tario_jax.config import InputError
 from tario_jax.evaluate.kept import Kept, by_turns, key_of
-from tario_jax.evaluate.section_work import _side_by_side
+from tario_jax.evaluate.section_bins import SectionSource
+from tario_jax.evaluate.section_work import _at_once, _side_by_side
 
 
 def test_kept_arrays_are_made_once_a_key(tmp_path):
@@ -60,18 +63,28 @@ def test_each_part_begins_with_its_own_and_ends_with_all():
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_sections_side_by_side_come_in_their_order_and_none_begins_after_one_that_failed(at_once):
-    begun = []
+    begun, broken = [], threading.Event()
 
     def one(number):
         begun.append(number)
+        if number == 1:  # comes to its end after the one behind it has failed
+            broken.wait(0.5)
         if number == 5:
+            broken.set()
             raise InputError("section 5: is broken")
-        time.sleep(0.01 * (number % 2))
+        time.sleep(0.01)
         return number
 
-    assert list(_side_by_side(one, [4, 3, 2, 1], at_once)) == [4, 3, 2, 1]
+    assert list(_side_by_side(one, [4, 3, 2], at_once)) == [4, 3, 2]
+    begun.clear()
     found = _side_by_side(one, [1, 5, *range(6, 500)], at_once)
     assert next(found) == 1
     with pytest.raises(InputError, match="section 5"):
         next(found)
-    assert len(begun) < 400
+    assert len(begun) <= 1 + at_once
+
+
+def test_a_large_section_is_read_alone():
+    small, large = (SectionSource("a", "a", "", lambda: None, large=large) for large in (False, True))
+    assert _at_once([small, small]) > 1 or os.cpu_count() == 1
+    assert _at_once([small, large]) == 1

@@ -118,14 +118,16 @@ def test_moran_equals_the_dense_double_sum_also_over_gaps(rng, layout):
     np.testing.assert_allclose(got, [dense_moran(values[:, g], dense) for g in range(4)], atol=1e-5)
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 7, 1024])
-def test_moran_of_sparse_counts_equals_that_of_dense_ones(rng, monkeypatch, rows_at_once):
-    monkeypatch.setattr(moran, "ROWS_AT_ONCE", rows_at_once)
+@pytest.mark.parametrize("layout", ["square", "spots"])  # of spots, one may be near another that is not near it
+@pytest.mark.parametrize("entries_at_once", [1, 60, 1 << 19])
+def test_moran_of_sparse_counts_equals_that_of_dense_ones(rng, monkeypatch, entries_at_once, layout):
+    monkeypatch.setattr(moran, "ENTRIES_AT_ONCE", entries_at_once)
     x, y = grid(9)
     kept = rng.random(81) > 0.2  # with gaps, and so with places of fewer neighbours
     counts = rng.poisson(0.5, (81, 12)).astype(float)
     counts[:, 3], counts[:, 4] = 0, 2
-    weights = moran.neighbour_weights(x[kept], y[kept], 36.0, "square")
+    weights = moran.neighbour_weights(x[kept], y[kept], 36.0, layout)
+    assert layout == "square" or abs((weights > 0).astype(int) - (weights.T > 0).astype(int)).max() == 1
     found = moran.morans_i(scipy.sparse.csr_array(counts[kept]), weights)
     np.testing.assert_allclose(found, moran.morans_i(counts[kept], weights), atol=1e-12)
     assert np.isnan(found[3:5]).all() and np.isfinite(found[5:]).all()

@@ -123,13 +123,19 @@ def test_blocks_that_are_drawn_weigh_as_often_as_they_are(tissue, values_at_once
     if order == "mixed":
         block_N = np.random.default_rng(4).permutation(block_N)
     told = FromRates(lambda rows: told_NxG[rows], told_NxG[:, seen_G].sum(1, dtype=np.float64))
-    sums = section_sums(measured, {"model": told}, block_N)["model", "counts"]
+    rng = np.random.default_rng(5)
+    line = Line(rng.gamma(2.0, 1.0, BINS), rng.normal(size=GENES), rng.normal(size=GENES))
+    both = section_sums(measured, {"model": told, "line": {"counts": line}}, block_N)
     weights_BxK = np.array([[1.0, 1, 1, 1, 1], [0, 2, 1, 0, 2]])
-    for weights_K, r_G in zip(weights_BxK, sums.r(weights_BxK), strict=True):
-        rows = np.concatenate([np.tile(np.flatnonzero(block_N == k), int(w)) for k, w in enumerate(weights_K)])
-        expected_G = pearson_by_gene(counts_NxG[rows], told_NxG[rows])
-        np.testing.assert_allclose(r_G[seen_G], expected_G[seen_G], atol=1e-9)
-    np.testing.assert_allclose(sums.of(np.array([5, 8])).r(), sums.r()[[5, 8]], rtol=1e-12)
+    for method, values_NxG in (("model", told_NxG), ("line", line(slice(None)))):
+        sums = both[method, "counts"]
+        for weights_K, r_G in zip(weights_BxK, sums.r(weights_BxK), strict=True):
+            rows = np.concatenate([np.tile(np.flatnonzero(block_N == k), int(w)) for k, w in enumerate(weights_K)])
+            expected_G = pearson_by_gene(counts_NxG[rows], values_NxG[rows])
+            np.testing.assert_allclose(r_G[seen_G], expected_G[seen_G], atol=1e-9)
+        np.testing.assert_allclose(sums.of(np.array([5, 8])).r(), sums.r()[[5, 8]], rtol=1e-12)
+    some = section_sums(measured.of(np.array([5, 8])), {"line": {"counts": line.of(np.array([5, 8]))}}, block_N)
+    np.testing.assert_allclose(some["line", "counts"].r(), both["line", "counts"].r()[[5, 8]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("bins", [0, 1])
