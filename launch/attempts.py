@@ -76,14 +76,14 @@ def failures(folder: Path, job: str, attempt: str) -> int:
     Of those that are called as this one up to the last point: another launch begins at 0. One that ran for long got on.
     """
     count, next_began = 0, time.time()
-    for name, began, statuses in _before(folder, job, attempt):
+    for name, began, ended, statuses in _before(folder, job, attempt):
         if name == attempt:
             next_began = began
             continue
         if MISTAKE in statuses or all(status == 0 for status in statuses):
             break
         count += any(status not in (0, ABSENT, *TOLD) for status in statuses)
-        if next_began - began > LONG_S:
+        if (next_began if ended is None else ended) - began > LONG_S:
             break
         next_began = began
     return count
@@ -94,24 +94,27 @@ def was_mistaken(folder: Path, job: str, attempt: str) -> bool:
 
     A scheduler may have heard of another of its processes alone, which ended for want of that one.
     """
-    before = [statuses for name, _, statuses in _before(folder, job, attempt) if name != attempt]
+    before = [statuses for name, _, _, statuses in _before(folder, job, attempt) if name != attempt]
     return bool(before) and MISTAKE in before[0]
 
 
-def _before(folder: Path, job: str, attempt: str) -> list[tuple[str, float, list[int]]]:
-    """This attempt, where it has begun, and those before it in its row: name, begin, statuses; the newest first."""
+def _before(folder: Path, job: str, attempt: str) -> list[tuple[str, float, float | None, list[int]]]:
+    """This attempt, where it has begun, and those before it in its row: name, begin, last end that was written,
+    statuses; the newest first. What comes after its end, in a queue or a pause, it did not run."""
     row, _, _ = attempt.rpartition(".")
     ends: dict[str, list[int]] = {}
     began: dict[str, float] = {}
+    ended: dict[str, float] = {}
     for _, lines in _journals(folder, job):
         for one in lines:
             if one["event"] == "began":
                 began.setdefault(one["attempt"], one["unix"])
             else:
                 ends.setdefault(one["attempt"], []).append(one["status"])
+                ended[one["attempt"]] = max(one["unix"], ended.get(one["attempt"], 0.0))
     names = sorted(began, key=began.get, reverse=True)
     of_row = itertools.takewhile(lambda name: name == attempt or name.rpartition(".")[0] == row, names)
-    return [(name, began[name], ends.get(name, [137])) for name in of_row]
+    return [(name, began[name], ended.get(name), ends.get(name, [137])) for name in of_row]
 
 
 def _is_here(begun: dict[str, Any]) -> bool:

@@ -100,6 +100,8 @@ class Estimates:
             line = estimate(config, layout, self._genes, mesh, hardware.chip.rates, links)
         except InputError as refused:
             return dataclasses.replace(of_all, chips=hardware.chips, refusal=str(refused))
+        if config.train.learns != "counts" or config.start.trained != "all":  # the bound is of a whole step
+            return dataclasses.replace(of_all, chips=hardware.chips)
         shortest = steps * line.seconds / 3600
         hours = shortest / self._prices.share_of_bound
         price = self._prices.dollars_per_chip_hour.get(hardware.kind)

@@ -154,15 +154,17 @@ class _Launch:
                     break
                 if name in self._groups or now < not_before[name]:
                     continue
+                fresh = name not in self._locks
                 if not self._take(name):
                     if name not in waited_for:
                         waited_for.add(name)
                         self._say(f"     {name:<28} another launch is at it; it is waited for")
                     not_before[name] = now + _ASK_AGAIN_S
                     continue
-                if name in waited_for:  # what is left of it, when the other one let go
-                    waited_for.remove(name)
-                    left[name] = [job for job in left[name] if not self._is_done(job)]
+                if fresh:  # what is left of it: another launch may have been at it since, and let go
+                    always = () if name in waited_for else (CORPUS, SCALING)
+                    waited_for.discard(name)
+                    left[name] = [job for job in left[name] if job.run in always or not self._is_done(job)]
                     if not left[name]:
                         del left[name]
                         self._let_go(name)

@@ -12,7 +12,7 @@ from launch.jobs import CORPUS, KINDS, SCALING, Job, is_done, jobs_of
 from launch.sweep_file import Sweep
 from tario_jax.config import InputError
 from tario_jax.train.run_files import RunFiles, read_run
-from tario_jax.train.run_state import duration, run_state, seconds_a_step, steps_done
+from tario_jax.train.run_state import GONE_S, duration, run_state, seconds_a_step, steps_done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,8 @@ def _doing(job: Job, files: RunFiles | None, now: float) -> str:
         return job.kind
     state, (step, steps), pace = run_state(files, now), steps_done(files), seconds_a_step(files)
     left = f", {duration((steps - step) * pace)} left" if steps and pace and state.live else ""
+    if state.name == "hung" and any(now - beat.unix <= GONE_S for beat in files.hosts):  # else it was an earlier one
+        return f"hung: {state.why}"
     return f"{state.name if state.live else 'starting'}{left}"
 
 

@@ -320,7 +320,8 @@ def answer_requests(run: Path, stop: threading.Event, folder: str, *, after_s: f
                 time.sleep(after_s)
                 (run / folder / "plugins").mkdir(parents=True)
                 (run / folder / "plugins" / "host.trace.json.gz").touch()
-                add_event(run, "traced", str(run / folder), step=265, unix=time.time())
+                # as the run calls its folder, wherever it was started
+                add_event(run, "traced", f"runs/{run.name}/{folder}", step=265, unix=time.time())
 
     threading.Thread(target=loop, daemon=True).start()
     return taken

@@ -85,6 +85,8 @@ def _follow(options: argparse.Namespace) -> int:
     for name in ("read_um", "part"):
         if getattr(options, name) not in (None, (1, 1)):
             raise InputError(f"--{name.replace('_', '-')}: goes without --follow only; leave one of them out")
+    if "evaluate.read_um" in options.assignments:
+        raise InputError("--config.evaluate.read_um: no readings are made with --follow; leave one of them out")
     from tario_jax.corpus.read import Corpus
     from tario_jax.evaluate.evaluations import Evaluations
     from tario_jax.evaluate.follow import Evaluator, follow

@@ -103,8 +103,7 @@ def _traced(options: argparse.Namespace, files: "RunFiles", request: Path, until
             seen = len(files.events)  # a trace that ended before ours was taken is another one's
         traced = [event for event in files.events[seen:] if event.event == "traced"]
         if traced:
-            folder = Path(traced[0].text)
-            return folder if folder.is_absolute() or folder.is_dir() else options.workdir / folder
+            return options.workdir / "traces" / Path(traced[0].text).name  # as the workdir is called here
         state = run_state(files, time.time())
         taken = not request.exists()
         if not state.live:

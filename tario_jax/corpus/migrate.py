@@ -58,6 +58,8 @@ def migrate(old: Place | Path | str, new: Place | Path | str, say: Callable[[str
             write_section(new, panel, described["kind"], _section_of_2(old / f"sections/{name}"))
         if number % 20 == 0 or number == len(names):
             say(f"migrate: {number}/{len(names)} sections")
+    for source in begun.get("also", []):  # a corpus of several
+        begin_corpus(new, panel, described["kind"], source)
     return seal_corpus(new, panel, described["kind"], split or None)
 
 

@@ -124,10 +124,10 @@ def _write(partial: Path, of_model: "Exported", workdir: Path, step: int, checkp
     shutil.copy(Path(__file__).with_name("loader.py"), partial)
     (partial / "panel.tsv").write_text(provenance.panel.to_text())
     (partial / "genes.tsv").write_text(genes_table(provenance.panel, validation))
-    card = model_card(provenance, signature, validation, None if validation is None else _report(workdir, validation))
-    (partial / "MODEL_CARD.md").write_text(card)
     if wanted.golden:
         signature["golden"] = {"file": "golden.npz", "tolerance": TOLERANCE[wanted.compute]}
+    card = model_card(provenance, signature, validation, None if validation is None else _report(workdir, validation))
+    (partial / "MODEL_CARD.md").write_text(card)
     (partial / "signature.json").write_text(json.dumps(signature, indent=1))
     if wanted.golden:
         given = golden_input(of_model.shape, provenance)
@@ -169,9 +169,10 @@ class Exported:
         largest_um = wanted.largest_um or min(most, config.data.window_um)
         if largest_um > config.data.window_um:
             raise InputError(f"--largest-um={largest_um:g}: expected at most the window, {config.data.window_um:g} µm")
-        if wanted.largest_um and largest_um < provenance.bin_um:
-            raise InputError(f"--largest-um={largest_um:g}: expected at least the side that was trained, "
-                             f"{provenance.bin_um:g} µm")  # fmt: skip
+        least = max(provenance.bin_um, *trained_um(provenance))
+        if wanted.largest_um and largest_um < least:
+            raise InputError(f"--largest-um={largest_um:g}: expected at least the largest side that was trained, "
+                             f"{least:g} µm")  # fmt: skip
         found = cls(provenance, wanted, built, WindowShape.of(config.data, genes, largest_um),
                     tuple(leaves_of(built).values()))  # fmt: skip
         kept = set(found.traced().module_kept_var_idx)

@@ -31,6 +31,7 @@ def model_card(provenance: Provenance, signature: dict[str, Any], validation: Ge
     config, window = provenance.config, signature["window"]
     patients = len(provenance.train_patients or provenance.seen_patients)
     kind, (steps, _, _) = provenance.trained_on, signature["checkpoint"].partition("-")
+    golden = "`golden.npz` is an input and its output, which every load checks; " if "golden" in signature else ""
     lines = [f"# {config.name}: from H&E to {len(provenance.panel):,} genes", ""]
     if signature["banner"]:
         lines += [f"> **{signature['banner']}**", ""]
@@ -54,8 +55,8 @@ def model_card(provenance: Provenance, signature: dict[str, Any], validation: Ge
         "usually goes with such tissue, and not what this patient's cells expressed. Genes that are not validated may "
         "be no more than cell density. Other scanners, stains, organs and assays than those of training are untested.",
         "", "## Files", "",
-        "`signature.json` says what goes in and out; `genes.tsv` what is known of each gene; `golden.npz` is an input "
-        "and its output, which every load checks; `loader.py` reads the bundle without tario-jax. "
+        f"`signature.json` says what goes in and out; `genes.tsv` what is known of each gene; {golden}`loader.py` "
+        "reads the bundle without tario-jax. "
         f"Weights are {signature['weights']}, arithmetic is {signature['compute']}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

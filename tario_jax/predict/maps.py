@@ -180,6 +180,8 @@ class GeneMaps:
         table = table.replace_schema_metadata({f"tario.{name}": str(value) for name, value in self.metadata().items()})
         if path.suffix not in (".parquet", *SEPARATORS):
             raise InputError(f"--table={path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")
+        of_genes = path.with_suffix(".genes.tsv")
+        of_genes.unlink(missing_ok=True)  # one of another checkpoint would stay beside this table
         with whole_output(path) as partial:
             if path.suffix == ".parquet":
                 pq.write_table(table, partial)
@@ -195,4 +197,4 @@ class GeneMaps:
             lines = ["\t".join(("symbol", *columns))]
             for symbol, *values in zip(self.panel.symbols, *columns.values(), strict=True):
                 lines.append("\t".join((symbol, *(f"{value:.4g}" for value in values))))
-            write_whole(path.with_suffix(".genes.tsv"), "\n".join(lines) + "\n")
+            write_whole(of_genes, "\n".join(lines) + "\n")

@@ -33,7 +33,7 @@ from tario_jax.predict.slide_plan import SlidePlan, TissueCover
 from tario_jax.predict.slide_steps import SlideSteps
 from tario_jax.predict.spool import Spool, refuse_another_plan
 from tario_jax.predict.stain_match import StainMatch, StainStatistics, stain_of
-from tario_jax.predict.tissue_mask import TissueMask, find_tissue
+from tario_jax.predict.tissue_mask import TissueMask, find_tissue, tissue_if_any
 from tario_jax.predict.writing import Steps
 
 _BATCH_BYTES = 256 << 20  # of the rates of a batch
@@ -178,7 +178,8 @@ class _Work:
         self._stain = None
         if asked.stain is not None:
             # of tissue, everywhere or not: glass would darken all of it
-            self._stain = StainMatch(stain_of(section, self._mask or find_tissue(section)), asked.stain)
+            mask = self._mask or find_tissue(section, "leave out --stain, which is matched on tissue")
+            self._stain = StainMatch(stain_of(section, mask), asked.stain)
             section.changed = self._stain
         cover = predictor.tissue_cover(section, self._mask, tissue=asked.tissue, bin_um=asked.bin_um,
                                        overlap=asked.overlap)  # fmt: skip
@@ -187,7 +188,8 @@ class _Work:
         area = "" if self._mask is None else f"{self._mask.area_mm2:.1f} mm² of tissue, "
         say(f"{section.id}: {section.he_um_per_px:.3g} µm per px, {area}{len(cover):,} bins of {cover.data.bin_um:g} "
             f"µm in {len(cover.corners):,} windows")  # fmt: skip
-        self._look = look_at(cover, self._mask, predictor.call_on, self._rows)
+        tissue = self._mask or tissue_if_any(section)  # glass is unlike any tissue
+        self._look = look_at(cover, tissue, predictor.call_on, self._rows)
         self._warnings = warnings(self._look, section.he_um_per_px, cover.data.he_um_per_px)
         for line in self._warnings:
             say(f"{section.id}: warning: {line}")

@@ -132,7 +132,7 @@ class SlideSteps:
         save(self._contents(written.window), synced=True, number=number_n, content=content_Sxnxd[:, order_n])
         mean_nxG = np.maximum(written.mean_nxG[order_n, : self._genes], LEAST_MEAN)
         apart_nxG = np.sqrt(written.between_nxG[order_n, : self._genes]) / mean_nxG
-        save(self._prediction_path(written.window), number=number_n, drawn=drawn_nxG[order_n],
+        save(self._prediction_path(written.window), synced=True, number=number_n, drawn=drawn_nxG[order_n],
              **({"apart": apart_nxG} if self._spread else {}))  # fmt: skip
 
     def _store(self, run: int) -> None:
@@ -159,7 +159,7 @@ class SlideSteps:
         else:
             del values["spread"]
         self._maps.write(run, values)
-        save(self._folder / "stored" / f"{run}.npz")
+        save(self._folder / "stored" / f"{run}.npz", synced=True)  # what is stored is let go of
         for window in windows:
             if all(map(self._is_stored, self._runs_of[window])):
                 self._prediction_path(window).unlink(missing_ok=True)

@@ -83,7 +83,7 @@ def stain_of_file(path: Path, um_per_px: float | None, say: Callable[[str], None
     if not path.exists():
         raise InputError(f"--stain={path}: no such slide; expected 'training', or the file of a slide or an image")
     with opened_section(path, um_per_px, genes=1, say=say, flag="--reference-um-per-px") as section:
-        mask = find_tissue(section)
+        mask = find_tissue(section, "give another file by --stain")
         if mask.area_mm2 < _LEAST_MM2:
             raise InputError(f"--stain={path}: has {mask.area_mm2:.2g} mm² of tissue; expected at least {_LEAST_MM2:g} "
                              "to measure its stains on")  # fmt: skip

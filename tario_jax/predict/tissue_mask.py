@@ -44,14 +44,20 @@ class TissueMask:
         return float(self.tissue_YxX.sum()) * (self.um_per_px / 1e3) ** 2
 
 
-def find_tissue(section: SlideSection) -> TissueMask:
-    """Raises `InputError` where there is none."""
+def find_tissue(section: SlideSection, otherwise: str = "--everywhere predicts all of it") -> TissueMask:
+    """Raises `InputError` where there is none. otherwise: what the user may do then."""
+    found = tissue_if_any(section)
+    if found is None:
+        raise InputError(f"{section.file.path}: no tissue is found on it (saturated colours without pen, of more than "
+                         f"{SMALLEST_MM2:g} mm²); expected H&E; {otherwise}")  # fmt: skip
+    return found
+
+
+def tissue_if_any(section: SlideSection) -> TissueMask | None:
+    """None where no tissue is found."""
     overview_YxXx3, um_per_px = overview(section, MASK_UM)
     tissue_YxX = tissue_of(overview_YxXx3, um_per_px)
-    if not tissue_YxX.any():
-        raise InputError(f"{section.file.path}: no tissue is found on it (saturated colours without pen, of more than "
-                         f"{SMALLEST_MM2:g} mm²); expected H&E; --everywhere predicts all of it")  # fmt: skip
-    return TissueMask(um_per_px, tissue_YxX, overview_YxXx3)
+    return TissueMask(um_per_px, tissue_YxX, overview_YxXx3) if tissue_YxX.any() else None
 
 
 def overview(section: SlideSection, um_per_px: float) -> tuple[np.ndarray, float]:

@@ -187,9 +187,13 @@ class _Predictions:
                                "such images, or start the server with --allow-virtual-model")  # fmt: skip
         side_um = float(signature["inputs"][2]["default"]) if bin_um is None else bin_um
         self._check_sides(um_per_px, side_um)
-        for name in request.query_params:
+        given = [name for name, _ in request.query_params.multi_items()]
+        for name in given:
             if name not in self._parameters:
                 raise Refusal(422, f"{name[:64]}: unknown parameter{_meant(name, self._parameters)}")
+            if given.count(name) > 1:
+                raise Refusal(422, f"{name}: is given {given.count(name)} times; expected once (genes with commas "
+                                   "between them)")  # fmt: skip
         names = self._names(genes)
         chosen_g = None if genes is None else np.array([self._position[name] for name in names])
         kind = request.headers.get("content-type", "")

@@ -38,6 +38,9 @@ class DensitySearch:
         self.max_shift_um = max(max_shift_um, _LEAST_REACH_PX * self.um)
         # on a coarse map no nucleus is seen alone; then the band of sizes moves up with the px
         self.stain_YxX = _band(stain_YxX, self.um)
+        if max(self.stain_YxX.shape) // 2 < 2 * self._reach:
+            self.problem = f"the section is {self.width_um:.0f} x {self.height_um:.0f} µm: too small to search"
+            return
         if self.stain_YxX.std() < 1e-6:
             self.problem = "the H&E has no contrast in haematoxylin"
             return
@@ -63,6 +66,11 @@ class DensitySearch:
 
     def _density(self, orientation: int) -> np.ndarray:
         return self._counts_8xYxX[orientation].astype(np.float32)
+
+    @property
+    def _reach(self) -> int:
+        """Of the search, in px of its map."""
+        return max(1, round(self.max_shift_um / self.um))
 
     def score_at_zero(self) -> float:
         density_YxX = _band(self._density(0), self.um)
@@ -92,7 +100,7 @@ class DensitySearch:
         density = _band(self._density(0), self.um)
         density = (density - density.mean()) / max(density.std(), 1e-12)
         score_YxX = fft.irfft2(fft.rfft2(stain) * np.conj(fft.rfft2(density)), s=stain.shape) / stain.size
-        reach = max(1, round(self.max_shift_um / self.um))
+        reach = self._reach
         highest_YxX = ndimage.maximum_filter(score_YxX, size=2 * reach + 1, mode="wrap")
         y = np.minimum(np.arange(rows), rows - np.arange(rows))
         x = np.minimum(np.arange(columns), columns - np.arange(columns))

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,12 @@ def _plain(path: Path, stack: contextlib.ExitStack) -> SlideFile:
     if exif_orientation(image) != 1:
         image, notes = ImageOps.exif_transpose(image), ("is turned as its EXIF orientation says",)
 
+    one_at_a_time = threading.Lock()  # PIL reads the file at the first look at it
+
     def read(rows: slice, columns: slice) -> np.ndarray:
-        return on_white(np.asarray(image.crop((columns.start, rows.start, columns.stop, rows.stop))))
+        with one_at_a_time:
+            cut = np.asarray(image.crop((columns.start, rows.start, columns.stop, rows.stop)))
+        return on_white(cut)
 
     return SlideFile(path, (_blocks(path, image.height, image.width, read),), None, notes)
 

@@ -154,7 +154,6 @@ def _steps(run: Run, state: TrainState, checkpoints: CheckpointWriter, tell: Tel
                 tell.enter("validate")
                 tell.validation(t, validate(state))
             text = f"{stop.signal.name}: step {t} of {last} is saved; the same command continues"
-            tell.event("stopped", t, text)
             raise Stopped(text, 128 + stop.signal)
     return state
 

@@ -75,7 +75,9 @@ class Telemetry:
 
     def __exit__(self, kind, error, _) -> None:
         self.enter("end")
-        if error is not None and not isinstance(error, Stopped):
+        if isinstance(error, Stopped):
+            self.event("stopped", self._step, str(error))
+        elif error is not None:
             self.event("failed", self._step, " ".join(f"{kind.__name__}: {error}".split()))
         self._request.end(self._step)
         self._in_flight.end()

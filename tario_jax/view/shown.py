@@ -22,7 +22,6 @@ from tario_jax.predict.gene_validation import FILE as VALIDATION
 from tario_jax.predict.map_store import FILE, MapStore
 from tario_jax.predict.signatures import Signature, cell_types, scores
 from tario_jax.predict.slide import SlideSection, refuse_another, slide_of_maps
-from tario_jax.sources.slide_files import PLAIN
 
 TILE_PX = 512
 _QUALITY = 88  # of JPEG
@@ -45,7 +44,7 @@ class Shown:
         self.signatures += asked
         self._scores: np.ndarray | None = None
         self._seen: np.ndarray | None = None  # the overview
-        self._lock, self._scoring, self._opening = (threading.Lock() for _ in range(3))
+        self._scoring, self._opening = threading.Lock(), threading.Lock()
         self.section, self.missing = self._opened(at.get(self.name), stack, say)
 
     def _opened(self, slide: Path | None, stack: contextlib.ExitStack,
@@ -57,7 +56,8 @@ class Shown:
             if slide is not None:
                 raise
             say(f"{self.store.folder}: its H&E is not shown: {error}")
-            return None, f"{error}; give it by --slide"
+            moved = "put the corpus back, or predict it again" if "corpus" in self.store.about["place"] else ""
+            return None, f"{error}; {moved or 'give it by --slide'}"
         try:
             refuse_another(section, self.store.about)
         except InputError as error:
@@ -79,10 +79,12 @@ class Shown:
 
     @functools.cached_property
     def key(self) -> str:
-        """Tells these maps from all others: the page asks by it, so that a browser keeps nothing of another slide."""
+        """Tells these maps, and the gene sets that are shown of them, from all others: the page asks by it, so that a
+        browser keeps nothing of another slide."""
         seal, validation = self.store.folder / FILE, self.store.folder / VALIDATION
         held = seal.read_bytes() + (validation.read_bytes() if validation.exists() else b"")
-        return hashlib.sha256(held).hexdigest()[:12]
+        of_sets = [(one.name, one.kind, np.asarray(one.positions).tolist()) for one in self.signatures]
+        return hashlib.sha256(held + repr(of_sets).encode()).hexdigest()[:12]
 
     def described(self) -> dict[str, Any]:
         about, validation = self.store.about, self.store.validation
@@ -155,9 +157,7 @@ class Shown:
         if not 0 <= level <= self.top_level or not (0 <= left < width_px and 0 <= top < height_px):
             raise InputError(f"{self.name}: has no tile {level}/{column}/{row}")
         um_per_px = self.store.about["he_um_per_px"] * scale
-        # PIL reads a plain image for one at a time
-        with self._lock if self.section.file.path.suffix.lower() in PLAIN else contextlib.nullcontext():
-            pixels = self._read(left * um_per_px, top * um_per_px, um_per_px)
+        pixels = self._read(left * um_per_px, top * um_per_px, um_per_px)
         out = io.BytesIO()
         cut = pixels[: min(TILE_PX, height_px - top), : min(TILE_PX, width_px - left)]
         Image.fromarray(cut).save(out, "JPEG", quality=_QUALITY)

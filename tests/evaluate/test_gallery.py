@@ -229,6 +229,8 @@ def test_scores_may_lie_elsewhere_and_another_corpus_gets_a_report_of_its_own(ti
         assert cli.main(["evaluate", f"--workdir={tiny_run}", f"--corpus={other.root}", *more]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "is not the one of training" in error and "--out=FOLDER" in error
+    assert cli.main(["evaluate", f"--workdir={tiny_run}", "--follow", "--config.evaluate.read_um=(9.0,)"]) == 2
+    assert "no readings are made with --follow" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 

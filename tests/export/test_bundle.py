@@ -302,7 +302,7 @@ def test_what_cannot_be_exported_is_refused(tiny_run, tmp_path):
     assert "expected at most the window, 72 µm" in refused(
         lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(largest_um=100.0), silent)
     )
-    assert "expected at least the side that was trained, 18 µm" in refused(
+    assert "expected at least the largest side that was trained, 18 µm" in refused(
         lambda: export_bundle(tiny_run, tmp_path / "out", Wanted(largest_um=9.0), silent)
     )
     assert "expected one of float32, bfloat16, int8" in refused(lambda: Wanted(weights="int4"))

@@ -133,6 +133,9 @@ def test_a_row_of_failures_is_of_one_launch_and_short(tmp_path):
     def journal(*ends: tuple[str, float, int | None]) -> None:
         lines = []
         for name, seconds, status in ends:
+            if not name:  # nothing runs
+                journal.at += seconds
+                continue
             lines.append({"event": "began", "attempt": name, "unix": journal.at, "host": "far", "pid": 1})
             journal.at += seconds
             if status is not None:
@@ -149,6 +152,8 @@ def test_a_row_of_failures_is_of_one_launch_and_short(tmp_path):
         ([("7.0", 9, 1), ("7.1", 9, 75), ("7.2", 9, 1)], 2),  # so is a host that did not come
         ([("6.0", 9, 1), ("7.0", 9, 1)], 1), ([("7.0", 9, 1), ("7.1", 9, 2)], 0),
         ([("7.0", 9, 1), ("7.1", 4000, 1), ("7.2", 9, 1)], 2),  # the second had got on
+        ([("7.0", 9, 1), ("", 4000, 0), ("7.1", 9, 1), ("", 4000, 0)], 2),  # none had: they waited in a queue
+        ([("7.0", 9, 1), ("7.1", 4000, None)], 1),  # one that was killed: until the next began
     ):  # fmt: skip
         journal(*ends)
         with (tmp_path / "logs" / "train_0.jsonl").open("a") as file:

@@ -105,9 +105,15 @@ def test_work_of_another_plan_is_not_gone_on_with(tmp_path):
     work = tmp_path / "n.maps" / "work"
     for _ in range(2):
         refuse_another_plan(work, plan([9, 27, 45]), None)
-    for other, rows in ((plan([9, 27, 63]), None), (plan([9, 27, 45], (0, 2, 3)), None), (plan([9, 27, 45]), 4)):
-        refused(lambda other=other, rows=rows: refuse_another_plan(work, other, rows),
+    for other in (plan([9, 27, 63]), plan([9, 27, 45], (0, 2, 3))):
+        refused(lambda other=other: refuse_another_plan(work, other, None),
                 f"{tmp_path}/n.maps: was begun with other windows or bins")  # fmt: skip
+    in_steps = tmp_path / "s.maps" / "work"
+    for _ in range(2):
+        refuse_another_plan(in_steps, plan([9, 27, 45]), 8)
+    refused(lambda: refuse_another_plan(in_steps, plan([9, 27, 45]), 4),
+            "s.maps: its steps were begun in batches of 8 windows", "they would be of 4")  # fmt: skip
+    refused(lambda: refuse_another_plan(in_steps, plan([9, 27, 63]), 4), "was begun with other windows or bins")
 
 
 def test_a_folder_that_another_process_begins_at_the_same_moment_is_its_own(predictor, slide, maps, tmp_path):

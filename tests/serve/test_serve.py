@@ -443,6 +443,8 @@ def test_an_unknown_parameter_says_which_was_meant(client):
     for name, words in (("gene", "did you mean genes?"), ("colour", "colour: unknown parameter")):
         response = client.post("/v1/predict", params=ASKED | {name: "EPCAM"}, content=b"x", headers=PNG)
         assert response.status_code == 422 and words in response.json()["reason"]
+    response = client.post("/v1/predict", params=ASKED | {"genes": ["GENE1", "GENE2"]}, content=b"x", headers=PNG)
+    assert response.status_code == 422 and "genes: is given 2 times" in response.json()["reason"]
 
 
 def test_an_answer_that_is_too_large_is_refused(engine, section):

@@ -20,7 +20,7 @@ from tiny_tissue import tiny_section
 
 from tario_jax.corpus.resample import square_means
 from tario_jax.predict.map_store import FILE, MapStore
-from tario_jax.predict.signatures import read_gmt, scores
+from tario_jax.predict.signatures import Signature, read_gmt, scores
 from tario_jax.predict.slide import slide_of_maps
 from tario_jax.predict.slide_job import Asked, predict_measured, predict_slide
 from tario_jax.view import shown as shown_module
@@ -101,7 +101,10 @@ def test_what_a_browser_keeps_is_asked_for_by_the_key_of_its_maps(client, store,
     other = tmp_path / "other.maps"
     shutil.copytree(store.folder, other)
     (other / "validation.parquet").write_bytes(b"x")
-    assert Shown.key.func(types.SimpleNamespace(store=types.SimpleNamespace(folder=other))) != slide["key"]
+    keys = {Shown.key.func(types.SimpleNamespace(store=types.SimpleNamespace(folder=folder), signatures=sets))
+            for folder in (store.folder, other)
+            for sets in ([], [Signature("dark", np.array([1]))], [Signature("dark", np.array([2]))])}  # fmt: skip
+    assert len(keys) == 6 and slide["key"] not in keys
     answer = client.get(f"/api/slides/0/places?of={slide['key']}")
     assert answer.headers["cache-control"].endswith("max-age=3600") and "max-age" not in str(
         client.get("/api/slides").headers)  # fmt: skip

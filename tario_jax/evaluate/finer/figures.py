@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tario_jax.evaluate.figures import INK, LINES, SOFT, TITLE, blank_figure, head_figure, plain_axes, save_figure
+from tario_jax.evaluate.finer.gene_sets import split_told
 
 _READERS = {  # (label, colour, marker)
     "model": ("model (cells: its bins of 9 µm)", LINES["model"][1], "o"),
@@ -41,6 +42,8 @@ def draw_finer(path: Path, result: dict[str, Any]) -> None:
             axis.set_xticks(range(len(_PLACES)), list(_PLACES.values()))
             plain_axes(axis)
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    if split := split_told(result):
+        head_figure(figure, "", *split)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False,
                   fontsize=10, labelcolor=INK)  # fmt: skip
     save_figure(figure, path)
@@ -68,8 +71,8 @@ def draw_shift(path: Path, result: dict[str, Any]) -> None:
         axis.set_xlabel("shift of the detections, µm", fontsize=10, color=SOFT)
         plain_axes(axis)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-    if result["banner"]:
-        head_figure(figure, "", result["banner"])
+    if banner := " ".join(filter(None, [result["banner"], *split_told(result)])):
+        head_figure(figure, "", banner)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
     save_figure(figure, path)

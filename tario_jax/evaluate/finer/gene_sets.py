@@ -13,6 +13,7 @@ from tario_jax.evaluate.intervals import Resampling, interval, weighted_mean
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.ranking import RANKED_BIN_UM
+from tario_jax.predict.gene_validation import SPLIT_BY_SECTION
 from tario_jax.virtual.genes import program
 
 RANKED_SECTIONS = 12
@@ -84,6 +85,11 @@ class SetMean:
     def to_dict(self) -> dict[str, float | None]:
         low, high = (None, None) if self.samples_B is None else interval(self.samples_B)
         return {"mean": self.mean, "low": low, "high": high}
+
+
+def split_told(result: dict) -> list[str]:
+    """The line of a run whose sections were split, not its patients; else none."""
+    return [SPLIT_BY_SECTION] if result["split_by"] == "section" else []
 
 
 def of_patients(result: dict) -> str:

@@ -14,7 +14,7 @@ from tario_jax.config import EvaluateConfig, InputError
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import BINS_UM
-from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
+from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, split_told, with_interval
 from tario_jax.evaluate.finer.nucleus_match import NEAR_UM, NucleusScore
 from tario_jax.evaluate.finer.scored import scorable, score_sections
 from tario_jax.evaluate.finer.section import measure_section
@@ -123,6 +123,7 @@ def finer_table(result: dict[str, Any]) -> str:
     top = result["sets"].get("top", 0)
     trained = ", ".join(f"{side:g}" for side in result["trained_bins_um"])
     lines = [
+        *split_told(result),
         f"mean r over the {top} genes of highest Moran's I ({result['ranked_on']}), "
         f"{of_patients(result)}; the model was trained on bins of {trained} µm",
         f"{'':<26}{'':<26}" + "".join(f"{f'{target}, {form}':>24}" for target in TARGETS for form in FORMS),

@@ -15,7 +15,7 @@ from tario_jax.config import EvaluateConfig
 from tario_jax.corpus.read import Corpus
 from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.bins import BINS_UM, grid_places, whole_bins
-from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, with_interval
+from tario_jax.evaluate.finer.gene_sets import SetMean, of_patients, split_told, with_interval
 from tario_jax.evaluate.finer.scored import scorable, score_sections
 from tario_jax.evaluate.finer.shifted import Prediction, count_shifted, directions
 from tario_jax.evaluate.metrics import FORMS, mean_defined
@@ -23,7 +23,7 @@ from tario_jax.evaluate.section_bins import least_total
 from tario_jax.predict.predictor import Predictor
 from tario_jax.virtual.section import truth_rates
 
-_VERSION = 4
+_VERSION = 5
 SHIFTS_UM = (0.0, 2.0, 9.0, 18.0, 36.0)
 DIRECTIONS = 8
 _LEAST_BINS = 16
@@ -42,10 +42,12 @@ def measure_registration_cost(
     Sections without H&E or detections, or too small to move anything, are left out, and it says how many. Raises
     `InputError` where none is left.
     """
-    least = predictor.provenance.config.data.min_measured
+    data = predictor.provenance.config.data
+    least, forced = data.min_measured, data.force_adjacent
     sections = scorable(
         "shift", corpus, sections,
         {"an H&E and detections": lambda section: section.has_detections and section.holds("he"),
+         "an H&E of the same section": lambda section: forced or section.record["registration"] != "adjacent",
          f"places that are known to {min(BINS_UM) / 2:g} µm":
              lambda section: 2 * section.place_precision_um <= min(BINS_UM),
          f"{_LEAST_BINS} bins of {BINS_UM[0]:g} µm that stay measured when it is moved by {max(SHIFTS_UM):g} µm":
@@ -82,15 +84,17 @@ def _measure(predictor: Predictor, corpus: Corpus, section: Section, in_model: n
              config: EvaluateConfig) -> dict[str, np.ndarray]:  # fmt: skip
     """r of every gene as `bin/reader/shift/form` → float32 [G], the mean over the directions it is defined in."""
     found, scores = section.all_detections(), {}
+    measured_G = section.measured_gene_G[in_corpus]
     for bin_um in BINS_UM:
         columns, rows = whole_bins(section, bin_um)
         kept = _staying(section, bin_um, predictor.provenance.config.data.min_measured)
         maps = predictor.predict_section(section, tissue=corpus.kind, bin_um=bin_um, overlap=config.overlap)
         x_um_N, y_um_N = grid_places(columns, rows, bin_um)
-        readers = {"model": Prediction(maps.rates_NxG[maps.rows_at(x_um_N[kept], y_um_N[kept])][:, in_model])}
+        rates_NxG = maps.rates_NxG[maps.rows_at(x_um_N[kept], y_um_N[kept])][:, in_model]
+        readers = {"model": Prediction(rates_NxG, measured_G)}
         if section.truth is not None:
             _, reachable = truth_rates(section.truth, bin_um)
-            readers["reachable"] = Prediction(reachable.reshape(columns * rows, -1)[kept][:, in_corpus])
+            readers["reachable"] = Prediction(reachable.reshape(columns * rows, -1)[kept][:, in_corpus], measured_G)
         least = least_total(config.min_total, bin_um, "square")
         r: dict[str, list[np.ndarray]] = {}
         for shift, move_um in _moves():
@@ -120,6 +124,7 @@ def shift_table(result: dict[str, Any]) -> str:
     """For people: r of the top genes at every shift, the fall, and what is left by class."""
     lines = [
         *filter(None, [result["banner"]]),
+        *split_told(result),
         f"mean r over the {result['sets'].get('top', 0)} genes of highest Moran's I ({result['ranked_on']}), "
         f"{result['directions']} directions, {of_patients(result)}; fall: paired",
         f"{'bins':<8}{'reader':<12}{'shift':>8}"

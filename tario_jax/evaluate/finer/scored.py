@@ -75,6 +75,7 @@ def score_sections(
         "ranked_on": "training sections" if ranked_on else "the sections scored",
         "sets": {name: len(chosen) for name, chosen in sets.items()},
         "banner": banner_of(predictor.trained_on, corpus.kind),
+        "split_by": predictor.provenance.split_by if corpus.seal == predictor.provenance.corpus_seal else "patient",
     }  # fmt: skip
     return Scored(found, sets, patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed)),
                   about)  # fmt: skip

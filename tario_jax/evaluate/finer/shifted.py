@@ -18,14 +18,15 @@ class Counted(NamedTuple):
     bin_E: np.ndarray
     gene_E: np.ndarray
     count_E: np.ndarray  # float64
-    total_N: np.ndarray  # over all genes
+    total_N: np.ndarray  # over all these genes
 
     def of(self, genes: np.ndarray) -> "Counted":
-        """Those of some genes, numbered by their place in `genes`; the totals stay those of all."""
+        """Those of some genes, numbered by their place in `genes`, and their totals."""
         number_G = np.full(max(self.gene_E.max(initial=-1), genes.max()) + 1, -1)
         number_G[genes] = np.arange(len(genes))
         kept = number_G[self.gene_E] >= 0
-        return Counted(self.bin_E[kept], number_G[self.gene_E[kept]], self.count_E[kept], self.total_N)
+        bin_E, count_E = self.bin_E[kept], self.count_E[kept]
+        return Counted(bin_E, number_G[self.gene_E[kept]], count_E, np.bincount(bin_E, count_E, len(self.total_N)))
 
 
 def directions(number: int) -> np.ndarray:
@@ -56,9 +57,11 @@ def count_shifted(found: Detections, shift_um: np.ndarray, bin_um: float, column
 class Prediction:
     """Rates of N bins by G genes, ready to be held against many counts of the same bins."""
 
-    def __init__(self, rates_NxG: np.ndarray):
+    def __init__(self, rates_NxG: np.ndarray, measured_G: np.ndarray | None = None):
+        """measured_G: bool, the genes that counts can be of, over which totals are taken; all of them by default."""
+        of_total_NxG = rates_NxG if measured_G is None else rates_NxG[:, measured_G]
         self._counts = _Values(rates_NxG)
-        self._composition = _Values(expected_composition(rates_NxG, rates_NxG.sum(1, dtype=np.float64)))
+        self._composition = _Values(expected_composition(rates_NxG, of_total_NxG.sum(1, dtype=np.float64)))
 
     def correlations(self, counted: Counted, least_total: float) -> tuple[np.ndarray, np.ndarray]:
         """r by gene in counts and in composition, float64 [G] each; `metrics.correlations` of whole arrays.

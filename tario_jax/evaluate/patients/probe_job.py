@@ -112,6 +112,10 @@ def probe_job(store: EmbeddingStore, corpus: Corpus | None, asked: Asked, settin
     if predictor is not None and predictor.checkpoint != store.about["checkpoint"]:
         raise InputError(f"--fine-tune: is checkpoint {predictor.checkpoint}, and {store.folder} of "
                          f"checkpoint {store.about['checkpoint']}; give the workdir that was embedded")  # fmt: skip
+    if predictor is not None and store.about["bin_um"] != predictor.provenance.bin_um:
+        raise InputError(f"--fine-tune: reads bins of {predictor.provenance.bin_um:g} µm, those of training, and the "
+                         f"embeddings of {store.folder} are of {store.about['bin_um']:g} µm; embed without "
+                         "--bin-um")  # fmt: skip
     if predictor is not None or asked.reachable:
         refuse_others(store, store.held(), [(section, PREDICTED) for section in corpus.sections], corpus,
                       "give the corpus that was embedded in place of")  # fmt: skip

@@ -119,8 +119,8 @@ def _one(reference: Reference, features_F: np.ndarray) -> dict[str, object]:
 
 
 def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
-    """Of the patients that the model was trained on, as far as they are in the index; kept beside it. None where they
-    are fewer than LEAST: embed the run's own corpus to have them."""
+    """Of the patients that the model was trained on, as far as they are in the index; kept beside it. None where they,
+    or those whose look is known, are fewer than LEAST: embed the run's own corpus to have them."""
     path = index.folder / "unlike.npz"
     held = _read(path)
     trained = np.flatnonzero((index.kind_P == PREDICTED) & index.seen_P)
@@ -128,6 +128,9 @@ def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
     if len(trained) < LEAST:
         return None
     trained = trained[np.linspace(0, len(trained) - 1, min(_MOST, len(trained))).round().astype(int)]
+    each = trained[np.linspace(0, len(trained) - 1, min(_READ, len(trained))).astype(int)]  # section by section
+    if min(np.isfinite(index.acquisition_PxA[some]).all(1).sum() for some in (trained, each)) < LEAST:
+        return None  # the H&E of the others is too small to have a look
     of = _digest(index, trained)
     if held is not None and held.of == of:
         return held
@@ -135,7 +138,7 @@ def unlike_of(index: PatientIndex, store: EmbeddingStore) -> Unlike | None:
         of, len(trained),
         described(index.place_PxC[trained], index.cohort_P[trained], within=WITHIN["tissue"]),
         _of_scanners(index.acquisition_PxA[trained]),
-        *_of_sections(index, store, trained[np.linspace(0, len(trained) - 1, min(_READ, len(trained))).astype(int)]),
+        *_of_sections(index, store, each),
     )  # fmt: skip
     parts = {f"{name}_{field}": values for name in _REFERENCES
              for field, values in vars(getattr(found, name)).items()}  # fmt: skip

@@ -15,9 +15,11 @@ Cells = dict[tuple[float, float], tuple[Record, ...]]
 def grid_cells(plane: Plane) -> tuple[list[float], list[float], Cells] | None:
     """(sizes, contexts, runs by both) of the largest whole grid; None where it is smaller than 2 × 2.
 
-    Contexts are those that every size with more than one of them has.
+    Contexts are those that every size with more than one of them has. A cell that two configurations share, as two
+    tables of genes beside one trunk, is of neither.
     """
-    cells = {(size, context): runs for size, context, runs in plane.points}
+    places = [(size, context) for size, context, _ in plane.points]
+    cells = {(size, context): runs for size, context, runs in plane.points if places.count((size, context)) == 1}
     by_size: dict[float, set[float]] = {}
     for size, context in cells:
         by_size.setdefault(size, set()).add(context)

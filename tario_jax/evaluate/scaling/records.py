@@ -100,14 +100,13 @@ def gather(places: list[Path]) -> tuple[list[Record], list[LeftOut]]:
 def _once(records: list[Record]) -> tuple[list[Record], list[LeftOut]]:
     """Runs that differ at least in a seed: a copy of a run, or the same one trained again, tells nothing of seeds."""
     first: dict[Any, Record] = {}
-    found, again = [], []
+    again: dict[str, LeftOut] = {}
     for record in records:
         known = first.setdefault((record.key, record.seeds, record.read_um), record)
-        if known is record:
-            found.append(record)
-        elif record.own_bins:
-            again.append(LeftOut(record.name, f"has the config, patients and seeds of {known.name}: no replicate"))
-    return found, again
+        if known is not record and record.own_bins:
+            again[record.name] = LeftOut(record.name, f"has the config, patients and seeds of {known.name}: "
+                                         "no replicate")  # fmt: skip
+    return [one for one in first.values() if one.name not in again], list(again.values())
 
 
 def _workdirs(place: Path) -> list[Path]:

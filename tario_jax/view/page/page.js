@@ -392,10 +392,15 @@ const showPatients = guarded(async (on, column = null) => {
   if (on && !patients) {
     if (showPatients.asking) return;
     showPatients.asking = true;
-    const [found, places] = await Promise.all([
-      asked("/api/patients").then((answer) => answer.json()),
-      asked("/api/patients/places").then((answer) => answer.arrayBuffer()),
-    ]);
+    let found, places;
+    try {
+      [found, places] = await Promise.all([
+        asked("/api/patients").then((answer) => answer.json()),
+        asked("/api/patients/places").then((answer) => answer.arrayBuffer()),
+      ]);
+    } finally {
+      showPatients.asking = false;
+    }
     patients = new PatientMap($("patients"), found, new Float32Array(places), {
       remember, chosen: guarded(async (number) => { if (number !== state.slide) { state.view = null; clear(); await open(number); } }),
     });

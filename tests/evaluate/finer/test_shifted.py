@@ -41,7 +41,7 @@ def test_counts_are_those_of_detections_that_were_moved(found, shift):
     np.testing.assert_array_equal(counted.total_N, expected.sum(1))
     some = np.array([4, 0, 2])
     part = counted.of(some)
-    np.testing.assert_array_equal(part.total_N, counted.total_N)
+    np.testing.assert_array_equal(part.total_N, expected[:, some].sum(1))
     again = np.zeros((len(kept), 3))
     np.add.at(again, (part.bin_E, part.gene_E), part.count_E)
     np.testing.assert_array_equal(again, expected[:, some])
@@ -60,6 +60,11 @@ def test_correlations_are_those_of_whole_arrays(found, least_total):
     np.testing.assert_allclose(of_counts, expected, atol=1e-6)
     assert of_counts[2] == 0 and np.isnan(of_counts[-1])
     total, among = counts.sum(1), counts.sum(1) >= least_total
+    of_some = Prediction(rates, np.arange(GENES) != 5).correlations(counted, least_total)
+    np.testing.assert_array_equal(of_some[0], of_counts)
+    told = expected_composition(rates, np.delete(rates, 5, 1).sum(1))[among]
+    expected = pearson_by_gene(composition(counts[among], total[among]), told)
+    np.testing.assert_allclose(of_some[1], expected, atol=1e-4)
     of_rates = expected_composition(rates, rates.sum(1))
     expected = pearson_by_gene(composition(counts[among], total[among]), of_rates[among])
     np.testing.assert_allclose(of_composition, expected, atol=1e-4)  # composition of a float32 prediction

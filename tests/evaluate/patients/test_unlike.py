@@ -92,6 +92,9 @@ def test_a_patient_of_an_unseen_kind_is_said_to_be_unlike(tmp_path, monkeypatch,
     no_look = rows[0]._replace(um_per_px=float("nan"), acquisition_A=np.full(7, np.nan, np.float32))
     tiny = made_store(tmp_path / "tiny.embeddings", symbols, [no_look, *rows[1:]])  # an H&E too small to be looked at
     assert unlike_of(index_of(tiny), tiny).um_per_px == before.um_per_px == 0.5
+    small = [row._replace(acquisition_A=no_look.acquisition_A) for row in rows[:70]]
+    blind = made_store(tmp_path / "blind.embeddings", symbols, [*small, *rows[70:]])  # 30 of 100 have a look
+    assert unlike_of(index_of(blind), blind) is None
     few = made_store(tmp_path / "few.embeddings", symbols, rows[80:])
     assert unlike_of(index_of(few), few) is None
     assert main(["neighbours", str(few.folder), "--patient=P110"]) == 0

@@ -195,6 +195,16 @@ def test_replicates_differ_in_seeds_and_names_and_in_what_decides_no_number(tmp_
     assert sweeps_of(tmp_path) == {"patients at equal steps": [(93.0, 3), (186.0, 1)]}
 
 
+def test_a_run_that_is_left_out_is_left_out_at_every_side(tmp_path):
+    add(tmp_path, "first", patients=93)
+    add(tmp_path, "large", patients=186)
+    again = add(tmp_path, "first_again", patients=93)
+    write_scores(again, 400, made_table(read_um=18.0), "read_18um")
+    records, left_out = gather([tmp_path])
+    assert sorted(record.name for record in records) == ["first", "large"]
+    assert [one.name for one in left_out] == ["first_again"]
+
+
 def test_equal_steps_and_equal_epochs_are_two_axes(tmp_path):
     for patients in (93, 186, 372):
         add(tmp_path, f"steps_{patients}", patients=patients)

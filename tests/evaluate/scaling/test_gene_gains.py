@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_sweep import CLASSES, made_config, made_table, write_run
 
-from tario_jax.evaluate.scaling.axes import CONTEXT, find_planes
+from tario_jax.evaluate.scaling.axes import CONTEXT, Plane, find_planes
 from tario_jax.evaluate.scaling.gene_gains import compare_genes, fraction_better
 from tario_jax.evaluate.scaling.grid import grid_cells, measure_grid
 from tario_jax.evaluate.scaling.measures import Ranking, RunScores, measure
@@ -182,6 +182,14 @@ def test_a_grid_without_seeds_has_no_seed_deviation_and_a_hole_is_no_grid(tmp_pa
     assert grid_of(tmp_path / "once", losses, seeds=(0,))["quantities"]["nats"]["seed_sd"] is None
     del losses[16, 288.0]
     assert grid_of(tmp_path / "hole", losses) is None
+
+
+def test_a_cell_of_two_configurations_is_of_neither():
+    run, other = ("run",), ("other",)
+    whole = tuple((size, context, run) for size in (1.0, 2.0, 3.0) for context in (72.0, 144.0))
+    assert grid_cells(Plane((), whole))[0] == [1.0, 2.0, 3.0]
+    sizes, _, cells = grid_cells(Plane((), (*whole, (3.0, 144.0, other))))
+    assert sizes == [1.0, 2.0] and set(cells.values()) == {run}
 
 
 def test_of_a_form_that_nothing_is_defined_in_no_gene_is_better():
