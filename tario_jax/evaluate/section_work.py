@@ -29,6 +29,7 @@ from tario_jax.evaluate.section_bins import SectionSource
 from tario_jax.evaluate.section_scores import Plan, score_controls, score_measurement, score_model, totals_of
 
 _READ_AT_ONCE = 4  # sections: numpy and scipy let other threads work, and so do the reads
+_SCORED_AT_ONCE = 2  # each with rates of all genes in all its bins, where the truth is known
 _VERSION = 4  # of what is kept: another one is worked out anew
 
 
@@ -70,12 +71,12 @@ def standings_of(sections: list[SectionSource], config: EvaluateConfig, work: Wo
         key = key_of(of="standing", version=_VERSION, section=source.key, min_total=config.min_total)
         return work.shared.get(f"standing/{source.section_id}", key, make)
 
-    return _each("measure", sections, one, work, _at_once(sections))
+    return _each("measure", sections, one, work, _at_once(sections, _READ_AT_ONCE))
 
 
-def _at_once(sections: list[SectionSource]) -> int:
-    """How many of them are read side by side."""
-    return 1 if any(source.large for source in sections) else min(_READ_AT_ONCE, os.cpu_count() or 1)
+def _at_once(sections: list[SectionSource], most: int) -> int:
+    """How many of them are worked on side by side."""
+    return 1 if any(source.large for source in sections) else min(most, os.cpu_count() or 1)
 
 
 def _each(what: str, sections: list[SectionSource], one: Callable[[SectionSource], Arrays], work: Work,
@@ -129,7 +130,7 @@ def score_sections(fitting: list[SectionSource], kept: list[SectionSource], plan
         return work.shared.get(f"measurement/{source.section_id}", own_key,
                                lambda: score_measurement(source.measured(), source.truth, plan))  # fmt: skip
 
-    found = _each("truth and noise", kept, of_measurement, work)
+    found = _each("truth and noise", kept, of_measurement, work, _at_once(kept, _SCORED_AT_ONCE))
     if fitting:
         key = key_of(plan=key, fitted=[s.key for s in fitting], split_by=split_by)
         arrays = work.shared.get("fitted", key, lambda: controls_to_arrays(_fitted(fitting, plan, split_by, work)))
@@ -139,7 +140,7 @@ def score_sections(fitting: list[SectionSource], kept: list[SectionSource], plan
             return work.shared.get(f"controls/{source.section_id}", key_of(section=source.key, plan=key),
                                    lambda: score_controls(source.measured(), plan))  # fmt: skip
 
-        control = _each("controls", kept, of_controls, work)
+        control = _each("controls", kept, of_controls, work, _at_once(kept, _SCORED_AT_ONCE))
         found = {name: arrays | control[name] for name, arrays in found.items()}
     predicted = [source for source in fitting if source.rates is not None]
     totals = _each("density", predicted, lambda source: _total(source, work), work) if predicted else {}

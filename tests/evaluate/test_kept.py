@@ -86,5 +86,5 @@ def test_sections_side_by_side_come_in_their_order_and_none_begins_after_one_tha
 
 def test_a_large_section_is_read_alone():
     small, large = (SectionSource("a", "a", "", lambda: None, large=large) for large in (False, True))
-    assert _at_once([small, small]) > 1 or os.cpu_count() == 1
-    assert _at_once([small, large]) == 1
+    assert _at_once([small, small], 4) == min(4, os.cpu_count())
+    assert _at_once([small, large], 4) == 1

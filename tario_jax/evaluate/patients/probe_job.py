@@ -119,6 +119,9 @@ def probe_job(store: EmbeddingStore, corpus: Corpus | None, asked: Asked, settin
     if predictor is not None or asked.reachable:
         refuse_others(store, store.held(), [(section, PREDICTED) for section in corpus.sections], corpus,
                       "give the corpus that was embedded in place of")  # fmt: skip
+        held = store.held()  # what stands beside the embeddings reads what they are of, and no further section
+        corpus = dataclasses.replace(corpus, sections=tuple(section for section in corpus.sections
+                                                            if (section.id, PREDICTED) in held))  # fmt: skip
     if not asked.columns or not setting.vectors:
         raise InputError("--columns and --vectors: name at least one")
     patients = patients_asked(store, tables[0], asked, setting.vectors, say)
