@@ -105,6 +105,7 @@ def test_one_config_is_a_sweep_of_one_run(repository):
     assert list(one.configs) == ["p16_m_w288_seed0"] and one.hardware == {"p16_m_w288_seed0": None}
 
 
+@pytest.mark.slow
 def test_the_articles_study_is_told_within_a_minute(repository, tmp_path):
     began = time.monotonic()
     done = launch(repository, "configs/sweeps/article_pods.py", "--dry_run", "--no-verdicts", f"--workdir={tmp_path}")

@@ -84,6 +84,7 @@ def test_starts_and_rates_are_those_of_the_tables(bases, expected, tied):
     assert seen == expected.keys()
 
 
+@pytest.mark.slow
 def test_scores_are_divided_by_the_dimension_of_a_head_and_logits_by_that_of_the_table():
     """Against the standard model of the same weights, its queries' norm and table scaled by hand."""
     _, standard, parameters, calibration = started()

@@ -49,8 +49,8 @@ with jax.set_mesh(make_mesh(MeshConfig(context=8))):
 @pytest.mark.parametrize(
     "meshes",
     [
-        pytest.param([(2, 1, 2, 2), (1, 2, 2, 2)], id="several axes at once"),
-        pytest.param([(1, 1, 8, 1), (1, 1, 1, 8), (1, 2, 1, 4)], id="others", marks=pytest.mark.slow),
+        pytest.param([(2, 1, 2, 2)], id="several axes at once"),
+        pytest.param([(1, 2, 2, 2), (1, 1, 8, 1), (1, 1, 1, 8), (1, 2, 1, 4)], id="others", marks=pytest.mark.slow),
     ],
 )
 def test_content_is_that_of_the_oracle_on_every_mesh_and_no_counts_travel(devices8, meshes):

@@ -47,8 +47,10 @@ def tests_of_ops() -> str:
 @pytest.mark.parametrize(
     "meshes",
     [
-        pytest.param([(2, 1, 2, 2), (1, 2, 1, 4)], id="several axes at once"),
-        pytest.param([(1, 1, 1, 8), (1, 1, 8, 1), (1, 2, 2, 2), (2, 2, 1, 2)], id="others", marks=pytest.mark.slow),
+        pytest.param([(2, 1, 2, 2)], id="several axes at once"),
+        pytest.param(
+            [(1, 2, 1, 4), (1, 1, 1, 8), (1, 1, 8, 1), (1, 2, 2, 2), (2, 2, 1, 2)], id="others", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_sums_and_gradients_are_those_of_the_oracle_on_every_mesh(devices8, tests_of_ops, meshes):

@@ -190,6 +190,7 @@ def test_haematoxylin_is_high_where_blue_and_keeps_its_scale():
 
 
 @pytest.mark.real_data
+@pytest.mark.slow
 def test_spots_are_checked_at_their_own_power(real_data):
     folder = real_data / "her2st"
     section = next(read_spots(folder, patients=(("B", "breast"),), sections=("B4",)).sections)

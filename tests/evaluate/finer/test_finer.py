@@ -50,7 +50,7 @@ class Oracle:
         self.panel, self.asked = corpus.panel, 0
         self.provenance = types.SimpleNamespace(
             config=types.SimpleNamespace(data=DataConfig()), corpus_seal=corpus.seal, train=("vt00000_core",),
-            held_out=("vt00001_core", "vt00002_core"), seen_patients=("vt00000",),
+            held_out=("vt00001_core", "vt00002_core"), seen_patients=("vt00000",), split_by="patient",
         )  # fmt: skip
 
     def predict_section(self, section, *, tissue, bin_um, overlap):
