@@ -129,6 +129,7 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
     how = Local(at_once, options.processes, options.devices, options.retries, options.back_off_s)
     backend = None
     _refuse_without_effect(options, sweep)
+    _refuse_unencoded(options, sweep, workdir)
     refuse_buckets(options)
     if options.commands and options.json:
         raise InputError(f"--json={options.json}: goes with --dry-run or --status")
@@ -198,6 +199,18 @@ def _refuse_without_effect(options: argparse.Namespace, sweep: Sweep) -> None:
     ):  # fmt: skip
         if given:
             raise InputError(f"{flag}: does nothing with --backend={options.backend}: {why}; leave it out")
+
+
+def _refuse_unencoded(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> None:
+    """Raises `InputError` where runs would train on a cohort that has yet to be made, and read features of it that no
+    job works out."""
+    makes = sweep.source.kind != "corpus" and not (workdir / "corpus" / "corpus.json").exists()
+    encoded = [name for name, config in sweep.configs.items() if config.data.frozen_encoder]
+    if makes and encoded and "train" in options.jobs and not (options.status or options.commands):
+        make = "simulate" if sweep.source.kind == "virtual" else "ingest"
+        raise InputError(f"{encoded[0]}: reads features of a frozen encoder (data.frozen_encoder) of a cohort that "
+                         f"this launch makes, and no job works them out; make it first (--jobs={make}), then 'tario "
+                         f"encode --corpus={workdir / 'corpus'} --encoder=NAME', then launch again")  # fmt: skip
 
 
 def _rows(options: argparse.Namespace, sweep: Sweep, workdir: Path) -> list[Row]:

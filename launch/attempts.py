@@ -26,6 +26,7 @@ class Attempt:
     error: str
     unix: float  # when it ended, or was last alive
     log: Path  # of the process whose error it is
+    began: float  # seconds since 1970
 
     @property
     def failed(self) -> bool:
@@ -50,6 +51,7 @@ def newest(folder: Path, job: str, now: float | None = None) -> Attempt | None:
     if not begun:
         return None
     attempt, ends, alive, gone = max(begun)[1], [], [], []
+    began = min(unix for unix, name in begun if name == attempt)
     for path, lines in journals:
         last = next((one for one in reversed(lines) if one["attempt"] == attempt), None)
         if last is None:
@@ -66,8 +68,8 @@ def newest(folder: Path, job: str, now: float | None = None) -> Attempt | None:
     bad = [one for one in ends if one[1] not in (0, *TOLD)] or gone or [one for one in ends if one[1]]
     unix, status, error, path = min(bad) if bad else (alive or ends)[0]
     if alive:
-        return Attempt(number, True, None, "", max(one[0] for one in alive), alive[0][3].with_suffix(".txt"))
-    return Attempt(number, False, status, error, unix, path.with_suffix(".txt"))
+        return Attempt(number, True, None, "", max(one[0] for one in alive), alive[0][3].with_suffix(".txt"), began)
+    return Attempt(number, False, status, error, unix, path.with_suffix(".txt"), began)
 
 
 def failures(folder: Path, job: str, attempt: str) -> int:
@@ -100,7 +102,8 @@ def was_mistaken(folder: Path, job: str, attempt: str) -> bool:
 
 def _before(folder: Path, job: str, attempt: str) -> list[tuple[str, float, float | None, list[int]]]:
     """This attempt, where it has begun, and those before it in its row: name, begin, last end that was written,
-    statuses; the newest first. What comes after its end, in a queue or a pause, it did not run."""
+    statuses; the newest first. What comes after its end, in a queue or a pause, it did not run; of one that wrote no
+    end, only the next begin is known."""
     row, _, _ = attempt.rpartition(".")
     ends: dict[str, list[int]] = {}
     began: dict[str, float] = {}

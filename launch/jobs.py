@@ -45,11 +45,6 @@ def jobs_of(sweep: Sweep, workdir: Path, *, to_do: bool = True) -> dict[str, lis
     first = next(iter(sweep.configs))
     found: dict[str, list[Job]] = {}
     if source.kind != "corpus":
-        encoded = [name for name, config in sweep.configs.items() if config.data.frozen_encoder]
-        if encoded and to_do:
-            raise InputError(f"{sweep.file}: makes its cohort, and {encoded[0]} reads features of a frozen encoder, "
-                             "which no job of a sweep works out; make the cohort, 'tario encode' it, then say "
-                             "--config.source.kind=corpus --config.source.path=CORPUS")  # fmt: skip
         make = "simulate" if source.kind == "virtual" else "ingest"
         found[CORPUS] = [Job(CORPUS, (make, *sweep.config_words(first, ("source",)), f"--out={corpus}"))]
     for name, config in sweep.configs.items():

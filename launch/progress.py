@@ -60,7 +60,7 @@ def _of(name: str, jobs: list[Job], sweep: Sweep, workdir: Path, held: Held, now
         return progress("done")
     attempt = newest(folder, job.kind, now)
     if attempt is not None and attempt.lives:
-        return progress("running", _doing(job, files, now))
+        return progress("running", _doing(job, files, now, attempt.began))
     if files is not None and job.kind == "train" and run_state(files, now).live:
         return progress("running", _doing(job, files, now))
     if name in held.queued:
@@ -86,12 +86,13 @@ def _files(folder: Path) -> RunFiles | None:
         return None
 
 
-def _doing(job: Job, files: RunFiles | None, now: float) -> str:
+def _doing(job: Job, files: RunFiles | None, now: float, began: float = 0.0) -> str:
+    """began: of the attempt that lives; what a process beat before is of an earlier one."""
     if job.kind != "train" or files is None:
         return job.kind
     state, (step, steps), pace = run_state(files, now), steps_done(files), seconds_a_step(files)
     left = f", {duration((steps - step) * pace)} left" if steps and pace and state.live else ""
-    if state.name == "hung" and any(now - beat.unix <= GONE_S for beat in files.hosts):  # else it was an earlier one
+    if state.name == "hung" and any(beat.unix > began and now - beat.unix <= GONE_S for beat in files.hosts):
         return f"hung: {state.why}"
     return f"{state.name if state.live else 'starting'}{left}"
 

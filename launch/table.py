@@ -76,6 +76,10 @@ def sweep_table(sweep: Sweep, rows: list[Row], prices: Prices) -> str:
     if hours:
         text.append("bound: hours of training where nothing waits (docs/pods.md); hours: where a step attains "
                     f"{prices.share_of_bound:.0%} of that, an assumption of the price file")  # fmt: skip
+    untold = sum(row.estimate.chips is not None and row.estimate.hours is None and not row.estimate.refusal
+                 for row in rows)  # fmt: skip
+    if untold:
+        text.append(f"{untold} runs learn from H&E alone, or train a part of the model: their hours are in no sum")
     unpriced = sorted({row.hardware.kind for row in rows if row.estimate.hours and row.estimate.dollars is None})
     if unpriced:
         text.append(f"no price of {', '.join(unpriced)}: add it to the price file (--prices=FILE)")

@@ -23,8 +23,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="how matrices and the table of genes are stored")  # fmt: skip
     parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32", help="type of the arithmetic")
     parser.add_argument("--largest-um", type=above_0, default=0.0, metavar="UM",
-                        help="side of the largest squares that may be asked; by default four times those of "
-                        "training")  # fmt: skip
+                        help="side of the largest squares that may be asked; at least those of training; by default "
+                        "four times those, within the window")  # fmt: skip
     parser.add_argument("--no-golden", action="store_true",
                         help="without an input and its output, for a model larger than the memory here")  # fmt: skip
     parser.add_argument("--onnx", default="", metavar="WINDOWSxSQUARES,…",

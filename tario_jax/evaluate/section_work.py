@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import threading
 from collections.abc import Callable, Generator
 
 import numpy as np
@@ -30,7 +29,7 @@ from tario_jax.evaluate.section_scores import Plan, score_controls, score_measur
 
 _READ_AT_ONCE = 4  # sections: numpy and scipy let other threads work, and so do the reads
 _SCORED_AT_ONCE = 2  # each with rates of all genes in all its bins, where the truth is known
-_VERSION = 4  # of what is kept: another one is worked out anew
+_VERSION = 5  # of what is kept: another one is worked out anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +97,15 @@ def _side_by_side(one: Callable[[SectionSource], Arrays], turns: list[SectionSou
     if at_once == 1:
         yield from map(one, turns)
         return
-    failed = threading.Event()
+    failures: list[BaseException] = []
 
     def unless_failed(source: SectionSource) -> Arrays:
-        if failed.is_set():
-            raise concurrent.futures.CancelledError  # behind the failure, which is told first or in its turn
+        if failures:
+            raise failures[0]
         try:
             return one(source)
-        except BaseException:
-            failed.set()
+        except BaseException as error:
+            failures.append(error)
             raise
 
     pool = concurrent.futures.ThreadPoolExecutor(at_once)

@@ -181,7 +181,6 @@ class GeneMaps:
         if path.suffix not in (".parquet", *SEPARATORS):
             raise InputError(f"--table={path}: ends in {path.suffix!r}; expected .parquet, .tsv or .csv")
         of_genes = path.with_suffix(".genes.tsv")
-        of_genes.unlink(missing_ok=True)  # one of another checkpoint would stay beside this table
         with whole_output(path) as partial:
             if path.suffix == ".parquet":
                 pq.write_table(table, partial)
@@ -192,7 +191,9 @@ class GeneMaps:
                     lines.writerow(table.column_names)
                     for (name, *of), rates in zip(zip(*places.values(), strict=True), self.rates_NxG, strict=True):
                         lines.writerow([name, *(f"{value:.2f}" for value in of), *(f"{rate:.6g}" for rate in rates)])
-        if self.validation is not None:
+        if self.validation is None:
+            of_genes.unlink(missing_ok=True)  # that of another checkpoint
+        else:
             columns = self.gene_columns()
             lines = ["\t".join(("symbol", *columns))]
             for symbol, *values in zip(self.panel.symbols, *columns.values(), strict=True):

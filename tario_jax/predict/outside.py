@@ -47,10 +47,13 @@ class Look:
 
 def look_at(cover: TissueCover, mask: TissueMask | None, call: Callable, rows: int) -> Look:
     """call(function, *arguments): of the model on its devices."""
-    data, windows = cover.data, len(cover.corners)
-    chosen = np.unique(np.linspace(0, windows - 1, min(SAMPLED, windows)).round().astype(int)).tolist()
+    data, windows = cover.data, np.arange(len(cover.corners))
+    if mask is not None:  # of a cover of everything, many windows may be glass
+        middle_Wx2 = np.asarray(cover.corners) + data.window_um / 2
+        windows = windows[mask.share(*middle_Wx2.T, data.window_um) > 0]
+    chosen = windows[np.unique(np.linspace(0, len(windows) - 1, min(SAMPLED, len(windows))).round().astype(int))]
     sums, weight = 0.0, 0.0
-    for numbers, batch in cover.batches(rows, read=cover.window, numbers=chosen):
+    for numbers, batch in cover.batches(rows, read=cover.window, numbers=chosen.tolist()):
         share_BxTxP = np.zeros(batch.patch_xy_um_BxTxPx2.shape[:3], np.float32)
         for row, window in enumerate(numbers):
             x_um, y_um = np.moveaxis(batch.patch_xy_um_BxTxPx2[row], -1, 0)
@@ -59,6 +62,8 @@ def look_at(cover: TissueCover, mask: TissueMask | None, call: Callable, rows: i
                 x_um.ravel() + corner_x, y_um.ravel() + corner_y, data.patch_um).reshape(x_um.shape)  # fmt: skip
         seen_F, seen = call(_sums, batch, (share_BxTxP >= 0.5).astype(np.float32))
         sums, weight = sums + np.asarray(seen_F, np.float64), weight + float(seen)
+    if not weight and mask is not None:  # no patch is half tissue
+        return look_at(cover, None, call, rows)
     names = ("haematoxylin", "eosin", "neither stain", *texture_names(data.patch_px))
     return Look(sums / max(weight, 1.0), names)
 

@@ -38,14 +38,16 @@ class Sums:
 def refuse_another_plan(work: Path, plan: SlidePlan, rows: int | None) -> None:
     """Windows and runs on disk go by number. Raises `InputError` where they were numbered otherwise: another version
     of a library may see other tissue. rows: of a batch in steps, which decides what is drawn; None without steps."""
-    digest = hashlib.sha256()
     places = plan.cover.places
-    for part in (places.x_um_N, places.y_um_N, np.asarray(plan.cover.corners), plan.slots.first):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    path, found = work / "plan.sha256", f"{digest.hexdigest()} rows {rows}"
+    parts = b"".join(np.ascontiguousarray(part).tobytes() for part in (
+        places.x_um_N, places.y_um_N, np.asarray(plan.cover.corners), plan.slots.first))  # fmt: skip
+    digest = hashlib.sha256(parts).hexdigest()
+    path, found = work / "plan.sha256", f"{digest} rows {rows}"
     work.mkdir(parents=True, exist_ok=True)
     before = path.read_text() if path.exists() else found
-    if before.partition(" ")[0] == digest.hexdigest() and before != found:
+    if before == hashlib.sha256(repr(rows).encode() + parts).hexdigest():  # as older versions noted the same
+        before = found
+    if before.partition(" ")[0] == digest and before != found:
         raise InputError(f"{work.parent}: its steps were begun in batches of {before.rpartition(' ')[2]} windows, and "
                          f"on these devices they would be of {rows}, which draws others; go on with devices like "
                          "those before, or remove it")  # fmt: skip

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from refusals import refused
 
 from launch.jobs import CORPUS, SCALING, is_done, is_evaluated, is_trained, jobs_of
 from launch.progress import progress_of
@@ -44,13 +43,6 @@ def sealed(workdir: Path, step: int) -> None:
     folder = workdir / "checkpoints" / str(step)
     folder.mkdir(parents=True)
     (folder / "tario_seal.json").write_text("{}")
-
-
-def test_a_cohort_that_is_made_has_no_features_of_a_frozen_encoder(sweep, tmp_path):
-    encoded = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, frozen_encoder="efficientnet-lite0"))
-    sweep = dataclasses.replace(sweep, configs=sweep.configs | {"b": encoded})
-    refused(lambda: jobs_of(sweep, tmp_path), "b reads features of a frozen encoder", "'tario encode'")
-    assert set(jobs_of(sweep, tmp_path, to_do=False)) == {CORPUS, "a", "b", SCALING}
 
 
 def test_an_evaluation_is_told_the_settings_that_the_sweep_has_now(sweep, tmp_path):

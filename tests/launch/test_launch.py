@@ -57,6 +57,7 @@ def launch(repository, *words, **environment) -> subprocess.CompletedProcess:
     ((STUDY, "--backend=slurm", "--site.slurm.partition=a b"), "expected a word, without spaces"),
     ((STUDY, "--backend=tpu", "--site.tpu.project=p", "--site.tpu.zone=z", "--site.tpu.image=i", "--site.tpu.share=s",
       "--topology=v5e:4x4"), "makes its cohort (virtual)"),
+    (("configs/quickstart.py", "--config.data.frozen_encoder=efficientnet-lite0"), "features of a frozen encoder"),
     (("configs",), "configs: is a folder"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(repository, tmp_path, monkeypatch, capsys, words, answer):

@@ -178,7 +178,7 @@ def test_an_evaluation_whose_launch_was_killed_is_waited_for(sweep, machine, mon
     lives = {(machine.workdir / "b", "evaluate")}
 
     def newest(folder, kind):
-        return attempts.Attempt(1, (folder, kind) in lives, None, "", 0.0, folder / "log")
+        return attempts.Attempt(1, (folder, kind) in lives, None, "", 0.0, folder / "log", 0.0)
 
     monkeypatch.setattr(local.attempts, "newest", newest)
     (machine.workdir / "b").mkdir(parents=True)

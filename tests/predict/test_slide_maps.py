@@ -1,5 +1,6 @@
 """Whole slides: the same maps as of an image in memory, however they are cut, killed, shared, or stored as a file."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -105,6 +106,9 @@ def test_work_of_another_plan_is_not_gone_on_with(tmp_path):
     work = tmp_path / "n.maps" / "work"
     for _ in range(2):
         refuse_another_plan(work, plan([9, 27, 45]), None)
+    held = b"".join(np.asarray(part).tobytes() for part in ([9.0, 27, 45], [0.0] * 3, [(0.0, 0.0)], [0, 3]))
+    (work / "plan.sha256").write_text(hashlib.sha256(b"None" + held).hexdigest())  # by an older version
+    refuse_another_plan(work, plan([9, 27, 45]), None)
     for other in (plan([9, 27, 63]), plan([9, 27, 45], (0, 2, 3))):
         refused(lambda other=other: refuse_another_plan(work, other, None),
                 f"{tmp_path}/n.maps: was begun with other windows or bins")  # fmt: skip
