@@ -131,6 +131,8 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
     _refuse_without_effect(options, sweep)
     _refuse_unencoded(options, sweep, workdir)
     refuse_buckets(options)
+    if options.backend == "local" and (of_site or options.site):
+        raise InputError("--site: says how a cluster is; add --backend=slurm, gke or tpu, or leave it out")
     if options.commands and options.json:
         raise InputError(f"--json={options.json}: goes with --dry-run or --status")
     if options.commands:
@@ -142,8 +144,6 @@ def _run(options: argparse.Namespace, changed: dict[str, str], of_site: dict[str
     if options.backend != "local":
         backend = BACKENDS[options.backend](sweep, workdir, read_site(options.site, of_site), how,
                                             to_do=not options.status)  # fmt: skip
-    elif of_site or options.site:
-        raise InputError("--site: says how a cluster is; add --backend=slurm, gke or tpu, or leave it out")
     if options.status:
         return _tell_status(options, sweep, workdir, backend, given)
     if options.json and not options.dry_run:

@@ -174,11 +174,12 @@ class _Work:
         """measured: of the bins; place: where the page finds the H&E, else the slide's file."""
         self._predictor, self._section, self._folder, self._asked = predictor, section, folder, asked
         self._progress = progress
-        self._mask = None if asked.everywhere else find_tissue(section)
+        # tissue is looked for everywhere or not: glass would darken a stain, and is unlike any tissue
+        tissue = tissue_if_any(section) if asked.everywhere else find_tissue(section)
+        self._mask = None if asked.everywhere else tissue
         self._stain = None
         if asked.stain is not None:
-            # of tissue, everywhere or not: glass would darken all of it
-            mask = self._mask or find_tissue(section, "leave out --stain, which is matched on tissue")
+            mask = tissue or find_tissue(section, "leave out --stain, which is matched on tissue")
             self._stain = StainMatch(stain_of(section, mask), asked.stain)
             section.changed = self._stain
         cover = predictor.tissue_cover(section, self._mask, tissue=asked.tissue, bin_um=asked.bin_um,
@@ -188,7 +189,6 @@ class _Work:
         area = "" if self._mask is None else f"{self._mask.area_mm2:.1f} mm² of tissue, "
         say(f"{section.id}: {section.he_um_per_px:.3g} µm per px, {area}{len(cover):,} bins of {cover.data.bin_um:g} "
             f"µm in {len(cover.corners):,} windows")  # fmt: skip
-        tissue = self._mask or tissue_if_any(section)  # glass is unlike any tissue
         self._look = look_at(cover, tissue, predictor.call_on, self._rows)
         self._warnings = warnings(self._look, section.he_um_per_px, cover.data.he_um_per_px)
         for line in self._warnings:
