@@ -25,6 +25,7 @@ from tario_jax.evaluate.scope import (
     common_genes,
     ranking_side,
     sections_of,
+    split_by_of,
     spread_over,
     unseen_validation,
 )
@@ -128,7 +129,7 @@ def evaluate_checkpoint(
     ranking = [source_of(section) for section in rank_on]
     evaluation = evaluate(
         training, sources, genes.symbols, config, trained_on=provenance.trained_on, corpus_kind=corpus.kind,
-        split_by=provenance.split_by if own else "patient",
+        split_by=split_by_of(provenance, corpus),
         null_genes=_null_genes(genes) if corpus.kind == "virtual" else None,
         ranked_on=ranking if own else None, work=Work(reader.shared, kept, part, say),
     )  # fmt: skip

@@ -75,6 +75,11 @@ def ranking_side(provenance: Provenance, corpus: Corpus) -> list[Section]:
     return [section for section in every if section.patient not in held_out]
 
 
+def split_by_of(provenance: Provenance, corpus: Corpus) -> str:
+    """What was split, "patient" or "section". Of another corpus no section is of a patient whom training saw."""
+    return provenance.split_by if corpus.seal == provenance.corpus_seal else "patient"
+
+
 def spread_over(sections: Sequence[Section], most: int) -> list[Section]:
     """At most so many of the sections, evenly from the first to the last: they come by their names, and those by
     cohort."""

@@ -31,7 +31,7 @@ from tario_jax.evaluate.intervals import Resampling, Scores, interval, patient_r
 from tario_jax.evaluate.metrics import mean_defined
 from tario_jax.evaluate.moran import morans_i, neighbour_weights
 from tario_jax.evaluate.ranking import RANKED_BIN_UM
-from tario_jax.evaluate.scope import spread_over
+from tario_jax.evaluate.scope import split_by_of, spread_over
 from tario_jax.evaluate.uncertainty import sections_to_fit
 from tario_jax.predict.condition import entries_of_window
 from tario_jax.predict.generate import Steps, refuse_one_shot
@@ -207,7 +207,7 @@ def _report(predictor: Predictor, corpus: Corpus, sections: list[Section], genes
         "bins_below_min_total": int(gathered.number("measured/below").sum()),
         "corpus_kind": corpus.kind, "corpus_seal": corpus.seal,
         "banner": banner_of(predictor.trained_on, corpus.kind),
-        "split_by": predictor.provenance.split_by if corpus.seal == predictor.provenance.corpus_seal else "patient",
+        "split_by": split_by_of(predictor.provenance, corpus),
         "trained_on": predictor.trained_on, "panel_hash": predictor.panel.hash,
         "asked": dataclasses.asdict(asked), "interval": "patient bootstrap" if resampling else None,
         "moran_measured": gathered.mean("measured/moran"), "classes": {name: len(own) for name, own in classes.items()},

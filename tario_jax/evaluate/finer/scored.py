@@ -14,7 +14,7 @@ from tario_jax.corpus.stored_section import Section
 from tario_jax.evaluate.finer.gene_sets import gene_sets, rank_by_moran
 from tario_jax.evaluate.intervals import Resampling, patient_resampling
 from tario_jax.evaluate.kept import Kept, key_of
-from tario_jax.evaluate.scope import common_genes, truth_key
+from tario_jax.evaluate.scope import common_genes, split_by_of, truth_key
 from tario_jax.predict.maps import banner_of
 from tario_jax.predict.predictor import Predictor
 
@@ -75,7 +75,7 @@ def score_sections(
         "ranked_on": "training sections" if ranked_on else "the sections scored",
         "sets": {name: len(chosen) for name, chosen in sets.items()},
         "banner": banner_of(predictor.trained_on, corpus.kind),
-        "split_by": predictor.provenance.split_by if corpus.seal == predictor.provenance.corpus_seal else "patient",
+        "split_by": split_by_of(predictor.provenance, corpus),
     }  # fmt: skip
     return Scored(found, sets, patient_resampling(patients, config.bootstraps, np.random.default_rng(config.seed)),
                   about)  # fmt: skip
